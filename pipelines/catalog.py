@@ -1,0 +1,79 @@
+"""What can be asked for, by WebUI's names: samplers, schedule types, upscalers, noise sources.
+
+Pure data, so that requests and plans can be checked without torch. The algorithms behind the names live in
+`samplers.py`, `schedules.py`, `upscale.py` and `noise.py`; a test keeps both sides complete.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerInfo:
+    """What a plan must know of a sampler without running it."""
+
+    name: str
+    automatic: str = "Uniform"
+    """Schedule type that "Automatic" stands for."""
+    second_order: bool = False
+    """Calls the denoiser twice a step: prompt editing counts twice the steps."""
+    drops_penultimate: bool = False
+    """Its schedule is computed for one more step and loses the last but one sigma."""
+    ancestral: bool = False
+    """Draws noise as it goes, so ENSD matters and is written to the infotext."""
+    timesteps: bool = False
+    """Walks integer timesteps (DDIM family) and has no sigma schedule."""
+
+
+SAMPLERS: dict[str, SamplerInfo] = {
+    info.name: info
+    for info in (
+        SamplerInfo(name="DPM++ 2M", automatic="Karras"),
+        SamplerInfo(name="DPM++ SDE", automatic="Karras", second_order=True),
+        SamplerInfo(name="DPM++ 2M SDE", automatic="Exponential"),
+        SamplerInfo(name="DPM++ 2M SDE Heun", automatic="Exponential"),
+        SamplerInfo(name="DPM++ 2S a", automatic="Karras", second_order=True, ancestral=True),
+        SamplerInfo(name="DPM++ 3M SDE", automatic="Exponential", drops_penultimate=True),
+        SamplerInfo(name="Euler a", ancestral=True),
+        SamplerInfo(name="Euler"),
+        SamplerInfo(name="LMS"),
+        SamplerInfo(name="Heun", second_order=True),
+        SamplerInfo(name="DPM2", automatic="Karras", second_order=True, drops_penultimate=True),
+        SamplerInfo(name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, ancestral=True),
+        SamplerInfo(name="DPM fast", ancestral=True),
+        SamplerInfo(name="DPM adaptive", ancestral=True),
+        SamplerInfo(name="Restart", automatic="Karras", second_order=True),
+        SamplerInfo(name="DDIM", timesteps=True),
+        SamplerInfo(name="DDIM CFG++", timesteps=True),
+        SamplerInfo(name="PLMS", timesteps=True),
+        SamplerInfo(name="UniPC", timesteps=True),
+        SamplerInfo(name="LCM"),
+    )
+}
+
+SCHEDULE_TYPES: tuple[str, ...] = (
+    "Automatic",
+    "Karras",
+    "Exponential",
+    "Polyexponential",
+    "Uniform",
+    "SGM Uniform",
+    "KL Optimal",
+    "Align Your Steps",
+    "Simple",
+    "Normal",
+    "DDIM",
+    "Beta",
+)
+
+LATENT_UPSCALERS: tuple[str, ...] = (
+    "Latent",
+    "Latent (antialiased)",
+    "Latent (bicubic)",
+    "Latent (bicubic antialiased)",
+    "Latent (nearest)",
+    "Latent (nearest-exact)",
+)
+PIXEL_UPSCALERS: tuple[str, ...] = ("None", "Nearest", "Lanczos")
+UPSCALERS: tuple[str, ...] = LATENT_UPSCALERS + PIXEL_UPSCALERS
+
+NOISE_SOURCES: tuple[str, ...] = ("NV", "CPU", "GPU")

@@ -1,0 +1,38 @@
+"""Named errors. Each message says what was wrong and what to do about it."""
+
+
+class PastelError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InvalidInput(PastelError, ValueError):
+    """One input breaks a rule. The text names the field, its value, the rule and the fix."""
+
+    def __init__(self, field: str, value: object, rule: str, fix: str) -> None:
+        self.field, self.value, self.rule, self.fix = field, value, rule, fix
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = f"{shown[:60]}... ({len(shown)} characters)"
+        super().__init__(f"{field}={shown}: {rule}. {fix}")
+
+
+class ModelError(PastelError):
+    """A checkpoint, VAE or other weight file cannot be used. Raised while loading, before any prediction."""
+
+
+class NonFiniteError(PastelError):
+    """Networks returned NaN or infinity and the float32 retry did not help."""
+
+
+class OutOfMemory(PastelError):
+    """The device has no room for the plan."""
+
+
+class AllPicturesFlagged(PastelError):
+    """The safety checker left nothing to return."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Every picture was flagged as explicit and left out (the log has the scores). Try another prompt or seed, "
+            "or set disable_safety_checker if your use allows it."
+        )

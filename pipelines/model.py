@@ -1,0 +1,28 @@
+"""A model as data: which files it is made of, and who it is. No tensors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """What to load. `tokenizer` is the folder of CLIP's vocabulary, which comes with the project."""
+
+    name: str
+    checkpoint: Path
+    """A single file in the original (LDM) layout, or a diffusers folder."""
+    vae: Path | None
+    """A better VAE to put over the checkpoint's own."""
+    tokenizer: Path
+    sha256: str = ""
+    """Of the checkpoint, where it is known from fetching it; reading gigabytes again takes seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Names and SHA-256 of the checkpoint in use and of the VAE over it ("" for its own), as infotexts tell them."""
+
+    name: str
+    sha256: str
+    vae_name: str = ""
+    vae_sha256: str = ""

@@ -1,0 +1,176 @@
+"""What one prediction asks for, checked once and whole, before any weights are touched.
+
+Names are those of the inputs, so that an error can name the field a person filled in.
+"""
+
+import math
+import secrets
+from dataclasses import dataclass, field
+
+from pipelines.catalog import NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.errors import InvalidInput
+
+SEED_MAX = 2**32 - 1
+SIDE_MIN, SIDE_MAX = 64, 2048
+PROMPT_MAX = 10_000
+"""Characters; about 35 chunks. Longer prompts only slow every step down."""
+FINAL_PIXELS_MAX = 2048 * 2048
+"""Of one finished picture: beyond it a 16 GB card has no room for the VAE."""
+
+SAME_SAMPLER = "Use same sampler"
+SAME_SCHEDULE = "Use same scheduler"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a field may have, and what to tell a person who gave another one."""
+
+    low: float
+    high: float
+    hint: str
+    whole: bool = True
+
+    def check(self, name: str, value: object) -> float:
+        """The value, a whole one as int (JSON clients send 64.0 for 64). Raises InvalidInput."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if number and self.low <= value <= self.high and not (self.whole and value != int(value)):
+            return int(value) if self.whole else float(value)
+        kind = "a whole number" if self.whole else "a number"
+        raise InvalidInput(name, value, f"must be {kind} from {self.low} to {self.high}", self.hint)
+
+
+RANGES = {
+    "width": Range(SIDE_MIN, SIDE_MAX, "Use a multiple of 8; others are floored to one."),
+    "height": Range(SIDE_MIN, SIDE_MAX, "Use a multiple of 8; others are floored to one."),
+    "seed": Range(0, SEED_MAX, "Leave it empty for a random one."),
+    "num_outputs": Range(1, 4, "For more pictures send more requests."),
+    "num_inference_steps": Range(1, 150, "20 to 30 is usual."),
+    "guidance_scale": Range(1, 30, "7 is usual.", whole=False),
+    "clip_skip": Range(1, 12, "1 is the last layer; anime models often use 2."),
+    "variation_seed": Range(0, SEED_MAX, "Use the seed of another picture."),
+    "variation_strength": Range(0, 1, "0 turns variations off.", whole=False),
+    "hires_scale": Range(1, 4, "2 is usual.", whole=False),
+    "hires_steps": Range(0, 150, "0 takes as many steps as the first pass."),
+    "denoising_strength": Range(0, 1, "0.5 to 0.7 is usual.", whole=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSettings:
+    """Where randomness comes from. `ensd` and variations are WebUI's."""
+
+    source: str = "NV"
+    ensd: int = 0
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("rng", self.source, NOISE_SOURCES)
+        RANGES["variation_seed"].check("variation_seed", self.variation_seed)
+        RANGES["variation_strength"].check("variation_strength", self.variation_strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiresSettings:
+    """The second pass. Empty or "same" values are those of the first pass."""
+
+    scale: float = 2.0
+    resize_to: tuple[int, int] = (0, 0)
+    """(width, height) instead of a scale where one of them is not 0; the other 0 keeps the aspect."""
+    upscaler: str = "Latent"
+    steps: int = 0
+    denoising_strength: float = 0.6
+    prompt: str = ""
+    negative_prompt: str = ""
+    sampler: str = SAME_SAMPLER
+    schedule_type: str = SAME_SCHEDULE
+
+    def __post_init__(self) -> None:
+        _check_text("hires_prompt", self.prompt)
+        _check_text("hires_negative_prompt", self.negative_prompt)
+        for name in ("scale", "steps", "denoising_strength"):
+            field_name = name if name in RANGES else f"hires_{name}"
+            object.__setattr__(self, name, RANGES[field_name].check(field_name, getattr(self, name)))
+        _check_choice("hires_upscaler", self.upscaler, UPSCALERS)
+        _check_choice("hires_sampler", self.sampler, (SAME_SAMPLER, *SAMPLERS))
+        _check_choice("hires_schedule_type", self.schedule_type, (SAME_SCHEDULE, *SCHEDULE_TYPES))
+        if self.denoising_strength == 0:
+            raise InvalidInput(
+                "denoising_strength",
+                self.denoising_strength,
+                "at 0 the hires pass would run no steps",
+                "Use more than 0 (0.6 is usual), or turn hires off.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One prediction. Creating one checks everything; raises InvalidInput with the field, value, rule and fix.
+
+    A request made from another with `dataclasses.replace` is checked again.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int
+    height: int
+    seed: int
+    num_outputs: int = 1
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.0
+    sampler: str = "DPM++ 2M"
+    schedule_type: str = "Automatic"
+    clip_skip: int = 1
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    hires: HiresSettings | None = field(default_factory=HiresSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            _check_text(name, getattr(self, name))
+        for name in ("width", "height", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "clip_skip"):
+            object.__setattr__(self, name, RANGES[name].check(name, getattr(self, name)))
+        _check_choice("sampler", self.sampler, tuple(SAMPLERS))
+        _check_choice("schedule_type", self.schedule_type, SCHEDULE_TYPES)
+        if self.hires is not None:
+            _check_final_size(self.hires, self.width, self.height)
+
+
+def random_seed() -> int:
+    """A seed for a request that names none."""
+    return secrets.randbelow(SEED_MAX + 1)
+
+
+def hires_size(width: int, height: int, hires: HiresSettings) -> tuple[int, int]:
+    """(width, height) that is asked of the second pass, before it is cut to whole latents."""
+    to_width, to_height = hires.resize_to
+    if (to_width, to_height) == (0, 0):
+        return int(width * hires.scale), int(height * hires.scale)
+    return to_width or to_height * width // height, to_height or to_width * height // width
+
+
+def _check_final_size(hires: HiresSettings, width: int, height: int) -> None:
+    final_width, final_height = hires_size(width, height, hires)
+    if final_width * final_height <= FINAL_PIXELS_MAX:
+        return
+    largest = math.floor(math.sqrt(FINAL_PIXELS_MAX / (width * height)) * 100) / 100
+    raise InvalidInput(
+        "hires_scale",
+        hires.scale,
+        f"{width} x {height} would become {final_width} x {final_height}, "
+        f"{final_width * final_height / 1e6:.1f} million pixels; at most {FINAL_PIXELS_MAX / 1e6:.1f} million fit",
+        f"For this size use hires_scale {largest} or less (or a smaller width and height).",
+    )
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidInput(name, text, "must be text", "Send a string.")
+    if len(text) > PROMPT_MAX:
+        raise InvalidInput(name, text, f"at most {PROMPT_MAX} characters", "Shorten it.")
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InvalidInput(name, text, "must be text without NUL bytes or broken Unicode", "Remove them.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidInput(name, value, f"must be one of {', '.join(choices)}", f"The usual one is {choices[0]}.")

@@ -1,0 +1,82 @@
+"""Sizes, steps and seeds of both passes: WebUI's arithmetic."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
+
+
+def plan_of(width: int = 128, height: int = 128, *, hires: HiresSettings | None = None, **fields: object):
+    return make_plan(
+        GenerationRequest(prompt="", width=width, height=height, seed=1, hires=hires, **fields)  # type: ignore[arg-type]
+    )
+
+
+def test_ten_steps_at_strength_0_6_are_the_last_ten_of_sixteen() -> None:
+    hires = plan_of(hires=HiresSettings(steps=10, denoising_strength=0.6)).hires
+    assert hires is not None
+    assert (hires.schedule_steps, hires.first_step, hires.steps) == (16, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [((128, 128), 2.0, (256, 256)), ((128, 192), 1.8, (224, 344)), ((448, 640), 1.5, (672, 960))],
+)
+def test_hires_size_is_the_latent_grid_times_eight(
+    size: tuple[int, int], scale: float, expected: tuple[int, int]
+) -> None:
+    assert plan_of(*size, hires=HiresSettings(scale=scale)).final_size == expected
+
+
+def test_resize_to_covers_and_crops_latents() -> None:
+    plan = plan_of(128, 192, hires=HiresSettings(resize_to=(256, 256)))
+    assert plan.upscale is not None
+    assert (plan.upscale.width, plan.upscale.height, plan.upscale.crop) == (256, 384, (0, 16))
+    assert plan.final_size == (256, 256)
+
+
+def test_resize_to_with_one_side_keeps_the_aspect() -> None:
+    assert plan_of(128, 192, hires=HiresSettings(resize_to=(256, 0))).final_size == (256, 384)
+    assert plan_of(128, 192, hires=HiresSettings(resize_to=(0, 288))).final_size == (192, 288)
+
+
+def test_every_image_has_the_next_seed() -> None:
+    assert plan_of(num_outputs=3).seeds == (1, 2, 3)
+
+
+def test_variations_keep_the_seed_and_count_the_variation_seed() -> None:
+    plan = plan_of(num_outputs=2, noise=NoiseSettings(variation_seed=50, variation_strength=0.5))
+    assert (plan.seeds, plan.variation_seeds) == ((1, 1), (50, 51))
+
+
+def test_sizes_off_the_grid_are_floored_and_said() -> None:
+    plan = plan_of(130, 128)
+    assert plan.first.width == 128
+    assert plan.notes == ("width=130 is no multiple of 8: the first pass draws 128, as WebUI does.",)
+    assert plan_of(128, 128).notes == ()
+
+
+@given(steps=st.integers(1, 150), hires_steps=st.integers(0, 150), strength=st.floats(0.001, 1))
+def test_exactly_the_steps_asked_for_are_run(steps: int, hires_steps: int, strength: float) -> None:
+    settings = HiresSettings(steps=hires_steps, denoising_strength=strength)
+    plan = plan_of(hires=settings, num_inference_steps=steps)
+    assert plan.first.steps == steps
+    assert plan.hires is not None
+    assert plan.hires.steps == (hires_steps or steps)
+    assert plan.hires.first_step >= 0
+
+
+@given(
+    width=st.integers(64, 512),
+    height=st.integers(64, 512),
+    resize=st.tuples(st.integers(64, 1024), st.integers(64, 1024)),
+)
+def test_resize_to_ends_within_one_latent_of_the_target(width: int, height: int, resize: tuple[int, int]) -> None:
+    plan = plan_of(width, height, hires=HiresSettings(resize_to=resize))
+    for got, wanted in zip(plan.final_size, resize, strict=True):
+        assert got % 8 == 0
+        assert math.isclose(got, wanted, abs_tol=8)

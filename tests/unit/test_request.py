@@ -1,0 +1,89 @@
+"""Bad input gives one error that names the field, the value, the rule and the fix."""
+
+import math
+
+import pytest
+
+from pipelines.errors import InvalidInput
+from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings, random_seed
+
+
+def request(**fields: object) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": "a", "width": 128, "height": 128, "seed": 1, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 63),
+        ("width", 2049),
+        ("height", 64.5),
+        ("width", True),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("num_outputs", 5),
+        ("num_inference_steps", 0),
+        ("guidance_scale", math.nan),
+        ("guidance_scale", math.inf),
+        ("guidance_scale", "7"),
+        ("clip_skip", 13),
+        ("sampler", "DPM++ 2M Karras"),
+        ("schedule_type", "karras"),
+        ("prompt", 3),
+        ("prompt", "a\0b"),
+        ("prompt", "\ud800"),
+        ("negative_prompt", "x" * 10_001),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value_rule_and_fix(field: str, value: object) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        request(**{field: value})
+    error = caught.value
+    assert (error.field, error.value) == (field, value)
+    assert str(error).startswith(f"{field}=")
+    assert error.rule in str(error) and error.fix in str(error)
+    assert len(str(error)) < 700
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("denoising_strength", {"denoising_strength": 0}),
+        ("denoising_strength", {"denoising_strength": 1.1}),
+        ("hires_scale", {"scale": 0.9}),
+        ("hires_scale", {"scale": math.nan}),
+        ("hires_steps", {"steps": 151}),
+        ("hires_upscaler", {"upscaler": "ESRGAN"}),
+        ("hires_sampler", {"sampler": "?"}),
+        ("hires_prompt", {"prompt": "\0"}),
+    ],
+)
+def test_bad_hires_settings_are_named_as_inputs(field: str, settings: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        HiresSettings(**settings)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_too_many_pixels_say_which_scale_fits() -> None:
+    with pytest.raises(InvalidInput, match=r"use hires_scale 2\.0 or less") as caught:
+        request(width=1024, height=1024, hires=HiresSettings(scale=3))
+    assert "3072 x 3072" in str(caught.value)
+    request(width=1024, height=1024, hires=HiresSettings(scale=2.0))
+
+
+def test_whole_floats_become_whole_numbers() -> None:
+    made = request(width=128.0, num_inference_steps=20.0)
+    assert (made.width, type(made.width), type(made.num_inference_steps)) == (128, int, int)
+
+
+def test_unusual_but_right_input_is_taken() -> None:
+    request(prompt="")
+    request(prompt="絵 🌸 é", negative_prompt="x" * 10_000)
+    request(noise=NoiseSettings(source="CPU", variation_strength=1))
+
+
+def test_random_seeds_differ_and_are_valid() -> None:
+    seeds = {random_seed() for _ in range(20)}
+    assert len(seeds) > 15
+    for seed in seeds:
+        request(seed=seed)
