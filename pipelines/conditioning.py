@@ -1,0 +1,140 @@
+"""Prompt text -> embeddings: chunks of 77 tokens, emphasis with the mean restored, clip skip.
+
+A prompt over a pass is a small table: its AND parts, each with the embeddings that hold until a certain denoiser
+call (prompt editing). Every text is encoded once and kept for both passes. The rules are WebUI's (1.10.1).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+from pipelines import prompt as grammar
+
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One AND part of a prompt: its weight and, in order, (last call that it serves, embedding (tokens, width))."""
+
+    weight: float
+    entries: tuple[tuple[int, Tensor], ...]
+
+    def at(self, calls: int) -> Tensor:
+        """The embedding for the next denoiser call, when `calls` have been made.
+
+        Past the last entry WebUI goes back to the first (only DPM adaptive ever gets there).
+        """
+        return next((tensor for end, tensor in self.entries if calls <= end), self.entries[0][1])
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What one prompt asks for over one pass. A negative prompt has a single part."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def weights(self) -> list[float]:
+        return [part.weight for part in self.parts]
+
+    def at(self, calls: int) -> Tensor:
+        """Embeddings (parts, tokens, width); shorter parts repeat their last vector, as in WebUI."""
+        tensors = [part.at(calls) for part in self.parts]
+        longest = max(tensor.shape[0] for tensor in tensors)
+        return torch.stack([torch.cat([t, t[-1:].expand(longest - t.shape[0], -1)]) for t in tensors])
+
+
+class TextEncoder:
+    """CLIP's text model with its vocabulary."""
+
+    def __init__(self, model: CLIPTextModel, tokenize: Tokenize, device: torch.device) -> None:
+        self.model = model
+        self.tokenize = tokenize
+        self.device = device
+
+    @property
+    def layers(self) -> int:
+        """How many layers the model has: the most that clip skip can be."""
+        return int(self.model.config.num_hidden_layers)
+
+    def encode(self, texts: Sequence[str], clip_skip: int) -> Tensor:
+        """Texts of one editing schedule -> (texts, 77 * chunks, width) float32; shorter texts get empty chunks."""
+        rows = [grammar.chunks(grammar.parse_attention(text), self.tokenize) for text in texts]
+        empty = grammar.chunks([("", 1.0)], self.tokenize)
+        length = max(map(len, rows))
+        rows = [row + empty * (length - len(row)) for row in rows]
+        return torch.cat([self._encode_chunks(column, clip_skip) for column in zip(*rows, strict=True)], dim=1)
+
+    def _encode_chunks(self, chunks: Sequence[grammar.Chunk], clip_skip: int) -> Tensor:
+        """The texts' chunks at one position -> (texts, 77, width).
+
+        Emphasis scales each token's vector, then restores the mean over the whole tensor.
+        """
+        tokens = torch.tensor([chunk.tokens for chunk in chunks], device=self.device)
+        weights = torch.tensor([chunk.weights for chunk in chunks], device=self.device)
+        plain = self._hidden(tokens, clip_skip).float()
+        weighted = plain * weights[..., None]
+        return weighted * (plain.mean() / weighted.mean())
+
+    def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
+        """Hidden state number -clip_skip through the final layer norm; 1 is the model's own output."""
+        if clip_skip == 1:
+            output: Tensor = self.model(input_ids=tokens).last_hidden_state
+            return output
+        hidden = self.model(input_ids=tokens, output_hidden_states=True).hidden_states[-clip_skip]
+        normed: Tensor = self.model.final_layer_norm(hidden)
+        return normed
+
+
+class PromptEncoder:
+    """Encodes the prompts of one prediction; a text that both passes use is encoded once.
+
+    `calls_per_step` is two for second-order samplers: prompt editing counts denoiser calls.
+    """
+
+    def __init__(self, encoder: TextEncoder, clip_skip: int) -> None:
+        self._encoder = encoder
+        self._clip_skip = clip_skip
+        self._encoded: dict[tuple[str, ...], Tensor] = {}
+
+    def positive(self, prompt: str, steps: int, hires_steps: int | None = None) -> Conditioning:
+        """Network tags cut out, split at AND, each part with its own editing schedule."""
+        text, _ = grammar.cut_networks(prompt)
+        return Conditioning(
+            tuple(self._part(part, weight, steps, hires_steps) for part, weight in grammar.split_and(text))
+        )
+
+    def negative(self, prompt: str, steps: int, hires_steps: int | None = None) -> Conditioning:
+        """AND and network tags have no meaning here and stay text."""
+        return Conditioning((self._part(prompt, 1.0, steps, hires_steps),))
+
+    def _part(self, text: str, weight: float, steps: int, hires_steps: int | None) -> Part:
+        schedule = grammar.schedule(text, steps, hires_steps)
+        embeddings = self._encode(tuple(entry for _, entry in schedule))
+        return Part(weight, tuple((end, tensor) for (end, _), tensor in zip(schedule, embeddings, strict=True)))
+
+    def _encode(self, texts: tuple[str, ...]) -> Tensor:
+        if texts not in self._encoded:
+            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip)
+        return self._encoded[texts]
+
+
+def load_tokenizer(folder: Path) -> Tokenize:
+    """CLIP's tokenizer from its vocabulary: text -> token ids without start and end.
+
+    Text is first repaired by ftfy (curly quotes, full-width letters, broken encodings), as OpenAI's tokenizer does.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(ftfy.fix_text(text), add_special_tokens=False).input_ids
+        return ids
+
+    return tokenize

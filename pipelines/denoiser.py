@@ -1,0 +1,65 @@
+"""The UNet with classifier-free guidance as a denoiser D(x, sigma).
+
+All sampling arithmetic stays in float32 outside; the UNet gets its own dtype. Guidance is `u + sum_i (c_i - u) w_i
+scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2206.01714), computed on the noise
+prediction: for one x and sigma that is the same as on the denoised picture.
+"""
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from pipelines.conditioning import Conditioning
+from pipelines.schedules import sigma_to_t
+
+
+class GuidedDenoiser:
+    """The denoiser of one pass. It counts its calls, which is what prompt editing goes by."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        positive: Conditioning,
+        negative: Conditioning,
+        guidance_scale: float,
+    ) -> None:
+        self._unet = unet
+        self._positive = positive
+        self._negative = negative
+        self._scale = guidance_scale
+        self.calls = 0
+        self.last_uncond_eps: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided."""
+        scaled = x * (sigma**2 + 1) ** -0.5
+        return x - sigma * self.eps(scaled, sigma_to_t(sigma))
+
+    def eps(self, x: Tensor, t: float) -> Tensor:
+        """Variance-preserving x (B, 4, h, w) at a fractional timestep -> the guided noise prediction."""
+        positive, negative = self._positive.at(self.calls), self._negative.at(self.calls)
+        self.calls += 1
+        conditional, unconditional = self._predict_both(x, t, positive, negative)
+        self.last_uncond_eps = unconditional
+        guided = unconditional
+        for part, weight in zip(conditional, self._positive.weights, strict=True):
+            guided = torch.add(guided, part - unconditional, alpha=weight * self._scale)
+        return guided
+
+    def _predict_both(self, x: Tensor, t: float, positive: Tensor, negative: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Per part and for the negative prompt, (B, 4, h, w): one batch, or two where chunk counts differ."""
+        if positive.shape[1] == negative.shape[1]:
+            *parts, unconditional = self._predict(x, t, torch.cat([positive, negative]))
+            return tuple(parts), unconditional
+        return self._predict(x, t, positive), self._predict(x, t, negative)[0]
+
+    def _predict(self, x: Tensor, t: float, context: Tensor) -> tuple[Tensor, ...]:
+        """One UNet call for every row of context (rows, tokens, width) with every image of x."""
+        rows, dtype = context.shape[0], self._unet.dtype
+        noise: Tensor = self._unet(
+            x.to(dtype).repeat(rows, 1, 1, 1),
+            torch.tensor(t, dtype=torch.float32).to(x.device, non_blocking=True),
+            encoder_hidden_states=context.to(dtype).repeat_interleave(x.shape[0], dim=0),
+            return_dict=False,
+        )[0]
+        return noise.float().chunk(rows)

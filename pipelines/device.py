@@ -1,0 +1,89 @@
+"""Where and in which number format the networks run: one policy, in one place.
+
+CPU: float32, the format of the parity promise. CUDA: float16, the format that checkpoints of this kind are
+published in; the VAE falls back to float32 by itself when a decode is not finite (`vae.py`). Nothing here
+changes a plan or a sampler: those work on float32 latents everywhere.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.errors import OutOfMemory
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device and the dtype of the networks on it."""
+
+    torch: torch.device
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.torch}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def best_device() -> Device:
+    """CUDA where there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return Device(torch.device("cuda"), torch.float16)
+    if torch.backends.mps.is_available():
+        return Device(torch.device("mps"), torch.float16)
+    return Device(torch.device("cpu"), torch.float32)
+
+
+@contextmanager
+def memory_errors_say_what_fits(what: str) -> Iterator[None]:
+    """Turn the allocator's error into OutOfMemory, which names the work and what would need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemory(
+            f"No memory left for {what}. Use num_outputs=1, a smaller hires_scale, or a smaller width and height."
+        ) from error
+
+
+class Stopwatch:
+    """Seconds per phase, without waiting for the GPU until the seconds are asked for.
+
+    On CUDA the marks are events in the stream: the phases are timed where they run, and the host is never
+    held up between them. Elsewhere work is synchronous and the wall clock says the same.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._phases: list[tuple[str, torch.cuda.Event | float]] = []
+        self._start = self._now()
+
+    def _now(self) -> "torch.cuda.Event | float":
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, phase: str) -> None:
+        """The time since the last mark belongs to `phase`; a phase may be marked several times."""
+        self._phases.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase in order of first mark. Waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        last = self._start
+        for phase, mark in self._phases:
+            total[phase] = total.get(phase, 0.0) + _between(last, mark)
+            last = mark
+        return total
+
+
+def _between(start: "torch.cuda.Event | float", end: "torch.cuda.Event | float") -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float) and isinstance(end, float)
+        return end - start
+    return start.elapsed_time(end) / 1000

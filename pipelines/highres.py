@@ -1,0 +1,200 @@
+"""The three phases as one generator: text-to-image draft -> upscale -> image-to-image refinement.
+
+Everything that happens is an event of one loop: a step done, a pass finished, a picture decoded. Progress, streaming
+and cancelling are what the caller does between two events; there are no callbacks. All state of a prediction lives in
+this generator and goes with it.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.conditioning import Conditioning, PromptEncoder
+from pipelines.denoiser import GuidedDenoiser
+from pipelines.device import Stopwatch, memory_errors_say_what_fits
+from pipelines.loader import Networks
+from pipelines.noise import Noise
+from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
+from pipelines.request import GenerationRequest
+from pipelines.samplers import ALGORITHMS
+from pipelines.schedules import ALPHAS, sigmas, timesteps
+from pipelines.upscale import encode_pictures, upscale_latents, upscale_pixels
+from pipelines.vae import Pixels
+
+Prompts = tuple[Conditioning, Conditioning]
+"""Positive and negative conditioning of one pass."""
+
+BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
+"""Phases, as steps and seconds name them."""
+
+DRAFT, UPSCALED, FINAL = "draft", "upscaled", "picture"
+"""Pictures: of the first pass, enlarged before its refinement, finished."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampling step of a phase is done."""
+
+    phase: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """One pass is done. Tensors are (B, 4, h, w) on the device; `sigmas` are timesteps for the DDIM family."""
+
+    phase: str
+    noise: Tensor
+    sigmas: Sequence[float]
+    positive: Conditioning
+    negative: Conditioning
+    start: Tensor | None
+    """Latents that the pass refined; None for the first."""
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture is decoded: uint8 (height, width, 3); `index` is its place in the batch."""
+
+    kind: str
+    index: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Everything is done; seconds per phase."""
+
+    seconds: dict[str, float]
+
+
+Event = Step | PassResult | Picture | Finished
+
+
+@torch.inference_mode()
+def render(
+    networks: Networks, request: GenerationRequest, plan: HighresPlan, *, show_phases: bool = False
+) -> Iterator[Event]:
+    """Draw what the request asks for. With `show_phases` the draft and the upscaled picture come out too.
+
+    Finished pictures come one by one, each as soon as it is decoded. Raises NonFiniteError when a picture cannot be
+    decoded; pictures before it have been handed out.
+    """
+    with memory_errors_say_what_fits(plan.describe()):
+        yield from _phases(networks, request, plan, show_phases)
+
+
+def _phases(networks: Networks, request: GenerationRequest, plan: HighresPlan, show_phases: bool) -> Iterator[Event]:
+    watch = Stopwatch(networks.device.torch)
+    prompts = PromptEncoder(networks.text, request.clip_skip)
+    conditioning = _first_conditioning(prompts, request, plan)
+    latents = yield from _sample(networks, request, plan, plan.first, BASE, conditioning)
+    watch.mark(BASE)
+    if plan.hires and plan.upscale:
+        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases)
+        watch.mark(UPSCALE)
+        conditioning = _hires_conditioning(prompts, request, plan, plan.hires)
+        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, conditioning, start)
+        watch.mark(REFINE)
+    yield from _decode(networks, latents, FINAL)
+    watch.mark(DECODE)
+    yield Finished(watch.seconds())
+
+
+def _calls(part: PassPlan) -> int:
+    """Denoiser calls that prompt editing counts a pass as."""
+    return part.steps * 2 if part.sampler.second_order else part.steps
+
+
+def _first_conditioning(prompts: PromptEncoder, request: GenerationRequest, plan: HighresPlan) -> Prompts:
+    calls = _calls(plan.first)
+    return prompts.positive(request.prompt, calls), prompts.negative(request.negative_prompt, calls)
+
+
+def _hires_conditioning(
+    prompts: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan
+) -> Prompts:
+    """The hires prompts where there are any; editing counts on from the first pass."""
+    settings = request.hires
+    assert settings is not None
+    calls = _calls(plan.first), _calls(hires)
+    return (
+        prompts.positive(settings.prompt or request.prompt, *calls),
+        prompts.negative(settings.negative_prompt or request.negative_prompt, *calls),
+    )
+
+
+def _sample(
+    networks: Networks,
+    request: GenerationRequest,
+    plan: HighresPlan,
+    part: PassPlan,
+    phase: str,
+    conditioning: Prompts,
+    start: Tensor | None = None,
+) -> Generator[Event, None, Tensor]:
+    """One pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w).
+
+    Noise comes from fresh generators with the same seeds in either pass.
+    """
+    noise = Noise(
+        plan.seeds,
+        part.latent_shape,
+        source=request.noise.source,
+        device=networks.device.torch,
+        ensd=request.noise.ensd,
+        variation_seeds=plan.variation_seeds,
+        variation_strength=request.noise.variation_strength,
+    )
+    initial = noise.initial()
+    x, levels = _timestep_start(part, initial, start) if part.sampler.timesteps else _sigma_start(part, initial, start)
+    denoiser = GuidedDenoiser(networks.unet, *conditioning, request.guidance_scale)
+    for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
+        yield Step(phase, number, part.steps)
+    yield PassResult(phase, initial, levels, *conditioning, start, x)
+    return x
+
+
+def _sigma_start(part: PassPlan, noise: Tensor, start: Tensor | None) -> tuple[Tensor, Sequence[float]]:
+    """Noise, over the latents to refine if any, and the sigmas that are walked."""
+    levels = sigmas(part.schedule_type, part.schedule_steps, part.sampler)[part.first_step :]
+    x = noise * levels[0]
+    return (x if start is None else start + x), levels
+
+
+def _timestep_start(part: PassPlan, noise: Tensor, start: Tensor | None) -> tuple[Tensor, Sequence[float]]:
+    """The same for the DDIM family, whose latents keep unit variance and whose timesteps ascend."""
+    levels = timesteps(part.schedule_steps)
+    if start is None:
+        return noise, levels
+    last = part.steps - 1
+    alpha = ALPHAS[levels[last]]
+    return start * alpha**0.5 + noise * (1 - alpha) ** 0.5, levels[:last]
+
+
+def _upscale(
+    networks: Networks, plan: HighresPlan, upscale: UpscalePlan, latents: Tensor, show_phases: bool
+) -> Generator[Event, None, Tensor]:
+    """Phase 2. Returns the latents that the hires pass refines; pictures only where they are shown or needed."""
+    drafts: list[Pixels] = []
+    if show_phases or not upscale.latent:
+        drafts = [networks.vae.decode(latent) for latent in latents]
+    if show_phases:
+        yield from (Picture(DRAFT, index, pixels) for index, pixels in enumerate(drafts))
+    if upscale.latent:
+        start = upscale_latents(latents, upscale)
+    else:
+        enlarged = [upscale_pixels(draft, upscale) for draft in drafts]
+        start = encode_pictures(enlarged, upscale, networks.vae, plan.seeds[-1])
+    if show_phases:
+        yield from _decode(networks, start, UPSCALED)
+    return start
+
+
+def _decode(networks: Networks, latents: Tensor, kind: str) -> Iterator[Event]:
+    for index, latent in enumerate(latents):
+        yield Picture(kind, index, networks.vae.decode(latent))

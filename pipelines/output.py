@@ -1,0 +1,80 @@
+"""Pictures -> files: a name of its own for each, with its generation parameters inside.
+
+PNG holds them in the text chunk `parameters`, WebP and JPEG in EXIF's UserComment: where WebUI writes them, so that
+WebUI, CivitAI and metadata readers find them.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+if TYPE_CHECKING:
+    from pipelines.vae import Pixels
+
+EXIF_IFD = 0x8769
+USER_COMMENT = 0x9286
+JPEG_SEGMENT = 65_533
+"""Bytes that fit into a JPEG's EXIF segment."""
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """`name` is the file's ending: png, webp or jpg. `quality` 1 to 100 matters to the last two."""
+
+    name: str = "png"
+    quality: int = 95
+
+
+class OutputFolder:
+    """The files of one prediction. Cog reads a file after it was handed out and deletes none, so they live until the
+    next prediction's folder replaces them."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+
+    def clear(self) -> None:
+        """Delete the files."""
+        self._folder.cleanup()
+
+    def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
+        """Write the picture as `name` with the format's ending; returns the path."""
+        path = Path(self._folder.name) / f"{name}.{file_format.name}"
+        WRITERS[file_format.name](Image.fromarray(pixels), path, file_format.quality, parameters)
+        return path
+
+
+def _write_png(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+    """Lossless: quality has no meaning. The fastest compression, as files leave the machine at once."""
+    info = PngInfo()
+    info.add_text("parameters", parameters)
+    image.save(path, format="PNG", pnginfo=info, compress_level=1)
+
+
+def _write_webp(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+    image.save(path, format="WEBP", quality=quality, exif=_exif(parameters))
+
+
+def _write_jpeg(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+    exif = _exif(parameters)
+    if len(exif.tobytes()) > JPEG_SEGMENT:
+        print(f"{path.name}: the generation parameters are too long for a JPEG and are left out of it; PNG has room.")
+        exif = Image.Exif()
+    image.save(path, format="JPEG", quality=quality, exif=exif)
+
+
+def _exif(parameters: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    return exif
+
+
+WRITERS: dict[str, Callable[[Image.Image, Path, int, str], None]] = {
+    "png": _write_png,
+    "webp": _write_webp,
+    "jpg": _write_jpeg,
+}

@@ -1,0 +1,38 @@
+"""A progress bar per phase, in the log."""
+
+from types import TracebackType
+
+from tqdm import tqdm
+
+from pipelines.highres import BASE, REFINE, Step
+
+TITLES = {BASE: "Draft", REFINE: "Refinement"}
+
+
+class Bars:
+    """Follows the steps of a prediction; on leaving, an unfinished bar stays where it stood."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._bar: tqdm[None] | None = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def advance(self, step: Step) -> None:
+        """Show that one step is done; the first step of a phase opens its bar, the last closes it."""
+        if step.phase != self._phase or self._bar is None:
+            self._close()
+            self._phase = step.phase
+            self._bar = tqdm(total=step.total, desc=TITLES[step.phase], unit="step", mininterval=0.5)
+        self._bar.update(step.number - self._bar.n)
+        if step.number == step.total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,78 @@
+"""Phase 2: from the first pass's latents to the second's, in latents or through pixels.
+
+A latent upscaler is one interpolation. A pixel upscaler decodes, resizes and encodes again; WebUI's own rounding is
+part of it (8-bit pixels between the passes, a first resize to multiples of 8), because the second pass amplifies it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.plan import LATENT_PIXELS, UpscalePlan
+from pipelines.vae import VAE, Pixels
+
+Size = tuple[int, int]
+
+LATENT: dict[str, Callable[..., Tensor]] = {
+    "Latent": partial(F.interpolate, mode="bilinear"),
+    "Latent (antialiased)": partial(F.interpolate, mode="bilinear", antialias=True),
+    "Latent (bicubic)": partial(F.interpolate, mode="bicubic"),
+    "Latent (bicubic antialiased)": partial(F.interpolate, mode="bicubic", antialias=True),
+    "Latent (nearest)": partial(F.interpolate, mode="nearest"),
+    "Latent (nearest-exact)": partial(F.interpolate, mode="nearest-exact"),
+}
+
+
+def _through_multiples_of_8(resample: Image.Resampling, image: Image.Image, size: Size) -> Image.Image:
+    """Resize by one factor to multiples of 8; the caller brings the result to the exact size."""
+    factor = max(size[0] / image.width, size[1] / image.height)
+    if factor <= 1:
+        return image
+    scaled = image.resize((int(image.width * factor), int(image.height * factor)), resample)
+    whole = int(image.width * factor // 8 * 8), int(image.height * factor // 8 * 8)
+    return scaled if scaled.size == whole else scaled.resize(whole, Image.Resampling.LANCZOS)
+
+
+PIXEL: dict[str, Callable[[Image.Image, Size], Image.Image]] = {
+    "None": lambda image, _: image,
+    "Nearest": partial(_through_multiples_of_8, Image.Resampling.NEAREST),
+    "Lanczos": partial(_through_multiples_of_8, Image.Resampling.LANCZOS),
+}
+
+
+def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
+    """Latents (B, 4, h, w) -> the hires pass's, after the crop."""
+    size = plan.height // LATENT_PIXELS, plan.width // LATENT_PIXELS
+    return _crop(LATENT[plan.upscaler](latents, size=size), plan.crop)
+
+
+def upscale_pixels(picture: Pixels, plan: UpscalePlan) -> Pixels:
+    """uint8 pixels (H, W, 3) -> the plan's size, before the crop. "None" is a plain Lanczos resize."""
+    size = plan.width, plan.height
+    image = PIXEL[plan.upscaler](Image.fromarray(picture), size)
+    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
+
+
+def encode_pictures(pictures: Sequence[Pixels], plan: UpscalePlan, vae: VAE, seed: int) -> Tensor:
+    """uint8 pictures (H, W, 3) -> latents (B, 4, h, w) of the hires pass, after the crop.
+
+    The posterior's noise is drawn image after image from one CPU generator seeded with the batch's last seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    latents = []
+    for picture in pictures:
+        pixels = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)
+        shape = 4, picture.shape[0] // LATENT_PIXELS, picture.shape[1] // LATENT_PIXELS
+        latents.append(vae.encode(pixels, torch.randn(shape, generator=generator)))
+    return _crop(torch.stack(latents), plan.crop)
+
+
+def _crop(latents: Tensor, crop: Size) -> Tensor:
+    across, down = crop
+    height, width = latents.shape[2:]
+    return latents[:, :, down // 2 : height - (down + 1) // 2, across // 2 : width - (across + 1) // 2]

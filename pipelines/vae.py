@@ -1,0 +1,57 @@
+"""Latents <-> pixels, guarded against decodes that are not finite."""
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+
+from pipelines.errors import NonFiniteError
+
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+"""One picture: (height, width, 3), 8 bits a channel."""
+
+
+class VAE:
+    """An AutoencoderKL with its latent scale; one image at a time, as WebUI decodes."""
+
+    def __init__(self, network: AutoencoderKL, scale: float) -> None:
+        self.network = network
+        self.scale = scale
+
+    def decode(self, latent: Tensor) -> Pixels:
+        """One latent (4, h, w) -> pixels (8h, 8w, 3), truncated to 8 bits as WebUI truncates.
+
+        Half precision can overflow inside the decoder. Then the decode is repeated in float32, and if that is not
+        finite either, NonFiniteError: never a black picture.
+        """
+        pixels, finite = self._decode(latent)
+        if not finite and self.network.dtype != torch.float32:
+            pixels, finite = self._decode_in_float32(latent)
+        if not finite:
+            raise NonFiniteError(
+                "The picture came out as NaN. Lower guidance_scale or denoising_strength, or try another seed; "
+                "if it happens with every request, the checkpoint or its VAE is broken."
+            )
+        return pixels.numpy()
+
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """uint8-like pixels in [0, 1] (3, H, W) -> scaled latent (4, H/8, W/8), sampled with the given noise."""
+        image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype)
+        posterior = self.network.encode(image).latent_dist
+        latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device)
+        return latent[0] * self.scale
+
+    def _decode(self, latent: Tensor) -> tuple[Tensor, bool]:
+        scaled = (latent / self.scale)[None].to(self.network.dtype)
+        image = self.network.decode(scaled).sample[0].float()
+        finite = torch.isfinite(image).all()
+        pixels = ((image + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)  # truncates, as WebUI does
+        return pixels.permute(1, 2, 0).contiguous().cpu(), bool(finite)
+
+    def _decode_in_float32(self, latent: Tensor) -> tuple[Tensor, bool]:
+        dtype = self.network.dtype
+        self.network.to(torch.float32)
+        try:
+            return self._decode(latent)
+        finally:
+            self.network.to(dtype)
