@@ -20,6 +20,8 @@ class SamplerInfo:
     """Its schedule is computed for one more step and loses the last but one sigma."""
     ancestral: bool = False
     """Draws noise as it goes, so ENSD matters and is written to the infotext."""
+    own_levels: bool = False
+    """Spaces its own noise levels: its first pass goes over the model's whole range, whatever the schedule type."""
     timesteps: bool = False
     """Walks integer timesteps (DDIM family) and has no sigma schedule."""
 
@@ -39,8 +41,8 @@ SAMPLERS: dict[str, SamplerInfo] = {
         SamplerInfo(name="Heun", second_order=True),
         SamplerInfo(name="DPM2", automatic="Karras", second_order=True, drops_penultimate=True),
         SamplerInfo(name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, ancestral=True),
-        SamplerInfo(name="DPM fast", ancestral=True),
-        SamplerInfo(name="DPM adaptive", ancestral=True),
+        SamplerInfo(name="DPM fast", ancestral=True, own_levels=True),
+        SamplerInfo(name="DPM adaptive", ancestral=True, own_levels=True),
         SamplerInfo(name="Restart", automatic="Karras", second_order=True),
         SamplerInfo(name="DDIM", timesteps=True),
         SamplerInfo(name="DDIM CFG++", timesteps=True),

@@ -75,11 +75,14 @@ class TextEncoder:
     def _encode_chunks(self, chunks: Sequence[grammar.Chunk], clip_skip: int) -> Tensor:
         """The texts' chunks at one position -> (texts, 77, width).
 
-        Emphasis scales each token's vector, then restores the mean over the whole tensor.
+        Emphasis scales each token's vector, then restores the mean over the whole tensor. Weights of 1 change nothing
+        and are left out: a mean of exactly 0 would make them NaN.
         """
         tokens = torch.tensor([chunk.tokens for chunk in chunks], device=self.device)
-        weights = torch.tensor([chunk.weights for chunk in chunks], device=self.device)
         plain = self._hidden(tokens, clip_skip).float()
+        if all(weight == 1 for chunk in chunks for weight in chunk.weights):
+            return plain
+        weights = torch.tensor([chunk.weights for chunk in chunks], device=self.device)
         weighted = plain * weights[..., None]
         return weighted * (plain.mean() / weighted.mean())
 

@@ -28,25 +28,29 @@ class GuidedDenoiser:
         self._negative = negative
         self._scale = guidance_scale
         self.calls = 0
-        self.last_uncond_eps: Tensor | None = None
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided."""
+    def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
+        """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided.
+
+        `t` is the timestep to tell the UNet; None: the fractional one that belongs to sigma.
+        """
         scaled = x * (sigma**2 + 1) ** -0.5
-        return x - sigma * self.eps(scaled, sigma_to_t(sigma))
+        eps, _ = self.eps(scaled, sigma_to_t(sigma) if t is None else t)
+        return x.sub(eps, alpha=sigma)
 
-    def eps(self, x: Tensor, t: float) -> Tensor:
-        """Variance-preserving x (B, 4, h, w) at a fractional timestep -> the guided noise prediction."""
+    def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Variance-preserving x (B, 4, h, w) at a fractional timestep -> guided and unconditional noise prediction."""
         positive, negative = self._positive.at(self.calls), self._negative.at(self.calls)
         self.calls += 1
         conditional, unconditional = self._predict_both(x, t, positive, negative)
-        self.last_uncond_eps = unconditional
         guided = unconditional
         for part, weight in zip(conditional, self._positive.weights, strict=True):
             guided = torch.add(guided, part - unconditional, alpha=weight * self._scale)
-        return guided
+        return guided, unconditional
 
-    def _predict_both(self, x: Tensor, t: float, positive: Tensor, negative: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _predict_both(
+        self, x: Tensor, t: float, positive: Tensor, negative: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Per part and for the negative prompt, (B, 4, h, w): one batch, or two where chunk counts differ."""
         if positive.shape[1] == negative.shape[1]:
             *parts, unconditional = self._predict(x, t, torch.cat([positive, negative]))

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -19,11 +21,11 @@ from pipelines.errors import OutOfMemory
 class Device:
     """A torch device and the dtype of the networks on it."""
 
-    torch: torch.device
+    place: torch.device
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{self.torch}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.place}, {str(self.dtype).removeprefix('torch.')}"
 
 
 def best_device() -> Device:
@@ -56,10 +58,10 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._phases: list[tuple[str, torch.cuda.Event | float]] = []
-        self._start = self._now()
+        self._marks = [("", self._now())]
 
-    def _now(self) -> "torch.cuda.Event | float":
+    def _now(self) -> Any:
+        """A torch.cuda.Event or a float."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -68,22 +70,14 @@ class Stopwatch:
 
     def mark(self, phase: str) -> None:
         """The time since the last mark belongs to `phase`; a phase may be marked several times."""
-        self._phases.append((phase, self._now()))
+        self._marks.append((phase, self._now()))
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase in order of first mark. Waits for the device."""
         if self._cuda:
             torch.cuda.synchronize()
         total: dict[str, float] = {}
-        last = self._start
-        for phase, mark in self._phases:
-            total[phase] = total.get(phase, 0.0) + _between(last, mark)
-            last = mark
+        for (_, start), (phase, end) in pairwise(self._marks):
+            took = start.elapsed_time(end) / 1000 if self._cuda else end - start
+            total[phase] = total.get(phase, 0.0) + took
         return total
-
-
-def _between(start: "torch.cuda.Event | float", end: "torch.cuda.Event | float") -> float:
-    if isinstance(start, float) or isinstance(end, float):
-        assert isinstance(start, float) and isinstance(end, float)
-        return end - start
-    return start.elapsed_time(end) / 1000

@@ -89,7 +89,7 @@ def render(
 
 
 def _phases(networks: Networks, request: GenerationRequest, plan: HighresPlan, show_phases: bool) -> Iterator[Event]:
-    watch = Stopwatch(networks.device.torch)
+    watch = Stopwatch(networks.device.place)
     prompts = PromptEncoder(networks.text, request.clip_skip)
     conditioning = _first_conditioning(prompts, request, plan)
     latents = yield from _sample(networks, request, plan, plan.first, BASE, conditioning)
@@ -141,17 +141,19 @@ def _sample(
 
     Noise comes from fresh generators with the same seeds in either pass.
     """
+    levels, span = _levels(part)
     noise = Noise(
         plan.seeds,
         part.latent_shape,
         source=request.noise.source,
-        device=networks.device.torch,
+        device=networks.device.place,
         ensd=request.noise.ensd,
         variation_seeds=plan.variation_seeds,
         variation_strength=request.noise.variation_strength,
+        span=span,
     )
     initial = noise.initial()
-    x, levels = _timestep_start(part, initial, start) if part.sampler.timesteps else _sigma_start(part, initial, start)
+    x, levels = START[part.sampler.timesteps](part, levels, initial, start)
     denoiser = GuidedDenoiser(networks.unet, *conditioning, request.guidance_scale)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         yield Step(phase, number, part.steps)
@@ -159,21 +161,38 @@ def _sample(
     return x
 
 
-def _sigma_start(part: PassPlan, noise: Tensor, start: Tensor | None) -> tuple[Tensor, Sequence[float]]:
-    """Noise, over the latents to refine if any, and the sigmas that are walked."""
-    levels = sigmas(part.schedule_type, part.schedule_steps, part.sampler)[part.first_step :]
+def _levels(part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:
+    """Noise levels of the whole schedule: sigmas, and the span of the positive ones; or timesteps, ascending."""
+    if part.sampler.timesteps:
+        return timesteps(part.schedule_steps), None
+    whole = sigmas(part.schedule_type, part.schedule_steps, part.sampler)
+    return whole, (min(sigma for sigma in whole if sigma > 0), max(whole))
+
+
+def _sigma_start(
+    part: PassPlan, levels: Sequence[float], noise: Tensor, start: Tensor | None
+) -> tuple[Tensor, Sequence[float]]:
+    """Noise, over the latents to refine if any, and the levels that are walked from there."""
+    levels = levels[part.first_step :]
     x = noise * levels[0]
-    return (x if start is None else start + x), levels
+    if start is not None:
+        return start + x, levels
+    return x, sigmas("Uniform", part.schedule_steps, part.sampler) if part.sampler.own_levels else levels
 
 
-def _timestep_start(part: PassPlan, noise: Tensor, start: Tensor | None) -> tuple[Tensor, Sequence[float]]:
+def _timestep_start(
+    part: PassPlan, levels: Sequence[float], noise: Tensor, start: Tensor | None
+) -> tuple[Tensor, Sequence[float]]:
     """The same for the DDIM family, whose latents keep unit variance and whose timesteps ascend."""
-    levels = timesteps(part.schedule_steps)
     if start is None:
         return noise, levels
     last = part.steps - 1
-    alpha = ALPHAS[levels[last]]
+    alpha = ALPHAS[int(levels[last])]
     return start * alpha**0.5 + noise * (1 - alpha) ** 0.5, levels[:last]
+
+
+START = {False: _sigma_start, True: _timestep_start}
+"""How a pass begins, by whether its sampler walks timesteps."""
 
 
 def _upscale(

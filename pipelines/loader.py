@@ -68,7 +68,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
         identity=identify(files),
         unet=unet.eval(),
         vae=VAE(vae.eval(), LATENT_SCALE),
-        text=TextEncoder(text.eval(), load_tokenizer(files.tokenizer), device.torch),
+        text=TextEncoder(text.eval(), load_tokenizer(files.tokenizer), device.place),
         device=device,
     )
 
@@ -94,7 +94,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _from_single_file(path: Path, device: Device) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
-    unet, vae, text = split_checkpoint(path, read_tensors(path, device.torch, device.dtype))
+    unet, vae, text = split_checkpoint(path, read_tensors(path, device.place, device.dtype))
     return _build_unet(path, unet), _build_vae(path, vae) if vae else None, _build_text_encoder(path, text)
 
 
@@ -104,13 +104,11 @@ def _from_folder(path: Path, device: Device) -> tuple[UNet2DConditionModel, Auto
     try:
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options)
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **options)
-        text = CLIPTextModel.from_pretrained(
-            path, subfolder="text_encoder", dtype=device.dtype, local_files_only=True
-        )
+        text = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=device.dtype, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ModelError(f"{path}: not a diffusers folder that can be read ({first_line}).") from error
-    return unet.to(device.torch), vae.to(device.torch), text.to(device.torch)
+    return unet.to(device.place), vae.to(device.place), text.to(device.place)
 
 
 def _better_vae(path: Path, device: Device) -> AutoencoderKL:
@@ -120,8 +118,8 @@ def _better_vae(path: Path, device: Device) -> AutoencoderKL:
     """
     if path.is_dir():
         vae = AutoencoderKL.from_pretrained(path, torch_dtype=device.dtype, local_files_only=True)
-        return vae.to(device.torch)
-    tensors = vae_tensors(path, read_tensors(path, device.torch, device.dtype))
+        return vae.to(device.place)
+    tensors = vae_tensors(path, read_tensors(path, device.place, device.dtype))
     vae = _build_vae(path, tensors)
     applied, wanted = vae.decoder.conv_out.weight, tensors[VAE_PREFIX + "decoder.conv_out.weight"]
     if not torch.equal(applied, wanted):

@@ -118,7 +118,7 @@ def _size_notes(request: GenerationRequest) -> Iterator[str]:
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
-    """"Resize to" with both sides given covers the target, keeps the aspect and crops what stands over."""
+    """ "Resize to" with both sides given covers the target, keeps the aspect and crops what stands over."""
     width, height = hires_size(request.width, request.height, hires)
     to_width, to_height = hires.resize_to
     if not (to_width and to_height):

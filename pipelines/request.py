@@ -32,9 +32,11 @@ class Range:
 
     def check(self, name: str, value: object) -> float:
         """The value, a whole one as int (JSON clients send 64.0 for 64). Raises InvalidInput."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if number and self.low <= value <= self.high and not (self.whole and value != int(value)):
-            return int(value) if self.whole else float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high:
+            if not self.whole:
+                return float(value)
+            if value == int(value):
+                return int(value)
         kind = "a whole number" if self.whole else "a number"
         raise InvalidInput(name, value, f"must be {kind} from {self.low} to {self.high}", self.hint)
 

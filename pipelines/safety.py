@@ -1,8 +1,8 @@
 """A verdict per picture on explicit content. A flagged picture is left out and said; none is ever blackened.
 
-The network and its thresholds are CompVis' safety checker (Rando et al. 2022, https://arxiv.org/abs/2210.04610, describe
-what it does): a picture's CLIP embedding is compared with 17 fixed concepts, more strictly if one of three further ones
-is near. Its weights are optional; without them there is no checker, and setup says so.
+The network and its thresholds are CompVis' safety checker (described in https://arxiv.org/abs/2210.04610): a picture's
+CLIP embedding is compared with 17 fixed concepts, more strictly if one of three further ones is near. Its weights are
+optional; without them there is no checker, and setup says so.
 """
 
 import json
@@ -81,13 +81,13 @@ def load_safety_checker(folder: Path | None, device: Device) -> SafetyChecker | 
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not a safety checker's folder ({error}).") from error
     path = folder / "model.safetensors"
-    tensors = read_tensors(path, device.torch, device.dtype)
+    tensors = read_tensors(path, device.place, device.dtype)
     # Published files have one more level of names than transformers' present model.
     tensors = {name.replace("vision_model.vision_model.", "vision_model."): value for name, value in tensors.items()}
     with torch.device("meta"):
         network = StableDiffusionSafetyChecker(config)
     embeddings = network.vision_model.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device.torch)[None]
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device.place)[None]
     return SafetyChecker(fill(path, network, tensors).eval())
 
 

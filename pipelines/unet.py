@@ -14,7 +14,7 @@ from torch.nn import functional as F
 class DoubleThenFit(Upsample2D):
     """Nearest doubling, convolution, and only then nearest resizing to `output_size` (height, width) if given."""
 
-    def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         doubled: Tensor = super().forward(hidden_states)
         return doubled if output_size is None else F.interpolate(doubled, size=output_size, mode="nearest")
 

@@ -41,7 +41,8 @@ def test_a_bad_field_is_named_with_its_value_rule_and_fix(field: str, value: obj
     error = caught.value
     assert (error.field, error.value) == (field, value)
     assert str(error).startswith(f"{field}=")
-    assert error.rule in str(error) and error.fix in str(error)
+    assert error.rule in str(error)
+    assert error.fix in str(error)
     assert len(str(error)) < 700
 
 

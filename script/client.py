@@ -1,0 +1,165 @@
+"""Draw pictures on this machine: start the real Cog server, send one prediction, save what comes back.
+
+The model is the small embedded one unless COG_WEIGHTS=PATH or PASTEL_MODEL=NAME is set.
+"""
+
+import argparse
+import base64
+import json
+import mimetypes
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from script.cog_server import CogServer, Event, Refused, ServerError
+from script.compatibility import inputs as schema_inputs
+from script.schema import COMMITTED
+
+Json = dict[str, Any]
+
+SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
+BOOLEANS = {"true": True, "false": False}
+
+
+class Failure(Exception):
+    """What the user reads as the one line of an end without pictures."""
+
+
+def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
+    """`name=value` texts as the JSON types of the schema. Raises Failure."""
+    inputs: Json = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise Failure(f"-i {assignment}: write name=value")
+        if name not in fields:
+            raise Failure(f"-i {assignment}: there is no input {name}; --list shows them all")
+        inputs[name] = read_value(name, text, fields[name])
+    return inputs
+
+
+def read_value(name: str, text: str, field: Json) -> Any:
+    kind = field["type"]
+    try:
+        if kind in ("integer", "number"):
+            return int(text) if kind == "integer" else float(text)
+        if kind == "boolean":
+            return BOOLEANS[text.lower()]
+        if kind == "array":
+            return json.loads(text)
+        return data_uri(Path(text[1:])) if field.get("format") == "uri" and text.startswith("@") else text
+    except OSError as error:
+        raise Failure(f"-i {name}={text}: {error.strerror}") from error
+    except (ValueError, KeyError) as error:
+        raise Failure(f"-i {name}={text}: not of type {kind}") from error
+
+
+def data_uri(path: Path) -> str:
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def save(uri: str, folder: Path) -> Path:
+    """Write a data URI as the first `<n>.<suffix>` whose number is free in the folder."""
+    kind, _, data = uri.removeprefix("data:").partition(";base64,")
+    folder.mkdir(parents=True, exist_ok=True)
+    number = next(n for n in count(1) if not any(folder.glob(f"{n}.*")))
+    path = folder / f"{number}{SUFFIXES.get(kind, '.bin')}"
+    path.write_bytes(base64.b64decode(data))
+    return path
+
+
+def describe(name: str, field: Json) -> str:
+    limits = [f"{field[key]} {word}" for key, word in (("minimum", "or more"), ("maximum", "or less")) if key in field]
+    choices = [str(choice) for choice in field.get("enum", [])]
+    rule = ", ".join(limits) or " | ".join(choices) or field["type"]
+    return f"{name} = {json.dumps(field['default'], ensure_ascii=False)}\n    {field['description']}\n    {rule}"
+
+
+def show_log(line: str) -> None:
+    """What setup() prints; the server's own lines matter only to those who look for a fault in it."""
+    try:
+        record = json.loads(line)
+        fields = record["fields"]
+    except (ValueError, KeyError, TypeError):
+        sys.stderr.write(line)
+        return
+    if record["target"] == "coglet::setup" and "DeprecationWarning" not in fields["message"]:
+        print(fields["message"], file=sys.stderr)
+
+
+def follow(events: Iterator[Event], folder: Path) -> Json:
+    """Show the log as it comes and save each picture as it comes; the finished prediction. Raises Failure."""
+    for name, data in events:
+        if name == "log":
+            sys.stderr.write(data["data"])
+            sys.stderr.flush()
+        elif name == "output":
+            print(save(data["chunk"], folder), flush=True)
+        elif name == "completed":
+            return data
+    raise Failure("the server closed the connection before the prediction was done")
+
+
+def predict(inputs: Json, folder: Path) -> Json:
+    """Start a server, draw, stop it; the metrics. Raises Failure, ServerError or Refused."""
+    started = time.monotonic()
+    print("Starting the Cog server; imports and model take some ten seconds ...", file=sys.stderr)
+    with CogServer({}, show_log) as server:
+        server.wait_until_ready()
+        print(f"Server ready after {time.monotonic() - started:.1f} s.", file=sys.stderr)
+        identifier = uuid.uuid4().hex
+        try:
+            done = follow(server.events(identifier, inputs), folder)
+        except KeyboardInterrupt:
+            server.cancel(identifier)
+            raise
+    if done["status"] != "succeeded":
+        raise Failure(done.get("error", done["status"]))
+    metrics: Json = done["metrics"]
+    return metrics
+
+
+def flat(metrics: Json, prefix: str = "") -> Iterator[str]:
+    for name, value in sorted(metrics.items()):
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} {value:.2f}" if isinstance(value, float) else f"{prefix}{name} {value}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="script/predict", description=__doc__)
+    parser.add_argument(
+        *("-i", "--input"), action="append", default=[], metavar="NAME=VALUE", help="one input; @FILE sends a file"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("outputs"), metavar="FOLDER", help="default: outputs")
+    parser.add_argument("--list", action="store_true", help="show the inputs and leave")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    fields = schema_inputs(json.loads(COMMITTED.read_text(encoding="utf-8")))
+    if options.list:
+        print("\n".join(describe(name, field) for name, field in fields.items()))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        print(", ".join(flat(predict(read_inputs(options.input, fields), options.output))))
+    except (Failure, ServerError, Refused) as error:
+        print(f"script/predict: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("script/predict: cancelled", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

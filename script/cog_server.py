@@ -1,0 +1,189 @@
+"""The real Cog HTTP server as a child process of this one, and its protocol. Standard library only."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+POLL_SECONDS = 0.1
+
+Json = dict[str, Any]
+
+
+class ServerError(Exception):
+    """The server did not come up, or went away."""
+
+
+class Refused(Exception):
+    """The server would not take a request; the text holds its reasons, `status` is the HTTP status."""
+
+    def __init__(self, status: int, reply: Any) -> None:
+        self.status, self.reply = status, reply
+        super().__init__("; ".join(reasons(reply)))
+
+
+class Reply(NamedTuple):
+    """What came back: the HTTP status and the body."""
+
+    status: int
+    body: Any
+
+
+class Event(NamedTuple):
+    """One server-sent event: `start`, `log`, `metric`, `output` or `completed`, and its data."""
+
+    name: str
+    data: Json
+
+
+class CogServer:
+    """A server on a free port of this machine, from `with` to its end. `log` is given each line that it writes."""
+
+    def __init__(self, environment: Mapping[str, str], log: Callable[[str], None]) -> None:
+        self.port = free_port()
+        self.lines: deque[str] = deque(maxlen=200)
+        self._log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cog.server.http", "--host", HOST],
+            cwd=ROOT,
+            env=server_environment(environment, self.port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the client, which cancels first
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self, seconds: float = 30) -> int:
+        """Ask for the end as a container's host does: a running prediction is finished first. Returns the exit code."""
+        self.process.terminate()
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            code = self.process.wait()
+        self._reader.join(seconds)
+        return code
+
+    def status(self) -> str:
+        """STARTING, READY, BUSY, SETUP_FAILED, DEFUNCT or UNHEALTHY."""
+        return str(self._health()["status"])
+
+    def wait_until_ready(self, seconds: float = 600) -> None:
+        """Raises ServerError with the reason when setup fails, the process ends or time runs out."""
+        end = time.monotonic() + seconds
+        while (health := self._health())["status"] != "READY":
+            if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
+                raise ServerError(setup_error(health))
+            if time.monotonic() > end:
+                raise ServerError(f"still {health['status']} after {seconds:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+    def predict(self, inputs: Json) -> Reply:
+        """One prediction, waited for."""
+        return self.request("POST", "/predictions", {"input": inputs})
+
+    def start(self, identifier: str, inputs: Json) -> Reply:
+        """One prediction in the background: the reply comes at once."""
+        return self.request("PUT", f"/predictions/{identifier}", {"input": inputs}, {"Prefer": "respond-async"})
+
+    def cancel(self, identifier: str) -> Reply:
+        return self.request("POST", f"/predictions/{identifier}/cancel")
+
+    def events(self, identifier: str, inputs: Json) -> Iterator[Event]:
+        """One prediction as it happens. Closing the iterator hangs up, which cancels. Raises Refused."""
+        with closing(HTTPConnection(HOST, self.port)) as connection:
+            headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+            connection.request("PUT", f"/predictions/{identifier}", json.dumps({"input": inputs}), headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise Refused(response.status, decoded(response.read()))
+            yield from read_events(response)
+
+    def request(
+        self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        with closing(HTTPConnection(HOST, self.port)) as connection:
+            text = None if body is None else json.dumps(body)
+            connection.request(method, path, text, {"Content-Type": "application/json", **(headers or {})})
+            response = connection.getresponse()
+            return Reply(response.status, decoded(response.read()))
+
+    def _health(self) -> Json:
+        if self.process.poll() is not None:
+            raise ServerError(
+                f"the server ended with exit code {self.process.returncode}: {' '.join(self.lines)[-500:]}"
+            )
+        try:
+            health: Json = self.request("GET", "/health-check").body
+        except (OSError, HTTPException):
+            return {"status": "STARTING"}
+        return health
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self._log(line)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def server_environment(changes: Mapping[str, str], port: int) -> dict[str, str]:
+    """Ours, and what Cog's images set. The server starts a bare `python`, so ours must be the first on PATH."""
+    search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cog = {"PATH": search_path, "PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
+    return {**os.environ, **cog, **changes}
+
+
+def decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+
+
+def reasons(reply: Any) -> list[str]:
+    """What a refusal complains about, one entry per field."""
+    detail = reply.get("detail", reply.get("error", reply)) if isinstance(reply, dict) else reply
+    if isinstance(detail, list):
+        return [f"{problem['loc'][-1]}: {problem['msg']}" for problem in detail]
+    return [str(detail)]
+
+
+def read_events(lines: Iterable[bytes]) -> Iterator[Event]:
+    name = ""
+    for line in lines:
+        field, _, value = line.decode().rstrip("\r\n").partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            yield Event(name, json.loads(value))
+
+
+def setup_error(health: Json) -> str:
+    """What setup() raised, without the names of the processes that it passed through."""
+    return str(health.get("setup", {}).get("logs", "")).rpartition("setup failed: ")[2].strip() or "setup failed"

@@ -1,0 +1,249 @@
+"""The OpenAPI schema of predict.py, as `cog build` makes it: from the source text, without running it.
+
+Cog's generator (`pkg/schema` of replicate/cog, in Go) reads single literals and drops or garbles the rest without a
+word: two adjacent string literals keep the quotes between them, a literal in parentheses is lost, an escape stays two
+characters, a computed bound is ignored. This module writes the same document for the forms that this project uses and
+refuses every other form, so that what is committed is what Cog will serve.
+"""
+
+import argparse
+import ast
+import io
+import json
+import re
+import sys
+import tokenize
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PREDICTOR = ROOT / "predict.py"
+COMMITTED = ROOT / ".cog" / "openapi_schema.json"
+FRAME = Path(__file__).with_name("openapi_frame.json")
+"""What every predictor's schema has in common."""
+
+Json = dict[str, Any]
+
+TYPES: Mapping[str, Json] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "Path": {"type": "string", "format": "uri"},
+    "Secret": {"type": "string", "format": "password", "writeOnly": True, "x-cog-secret": True},
+}
+OUTPUTS: Mapping[str, Json] = {
+    "Iterator[Path]": {
+        "items": {"format": "uri", "type": "string"},
+        "title": "Output",
+        "type": "array",
+        "x-cog-array-type": "iterator",
+    },
+}
+CONSTRAINTS = {
+    "ge": "minimum",
+    "le": "maximum",
+    "min_length": "minLength",
+    "max_length": "maxLength",
+    "regex": "pattern",
+}
+
+
+NAMED = ("default", "description", "choices")
+"""Arguments of Input() for which Cog looks up a module constant."""
+Assignment = ast.Assign | ast.AnnAssign
+
+
+class SchemaError(Exception):
+    """predict.py has a form that Cog's static generator would drop, garble or refuse."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed file, its text (literals are read as they are written) and its module constants."""
+
+    text: str
+    module: ast.Module
+
+    def segment(self, node: ast.AST) -> str:
+        return ast.get_source_segment(self.text, node) or ""
+
+    def value(self, keyword: ast.keyword) -> Any:
+        """The literal of an argument, or the module constant that it names where Cog looks names up."""
+        if isinstance(keyword.value, ast.Name) and keyword.arg in NAMED:
+            return self.constant(keyword.value.id, keyword)
+        if keys_of := re.fullmatch(r"list\((\w+)\.keys\(\)\)", self.segment(keyword.value)):
+            return list(self.constant(keys_of[1], keyword))
+        return self.literal(keyword)
+
+    def constant(self, name: str, user: ast.AST) -> Any:
+        for statement in reversed(self.module.body):
+            if isinstance(statement, Assignment) and name in map(self.segment, targets(statement)):
+                return self.literal(statement)
+        raise self.refusal(user, f"{name} is no constant of this file, the only one that Cog reads")
+
+    def literal(self, owner: "ast.keyword | Assignment") -> Any:
+        """The literal behind the `=` of `owner`, if its text means to Cog what it means to Python."""
+        node = owner.value
+        if node is None or self.segment(owner).split("=", 1)[1].strip() != self.segment(node):
+            raise self.refusal(owner, "put the literal right after the =, without parentheses")
+        for part in ast.walk(node):
+            if isinstance(part, ast.Constant) and not reads_the_same(part.value, self.segment(part)):
+                raise self.refusal(part, "use one plain literal: Cog joins nothing and knows no escapes and no 1_000")
+        if has_comment(self.segment(node)):
+            raise self.refusal(node, "move the comment out: Cog reads no list with a comment inside")
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            raise self.refusal(node, "Cog reads literals only") from None
+
+    def refusal(self, node: ast.AST, fix: str) -> SchemaError:
+        shown = " ".join(self.segment(node).split())[:60]
+        return SchemaError(f"line {getattr(node, 'lineno', '?')}: {shown}: {fix}")
+
+
+def targets(statement: Assignment) -> list[ast.expr]:
+    return statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+
+
+def reads_the_same(value: object, text: str) -> bool:
+    """Whether Cog, which takes a string's text between its quotes as it is, sees the value that Python sees."""
+    if isinstance(value, str):
+        quotes = 3 if text[:3] in ('"""', "'''") else 1
+        return text[quotes:-quotes] == value
+    return value is None or isinstance(value, bool) or re.fullmatch(r"\d+(\.\d+)?", text) is not None
+
+
+def has_comment(text: str) -> bool:
+    tokens = tokenize.generate_tokens(io.StringIO(f"({text})").readline)
+    return any(token.type == tokenize.COMMENT for token in tokens)
+
+
+def number(value: Any) -> Any:
+    """Go writes 7.0 as 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def ordered(properties: Json) -> Json:
+    return dict(sorted(properties.items()))
+
+
+def input_type(annotation: str) -> Json:
+    """`int`, `Optional[int]`, `int | None` or `list[int]` as a schema; KeyError for any other annotation."""
+    if annotation.startswith("Optional["):
+        return TYPES[annotation[9:-1]] | {"nullable": True}
+    if annotation.endswith(" | None"):
+        return TYPES[annotation[:-7]] | {"nullable": True}
+    if annotation.startswith("list["):
+        return {"type": "array", "items": TYPES[annotation[5:-1]]}
+    return TYPES[annotation]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One parameter of predict() as a property of the Input schema, and its choices as a component."""
+
+    name: str
+    schema: Json
+    choices: Json | None
+
+
+def read_field(source: Source, order: int, parameter: ast.arg, call: ast.expr) -> Field:
+    """Raises SchemaError where Cog would see less than is written."""
+    name = parameter.arg
+    try:
+        kind = input_type(ast.unparse(parameter.annotation) if parameter.annotation else "")
+    except KeyError:
+        raise source.refusal(parameter, f"use one of {', '.join(TYPES)}, Optional[...] or list[...]") from None
+    if not isinstance(call, ast.Call) or source.segment(call.func) != "Input":
+        raise source.refusal(parameter, "give every input an Input(...)")
+    given = {keyword.arg or "**": keyword for keyword in call.keywords}
+    if unknown := given.keys() - CONSTRAINTS.keys() - {"default", "description", "choices"}:
+        raise source.refusal(call, f"{', '.join(sorted(unknown))} is not supported here")
+    choices = source.value(given.pop("choices")) if "choices" in given else None
+    values = {key: number(source.value(keyword)) for key, keyword in given.items()}
+    if values.get("default", 0) is None and "nullable" not in kind:
+        raise source.refusal(parameter, "a default of None needs Optional[...]: Cog would make the input required")
+    schema = {CONSTRAINTS.get(key, key): value for key, value in values.items()} | {"x-order": order}
+    if choices is None:
+        return Field(name, ordered(schema | kind | {"title": title(name)}), None)
+    nullable = {"nullable": True} if "nullable" in kind else {}
+    reference = {"allOf": [{"$ref": f"#/components/schemas/{name}"}]}
+    component = {"description": "An enumeration.", "enum": choices, "title": name, "type": kind["type"]}
+    return Field(name, ordered(schema | nullable | reference), component)
+
+
+def title(name: str) -> str:
+    return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
+
+
+def predict_method(source: Source) -> ast.FunctionDef:
+    for statement in source.module.body:
+        if isinstance(statement, ast.ClassDef) and statement.name == "Predictor":
+            for member in statement.body:
+                if isinstance(member, ast.FunctionDef) and member.name == "predict":
+                    return member
+    raise SchemaError("there is no Predictor.predict")
+
+
+def read_fields(source: Source, method: ast.FunctionDef) -> list[Field]:
+    inputs, calls = method.args.args[1:], method.args.defaults
+    if len(inputs) != len(calls) or method.args.kwonlyargs or method.args.vararg or method.args.kwarg:
+        raise SchemaError("predict() takes self and inputs that are each an Input(...), and no * or **")
+    return [read_field(source, order, *pair) for order, pair in enumerate(zip(inputs, calls, strict=True))]
+
+
+def generate(text: str) -> Json:
+    """The schema of the predictor in `text`, with keys in the order of Cog's generator."""
+    source = Source(text, ast.parse(text))
+    method = predict_method(source)
+    fields = read_fields(source, method)
+    returned = ast.unparse(method.returns) if method.returns else "nothing"
+    if returned not in OUTPUTS:
+        raise SchemaError(f"predict() returns {returned}: only {', '.join(OUTPUTS)} is supported here")
+    frame: Json = json.loads(FRAME.read_text(encoding="utf-8"))
+    frame["components"]["schemas"] = {
+        "Input": input_schema(fields),
+        "Output": OUTPUTS[returned],
+        **{field.name: field.choices for field in fields if field.choices},
+        **frame["components"]["schemas"],
+    }
+    if any(re.fullmatch(r"(cog\.)?streaming(\(\))?", source.segment(each)) for each in method.decorator_list):
+        frame["paths"]["/predictions"]["post"]["x-cog-streaming"] = True
+    return frame
+
+
+def input_schema(fields: Sequence[Field]) -> Json:
+    properties = {field.name: field.schema for field in fields}
+    schema: Json = {"properties": properties, "title": "Input", "type": "object"}
+    if required := [field.name for field in fields if not field.schema.keys() & {"default", "nullable"}]:
+        schema["required"] = required
+    return ordered(schema)
+
+
+def render(schema: Json) -> str:
+    return json.dumps(schema, indent=2, ensure_ascii=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="script/schema", description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the committed schema differs")
+    check = parser.parse_args().check
+    try:
+        text = render(generate(PREDICTOR.read_text(encoding="utf-8")))
+    except (SchemaError, SyntaxError) as error:
+        print(f"script/schema: predict.py, {error}", file=sys.stderr)
+        return 1
+    if not check:
+        COMMITTED.parent.mkdir(exist_ok=True)
+        COMMITTED.write_text(text, encoding="utf-8")
+    elif not COMMITTED.exists() or render(json.loads(COMMITTED.read_text(encoding="utf-8"))) != text:
+        print("script/schema: .cog/openapi_schema.json differs from predict.py; run script/schema", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

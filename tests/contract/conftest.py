@@ -1,0 +1,64 @@
+"""One real Cog server with the embedded model serves all tests that do not need one of their own.
+
+The tests of that server share a worker, so that only one is started; those with a server of their own go to another.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from script.cog_server import CogServer
+
+HERE = Path(__file__).parent
+StartServer = Callable[[Mapping[str, str]], CogServer]
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            shared = "server" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("shared server" if shared else "own server"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def embedded_default() -> Iterator[None]:
+    """No model is named by the environment of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("COG_", "PASTEL_"))]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """Where the shared server's predictions leave their files."""
+    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_server(embedded_default: None, scratch: Path) -> Iterator[CogServer]:
+    # One arena: else the memory of a server tells more of the allocator's threads than of what is held.
+    with CogServer({"TMPDIR": str(scratch), "MALLOC_ARENA_MAX": "1"}, log=lambda line: None) as server:
+        server.wait_until_ready()
+        yield server
+    assert server.process.returncode == 0
+
+
+@pytest.fixture
+def server(shared_server: CogServer) -> CogServer:
+    """The shared server, done with the test before."""
+    shared_server.wait_until_ready(5)
+    return shared_server
+
+
+@pytest.fixture
+def start_server(embedded_default: None) -> Iterator[StartServer]:
+    """Start a server with this environment; it ends with the test."""
+    with ExitStack() as servers:
+        yield lambda environment: servers.enter_context(CogServer(environment, log=lambda line: None))

@@ -1,0 +1,59 @@
+"""Requests that are drawn in a second, and what is to be seen in their replies."""
+
+import base64
+import io
+import time
+from typing import Any
+
+from PIL import Image
+
+from script.cog_server import CogServer, Reply
+
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+
+DRAFT: dict[str, Any] = {"width": 128, "height": 128, "num_inference_steps": 2, "seed": 5, "hires": False}
+HIRES: dict[str, Any] = DRAFT | {"hires": True, "hires_steps": 2}
+LONG: dict[str, Any] = DRAFT | {"num_inference_steps": 150}
+
+
+def picture(uri: str) -> Image.Image:
+    """A data URI, decoded to the last pixel."""
+    head, _, data = uri.partition(";base64,")
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    image.load()
+    assert head == f"data:{Image.MIME[image.format or '']}"
+    return image
+
+
+def parameters(image: Image.Image) -> str:
+    """The generation parameters that the file carries."""
+    if image.format == "PNG":
+        return str(image.info["parameters"])
+    comment: bytes = image.getexif().get_ifd(EXIF_IFD)[USER_COMMENT]
+    assert comment.startswith(b"UNICODE\0")
+    return comment[8:].decode("utf-16-be")
+
+
+def ask(server: CogServer, inputs: dict[str, Any]) -> Reply:
+    """A prediction. Cog replies a moment before it is free again and refuses with 409 until it is."""
+    while (reply := server.predict(inputs)).status == 409 and server.status() in ("BUSY", "READY"):
+        time.sleep(0.02)
+    return reply
+
+
+def draw(server: CogServer, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A prediction that succeeds."""
+    reply = ask(server, inputs)
+    assert reply.status == 200, reply
+    assert reply.body["status"] == "succeeded", reply.body["error"]
+    body: dict[str, Any] = reply.body
+    return body
+
+
+def assert_ready_soon(server: CogServer, seconds: float = 5) -> None:
+    """READY within seconds, and able to draw."""
+    end = time.monotonic() + seconds
+    while server.status() != "READY":
+        assert time.monotonic() < end, server.status()
+        time.sleep(0.02)
+    draw(server, DRAFT)

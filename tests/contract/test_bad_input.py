@@ -1,0 +1,89 @@
+"""Every bad input gets a 422 or one error with field, value, rule and fix; the next prediction is unaffected."""
+
+from typing import Any
+
+import pytest
+
+from script.cog_server import CogServer, Reply, reasons
+from tests.contract.pictures import DRAFT, HIRES, ask, draw, parameters, picture
+
+
+@pytest.fixture(autouse=True)
+def the_next_one_is_unaffected(server: CogServer) -> Any:
+    yield
+    draw(server, DRAFT | {"num_inference_steps": 1, "width": 64, "height": 64})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fields"),
+    [
+        ({"width": 63}, ["width"]),
+        ({"height": 2049}, ["height"]),
+        ({"width": "wide"}, ["width"]),
+        ({"width": [128]}, ["width"]),
+        ({"width": 128.5}, ["width"]),
+        ({"num_outputs": 5}, ["num_outputs"]),
+        ({"num_inference_steps": 0}, ["num_inference_steps"]),
+        ({"guidance_scale": 0.5}, ["guidance_scale"]),
+        ({"seed": -1}, ["seed"]),
+        ({"seed": 2**32}, ["seed"]),
+        ({"sampler": "euler ancestral"}, ["sampler"]),
+        ({"hires": "yes"}, ["hires"]),
+        ({"prompt": None}, ["prompt"]),
+        ({"prompt": 7}, ["prompt"]),
+        ({"prompt": "x" * 100_000}, ["prompt"]),
+        ({"output_format": "gif", "hires_scale": 5, "clip_skip": 0}, ["clip_skip", "hires_scale", "output_format"]),
+    ],
+)
+def test_the_schema_lists_every_field_that_is_wrong(
+    server: CogServer, inputs: dict[str, Any], fields: list[str]
+) -> None:
+    reply = ask(server, DRAFT | inputs)
+    assert reply.status == 422
+    assert sorted(reason.partition(":")[0] for reason in reasons(reply.body)) == fields
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (HIRES | {"width": 2048, "height": 2048, "hires_scale": 4}, ["hires_scale", "fit"]),
+        (HIRES | {"denoising_strength": 0}, ["denoising_strength", "turn hires off"]),
+        (DRAFT | {"prompt": "a\0b"}, ["prompt", "NUL"]),
+    ],
+)
+def test_the_request_names_field_rule_and_fix(server: CogServer, inputs: dict[str, Any], words: list[str]) -> None:
+    reply = ask(server, inputs)
+    told = " ".join(reasons(reply.body))
+    assert reply.status == 422 or reply.body["status"] == "failed"
+    assert [word for word in words if word not in told] == [], told
+
+
+def test_too_many_pixels_cost_no_time(server: CogServer) -> None:
+    reply = ask(server, HIRES | {"width": 2048, "height": 2048})
+    assert reply.body["status"] == "failed"
+    assert reply.body["metrics"]["predict_time"] < 0.5
+
+
+def test_nan_is_no_number(server: CogServer) -> None:
+    reply: Reply = ask(server, DRAFT | {"guidance_scale": float("nan")})
+    assert reply.status in (400, 422)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", " ", "\U0001f305 \u5348\u5f8c\u306e\u6d77 \u00e9", "((((", "[a:b", "a:::1.5)", "BREAK AND"]
+)
+def test_odd_prompts_are_drawn(server: CogServer, prompt: str) -> None:
+    (uri,) = draw(server, DRAFT | {"prompt": prompt, "negative_prompt": prompt})["output"]
+    assert picture(uri).size == (128, 128)
+
+
+def test_whole_floats_and_sizes_between_multiples_of_eight(server: CogServer) -> None:
+    done = draw(server, DRAFT | {"width": 64.0, "height": 71, "num_inference_steps": 2.0})
+    (uri,) = done["output"]
+    assert picture(uri).size == (64, 64)
+    assert "71" in done["logs"], "that the size was floored is said"
+    assert "Steps: 2," in parameters(picture(uri))
+
+
+def test_unknown_fields_are_ignored(server: CogServer) -> None:
+    draw(server, DRAFT | {"colour": "pink"})

@@ -1,0 +1,473 @@
+"""Fetching from a server that misbehaves: always the right file or a clear error, never a wrong file by its name."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+
+from pipelines.errors import ModelError
+from tests.tiny.misbehaving import Answer, Server, running
+from weights_script import __main__ as command_line
+from weights_script.download import Expected, NoRoom, download
+from weights_script.fetch import ensure, fetch_url, present
+from weights_script.ledger import NAME as LOCK_FILE
+from weights_script.ledger import Ledger
+from weights_script.manifest import Entry, Licence, Source
+from weights_script.web import Patience, SourceFailed, redacted
+
+DATA = random.Random(0).randbytes(300_000)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+OTHER = random.Random(1).randbytes(len(DATA))
+GOOD = Answer(body=DATA)
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+HURRY = Patience(timeout=0.4, first_wait=0.01, longest_wait=0.5, slowest=1e6)
+KNOWN = Expected(size=len(DATA), sha256=SHA256)
+NOTHING_KNOWN = Expected()
+
+
+@pytest.fixture
+def server() -> Generator[Server]:
+    with running() as running_server:
+        yield running_server
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No proxy, token or setting of the machine that runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "PASTEL_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def fetched(server: Server, folder: Path, expected: Expected, *answers: Answer) -> Path:
+    server.script["/weights"] = list(answers)
+    target = folder / "weights.safetensors"
+    assert download(f"{server.address}/weights", target, expected, patience=HURRY) == SHA256
+    return target
+
+
+CUTS = [0, 1, 1000, len(DATA) // 2, len(DATA) - 1]
+RECOVERED: dict[str, list[Answer]] = {
+    "plain": [GOOD],
+    **{f"cut at {cut}": [replace(GOOD, cut=cut), GOOD] for cut in CUTS},
+    "cut four times": [replace(GOOD, cut=cut) for cut in (10_000, 20_000, 30_000, 5)] + [GOOD],
+    "cut without ranges": [replace(GOOD, cut=1000, ranges=False), replace(GOOD, ranges=False)],
+    "cut without version": [replace(GOOD, cut=1000, etag=""), replace(GOOD, etag="")],
+    "changed after the cut": [Answer(body=OTHER, cut=5000, etag='"v0"'), GOOD],
+    "changed, unseen by the server": [Answer(body=OTHER, cut=5000, etag='"v0"'), replace(GOOD, if_range=False)],
+    "changed, without version": [Answer(body=OTHER, cut=5000, etag=""), replace(GOOD, etag="")],
+    "429 that says when": [Answer(status=429, headers={"Retry-After": "0"}), GOOD],
+    "503": [Answer(status=503), Answer(status=503), GOOD],
+    "500 502 504": [Answer(status=500), Answer(status=502), Answer(status=504), GOOD],
+    "slow start": [replace(GOOD, pause=0.2)],
+    "hangs once": [replace(GOOD, pause=0.6), GOOD],
+    "redirect": [Answer(status=302, headers={"Location": "/weights?again"}), GOOD],
+    "chunked": [replace(GOOD, chunked=True)],
+    "chunked, cut": [replace(GOOD, chunked=True, cut=1000), GOOD],
+    "drips, but fast enough": [replace(GOOD, drip=0.0001)],
+}
+
+
+@pytest.mark.parametrize("expected", [KNOWN, NOTHING_KNOWN], ids=["known", "nothing known"])
+@pytest.mark.parametrize("answers", RECOVERED.values(), ids=RECOVERED.keys())
+def test_recovers(server: Server, tmp_path: Path, answers: list[Answer], expected: Expected) -> None:
+    target = fetched(server, tmp_path, expected, *answers)
+    assert target.read_bytes() == DATA
+    assert list(tmp_path.iterdir()) == [target]
+
+
+REFUSED: dict[str, tuple[Expected, list[Answer], str]] = {
+    "wrong bytes": (KNOWN, [Answer(body=OTHER)], "wrong bytes"),
+    "wrong bytes after a cut": (KNOWN, [replace(GOOD, cut=9), Answer(body=OTHER)], "wrong bytes"),
+    "hash prefix": (Expected(sha256="0123456789"), [GOOD], "wrong bytes"),
+    "shorter": (KNOWN, [Answer(body=DATA[:-1])], "wrong length"),
+    "longer": (KNOWN, [Answer(body=DATA + b"!")], "wrong length"),
+    "longer, chunked": (KNOWN, [Answer(body=DATA + b"!", chunked=True)], "longer than expected"),
+    "announces more": (KNOWN, [Answer(body=DATA, announced=len(DATA) + 1)], "wrong length"),
+    "sends less than it announces": (
+        NOTHING_KNOWN,
+        [replace(GOOD, announced=len(DATA) + 1, ranges=False)],
+        "cut after",
+    ),
+    "always cut": (KNOWN, [replace(GOOD, cut=10)], "cut after"),
+    "always cut, no ranges": (KNOWN, [replace(GOOD, cut=1000, ranges=False)], "cut after"),
+    "no length": (NOTHING_KNOWN, [replace(GOOD, no_length=True)], "states no length"),
+    "page": (NOTHING_KNOWN, [Answer(body=PAGE, headers={"Content-Type": "text/html"})], "web page"),
+    "page as a file": (NOTHING_KNOWN, [Answer(body=PAGE)], "web page"),
+    "pointer": (NOTHING_KNOWN, [Answer(body=b"version https://git-lfs.github.com/spec/v1\n")], "pointer"),
+    "empty": (NOTHING_KNOWN, [Answer()], "empty"),
+    "encoded": (KNOWN, [replace(GOOD, headers={"Content-Encoding": "gzip"})], "encoded as gzip"),
+    "401": (KNOWN, [Answer(status=401)], "HF_TOKEN"),
+    "404": (KNOWN, [Answer(status=404)], "no such file"),
+    "503 for ever": (KNOWN, [Answer(status=503)], "HTTP 503"),
+    "429 for an hour": (KNOWN, [Answer(status=429, headers={"Retry-After": "3600"})], "3600 s"),
+    "redirects in a circle": (KNOWN, [Answer(status=302, headers={"Location": "/weights"})], "HTTP 302"),
+    "redirect elsewhere": (KNOWN, [Answer(status=302, headers={"Location": "ftp://127.0.0.1/x"})], "not allowed"),
+    "other range": (KNOWN, [replace(GOOD, cut=9), replace(GOOD, headers={"Content-Range": "bytes 8-9/10"})], "range"),
+    "drips": (KNOWN, [replace(GOOD, drip=0.01)], "too slow"),
+}
+
+
+@pytest.mark.parametrize(("expected", "answers", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_refuses(server: Server, tmp_path: Path, expected: Expected, answers: list[Answer], says: str) -> None:
+    if says == "range":
+        answers[1] = replace(answers[1], status=206, ranges=False)
+    with pytest.raises(SourceFailed, match=says):
+        fetched(server, tmp_path, expected, *answers)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_says_when_nobody_listens(tmp_path: Path) -> None:
+    with running() as server:
+        address = server.address
+    with pytest.raises(SourceFailed, match="cannot be reached"):
+        download(f"{address}/weights", tmp_path / "weights", KNOWN, patience=HURRY)
+
+
+def test_goes_on_where_a_cut_left_it(server: Server, tmp_path: Path) -> None:
+    fetched(server, tmp_path, KNOWN, replace(GOOD, cut=100_000), GOOD)
+    asked = [(headers.get("Range"), headers.get("If-Range")) for _, headers in server.seen]
+    assert asked == [(None, None), ("bytes=100000-", '"v1"')]
+
+
+@pytest.mark.parametrize("stale", [OTHER[:1000], OTHER, OTHER + b"more"], ids=["short", "whole", "too long"])
+def test_a_stale_part_does_no_harm(server: Server, tmp_path: Path, stale: bytes) -> None:
+    (tmp_path / "weights.safetensors.part").write_bytes(stale)
+    assert fetched(server, tmp_path, KNOWN, GOOD).read_bytes() == DATA
+
+
+def test_a_whole_part_needs_no_request(server: Server, tmp_path: Path) -> None:
+    """Killed between the last byte and the renaming."""
+    (tmp_path / "weights.safetensors.part").write_bytes(DATA)
+    fetched(server, tmp_path, KNOWN, GOOD)
+    assert server.seen == []
+
+
+def test_says_at_once_when_the_disk_has_no_room(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", Mock(return_value=SimpleNamespace(free=1000)))
+    with pytest.raises(NoRoom, match=r"needs 300 kB more .* 1 kB are free"):
+        fetched(server, tmp_path, KNOWN, GOOD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(NoRoom, match="disk is full"):
+        fetched(server, tmp_path, KNOWN, GOOD)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_memory_stays_bounded(server: Server, tmp_path: Path) -> None:
+    body = bytes(24 << 20)  # before the tracing, which sees the server's thread too
+    server.script["/weights"] = [Answer(body=body)]
+    tracemalloc.start()
+    download(f"{server.address}/weights", tmp_path / "weights", NOTHING_KNOWN, patience=HURRY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 << 20
+
+
+# ---------------------------------------------------------------- processes
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from weights_script.fetch import fetch_url
+print(fetch_url(sys.argv[1], Path(sys.argv[2])).read_bytes().hex()[:8])
+"""
+
+
+def start(url: str, cache: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(cache)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> None:
+    server.script["/big.safetensors"] = [replace(GOOD, drip=0.002), GOOD]
+    url = f"{server.address}/big.safetensors"
+    process = start(url, tmp_path)
+    until = time.monotonic() + 10
+    while not any(part.stat().st_size > 30_000 for part in tmp_path.rglob("*.part")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    assert fetch_url(url, tmp_path, patience=HURRY).read_bytes() == DATA
+    assert int(server.seen[-1][1]["Range"].removeprefix("bytes=").removesuffix("-")) > 0
+
+
+def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
+    server.script["/big.safetensors"] = [replace(GOOD, drip=0.0005)]
+    processes = [start(f"{server.address}/big.safetensors", tmp_path) for _ in range(2)]
+    assert [process.communicate(timeout=10)[0].strip() for process in processes] == [DATA.hex()[:8]] * 2
+    assert len(server.seen) == 1
+
+
+# ---------------------------------------------------------------- entries, mirrors, the lock file
+
+
+SOME_MODEL = Entry(
+    name="some-model",
+    kind="model",
+    format="ldm-safetensors",
+    base="sd1",
+    licence=Licence(name="MIT", url="https://example.org"),
+    sources=(),
+    file="weights.safetensors",
+    size=len(DATA),
+    sha256=SHA256,
+)
+
+
+def entry(*sources: Source) -> Entry:
+    return replace(SOME_MODEL, sources=sources)
+
+
+def at(server: Server, path: str) -> Source:
+    return Source(url=f"{server.address}{path}")
+
+
+def test_mirrors_are_tried_in_turn(server: Server, tmp_path: Path) -> None:
+    server.script |= {"/wrong": [Answer(body=OTHER)], "/good": [GOOD]}
+    wanted = entry(at(server, "/gone"), at(server, "/wrong"), at(server, "/good"))
+    path = ensure(wanted, tmp_path, HURRY)
+    assert path == tmp_path / "some-model" / "weights.safetensors"
+    assert path.read_bytes() == DATA
+    assert Ledger(tmp_path).records()["some-model/weights.safetensors"].source.endswith("/good")
+
+
+def test_the_error_says_what_was_tried_in_one_line(server: Server, tmp_path: Path) -> None:
+    server.script["/wrong"] = [Answer(body=OTHER)]
+    with pytest.raises(ModelError) as caught:
+        ensure(entry(at(server, "/gone"), at(server, "/wrong")), tmp_path, HURRY)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in ("some-model", "/gone", "HTTP 404", "/wrong", "wrong bytes", "COG_WEIGHTS"):
+        assert part in text
+
+
+def test_what_is_here_needs_no_network(server: Server, tmp_path: Path) -> None:
+    server.script["/good"] = [GOOD]
+    wanted = entry(at(server, "/good"))
+    assert present(wanted, tmp_path) is None
+    assert ensure(wanted, tmp_path, HURRY) == ensure(wanted, tmp_path, HURRY) == present(wanted, tmp_path)
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("left", [OTHER, DATA[:-1], b""], ids=["other", "cut", "empty"])
+def test_a_wrong_file_under_the_right_name_is_replaced(server: Server, tmp_path: Path, left: bytes) -> None:
+    server.script["/good"] = [GOOD]
+    place = tmp_path / "some-model" / "weights.safetensors"
+    place.parent.mkdir()
+    place.write_bytes(left)
+    assert ensure(entry(at(server, "/good")), tmp_path, HURRY).read_bytes() == DATA
+
+
+def test_a_wrong_file_is_not_recorded(server: Server, tmp_path: Path) -> None:
+    place = tmp_path / "some-model" / "weights.safetensors"
+    place.parent.mkdir()
+    place.write_bytes(DATA[:-1])
+    for wanted in (entry(at(server, "/gone")), replace(entry(at(server, "/gone")), sha256="")):
+        with pytest.raises(ModelError, match="HTTP 404"):
+            ensure(wanted, tmp_path, HURRY)
+    assert Ledger(tmp_path).records() == {}
+
+
+def test_the_lock_file_holds_no_secret(server: Server, tmp_path: Path) -> None:
+    server.script["/good"] = [GOOD]
+    fetch_url(f"{server.address}/good?token=secret", tmp_path, patience=HURRY)
+    assert "secret" not in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_the_first_fetch_is_trusted_and_enforced(server: Server, tmp_path: Path) -> None:
+    server.script["/good"] = [GOOD]
+    url = f"{server.address}/good"
+    path = fetch_url(url, tmp_path, patience=HURRY)
+    path.unlink()
+    server.script["/good"] = [Answer(body=OTHER)]
+    with pytest.raises(ModelError, match="wrong bytes"):
+        fetch_url(url, tmp_path, patience=HURRY)
+    assert not path.exists()
+    server.script["/good"] = [GOOD]
+    assert fetch_url(url, tmp_path, patience=HURRY).read_bytes() == DATA
+
+
+def test_a_damaged_lock_file_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text('{"a":')
+    with pytest.raises(ModelError, match=LOCK_FILE):
+        ensure(entry(at(server, "/good")), tmp_path, HURRY)
+
+
+def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="PASTEL_CACHE"):
+        ensure(entry(at(server, "/good")), tmp_path / "file", HURRY)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "s3://bucket/x", "http://"])
+def test_only_web_addresses(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="http or https"):
+        fetch_url(url, tmp_path)
+
+
+def test_names_from_urls_stay_inside_the_cache(server: Server, tmp_path: Path) -> None:
+    server.script |= {"/a/..%2f..%2fevil": [GOOD], "/models/6297": [GOOD]}
+    assert fetch_url(f"{server.address}/a/..%2f..%2fevil", tmp_path).resolve().is_relative_to(tmp_path / "urls")
+    assert fetch_url(f"{server.address}/models/6297", tmp_path).name == "6297.safetensors"
+
+
+# ---------------------------------------------------------------- Hugging Face
+
+REPOSITORY = "someone/some-model"
+NAMES = ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json", "tokenizer/vocab.json"]
+WEIGHTS = [
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.bin",
+    "text_encoder/model.safetensors",
+]
+UNWANTED = ["README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"]
+FOLDER = Source(repo=REPOSITORY, revision="main")
+FOLDER_MODEL = replace(SOME_MODEL, sources=(FOLDER,), file="", size=None, sha256="", format="diffusers-folder")
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server as a Hub with one diffusers folder."""
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    siblings: list[dict[str, object]] = []
+    for name in NAMES + WEIGHTS + UNWANTED:
+        content = name.encode() * 100
+        server.script[f"/{REPOSITORY}/resolve/main/{name}"] = [Answer(body=content)]
+        sibling: dict[str, object] = {"rfilename": name, "size": len(content)}
+        large = {"lfs": {"sha256": hashlib.sha256(content).hexdigest()}} if name in WEIGHTS else {}
+        siblings.append(sibling | large)
+    listing = json.dumps({"siblings": siblings}).encode()
+    server.script[f"/api/models/{REPOSITORY}/revision/main"] = [Answer(status=503), Answer(body=listing)]
+    return server
+
+
+def test_a_folder_comes_whole_and_without_doubles(hub: Server, tmp_path: Path) -> None:
+    folder = ensure(FOLDER_MODEL, tmp_path, HURRY)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+    assert found == {*NAMES, *WEIGHTS}
+    asked = len(hub.seen)
+    assert ensure(FOLDER_MODEL, tmp_path, HURRY) == folder
+    assert len(hub.seen) == asked
+    (folder / ".complete").write_text('["model_')
+    assert present(FOLDER_MODEL, tmp_path) is None
+
+
+def test_a_folder_with_a_wrong_file_is_refused_and_taken_up_again(hub: Server, tmp_path: Path) -> None:
+    path = f"/{REPOSITORY}/resolve/main/{WEIGHTS[0]}"
+    right = hub.script[path]
+    hub.script[path] = [Answer(body=b"x" * len(right[0].body))]
+    with pytest.raises(ModelError, match="wrong bytes"):
+        ensure(FOLDER_MODEL, tmp_path, HURRY)
+    assert present(FOLDER_MODEL, tmp_path) is None
+    hub.script[path] = right
+    assert (ensure(FOLDER_MODEL, tmp_path, HURRY) / WEIGHTS[0]).read_bytes() == right[0].body
+
+
+def test_the_manifest_outranks_the_listing(hub: Server, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="wrong bytes"):
+        ensure(replace(FOLDER_MODEL, hashes={WEIGHTS[0]: SHA256}), tmp_path, HURRY)
+
+
+@pytest.mark.parametrize("listing", [b"[]", b"{}", b"<html>", b'{"siblings": [{"rfilename": "README.md"}]}'])
+def test_a_strange_listing_is_named(hub: Server, tmp_path: Path, listing: bytes) -> None:
+    hub.script[f"/api/models/{REPOSITORY}/revision/main"] = [Answer(body=listing)]
+    with pytest.raises(ModelError, match=r"repository's listing|no diffusers folder"):
+        ensure(FOLDER_MODEL, tmp_path, HURRY)
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    with running() as elsewhere:
+        elsewhere.script["/cdn"] = [GOOD]
+        moved = Answer(status=302, headers={"Location": f"/{REPOSITORY}/moved"})
+        away = Answer(status=302, headers={"Location": f"{elsewhere.address}/cdn?signature=secret"})
+        hub.script |= {f"/{REPOSITORY}/resolve/main/w": [moved], f"/{REPOSITORY}/moved": [away]}
+        with caplog.at_level("INFO"):
+            ensure(entry(replace(FOLDER, file="w")), tmp_path, HURRY)
+            with pytest.raises(ModelError):
+                fetch_url(f"{elsewhere.address}/gone?token=hf_secretsecretsecret", tmp_path, patience=HURRY)
+    sent = [headers.get("Authorization") for _, headers in hub.seen + elsewhere.seen]
+    assert sent == ["Bearer hf_secretsecretsecret"] * 2 + [None, None]
+    assert "secret" not in caplog.text + (tmp_path / LOCK_FILE).read_text()
+
+
+def test_secrets_are_left_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "odd-token")
+    text = "https://me:pass@host/x?token=abc and odd-token and hf_abcdefghij, https://host/y#z"
+    assert redacted(text) == "https://host/x and *** and hf_***, https://host/y"
+
+
+def test_offline_fetches_nothing(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
+        ensure(entry(FOLDER, replace(FOLDER, file="w"), at(hub, "/good")), tmp_path, HURRY)
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize(("content", "serves"), [(DATA, True), (OTHER, False)], ids=["right", "wrong"])
+def test_the_hubs_own_cache_serves_if_its_file_is_right(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, serves: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repository = tmp_path / "hub" / "models--someone--some-model"
+    for name, text in {"refs/main": b"abc", "snapshots/abc/w": content}.items():
+        (repository / name).parent.mkdir(parents=True)
+        (repository / name).write_bytes(text)
+    wanted = entry(replace(FOLDER, file="w"))
+    if serves:
+        assert ensure(wanted, tmp_path / "cache", HURRY).read_bytes() == DATA
+    else:
+        with pytest.raises(ModelError):
+            ensure(wanted, tmp_path / "cache", HURRY)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def run(monkeypatch: pytest.MonkeyPatch, cache: Path, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["weights_script", "--cache", str(cache), *arguments])
+    return command_line.main()
+
+
+def test_command_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script["/good"] = [GOOD]
+    monkeypatch.setattr(command_line, "load_manifest", lambda: {"some-model": entry(at(server, "/good"))})
+    assert run(monkeypatch, tmp_path, "path", "some-model") == 1
+    assert "not here" in capsys.readouterr().err
+    assert run(monkeypatch, tmp_path, "fetch", "some-model") == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.read_bytes() == DATA
+    assert run(monkeypatch, tmp_path, "list") == 0
+    assert "here" in capsys.readouterr().out
+    assert run(monkeypatch, tmp_path, "verify") == 0
+    path.write_bytes(OTHER)
+    assert run(monkeypatch, tmp_path, "verify") == 1
+    assert "wrong bytes" in capsys.readouterr().out
+    assert run(monkeypatch, tmp_path, "fetch", "nobody") == 1
+    assert "Known are some-model" in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""The three phases on the embedded model."""
+
+import copy
+from collections.abc import Iterator
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import highres
+from pipelines.errors import NonFiniteError, OutOfMemory
+from pipelines.highres import BASE, DRAFT, FINAL, REFINE, UPSCALED, Event, Finished, PassResult, Picture, Step, render
+from pipelines.loader import Networks
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.vae import VAE
+
+
+def request(**fields: object) -> GenerationRequest:
+    defaults: dict[str, object] = {
+        "prompt": "a pink sun over the sea",
+        "width": 128,
+        "height": 128,
+        "seed": 7,
+        "num_inference_steps": 4,
+        "hires": HiresSettings(steps=3),
+    }
+    return GenerationRequest(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def events(networks: Networks, asked: GenerationRequest, *, show_phases: bool = False) -> Iterator[Event]:
+    return render(networks, asked, make_plan(asked), show_phases=show_phases)
+
+
+def pictures(networks: Networks, asked: GenerationRequest) -> list[np.ndarray]:
+    return [event.pixels for event in events(networks, asked) if isinstance(event, Picture)]
+
+
+def passes(networks: Networks, asked: GenerationRequest) -> list[PassResult]:
+    return [event for event in events(networks, asked) if isinstance(event, PassResult)]
+
+
+def test_phases_run_in_order_and_exactly_the_planned_steps(networks: Networks) -> None:
+    seen = list(events(networks, request(), show_phases=True))
+    kinds = [
+        (event.phase if isinstance(event, (Step, PassResult)) else event.kind)
+        for event in seen
+        if not isinstance(event, Finished)
+    ]
+    assert kinds == [BASE] * 5 + [DRAFT, UPSCALED] + [REFINE] * 4 + [FINAL]
+    finished = seen[-1]
+    assert isinstance(finished, Finished)
+    assert list(finished.seconds) == ["base", "upscale", "refine", "decode"]
+
+
+def test_the_unet_runs_once_a_step_for_both_halves_of_guidance(networks: Networks) -> None:
+    with mock.patch.object(networks.unet, "forward", wraps=networks.unet.forward) as unet:
+        list(events(networks, request()))
+    assert unet.call_count == 4 + 3
+    assert {call.args[0].shape[0] for call in unet.call_args_list} == {2}
+
+
+def test_the_prompt_is_encoded_once_for_both_passes(networks: Networks) -> None:
+    with mock.patch.object(networks.text.model, "forward", wraps=networks.text.model.forward) as text:
+        list(events(networks, request()))
+    assert text.call_count == 2  # positive and negative
+
+
+def test_latents_stay_latents(networks: Networks) -> None:
+    with (
+        mock.patch.object(networks.vae, "decode", wraps=networks.vae.decode) as decode,
+        mock.patch.object(networks.vae, "encode", wraps=networks.vae.encode) as encode,
+    ):
+        list(events(networks, request()))
+        assert (decode.call_count, encode.call_count) == (1, 0)
+        list(events(networks, request(hires=HiresSettings(steps=3, upscaler="Lanczos"))))
+        assert (decode.call_count, encode.call_count) == (3, 1)
+
+
+def test_sizes(networks: Networks) -> None:
+    asked = request(width=128, height=192, hires=HiresSettings(steps=2, scale=1.5))
+    (picture,) = pictures(networks, asked)
+    assert picture.shape == (288, 192, 3)
+    first, second = passes(networks, asked)
+    assert first.latents.shape == (1, 4, 24, 16)
+    assert second.latents.shape == (1, 4, 36, 24)
+
+
+def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Networks) -> None:
+    batch = pictures(networks, request(num_outputs=2, sampler="Euler a"))
+    alone = [pictures(networks, request(seed=7 + k, sampler="Euler a"))[0] for k in range(2)]
+    assert not np.array_equal(*batch)
+    for together, single in zip(batch, alone, strict=True):
+        difference = np.abs(together.astype(int) - single.astype(int))
+        assert (difference == 0).mean() > 0.99
+        assert difference.max() <= 2
+
+
+def test_the_same_request_gives_the_same_picture(networks: Networks) -> None:
+    first, second = pictures(networks, request()), pictures(networks, request())
+    assert np.array_equal(first[0], second[0])
+
+
+def test_prompt_seed_and_negative_prompt_matter(networks: Networks) -> None:
+    (base,) = pictures(networks, request())
+    for change in ({"prompt": "a green hill, yellow sky"}, {"seed": 8}, {"negative_prompt": "pink, sea"}):
+        (other,) = pictures(networks, request(**change))
+        assert np.abs(base.astype(int) - other.astype(int)).mean() > 1, change
+
+
+def test_without_hires_there_is_one_pass_and_one_picture(networks: Networks) -> None:
+    seen = list(events(networks, request(hires=None), show_phases=True))
+    assert [event.kind for event in seen if isinstance(event, Picture)] == [FINAL]
+    assert {event.phase for event in seen if isinstance(event, Step)} == {BASE}
+
+
+def test_sizes_that_are_no_multiple_of_64_draw(networks: Networks) -> None:
+    (picture,) = pictures(networks, request(width=136, height=200, hires=None))
+    assert picture.shape == (200, 136, 3)
+
+
+def test_inference_mode_does_not_leak_into_the_caller(networks: Networks) -> None:
+    stream = events(networks, request())
+    next(stream)
+    assert not torch.is_inference_mode_enabled()
+    stream.close()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_closed_stream_leaves_nothing_behind(networks: Networks) -> None:
+    """What cancelling does: the next prediction is the same as if it had been the first."""
+    (expected,) = pictures(networks, request())
+    stream = events(networks, request(seed=99))
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    (picture,) = pictures(networks, request())
+    assert np.array_equal(picture, expected)
+
+
+def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks: Networks) -> None:
+    broken = torch.full((1, 4, 16, 16), torch.nan)
+    with mock.patch.object(highres, "_sample", side_effect=lambda *_: _return(broken)), pytest.raises(NonFiniteError):
+        list(events(networks, request(hires=None)))
+
+
+def _return(value: torch.Tensor) -> Iterator[Event]:
+    yield Step(BASE, 1, 1)
+    return value
+
+
+def test_a_half_precision_overflow_is_decoded_again_in_float32(networks: Networks) -> None:
+    """A far too loud first layer is infinite in float16; in float32 the norms after it even it out."""
+    network = copy.deepcopy(networks.vae.network)
+    loud = network.decoder.conv_in.weight.data
+    loud.mul_(5e4 / loud.abs().max())
+    latent = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = VAE(network, networks.vae.scale).decode(latent)
+        half = network.to(torch.float16)
+        assert not torch.isfinite(half.decode(latent[None].half() / networks.vae.scale).sample).all()
+        picture = VAE(half, networks.vae.scale).decode(latent)
+    assert half.dtype == torch.float16
+    assert np.abs(picture.astype(int) - expected.astype(int)).mean() < 3
+
+
+def test_memory_errors_say_what_fits(networks: Networks) -> None:
+    with (
+        mock.patch.object(networks.unet, "forward", side_effect=torch.OutOfMemoryError("CUDA out of memory")),
+        pytest.raises(OutOfMemory, match="num_outputs=1"),
+    ):
+        list(events(networks, request()))

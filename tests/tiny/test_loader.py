@@ -1,0 +1,145 @@
+"""Checkpoints in every form that people have them in, and named errors for files that are something else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipelines.errors import ModelError
+from pipelines.highres import Picture, render
+from pipelines.loader import Networks, load
+from pipelines.model import ModelFiles
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest
+from weights_script.resolve import ResolvedModel
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="session")
+def files(embedded: ResolvedModel) -> ModelFiles:
+    return embedded.files
+
+
+@pytest.fixture(scope="session")
+def tensors(files: ModelFiles) -> Tensors:
+    return load_file(files.checkpoint)
+
+
+def picture(networks: Networks) -> np.ndarray:
+    request = GenerationRequest(
+        prompt="a pink sun over the sea", width=64, height=64, seed=3, num_inference_steps=2, hires=None
+    )
+    (pixels,) = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
+    return pixels
+
+
+def test_a_diffusers_folder_draws_the_same_picture(networks: Networks, files: ModelFiles, tmp_path: Path) -> None:
+    networks.unet.save_pretrained(tmp_path / "unet")
+    networks.vae.network.save_pretrained(tmp_path / "vae")
+    networks.text.model.save_pretrained(tmp_path / "text_encoder")
+    folder = load(replace(files, checkpoint=tmp_path, vae=None))
+    assert np.array_equal(picture(folder), picture(networks))
+
+
+def test_a_pickled_checkpoint_draws_the_same_picture(
+    networks: Networks, files: ModelFiles, tensors: Tensors, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": tensors, "global_step": 7}, path)
+    assert np.array_equal(picture(load(replace(files, checkpoint=path))), picture(networks))
+
+
+def test_text_encoder_names_without_text_model(
+    networks: Networks, files: ModelFiles, tensors: Tensors, tmp_path: Path
+) -> None:
+    """Merged checkpoints of this kind are often published so."""
+    path = tmp_path / "model.safetensors"
+    save_file({name.replace("transformer.text_model.", "transformer."): t for name, t in tensors.items()}, path)
+    assert np.array_equal(picture(load(replace(files, checkpoint=path))), picture(networks))
+
+
+def test_the_better_vae_is_the_one_that_decodes(networks: Networks, files: ModelFiles) -> None:
+    assert files.vae is not None
+    stock = load(replace(files, vae=None))
+    better = load_file(files.vae)["decoder.conv_out.weight"].float()
+    assert torch.equal(networks.vae.network.decoder.conv_out.weight, better)
+    assert not torch.equal(stock.vae.network.decoder.conv_out.weight, better)
+    assert not np.array_equal(picture(stock), picture(networks))
+    assert (stock.identity.vae_name, networks.identity.vae_name) == ("", files.vae.name)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_vae_file_may_have_the_checkpoints_names(files: ModelFiles, tmp_path: Path, prefix: str) -> None:
+    assert files.vae is not None
+    path = tmp_path / "vae.safetensors"
+    save_file({prefix + name: tensor for name, tensor in load_file(files.vae).items()}, path)
+    load(replace(files, vae=path))
+
+
+def test_a_checkpoint_without_a_vae_needs_one(files: ModelFiles, tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: t for name, t in tensors.items() if not name.startswith("first_stage_model.")}, path)
+    load(replace(files, checkpoint=path))
+    with pytest.raises(ModelError, match="holds no VAE"):
+        load(replace(files, checkpoint=path, vae=None))
+
+
+WRONG = {
+    "an SDXL checkpoint": {"conditioner.embedders.0.x": torch.zeros(1)},
+    r"a Stable Diffusion 2\.x": {"cond_stage_model.model.x": torch.zeros(1)},
+    "a LoRA": {"lora_unet_x.lora_down.weight": torch.zeros(1)},
+    "holds no UNet": {"something": torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_another_kind_of_file_is_named(files: ModelFiles, tmp_path: Path, message: str) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file(WRONG[message], path)
+    with pytest.raises(ModelError, match=message):
+        load(replace(files, checkpoint=path))
+
+
+def test_missing_cut_and_strange_files(files: ModelFiles, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        load(replace(files, checkpoint=tmp_path / "none.safetensors"))
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(files.checkpoint.read_bytes()[:100_000])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        load(replace(files, checkpoint=cut))
+    strange = tmp_path / "model.onnx"
+    strange.write_bytes(b"x")
+    with pytest.raises(ModelError, match="unknown kind of file"):
+        load(replace(files, checkpoint=strange))
+    with pytest.raises(ModelError, match="not a diffusers folder"):
+        load(replace(files, checkpoint=tmp_path))
+
+
+def test_a_lacking_tensor_is_named(files: ModelFiles, tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    lacking = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    save_file({name: t for name, t in tensors.items() if name != lacking}, path)
+    with pytest.raises(ModelError, match="lacks mid_block"):
+        load(replace(files, checkpoint=path))
+
+
+class Trap:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_runs_code_is_refused(files: ModelFiles, tmp_path: Path) -> None:
+    path, proof = tmp_path / "evil.ckpt", tmp_path / "ran"
+    torch.save({"state_dict": Trap(proof)}, path)
+    with pytest.raises(ModelError, match="Pickles that need code are refused"):
+        load(replace(files, checkpoint=path))
+    assert not proof.exists()

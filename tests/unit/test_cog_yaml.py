@@ -1,0 +1,91 @@
+"""cog.yaml and the pinned requirements: Cog's schema, and the rules that the schema lacks."""
+
+import json
+import re
+from fnmatch import fnmatch
+
+import jsonschema
+import pytest
+import yaml
+
+from script.schema import ROOT
+
+CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
+REQUIREMENT_FILES = sorted(path.name for path in ROOT.glob("requirements*.txt"))
+
+RESERVED = [
+    *("PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "VIRTUAL_ENV"),
+    *("HF_ENDPOINT", "HF_HUB_ENABLE_HF_TRANSFER", "R8_*", "REPLICATE_*", "CUDA_*", "NVIDIA_*", "NV_*", "PGET_*"),
+    "KUBERNETES_*",
+]
+"""Names that Cog refuses in `environment`."""
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package -> version; fails on a line that is not exactly `package==version`."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    found = [re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][A-Za-z0-9.]*)", line) or line for line in lines if line]
+    loose = [line for line in found if isinstance(line, str)]
+    assert loose == [], f"{name}: not pinned with =="
+    return {match[1].lower().replace("_", "-"): match[2] for match in found}
+
+
+def test_valid_against_the_schema_of_cog() -> None:
+    schema = json.loads((ROOT / "tests" / "data" / "cog_config_schema_v1.0.json").read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(schema).validate(CONFIG)
+
+
+def test_container_has_what_the_project_needs() -> None:
+    build = CONFIG["build"]
+    assert build["gpu"] is True
+    assert all(isinstance(build[key], str) for key in ("cuda", "python_version", "sdk_version")), "quote versions"
+    assert CONFIG["predict"] == "predict.py:Predictor"
+
+
+def test_files_that_are_referred_to_exist() -> None:
+    assert (ROOT / CONFIG["build"]["python_requirements"]).is_file()
+    path, _, name = CONFIG["predict"].partition(":")
+    assert re.search(rf"^class {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("variable", CONFIG["environment"])
+def test_environment_uses_no_name_that_cog_reserves(variable: str) -> None:
+    name = variable.partition("=")[0]
+    assert not [pattern for pattern in RESERVED if fnmatch(name, pattern)]
+
+
+def test_the_container_names_its_model() -> None:
+    from weights_script.manifest import load_manifest
+
+    environment = dict(variable.split("=", 1) for variable in CONFIG["environment"])
+    assert environment["PASTEL_MODEL"] in load_manifest()
+
+
+@pytest.mark.parametrize("name", REQUIREMENT_FILES)
+def test_every_requirement_is_pinned(name: str) -> None:
+    assert len(pins(name)) > 5
+
+
+def test_no_package_has_two_versions() -> None:
+    merged: dict[str, str] = {}
+    for name in REQUIREMENT_FILES:
+        for package, version in pins(name).items():
+            assert merged.setdefault(package, version) == version, package
+
+
+def test_the_sdk_is_the_one_that_the_container_installs() -> None:
+    assert pins("requirements.txt")["cog"] == CONFIG["build"]["sdk_version"]
+    assert pins("requirements.txt")["coglet"] == CONFIG["build"]["sdk_version"]
+
+
+@pytest.mark.parametrize("package", ["torch", "numpy", "pillow", "diffusers", "transformers", "safetensors"])
+def test_tests_run_on_the_versions_of_the_container(package: str) -> None:
+    from importlib.metadata import version
+
+    assert version(package).partition("+")[0] == pins("requirements.txt")[package]
+
+
+def test_the_image_holds_what_a_prediction_imports() -> None:
+    kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"predict.py", "pipelines", "weights_script", "requirements.txt", ".cog/openapi_schema.json"} <= set(kept)
+    assert all((ROOT / path).exists() for path in kept)

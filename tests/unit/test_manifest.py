@@ -1,0 +1,96 @@
+"""The manifest: what it must hold, and errors that name entry and field."""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from weights_script.manifest import DEFAULT_MODEL, ENTRY_RULES, HERE, ManifestError, load_manifest
+
+GOOD = """
+[thing]
+kind = "model"
+format = "ldm-safetensors"
+base = "sd1"
+file = "thing.safetensors"
+licence = { name = "MIT", url = "https://example.org" }
+sources = [{ url = "https://example.org/thing.safetensors" }]
+"""
+
+
+def load(folder: Path, text: str) -> object:
+    path = folder / "manifest.toml"
+    path.write_text(text)
+    return load_manifest(path)
+
+
+def test_a_good_entry_loads(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+
+
+BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
+    "unknown field": (lambda text: text + 'sah256 = "0"', "sah256"),
+    "missing field": (lambda text: text.replace('base = "sd1"', ""), "base"),
+    "wrong type": (lambda text: text + 'size = "2 GB"', "size"),
+    "a truth for a number": (lambda text: text + "size = true", "size"),
+    "kind": (lambda text: text.replace('"model"', '"modle"'), "kind"),
+    "format": (lambda text: text.replace('"ldm-safetensors"', '"gguf"'), "format"),
+    "no source": (lambda text: text.replace("[{ url", "[] #"), "sources"),
+    "source without a place": (lambda text: text.replace("[{ url = ", "[{ file = "), "sources"),
+    "two places": (lambda text: text.replace("[{ url", '[{ path = "x", url'), "sources"),
+    "unknown field inside": (lambda text: text.replace("url = ", 'uri = "x", url = ', 1), "licence.uri"),
+    "repo without revision": (lambda text: text.replace("[{ url", '[{ file = "x", repo'), "sources"),
+    "odd url": (lambda text: text.replace("https://example.org/thing", "ftp://example.org/thing"), "sources"),
+    "source that is no table": (lambda text: text.replace("[{ url = ", "[").replace(" }]", "]"), "sources"),
+    "no file name": (lambda text: text.replace('file = "thing.safetensors"', ""), "file"),
+    "file outside": (lambda text: text.replace('"thing.safetensors"', '"../thing"'), "file"),
+    "negative size": (lambda text: text + "size = -1", "size"),
+    "short hash": (lambda text: text + 'sha256 = "0123456789"', "sha256"),
+    "capital hash": (lambda text: text + f'sha256 = "{"A" * 64}"', "sha256"),
+    "short prefix": (lambda text: text + 'sha256_prefix = "0123"', "sha256_prefix"),
+    "two hashes": (lambda text: text + f'sha256 = "{"a" * 64}"\nsha256_prefix = "{"a" * 10}"', "sha256_prefix"),
+    "inner hash": (lambda text: text + 'hashes = { "a.bin" = "abc" }', "hashes"),
+    "odd width": (lambda text: text + "width = 450", "width"),
+    "odd height": (lambda text: text + "height = 0", "height"),
+    "clip skip": (lambda text: text + "clip_skip = 0", "clip_skip"),
+    "unknown vae": (lambda text: text + 'vae = "nobody"', "vae"),
+    "a model as vae": (lambda text: text + 'vae = "thing"', "vae"),
+}
+
+
+@pytest.mark.parametrize(("change", "field"), BROKEN.values(), ids=BROKEN.keys())
+def test_errors_name_entry_and_field(tmp_path: Path, change: Callable[[str], str], field: str) -> None:
+    changed = change(GOOD)
+    tomllib.loads(changed)
+    with pytest.raises(ManifestError) as caught:
+        load(tmp_path, changed)
+    assert str(caught.value).startswith(f"manifest entry 'thing', field '{field}':")
+
+
+def test_every_rule_is_tried() -> None:
+    assert {field for field, _, _ in ENTRY_RULES} <= {field for _, field in BROKEN.values()}
+
+
+def test_what_it_must_hold() -> None:
+    entries = load_manifest()
+    models = {name for name, entry in entries.items() if entry.kind == "model"}
+    assert {"pastel-mix", "pastel-mix-fp32", "pastel-mix-stock", "sd-1.5", "pastel-tiny"} <= models
+    assert entries["pastel-mix"].picture_size == (448, 640)
+    assert entries[DEFAULT_MODEL].picture_size == (128, 128)
+    assert {entry.kind for entry in entries.values()} >= {"vae", "upscaler", "safety-checker"}
+
+
+def test_what_is_fetched_as_one_file_has_a_published_hash() -> None:
+    fetched = [entry for entry in load_manifest().values() if entry.file]
+    assert [entry.name for entry in fetched if not (entry.sha256 or entry.sha256_prefix)] == []
+
+
+def test_no_code_can_hide_in_the_default_model_files() -> None:
+    """Models come as safetensors; a pickle is only accepted for a VAE that exists in no other form."""
+    pickles = {entry.name for entry in load_manifest().values() if entry.format == "ldm-ckpt"}
+    assert pickles == {"kl-f8-anime2"}
+
+
+def test_the_manifest_lies_beside_its_reader() -> None:
+    assert (HERE / "manifest.toml").is_file()

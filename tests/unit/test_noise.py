@@ -1,0 +1,149 @@
+"""Draws against WebUI's, cuRAND's published test vector and torchsde's Brownian tree."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines.catalog import NOISE_SOURCES
+from pipelines.noise import SOURCES, Noise, bridge, philox_normals, slerp
+
+CPU = torch.device("cpu")
+SHAPE = (4, 8, 8)
+REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
+
+
+def picked(noise: Tensor) -> list[float]:
+    values: list[float] = noise.flatten()[[0, 1, 500, 1023]].tolist()
+    return values
+
+
+def test_every_source_has_a_generator() -> None:
+    assert set(SOURCES) == set(NOISE_SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("NV", [-1.616490364074707, 0.5684552192687988, 0.33844730257987976, 2.3702495098114014]),
+        ("GPU", [-1.616490364074707, 0.5684552192687988, 0.33844730257987976, 2.3702495098114014]),
+        ("CPU", [-0.1117185652256012, -0.49659010767936707, 0.1461765617132187, -0.35271623730659485]),
+    ],
+)
+def test_initial_noise_is_webuis(source: str, expected: list[float]) -> None:
+    """Seed 1234 at 128 x 128; without CUDA the GPU's draws are computed."""
+    noise = Noise([1234], (4, 16, 16), source=source, device=CPU).initial()
+    assert noise.shape == (1, 4, 16, 16)
+    assert picked(noise) == pytest.approx(expected, abs=1e-6)
+
+
+def test_variation_is_webuis() -> None:
+    noise = Noise([1234], (4, 16, 16), source="CPU", device=CPU, variation_seeds=[99], variation_strength=0.3).initial()
+    expected = [0.05412463843822479, -1.3938813209533691, -0.4313635230064392, -0.9932472705841064]
+    assert picked(noise) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_variation_ends_at_either_noise(strength: float) -> None:
+    mixed = Noise([1], SHAPE, device=CPU, variation_seeds=[2], variation_strength=strength).initial()
+    torch.testing.assert_close(mixed, Noise([1 + int(strength)], SHAPE, device=CPU).initial(), atol=1e-5, rtol=0)
+
+
+def test_slerp_of_equal_noise_is_that_noise() -> None:
+    noise = Noise([5], SHAPE, device=CPU).initial()[0]
+    torch.testing.assert_close(slerp(noise, noise, 0.4), noise)
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
+def test_noise_of_all_reference_cases() -> None:
+    for name, case in json.loads((REFERENCE / "settings.json").read_text()).items():
+        params, tensors = case["params"], load_file(REFERENCE / "cases" / f"{name}.safetensors")
+        for key in (key for key in tensors if key.endswith("_noise")):
+            _, channels, height, width = tensors[key].shape
+            noise = Noise(
+                case["seeds"],
+                (channels, height, width),
+                source=case["options"]["randn_source"],
+                device=CPU,
+                variation_seeds=[params.get("subseed", 0)],
+                variation_strength=params.get("subseed_strength", 0),
+            )
+            torch.testing.assert_close(noise.initial(), tensors[key], atol=1e-6, rtol=0, msg=f"{name} {key}")
+
+
+def test_philox_known_answer() -> None:
+    """Random123's vector for counter and key zero begins 6627e8d5 e169c58d."""
+    radius = -2 * torch.tensor((0x6627E8D5 + 0.5) / 2**32, dtype=torch.float64).log()
+    turn = torch.tensor((0xE169C58D + 0.5) / 2**32 * 2 * torch.pi, dtype=torch.float64)
+    first = next(philox_normals([0], (1, 1, 1), CPU)).item()
+    assert first == pytest.approx((radius.sqrt() * turn.sin()).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("source", NOISE_SOURCES)
+def test_an_image_is_the_same_alone_and_in_a_batch(source: str) -> None:
+    seeds = [3, 2**32 + 3, 2**40]
+    batch = Noise(seeds, SHAPE, source=source, device=CPU, ensd=31337, span=(0.03, 14.6))
+    drawn = [batch.initial(), *(batch.draw() for _ in range(12)), batch.brownian(14.6, 3.0)]
+    for k, seed in enumerate(seeds):
+        alone = Noise([seed], SHAPE, source=source, device=CPU, ensd=31337, span=(0.03, 14.6))
+        again = [alone.initial(), *(alone.draw() for _ in range(12)), alone.brownian(14.6, 3.0)]
+        assert all(torch.equal(one[0], many[k]) for one, many in zip(again, drawn, strict=True))
+
+
+def test_the_upper_half_of_a_seed_counts() -> None:
+    assert not torch.equal(*Noise([3, 2**32 + 3], SHAPE, device=CPU).initial())
+
+
+@pytest.mark.parametrize("source", NOISE_SOURCES)
+def test_draws_go_on_from_the_initial_noise(source: str) -> None:
+    stream = SOURCES[source]([7], SHAPE, CPU)
+    noise = Noise([7], SHAPE, source=source, device=CPU)
+    drawn = [noise.draw() for _ in range(20)]
+    assert all(torch.equal(draw, expected) for draw, expected in zip(drawn, islice(stream, 20), strict=True))
+    assert len({draw[0, 0, 0, 0].item() for draw in drawn}) == 20
+    assert torch.stack(drawn).std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_ensd_starts_a_new_generator_after_the_first_draw() -> None:
+    noise = Noise([7], SHAPE, device=CPU, ensd=100)
+    assert torch.equal(noise.initial(), Noise([7], SHAPE, device=CPU).initial())
+    assert torch.equal(noise.draw(), Noise([107], SHAPE, device=CPU).initial())
+
+
+@pytest.mark.parametrize(
+    ("sigma", "sigma_next", "expected"),
+    [
+        (14.614643, 9.1, (0.66331, 0.45026, -0.04915)),
+        (9.1, 5.25, (-0.89356, 0.91532, 0.04003)),
+        (0.5, 0.0291675, (0.14639, -0.31802, 0.02699)),
+        (0.05, 0.03, (0.70527, 1.23187, 0.00047)),
+    ],
+)
+def test_sde_noise_is_torchsdes(sigma: float, sigma_next: float, expected: tuple[float, float, float]) -> None:
+    """Two elements and the mean, recorded from k-diffusion's BrownianTreeNoiseSampler on torchsde 0.2.6."""
+    noise = Noise([11, 2**32 + 7], SHAPE, source="CPU", device=CPU, span=(0.0291675, 14.614643))
+    step = noise.brownian(sigma, sigma_next)
+    assert (step[0, 0, 0, 0].item(), step[1, 3, 4, 5].item(), step.mean().item()) == pytest.approx(expected, abs=2e-5)
+
+
+def test_brownian_increments_add_up() -> None:
+    noise = Noise([1], SHAPE, device=CPU, span=(0.03, 14.6))
+    whole = noise.brownian(10.0, 2.0) * 8**0.5
+    parts = noise.brownian(10.0, 7.3) * 2.7**0.5 + noise.brownian(7.3, 2.0) * 5.3**0.5
+    torch.testing.assert_close(whole, parts, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("time", [0.03, 0.030001, 0.5, 7.315, 7.3149996, 14.6, 99.0])
+def test_a_bridge_has_the_variance_of_its_time(time: float) -> None:
+    seeds, weights = bridge(time, 0.03, 14.6, entropy=5)
+    assert len(seeds) == len(weights) == len(set(seeds))
+    assert sum(weight**2 for weight in weights) == pytest.approx(min(time, 14.6) - 0.03, rel=1e-4, abs=1e-9)
+
+
+def test_sde_noise_needs_the_span() -> None:
+    with pytest.raises(ValueError, match="span"):
+        Noise([1], SHAPE, device=CPU).brownian(3.0, 2.0)

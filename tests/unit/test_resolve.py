@@ -1,0 +1,145 @@
+"""Which model is loaded: given, named, or embedded; never another one silently."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ModelError
+from weights_script import manifest
+from weights_script.resolve import resolve
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A project folder with embedded files, an empty cache, and no network."""
+    for name in ("PASTEL_VAE", "PASTEL_SAFETY_CHECKER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PASTEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(manifest, "HERE", tmp_path)
+    for entry in manifest.load_manifest().values():
+        if entry.embedded:
+            entry.embedded.parent.mkdir(exist_ok=True)
+            entry.embedded.write_bytes(b"weights")
+    return tmp_path
+
+
+def test_nothing_named_is_the_embedded_model_and_says_so(project: Path) -> None:
+    model = resolve(None, None)
+    assert model.files.name == "pastel-tiny"
+    assert model.files.checkpoint == project / "embedded/pastel-tiny.safetensors"
+    assert model.files.vae == project / "embedded/pastel-tiny-better.vae.safetensors"
+    assert (model.width, model.height) == (128, 128)
+    assert "the embedded default" in model.description
+    assert "safety checker: off" in model.description
+    assert resolve("", "") == model
+
+
+def test_a_given_path_comes_before_a_named_model(project: Path) -> None:
+    given = project / "my-mix.safetensors"
+    given.write_bytes(b"weights")
+    model = resolve(str(given), "pastel-mix")
+    assert (model.files.name, model.files.checkpoint, model.files.vae) == ("my-mix", given, None)
+    assert (model.width, model.height) == (512, 512)
+    assert "COG_WEIGHTS" in model.description
+
+
+def test_a_given_folder(project: Path) -> None:
+    (project / "my.mix-v1.5").mkdir()
+    assert resolve(str(project / "my.mix-v1.5"), None).files.name == "my.mix-v1.5"
+
+
+def test_a_known_file_name_brings_its_picture_size(project: Path) -> None:
+    given = project / "pastelmix-better-vae-fp16.safetensors"
+    given.write_bytes(b"weights")
+    model = resolve(str(given), None)
+    assert (model.width, model.height, model.clip_skip) == (448, 640, 2)
+
+
+def test_a_model_fetched_before_is_used(project: Path) -> None:
+    from weights_script.ledger import Ledger
+
+    entry = manifest.load_manifest()["pastel-mix"]
+    path = project / "cache" / "pastel-mix" / entry.file
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(entry.size)
+    Ledger(project / "cache").add(f"pastel-mix/{entry.file}", entry.sha256, "test")
+    model = resolve(None, "pastel-mix")
+    assert (model.files.checkpoint, model.files.sha256) == (path, entry.sha256)
+    assert (model.width, model.height) == (448, 640)
+
+
+@pytest.mark.parametrize(
+    ("weights", "model", "says"),
+    [
+        ("/nowhere/at/all.safetensors", None, "COG_WEIGHTS=/nowhere/at/all.safetensors: no such file"),
+        ("s3://bucket/file", None, "COG_WEIGHTS: s3://bucket/file: not an http or https URL"),
+        ("http://127.0.0.1:9/x.safetensors", None, "COG_WEIGHTS: http://127.0.0.1:9/x.safetensors: not here"),
+        (None, "pastel-max", "PASTEL_MODEL=pastel-max: not a model of the manifest. Known are pastel-tiny"),
+        (None, "vae-ft-mse", "PASTEL_MODEL=vae-ft-mse: not a model"),
+        (None, "pastel-mix", "PASTEL_MODEL=pastel-mix: pastel-mix cannot be had. Tried JamesFlare"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_of_one_line(weights: str | None, model: str | None, says: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(weights, model)
+    assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_embedded_file_is_named(project: Path) -> None:
+    (project / "embedded/pastel-tiny.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"pastel-tiny\.safetensors is missing"):
+        resolve(None, None)
+
+
+def test_another_vae_by_path_or_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = project / "mine.vae.safetensors"
+    mine.write_bytes(b"weights")
+    monkeypatch.setenv("PASTEL_VAE", str(mine))
+    assert resolve(None, None).files.vae == mine
+    monkeypatch.setenv("PASTEL_VAE", "pastel-tiny-better-vae")
+    assert resolve(str(mine), None).files.vae == project / "embedded/pastel-tiny-better.vae.safetensors"
+    monkeypatch.setenv("PASTEL_VAE", "pastel-tiny")
+    with pytest.raises(ModelError, match="PASTEL_VAE=pastel-tiny: not a vae"):
+        resolve(None, None)
+    monkeypatch.setenv("PASTEL_VAE", "/nowhere.safetensors")
+    with pytest.raises(ModelError, match=r"PASTEL_VAE=/nowhere\.safetensors: no such file"):
+        resolve(None, None)
+
+
+def test_a_safety_checker_only_if_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASTEL_SAFETY_CHECKER", str(project))
+    assert resolve(None, None).safety_checker == project
+    monkeypatch.setenv("PASTEL_SAFETY_CHECKER", "safety-checker")
+    with pytest.raises(ModelError, match="PASTEL_SAFETY_CHECKER: safety-checker cannot be had"):
+        resolve(None, None)
+
+
+def test_a_url_is_fetched_and_its_hash_known(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+    def download(url: str, target: Path, *_: object, **__: object) -> str:
+        target.write_bytes(url.encode())
+        return "ab" * 32
+
+    monkeypatch.setattr("weights_script.fetch.download", download)
+    model = resolve("https://example.org/my-mix.safetensors", None)
+    assert (model.files.name, model.files.sha256) == ("my-mix", "ab" * 32)
+
+
+def test_the_embedded_model_needs_no_heavy_import(project: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from weights_script import manifest
+from weights_script.resolve import resolve
+manifest.HERE = Path({str(project)!r})
+resolve(None, None)
+heavy = {{"torch", "huggingface_hub", "httpx", "requests", "filelock", "urllib.request"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=20)

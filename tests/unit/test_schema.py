@@ -1,0 +1,115 @@
+"""The committed schema is what Cog's static generator makes of predict.py, and what it makes is what was meant."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from script import schema
+from script.compatibility import compatibility_problems
+from script.schema import COMMITTED, PREDICTOR, ROOT, SchemaError, generate, render
+
+DATA = ROOT / "tests" / "data"
+COMMITTED_SCHEMA = json.loads(COMMITTED.read_text(encoding="utf-8"))
+INPUTS = COMMITTED_SCHEMA["components"]["schemas"]["Input"]["properties"]
+
+PREDICT = """
+from typing import Iterator, Optional
+from cog import BasePredictor, Input, Path, streaming
+
+{constants}
+
+class Predictor(BasePredictor):
+    def predict(self, {parameters}) -> Iterator[Path]: ...
+"""
+
+
+def schema_of(parameters: str, constants: str = "") -> dict[str, object]:
+    document = generate(PREDICT.format(parameters=parameters, constants=constants))
+    return document["components"]["schemas"]
+
+
+def test_reproduces_the_generator_of_cog() -> None:
+    pair = DATA / "cog_static_schema"
+    made = render(generate((pair / "predict.py").read_text(encoding="utf-8")))
+    assert made == (pair / "openapi.json").read_text(encoding="utf-8")
+
+
+def test_committed_schema_is_up_to_date() -> None:
+    expected = render(generate(PREDICTOR.read_text(encoding="utf-8")))
+    assert COMMITTED.read_text(encoding="utf-8") == expected, "run script/schema and commit what it writes"
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_input_has_a_description_and_a_default(name: str) -> None:
+    assert INPUTS[name]["description"].endswith(".")
+    assert "default" in INPUTS[name]
+
+
+def test_the_form_shows_inputs_in_the_order_of_the_signature() -> None:
+    tree = ast.parse(PREDICTOR.read_text(encoding="utf-8"))
+    predict = next(each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == "predict")
+    parameters = [argument.arg for argument in predict.args.args[1:]]
+    assert list(INPUTS) == parameters
+    assert [INPUTS[name]["x-order"] for name in parameters] == list(range(len(parameters)))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "constants", "said"),
+    [
+        ('a: str = Input(description="one " "two", default="")', "", "Cog joins nothing"),
+        ('a: str = Input(description=("one"), default="")', "", "without parentheses"),
+        (r'a: str = Input(description="a \"b\"", default="")', "", "no escapes"),
+        ("a: int = Input(default=1_000)", "", "no 1_000"),
+        ("a: int = Input(default=2**32)", "", "literals only"),
+        ("a: int = Input(default=1, ge=LOW)", "LOW = 0", "literals only"),
+        ("a: int = Input(default=None)", "", "Optional"),
+        ("a: int = Input(default=DEFAULT)", "from pipelines.catalog import DEFAULT", "no constant of this file"),
+        ('a: str = Input(default="x", choices=list(NAMES))', "NAMES = {}", "literals only"),
+        ('a: str = Input(default="x", choices=[\n"x",  # best\n])', "", "comment"),
+        ("a: dict = Input(default={})", "", "use one of str"),
+        ("a: int = 3", "", "Input(...)"),
+        ("a: int", "", "Input(...)"),
+        ("a: int = Input(default=1, default_factory=int)", "", "default_factory is not supported"),
+        ("*, a: int = Input(default=1)", "", "no * or **"),
+    ],
+)
+def test_what_cog_would_lose_is_refused(parameters: str, constants: str, said: str) -> None:
+    with pytest.raises(SchemaError, match=r".") as error:
+        schema_of(parameters, constants)
+    assert said in str(error.value)
+
+
+def test_constants_of_the_file_are_followed() -> None:
+    made = schema_of(
+        'a: str = Input(description=TEXT, default="x", choices=list(KEYS.keys()))', 'TEXT = "t"\nKEYS = {"x": 1}'
+    )
+    assert made["a"] == {"description": "An enumeration.", "enum": ["x"], "title": "a", "type": "string"}
+    assert made["Input"]["properties"]["a"]["description"] == "t"
+
+
+def test_an_input_without_default_is_required() -> None:
+    made = schema_of("a: int = Input(ge=1.0), b: Optional[int] = Input(), c: int = Input(default=2)")
+    assert made["Input"]["required"] == ["a"]
+    assert made["Input"]["properties"]["a"]["minimum"] == 1
+
+
+def test_the_command_fails_on_drift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(schema, "COMMITTED", tmp_path / "openapi_schema.json")
+    monkeypatch.setattr("sys.argv", ["script/schema", "--check"])
+    assert schema.main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.setattr("sys.argv", ["script/schema"])
+    assert schema.main() == 0
+    monkeypatch.setattr("sys.argv", ["script/schema", "--check"])
+    assert schema.main() == 0
+
+
+def test_published_contract_still_holds() -> None:
+    published = json.loads((DATA / "published_schema.json").read_text(encoding="utf-8"))
+    assert compatibility_problems(published, COMMITTED_SCHEMA) == []

@@ -1,0 +1,96 @@
+"""Command line: `python -m weights_script list | fetch NAME... | verify | path NAME`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.errors import ModelError
+from weights_script.download import Expected, amount
+from weights_script.fetch import cache_folder, ensure, present
+from weights_script.ledger import Ledger, sha256_of
+from weights_script.manifest import Entry, load_manifest
+
+
+def show(entries: dict[str, Entry], options: argparse.Namespace) -> int:
+    for entry in entries.values():
+        here = "embedded" if entry.embedded else "here"
+        state = here if present(entry, options.cache) else "not here"
+        size = amount(entry.size) if entry.size else ""
+        print(f"{entry.name:24} {entry.kind:15} {size:>8}  {state:12} {entry.licence.name}")
+    return 0
+
+
+def fetch(entries: dict[str, Entry], options: argparse.Namespace) -> int:
+    """The named entries and the VAEs that belong to them."""
+    for entry in (_entry(entries, name) for name in options.names):
+        for each in filter(None, (entry, entries.get(entry.vae))):
+            print(ensure(each, options.cache))
+    return 0
+
+
+def verify(entries: dict[str, Entry], options: argparse.Namespace) -> int:
+    """Read every recorded file again; 1 when one is missing or not what was recorded."""
+    records = Ledger(options.cache).records()
+    problems = 0
+    for key, record in records.items():
+        path = options.cache / key
+        problem = "missing"
+        if path.is_file():
+            expected = Expected(size=record.size, sha256=record.sha256)
+            problem = expected.problem(path.stat().st_size, sha256_of(path))
+        problems += bool(problem)
+        print(f"{problem or 'ok'}: {key}")
+    print(f"{len(records)} files, {problems} with problems, in {options.cache}")
+    return 1 if problems else 0
+
+
+def where(entries: dict[str, Entry], options: argparse.Namespace) -> int:
+    found = present(_entry(entries, options.name), options.cache)
+    if found is None:
+        raise ModelError(f"{options.name}: not here. Run `python -m weights_script fetch {options.name}`.")
+    print(found)
+    return 0
+
+
+def _entry(entries: dict[str, Entry], name: str) -> Entry:
+    if name not in entries:
+        raise ModelError(f"{name}: not in the manifest. Known are {', '.join(entries)}.")
+    return entries[name]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m weights_script", description="Fetch and check weight files.")
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder(), help="folder to keep files in (PASTEL_CACHE; %(default)s)"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("list", show, "show every entry of the manifest and whether it is here")
+    command("fetch", fetch, "fetch entries, and the VAEs that belong to them").add_argument("names", nargs="+")
+    command("verify", verify, "read every fetched file again and compare its hash")
+    command("path", where, "print where an entry lies").add_argument("name")
+    return parser
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = arguments().parse_args()
+    try:
+        return int(options.run(load_manifest(), options))
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run again to go on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Entries and URLs -> local paths, fetching what is missing: mirrors in turn, one process a file, only right files."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import urllib.parse
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipelines.errors import ModelError
+from weights_script import hub
+from weights_script.download import Expected, download
+from weights_script.ledger import Ledger, sha256_of
+from weights_script.manifest import Entry, Source
+from weights_script.web import PATIENCE, Patience, SourceFailed, Unreachable, redacted
+
+log = logging.getLogger(__name__)
+
+COMPLETE = ".complete"
+"""Written into a fetched folder last: the list of its files. Without it the folder is not trusted."""
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def cache_folder() -> Path:
+    """PASTEL_CACHE, else `pastel` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    if chosen := os.environ.get("PASTEL_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pastel"
+
+
+def ensure(entry: Entry, cache: Path, patience: Patience = PATIENCE) -> Path:
+    """The entry's file, or its diffusers folder, fetched if need be.
+
+    Sources are tried in turn. Raises ModelError with what was tried, or NoRoom when the disk is full.
+    """
+    if path := present(entry, cache):
+        return path
+    if entry.embedded:
+        raise ModelError(f"{entry.name}: {entry.embedded} is missing. Restore it: it comes with the project.")
+    tried: list[str] = []
+    unreachable: set[str] = set()
+    for source in entry.sources:
+        host = urllib.parse.urlsplit(source.url or hub.endpoint()).netloc
+        if host in unreachable:
+            continue
+        try:
+            return _from_source(entry, source, cache, patience)
+        except SourceFailed as failure:
+            tried.append(f"{source}: {failure}")
+            log.warning("%s: %s: %s", entry.name, source, failure)
+            if isinstance(failure, Unreachable):
+                unreachable.add(host)
+    skipped = len(entry.sources) - len(tried)
+    raise ModelError(
+        f"{entry.name} cannot be had. Tried {'; '.join(tried)}"
+        f"{f'; {skipped} more on the same host' if skipped else ''}. "
+        f"Fix the network and run `python -m weights_script fetch {entry.name}`, or set COG_WEIGHTS to a file of yours."
+    )
+
+
+def present(entry: Entry, cache: Path) -> Path | None:
+    """The entry's path if it is here and whole, without any network."""
+    if entry.embedded:
+        return entry.embedded if entry.embedded.is_file() else None
+    if entry.file and Ledger(cache).vouches(_file_key(entry), _stated(entry)):
+        return cache / _file_key(entry)
+    folders = (source for source in entry.sources if source.is_folder)
+    return next((cache / _folder_key(entry, s) for s in folders if _folder_is_whole(entry, s, cache)), None)
+
+
+def fetch_url(url: str, cache: Path, sha256: str = "", patience: Patience = PATIENCE) -> Path:
+    """A checkpoint or VAE by its address. A name without a known suffix is taken for safetensors.
+
+    Raises ModelError for anything but http and https, and when the file cannot be had.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ModelError(f"{redacted(url)}: not an http or https URL. Give one of those, or a local path.")
+    name = re.sub(r"[^\w.-]", "_", urllib.parse.unquote(Path(parts.path).name)).lstrip(".") or "weights"
+    name = name if name.endswith(SUFFIXES) else f"{name}.safetensors"
+    key = f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
+    stated = Expected(sha256=sha256)
+    if Ledger(cache).vouches(key, stated):
+        return cache / key
+    try:
+        return _file(cache, key, url, stated, None, patience)
+    except SourceFailed as failure:
+        raise ModelError(f"{redacted(url)}: {failure}. Check the address, or give a local path.") from failure
+
+
+def _stated(entry: Entry) -> Expected:
+    return Expected(size=entry.size, sha256=entry.sha256 or entry.sha256_prefix)
+
+
+def _file_key(entry: Entry) -> str:
+    return f"{entry.name}/{entry.file}"
+
+
+def _folder_key(entry: Entry, source: Source) -> str:
+    return f"{entry.name}/{source.repo.replace('/', '--')}-{source.revision[:8].replace('/', '-')}"
+
+
+def _folder_is_whole(entry: Entry, source: Source, cache: Path) -> bool:
+    key = _folder_key(entry, source)
+    marker = cache / key / COMPLETE
+    if not marker.is_file():
+        return False
+    try:
+        files = json.loads(marker.read_text())
+    except ValueError:  # killed while writing it
+        return False
+    ledger = Ledger(cache)
+    return all(ledger.vouches(f"{key}/{name}", Expected(sha256=entry.hashes.get(name, ""))) for name in files)
+
+
+def _from_source(entry: Entry, source: Source, cache: Path, patience: Patience) -> Path:
+    if source.is_folder:
+        return _folder(entry, source, cache, patience)
+    url = source.url or hub.file_url(source, source.file)
+    found = hub.cached(source, source.file) if source.repo else None
+    return _file(cache, _file_key(entry), url, _stated(entry), found, patience)
+
+
+def _folder(entry: Entry, source: Source, cache: Path, patience: Patience) -> Path:
+    _refuse_offline()
+    key = _folder_key(entry, source)
+    files = hub.folder_files(source, patience)
+    for name, listed in files.items():
+        stated = Expected(size=listed.size, sha256=entry.hashes.get(name, listed.sha256))
+        url = hub.file_url(source, name)
+        _file(cache, f"{key}/{name}", url, stated, hub.cached(source, name), patience)
+    (cache / key / COMPLETE).write_text(json.dumps(list(files)))
+    return cache / key
+
+
+def _file(cache: Path, key: str, url: str, stated: Expected, found: Path | None, patience: Patience) -> Path:
+    """One file at its place in the cache, recorded. `found` is a copy elsewhere that may serve."""
+    target = cache / key
+    ledger = Ledger(cache)
+    with _alone(target):
+        if ledger.vouches(key, stated):  # Another process was faster.
+            return target
+        expected = ledger.expectation(key, stated)
+        if found and (digest := sha256_of(found)) and not expected.problem(found.stat().st_size, digest):
+            _link(found, target)
+            ledger.add(key, digest, str(found))
+            return target
+        _refuse_offline()
+        digest = download(url, target, expected, token=hub.token_for(url), patience=patience)
+        if not expected.sha256:
+            log.info("%s: no hash is published; %s is trusted from now on", target.name, digest)
+        ledger.add(key, digest, url)
+    return target
+
+
+def _link(found: Path, target: Path) -> None:
+    """A symbolic link, made beside and renamed like any other file."""
+    beside = target.with_name(f".{target.name}.link")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(found.resolve())
+    beside.replace(target)
+
+
+def _refuse_offline() -> None:
+    if hub.offline():
+        raise SourceFailed("not here, and HF_HUB_OFFLINE forbids to fetch it")
+
+
+@contextmanager
+def _alone(target: Path) -> Generator[None]:
+    """Only one process fetches a file; the kernel frees the lock of one that is killed."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is fetching it; waiting", target.name)
+        lock.acquire()
+    except OSError as error:
+        raise ModelError(f"{target.parent}: cannot be written ({error.strerror}). Set PASTEL_CACHE.") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,94 @@
+"""What is particular to the Hugging Face Hub: addresses, the token, a repository's listing, its local cache.
+
+Honours HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. The Hub's client library is asked for the token and its
+cache, and only when a file has to be fetched: importing it costs start-up time.
+"""
+
+import json
+import os
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weights_script.download import Expected, read_text
+from weights_script.manifest import Source
+from weights_script.web import Patience, SourceFailed
+
+ALWAYS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
+OPTIONAL_FOLDERS = ("scheduler/", "tokenizer/")
+NETWORK_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+}
+"""One weight file of each network, the safe form first; repositories often hold several forms of the same."""
+
+
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def token_for(url: str) -> str:
+    """The user's token, for the Hub's own address and no other."""
+    ours, theirs = urllib.parse.urlsplit(endpoint()), urllib.parse.urlsplit(url)
+    if (ours.scheme, ours.netloc) != (theirs.scheme, theirs.netloc):
+        return ""
+    from huggingface_hub import get_token
+
+    return get_token() or ""
+
+
+def file_url(source: Source, file: str) -> str:
+    revision = urllib.parse.quote(source.revision, safe="")
+    return f"{endpoint()}/{source.repo}/resolve/{revision}/{urllib.parse.quote(file)}"
+
+
+def cached(source: Source, file: str) -> Path | None:
+    """The file in the Hub's own cache (HF_HOME), if an earlier program put it there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repo, file, revision=source.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def folder_files(source: Source, patience: Patience) -> dict[str, Expected]:
+    """The files of a folder source and what the Hub states of them. Raises SourceFailed."""
+    revision = urllib.parse.quote(source.revision, safe="")
+    url = f"{endpoint()}/api/models/{source.repo}/revision/{revision}?blobs=true"
+    try:
+        siblings = json.loads(read_text(url, token=token_for(url), patience=patience))["siblings"]
+        stated = {item["rfilename"]: _stated(item) for item in siblings}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceFailed("answered with something else than a repository's listing") from error
+    return {name: stated[name] for name in _wanted(source, stated)}
+
+
+def _stated(item: dict[str, Any]) -> Expected:
+    """Large files carry their SHA-256; small ones only their size."""
+    large: dict[str, str] = item.get("lfs") or {}
+    return Expected(size=item.get("size"), sha256=large.get("sha256", ""))
+
+
+def _wanted(source: Source, stated: Mapping[str, Expected]) -> list[str]:
+    if source.files:
+        missing = [name for name in source.files if name not in stated]
+        if missing:
+            raise SourceFailed(f"holds no {missing[0]}")
+        return list(source.files)
+    weights = [_weights(network, stated) for network in NETWORK_WEIGHTS]
+    missing = [name for name in ALWAYS if name not in stated]
+    if missing:
+        raise SourceFailed(f"is no diffusers folder: it holds no {missing[0]}")
+    return [*ALWAYS, *weights, *(name for name in stated if name.startswith(OPTIONAL_FOLDERS))]
+
+
+def _weights(network: str, stated: Mapping[str, Expected]) -> str:
+    for name in NETWORK_WEIGHTS[network]:
+        if f"{network}/{name}" in stated:
+            return f"{network}/{name}"
+    raise SourceFailed(f"is no diffusers folder: it holds no weights in {network}/")

@@ -1,0 +1,80 @@
+"""`weights.lock.json`: size and hash of every file that was fetched, enforced from then on (trust on first use)."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipelines.errors import ModelError
+from weights_script.download import Expected
+from weights_script.web import redacted
+
+NAME = "weights.lock.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One fetched file; `source` is its URL without secrets."""
+
+    size: int
+    sha256: str
+    source: str
+
+
+class Ledger:
+    """The records of one cache folder. A key is a file's path inside it."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.path = cache / NAME
+
+    def records(self) -> dict[str, Record]:
+        """Raises ModelError when the lock file is damaged: deleting it would give up what it enforces."""
+        if not self.path.exists():
+            return {}
+        try:
+            return {key: Record(**value) for key, value in json.loads(self.path.read_text()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"{self.path}: damaged. Restore it, or delete it to trust the next fetch anew.") from error
+
+    def get(self, key: str) -> Record | None:
+        return self.records().get(key)
+
+    def expectation(self, key: str, stated: Expected) -> Expected:
+        """What a fetch must bring: the manifest's word, completed by what an earlier fetch found."""
+        record = self.get(key)
+        if record is None or stated.problem(record.size, record.sha256):
+            return stated
+        return Expected(size=record.size, sha256=record.sha256)
+
+    def vouches(self, key: str, stated: Expected) -> bool:
+        """Whether the file is there and is the one expected.
+
+        A recorded file is trusted by its size, `verify` reads it again; one without a record is read once.
+        """
+        path = self.cache / key
+        if not path.is_file():
+            return False
+        record = self.get(key)
+        if record is None:
+            digest = sha256_of(path)
+            if stated.problem(path.stat().st_size, digest):
+                return False
+            record = self.add(key, digest, "found in the cache")
+        return record.size == path.stat().st_size and not stated.problem(record.size, record.sha256)
+
+    def add(self, key: str, sha256: str, source: str) -> Record:
+        record = Record(size=(self.cache / key).stat().st_size, sha256=sha256, source=redacted(source))
+        with FileLock(self.path.with_name(f".{NAME}.lock")):
+            table = self.records() | {key: record}
+            fresh = self.path.with_name(f"{NAME}.new")
+            fresh.write_text(json.dumps({name: asdict(value) for name, value in sorted(table.items())}, indent=1))
+            fresh.replace(self.path)
+        return record
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,196 @@
+"""The manifest as data: every weight file that the project knows. Standard library only, to keep start-up lean."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from pipelines.errors import ModelError
+
+HERE = Path(__file__).parent
+KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter")
+FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder")
+DEFAULT_MODEL = "pastel-tiny"
+TRAINED_SIZE = (512, 512)
+"""(width, height) that Stable Diffusion 1.x was trained on; for models that the manifest says nothing of."""
+
+
+class ManifestError(ModelError):
+    """The manifest breaks a rule. The text names the entry, the field and the rule."""
+
+    def __init__(self, entry: str, name: str, rule: str) -> None:
+        super().__init__(f"manifest entry {entry!r}, field {name!r}: {rule}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """SPDX identifier where there is one, else the name it goes by, and where to read it."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One place to have an entry from. Exactly one of `repo`, `url` and `path` is set."""
+
+    repo: str = ""
+    """Hugging Face repository. Without `file`, a folder: `files` of it, or else what a diffusers pipeline needs."""
+    revision: str = ""
+    file: str = ""
+    files: tuple[str, ...] = ()
+    url: str = ""
+    path: str = ""
+    """Relative to this package: comes with the project."""
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.repo) and not self.file
+
+    def __str__(self) -> str:
+        return self.path or self.url or "/".join(filter(None, (self.repo, self.file)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A weight file or diffusers folder, what it is and where it can be had."""
+
+    name: str
+    kind: str
+    format: str
+    base: str
+    licence: Licence
+    sources: tuple[Source, ...]
+    file: str = ""
+    """Name of the single file in the cache; empty for what is only had as a folder or comes with the project."""
+    size: int | None = None
+    """Bytes of the single file."""
+    sha256: str = ""
+    sha256_prefix: str = ""
+    """The first digits, where no more is published (WebUI's "Model hash" is ten)."""
+    hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """SHA-256 of files inside a folder."""
+    verified: bool = False
+    """A fetch of ours has confirmed size and hash."""
+    vae: str = ""
+    """Entry of the better VAE to put over this model's own."""
+    width: int = TRAINED_SIZE[0]
+    height: int = TRAINED_SIZE[1]
+    clip_skip: int = 1
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(width, height) of a picture when nothing else is asked for."""
+        return self.width, self.height
+
+    @property
+    def embedded(self) -> Path | None:
+        """The file that comes with the project, if this entry is such a one; it may be missing."""
+        return next((HERE / source.path for source in self.sources if source.path), None)
+
+
+SOURCE_FIELDS: dict[str, type] = {"repo": str, "revision": str, "file": str, "files": list, "url": str, "path": str}
+LICENCE_FIELDS: dict[str, type] = {"name": str, "url": str}
+ENTRY_FIELDS: dict[str, type] = {
+    "kind": str,
+    "format": str,
+    "base": str,
+    "licence": dict,
+    "sources": list,
+    "file": str,
+    "size": int,
+    "sha256": str,
+    "sha256_prefix": str,
+    "hashes": dict,
+    "verified": bool,
+    "vae": str,
+    "width": int,
+    "height": int,
+    "clip_skip": int,
+}
+REQUIRED = ("kind", "format", "base", "licence", "sources")
+
+
+def _full_hash(text: object) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", str(text)) is not None
+
+
+def _hash_prefix(text: str) -> bool:
+    return re.fullmatch(r"([0-9a-f]{10,63})?", text) is not None
+
+
+def _one_place(source: Source) -> bool:
+    return [bool(source.repo), bool(source.url), bool(source.path)].count(True) == 1
+
+
+def _needs_file_name(entry: Entry) -> bool:
+    return any(not source.is_folder and not source.path for source in entry.sources)
+
+
+ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
+    ("kind", lambda e: e.kind in KINDS, f"must be one of {', '.join(KINDS)}"),
+    ("format", lambda e: e.format in FORMATS, f"must be one of {', '.join(FORMATS)}"),
+    ("sources", lambda e: bool(e.sources), "needs at least one source"),
+    ("sources", lambda e: all(map(_one_place, e.sources)), "each needs exactly one of repo, url, path"),
+    ("sources", lambda e: all(s.revision for s in e.sources if s.repo), "each repo needs a revision"),
+    ("sources", lambda e: all(re.match("https?://", s.url) for s in e.sources if s.url), "urls are http or https"),
+    ("file", lambda e: bool(e.file) == _needs_file_name(e), "is for single files that are fetched"),
+    ("file", lambda e: Path(e.file).name == e.file, "must be a plain file name"),
+    ("size", lambda e: e.size is None or e.size > 0, "must be positive"),
+    ("sha256", lambda e: not e.sha256 or _full_hash(e.sha256), "must be 64 small hexadecimal digits"),
+    ("sha256_prefix", lambda e: _hash_prefix(e.sha256_prefix), "must be 10-63 small hexadecimal digits"),
+    ("sha256_prefix", lambda e: not (e.sha256 and e.sha256_prefix), "is for entries without sha256"),
+    ("hashes", lambda e: all(map(_full_hash, e.hashes.values())), "must be 64 small hexadecimal digits each"),
+    ("width", lambda e: e.width > 0 and e.width % 8 == 0, "must be a positive multiple of 8"),
+    ("height", lambda e: e.height > 0 and e.height % 8 == 0, "must be a positive multiple of 8"),
+    ("clip_skip", lambda e: 1 <= e.clip_skip <= 12, "must be 1-12"),
+)
+
+
+def load_manifest(path: Path = HERE / "manifest.toml") -> dict[str, Entry]:
+    """Every entry by its name, in the file's order. Raises ManifestError, which names entry, field and rule."""
+    with path.open("rb") as stream:
+        tables = tomllib.load(stream)
+    entries = {name: _entry(name, table) for name, table in tables.items()}
+    for entry in entries.values():
+        if entry.vae and (entry.vae not in entries or entries[entry.vae].kind != "vae"):
+            raise ManifestError(entry.name, "vae", f"{entry.vae!r} is no entry of kind vae")
+    return entries
+
+
+def _entry(name: str, table: Mapping[str, Any]) -> Entry:
+    values = _checked(name, "", table, ENTRY_FIELDS, REQUIRED)
+    values["licence"] = Licence(**_checked(name, "licence", values["licence"], LICENCE_FIELDS, ("name", "url")))
+    values["sources"] = tuple(_source(name, source) for source in values["sources"])
+    entry = Entry(name=name, **values)
+    for field_name, holds, rule in ENTRY_RULES:
+        if not holds(entry):
+            raise ManifestError(name, field_name, rule)
+    return entry
+
+
+def _source(name: str, table: Mapping[str, Any]) -> Source:
+    values = _checked(name, "sources", table, SOURCE_FIELDS, ())
+    values["files"] = tuple(values.get("files", ()))
+    return Source(**values)
+
+
+def _checked(
+    entry: str, inside: str, table: Any, fields: Mapping[str, type], required: tuple[str, ...]
+) -> dict[str, Any]:
+    """The table's values when every field is known, of its type, and none that is required is missing."""
+    if type(table) is not dict:
+        raise ManifestError(entry, inside, "must be a table")
+    prefix = f"{inside}." if inside else ""
+    values: dict[str, Any] = dict(cast(Mapping[str, Any], table))
+    for key, value in values.items():
+        if key not in fields:
+            raise ManifestError(entry, f"{prefix}{key}", f"is not known; known are {', '.join(fields)}")
+        if type(value) is not fields[key]:
+            raise ManifestError(entry, f"{prefix}{key}", f"must be of type {fields[key].__name__}, is {value!r}")
+    for key in required:
+        if key not in values:
+            raise ManifestError(entry, f"{prefix}{key}", "is missing")
+    return values

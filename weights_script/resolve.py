@@ -1,0 +1,127 @@
+"""Which model a container loads: the one given, else the one named, else the embedded default; never a silent swap."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import ModelError
+from pipelines.model import ModelFiles
+from weights_script import manifest
+from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model whose files are here."""
+
+    files: ModelFiles
+    width: int
+    """Of a picture, in pixels, when the request names none; `height` likewise."""
+    height: int
+    clip_skip: int
+    """What the model's author advises; 1 where nothing is known."""
+    safety_checker: Path | None
+    description: str
+    """What is loaded, why this one, and from where: for the log."""
+
+
+def resolve(weights: str | None, model: str | None) -> ResolvedModel:
+    """`weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry), else the embedded one.
+
+    PASTEL_VAE (path, URL or manifest entry) puts another VAE over it; PASTEL_SAFETY_CHECKER (folder or manifest entry)
+    turns a checker on. Fetches what is missing. Raises ModelError, which names the setting, what was tried and the fix.
+    """
+    entries = load_manifest()
+    if weights:
+        checkpoint, sha256 = _path_or_url("COG_WEIGHTS", weights)
+        # A file that the manifest knows by its name brings that entry's picture size with it.
+        entry = next((entry for entry in entries.values() if checkpoint.name in _file_names(entry)), None)
+        return _resolved(checkpoint, sha256, f"COG_WEIGHTS={weights}", _vae("", entries), entry, entries)
+    reason = f"PASTEL_MODEL={model}" if model else "the embedded default: neither COG_WEIGHTS nor PASTEL_MODEL is set"
+    entry = _named("PASTEL_MODEL", model or DEFAULT_MODEL, "model", entries)
+    checkpoint = _entry_path(reason, entry)
+    return _resolved(checkpoint, entry.sha256, reason, _vae(entry.vae, entries), entry, entries)
+
+
+def _resolved(
+    checkpoint: Path, sha256: str, reason: str, vae: Path | None, entry: Entry | None, entries: dict[str, Entry]
+) -> ResolvedModel:
+    name = checkpoint.stem if checkpoint.is_file() else checkpoint.name  # as WebUI names models
+    checker = _safety_checker(entries)
+    width, height = entry.picture_size if entry else TRAINED_SIZE
+    return ResolvedModel(
+        files=ModelFiles(
+            name=name,
+            checkpoint=checkpoint,
+            vae=vae,
+            tokenizer=manifest.HERE / "embedded" / "tokenizer",
+            sha256=sha256 if checkpoint.is_file() else "",
+        ),
+        width=width,
+        height=height,
+        clip_skip=entry.clip_skip if entry else 1,
+        safety_checker=checker,
+        description=f"{name} ({reason}) from {checkpoint}; VAE: {vae.name if vae else 'its own'}; "
+        f"safety checker: {checker or 'off, PASTEL_SAFETY_CHECKER names none'}",
+    )
+
+
+def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:
+    """PASTEL_VAE if set, else the manifest's VAE for the model, else none."""
+    chosen = os.environ.get("PASTEL_VAE")
+    if not chosen:
+        return _entry_path(f"the VAE {entry_name}", entries[entry_name]) if entry_name else None
+    if chosen in entries:
+        return _entry_path("PASTEL_VAE", _named("PASTEL_VAE", chosen, "vae", entries))
+    return _path_or_url("PASTEL_VAE", chosen)[0]
+
+
+def _safety_checker(entries: dict[str, Entry]) -> Path | None:
+    """The folder of the checker that PASTEL_SAFETY_CHECKER names; none is loaded unless one is named."""
+    setting, chosen = "PASTEL_SAFETY_CHECKER", os.environ.get("PASTEL_SAFETY_CHECKER")
+    if not chosen:
+        return None
+    if Path(chosen).is_dir():
+        return Path(chosen)
+    return _entry_path(setting, _named(setting, chosen, "safety-checker", entries))
+
+
+def _named(setting: str, name: str, kind: str, entries: dict[str, Entry]) -> Entry:
+    choices = [entry.name for entry in entries.values() if entry.kind == kind]
+    if name not in choices:
+        raise ModelError(f"{setting}={name}: not a {kind} of the manifest. Known are {', '.join(choices)}.")
+    return entries[name]
+
+
+def _entry_path(setting: str, entry: Entry) -> Path:
+    if entry.embedded and entry.embedded.is_file():
+        return entry.embedded
+    # Imported here: the embedded model needs no network, and start-up no HTTP client.
+    from weights_script.fetch import cache_folder, ensure
+
+    try:
+        return ensure(entry, cache_folder())
+    except ModelError as error:
+        raise ModelError(f"{setting}: {error}") from error
+
+
+def _path_or_url(setting: str, value: str) -> tuple[Path, str]:
+    """The path, and its SHA-256 where a fetch has told it."""
+    if "://" not in value:
+        path = Path(value).expanduser()
+        if path.exists():
+            return path.absolute(), ""
+        raise ModelError(f"{setting}={value}: no such file or folder. Give a path, or an http or https URL.")
+    from weights_script.fetch import cache_folder, fetch_url
+    from weights_script.ledger import Ledger
+
+    try:
+        path = fetch_url(value, cache_folder())
+    except ModelError as error:
+        raise ModelError(f"{setting}: {error}") from error
+    record = Ledger(cache_folder()).get(str(path.relative_to(cache_folder())))
+    return path, record.sha256 if record else ""
+
+
+def _file_names(entry: Entry) -> set[str]:
+    return {Path(source.file or source.path).name for source in entry.sources} | {entry.file} - {""}

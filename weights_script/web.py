@@ -1,0 +1,206 @@
+"""Asking a server for a file, and what its answers mean: try again, try elsewhere, or here it comes.
+
+The standard library's client is enough and honours the proxy variables, so that nothing more has to be installed.
+"""
+
+import email.utils
+import http.client
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.client import HTTPMessage, HTTPResponse
+from typing import IO, cast
+from urllib.request import Request
+
+from pipelines.errors import ModelError
+
+CHUNK = 1 << 20
+TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+STATUS_HINTS = {
+    401: "gone, private or gated; for a gated repository accept its terms and set HF_TOKEN",
+    403: "not allowed; for a gated repository accept its terms and set HF_TOKEN",
+    404: "no such file there",
+    410: "gone",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a server is put up with."""
+
+    tries: int = 5
+    """Failures in a row that brought less than `progress` bytes each."""
+    connects: int = 2
+    """The same, when the server could not be reached at all."""
+    progress: int = 1 << 20
+    timeout: float = 30.0
+    """Seconds without a byte."""
+    slowest: float = 1024.0
+    """Bytes a second, on average, after `timeout` seconds."""
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+
+    def wait(self, failures: int) -> float:
+        """Seconds before the next try: doubled with each failure."""
+        return min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
+
+
+PATIENCE = Patience()
+
+
+class SourceFailed(ModelError):
+    """This source cannot give the file; another may. The text holds no token."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redacted(text))
+
+
+class Unreachable(SourceFailed):
+    """No connection to the server came about."""
+
+
+class Interrupted(Exception):
+    """Worth another try. `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, text: str, wait: float | None = None) -> None:
+        super().__init__(redacted(text))
+        self.wait = wait
+
+
+class NoConnection(Interrupted):
+    """The server could not be reached."""
+
+
+class RangeRefused(Exception):
+    """HTTP 416: the server does not continue from where it was asked to."""
+
+
+def redacted(text: str) -> str:
+    """The text without passwords and queries in its URLs (signed links), and without Hugging Face tokens."""
+    text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
+    text = re.sub(r"(https?://[^\s?#]*)[?#]\S*", r"\1", text)
+    secret = os.environ.get("HF_TOKEN")
+    text = text.replace(secret, "***") if secret else text
+    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
+
+
+def ask(url: str, headers: dict[str, str], token: str, timeout: float) -> HTTPResponse:
+    """The answer to a GET; `token` is sent to the URL's own host only.
+
+    Raises SourceFailed, Interrupted or RangeRefused.
+    """
+    request = Request(url, headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        return cast(HTTPResponse, urllib.request.build_opener(_Redirects).open(request, timeout=timeout))
+    except urllib.error.HTTPError as error:
+        raise _from_status(error) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise SourceFailed(f"its certificate cannot be verified ({_reason(error.reason)})") from error
+        raise NoConnection(f"cannot be reached ({_reason(error.reason)})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise Interrupted(f"broken answer ({_reason(error)})") from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to less, and keeps the token on its own host only."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if new.scheme not in ("https", old.scheme):
+            raise SourceFailed(f"redirected to an address that is not allowed, {newurl}")
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        secret = req.unredirected_hdrs.get("Authorization")
+        if request is not None and secret and (old.scheme, old.netloc) == (new.scheme, new.netloc):
+            request.add_unredirected_header("Authorization", secret)
+        return request
+
+
+def _from_status(error: urllib.error.HTTPError) -> Exception:
+    if error.code == 416:
+        return RangeRefused()
+    text = f"HTTP {error.code}: {STATUS_HINTS.get(error.code, error.reason)}"
+    if error.code in TRY_AGAIN:
+        return Interrupted(text, _retry_after(error.headers.get("Retry-After", "")))
+    return SourceFailed(text)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks for; it holds seconds or a date."""
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _reason(error: object) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def read_chunks(response: HTTPResponse, patience: Patience, limit: int | None) -> Iterator[bytes]:
+    """The body as it comes. A broken or slow connection raises Interrupted, more than `limit` bytes SourceFailed."""
+    started, got = time.monotonic(), 0
+    while chunk := _next_chunk(response, got):
+        got += len(chunk)
+        if limit is not None and got > limit:
+            raise SourceFailed("wrong length: longer than expected")
+        yield chunk
+        seconds = time.monotonic() - started
+        if seconds > patience.timeout and got < patience.slowest * seconds:
+            raise Interrupted(f"too slow: {got} bytes in {seconds:.0f} s")
+
+
+def _next_chunk(response: HTTPResponse, got: int) -> bytes:
+    try:
+        return response.read1(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise Interrupted(f"cut after {got} bytes of this try ({_reason(error)})") from error
+
+
+def refuse_pages(response: HTTPResponse) -> None:
+    """Raises SourceFailed for answers that cannot be a weight file."""
+    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+        raise SourceFailed("sent a web page instead of the file (a login or licence page, or a proxy's)")
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise SourceFailed(f"sent the file encoded as {encoding}, which was not asked for")
+
+
+def stated_length(response: HTTPResponse) -> int | None:
+    """Bytes that this answer's body has, if it says so."""
+    stated = response.headers.get("Content-Length", "")
+    return int(stated) if stated.isdigit() else None
+
+
+def shows_its_end(response: HTTPResponse) -> bool:
+    """Whether a cut body can be told from a whole one."""
+    chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    return chunked or stated_length(response) is not None
+
+
+def range_start(response: HTTPResponse) -> int:
+    """Where in the file the answer's body begins; 0 for the whole file, -1 for a range that cannot be read."""
+    if response.status != 206:
+        return 0
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
+
+
+def version_of(response: HTTPResponse) -> str:
+    """What identifies this version of the file for If-Range: a strong ETag, else its date, else nothing."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
