@@ -146,4 +146,5 @@ def _hires_pass(request: GenerationRequest, hires: HiresSettings, upscale: Upsca
 
 
 def _work(part: PassPlan) -> str:
-    return f"{part.steps} steps of {part.sampler.name} ({part.schedule_type})"
+    spacing = part.sampler.automatic if part.schedule_type == "Automatic" else part.schedule_type
+    return f"{part.steps} steps of {part.sampler.name}" + ("" if part.sampler.timesteps else f" {spacing}")

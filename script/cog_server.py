@@ -153,10 +153,10 @@ def free_port() -> int:
 
 
 def server_environment(changes: Mapping[str, str], port: int) -> dict[str, str]:
-    """Ours, and what Cog's images set. The server starts a bare `python`, so ours must be the first on PATH."""
+    """Ours, and what the image sets. The server starts a bare `python`, so ours must be the first on PATH."""
     search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cog = {"PATH": search_path, "PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
-    return {**os.environ, **cog, **changes}
+    return {**os.environ, **cog, "MALLOC_ARENA_MAX": "1", **changes}
 
 
 def decoded(body: bytes) -> Any:

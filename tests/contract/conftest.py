@@ -44,7 +44,7 @@ def scratch() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def shared_server(embedded_default: None, scratch: Path) -> Iterator[CogServer]:
     # One arena: else the memory of a server tells more of the allocator's threads than of what is held.
-    with CogServer({"TMPDIR": str(scratch), "MALLOC_ARENA_MAX": "1"}, log=lambda line: None) as server:
+    with CogServer({"TMPDIR": str(scratch)}, log=lambda line: None) as server:
         server.wait_until_ready()
         yield server
     assert server.process.returncode == 0

@@ -41,6 +41,11 @@ def test_committed_schema_is_up_to_date() -> None:
     assert COMMITTED.read_text(encoding="utf-8") == expected, "run script/schema and commit what it writes"
 
 
+def test_the_readme_shows_the_present_inputs() -> None:
+    readme = schema.README.read_text(encoding="utf-8")
+    assert schema.with_table(readme, COMMITTED_SCHEMA) == readme, "run script/schema and commit what it writes"
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_every_input_has_a_description_and_a_default(name: str) -> None:
     assert INPUTS[name]["description"].endswith(".")
@@ -98,11 +103,16 @@ def test_an_input_without_default_is_required() -> None:
 def test_the_command_fails_on_drift(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(schema.README.read_text(encoding="utf-8").replace("| `seed` |", "| `seeds` |"), encoding="utf-8")
+    monkeypatch.setattr(schema, "README", readme)
     monkeypatch.setattr(schema, "COMMITTED", tmp_path / "openapi_schema.json")
     monkeypatch.setattr("sys.argv", ["script/schema", "--check"])
     assert schema.main() == 1
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == (
+        "script/schema: openapi_schema.json, README.md differs from predict.py; run script/schema\n"
+    )
+    assert list(tmp_path.iterdir()) == [readme]
 
     monkeypatch.setattr("sys.argv", ["script/schema"])
     assert schema.main() == 0

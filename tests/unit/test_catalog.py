@@ -1,0 +1,40 @@
+"""What the form offers, what a request accepts and what the engine can do are the same names."""
+
+import json
+from pathlib import Path
+
+from pipelines import catalog, request
+from pipelines.highres import START
+from pipelines.noise import SOURCES
+from pipelines.output import WRITERS
+from pipelines.samplers import ALGORITHMS
+from pipelines.schedules import SCHEDULES
+from pipelines.upscale import LATENT, PIXEL
+
+SCHEMAS = json.loads((Path(__file__).parents[2] / ".cog/openapi_schema.json").read_text())["components"]["schemas"]
+
+
+def test_every_name_has_its_algorithm() -> None:
+    assert tuple(ALGORITHMS) == tuple(catalog.SAMPLERS)
+    assert {"Automatic", *SCHEDULES} == set(catalog.SCHEDULE_TYPES)
+    assert tuple(LATENT) == catalog.LATENT_UPSCALERS
+    assert tuple(PIXEL) == catalog.PIXEL_UPSCALERS
+    assert set(SOURCES) == set(catalog.NOISE_SOURCES)
+    assert set(START) == {info.timesteps for info in catalog.SAMPLERS.values()}
+    assert {info.automatic for info in catalog.SAMPLERS.values()} <= set(SCHEDULES)
+
+
+def test_the_form_offers_all_of_them() -> None:
+    assert SCHEMAS["sampler"]["enum"] == list(catalog.SAMPLERS)
+    assert SCHEMAS["schedule_type"]["enum"] == list(catalog.SCHEDULE_TYPES)
+    assert SCHEMAS["hires_upscaler"]["enum"] == list(catalog.UPSCALERS)
+    assert set(SCHEMAS["output_format"]["enum"]) == set(WRITERS)
+
+
+def test_the_forms_ranges_are_the_requests() -> None:
+    """Cog refuses what the request would refuse, so that a client gets one 422 that lists everything."""
+    fields = SCHEMAS["Input"]["properties"]
+    for name in fields.keys() & request.RANGES.keys():
+        allowed = request.RANGES[name]
+        assert (fields[name]["minimum"], fields[name]["maximum"]) == (allowed.low, allowed.high), name
+    assert fields["prompt"]["maxLength"] == fields["negative_prompt"]["maxLength"] == request.PROMPT_MAX

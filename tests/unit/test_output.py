@@ -1,0 +1,60 @@
+"""Files of every format hold the picture and its generation parameters."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.output import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+TEXT = "a café, 海\nSteps: 20, Sampler: DPM++ 2M"
+
+
+@pytest.fixture
+def folder() -> OutputFolder:
+    return OutputFolder()
+
+
+def comment(image: Image.Image) -> str:
+    """EXIF's UserComment: eight bytes that name the encoding, then the text."""
+    raw = image.getexif().get_ifd(EXIF_IFD)[USER_COMMENT]
+    assert raw.startswith(b"UNICODE\0")
+    return raw[8:].decode("utf-16-be")
+
+
+def test_png_is_exact(folder: OutputFolder) -> None:
+    with Image.open(folder.save(PIXELS, "x", FileFormat("png"), TEXT)) as image:
+        assert image.info["parameters"] == TEXT
+        assert np.array_equal(np.asarray(image), PIXELS)
+
+
+@pytest.mark.parametrize("name", ["webp", "jpg"])
+def test_others_hold_the_text_in_exif(folder: OutputFolder, name: str) -> None:
+    with Image.open(folder.save(PIXELS, "x", FileFormat(name, 95), TEXT)) as image:
+        assert comment(image) == TEXT
+        assert image.size == (24, 16)
+
+
+@pytest.mark.parametrize("name", ["webp", "jpg"])
+def test_lower_quality_makes_smaller_files(folder: OutputFolder, name: str) -> None:
+    high, low = (folder.save(PIXELS, f"q{q}", FileFormat(name, q), "").stat().st_size for q in (95, 10))
+    assert low < high
+
+
+def test_parameters_too_long_for_a_jpeg_are_left_out_and_said(
+    folder: OutputFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = "🌸" * 20_000
+    with Image.open(folder.save(PIXELS, "x", FileFormat("jpg"), longest)) as image:
+        assert not image.getexif().get_ifd(EXIF_IFD)
+    assert "too long for a JPEG" in capsys.readouterr().out
+    with Image.open(folder.save(PIXELS, "x", FileFormat("png"), longest)) as image:
+        assert image.info["parameters"] == longest
+
+
+def test_clearing_deletes_the_files(folder: OutputFolder) -> None:
+    path: Path = folder.save(PIXELS, "x", FileFormat(), TEXT)
+    folder.clear()
+    assert not path.parent.exists()
