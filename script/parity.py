@@ -1,4 +1,4 @@
-"""Draw the cases that WebUI itself computed and compare: noise, conditioning, latents of both passes, pictures, infotext.
+"""Draw the cases that WebUI itself computed and compare noise, conditioning, latents, pictures and infotexts.
 
 A folder of reference cases holds a checkpoint, `settings.json` (options, parameters and infotexts by case) and
 `cases/NAME.safetensors` (the tensors of each pass). Only text-to-image cases are compared.
