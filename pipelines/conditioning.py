@@ -51,6 +51,29 @@ class Conditioning:
         return torch.stack([torch.cat([t, t[-1:].expand(longest - t.shape[0], -1)]) for t in tensors])
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The two prompts of one pass. `padding` (77, width), if given, makes them equally long."""
+
+    positive: Conditioning
+    negative: Conditioning
+    padding: Tensor | None = None
+
+    def at(self, calls: int) -> tuple[Tensor, Tensor]:
+        """Positive (parts, tokens, width) and negative (1, tokens, width) for the next denoiser call."""
+        both = self.positive.at(calls), self.negative.at(calls)
+        if self.padding is None:
+            return both
+        longest = max(context.shape[1] for context in both)
+        return _padded(both[0], longest, self.padding), _padded(both[1], longest, self.padding)
+
+
+def _padded(context: Tensor, length: int, padding: Tensor) -> Tensor:
+    """Context (rows, tokens, width) with whole chunks of padding up to `length` tokens."""
+    chunks = (length - context.shape[1]) // padding.shape[0]
+    return torch.cat([context, padding.repeat(chunks, 1).expand(context.shape[0], -1, -1)], dim=1)
+
+
 class TextEncoder:
     """CLIP's text model with its vocabulary."""
 
@@ -99,24 +122,25 @@ class TextEncoder:
 class PromptEncoder:
     """Encodes the prompts of one prediction; a text that both passes use is encoded once.
 
-    `calls_per_step` is two for second-order samplers: prompt editing counts denoiser calls.
+    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch.
     """
 
-    def __init__(self, encoder: TextEncoder, clip_skip: int) -> None:
+    def __init__(self, encoder: TextEncoder, clip_skip: int, pad: bool) -> None:
         self._encoder = encoder
         self._clip_skip = clip_skip
+        self._pad = pad
         self._encoded: dict[tuple[str, ...], Tensor] = {}
 
-    def positive(self, prompt: str, steps: int, hires_steps: int | None = None) -> Conditioning:
-        """Network tags cut out, split at AND, each part with its own editing schedule."""
-        text, _ = grammar.cut_networks(prompt)
-        return Conditioning(
-            tuple(self._part(part, weight, steps, hires_steps) for part, weight in grammar.split_and(text))
-        )
+    def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
+        """Both prompts of a pass; `steps` are denoiser calls, as prompt editing counts them.
 
-    def negative(self, prompt: str, steps: int, hires_steps: int | None = None) -> Conditioning:
-        """AND and network tags have no meaning here and stay text."""
-        return Conditioning((self._part(prompt, 1.0, steps, hires_steps),))
+        The prompt's network tags are cut out and it is split at AND; in the negative prompt both stay text.
+        """
+        text, _ = grammar.cut_networks(prompt)
+        parts = [self._part(part, weight, steps, hires_steps) for part, weight in grammar.split_and(text)]
+        negative = self._part(negative_prompt, 1.0, steps, hires_steps)
+        padding = self._encode(("",))[0] if self._pad else None
+        return Prompts(Conditioning(tuple(parts)), Conditioning((negative,)), padding)
 
     def _part(self, text: str, weight: float, steps: int, hires_steps: int | None) -> Part:
         schedule = grammar.schedule(text, steps, hires_steps)

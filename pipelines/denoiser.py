@@ -9,23 +9,16 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from pipelines.conditioning import Conditioning
+from pipelines.conditioning import Prompts
 from pipelines.schedules import sigma_to_t
 
 
 class GuidedDenoiser:
     """The denoiser of one pass. It counts its calls, which is what prompt editing goes by."""
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        positive: Conditioning,
-        negative: Conditioning,
-        guidance_scale: float,
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, prompts: Prompts, guidance_scale: float) -> None:
         self._unet = unet
-        self._positive = positive
-        self._negative = negative
+        self._prompts = prompts
         self._scale = guidance_scale
         self.calls = 0
 
@@ -40,11 +33,11 @@ class GuidedDenoiser:
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Variance-preserving x (B, 4, h, w) at a fractional timestep -> guided and unconditional noise prediction."""
-        positive, negative = self._positive.at(self.calls), self._negative.at(self.calls)
+        positive, negative = self._prompts.at(self.calls)
         self.calls += 1
         conditional, unconditional = self._predict_both(x, t, positive, negative)
         guided = unconditional
-        for part, weight in zip(conditional, self._positive.weights, strict=True):
+        for part, weight in zip(conditional, self._prompts.positive.weights, strict=True):
             guided = torch.add(guided, part - unconditional, alpha=weight * self._scale)
         return guided, unconditional
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.conditioning import Conditioning, PromptEncoder
+from pipelines.conditioning import PromptEncoder, Prompts
 from pipelines.denoiser import GuidedDenoiser
 from pipelines.device import Stopwatch, memory_errors_say_what_fits
 from pipelines.loader import Networks
@@ -22,9 +22,6 @@ from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import ALPHAS, sigmas, timesteps
 from pipelines.upscale import encode_pictures, upscale_latents, upscale_pixels
 from pipelines.vae import Pixels
-
-Prompts = tuple[Conditioning, Conditioning]
-"""Positive and negative conditioning of one pass."""
 
 BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
 """Phases, as steps and seconds name them."""
@@ -49,8 +46,7 @@ class PassResult:
     phase: str
     noise: Tensor
     sigmas: Sequence[float]
-    positive: Conditioning
-    negative: Conditioning
+    prompts: Prompts
     start: Tensor | None
     """Latents that the pass refined; None for the first."""
     latents: Tensor
@@ -90,15 +86,15 @@ def render(
 
 def _phases(networks: Networks, request: GenerationRequest, plan: HighresPlan, show_phases: bool) -> Iterator[Event]:
     watch = Stopwatch(networks.device.place)
-    prompts = PromptEncoder(networks.text, request.clip_skip)
-    conditioning = _first_conditioning(prompts, request, plan)
-    latents = yield from _sample(networks, request, plan, plan.first, BASE, conditioning)
+    encoder = PromptEncoder(networks.text, request.clip_skip, request.pad_conds)
+    prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first))
+    latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts)
     watch.mark(BASE)
     if plan.hires and plan.upscale:
         start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases)
         watch.mark(UPSCALE)
-        conditioning = _hires_conditioning(prompts, request, plan, plan.hires)
-        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, conditioning, start)
+        prompts = _hires_prompts(encoder, request, plan, plan.hires)
+        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, prompts, start)
         watch.mark(REFINE)
     yield from _decode(networks, latents, FINAL)
     watch.mark(DECODE)
@@ -110,21 +106,15 @@ def _calls(part: PassPlan) -> int:
     return part.steps * 2 if part.sampler.second_order else part.steps
 
 
-def _first_conditioning(prompts: PromptEncoder, request: GenerationRequest, plan: HighresPlan) -> Prompts:
-    calls = _calls(plan.first)
-    return prompts.positive(request.prompt, calls), prompts.negative(request.negative_prompt, calls)
-
-
-def _hires_conditioning(
-    prompts: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan
-) -> Prompts:
+def _hires_prompts(encoder: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan) -> Prompts:
     """The hires prompts where there are any; editing counts on from the first pass."""
     settings = request.hires
     assert settings is not None
-    calls = _calls(plan.first), _calls(hires)
-    return (
-        prompts.positive(settings.prompt or request.prompt, *calls),
-        prompts.negative(settings.negative_prompt or request.negative_prompt, *calls),
+    return encoder.encode(
+        settings.prompt or request.prompt,
+        settings.negative_prompt or request.negative_prompt,
+        _calls(plan.first),
+        _calls(hires),
     )
 
 
@@ -134,7 +124,7 @@ def _sample(
     plan: HighresPlan,
     part: PassPlan,
     phase: str,
-    conditioning: Prompts,
+    prompts: Prompts,
     start: Tensor | None = None,
 ) -> Generator[Event, None, Tensor]:
     """One pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w).
@@ -154,10 +144,10 @@ def _sample(
     )
     initial = noise.initial()
     x, levels = START[part.sampler.timesteps](part, levels, initial, start)
-    denoiser = GuidedDenoiser(networks.unet, *conditioning, request.guidance_scale)
+    denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         yield Step(phase, number, part.steps)
-    yield PassResult(phase, initial, levels, *conditioning, start, x)
+    yield PassResult(phase, initial, levels, prompts, start, x)
     return x
 
 

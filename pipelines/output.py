@@ -44,8 +44,13 @@ class OutputFolder:
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture as `name` with the format's ending; returns the path."""
         path = Path(self._folder.name) / f"{name}.{file_format.name}"
-        WRITERS[file_format.name](Image.fromarray(pixels), path, file_format.quality, parameters)
+        write(pixels, path, file_format, parameters)
         return path
+
+
+def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
+    """Write the picture to a path, its generation parameters inside."""
+    WRITERS[file_format.name](Image.fromarray(pixels), path, file_format.quality, parameters)
 
 
 def _write_png(image: Image.Image, path: Path, quality: int, parameters: str) -> None:

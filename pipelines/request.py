@@ -123,6 +123,8 @@ class GenerationRequest:
     sampler: str = "DPM++ 2M"
     schedule_type: str = "Automatic"
     clip_skip: int = 1
+    pad_conds: bool = False
+    """Pad the shorter of prompt and negative prompt with empty chunks, as WebUI's option of that name."""
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     hires: HiresSettings | None = field(default_factory=HiresSettings)
 

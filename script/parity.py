@@ -109,9 +109,9 @@ def compare(networks: Networks, name: str, case: Json, expected: Mapping[str, Te
 def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, Tensor]) -> None:
     prefix = PREFIXES.get(result.phase, HIRES_PREFIX)
     found.noise = max(found.noise, _apart(result.noise, expected[prefix + "noise"]))
-    for conditioning, key in ((result.positive, "cond"), (result.negative, "uncond")):
+    for conditioning, key in zip(result.prompts.at(0), ("cond", "uncond"), strict=True):
         # The file has what the first call saw, repeated for the images of a batch.
-        found.conditioning = max(found.conditioning, _apart(conditioning.at(0)[:1], expected[prefix + key][:1]))
+        found.conditioning = max(found.conditioning, _apart(conditioning[:1], expected[prefix + key][:1]))
     found.latents.append(_apart(result.latents, expected[prefix + "latent"]))
 
 

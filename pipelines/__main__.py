@@ -1,0 +1,119 @@
+"""Draw pasted generation data without Cog: `python -m pipelines CHECKPOINT --infotext FILE ... -o FOLDER`.
+
+This is how to check parity with a WebUI of one's own: give it the checkpoint and a picture's generation data.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines import infotext
+from pipelines.catalog import NOISE_SOURCES
+from pipelines.errors import InvalidInput, PastelError
+from pipelines.highres import BASE, PassResult, Picture, render
+from pipelines.loader import Networks, load
+from pipelines.model import ModelFiles
+from pipelines.output import FileFormat, write
+from pipelines.parameters import of_picture
+from pipelines.plan import make_plan
+from pipelines.reproduce import obstacles, request_from
+from pipelines.request import GenerationRequest
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "weights_script" / "embedded" / "tokenizer"
+PASS_NAMES = {BASE: "0_txt2img"}
+HIRES_NAME = "1_hires"
+
+
+def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
+    """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
+    try:
+        data = infotext.read(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("infotext", str(path), f"cannot be read ({error})", "Give a UTF-8 text file.") from error
+    found = obstacles(data, networks.identity)
+    for obstacle in found:
+        print(f"{path.name}: {obstacle.text}", file=sys.stderr)
+    if options.strict and any(obstacle.other_picture for obstacle in found):
+        told = "; ".join(obstacle.text for obstacle in found if obstacle.other_picture)
+        raise InvalidInput("infotext", path.name, f"the picture would be another one: {told}", "Or use --no-strict.")
+    request = request_from(data, count=options.num_outputs)
+    return replace(request, noise=replace(request.noise, source=options.rng or request.noise.source))
+
+
+def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
+    """Write `<stem>-<k>.png`, and `<stem>.safetensors` if the latents are to be kept."""
+    plan = make_plan(request)
+    kept: dict[str, Tensor] = {}
+    for event in render(networks, request, plan):
+        if isinstance(event, PassResult):
+            kept |= tensors_of(event)
+        elif isinstance(event, Picture):
+            path = options.output / f"{stem}-{event.index}.png"
+            write(event.pixels, path, FileFormat("png"), of_picture(request, plan, networks.identity, event.index))
+            yield path
+    if options.keep_latents:
+        path = options.output / f"{stem}.safetensors"
+        save_file(kept, path)
+        yield path
+
+
+def tensors_of(result: PassResult) -> dict[str, Tensor]:
+    """What a pass was made of, by name. Conditioning is that of the first denoiser call."""
+    positive, negative = result.prompts.at(0)
+    levels = "timesteps" if all(isinstance(level, int) for level in result.sigmas) else "sigmas"
+    found = {
+        "noise": result.noise,
+        levels: torch.tensor(result.sigmas),
+        "cond": positive,
+        "uncond": negative,
+        "latent": result.latents,
+    }
+    if result.start is not None:
+        found["init"] = result.start
+    prefix = PASS_NAMES.get(result.phase, HIRES_NAME)
+    return {f"{prefix}_{name}": tensor.cpu().contiguous() for name, tensor in found.items()}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.partition(":")[0])
+    parser.add_argument("checkpoint", type=Path, help="single file (.safetensors, .ckpt) or diffusers folder")
+    parser.add_argument("--infotext", type=Path, nargs="+", required=True, metavar="FILE", help="generation data")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where pictures go")
+    parser.add_argument("--vae", type=Path, help="another VAE over the checkpoint's own")
+    parser.add_argument("--num-outputs", type=int, default=1, help="pictures a block, with seeds counting up")
+    parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source instead of the block's")
+    parser.add_argument("--keep-latents", action="store_true", help="also write what each pass was made of")
+    parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw what would be another picture")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    failed = False
+    try:
+        files = ModelFiles(
+            name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae, tokenizer=TOKENIZER
+        )
+        networks = load(files)
+        options.output.mkdir(parents=True, exist_ok=True)
+    except (PastelError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in options.infotext:
+        try:
+            for made in draw(networks, read_request(path, networks, options), path.stem, options):
+                print(made)
+        except PastelError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
