@@ -8,14 +8,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
 from pipelines import parameters
-from pipelines.device import best_device
+from pipelines.device import best_device, release_memory
 from pipelines.errors import AllPicturesFlagged
-from pipelines.highres import Finished, Picture, Step, render
+from pipelines.highres import Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
 from pipelines.output import FileFormat, OutputFolder
 from pipelines.plan import make_plan
@@ -152,7 +153,7 @@ class Predictor(BasePredictor):
             description="Sampling steps of the highres pass. 0: as many as the first pass.", default=0, ge=0, le=150
         ),
         denoising_strength: float = Input(
-            description="How much the highres pass may change. Latent upscalers need 0.5 or more to come out sharp.",
+            description="How much the highres pass may change, above 0. Latent upscalers need 0.5 to come out sharp.",
             default=0.6,
             ge=0.0,
             le=1.0,
@@ -167,7 +168,7 @@ class Predictor(BasePredictor):
             description="Quality of webp and jpg files. png is lossless and ignores it.", default=95, ge=1, le=100
         ),
         disable_safety_checker: bool = Input(
-            description="Return pictures without checking them for explicit content.", default=False
+            description="Do not check pictures for explicit content, where the container has a checker.", default=False
         ),
     ) -> Iterator[Path]:
         """Draw the pictures; each comes as soon as it is decoded."""
@@ -194,7 +195,11 @@ class Predictor(BasePredictor):
         )
         file_format = FileFormat(output_format, output_quality)
         checker = None if disable_safety_checker else self.safety
-        yield from self._draw(request, file_format, checker, show_phases)
+        try:
+            yield from self._draw(request, file_format, checker, show_phases)
+        except BaseException as error:  # cancelling is one, too
+            release_memory(error)
+            raise
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
@@ -207,10 +212,12 @@ class Predictor(BasePredictor):
         self.outputs.clear()
         self.outputs = OutputFolder()
         count = 0
-        with Bars() as bars:
-            for event in render(self.networks, request, plan, show_phases=show_phases):
+        with Bars() as bars, closing(render(self.networks, request, plan, show_phases=show_phases)) as events:
+            for event in events:
                 if isinstance(event, Step):
                     bars.advance(event)
+                elif isinstance(event, PassResult):
+                    bars.close()
                 elif isinstance(event, Picture) and passes(event, checker):
                     text = parameters.of_picture(request, plan, self.networks.identity, event.index)
                     name = f"{event.kind}-{event.index}"

@@ -4,6 +4,7 @@ Pure data, so that requests and plans can be checked without torch. The algorith
 `samplers.py`, `schedules.py`, `upscale.py` and `noise.py`; a test keeps both sides complete.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -20,8 +21,13 @@ class SamplerInfo:
     """Its schedule is computed for one more step and loses the last but one sigma."""
     ancestral: bool = False
     """Draws noise as it goes, so ENSD matters and is written to the infotext."""
+    model_levels: int = 1000
+    """Noise levels that the model knows: latent consistency models were distilled on 50 of the 1000."""
     own_levels: bool = False
     """Spaces its own noise levels: its first pass goes over the model's whole range, whatever the schedule type."""
+    steps_run: Callable[[int], int | None] = lambda levels: levels
+    """Steps really run from the count of noise levels that are walked (not counting the final 0); None: as many as the
+    picture needs."""
     timesteps: bool = False
     """Walks integer timesteps (DDIM family) and has no sigma schedule."""
 
@@ -41,14 +47,14 @@ SAMPLERS: dict[str, SamplerInfo] = {
         SamplerInfo(name="Heun", second_order=True),
         SamplerInfo(name="DPM2", automatic="Karras", second_order=True, drops_penultimate=True),
         SamplerInfo(name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, ancestral=True),
-        SamplerInfo(name="DPM fast", ancestral=True, own_levels=True),
-        SamplerInfo(name="DPM adaptive", ancestral=True, own_levels=True),
+        SamplerInfo(name="DPM fast", ancestral=True, own_levels=True, steps_run=lambda n: n // 3 + 1 if n > 1 else 0),
+        SamplerInfo(name="DPM adaptive", ancestral=True, own_levels=True, steps_run=lambda n: None if n > 1 else 0),
         SamplerInfo(name="Restart", automatic="Karras", second_order=True),
-        SamplerInfo(name="DDIM", timesteps=True),
-        SamplerInfo(name="DDIM CFG++", timesteps=True),
-        SamplerInfo(name="PLMS", timesteps=True),
+        SamplerInfo(name="DDIM", timesteps=True, steps_run=lambda n: n - 1),
+        SamplerInfo(name="DDIM CFG++", timesteps=True, steps_run=lambda n: n - 1),
+        SamplerInfo(name="PLMS", timesteps=True, steps_run=lambda n: n - 1),
         SamplerInfo(name="UniPC", timesteps=True),
-        SamplerInfo(name="LCM"),
+        SamplerInfo(name="LCM", model_levels=50),
     )
 }
 

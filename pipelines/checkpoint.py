@@ -59,6 +59,22 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+def read_tensor(path: Path, name: str) -> Tensor | None:
+    """One tensor of a VAE or checkpoint file, by its name inside the VAE; None where the file has none."""
+    names = (name, VAE_PREFIX + name)
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return next((file.get_tensor(each) for each in names if each in file.keys()), None)  # noqa: SIM118
+    tensors = _read_pickle(path)
+    return next((tensors[each] for each in names if each in tensors), None)
+
+
+def weight_file(folder: Path) -> Path | None:
+    """The weights of a diffusers pipeline's UNet, or of a folder that holds one network."""
+    found = (sorted(folder.glob(pattern)) for pattern in ("unet/*.safetensors", "unet/*.bin", "*.safetensors", "*.bin"))
+    return next((files[0] for files in found if files), None)
+
+
 def split_checkpoint(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
     """(UNet, VAE, text encoder) tensors of a Stable Diffusion 1.x single file, prefixes kept for the UNet and VAE.
 

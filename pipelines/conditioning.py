@@ -82,24 +82,26 @@ class TextEncoder:
         self.tokenize = tokenize
         self.device = device
 
-    @property
-    def layers(self) -> int:
-        """How many layers the model has: the most that clip skip can be."""
-        return int(self.model.config.num_hidden_layers)
+    def encode(self, texts: Sequence[str], clip_skip: int) -> list[Tensor]:
+        """Texts of one editing schedule -> for each (77 * chunks, width) float32; shorter texts get empty chunks.
 
-    def encode(self, texts: Sequence[str], clip_skip: int) -> Tensor:
-        """Texts of one editing schedule -> (texts, 77 * chunks, width) float32; shorter texts get empty chunks."""
-        rows = [grammar.chunks(grammar.parse_attention(text), self.tokenize) for text in texts]
+        A text that comes again and again, as in alternation, is encoded once and its tensor shared.
+        """
+        unique = list(dict.fromkeys(texts))
+        places = [unique.index(text) for text in texts]
+        rows = [grammar.chunks(grammar.parse_attention(text), self.tokenize) for text in unique]
         empty = grammar.chunks([("", 1.0)], self.tokenize)
         length = max(map(len, rows))
         rows = [row + empty * (length - len(row)) for row in rows]
-        return torch.cat([self._encode_chunks(column, clip_skip) for column in zip(*rows, strict=True)], dim=1)
+        columns = [self._encode_chunks(column, places, clip_skip) for column in zip(*rows, strict=True)]
+        encoded = torch.cat(columns, dim=1)
+        return [encoded[place] for place in places]
 
-    def _encode_chunks(self, chunks: Sequence[grammar.Chunk], clip_skip: int) -> Tensor:
-        """The texts' chunks at one position -> (texts, 77, width).
+    def _encode_chunks(self, chunks: Sequence[grammar.Chunk], places: list[int], clip_skip: int) -> Tensor:
+        """The unique texts' chunks at one position -> (unique texts, 77, width).
 
-        Emphasis scales each token's vector, then restores the mean over the whole tensor. Weights of 1 change nothing
-        and are left out: a mean of exactly 0 would make them NaN.
+        Emphasis scales each token's vector, then restores the mean over all texts of the schedule, repeated ones
+        included (`places`). Weights of 1 change nothing and are left out: a mean of exactly 0 would make them NaN.
         """
         tokens = torch.tensor([chunk.tokens for chunk in chunks], device=self.device)
         plain = self._hidden(tokens, clip_skip).float()
@@ -107,7 +109,7 @@ class TextEncoder:
             return plain
         weights = torch.tensor([chunk.weights for chunk in chunks], device=self.device)
         weighted = plain * weights[..., None]
-        return weighted * (plain.mean() / weighted.mean())
+        return weighted * (plain[places].mean() / weighted[places].mean())
 
     def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
         """Hidden state number -clip_skip through the final layer norm; 1 is the model's own output."""
@@ -129,7 +131,7 @@ class PromptEncoder:
         self._encoder = encoder
         self._clip_skip = clip_skip
         self._pad = pad
-        self._encoded: dict[tuple[str, ...], Tensor] = {}
+        self._encoded: dict[tuple[str, ...], list[Tensor]] = {}
 
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
         """Both prompts of a pass; `steps` are denoiser calls, as prompt editing counts them.
@@ -147,7 +149,7 @@ class PromptEncoder:
         embeddings = self._encode(tuple(entry for _, entry in schedule))
         return Part(weight, tuple((end, tensor) for (end, _), tensor in zip(schedule, embeddings, strict=True)))
 
-    def _encode(self, texts: tuple[str, ...]) -> Tensor:
+    def _encode(self, texts: tuple[str, ...]) -> list[Tensor]:
         if texts not in self._encoded:
             self._encoded[texts] = self._encoder.encode(texts, self._clip_skip)
         return self._encoded[texts]
@@ -161,7 +163,8 @@ def load_tokenizer(folder: Path) -> Tokenize:
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     def tokenize(text: str) -> list[int]:
-        ids: list[int] = tokenizer(ftfy.fix_text(text), add_special_tokens=False).input_ids
+        # Not verbose: it warns of more than 77 tokens, which are cut into chunks here.
+        ids: list[int] = tokenizer(ftfy.fix_text(text), add_special_tokens=False, verbose=False).input_ids
         return ids
 
     return tokenize

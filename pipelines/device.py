@@ -6,6 +6,7 @@ changes a plan or a sampler: those work on float32 latents everywhere.
 """
 
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,11 +43,19 @@ def memory_errors_say_what_fits(what: str) -> Iterator[None]:
     """Turn the allocator's error into OutOfMemory, which names the work and what would need less."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise OutOfMemory(
             f"No memory left for {what}. Use num_outputs=1, a smaller hires_scale, or a smaller width and height."
         ) from error
+
+
+def release_memory(error: BaseException) -> None:
+    """After a failed or cancelled prediction: let go of what its frames hold, and give the GPU's memory back."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Stopwatch:
@@ -72,6 +81,10 @@ class Stopwatch:
         """The time since the last mark belongs to `phase`; a phase may be marked several times."""
         self._marks.append((phase, self._now()))
 
+    def restart(self) -> None:
+        """The time since the last mark belongs to nobody."""
+        self._marks.append(("", self._now()))
+
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase in order of first mark. Waits for the device."""
         if self._cuda:
@@ -80,4 +93,5 @@ class Stopwatch:
         for (_, start), (phase, end) in pairwise(self._marks):
             took = start.elapsed_time(end) / 1000 if self._cuda else end - start
             total[phase] = total.get(phase, 0.0) + took
+        total.pop("", None)
         return total

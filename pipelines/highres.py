@@ -32,11 +32,11 @@ DRAFT, UPSCALED, FINAL = "draft", "upscaled", "picture"
 
 @dataclass(frozen=True)
 class Step:
-    """One sampling step of a phase is done."""
+    """So many sampling steps of a phase are done: 0 when it begins. `total` is None where nobody knows."""
 
     phase: str
     number: int
-    total: int
+    total: int | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ Event = Step | PassResult | Picture | Finished
 @torch.inference_mode()
 def render(
     networks: Networks, request: GenerationRequest, plan: HighresPlan, *, show_phases: bool = False
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture come out too.
 
     Finished pictures come one by one, each as soon as it is decoded. Raises NonFiniteError when a picture cannot be
@@ -91,19 +91,17 @@ def _phases(networks: Networks, request: GenerationRequest, plan: HighresPlan, s
     latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts)
     watch.mark(BASE)
     if plan.hires and plan.upscale:
-        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases)
-        watch.mark(UPSCALE)
+        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch)
         prompts = _hires_prompts(encoder, request, plan, plan.hires)
         latents = yield from _sample(networks, request, plan, plan.hires, REFINE, prompts, start)
         watch.mark(REFINE)
-    yield from _decode(networks, latents, FINAL)
-    watch.mark(DECODE)
+    yield from _decode(networks, latents, FINAL, watch, DECODE)
     yield Finished(watch.seconds())
 
 
 def _calls(part: PassPlan) -> int:
     """Denoiser calls that prompt editing counts a pass as."""
-    return part.steps * 2 if part.sampler.second_order else part.steps
+    return part.asked * 2 if part.sampler.second_order else part.asked
 
 
 def _hires_prompts(encoder: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan) -> Prompts:
@@ -145,6 +143,7 @@ def _sample(
     initial = noise.initial()
     x, levels = START[part.sampler.timesteps](part, levels, initial, start)
     denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale)
+    yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         yield Step(phase, number, part.steps)
     yield PassResult(phase, initial, levels, prompts, start, x)
@@ -176,7 +175,7 @@ def _timestep_start(
     """The same for the DDIM family, whose latents keep unit variance and whose timesteps ascend."""
     if start is None:
         return noise, levels
-    last = part.steps - 1
+    last = part.asked - 1
     alpha = ALPHAS[int(levels[last])]
     return start * alpha**0.5 + noise * (1 - alpha) ** 0.5, levels[:last]
 
@@ -186,24 +185,36 @@ START = {False: _sigma_start, True: _timestep_start}
 
 
 def _upscale(
-    networks: Networks, plan: HighresPlan, upscale: UpscalePlan, latents: Tensor, show_phases: bool
+    networks: Networks,
+    plan: HighresPlan,
+    upscale: UpscalePlan,
+    latents: Tensor,
+    show_phases: bool,
+    watch: Stopwatch,
 ) -> Generator[Event, None, Tensor]:
     """Phase 2. Returns the latents that the hires pass refines; pictures only where they are shown or needed."""
     drafts: list[Pixels] = []
     if show_phases or not upscale.latent:
         drafts = [networks.vae.decode(latent) for latent in latents]
     if show_phases:
+        watch.mark(UPSCALE)
         yield from (Picture(DRAFT, index, pixels) for index, pixels in enumerate(drafts))
+        watch.restart()
     if upscale.latent:
         start = upscale_latents(latents, upscale)
     else:
         enlarged = [upscale_pixels(draft, upscale) for draft in drafts]
         start = encode_pictures(enlarged, upscale, networks.vae, plan.seeds[-1])
     if show_phases:
-        yield from _decode(networks, start, UPSCALED)
+        yield from _decode(networks, start, UPSCALED, watch, UPSCALE)
+    watch.mark(UPSCALE)
     return start
 
 
-def _decode(networks: Networks, latents: Tensor, kind: str) -> Iterator[Event]:
+def _decode(networks: Networks, latents: Tensor, kind: str, watch: Stopwatch, phase: str) -> Iterator[Event]:
+    """Hand out picture after picture; what the caller does with one is not the phase's time."""
     for index, latent in enumerate(latents):
-        yield Picture(kind, index, networks.vae.decode(latent))
+        pixels = networks.vae.decode(latent)
+        watch.mark(phase)
+        yield Picture(kind, index, pixels)
+        watch.restart()

@@ -6,7 +6,8 @@ copied twice.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
@@ -25,9 +27,11 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from pipelines.checkpoint import (
     UNET_PREFIX,
     VAE_PREFIX,
+    read_tensor,
     read_tensors,
     split_checkpoint,
     vae_tensors,
+    weight_file,
 )
 from pipelines.conditioning import TextEncoder, load_tokenizer
 from pipelines.device import Device, best_device
@@ -64,6 +68,8 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
     if vae is None:
         raise ModelError(f"{files.checkpoint}: holds no VAE. Name one beside it (PASTEL_VAE).")
     fit_odd_sizes(unet)
+    if files.vae is not None:
+        _check_applied(files.vae, vae)
     return Networks(
         identity=identify(files),
         unet=unet.eval(),
@@ -85,8 +91,8 @@ def identify(files: ModelFiles) -> ModelIdentity:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a weight file, whose first ten digits are WebUI's "Model hash"; of a folder, its UNet's."""
-    file = next(iter(sorted(path.glob("unet/*.safetensors"))), None) if path.is_dir() else path
+    """SHA-256 of a weight file, whose first ten digits are WebUI's "Model hash"; of a folder, its UNet's or VAE's."""
+    file = weight_file(path) if path.is_dir() else path
     if file is None:
         return ""
     with file.open("rb") as stream:
@@ -100,31 +106,60 @@ def _from_single_file(path: Path, device: Device) -> tuple[UNet2DConditionModel,
 
 def _from_folder(path: Path, device: Device) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
     """A diffusers folder; reading it is diffusers' and transformers' own business, offline."""
-    options: dict[str, Any] = {"torch_dtype": device.dtype, "local_files_only": True}
-    try:
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options)
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **options)
+    with _folder_errors(path):
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **_diffusers_options(device))
+        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **_diffusers_options(device))
         text = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=device.dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: not a diffusers folder that can be read ({first_line}).") from error
+        prediction = DDIMScheduler.load_config(path, subfolder="scheduler", local_files_only=True)
+    _refuse_other_families(path, unet, text, prediction.get("prediction_type", "epsilon"))
     return unet.to(device.place), vae.to(device.place), text.to(device.place)
 
 
-def _better_vae(path: Path, device: Device) -> AutoencoderKL:
-    """The VAE of a file or diffusers folder, checked to be the one that decodes.
+def _diffusers_options(device: Device) -> dict[str, Any]:
+    return {"torch_dtype": device.dtype, "local_files_only": True, "low_cpu_mem_usage": False}
 
-    A better VAE that is silently not applied is the classic cause of pale pictures, so it is compared, not assumed.
-    """
+
+@contextmanager
+def _folder_errors(path: Path) -> Iterator[None]:
+    """What the libraries raise at an unreadable folder -> ModelError with their first line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ModelError(f"{path}: not a diffusers folder that can be read ({first_line}).") from error
+
+
+def _refuse_other_families(path: Path, unet: UNet2DConditionModel, text: CLIPTextModel, prediction: str) -> None:
+    """A folder tells its family by its configuration: SD 1.x has one CLIP, four channels and predicts noise."""
+    wrong = {
+        "has more than one text encoder (SDXL)": unet.config.addition_embed_type is not None,
+        "was made for another text encoder": unet.config.cross_attention_dim != text.config.hidden_size,
+        f"takes {unet.config.in_channels} channels (inpainting, depth)": unet.config.in_channels != 4,
+        f"predicts {prediction} instead of noise (SD 2.x)": prediction != "epsilon",
+    }
+    for reason in (reason for reason, holds in wrong.items() if holds):
+        raise ModelError(f"{path}: {reason}. This container runs Stable Diffusion 1.x text-to-image models.")
+
+
+def _better_vae(path: Path, device: Device) -> AutoencoderKL:
+    """The VAE of a file or diffusers folder."""
     if path.is_dir():
-        vae = AutoencoderKL.from_pretrained(path, torch_dtype=device.dtype, local_files_only=True)
-        return vae.to(device.place)
-    tensors = vae_tensors(path, read_tensors(path, device.place, device.dtype))
-    vae = _build_vae(path, tensors)
-    applied, wanted = vae.decoder.conv_out.weight, tensors[VAE_PREFIX + "decoder.conv_out.weight"]
-    if not torch.equal(applied, wanted):
-        raise ModelError(f"{path}: the VAE was read but is not the one in use.")
-    return vae
+        with _folder_errors(path):
+            return AutoencoderKL.from_pretrained(path, **_diffusers_options(device)).to(device.place)
+    return _build_vae(path, vae_tensors(path, read_tensors(path, device.place, device.dtype)))
+
+
+def _check_applied(path: Path, vae: AutoencoderKL) -> None:
+    """Compare the VAE in use with the file that was asked for, read anew.
+
+    A better VAE that is silently not applied is the classic cause of pale pictures. Its last layer tells: every file
+    has it under this one name.
+    """
+    file = weight_file(path) if path.is_dir() else path
+    applied = vae.decoder.conv_out.weight
+    wanted = read_tensor(file, "decoder.conv_out.weight") if file else None
+    if wanted is None or not torch.equal(applied.cpu(), wanted.to(applied.dtype)):
+        raise ModelError(f"{path}: this VAE was asked for and is not the one in use.")
 
 
 def _build_unet(path: Path, tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
@@ -179,6 +214,10 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 def unet_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The diffusers configuration that the LDM tensors have. Three blocks a level: two residual, one that resizes."""
     in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight")[1]
+    if in_channels != 4:
+        raise ModelError(
+            f"{path}: takes {in_channels} channels (inpainting, depth). This container runs text-to-image models."
+        )
     levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + 2) // 3
     channels = [
         _shape(path, tensors, f"{UNET_PREFIX}input_blocks.{3 * level + 1}.0.out_layers.3.weight")[0]

@@ -142,11 +142,14 @@ class Noise:
     def _brownian_path(self, seed: int, low: float, high: float) -> Callable[[float], Tensor]:
         """Brownian motion (4, h, w) as a function of sigma in [low, high]."""
 
+        # Not bound to self: a cycle would keep the tensors until the garbage collector comes by.
+        source, shape, device = self._normals, self._shape, self._device
+
         @lru_cache(maxsize=4)  # the ends of neighbouring steps coincide
         def path(sigma: float) -> Tensor:
             seeds, weights = bridge(sigma, low, high, seed)
-            normals = next(self._normals(seeds, self._shape, self._device))
-            scale = torch.tensor(weights).to(self._device, non_blocking=True)[:, None, None, None]
+            normals = next(source(seeds, shape, device))
+            scale = torch.tensor(weights).to(device, non_blocking=True)[:, None, None, None]
             return (normals * scale).sum(0)  # no matrix product, which a GPU may round to TF32
 
         return path

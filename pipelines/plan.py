@@ -1,12 +1,13 @@
 """Pure arithmetic of the three phases: sizes, steps really run, seed of every image. No tensors.
 
-The rules are stable-diffusion-webui 1.10.1's: see `docs/architecture.md` for where each is shown to hold.
+The rules are stable-diffusion-webui 1.10.1's; `docs/parity.md` compares what comes of them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
+from pipelines.errors import InvalidInput
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -30,12 +31,40 @@ class PassPlan:
     schedule_steps: int
     """Steps of the whole noise schedule."""
     first_step: int
-    """Where in the schedule this pass starts: 0 from pure noise."""
+    """Where in the schedule this pass starts."""
+    refines: bool
+    """Starts from latents with noise over them, not from noise alone."""
 
     @property
-    def steps(self) -> int:
-        """Steps really run."""
+    def asked(self) -> int:
+        """Steps asked for: what prompt editing counts by."""
         return self.schedule_steps - self.first_step
+
+    @property
+    def spacing(self) -> str:
+        """The schedule type in use: "Automatic" is the sampler's own."""
+        return self.sampler.automatic if self.schedule_type == "Automatic" else self.schedule_type
+
+    @property
+    def steps(self) -> int | None:
+        """Steps really run, which for some samplers and schedules of WebUI's are not those asked for.
+
+        None: the sampler takes as many as it needs.
+        """
+        return self.sampler.steps_run(self._levels())
+
+    def _levels(self) -> int:
+        """Noise levels walked: DDIM's spacing has more where the count of levels is not divisible by the steps."""
+        levels = self.schedule_steps
+        if self.sampler.timesteps and self.refines:
+            return self.asked - 1  # WebUI starts its hires pass one timestep later
+        if self.sampler.timesteps:
+            return len(range(0, self.sampler.model_levels, max(self.sampler.model_levels // levels, 1)))
+        if self.spacing == "DDIM":
+            dropped = int(self.sampler.drops_penultimate)
+            stride = max(self.sampler.model_levels // (levels + dropped), 1)
+            levels = len(range(1, self.sampler.model_levels, stride)) - dropped
+        return levels - self.first_step
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -87,7 +116,7 @@ class HighresPlan:
 
 
 def make_plan(request: GenerationRequest) -> HighresPlan:
-    """The plan of a checked request."""
+    """The plan of a checked request. Raises InvalidInput where a pass would run no step at all."""
     noise = request.noise
     count = range(request.num_outputs)
     varied = noise.variation_strength > 0  # then all images keep the seed and the variation seed counts up
@@ -98,16 +127,30 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
         schedule_type=request.schedule_type,
         schedule_steps=request.num_inference_steps,
         first_step=0,
+        refines=False,
     )
+    _check_runs("num_inference_steps", request.num_inference_steps, first)
     upscale = _upscale(request, request.hires) if request.hires else None
+    hires = _hires_pass(request, request.hires, upscale) if request.hires and upscale else None
+    if hires:
+        _check_runs("hires_steps", hires.asked, hires)
     return HighresPlan(
         seeds=tuple(request.seed + (0 if varied else k) for k in count),
         variation_seeds=tuple(noise.variation_seed + k for k in count),
         first=first,
         notes=tuple(_size_notes(request)),
         upscale=upscale,
-        hires=_hires_pass(request, request.hires, upscale) if request.hires and upscale else None,
+        hires=hires,
     )
+
+
+def _check_runs(field: str, value: int, part: PassPlan) -> None:
+    if part.steps is None or part.steps > 0:
+        return
+    fix = "Use more steps (3 are enough for most samplers)."
+    if part.spacing == "DDIM" and not part.sampler.timesteps:
+        fix = "Use more denoising_strength, or another schedule_type than DDIM, which has few levels so low."
+    raise InvalidInput(field, value, f"{part.sampler.name} would run no step with so few", fix)
 
 
 def _size_notes(request: GenerationRequest) -> Iterator[str]:
@@ -142,9 +185,10 @@ def _hires_pass(request: GenerationRequest, hires: HiresSettings, upscale: Upsca
         schedule_type=request.schedule_type if hires.schedule_type == SAME_SCHEDULE else hires.schedule_type,
         schedule_steps=schedule_steps,
         first_step=schedule_steps - steps,
+        refines=True,
     )
 
 
 def _work(part: PassPlan) -> str:
-    spacing = part.sampler.automatic if part.schedule_type == "Automatic" else part.schedule_type
-    return f"{part.steps} steps of {part.sampler.name}" + ("" if part.sampler.timesteps else f" {spacing}")
+    steps = "steps as needed" if part.steps is None else "1 step" if part.steps == 1 else f"{part.steps} steps"
+    return f"{steps} of {part.sampler.name}" + ("" if part.sampler.timesteps else f" {part.spacing}")

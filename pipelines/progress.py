@@ -13,26 +13,25 @@ class Bars:
     """Follows the steps of a prediction; on leaving, an unfinished bar stays where it stood."""
 
     def __init__(self) -> None:
-        self._phase = ""
         self._bar: tqdm[None] | None = None
 
     def __enter__(self) -> "Bars":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._close()
+        self.close()
 
     def advance(self, step: Step) -> None:
-        """Show that one step is done; the first step of a phase opens its bar, the last closes it."""
-        if step.phase != self._phase or self._bar is None:
-            self._close()
-            self._phase = step.phase
+        """Show how far a phase is; its beginning opens the bar, its last step closes it."""
+        if step.number == 0 or self._bar is None:
+            self.close()
             self._bar = tqdm(total=step.total, desc=TITLES[step.phase], unit="step", mininterval=0.5)
         self._bar.update(step.number - self._bar.n)
         if step.number == step.total:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """The phase is over, however many steps it had."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

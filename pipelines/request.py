@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pipelines.catalog import NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
 from pipelines.errors import InvalidInput
+from pipelines.prompt import split_and
 
 SEED_MAX = 2**32 - 1
 SIDE_MIN, SIDE_MAX = 64, 2048
@@ -16,6 +17,11 @@ PROMPT_MAX = 10_000
 """Characters; about 35 chunks. Longer prompts only slow every step down."""
 FINAL_PIXELS_MAX = 2048 * 2048
 """Of one finished picture: beyond it a 16 GB card has no room for the VAE."""
+
+STRENGTH_MIN = 0.01
+"""Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
+AND_PARTS_MAX = 16
+"""Each part of a prompt joined by AND is another row of every UNet call."""
 
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULE = "Use same scheduler"
@@ -96,12 +102,12 @@ class HiresSettings:
         _check_choice("hires_upscaler", self.upscaler, UPSCALERS)
         _check_choice("hires_sampler", self.sampler, (SAME_SAMPLER, *SAMPLERS))
         _check_choice("hires_schedule_type", self.schedule_type, (SAME_SCHEDULE, *SCHEDULE_TYPES))
-        if self.denoising_strength == 0:
+        if self.denoising_strength < STRENGTH_MIN:
             raise InvalidInput(
                 "denoising_strength",
                 self.denoising_strength,
-                "at 0 the hires pass would run no steps",
-                "Use more than 0 (0.6 is usual), or turn hires off.",
+                f"below {STRENGTH_MIN} the hires pass would run no step that shows",
+                "Use more (0.6 is usual), or turn hires off.",
             )
 
 
@@ -133,6 +139,9 @@ class GenerationRequest:
             _check_text(name, getattr(self, name))
         for name in ("width", "height", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "clip_skip"):
             object.__setattr__(self, name, RANGES[name].check(name, getattr(self, name)))
+        if self.seed + self.num_outputs - 1 > SEED_MAX:
+            fix = f"Use {SEED_MAX - self.num_outputs + 1} or less, or fewer pictures."
+            raise InvalidInput("seed", self.seed, f"the last of {self.num_outputs} pictures would pass {SEED_MAX}", fix)
         _check_choice("sampler", self.sampler, tuple(SAMPLERS))
         _check_choice("schedule_type", self.schedule_type, SCHEDULE_TYPES)
         if self.hires is not None:
@@ -140,8 +149,8 @@ class GenerationRequest:
 
 
 def random_seed() -> int:
-    """A seed for a request that names none."""
-    return secrets.randbelow(SEED_MAX + 1)
+    """A seed for a request that names none, with room for the seeds of its other pictures."""
+    return secrets.randbelow(SEED_MAX - int(RANGES["num_outputs"].high))
 
 
 def hires_size(width: int, height: int, hires: HiresSettings) -> tuple[int, int]:
@@ -156,13 +165,17 @@ def _check_final_size(hires: HiresSettings, width: int, height: int) -> None:
     final_width, final_height = hires_size(width, height, hires)
     if final_width * final_height <= FINAL_PIXELS_MAX:
         return
-    largest = math.floor(math.sqrt(FINAL_PIXELS_MAX / (width * height)) * 100) / 100
+    shrink = math.sqrt(FINAL_PIXELS_MAX / (final_width * final_height))
+    fitting = " and ".join(
+        f"{name} {int(side * shrink) // 8 * 8}" for name, side in (("width", width), ("height", height))
+    )
+    largest_scale = math.floor(math.sqrt(FINAL_PIXELS_MAX / (width * height)) * 100) / 100
     raise InvalidInput(
         "hires_scale",
         hires.scale,
         f"{width} x {height} would become {final_width} x {final_height}, "
         f"{final_width * final_height / 1e6:.1f} million pixels; at most {FINAL_PIXELS_MAX / 1e6:.1f} million fit",
-        f"For this size use hires_scale {largest} or less (or a smaller width and height).",
+        f"Use {fitting}, or for this size hires_scale {largest_scale:g} or less.",
     )
 
 
@@ -173,6 +186,8 @@ def _check_text(name: str, text: object) -> None:
         raise InvalidInput(name, text, f"at most {PROMPT_MAX} characters", "Shorten it.")
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidInput(name, text, "must be text without NUL bytes or broken Unicode", "Remove them.")
+    if len(split_and(text)) > AND_PARTS_MAX:
+        raise InvalidInput(name, text, f"at most {AND_PARTS_MAX} parts joined by AND", "Write most of them as tags.")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

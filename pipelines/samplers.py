@@ -164,7 +164,7 @@ def dpm_adaptive(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noi
         tolerance = (torch.maximum(low.abs(), previous.abs()) * 0.05).clamp(min=0.0078)
         error = ((low - high) / tolerance).square().mean().sqrt().item()
         if not math.isfinite(error):
-            raise NonFiniteError("the network returned NaN or infinity in the adaptive solver: use float32")
+            raise NonFiniteError("The network returned NaN. Lower guidance_scale or the weights in the prompt.")
         factor = 1 + math.atan((error + 1e-8) ** (-1 / 1.5) - 1)
         h *= factor
         if factor >= 0.81:

@@ -29,7 +29,7 @@ class VAE:
             pixels, finite = self._decode_in_float32(latent)
         if not finite:
             raise NonFiniteError(
-                "The picture came out as NaN. Lower guidance_scale or denoising_strength, or try another seed; "
+                "The picture came out as NaN. Lower guidance_scale, denoising_strength or the weights in the prompt; "
                 "if it happens with every request, the checkpoint or its VAE is broken."
             )
         return pixels.numpy()

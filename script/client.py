@@ -23,6 +23,8 @@ from script.schema import COMMITTED
 Json = dict[str, Any]
 
 SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
+SETUP_SECONDS = 3600
+"""A model of gigabytes may have to be fetched first."""
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -85,12 +87,12 @@ def show_log(line: str) -> None:
     """What setup() prints; the server's own lines matter only to those who look for a fault in it."""
     try:
         record = json.loads(line)
-        fields = record["fields"]
+        target, message = record["target"], str(record["fields"]["message"])
     except (ValueError, KeyError, TypeError):
         sys.stderr.write(line)
         return
-    if record["target"] == "coglet::setup" and "DeprecationWarning" not in fields["message"]:
-        print(fields["message"], file=sys.stderr)
+    if target == "coglet::setup" and "DeprecationWarning" not in message:
+        print(message, file=sys.stderr)
 
 
 def follow(events: Iterator[Event], folder: Path) -> Json:
@@ -111,7 +113,7 @@ def predict(inputs: Json, folder: Path) -> Json:
     started = time.monotonic()
     print("Starting the Cog server; imports and model take some ten seconds ...", file=sys.stderr)
     with CogServer({}, show_log) as server:
-        server.wait_until_ready()
+        server.wait_until_ready(SETUP_SECONDS)
         print(f"Server ready after {time.monotonic() - started:.1f} s.", file=sys.stderr)
         identifier = uuid.uuid4().hex
         try:
@@ -120,7 +122,7 @@ def predict(inputs: Json, folder: Path) -> Json:
             server.cancel(identifier)
             raise
     if done["status"] != "succeeded":
-        raise Failure(done.get("error", done["status"]))
+        raise Failure(done.get("error") or done["status"])
     metrics: Json = done["metrics"]
     return metrics
 

@@ -62,6 +62,7 @@ def _resolved(
         clip_skip=entry.clip_skip if entry else 1,
         safety_checker=checker,
         description=f"{name} ({reason}) from {checkpoint}; VAE: {vae.name if vae else 'its own'}; "
+        f"{f'its author advises clip_skip {entry.clip_skip}; ' if entry and entry.clip_skip > 1 else ''}"
         f"safety checker: {checker or 'off, PASTEL_SAFETY_CHECKER names none'}",
     )
 

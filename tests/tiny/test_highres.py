@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import highres
+from pipelines import catalog, highres
 from pipelines.errors import NonFiniteError, OutOfMemory
 from pipelines.highres import BASE, DRAFT, FINAL, REFINE, UPSCALED, Event, Finished, PassResult, Picture, Step, render
 from pipelines.loader import Networks
@@ -48,10 +48,32 @@ def test_phases_run_in_order_and_exactly_the_planned_steps(networks: Networks) -
         for event in seen
         if not isinstance(event, Finished)
     ]
-    assert kinds == [BASE] * 5 + [DRAFT, UPSCALED] + [REFINE] * 4 + [FINAL]
+    assert kinds == [BASE] * 6 + [DRAFT, UPSCALED] + [REFINE] * 5 + [FINAL]  # begin, steps, result
     finished = seen[-1]
     assert isinstance(finished, Finished)
     assert list(finished.seconds) == ["base", "upscale", "refine", "decode"]
+
+
+@pytest.mark.parametrize("sampler", catalog.SAMPLERS)
+def test_every_sampler_runs_the_steps_that_the_plan_says_in_both_passes(networks: Networks, sampler: str) -> None:
+    asked = request(sampler=sampler, width=64, height=64, num_inference_steps=6, hires=HiresSettings(steps=5, scale=1))
+    plan = make_plan(asked)
+    done = {event.phase: event.number for event in render(networks, asked, plan) if isinstance(event, Step)}
+    assert plan.hires is not None
+    for phase, planned in ((BASE, plan.first.steps), (REFINE, plan.hires.steps)):
+        assert done[phase] == planned if planned is not None else done[phase] > 0
+
+
+@pytest.mark.parametrize("schedule_type", catalog.SCHEDULE_TYPES)
+def test_every_schedule_runs_the_steps_that_the_plan_says(networks: Networks, schedule_type: str) -> None:
+    hires = HiresSettings(steps=3, scale=1, denoising_strength=0.35)
+    asked = request(
+        schedule_type=schedule_type, sampler="Euler", width=64, height=64, num_inference_steps=6, hires=hires
+    )
+    plan = make_plan(asked)
+    done = {event.phase: event.number for event in render(networks, asked, plan) if isinstance(event, Step)}
+    assert plan.hires is not None
+    assert done == {BASE: plan.first.steps, REFINE: plan.hires.steps}
 
 
 def test_the_unet_runs_once_a_step_for_both_halves_of_guidance(networks: Networks) -> None:

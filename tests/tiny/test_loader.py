@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
+from pipelines import loader
 from pipelines.errors import ModelError
 from pipelines.highres import Picture, render
 from pipelines.loader import Networks, load
@@ -41,6 +43,7 @@ def test_a_diffusers_folder_draws_the_same_picture(networks: Networks, files: Mo
     networks.unet.save_pretrained(tmp_path / "unet")
     networks.vae.network.save_pretrained(tmp_path / "vae")
     networks.text.model.save_pretrained(tmp_path / "text_encoder")
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
     folder = load(replace(files, checkpoint=tmp_path, vae=None))
     assert np.array_equal(picture(folder), picture(networks))
 
@@ -70,6 +73,38 @@ def test_the_better_vae_is_the_one_that_decodes(networks: Networks, files: Model
     assert not torch.equal(stock.vae.network.decoder.conv_out.weight, better)
     assert not np.array_equal(picture(stock), picture(networks))
     assert (stock.identity.vae_name, networks.identity.vae_name) == ("", files.vae.name)
+
+
+def test_a_vae_that_was_not_applied_is_an_error(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = load(replace(files, vae=None)).vae.network
+    monkeypatch.setattr(loader, "_better_vae", lambda *_: stock)
+    with pytest.raises(ModelError, match="is not the one in use"):
+        load(files)
+
+
+def test_a_vae_folder(networks: Networks, files: ModelFiles, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a diffusers folder"):
+        load(replace(files, vae=tmp_path))
+    networks.vae.network.save_pretrained(tmp_path)
+    folder = load(replace(files, vae=tmp_path))
+    assert np.array_equal(picture(folder), picture(networks))
+    assert folder.identity.vae_sha256
+
+
+def test_folders_of_other_families(networks: Networks, files: ModelFiles, tmp_path: Path) -> None:
+    networks.unet.save_pretrained(tmp_path / "unet")
+    networks.vae.network.save_pretrained(tmp_path / "vae")
+    networks.text.model.save_pretrained(tmp_path / "text_encoder")
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ModelError, match=r"predicts v_prediction instead of noise \(SD 2\.x\)"):
+        load(replace(files, checkpoint=tmp_path))
+
+
+def test_an_inpainting_checkpoint_is_refused(files: ModelFiles, tensors: Tensors, tmp_path: Path) -> None:
+    path, name = tmp_path / "inpainting.safetensors", "model.diffusion_model.input_blocks.0.0.weight"
+    save_file({**tensors, name: tensors[name].repeat(1, 3, 1, 1)[:, :9].contiguous()}, path)
+    with pytest.raises(ModelError, match="takes 9 channels"):
+        load(replace(files, checkpoint=path))
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])

@@ -1,11 +1,13 @@
 """Sizes, steps and seeds of both passes: WebUI's arithmetic."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.errors import InvalidInput
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
 
@@ -60,7 +62,7 @@ def test_sizes_off_the_grid_are_floored_and_said() -> None:
     assert plan_of(128, 128).notes == ()
 
 
-@given(steps=st.integers(1, 150), hires_steps=st.integers(0, 150), strength=st.floats(0.001, 1))
+@given(steps=st.integers(1, 150), hires_steps=st.integers(0, 150), strength=st.floats(0.01, 1))
 def test_exactly_the_steps_asked_for_are_run(steps: int, hires_steps: int, strength: float) -> None:
     settings = HiresSettings(steps=hires_steps, denoising_strength=strength)
     plan = plan_of(hires=settings, num_inference_steps=steps)
@@ -80,3 +82,44 @@ def test_resize_to_ends_within_one_latent_of_the_target(width: int, height: int,
     for got, wanted in zip(plan.final_size, resize, strict=True):
         assert got % 8 == 0
         assert math.isclose(got, wanted, abs_tol=8)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "first", "hires"),
+    [
+        ("DPM++ 2M", 20, 20),
+        ("DDIM", 19, 18),
+        ("UniPC", 20, 19),
+        ("DPM fast", 7, 7),
+        ("DPM adaptive", None, None),
+    ],
+)
+def test_steps_really_run(sampler: str, first: int | None, hires: int | None) -> None:
+    plan = plan_of(sampler=sampler, hires=HiresSettings())
+    assert plan.hires is not None
+    assert (plan.first.steps, plan.hires.steps) == (first, hires)
+
+
+@pytest.mark.parametrize(("steps", "strength", "run"), [(20, 0.05, 120), (20, 0.3, 21), (20, 1.0, 20)])
+def test_ddim_spacing_has_levels_of_its_own(steps: int, strength: float, run: int) -> None:
+    settings = HiresSettings(steps=steps, denoising_strength=strength)
+    plan = plan_of(sampler="Euler", schedule_type="DDIM", hires=settings)
+    assert plan.hires is not None
+    assert plan.hires.steps == run
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "DDIM CFG++", "PLMS", "DPM fast", "DPM adaptive"])
+def test_a_pass_without_a_step_is_refused(sampler: str) -> None:
+    with pytest.raises(InvalidInput, match=f"num_inference_steps=1: {re.escape(sampler)} would run no step"):
+        plan_of(sampler=sampler, num_inference_steps=1)
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "UniPC", "DPM adaptive"])
+def test_a_hires_pass_without_a_step_is_refused(sampler: str) -> None:
+    with pytest.raises(InvalidInput, match="hires_steps=1"):
+        plan_of(hires=HiresSettings(steps=1, sampler=sampler))
+
+
+def test_a_strength_below_the_schedules_levels_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="another schedule_type than DDIM"):
+        plan_of(sampler="LCM", schedule_type="DDIM", hires=HiresSettings(steps=100))

@@ -33,6 +33,7 @@ def request(**fields: object) -> GenerationRequest:
         ("prompt", "a\0b"),
         ("prompt", "\ud800"),
         ("negative_prompt", "x" * 10_001),
+        ("prompt", "a AND " * 100),
     ],
 )
 def test_a_bad_field_is_named_with_its_value_rule_and_fix(field: str, value: object) -> None:
@@ -50,6 +51,7 @@ def test_a_bad_field_is_named_with_its_value_rule_and_fix(field: str, value: obj
     ("field", "settings"),
     [
         ("denoising_strength", {"denoising_strength": 0}),
+        ("denoising_strength", {"denoising_strength": 1e-300}),
         ("denoising_strength", {"denoising_strength": 1.1}),
         ("hires_scale", {"scale": 0.9}),
         ("hires_scale", {"scale": math.nan}),
@@ -66,10 +68,18 @@ def test_bad_hires_settings_are_named_as_inputs(field: str, settings: dict[str, 
 
 
 def test_too_many_pixels_say_which_scale_fits() -> None:
-    with pytest.raises(InvalidInput, match=r"use hires_scale 2\.0 or less") as caught:
+    with pytest.raises(
+        InvalidInput, match=r"width 680 and height 680, or for this size hires_scale 2 or less"
+    ) as caught:
         request(width=1024, height=1024, hires=HiresSettings(scale=3))
     assert "3072 x 3072" in str(caught.value)
     request(width=1024, height=1024, hires=HiresSettings(scale=2.0))
+
+
+def test_the_last_seed_of_a_batch_is_a_seed() -> None:
+    request(seed=2**32 - 2, num_outputs=2)
+    with pytest.raises(InvalidInput, match=r"seed=4294967295: .* Use 4294967294 or less"):
+        request(seed=2**32 - 1, num_outputs=2)
 
 
 def test_whole_floats_become_whole_numbers() -> None:
