@@ -138,7 +138,7 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
         seeds=tuple(request.seed + (0 if varied else k) for k in count),
         variation_seeds=tuple(noise.variation_seed + k for k in count),
         first=first,
-        notes=tuple(_size_notes(request)),
+        notes=(*_size_notes(request), *_network_notes(request)),
         upscale=upscale,
         hires=hires,
     )
@@ -158,6 +158,11 @@ def _size_notes(request: GenerationRequest) -> Iterator[str]:
         if side % LATENT_PIXELS:
             floored = side // LATENT_PIXELS * LATENT_PIXELS
             yield f"{name}={side} is no multiple of {LATENT_PIXELS}: the first pass draws {floored}, as WebUI does."
+
+
+def _network_notes(request: GenerationRequest) -> Iterator[str]:
+    for tag in cut_networks(request.prompt)[1]:
+        yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: such networks are not applied yet."
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:

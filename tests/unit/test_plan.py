@@ -62,6 +62,12 @@ def test_sizes_off_the_grid_are_floored_and_said() -> None:
     assert plan_of(128, 128).notes == ()
 
 
+def test_networks_that_are_not_applied_are_said() -> None:
+    request = GenerationRequest(prompt="a <lora:x:0.5>", width=64, height=64, seed=1)
+    (note,) = make_plan(request).notes
+    assert note == "<lora:x:0.5> is cut out of the prompt: such networks are not applied yet."
+
+
 @given(steps=st.integers(1, 150), hires_steps=st.integers(0, 150), strength=st.floats(0.01, 1))
 def test_exactly_the_steps_asked_for_are_run(steps: int, hires_steps: int, strength: float) -> None:
     settings = HiresSettings(steps=hires_steps, denoising_strength=strength)

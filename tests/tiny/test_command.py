@@ -1,0 +1,87 @@
+"""`python -m pipelines`: pictures and latents from infotext files, one clear line for what it cannot do."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipelines import __main__ as command
+from weights_script.resolve import ResolvedModel
+
+BLOCK = "a pink sun over the sea\nSteps: 3, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, RNG: NV"
+HIRES = f"{BLOCK}, Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Latent"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, *words: object) -> int:
+    arguments = ["pipelines", embedded.files.checkpoint, "--vae", embedded.files.vae, *words]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in arguments])
+    return command.main()
+
+
+def test_pictures_and_latents(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = tmp_path / "sun.txt"
+    block.write_text(HIRES)
+    words = ("--infotext", block, "-o", tmp_path / "out", "--num-outputs", 2, "--keep-latents")
+    assert run(monkeypatch, embedded, *words) == 0
+    made = capsys.readouterr().out.split()
+    assert [Path(path).name for path in made] == ["sun-0.png", "sun-1.png", "sun.safetensors"]
+    with Image.open(made[1]) as picture:
+        assert picture.size == (128, 128)
+        assert "Seed: 6," in picture.info["parameters"]
+    tensors = load_file(made[2])
+    assert tensors["0_txt2img_noise"].shape == (2, 4, 8, 8)
+    assert tensors["1_hires_latent"].shape == (2, 4, 16, 16)
+    assert {"0_txt2img_sigmas", "0_txt2img_cond", "0_txt2img_uncond", "1_hires_init"} <= tensors.keys()
+
+
+def test_a_picture_drawn_from_what_is_in_a_picture_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(BLOCK)
+    assert run(monkeypatch, embedded, "--infotext", tmp_path / "a.txt", "-o", tmp_path) == 0
+    with Image.open(tmp_path / "a-0.png") as first:
+        (tmp_path / "b.txt").write_text(first.info["parameters"])
+        expected = np.asarray(first)
+    assert run(monkeypatch, embedded, "--infotext", tmp_path / "b.txt", "-o", tmp_path) == 0
+    with Image.open(tmp_path / "b-0.png") as second:
+        assert np.array_equal(np.asarray(second), expected)
+
+
+def test_the_noise_source_can_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(BLOCK)
+    for source in ("NV", "CPU"):
+        folder = tmp_path / source
+        words = ("--infotext", tmp_path / "a.txt", "-o", folder, "--rng", source)
+        assert run(monkeypatch, embedded, *words) == 0
+    pixels = [np.asarray(Image.open(tmp_path / source / "a-0.png")) for source in ("NV", "CPU")]
+    assert not np.array_equal(*pixels)
+
+
+def test_one_block_that_cannot_be_drawn_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.txt").write_text(BLOCK.replace("a pink", "<lora:x:1> a pink"))
+    (tmp_path / "good.txt").write_text(BLOCK)
+    words = ("--infotext", tmp_path / "bad.txt", tmp_path / "good.txt", tmp_path / "none.txt", "-o", tmp_path)
+    assert run(monkeypatch, embedded, *words) == 1
+    told = capsys.readouterr()
+    assert told.out.split() == [str(tmp_path / "good-0.png")]
+    assert "error: " in told.err
+    assert "the picture would be another one: <lora:x:1>" in told.err
+    assert "none.txt" in told.err
+    assert run(monkeypatch, embedded, "--infotext", tmp_path / "bad.txt", "-o", tmp_path, "--no-strict") == 0
+
+
+def test_a_missing_checkpoint_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipelines", "/none.safetensors", "--infotext", "x", "-o", "y"])
+    assert command.main() == 1
+    assert capsys.readouterr().err == (
+        "error: /none.safetensors: no such file. Give the path of a .safetensors or .ckpt checkpoint.\n"
+    )
