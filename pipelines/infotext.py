@@ -161,7 +161,7 @@ def _first_pass_size(parsed: Mapping[str, Value]) -> dict[str, Value]:
     """
     keys = ("First pass size-1", "First pass size-2", "Size-1", "Size-2")
     sides = [str(parsed.get(key, 512)) for key in keys]
-    if keys[0] not in parsed or max(map(len, sides)) > 5:
+    if keys[0] not in parsed or not all(re.fullmatch(r"\d{1,5}", side) for side in sides):
         return {}
     first_width, first_height, width, height = map(int, sides)
     if 0 in (first_width, first_height):
@@ -362,12 +362,13 @@ def read(text: str) -> Parameters:
 
 
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
-    """`Size-1`, `Size-2` -> `Size: 512x512`; sizes of 0x0 are none."""
+    """`Size-1`, `Size-2` -> `Size: 512x512`; a size of 0x0 is none."""
     fields = {key: str(value).strip() for key, value in parsed.items()}
     for key in [key.removesuffix("-1") for key in fields if key.endswith("-1")]:
         if f"{key}-2" in fields:
-            fields[key] = f"{fields.pop(f'{key}-1')}x{fields.pop(f'{key}-2')}"
-    return {key: value for key, value in fields.items() if value != "0x0"}
+            size = f"{fields.pop(f'{key}-1')}x{fields.pop(f'{key}-2')}"
+            fields |= {key: size} if size != "0x0" else {}
+    return fields
 
 
 def _convert(key: str, value: str) -> object:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
 from pipelines.errors import InvalidInput
+from pipelines.prompt import cut_networks
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
