@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.infotext import Parameters
 from pipelines.model import ModelIdentity
-from pipelines.prompt import cut_networks
+from pipelines.prompt import cut_networks, schedule
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -109,7 +109,8 @@ def _of_networks(data: Parameters) -> Iterator[Obstacle]:
 def _of_keys(data: Parameters) -> Iterator[Obstacle]:
     if data.denoising_strength is not None and not data.hires:
         yield Obstacle("a Denoising strength without a Hires key: it was made from another picture", True)
+    edits = any(len(schedule(prompt, 1000)) > 1 for prompt in (data.prompt, data.negative_prompt))
     for warning in data.warnings:
-        yield Obstacle(warning, other_picture="rules for prompt editing" in warning)
+        yield Obstacle(warning, other_picture=edits and "rules for prompt editing" in warning)
     for key, value in data.unknown.items():
         yield Obstacle(f"{key}: {value} is not understood", other_picture=bool(_OTHER_PICTURE.search(key)))

@@ -3,6 +3,8 @@
 import json
 import re
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,123 +25,285 @@ from pipelines.prompt import (
     split_and,
 )
 
-TABLES = Path(__file__).parents[3] / "shared" / "webui_reference" / "prompt_tables.json"
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT.parent / "shared" / "webui_reference" / "prompt_tables.json"
 needs_tables = pytest.mark.skipif(not TABLES.exists(), reason="WebUI's tables (../shared/webui_reference) are not here")
-GRAMMAR = st.lists(st.sampled_from([*"ab ()[]:|\\,.0123456789é", "AND", "BREAK", "<lora:x:1>"])).map("".join)
+
+# Texts rich in what the grammar cares about.
+SYMBOLS = [
+    *"[]():|\\, é\n",
+    "a",
+    "b c",
+    "0.5",
+    "2",
+    "1.4",
+    "[a:b:0.5]",
+    "[a|b]",
+    "(y:1.2)",
+    "BREAK",
+    "AND",
+    "<lora:x:1>",
+]
+PROMPTS = st.lists(st.sampled_from(SYMBOLS), max_size=20).map("".join) | st.text(max_size=40)
+
+# CLIP's ids of the words in one recorded prompt.
+WORDS = {
+    **{"masterpiece": 12066, ",": COMMA, "best": 949, "quality": 3027, "1": 272, "girl": 1611, "red": 736},
+    **{"hair": 2225, "city": 1305, "smile": 3490, "blue": 1746, "sky": 2390},
+}
 
 
-def words(text: str) -> list[int]:
-    """A stand-in for the tokenizer: one token a word, commas as CLIP has them."""
-    return [COMMA if word == "," else 1000 + len(word) for word in re.findall(r"\w+|,", text)]
+def by_number(text: str) -> list[int]:
+    """A stand-in for the tokenizer: every word is its own token id, commas as CLIP has them."""
+    return [COMMA if word == "," else int(word) for word in text.split()]
+
+
+def numbers(first: int, last: int) -> str:
+    return " ".join(map(str, range(first, last + 1)))
+
+
+# --- attention
 
 
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
         ("", [("", 1.0)]),
-        ("plain", [("plain", 1.0)]),
-        ("(a)", [("a", 1.1)]),
-        ("((a))", [("a", 1.1 * 1.1)]),
-        ("[a]", [("a", 1 / 1.1)]),
-        ("(a:1.5) b", [("a", 1.5), (" b", 1.0)]),
-        (r"\(a\)", [("(a)", 1.0)]),
         ("(unbalanced", [("unbalanced", 1.1)]),
-        ("a BREAK b", [("a", 1.0), BREAK, ("b", 1.0)]),
+        ("[[x]]", [("x", 1 / 1.1 * (1 / 1.1))]),
+        ("a) b]", [("a) b]", 1.0)]),
+        ("(a:1.3)[b]", [("a", 1.3), ("b", 1 / 1.1)]),
+        ("(a, b: +.5 ), c", [("a, b", 0.5), (", c", 1.0)]),
+        (r"\(a\) \[b\] \\ c\d", [(r"(a) [b] \ cd", 1.0)]),
+        ("a:1.2) b", [("a:1.2) b", 1.0)]),
+        ("(a:b)", [("a:b", 1.1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
+        ("a BREAK b", [("a", 1.0), BREAK, ("b", 1.0)]),
+        ("a BREAK BREAK b", [("a", 1.0), BREAK, ("", 1.0), BREAK, ("b", 1.0)]),
+        ("BREAKs break", [("BREAKs break", 1.0)]),
+        ("(a BREAK b)", [("a", 1.1), ("BREAK", -1.1), ("b", 1.1)]),
+        (
+            "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
+            [
+                *[("a ", 1.0), ("house", 1.5730000000000004), (" ", 1.1), ("on", 1.0), (" a ", 1.1)],
+                *[("hill", 0.55), (", sun, ", 1.1), ("sky", 1.4641000000000006), (".", 1.1)],
+            ],
+        ),
     ],
 )
 def test_attention(text: str, pieces: list[tuple[str, float]]) -> None:
-    assert parse_attention(text) == [(piece, pytest.approx(weight)) for piece, weight in pieces]
+    assert parse_attention(text) == pieces
+
+
+@given(PROMPTS)
+def test_attention_takes_any_text_and_joins_equal_neighbours(text: str) -> None:
+    assert all(left != right for (_, left), (_, right) in pairwise(parse_attention(text)))
+
+
+@given(st.lists(st.tuples(st.from_regex(r"[a-z ,|]{1,8}", fullmatch=True), st.integers(1, 300)), min_size=1))
+def test_weights_survive_being_written_and_read(pieces: list[tuple[str, int]]) -> None:
+    text = "".join(f"({word}:{weight / 100})" for word, weight in pieces)
+    read = [(char, weight) for word, weight in parse_attention(text) for char in word]
+    assert read == [(char, weight / 100) for word, weight in pieces for char in word]
+
+
+# --- schedules
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "entries"),
+    ("text", "entries"),
     [
-        ("plain", 10, [(10, "plain")]),
-        ("a [b:c:0.3]", 10, [(3, "a b"), (10, "a c")]),
-        ("a [b::4] [c:5]", 10, [(4, "a b "), (5, "a  "), (10, "a  c")]),
-        ("[a|b] x", 3, [(1, "a x"), (2, "b x"), (3, "a x")]),
-        ("[a:[b:c:6]:3]", 10, [(3, "a"), (6, "b"), (10, "c")]),
-        ("([a:b:0.5]:1.2)", 4, [(2, "(a:1.2)"), (4, "(b:1.2)")]),
-        ("[weak] (strong)", 5, [(5, "[weak] (strong)")]),
-        ("[a:b", 5, [(5, "[a:b")]),
+        ("a [b:c:0.3]", [(3, "a b"), (10, "a c")]),
+        ("a [b::4] [c:5]", [(4, "a b "), (5, "a  "), (10, "a  c")]),
+        ("a[b: 1.0 ]", [(10, "a")]),
+        ("a[b:0]", [(10, "ab")]),
+        ("a[b:-3]", [(10, "ab")]),
+        ("a[b:1e1]", [(10, "a")]),
+        ("[a:[b:c:7]:2]", [(2, "a"), (7, "b"), (10, "c")]),
+        ("([a:b:0.5]:1.2)", [(5, "(a:1.2)"), (10, "(b:1.2)")]),
+        ("[(a:1.2):[b]:.5]", [(5, "(a:1.2)"), (10, "[b]")]),
+        ("[x] (y) (z:1.2)", [(10, "[x] (y) (z:1.2)")]),
+        ("[a:b", [(10, "[a:b")]),
+        ("[a:b:c:3]", [(10, "[a:b:c:3]")]),
+        ("[a:b: c]", [(10, "[a:b: c]")]),
+        ("(a] [b:c:3]", [(3, "(a] b"), (10, "(a] c")]),
+        ("[x (a] b:2] [c:3]", [(3, "[x (a] b:2] "), (10, "[x (a] b:2] c")]),
+        ("[y [a:b] [c:2]:3]", [(2, "[y [a:b] :3]"), (10, "[y [a:b] c:3]")]),
+        (r"\[a:b:3\] [c:2]", [(2, r"\[a:b:3\] "), (10, r"\[a:b:3\] c")]),
+        ("a | b [c:2]", [(10, "a | b [c:2]")]),
+        ("(a|b) [c:2]", [(10, "(a|b) [c:2]")]),
+        ("[c:2] \\", [(10, "[c:2] \\")]),
+        ("", [(10, "")]),
     ],
 )
-def test_editing(text: str, steps: int, entries: list[tuple[int, str]]) -> None:
-    assert schedule(text, steps) == entries
+def test_editing(text: str, entries: list[tuple[int, str]]) -> None:
+    assert schedule(text, 10) == entries
 
 
-def test_the_hires_pass_counts_on() -> None:
-    assert schedule("[a:b:0.4]", 20, 10)[-1] == (10, "b")
-    assert {text for _, text in schedule("[a:b:0.4]", 20, 10)} == {"b"}
-    assert schedule("[a:b:1.5]", 20, 10) == [(5, "a"), (10, "b")]
-    assert schedule("[a:b:23]", 20, 10) == [(3, "a"), (10, "b")]
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [("[a|b|c]", "abc"), ("[a|]", ["a", ""]), ("[|a||]", ["", "a", "", ""]), ("[a|(b:1.1)]", ["a", "(b:1.1)"])],
+)
+def test_alternation_takes_the_next_option_at_every_step(text: str, options: list[str]) -> None:
+    assert schedule(text, 7) == [(step, options[(step - 1) % len(options)]) for step in range(1, 8)]
 
 
-def test_and_splits_with_weights() -> None:
-    assert split_and("a cat AND a dog:0.5 AND bird:-1") == [("a cat", 1.0), (" a dog", 0.5), (" bird", -1.0)]
-    assert split_and("sand and band") == [("sand and band", 1.0)]
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("[a:b:0.4]", [(10, "b")]),
+        ("[a:b:1.5]", [(5, "a"), (10, "b")]),
+        ("[a:b:1.4]", [(3, "a"), (10, "b")]),  # in floating point (1.4 - 1.0) * 10 is less than 4
+        ("[a:b:23]", [(3, "a"), (10, "b")]),
+        ("[a:b:20]", [(10, "b")]),
+        ("[a:b:50]", [(10, "a")]),
+        ("a", [(10, "a")]),
+    ],
+)
+def test_the_hires_pass_counts_on(text: str, entries: list[tuple[int, str]]) -> None:
+    assert schedule(text, 20, 10) == entries
+
+
+@given(PROMPTS, st.integers(1, 30), st.none() | st.integers(1, 30))
+def test_any_text_has_ascending_entries_up_to_the_last_step(text: str, steps: int, hires_steps: int | None) -> None:
+    ends = [end for end, _ in schedule(text, steps, hires_steps)]
+    assert ends == sorted(set(ends))
+    assert ends[0] >= 1
+    assert ends[-1] == (steps if hires_steps is None else hires_steps)
+
+
+# --- AND and networks
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a", [("a", 1.0)]),
+        ("a AND b :0.5 AND c:-1.", [("a", 1.0), (" b", 0.5), (" c", -1.0)]),
+        ("a cat:1.2 ", [("a cat", 1.2)]),
+        ("1.2", [("1.2", 1.0)]),
+        ("a:1:2", [("a:1", 2.0)]),
+        ("(a:1.2)", [("(a:1.2)", 1.0)]),
+        ("and BAND ANDY", [("and BAND ANDY", 1.0)]),
+        ("AND :3", [("", 1.0), ("", 3.0)]),
+    ],
+)
+def test_and_splits_with_weights(text: str, parts: list[tuple[str, float]]) -> None:
+    assert split_and(text) == parts
 
 
 def test_network_tags_are_cut_out() -> None:
-    text, tags = cut_networks("a <lora:x:0.5> b <hypernet:y> <:)")
-    assert text == "a  b  <:)"
-    assert tags == [NetworkTag("lora", ("x", "0.5")), NetworkTag("hypernet", ("y",))]
+    text, tags = cut_networks("a <lora:some name:0.8:unet=1>, <b> <hypernet:c:1> < lora:d:1> <lora:e")
+    assert text == "a , <b>  < lora:d:1> <lora:e"
+    assert tags == [NetworkTag("lora", ("some name", "0.8", "unet=1")), NetworkTag("hypernet", ("c", "1"))]
+
+
+@given(PROMPTS)
+def test_any_text_can_be_cut_and_split(text: str) -> None:
+    left, tags = cut_networks(text)
+    assert bool(tags) == (left != text)
+    assert split_and(text)
+
+
+# --- chunks
+
+
+def test_a_chunk_is_padded_and_weighs_one_outside_the_text() -> None:
+    pieces = parse_attention("masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky")
+    (chunk,) = chunks(pieces, lambda text: [WORDS[word] for word in re.findall(r"[a-z]+|\d|,", text)])
+    tokens = [12066, 267, 949, 3027, 267, 272, 1611, 267, 736, 2225, 267, 1305, 267, 3490, 267, 1746, 2390]
+    assert chunk.tokens == (START, *tokens, *[END] * 59)
+    assert chunk.weights == (*[1.0] * 9, 1.3, 1.3, 1.0, 1 / 1.1, *[1.0] * 64)
 
 
 def test_an_empty_prompt_is_one_chunk() -> None:
-    (chunk,) = chunks([("", 1.0)], words)
+    (chunk,) = chunks(parse_attention(""), by_number)
     assert chunk.tokens == (START, *[END] * 76)
-    assert set(chunk.weights) == {1.0}
+    assert chunk.weights == (1.0,) * 77
 
 
-def test_a_long_prompt_breaks_behind_a_comma_in_reach() -> None:
-    near = chunks([("w " * 60 + ", " + "x " * 30, 1.0)], words)
-    assert [chunk.tokens.count(END) for chunk in near] == [CHUNK_LENGTH - 61 + 1, CHUNK_LENGTH - 30 + 1]
-    far = chunks([("w " * 40 + ", " + "x " * 50, 1.0)], words)
-    assert [chunk.tokens.count(END) for chunk in far] == [1, CHUNK_LENGTH - 16 + 1]
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        (numbers(1, 75), [75]),
+        (numbers(1, 76), [75, 1]),
+        (numbers(1, 74) + " , 75", [75, 1]),  # the comma is the last token: nothing moves
+        (numbers(1, 70) + " , " + numbers(71, 80), [71, 10]),  # what follows the comma moves
+        (numbers(1, 55) + " , " + numbers(56, 75), [56, 20]),  # the farthest comma in reach
+        (numbers(1, 54) + " , " + numbers(55, 75), [75, 1]),  # out of reach
+        (numbers(1, 60) + " , " + numbers(61, 74) + " , 75", [75, 2]),  # the next token is a comma: nothing moves
+        ("1 BREAK 2", [1, 1]),
+        ("BREAK 2", [0, 1]),
+        ("1 BREAK", [1]),
+        ("1 BREAK BREAK 2", [1, 0, 1]),
+    ],
+)
+def test_where_chunks_end(text: str, filled: list[int]) -> None:
+    made = chunks(parse_attention(text), by_number)
+    assert [sum(token != END for token in chunk.tokens[1:]) for chunk in made] == filled
 
 
-def test_break_ends_a_chunk_and_weights_follow_their_tokens() -> None:
-    first, second = chunks([("a b", 1.0), BREAK, ("c", 1.3)], words)
+def test_weights_move_with_their_tokens() -> None:
+    first, second = chunks([(numbers(1, 70) + " , ", 1.0), (numbers(71, 76), 1.5)], by_number)
     assert first.weights == (1.0,) * 77
-    assert second.weights[:3] == (1.0, 1.3, 1.0)
+    assert second.weights == (1.0, *[1.5] * 6, *[1.0] * 70)
 
 
-@given(GRAMMAR | st.text())
-def test_nothing_raises_and_schedules_ascend_to_the_last_step(text: str) -> None:
-    entries = schedule(text, 12)
-    ends = [end for end, _ in entries]
-    assert ends == sorted(set(ends))
-    assert ends[-1] == 12
-    for part, _ in split_and(cut_networks(text)[0]):
-        for _, edited in schedule(part, 12, 8):
-            for chunk in chunks(parse_attention(edited), words):
-                assert len(chunk.tokens) == len(chunk.weights) == 77
+@given(st.lists(st.tuples(st.text("1,", max_size=120), st.sampled_from([0.5, 1.0, 1.5])) | st.just(BREAK), max_size=8))
+def test_chunks_keep_every_token_and_its_weight_in_order(pieces: list[tuple[str, float]]) -> None:
+    def by_character(text: str) -> list[int]:
+        return [COMMA if char == "," else 1 for char in text]
+
+    made = chunks(pieces, by_character)
+    slots = [slot for chunk in made for slot in zip(chunk.tokens, chunk.weights, strict=True)]
+    wanted = [(token, weight) for text, weight in pieces if text != "BREAK" for token in by_character(text)]
+    assert [slot for slot in slots if slot[0] not in (START, END)] == wanted
+    assert made
+    assert all(len(chunk.tokens) == CHUNK_LENGTH + 2 for chunk in made)
 
 
-@given(st.lists(st.tuples(st.text("abc", min_size=1), st.sampled_from([0.5, 1.2, 1.5])), min_size=1))
-def test_weights_survive_being_written_and_read(pieces: list[tuple[str, float]]) -> None:
-    read = parse_attention(" ".join(f"({text}:{weight})" for text, weight in pieces))
-    assert [piece for piece in read if piece[1] != 1.0] == pieces
+# --- time
 
 
-@pytest.mark.parametrize("unit", ["(", "[", "[a:", "[a|", "a AND ", "\\", "<", "(a:1.", ":"])
-def test_hostile_prompts_take_bounded_time(unit: str) -> None:
-    text = unit * (10_000 // len(unit))
-    started = time.perf_counter()
-    for part, _ in split_and(cut_networks(text)[0]):
-        for _, edited in schedule(part, 20)[:2]:
-            parse_attention(edited)
-    assert time.perf_counter() - started < 5
+@pytest.mark.parametrize(
+    "unit", ["(a", "[a:", "[a|", "[a:b:0.5]", "(a:1.1)", "<a:", "BREAK ", " ", "AND ", "1.", ": ", "\\"]
+)
+@pytest.mark.parametrize("use", [parse_attention, split_and, cut_networks, lambda text: schedule(text, 20)])
+def test_hostile_prompts_take_linear_time(unit: str, use: Callable[[str], object]) -> None:
+    text = unit * (100_000 // len(unit))
+    started = time.process_time()
+    use(text)
+    assert time.process_time() - started < 2  # usually below 0.3; quadratic time would be minutes
+
+
+def test_deep_nesting_is_no_recursion() -> None:
+    depth = 20_000
+    assert schedule("[a:" * depth + ":1]" * depth, 3)[-1] == (3, "")
+    assert schedule("[" * depth + "a" + "]" * depth, 3) == [(3, "[" * depth + "a" + "]" * depth)]
+    assert parse_attention("(" * depth + "a" + ")" * depth)[0][0] == "a"
+
+
+# --- WebUI's own answers
 
 
 @needs_tables
-def test_webuis_own_tables() -> None:
-    tables = json.loads(TABLES.read_text(encoding="utf-8"))
-    for text, expected in tables["prompts"].items():
-        pieces = parse_attention(cut_networks(text)[0] if "<" in text else text)
-        wanted = [(piece, pytest.approx(weight)) for piece, weight in expected["attention"]]
-        assert pieces == wanted or parse_attention(text) == wanted, text
-    for text, entries in tables["schedules"].items():
-        assert schedule(text, 10) == [tuple(entry) for entry in entries]
+def test_attention_as_webui_parses_it() -> None:
+    for text, row in json.loads(TABLES.read_text(encoding="utf-8"))["prompts"].items():
+        assert parse_attention(text) == [tuple(piece) for piece in row["attention"]], text
+
+
+@needs_tables
+def test_schedules_as_webui_makes_them() -> None:
+    for text, entries in json.loads(TABLES.read_text(encoding="utf-8"))["schedules"].items():
+        assert schedule(text, 10) == [tuple(entry) for entry in entries], text
+
+
+@needs_tables
+def test_chunks_as_webui_makes_them() -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "weights_script" / "embedded" / "tokenizer")
+    for text, row in json.loads(TABLES.read_text(encoding="utf-8"))["prompts"].items():
+        made = chunks(parse_attention(text), lambda piece: tokenizer(piece, add_special_tokens=False)["input_ids"])
+        assert [list(chunk.tokens) for chunk in made] == [chunk["tokens"] for chunk in row["chunks"]], text
+        assert [list(chunk.weights) for chunk in made] == [chunk["mult"] for chunk in row["chunks"]], text

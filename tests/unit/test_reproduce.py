@@ -73,6 +73,11 @@ def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
     assert told in found[0]
 
 
+def test_old_versions_weaken_with_brackets_as_now() -> None:
+    data = infotext.read("[blurry]\nSteps: 20, Sampler: Euler, Seed: 1, Version: v1.5.2")
+    assert [each.other_picture for each in obstacles(data, MODEL)] == [False]
+
+
 def test_unknown_keys_are_told_but_do_no_harm() -> None:
     (found,) = obstacles(infotext.read("a\nSteps: 20, Sampler: Euler, Seed: 1, Mood: fine"), MODEL)
     assert (found.text, found.other_picture) == ("Mood: fine is not understood", False)

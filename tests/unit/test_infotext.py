@@ -1,0 +1,377 @@
+"""Infotext both ways: as WebUI writes and reads it, and as other programs write it."""
+
+import json
+import math
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from sd_parsers import ParserManager
+
+from pipelines.errors import InvalidInput
+from pipelines.infotext import Parameters, parse, quote, read, split, unquote, write
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
+with_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
+
+PROMPT = "masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky"
+NEGATIVE = "lowres, (bad hands:1.4), worst quality"
+FIELDS: dict[str, object] = {
+    **{"Steps": 10, "Sampler": "DPM++ 2M", "Schedule type": "Karras", "CFG scale": 7.0, "Seed": 1234},
+    **{"Size": "128x192", "Model hash": "89aa3d4988", "Model": "tiny_sd15", "VAE": None},
+    **{"Denoising strength": 0.55, "RNG": "CPU", "TI hashes": "tinyemb1: 5c944ffa3bf2"},
+    **{"Hires prompt": "a, b", "Hires resize": "256x256", "Hires steps": 6, "Hires upscaler": "Latent"},
+    "Version": "v1.10.1",
+}
+WRITTEN = (
+    f"{PROMPT}\nNegative prompt: {NEGATIVE}\n"
+    "Steps: 10, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1234, Size: 128x192, "
+    "Model hash: 89aa3d4988, Model: tiny_sd15, Denoising strength: 0.55, RNG: CPU, "
+    'TI hashes: "tinyemb1: 5c944ffa3bf2", Hires prompt: "a, b", Hires resize: 256x256, Hires steps: 6, '
+    "Hires upscaler: Latent, Version: v1.10.1"
+)
+SHORT = "Steps: 20, Sampler: Euler a, Seed: 1"
+
+# What infotext can hold: no spaces at the ends, no quotation mark first, no other line ends than "\n".
+LETTERS = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs"]) | st.sampled_from(' ,:"\\\n')
+VALUES = st.text(LETTERS, min_size=1, max_size=20).filter(lambda text: text == text.strip() and text[0] != '"')
+KEYS = st.from_regex(r"[A-Za-z][A-Za-z0-9_ /-]{0,10}[A-Za-z0-9]", fullmatch=True)
+NUMBERS = st.integers(0, 2**64) | st.floats(0, 1e6).filter(lambda number: "e" not in str(number))
+
+
+# --- writing
+
+
+@pytest.mark.parametrize(
+    ("value", "quoted"),
+    [
+        ("a", "a"),
+        ("a, b", '"a, b"'),
+        ("a: b", '"a: b"'),
+        ("a\nb", '"a\\nb"'),
+        ('say "x"', 'say "x"'),
+        ('say "x", y', '"say \\"x\\", y"'),
+        ("café, ü", '"café, ü"'),
+        ("\\(x\\), y", '"\\\\(x\\\\), y"'),
+        ("", ""),
+    ],
+)
+def test_quote(value: str, quoted: str) -> None:
+    assert quote(value) == quoted
+    assert unquote(quoted) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [('"a"', "a"), ('"', '"'), ('"a\tb"', '"a\tb"'), ('"a" b"', '"a" b"')])
+def test_unquote_leaves_what_is_no_json(text: str, value: str) -> None:
+    assert unquote(text) == value
+
+
+def test_write() -> None:
+    assert write(PROMPT, NEGATIVE, FIELDS) == WRITTEN
+
+
+def test_write_without_a_negative_prompt_or_fields() -> None:
+    assert write("a", "", {"Steps": 1}) == "a\nSteps: 1"
+    assert write("a", "b", {}) == "a\nNegative prompt: b"
+
+
+@given(VALUES, VALUES | st.just(""), st.dictionaries(KEYS, VALUES | NUMBERS, min_size=3))
+def test_what_is_written_is_read_back(prompt: str, negative: str, fields: dict[str, Any]) -> None:
+    assume(not any(line.strip().startswith("Negative prompt:") for line in f"{prompt}\n{negative}".split("\n")))
+    block = split(write(prompt, negative, fields))
+    shown = {key: write("", "", {key: value}).removeprefix(f"{key}: ") for key, value in fields.items()}
+    assert block.fields == {key: unquote(value) for key, value in shown.items()}
+    assert [block.prompt, block.negative_prompt] == [
+        "\n".join(line.strip() for line in text.split("\n")).lstrip("\n") for text in (prompt, negative)
+    ]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_keep_their_value(number: float) -> None:
+    assert float(split(write("", "", {"A1": 1, "B1": number, "C1": 2})).fields["B1"]) == number
+
+
+# --- reading as WebUI does
+
+
+def test_parse() -> None:
+    parsed = parse("a\n   Negative prompt:   b \nSteps: 20, Sampler: Euler a, Size: 512x768, Version: v1.10.1")
+    assert parsed == {
+        **{"Steps": "20", "Sampler": "Euler a", "Size-1": "512", "Size-2": "768", "Version": "v1.10.1"},
+        **{"Prompt": "a", "Negative prompt": "b", "Clip skip": "1", "Hires resize-1": 0, "Hires resize-2": 0},
+        **{"Hires sampler": "Use same sampler", "Hires schedule type": "Use same scheduler"},
+        **{"Hires checkpoint": "Use same checkpoint", "Hires prompt": "", "Hires negative prompt": ""},
+        **{"Mask mode": "Inpaint masked", "Masked content": "original", "Inpaint area": "Whole picture"},
+        **{"Masked area padding": 32, "RNG": "GPU", "Schedule type": "Automatic", "Schedule max sigma": 0},
+        **{"Schedule min sigma": 0, "Schedule rho": 0, "VAE Encoder": "Full", "VAE Decoder": "Full"},
+        **{"FP8 weight": "Disable", "Refiner switch by sampling steps": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "negative", "fields"),
+    [
+        ("", "", "", {}),
+        ("a: b, cd: e", "a: b, cd: e", "", {}),  # fewer than three
+        ("style: anime, mood: dark, light: soft", "", "", {"style": "anime", "mood": "dark", "light": "soft"}),
+        (f"a\n\n b \n{SHORT}\nafter", f"a\n\nb\n{SHORT}\nafter", "", {}),
+        ("a\nNegative prompt: b\n c\nNegative prompt: d", "a", "b\nc\nd", {}),
+        ("a\n\nNegative prompt:\n\nb", "a\n", "b", {}),
+        ("ab: 1, cd: , ef: 2, ab: 3", "", "", {"ab": "3", "ef": "2"}),  # no value, and a second one
+        ('ab: "1, \\"2\\"", cd: "x" y, ef: "z', "", "", {"ab": '1, "2"', "cd": '"x" y', "ef": '"z'}),
+        ("a: 1, - bc/d-e: 2, fg: 3, hi:4", "", "", {"bc/d-e": "2", "fg": "3", "hi": "4"}),
+    ],
+)
+def test_split(text: str, prompt: str, negative: str, fields: dict[str, str]) -> None:
+    block = split(text)
+    assert (block.prompt, block.negative_prompt, block.fields) == (prompt, negative, fields)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "version", "keys"),
+    [
+        ("a", "v1.5.2", {"Pad conds v0", "Downcast alphas_cumprod"}),
+        ("[a:b:3]", "1.5.2", {"Pad conds v0", "Downcast alphas_cumprod", "Old prompt editing timelines"}),
+        ("[a:b:3]", "v1.6.0-2-g4afaaf8a", {"Downcast alphas_cumprod"}),
+        ("a", "v1.7.0-224-g1", {"Downcast alphas_cumprod"}),
+        ("a", "v1.7.0-225-g1", set()),
+        ("[a:b:3]", "f0.0.17v1.8.0", set()),
+    ],
+)
+def test_older_versions_bring_back_what_they_did(prompt: str, version: str, keys: set[str]) -> None:
+    text = f"{prompt}\nSteps: 20, Sampler: DDIM, Seed: 1, Version: {version}"
+    assert {key for key, value in parse(text).items() if value is True} == keys
+    assert True not in parse(text, auto_backcompat=False).values()
+
+
+@pytest.mark.parametrize(
+    ("block", "emphasis"),
+    [("a", None), ("a BREAK b", None), ("(a)", "Original"), ("a\nNegative prompt: [b]", "Original")],
+)
+def test_emphasis_is_named_where_it_is_used(block: str, emphasis: str | None) -> None:
+    assert parse(f"{block}\n{SHORT}").get("Emphasis") == emphasis
+
+
+@pytest.mark.parametrize(("first", "expected"), [("512x384", (512, 384)), ("0x0", (448, 640))])
+def test_a_first_pass_size_of_2022(first: str, expected: tuple[int, int]) -> None:
+    parsed = parse(f"a\n{SHORT}, Size: 768x1152, Denoising strength: 0.7, First pass size: {first}")
+    assert (parsed["Size-1"], parsed["Size-2"]) == expected
+    assert (parsed["Hires resize-1"], parsed["Hires resize-2"]) == (768, 1152)
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["ab", ": ", ", ", '"', "\\", "\n", "1x1", "[", "First pass size", "-1"])).map("".join)
+)
+def test_parse_takes_any_text(text: str) -> None:
+    assert {"Prompt", "Negative prompt", "RNG"} <= parse(text).keys()
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "ab", "ab: ", 'ab: "', 'ab: "\\"a, ', ",", "-", "Hashes: [", "\n"])
+def test_long_texts_are_read_in_linear_time(unit: str) -> None:
+    text = "ab: 1, " + unit * (100_000 // len(unit))
+    start = time.process_time()
+    read(text)
+    assert time.process_time() - start < 2  # usually below 0.2; quadratic time would be minutes
+
+
+# --- reading for our own use
+
+
+def test_read() -> None:
+    assert read(WRITTEN) == Parameters(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        steps=10,
+        sampler="DPM++ 2M",
+        schedule_type="Karras",
+        guidance_scale=7.0,
+        seed=1234,
+        size=(128, 192),
+        model_hash="89aa3d4988",
+        model="tiny_sd15",
+        denoising_strength=0.55,
+        rng="CPU",
+        ti_hashes={"tinyemb1": "5c944ffa3bf2"},
+        hires=True,
+        hires_prompt="a, b",
+        hires_resize=(256, 256),
+        hires_steps=6,
+        hires_upscaler="Latent",
+        version="v1.10.1",
+    )
+
+
+def test_what_a_block_does_not_say() -> None:
+    assert read("a") == Parameters(prompt="a")
+    assert (Parameters().clip_skip, Parameters().rng, Parameters().schedule_type) == (1, "GPU", "Automatic")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "own", "schedule_type"),
+    [
+        ("DPM++ 2M Karras", "DPM++ 2M", "Karras"),
+        ("DPM++ 3M SDE Exponential", "DPM++ 3M SDE", "Exponential"),
+        ("Euler a SGM Uniform", "Euler a", "SGM Uniform"),
+        ("DPM++ 2M SDE Heun", "DPM++ 2M SDE Heun", "Simple"),
+        ("k_euler_ancestral", "Euler a", "Simple"),
+        ("dpmpp_2m_sde_gpu_karras", "DPM++ 2M SDE", "Karras"),
+        ("Turbo Karras", "Turbo", "Karras"),
+        ("Undefined", None, "Simple"),
+    ],
+)
+def test_sampler_names(sampler: str, own: str | None, schedule_type: str) -> None:
+    found = read(f"a\nSteps: 1, Seed: 1, Sampler: {sampler}, Schedule type: simple")
+    assert (found.sampler, found.schedule_type) == (own, schedule_type)
+
+
+def test_the_hires_pass_may_name_its_sampler_in_the_old_way() -> None:
+    block = f"a\n{SHORT}, Denoising strength: 0.5, Hires upscale: 1.5, Hires sampler: DPM++ SDE Karras"
+    found = read(block)
+    assert (found.hires_sampler, found.hires_schedule_type) == ("DPM++ SDE", "Karras")
+    assert (found.hires, found.hires_upscale) == (True, 1.5)
+    assert read(f"a\n{SHORT}, Hires sampler: Use same sampler").hires_sampler is None
+
+
+def test_hires_needs_a_strength_and_a_key() -> None:
+    assert not read(f"a\n{SHORT}, Denoising strength: 0.5").hires
+    found = read(f"a\n{SHORT}, Hires upscale: 2, Hires upscaler: None")
+    assert (found.hires, found.hires_upscaler) == (False, "None")
+    assert "Denoising strength" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Steps", "many"),
+        ("Steps", "20.5"),
+        ("Seed", "1_000"),
+        ("CFG scale", "nan"),
+        ("Size", "512"),
+        ("Hires resize", "big"),
+        ("RNG", "TPU"),
+        ("Clip skip", "two"),
+        ("Denoising strength", "half"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named(key: str, value: str) -> None:
+    with pytest.raises(InvalidInput, match=f"generation_data='{key}: {value}': {key} must be"):
+        read(f"a\nAb: 1, Cd: 2, {key}: {value}")
+
+
+def test_keys_that_are_not_understood() -> None:
+    found = read(f"(a)\n{SHORT}, Tiling: True, Mask mode: Inpaint masked, Emphasis: No norm, Batch pos: 1")
+    assert found.unknown == {"Tiling": "True", "Emphasis": "No norm"}
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        (f"[a:b:3]\n{SHORT}, Version: v1.5.2", "v1.5.2 had other rules"),
+        (f"a\nNegative prompt: [b]\n{SHORT}, Version: 1.3.0", "1.3.0 had other rules"),
+        ("a\nSteps: 20, Sampler: Euler a,\nSeed: 1, Size: 64x64, Model: x", "Steps stand in the prompt"),
+    ],
+)
+def test_warnings(block: str, told: str) -> None:
+    (warning,) = read(block).warnings
+    assert told in warning
+    assert not read(block.replace("1.5.2", "1.6.0").replace("1.3.0", "1.10.1").replace(",\n", ", ")).warnings
+
+
+# --- other programs
+
+
+def test_civitai() -> None:
+    found = read(
+        "a hero\nSteps: 25, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 3, Size: 512x768, Clip skip: 2, "
+        "Created Date: 2024-05-01T10:11:12.0000000Z, "
+        'Civitai resources: [{"type":"checkpoint","modelVersionId":1,"modelName":"Dream, on"}], '
+        'Hashes: {"model": "4199bcdd14", "lora:add_detail": "7c6bad76eb", "embed:easy": "c74b4e810b"}, Model: rev'
+    )
+    assert (found.sampler, found.schedule_type, found.clip_skip) == ("DPM++ 2M", "Karras", 2)
+    assert (found.model_hash, found.model, found.vae_hash) == ("4199bcdd14", "rev", None)
+    assert (found.lora_hashes, found.ti_hashes) == ({"add_detail": "7c6bad76eb"}, {"easy": "c74b4e810b"})
+    assert not found.unknown
+
+
+def test_a_hash_beside_the_hashes_wins() -> None:
+    found = read(f'a\n{SHORT}, Model hash: 1234567890, Lora hashes: "x: 1", Hashes: {{"model": "0", "lora:x": "2"}}')
+    assert (found.model_hash, found.lora_hashes) == ("1234567890", {"x": "1"})
+
+
+def test_sdnext() -> None:
+    found = read(
+        "a\nNegative prompt: b\nSteps: 10, Seed: 7, Sampler: DPM++ SDE, CFG scale: 4, Size: 768x1152, "
+        "Model: tales, Model hash: f758af2038, Backend: Diffusers, App: SD.Next, Version: 900264a, "
+        "Operations: hires; txt2img, Second pass: True, Hires force: True, Hires steps: 25, Hires upscaler: None, "
+        "Hires upscale: 1.5, Hires resize: 0x0, Hires size: 1152x1728, Denoising strength: 0.5, "
+        "Hires sampler: DPM++ SDE, VAE: Automatic"
+    )
+    assert (found.hires, found.hires_upscale, found.hires_resize) == (True, 1.5, None)
+    assert (found.vae, found.unknown, found.warnings) == (None, {}, ())
+
+
+def test_forge() -> None:
+    found = read(
+        "a\nSteps: 20, Sampler: Euler a, Schedule type: SGM Uniform, CFG scale: 6, Seed: 5, Size: 512x512, "
+        "Denoising strength: 0.7, Hires Module 1: Use same choices, Hires CFG Scale: 6, Hires upscale: 2, "
+        "Hires upscaler: Latent, Module 1: vae-ft-mse, Version: f2.0.1v1.10.1-previous-636-gb835f24a"
+    )
+    assert (found.schedule_type, found.vae, found.hires) == ("SGM Uniform", "vae-ft-mse", True)
+    assert (found.unknown, found.warnings) == ({}, ())
+
+
+def test_an_old_version() -> None:
+    found = read(
+        "a\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 9, Size: 1024x1024, Model hash: 45dee52b, "
+        "Batch size: 4, Batch pos: 1, Denoising strength: 0.7, First pass size: 0x0"
+    )
+    assert (found.size, found.hires, found.hires_resize) == ((512, 512), True, (1024, 1024))
+    assert not found.unknown
+
+
+def test_another_library_reads_what_is_written() -> None:
+    png, picture = PngImagePlugin.PngInfo(), BytesIO()
+    png.add_text("parameters", WRITTEN)
+    Image.new("RGB", (8, 8)).save(picture, "PNG", pnginfo=png)
+    found = ParserManager().parse(picture)
+    assert found is not None
+    assert (found.full_prompt, found.full_negative_prompt) == (PROMPT, NEGATIVE)
+    (sampler,) = found.samplers
+    assert sampler.name == "DPM++ 2M"
+    assert {key: str(value) for key, value in sampler.parameters.items()}.items() >= {
+        "cfg_scale": "7",
+        "seed": "1234",
+        "steps": "10",
+    }.items()
+    assert [(model.name, model.hash) for model in found.models] == [("tiny_sd15", "89aa3d4988")]
+
+
+# --- WebUI's own answers
+
+
+@with_reference
+def test_blocks_as_webui_parses_them() -> None:
+    for name, row in json.loads((REFERENCE / "parse_table.json").read_text())["blocks"].items():
+        assert parse(row["input"], **row["options"]) == row["output"], name
+
+
+@with_reference
+def test_values_as_webui_quotes_them() -> None:
+    for value, row in json.loads((REFERENCE / "parse_table.json").read_text())["quote"].items():
+        assert (quote(value), unquote(row["quoted"])) == (row["quoted"], row["back"]), value
+
+
+@with_reference
+def test_webuis_infotexts_are_written_again_to_the_letter() -> None:
+    for name, case in json.loads((REFERENCE / "settings.json").read_text()).items():
+        for text in case["infotexts"]:
+            block = split(text)
+            assert write(block.prompt, block.negative_prompt, block.fields) == text, name
+            assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"]), name
+            assert read(text).hires == case["params"].get("enable_hr", False), name
