@@ -31,8 +31,8 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": noise.ensd if noise.ensd and plan.first.sampler.ancestral else None,
         "RNG": noise.source if noise.source != "GPU" else None,
-        "Pad conds": request.pad_conds or None,
         **(_hires_fields(request.hires) if request.hires else {}),
+        "Pad conds": request.pad_conds or None,
         "Version": VERSION,
     }
     return infotext.write(request.prompt, request.negative_prompt, fields)
