@@ -1,0 +1,49 @@
+"""Encoded captions of every scene, computed once: the frozen text encoder would take half of the UNet's time."""
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pastel_tiny.captions import caption, empty
+from pastel_tiny.dataset import Chunk
+from pastel_tiny.progress import load, save
+from pastel_tiny.scenes import scene
+from pastel_tiny.text import Encoder
+
+CAPTIONS = 3  # different captions of each scene
+EMPTIES = 96
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "contexts" / f"{name}.pt"
+
+
+def _encode(encoder: Encoder, texts: list[str]) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [encoder(texts[start : start + 48]).half() for start in range(0, len(texts), 48)]
+    return torch.cat(parts)
+
+
+def described(folder: Path, chunk: Chunk, encoder: Encoder) -> Tensor:
+    """Contexts of a chunk: scenes x captions x 77 x width."""
+    path = _path(folder, chunk.name)
+    state = load(path)
+    if state is None:
+        rng = random.Random(chunk.first)
+        texts = [caption(scene(chunk.first + index), rng)[0] for index in range(chunk.count) for _ in range(CAPTIONS)]
+        state = {"contexts": _encode(encoder, texts).unflatten(0, (chunk.count, CAPTIONS)).clone()}
+        save(path, state)
+        print(f"[contexts] {chunk.name}", flush=True)
+    return state["contexts"]
+
+
+def blanks(folder: Path, encoder: Encoder) -> Tensor:
+    """Contexts of captions that tell nothing."""
+    state = load(_path(folder, "empty"))
+    if state is None:
+        rng = random.Random(7)
+        state = {"contexts": _encode(encoder, [empty(rng) for _ in range(EMPTIES)])}
+        save(_path(folder, "empty"), state)
+    return state["contexts"]

@@ -1,0 +1,76 @@
+"""The pictures that training reads: painted once at 256 px, kept as bytes, averaged down to 128 px where needed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pastel_tiny.render import render
+from pastel_tiny.scenes import scene
+
+TEST_SEED = 10_000_000  # scenes from here on are never trained on
+# The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape lie together.
+SHAPES = ((256, 256), (384, 256), (256, 384))
+
+
+def halve(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Average 2 x 2 pixels: what the smaller picture of the same painting looks like."""
+    batch, height, width, _ = pictures.shape
+    blocks = pictures.reshape(batch, height // 2, 2, width // 2, 2, 3)
+    return blocks.mean((2, 4), dtype=np.float32).round().astype(np.uint8)
+
+
+def tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """Bytes to a batch in [-1, 1], in the memory layout that the CPU's bf16 convolutions like."""
+    batch = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def painted(path: Path, first: int, count: int, shape: tuple[int, int], small: bool = False) -> NDArray[np.uint8]:
+    """The pictures of `count` seeds from `first` on, `small` ones halved; painted now or read from an earlier run."""
+    width, height = shape
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    share = 2 if small else 1
+    pictures = np.empty((count, height // share, width // share, 3), np.uint8)
+    for index in range(count):
+        picture = render(scene(first + index), width, height)
+        pictures[index] = halve(picture[None])[0] if small else picture
+        if index % 1000 == 0:
+            print(f"[paint] {path.stem} {index}/{count}", flush=True)
+    part = path.with_suffix(".part.npy")
+    np.save(part, pictures)
+    part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of scenes of one shape, painted, and later encoded, together."""
+
+    name: str
+    first: int
+    count: int
+    shape: tuple[int, int]
+    small: bool
+
+    def pictures(self, folder: Path) -> NDArray[np.uint8]:
+        """The chunk's pictures."""
+        return painted(folder / f"{self.name}.npy", self.first, self.count, self.shape, self.small)
+
+
+def chunks(squares: int) -> list[Chunk]:
+    """What the UNet learns from: mostly 128 px squares, some 3:2 and 2:3, and some 256 px squares for highres fix."""
+    result: list[Chunk] = []
+    for index in range(squares):
+        first = 100_000 + 10_000 * index
+        result.append(Chunk(f"square{index}", first, 2000, SHAPES[0], True))
+        if index == 0:
+            result.append(Chunk("large0", first + 2000, 1500, SHAPES[0], False))
+        if index == 1:
+            result.append(Chunk("wide0", first + 2000, 1500, SHAPES[1], True))
+            result.append(Chunk("tall0", first + 4000, 1500, SHAPES[2], True))
+    return result

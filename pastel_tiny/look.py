@@ -1,0 +1,44 @@
+"""Draw the standing prompts with the trained networks, to look at.
+
+python -m pastel_tiny.look --out DIR --guidance 7 --vae better --to sheet.png
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from pastel_tiny.latents import folded
+from pastel_tiny.sampler import PROMPTS, sheet
+from pastel_tiny.text import Encoder
+from pastel_tiny.train import TOKENIZER
+from pastel_tiny.unet import averaged
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the training's folder")
+    parser.add_argument("--to", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--guidance", type=float, default=7.0)
+    parser.add_argument("--vae", choices=("vae", "better"), default="better")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("prompts", nargs="*", default=PROMPTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    encoder, size = Encoder(options.out, TOKENIZER), (options.size[1] // 8, options.size[0] // 8)
+    sheet(
+        options.to,
+        averaged(options.out),
+        folded(options.out, options.vae),
+        encoder,
+        options.guidance,
+        tuple(options.prompts),
+        size,
+        options.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What the phases share: the clock, the log, and checkpoints that survive an interruption."""
+
+import csv
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """A phase's time: its learning rate follows the clock, so that it ends well when its minutes are over.
+
+    `spent` is the training time of earlier, interrupted runs of the same phase.
+    """
+
+    def __init__(self, minutes: float, spent: float = 0.0) -> None:
+        self.seconds, self.spent, self.start = minutes * 60, spent, time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, earlier runs included."""
+        return self.spent + time.monotonic() - self.start
+
+    @property
+    def done(self) -> float:
+        """The share of the phase that is over."""
+        return min(1.0, self.elapsed / max(1e-9, self.seconds))
+
+    def rate(self, peak: float, step: int, warm_up: int = 100) -> float:
+        """A warm-up in steps, then a cosine down to 2 % of the peak at the end of the time."""
+        return peak * min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
+
+
+class Log:
+    """Progress lines on the screen and the same figures as a CSV file to plot."""
+
+    def __init__(self, path: Path, every: float = 20.0) -> None:
+        self.path, self.every, self.last = path, every, 0.0
+        self.sums: dict[str, list[float]] = {}
+
+    def add(self, step: int, clock: Clock, figures: dict[str, float]) -> None:
+        """Take in one step's figures; now and then write their means."""
+        for name, value in figures.items():
+            self.sums.setdefault(name, []).append(value)
+        if clock.elapsed - self.last < self.every:
+            return
+        self.last = clock.elapsed
+        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        self.sums.clear()
+        self.write({"step": step, "seconds": round(clock.elapsed, 1), **means})
+
+    def write(self, row: dict[str, float]) -> None:
+        """Print one line and append it to the file."""
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(row)
+            writer.writerow(f"{value:.6g}" for value in row.values())
+        text = "  ".join(f"{name} {value:.5g}" for name, value in row.items())
+        print(f"{time.strftime('%H:%M:%S')} [{self.path.stem}] {text}", flush=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint by rename, so that a reader never sees half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A checkpoint's state, or None where there is none yet."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None

@@ -1,0 +1,44 @@
+"""Paint a scene at any size: the same scene has the same composition at 128 px and at 512, only with more detail."""
+
+import random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pastel_tiny import backdrop
+from pastel_tiny.brush import Brush
+from pastel_tiny.palette import colour
+from pastel_tiny.scenes import Scene
+from pastel_tiny.subjects import FLOATING, PAINTERS
+
+
+def render(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
+    """The picture of a scene as height x width x 3 bytes."""
+    brush = Brush(width, height, random.Random(scene.seed * 2 + 1))
+    horizon = brush.rng.uniform(0.56, 0.68)
+    sky_tint = backdrop.sky(brush, scene, horizon)
+    light = backdrop.lights(brush, scene, horizon, sky_tint)
+    if scene.clouds:
+        backdrop.clouds(brush, scene)
+    backdrop.ground(brush, scene, horizon, sky_tint, light)
+    if scene.subject:
+        _subject(brush, scene, horizon)
+    return brush.pixels()
+
+
+def _subject(brush: Brush, scene: Scene, horizon: float) -> None:
+    rng, canvas = brush.rng, brush.canvas
+    offset = 0.25 * ((scene.subject_side == "right") - (scene.subject_side == "left"))
+    x = brush.aspect * (0.5 + offset) + rng.uniform(-0.03, 0.03)
+    y = (
+        horizon - 0.1 + rng.uniform(-0.04, 0.04)
+        if scene.subject in FLOATING
+        else min(0.96, horizon + rng.uniform(0.2, 0.3))
+    )
+    tint = backdrop.dim(colour(scene.subject_colour, rng), scene.night, 0.12)
+    scale = rng.uniform(1.4, 1.65) * min(1.0, brush.aspect + 0.1)
+    canvas.save()
+    canvas.translate(x, y)
+    canvas.scale(scale, scale)
+    PAINTERS[scene.subject](brush, tint)
+    canvas.restore()

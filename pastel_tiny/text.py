@@ -1,0 +1,147 @@
+"""Phase 3: the text encoder learns to tell a scene's attributes from its caption, and is frozen after that."""
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, Told, caption, empty
+from pastel_tiny.networks import TEXT_WIDTH, Average, build_text
+from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.scenes import scene
+from pastel_tiny.vocabulary import VOCABULARY_SIZE
+
+LENGTH, BATCH = 77, 64
+UNKNOWN = 0  # the row that stands in for every token that no caption uses ("!")
+EOS = VOCABULARY_SIZE - 1
+
+
+class Words:
+    """The tokenizer, with every token outside the caption grammar mapped to one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        rng = random.Random(0)
+        texts = [caption(scene(seed), rng)[0] for seed in range(4000)]
+        fill = {token for word in FILLERS + FLAWS for token in self.tokenizer(word).input_ids[1:-1]}
+        grammar = {token for ids in self.tokenizer(texts).input_ids for token in ids}
+        self.used = torch.zeros(VOCABULARY_SIZE, dtype=torch.bool)
+        # a filler's token is its own only where the grammar needs it as well ("a", "sky")
+        self.used[sorted((grammar - fill) | _grammar_tokens(self.tokenizer))] = True
+
+    def ids(self, texts: list[str], length: int = LENGTH) -> Tensor:
+        """Token ids, padded with the end token as SD 1.5 does."""
+        found = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids = found.input_ids
+        return torch.where(self.used[ids], ids, UNKNOWN)
+
+
+def _grammar_tokens(tokenizer: CLIPTokenizer) -> set[int]:
+    words = {word for values in ATTRIBUTES.values() for word in values}
+    return {token for ids in tokenizer(sorted(words)).input_ids for token in ids}
+
+
+class Heads(nn.Module):
+    """Linear read-outs of every attribute; thrown away after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, len(values)) for name, values in ATTRIBUTES.items()})
+
+    def forward(self, states: Tensor) -> dict[str, Tensor]:
+        """Scores of every value of every attribute."""
+        return {name: layer(states) for name, layer in self.layers.items()}
+
+
+def targets(told: list[Told]) -> dict[str, Tensor]:
+    """The attributes that captions tell, as class numbers."""
+    return {
+        name: torch.tensor([values.index(item.get(name, "")) for item in told]) for name, values in ATTRIBUTES.items()
+    }
+
+
+def batch(rng: random.Random, first: int, count: int, size: int = BATCH) -> tuple[list[str], list[Told]]:
+    """Captions of random scenes, one in twenty of them telling nothing."""
+    pairs = [
+        caption(scene(first + rng.randrange(count)), rng) if rng.random() > 0.05 else (empty(rng), {})
+        for _ in range(size)
+    ]
+    return [text for text, _ in pairs], [told for _, told in pairs]
+
+
+def _read(
+    text: CLIPTextModel, heads: Heads, ids: Tensor, rng: random.Random
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read-outs at the end token and at a random place of the padding, which the UNet attends to as well."""
+    states = text(input_ids=ids).last_hidden_state
+    ends = (ids == EOS).int().argmax(1)
+    rows = torch.arange(len(ids))
+    later = torch.tensor([rng.randint(int(end), ids.shape[1] - 1) for end in ends])
+    return heads(states[rows, ends]), heads(states[rows, later])
+
+
+def train(folder: Path, tokenizer: Path, minutes: float) -> None:
+    """Train for a time; the result is frozen."""
+    torch.manual_seed(3)
+    words, text, heads = Words(tokenizer), build_text(), Heads()
+    path = folder / "text.pt"
+    state = load(path)
+    if state:
+        text.load_state_dict(state["network"]), heads.load_state_dict(state["heads"])
+    step, clock = (state["step"] if state else 0), Clock(minutes, state["seconds"] if state else 0.0)
+    if clock.done >= 1:
+        return
+    both = nn.ModuleList((text, heads))
+    average, log, rng = Average(both, 0.995), Log(folder / "text.csv"), random.Random(3 + step)
+    optimizer = torch.optim.AdamW(both.parameters(), 1e-3, (0.9, 0.98), weight_decay=1e-3)
+    while clock.done < 1:
+        captions, told = batch(rng, 0, 100_000)
+        ids, goal = words.ids(captions, LENGTH if step % 4 == 0 else 44), targets(told)
+        with torch.autocast("cpu", torch.bfloat16):
+            reads = _read(text, heads, ids, rng)
+        error = sum(
+            (F.cross_entropy(read[name].float(), goal[name]) for read in reads for name in goal), torch.zeros(())
+        )
+        optimizer.param_groups[0]["lr"] = clock.rate(1.5e-3, step)
+        optimizer.zero_grad()
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        average.update(both)
+        step += 1
+        right = torch.stack([(reads[0][name].argmax(1) == goal[name]).float() for name in goal])
+        log.add(
+            step, clock, {"loss": float(error), "accuracy": float(right.mean()), "all": float(right.prod(0).mean())}
+        )
+        if step % 1000 == 0 or clock.done >= 1:
+            both.load_state_dict(average.weights) if clock.done >= 1 else None
+            save(
+                path,
+                {"network": _spread(text, words), "heads": heads.state_dict(), "step": step, "seconds": clock.elapsed},
+            )
+
+
+def _spread(text: CLIPTextModel, words: Words) -> dict[str, Tensor]:
+    """The weights with the unknown token's row in every row that no caption uses."""
+    state = {name: value.detach().clone() for name, value in text.state_dict().items()}
+    name = next(key for key in state if key.endswith("token_embedding.weight"))
+    state[name][~words.used] = state[name][UNKNOWN].clone()
+    return state
+
+
+class Encoder:
+    """The frozen text encoder, from caption to context."""
+
+    def __init__(self, folder: Path, tokenizer: Path) -> None:
+        state = load(folder / "text.pt")
+        assert state is not None, "the text encoder is not trained yet"
+        self.words, self.text = Words(tokenizer), build_text().eval()
+        self.text.load_state_dict(state["network"])
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Contexts of captions."""
+        with torch.inference_mode():
+            return self.text(input_ids=self.words.ids(texts)).last_hidden_state.clone()

@@ -1,0 +1,59 @@
+"""Train the embedded model: one resumable command for all phases.
+
+    python -m pastel_tiny.train --out DIR
+
+Phases that already had their minutes are skipped, an interrupted one goes on where its last checkpoint was.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from pastel_tiny import contexts, latents, text, unet, vae
+from pastel_tiny.dataset import chunks, painted
+
+PHASES = ("vae", "text", "encode", "better", "unet")
+TOKENIZER = Path(__file__).parents[1] / "weights_script" / "embedded" / "tokenizer"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, checkpoints, logs, samples")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="which phases (default: all)")
+    parser.add_argument("--vae-scenes", type=int, default=3000, help="pictures for the autoencoder")
+    parser.add_argument("--chunks", type=int, default=8, help="thousands of pairs of pictures for the UNet")
+    parser.add_argument("--minutes-vae", type=float, default=45)
+    parser.add_argument("--minutes-text", type=float, default=14)
+    parser.add_argument("--minutes-better", type=float, default=15)
+    parser.add_argument("--minutes-unet", type=float, default=120)
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between the UNet's checkpoints")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    run(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the chosen phases in order."""
+    folder: Path = options.out
+    pictures = painted(folder / "vae.npy", 0, options.vae_scenes, (256, 256))
+    if "vae" in options.phases:
+        vae.train(folder, pictures, options.minutes_vae)
+    if "text" in options.phases:
+        text.train(folder, TOKENIZER, options.minutes_text)
+    if "encode" in options.phases:
+        encoder = text.Encoder(folder, TOKENIZER)
+        contexts.blanks(folder, encoder)
+        for chunk in (unet.TEST, *chunks(options.chunks)):
+            contexts.described(folder, chunk, encoder)
+            latents.encoded(folder, chunk)
+    if "better" in options.phases:
+        vae.train(folder, pictures, options.minutes_better, better=True)
+    if "unet" in options.phases:
+        unet.train(folder, TOKENIZER, options.minutes_unet, options.chunks, options.save_every)
+
+
+if __name__ == "__main__":
+    main()

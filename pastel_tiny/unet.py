@@ -1,0 +1,174 @@
+"""Phase 5: the UNet learns to predict the noise in cached latents, given a frozen caption encoding."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from pastel_tiny.captions import caption
+from pastel_tiny.contexts import blanks, described
+from pastel_tiny.dataset import TEST_SEED, Chunk, chunks
+from pastel_tiny.latents import encoded, folded
+from pastel_tiny.networks import Average, build_unet, compile_blocks
+from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.sampler import alphas, sheet
+from pastel_tiny.scenes import scene
+from pastel_tiny.text import Encoder
+
+BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6}
+SHARE = {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.07}
+TEST = Chunk("test128", TEST_SEED, 64, (256, 256), True)
+
+
+@dataclass
+class Batch:
+    """Latents with the encoded captions of their scenes."""
+
+    kind: str
+    latents: Tensor
+    contexts: Tensor
+
+
+class Source:
+    """Random batches from the chunks that are encoded so far; more may appear while training runs."""
+
+    def __init__(self, folder: Path, encoder: Encoder, squares: int, seed: int) -> None:
+        self.folder, self.encoder, self.chunks, self.rng = folder, encoder, chunks(squares), random.Random(seed)
+        self.ready: dict[str, tuple[Tensor, Tensor]] = {}
+        self.blanks = blanks(folder, encoder)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in newly encoded chunks."""
+        for chunk in self.chunks:
+            if chunk.name not in self.ready and (self.folder / "latents" / f"{chunk.name}.pt").exists():
+                self.ready[chunk.name] = (encoded(self.folder, chunk), described(self.folder, chunk, self.encoder))
+
+    def batch(self) -> Batch:
+        """One batch of one shape."""
+        kinds = sorted({name.rstrip("0123456789") for name in self.ready})
+        kind = self.rng.choices(kinds, [SHARE[kind] for kind in kinds])[0]
+        names = [name for name in self.ready if name.startswith(kind)]
+        rows, contexts = [], []
+        for _ in range(BATCH[kind]):
+            latents, described_as = self.ready[self.rng.choice(names)]
+            index = self.rng.randrange(len(latents))
+            rows.append(latents[index])
+            told = self.rng.random() > 0.1
+            contexts.append(self.rng.choice(described_as[index]) if told else self.rng.choice(self.blanks))
+        return Batch(kind, torch.stack(rows).float(), torch.stack(contexts).float())
+
+
+def noise_error(unet: UNet2DConditionModel, latents: Tensor, context: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+    """The squared error of the predicted noise, per picture."""
+    signal = alphas()[times][:, None, None, None]
+    noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        guess = unet(noisy, times, context).sample
+    return (guess.float() - noise).square().mean((1, 2, 3))
+
+
+def weights(times: Tensor) -> Tensor:
+    """Min-SNR weighting with 5: nearly clean pictures would otherwise outweigh the rest."""
+    ratio = alphas()[times] / (1 - alphas()[times])
+    return ratio.clamp(max=5) / ratio
+
+
+def caption_gap(unet: UNet2DConditionModel, folder: Path, encoder: Encoder) -> dict[str, float]:
+    """The error at t = 500 on unseen scenes with the right, the empty and another scene's caption."""
+    latents, rng = encoded(folder, TEST).float(), random.Random(0)
+    texts = [caption(scene(TEST_SEED + index), rng)[0] for index in range(len(latents))]
+    noise, times = (
+        torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)),
+        torch.full((len(latents),), 500),
+    )
+    right = encoder(texts)
+    contexts = {"right": right, "empty": encoder([""]).expand_as(right), "shuffled": right.roll(1, 0)}
+    with torch.inference_mode():
+        return {
+            name: float(noise_error(unet, latents, context, times, noise).mean()) for name, context in contexts.items()
+        }
+
+
+def averaged(folder: Path) -> UNet2DConditionModel:
+    """The UNet of the last checkpoint."""
+    state = load(folder / "unet.pt")
+    assert state is not None, "the UNet is not trained yet"
+    unet = build_unet().eval()
+    unet.load_state_dict(state["average"])
+    return unet
+
+
+def report(folder: Path, encoder: Encoder, step: int, log: Log) -> None:
+    """Measure the caption gap of the last checkpoint and draw a sheet with it."""
+    unet = averaged(folder)
+    log.write({"step": step, **caption_gap(unet, folder, encoder)})
+    sheet(folder / f"sheet_{step:06}.png", unet, folded(folder), encoder, 5.0)
+
+
+@dataclass
+class Session:
+    """The phase in progress: what a checkpoint must hold to go on."""
+
+    unet: UNet2DConditionModel
+    average: Average
+    optimizer: torch.optim.Optimizer
+    clock: Clock
+    step: int
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        state = {"network": self.unet.state_dict(), "average": self.average.weights}
+        save(path, state | {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.clock.elapsed})
+
+
+def _session(folder: Path, minutes: float) -> Session:
+    """Begin the phase, or take it up where its last checkpoint was."""
+    unet, state = build_unet().to(memory_format=torch.channels_last), load(folder / "unet.pt")
+    average = Average(unet, 0.998)
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
+    if state is None:
+        return Session(unet, average, optimizer, Clock(minutes), 0)
+    unet.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    average.weights, average.steps = state["average"], state["step"]
+    return Session(unet, average, optimizer, Clock(minutes, state["seconds"]), state["step"])
+
+
+def train(folder: Path, tokenizer: Path, minutes: float, squares: int, save_every: float = 300) -> None:
+    """Train for a time on whatever is encoded, with checkpoints and sheets on the way."""
+    torch.manual_seed(5)
+    encoder, run = Encoder(folder, tokenizer), _session(folder, minutes)
+    if run.clock.done >= 1:
+        return
+    source = Source(folder, encoder, squares, 5 + run.step)
+    log, gaps, saved = Log(folder / "unet.csv"), Log(folder / "gap.csv"), run.clock.elapsed
+    compile_blocks(run.unet)
+    while run.clock.done < 1:
+        log.add(run.step, run.clock, {"loss": _step(run, source.batch())})
+        if run.clock.elapsed - saved > save_every or run.clock.done >= 1:
+            saved = run.clock.elapsed
+            run.save(folder / "unet.pt")
+            report(folder, encoder, run.step, gaps)
+            source.refresh()
+
+
+def _step(run: Session, batch: Batch) -> float:
+    """One step of the optimizer; gives the loss."""
+    # 256 px pictures teach what highres fix does, which starts from a picture and not from pure noise
+    times = torch.randint(0, 700 if batch.kind == "large" else 1000, (len(batch.latents),))
+    # only the common shape is worth a compilation
+    with torch.compiler.set_stance("default" if batch.kind == "square" else "force_eager"):
+        error = noise_error(run.unet, batch.latents, batch.contexts, times, torch.randn_like(batch.latents))
+        loss = (weights(times) * error).mean()
+    run.optimizer.param_groups[0]["lr"] = run.clock.rate(1.2e-3, run.step)
+    run.optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
+    run.optimizer.step()
+    run.average.update(run.unet)
+    run.step += 1
+    return float(loss.detach())
