@@ -19,7 +19,12 @@ from pastel_tiny.scenes import scene
 from pastel_tiny.text import Encoder
 
 BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6}
-SHARE = {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.07}
+SHARES = (
+    {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.07},
+    {"square": 0.50, "wide": 0.05, "tall": 0.05, "large": 0.40},
+)
+"""How often each shape comes, before and after LATE: first what is where, then the 256 px that highres fix needs."""
+LATE = 0.7
 TEST = Chunk("test128", TEST_SEED, 64, (256, 256), True)
 
 
@@ -47,10 +52,11 @@ class Source:
             if chunk.name not in self.ready and (self.folder / "latents" / f"{chunk.name}.pt").exists():
                 self.ready[chunk.name] = (encoded(self.folder, chunk), described(self.folder, chunk, self.encoder))
 
-    def batch(self) -> Batch:
-        """One batch of one shape."""
+    def batch(self, done: float) -> Batch:
+        """One batch of one shape, by how much of the training (0 to 1) is done."""
+        share = SHARES[done > LATE]
         kinds = sorted({name.rstrip("0123456789") for name in self.ready})
-        kind = self.rng.choices(kinds, [SHARE[kind] for kind in kinds])[0]
+        kind = self.rng.choices(kinds, [share[kind] for kind in kinds])[0]
         names = [name for name in self.ready if name.startswith(kind)]
         rows, contexts = [], []
         for _ in range(BATCH[kind]):
@@ -148,7 +154,7 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, save_ever
     log, gaps, saved = Log(folder / "unet.csv"), Log(folder / "gap.csv"), run.clock.elapsed
     compile_blocks(run.unet)
     while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": _step(run, source.batch())})
+        log.add(run.step, run.clock, {"loss": _step(run, source.batch(run.clock.done))})
         if run.clock.elapsed - saved > save_every or run.clock.done >= 1:
             saved = run.clock.elapsed
             run.save(folder / "unet.pt")
