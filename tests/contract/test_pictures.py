@@ -1,6 +1,7 @@
 """Predictions that succeed: files, their parameters, batches, phases, and the order in which all of it comes."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,3 +89,21 @@ def test_the_draft_of_the_phases_is_the_picture_without_hires(server: CogServer)
     draft, *_ = draw(server, HIRES | {"show_phases": True})["output"]
     (alone,) = draw(server, DRAFT)["output"]
     assert np.array_equal(np.asarray(picture(draft)), np.asarray(picture(alone)))
+
+
+def test_phases_of_several_pictures_are_files_of_their_own(server: CogServer) -> None:
+    uris = draw(server, HIRES | {"show_phases": True, "num_outputs": 2})["output"]
+    images = [picture(uri) for uri in uris]
+    assert [image.size for image in images] == [(128, 128)] * 2 + [(256, 256)] * 4
+    assert len(set(uris)) == 6
+    seeds = ["Seed: 5," in parameters(image) for image in images]
+    assert seeds == [True, False] * 3
+
+
+def test_a_cancelled_prediction_leaves_no_more_files_than_one(server: CogServer, scratch: Path) -> None:
+    events = server.events("with-files", HIRES | {"show_phases": True, "hires_steps": 150})
+    next(event for event in events if event.name == "output")
+    assert server.cancel("with-files").status == 200
+    list(events)
+    draw(server, DRAFT)
+    assert len([path for path in scratch.rglob("*") if path.is_file()]) == 1
