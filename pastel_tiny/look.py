@@ -11,8 +11,8 @@ import torch
 from pastel_tiny.latents import folded
 from pastel_tiny.sampler import PROMPTS, sheet
 from pastel_tiny.text import Encoder
-from pastel_tiny.train import TOKENIZER
 from pastel_tiny.unet import averaged
+from pipelines.model import TOKENIZER
 
 
 def main() -> None:

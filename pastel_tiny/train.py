@@ -12,9 +12,9 @@ import torch
 
 from pastel_tiny import contexts, latents, text, unet, vae
 from pastel_tiny.dataset import chunks, painted
+from pipelines.model import TOKENIZER
 
 PHASES = ("vae", "text", "encode", "better", "unet")
-TOKENIZER = Path(__file__).parents[1] / "weights_script" / "embedded" / "tokenizer"
 
 
 def main() -> None:

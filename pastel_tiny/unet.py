@@ -12,10 +12,11 @@ from pastel_tiny.captions import caption
 from pastel_tiny.contexts import blanks, described
 from pastel_tiny.dataset import TEST_SEED, Chunk, chunks
 from pastel_tiny.latents import encoded, folded
-from pastel_tiny.networks import Average, build_unet, compile_blocks
-from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.networks import build_unet, compile_blocks
+from pastel_tiny.progress import Log, load
 from pastel_tiny.sampler import alphas, sheet
 from pastel_tiny.scenes import scene
+from pastel_tiny.session import Session, resume
 from pastel_tiny.text import Encoder
 
 BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6}
@@ -115,33 +116,10 @@ def report(folder: Path, encoder: Encoder, step: int, log: Log) -> None:
     sheet(folder / f"sheet_{step:06}.png", unet, folded(folder), encoder, 5.0)
 
 
-@dataclass
-class Session:
-    """The phase in progress: what a checkpoint must hold to go on."""
-
-    unet: UNet2DConditionModel
-    average: Average
-    optimizer: torch.optim.Optimizer
-    clock: Clock
-    step: int
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
-        state = {"network": self.unet.state_dict(), "average": self.average.weights}
-        save(path, state | {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.clock.elapsed})
-
-
-def _session(folder: Path, minutes: float) -> Session:
-    """Begin the phase, or take it up where its last checkpoint was."""
-    unet, state = build_unet().to(memory_format=torch.channels_last), load(folder / "unet.pt")
-    average = Average(unet, 0.998)
+def _session(folder: Path, minutes: float) -> Session[UNet2DConditionModel]:
+    unet = build_unet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
-    if state is None:
-        return Session(unet, average, optimizer, Clock(minutes), 0)
-    unet.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.weights, average.steps = state["average"], state["step"]
-    return Session(unet, average, optimizer, Clock(minutes, state["seconds"]), state["step"])
+    return resume(folder / "unet.pt", unet, optimizer, minutes)
 
 
 def train(folder: Path, tokenizer: Path, minutes: float, squares: int, save_every: float = 300) -> None:
@@ -152,7 +130,7 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, save_ever
         return
     source = Source(folder, encoder, squares, 5 + run.step)
     log, gaps, saved = Log(folder / "unet.csv"), Log(folder / "gap.csv"), run.clock.elapsed
-    compile_blocks(run.unet)
+    compile_blocks(run.network)
     while run.clock.done < 1:
         log.add(run.step, run.clock, {"loss": _step(run, source.batch(run.clock.done))})
         if run.clock.elapsed - saved > save_every or run.clock.done >= 1:
@@ -162,19 +140,13 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, save_ever
             source.refresh()
 
 
-def _step(run: Session, batch: Batch) -> float:
+def _step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
     """One step of the optimizer; gives the loss."""
     # 256 px pictures teach what highres fix does, which starts from a picture and not from pure noise
     times = torch.randint(0, 700 if batch.kind == "large" else 1000, (len(batch.latents),))
     # only the common shape is worth a compilation
     with torch.compiler.set_stance("default" if batch.kind == "square" else "force_eager"):
-        error = noise_error(run.unet, batch.latents, batch.contexts, times, torch.randn_like(batch.latents))
+        error = noise_error(run.network, batch.latents, batch.contexts, times, torch.randn_like(batch.latents))
         loss = (weights(times) * error).mean()
-    run.optimizer.param_groups[0]["lr"] = run.clock.rate(1.2e-3, run.step)
-    run.optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
-    run.optimizer.step()
-    run.average.update(run.unet)
-    run.step += 1
+    run.descend(loss, 1.2e-3)
     return float(loss.detach())

@@ -1,6 +1,5 @@
 """Phase 2, the autoencoder, and phase 4, the better decoder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pastel_tiny.dataset import TEST_SEED, halve, painted, tensor
-from pastel_tiny.networks import Average, build_vae, compile_blocks
-from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.networks import build_vae, compile_blocks
+from pastel_tiny.progress import Log, load
+from pastel_tiny.session import Session, resume
 
 BATCH, CROP = 4, 64
 
@@ -66,25 +66,8 @@ def unseen_pictures(folder: Path, count: int = 64) -> Tensor:
     return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, count, (256, 256)))))
 
 
-@dataclass
-class Session:
-    """A phase in progress: what a checkpoint must hold to go on."""
-
-    vae: AutoencoderKL
-    average: Average
-    optimizer: torch.optim.Optimizer
-    clock: Clock
-    step: int
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
-        state = {"network": self.vae.state_dict(), "average": self.average.weights}
-        save(path, state | {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.clock.elapsed})
-
-
-def _session(folder: Path, minutes: float, better: bool) -> Session:
-    """Begin a phase, or take it up where its last checkpoint was; the better decoder begins as the stock one."""
-    state = load(folder / ("better.pt" if better else "vae.pt"))
+def _session(folder: Path, minutes: float, better: bool) -> Session[AutoencoderKL]:
+    """The phase's session; the better decoder begins as the stock one, and its encoder stays so."""
     vae = build_vae().to(memory_format=torch.channels_last)
     if better:
         stock = load(folder / "vae.pt")
@@ -92,15 +75,9 @@ def _session(folder: Path, minutes: float, better: bool) -> Session:
         vae.load_state_dict(stock["average"])
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    average = Average(vae, 0.998)
     trained = [weight for weight in vae.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-3, (0.9, 0.98), weight_decay=1e-3)
-    if state is None:
-        return Session(vae, average, optimizer, Clock(minutes), 0)
-    vae.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.weights, average.steps = state["average"], state["step"]
-    return Session(vae, average, optimizer, Clock(minutes, state["seconds"]), state["step"])
+    return resume(folder / ("better.pt" if better else "vae.pt"), vae, optimizer, minutes)
 
 
 def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: bool = False) -> None:
@@ -112,7 +89,7 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: boo
         return
     rng = np.random.default_rng(seed + run.step)
     small, log = halve(np.asarray(pictures)), Log(folder / f"{name}.csv")
-    compile_blocks(run.vae)
+    compile_blocks(run.network)
     saved = run.clock.elapsed
     while run.clock.done < 1:
         log.add(run.step, run.clock, {"loss": _step(run, crops(pictures, small, rng))})
@@ -122,24 +99,18 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: boo
             _report(folder, name, run)
 
 
-def _step(run: Session, batch: Tensor) -> float:
+def _step(run: Session[AutoencoderKL], batch: Tensor) -> float:
     """One step of the optimizer; gives the loss."""
     with torch.autocast("cpu", torch.bfloat16):
-        output, mean = _reconstruct(run.vae, batch, 0.02)
+        output, mean = _reconstruct(run.network, batch, 0.02)
     error = loss(output.float(), batch)
     # a light pull towards zero keeps the latents easy to model
     total = error + 1e-4 * mean.float().square().mean()
-    run.optimizer.param_groups[0]["lr"] = run.clock.rate(4e-4, run.step)
-    run.optimizer.zero_grad()
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(run.vae.parameters(), 1.0)
-    run.optimizer.step()
-    run.average.update(run.vae)
-    run.step += 1
+    run.descend(total, 4e-4)
     return float(error.detach())
 
 
-def _report(folder: Path, name: str, run: Session) -> None:
+def _report(folder: Path, name: str, run: Session[AutoencoderKL]) -> None:
     """Measure the averaged weights on unseen pictures."""
     probe = build_vae().to(memory_format=torch.channels_last)
     probe.load_state_dict(run.average.weights)

@@ -25,7 +25,6 @@ from pipelines.plan import make_plan
 from pipelines.reproduce import obstacles, request_from
 from pipelines.request import GenerationRequest
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "weights_script" / "embedded" / "tokenizer"
 PASS_NAMES = {BASE: "0_txt2img"}
 HIRES_NAME = "1_hires"
 
@@ -97,9 +96,7 @@ def main() -> int:
     options = arguments()
     failed = False
     try:
-        files = ModelFiles(
-            name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae, tokenizer=TOKENIZER
-        )
+        files = ModelFiles(name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae)
         networks = load(files)
         options.output.mkdir(parents=True, exist_ok=True)
     except (PastelError, OSError) as error:

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+TOKENIZER = Path(__file__).resolve().parent.parent / "weights_script" / "embedded" / "tokenizer"
+"""CLIP's vocabulary, which comes with the project."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """What to load. `tokenizer` is the folder of CLIP's vocabulary, which comes with the project."""
+    """What to load."""
 
     name: str
     checkpoint: Path
     """A single file in the original (LDM) layout, or a diffusers folder."""
     vae: Path | None
     """A better VAE to put over the checkpoint's own."""
-    tokenizer: Path
+    tokenizer: Path = TOKENIZER
     sha256: str = ""
     """Of the checkpoint, where it is known from fetching it; reading gigabytes again takes seconds."""
 

@@ -25,7 +25,6 @@ from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "webui_reference"
-TOKENIZER = ROOT / "weights_script" / "embedded" / "tokenizer"
 REPORT = ROOT / "docs" / "parity.md"
 PREFIXES = {BASE: "0_txt2img_"}
 HIRES_PREFIX = "1_hires_"
@@ -126,7 +125,7 @@ def _without_version(text: str) -> str:
 def run(folder: Path) -> Iterator[Comparison]:
     """Compare every case of a folder; the checkpoint is loaded once."""
     (checkpoint,) = folder.glob("*.safetensors")
-    networks = load(ModelFiles(name=checkpoint.stem, checkpoint=checkpoint, vae=None, tokenizer=TOKENIZER))
+    networks = load(ModelFiles(name=checkpoint.stem, checkpoint=checkpoint, vae=None))
     for name, case in cases(folder).items():
         yield compare(networks, name, case, load_file(folder / "cases" / f"{name}.safetensors"))
 

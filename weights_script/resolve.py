@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pipelines.errors import ModelError
 from pipelines.model import ModelFiles
-from weights_script import manifest
 from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
 
 
@@ -54,7 +53,6 @@ def _resolved(
             name=name,
             checkpoint=checkpoint,
             vae=vae,
-            tokenizer=manifest.HERE / "embedded" / "tokenizer",
             sha256=sha256 if checkpoint.is_file() else "",
         ),
         width=width,

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
-from script.parity import REFERENCE, TOKENIZER, Comparison, cases, compare
+from script.parity import REFERENCE, Comparison, cases, compare
 
 PRESENT = (REFERENCE / "settings.json").exists()
 pytestmark = pytest.mark.skipif(not PRESENT, reason="WebUI's reference cases (../shared/webui_reference) are not here")
@@ -17,7 +17,7 @@ CASES = cases(REFERENCE) if PRESENT else {}
 @pytest.fixture(scope="module")
 def compared() -> Callable[[str], Comparison]:
     checkpoint = REFERENCE / "tiny_sd15.safetensors"
-    networks: Networks = load(ModelFiles(name="tiny_sd15", checkpoint=checkpoint, vae=None, tokenizer=TOKENIZER))
+    networks: Networks = load(ModelFiles(name="tiny_sd15", checkpoint=checkpoint, vae=None))
     return lambda name: compare(networks, name, CASES[name], load_file(REFERENCE / "cases" / f"{name}.safetensors"))
 
 
