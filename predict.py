@@ -4,26 +4,31 @@ Cog makes the web form and the API schema from the text of this file, without ru
 literals of this file, and every description is one literal on one line (Cog does not join adjacent ones).
 """
 
+import inspect
 import logging
 import os
+import pathlib
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Optional
+from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines import parameters
+from pipelines import infotext, parameters
 from pipelines.device import best_device, release_memory
 from pipelines.errors import AllPicturesFlagged
+from pipelines.esrgan import NetworkUpscaler, load_upscaler
 from pipelines.highres import Finished, PassResult, Picture, Step, render
+from pipelines.infotext import Parameters
 from pipelines.loader import load
 from pipelines.output import FileFormat, OutputFolder
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
-from pipelines.request import GenerationRequest, HiresSettings, random_seed
+from pipelines.reproduce import SET_BY_DATA, honour, obstacles, request_from, with_inputs
+from pipelines.request import GenerationRequest
 from pipelines.safety import SafetyChecker, load_safety_checker
-from weights_script.resolve import resolve
+from weights_script.resolve import resolve, upscaler_file
 
 SAMPLERS = [
     "DPM++ 2M",
@@ -71,7 +76,11 @@ UPSCALERS = [
     "None",
     "Nearest",
     "Lanczos",
+    "R-ESRGAN 4x+",
+    "R-ESRGAN 4x+ Anime6B",
 ]
+SAME_SAMPLER = ["Use same sampler"]
+SAME_SCHEDULE = ["Use same scheduler"]
 
 
 class Predictor(BasePredictor):
@@ -100,6 +109,15 @@ class Predictor(BasePredictor):
             description="What the picture must not show.",
             default="lowres, worst quality, low quality, text, watermark",
             max_length=10000,
+        ),
+        generation_data: str = Input(
+            description="Paste a picture's generation data to get that picture. Inputs that you change win over it.",
+            default="",
+            max_length=50000,
+        ),
+        strict: bool = Input(
+            description="Refuse generation data that gives another picture here. Off: draw, and tell what differs.",
+            default=True,
         ),
         width: Optional[int] = Input(
             description="Width before the highres fix, in pixels. Empty: the model's own, 448 for Pastel-Mix.",
@@ -140,14 +158,47 @@ class Predictor(BasePredictor):
             ge=1,
             le=12,
         ),
+        variation_seed: int = Input(
+            description="Seed of the picture to lean towards. Does nothing at variation_strength 0.",
+            default=0,
+            ge=0,
+            le=4294967295,
+        ),
+        variation_strength: float = Input(
+            description="How far to go from the seed's picture to the variation seed's.", default=0.0, ge=0.0, le=1.0
+        ),
+        rng: str = Input(
+            description="Where noise comes from, as in WebUI. NV and GPU agree, CPU gives another picture.",
+            default="NV",
+            choices=["NV", "CPU", "GPU"],
+        ),
+        ensd: int = Input(
+            description="Eta noise seed delta: added to the seed for the noise of samplers whose name ends in a.",
+            default=0,
+        ),
         hires: bool = Input(
             description="Highres fix: enlarge the first picture, then draw it again in detail.", default=True
         ),
         hires_scale: float = Input(description="How much the highres fix enlarges.", default=2.0, ge=1.0, le=4.0),
+        hires_width: int = Input(
+            description="Width to enlarge to, instead of by hires_scale. 0: from hires_height and the aspect.",
+            default=0,
+            ge=0,
+            le=4096,
+        ),
+        hires_height: int = Input(
+            description="Height to enlarge to, instead of by hires_scale. 0: from hires_width and the aspect.",
+            default=0,
+            ge=0,
+            le=4096,
+        ),
         hires_upscaler: str = Input(
-            description="How the draft is enlarged. Latent invents more; Lanczos keeps closer to the draft.",
+            description="How the draft is enlarged. Latent invents more; the others keep closer to the draft.",
             default="Latent",
             choices=UPSCALERS,
+        ),
+        hires_upscaler_file: Optional[Path] = Input(
+            description="Weights of an ESRGAN-family upscaler of your own, instead of hires_upscaler.", default=None
         ),
         hires_steps: int = Input(
             description="Sampling steps of the highres pass. 0: as many as the first pass.", default=0, ge=0, le=150
@@ -157,6 +208,22 @@ class Predictor(BasePredictor):
             default=0.6,
             ge=0.0,
             le=1.0,
+        ),
+        hires_prompt: str = Input(
+            description="Another prompt for the highres pass. Empty: the same.", default="", max_length=10000
+        ),
+        hires_negative_prompt: str = Input(
+            description="Another negative prompt for the highres pass. Empty: the same.", default="", max_length=10000
+        ),
+        hires_sampler: str = Input(
+            description="Sampling method of the highres pass.",
+            default="Use same sampler",
+            choices=SAME_SAMPLER + SAMPLERS,
+        ),
+        hires_schedule_type: str = Input(
+            description="Spacing of the noise levels of the highres pass.",
+            default="Use same scheduler",
+            choices=SAME_SCHEDULE + SCHEDULE_TYPES,
         ),
         show_phases: bool = Input(
             description="Also return the draft, and the enlarged picture before its refinement.", default=False
@@ -172,27 +239,7 @@ class Predictor(BasePredictor):
         ),
     ) -> Iterator[Path]:
         """Draw the pictures; each comes as soon as it is decoded."""
-        request = GenerationRequest(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            width=self.model.width if width is None else width,
-            height=self.model.height if height is None else height,
-            seed=random_seed() if seed is None else seed,
-            num_outputs=num_outputs,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            schedule_type=schedule_type,
-            clip_skip=clip_skip,
-            hires=HiresSettings(
-                scale=hires_scale,
-                upscaler=hires_upscaler,
-                steps=hires_steps,
-                denoising_strength=denoising_strength,
-            )
-            if hires
-            else None,
-        )
+        request = self._request(locals())
         file_format = FileFormat(output_format, output_quality)
         checker = None if disable_safety_checker else self.safety
         try:
@@ -201,18 +248,40 @@ class Predictor(BasePredictor):
             release_memory(error)
             raise
 
+    def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
+        """The request of the inputs, by name. Over generation data those count that differ from their default."""
+        upscalers: dict[str, pathlib.Path] = {}
+        if file := inputs["hires_upscaler_file"]:
+            upscalers[file.stem] = file
+            inputs["hires_upscaler"] = file.stem
+        block, data = inputs["generation_data"].strip(), Parameters()
+        if block:
+            data = infotext.read(block)
+            defaults = input_defaults()
+            inputs |= {
+                name: None for name, default in defaults.items() if name in SET_BY_DATA and inputs[name] == default
+            }
+        data = with_inputs(data, inputs, (self.model.width, self.model.height))
+        if block:
+            found = obstacles(data, self.networks.identity, upscalers)
+            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
+            data = honour(data, found, inputs["strict"])
+        return request_from(data, count=inputs["num_outputs"], upscalers=upscalers)
+
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
     ) -> Iterator[Path]:
         """Run the plan; log, save and hand out what comes."""
         plan = make_plan(request)
+        upscaler = self._upscaler(request)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
         print("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         self.outputs = OutputFolder()
-        count = 0
-        with Bars() as bars, closing(render(self.networks, request, plan, show_phases=show_phases)) as events:
+        count, events = 0, render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
+        with Bars() as bars, closing(events):
             for event in events:
                 if isinstance(event, Step):
                     bars.advance(event)
@@ -229,11 +298,22 @@ class Predictor(BasePredictor):
         if count == 0:
             raise AllPicturesFlagged()
 
+    def _upscaler(self, request: GenerationRequest) -> NetworkUpscaler | None:
+        """The upscaler that the request names, if it is one with weights of its own."""
+        file = upscaler_file(request.hires)
+        return load_upscaler(file, self.networks.device.place, self.networks.device.dtype) if file else None
+
     def _report(self, seconds: dict[str, float]) -> None:
         """Seconds per phase, in the log and as metrics."""
         print("Time: " + ", ".join(f"{phase} {value:.2f} s" for phase, value in seconds.items()))
         for phase, value in seconds.items():
             self.record_metric(f"timing.{phase}", round(value, 3))
+
+
+def input_defaults() -> dict[str, Any]:
+    """The default of every input, by name."""
+    fields = inspect.signature(Predictor.predict).parameters
+    return {name: field.default.default for name, field in fields.items() if name != "self"}
 
 
 def passes(picture: Picture, checker: SafetyChecker | None) -> bool:

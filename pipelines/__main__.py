@@ -6,7 +6,6 @@ This is how to check parity with a WebUI of one's own: give it the checkpoint an
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,14 +15,16 @@ from torch import Tensor
 from pipelines import infotext
 from pipelines.catalog import NOISE_SOURCES
 from pipelines.errors import InvalidInput, PastelError
+from pipelines.esrgan import load_upscaler
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
 from pipelines.output import FileFormat, write
 from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
-from pipelines.reproduce import obstacles, request_from
+from pipelines.reproduce import honour, obstacles, request_from, with_inputs
 from pipelines.request import GenerationRequest
+from weights_script.resolve import upscaler_file
 
 PASS_NAMES = {BASE: "0_txt2img"}
 HIRES_NAME = "1_hires"
@@ -35,21 +36,22 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
         data = infotext.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("infotext", str(path), f"cannot be read ({error})", "Give a UTF-8 text file.") from error
-    found = obstacles(data, networks.identity)
+    data = with_inputs(data, {"rng": options.rng})
+    upscalers = {file.stem: file for file in options.upscaler}
+    found = obstacles(data, networks.identity, upscalers)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
-    if options.strict and any(obstacle.other_picture for obstacle in found):
-        told = "; ".join(obstacle.text for obstacle in found if obstacle.other_picture)
-        raise InvalidInput("infotext", path.name, f"the picture would be another one: {told}", "Or use --no-strict.")
-    request = request_from(data, count=options.num_outputs)
-    return replace(request, noise=replace(request.noise, source=options.rng or request.noise.source))
+    data = honour(data, found, options.strict)
+    return request_from(data, count=options.num_outputs, upscalers=upscalers)
 
 
 def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
     """Write `<stem>-<k>.png`, and `<stem>.safetensors` if the latents are to be kept."""
     plan = make_plan(request)
+    file = upscaler_file(request.hires)
+    upscaler = load_upscaler(file, networks.device.place, networks.device.dtype) if file else None
     kept: dict[str, Tensor] = {}
-    for event in render(networks, request, plan):
+    for event in render(networks, request, plan, upscaler=upscaler):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
         elif isinstance(event, Picture):
@@ -85,6 +87,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--infotext", type=Path, nargs="+", required=True, metavar="FILE", help="generation data")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where pictures go")
     parser.add_argument("--vae", type=Path, help="another VAE over the checkpoint's own")
+    parser.add_argument(
+        "--upscaler",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an ESRGAN that blocks call by its file",
+    )
     parser.add_argument("--num-outputs", type=int, default=1, help="pictures a block, with seeds counting up")
     parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source instead of the block's")
     parser.add_argument("--keep-latents", action="store_true", help="also write what each pass was made of")

@@ -82,6 +82,11 @@ LATENT_UPSCALERS: tuple[str, ...] = (
     "Latent (nearest-exact)",
 )
 PIXEL_UPSCALERS: tuple[str, ...] = ("None", "Nearest", "Lanczos")
-UPSCALERS: tuple[str, ...] = LATENT_UPSCALERS + PIXEL_UPSCALERS
+NETWORK_UPSCALERS: tuple[str, ...] = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B")
+"""Pixel upscalers with weights of their own, which the manifest knows by these names."""
+UPSCALERS: tuple[str, ...] = LATENT_UPSCALERS + PIXEL_UPSCALERS + NETWORK_UPSCALERS
 
 NOISE_SOURCES: tuple[str, ...] = ("NV", "CPU", "GPU")
+
+EMPHASES: tuple[str, ...] = ("Original", "No norm", "Ignore", "None")
+"""What weights in a prompt do: scale vectors and restore their mean, only scale, nothing, or are plain text."""

@@ -74,6 +74,11 @@ def _padded(context: Tensor, length: int, padding: Tensor) -> Tensor:
     return torch.cat([context, padding.repeat(chunks, 1).expand(context.shape[0], -1, -1)], dim=1)
 
 
+def _literally(text: str) -> list[tuple[str, float]]:
+    """One piece of weight 1: brackets are text."""
+    return [(text, 1.0)]
+
+
 class TextEncoder:
     """CLIP's text model with its vocabulary."""
 
@@ -82,33 +87,39 @@ class TextEncoder:
         self.tokenize = tokenize
         self.device = device
 
-    def encode(self, texts: Sequence[str], clip_skip: int) -> list[Tensor]:
+    def encode(self, texts: Sequence[str], clip_skip: int, emphasis: str = "Original") -> list[Tensor]:
         """Texts of one editing schedule -> for each (77 * chunks, width) float32; shorter texts get empty chunks.
 
         A text that comes again and again, as in alternation, is encoded once and its tensor shared.
         """
         unique = list(dict.fromkeys(texts))
         places = [unique.index(text) for text in texts]
-        rows = [grammar.chunks(grammar.parse_attention(text), self.tokenize) for text in unique]
+        parse = _literally if emphasis == "None" else grammar.parse_attention
+        rows = [grammar.chunks(parse(text), self.tokenize) for text in unique]
         empty = grammar.chunks([("", 1.0)], self.tokenize)
         length = max(map(len, rows))
         rows = [row + empty * (length - len(row)) for row in rows]
-        columns = [self._encode_chunks(column, places, clip_skip) for column in zip(*rows, strict=True)]
+        columns = [self._encode_chunks(column, places, clip_skip, emphasis) for column in zip(*rows, strict=True)]
         encoded = torch.cat(columns, dim=1)
         return [encoded[place] for place in places]
 
-    def _encode_chunks(self, chunks: Sequence[grammar.Chunk], places: list[int], clip_skip: int) -> Tensor:
+    def _encode_chunks(
+        self, chunks: Sequence[grammar.Chunk], places: list[int], clip_skip: int, emphasis: str
+    ) -> Tensor:
         """The unique texts' chunks at one position -> (unique texts, 77, width).
 
-        Emphasis scales each token's vector, then restores the mean over all texts of the schedule, repeated ones
-        included (`places`). Weights of 1 change nothing and are left out: a mean of exactly 0 would make them NaN.
+        Emphasis of the original kind scales each token's vector, then restores the mean over all texts of the
+        schedule, repeated ones included (`places`). Weights of 1 change nothing and are left out: a mean of exactly 0
+        would make them NaN.
         """
         tokens = torch.tensor([chunk.tokens for chunk in chunks], device=self.device)
         plain = self._hidden(tokens, clip_skip).float()
-        if all(weight == 1 for chunk in chunks for weight in chunk.weights):
+        if emphasis == "Ignore" or all(weight == 1 for chunk in chunks for weight in chunk.weights):
             return plain
         weights = torch.tensor([chunk.weights for chunk in chunks], device=self.device)
         weighted = plain * weights[..., None]
+        if emphasis == "No norm":
+            return weighted
         return weighted * (plain[places].mean() / weighted[places].mean())
 
     def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
@@ -127,9 +138,9 @@ class PromptEncoder:
     `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch.
     """
 
-    def __init__(self, encoder: TextEncoder, clip_skip: int, pad: bool) -> None:
+    def __init__(self, encoder: TextEncoder, clip_skip: int, emphasis: str = "Original", pad: bool = False) -> None:
         self._encoder = encoder
-        self._clip_skip = clip_skip
+        self._clip_skip, self._emphasis = clip_skip, emphasis
         self._pad = pad
         self._encoded: dict[tuple[str, ...], list[Tensor]] = {}
 
@@ -151,7 +162,7 @@ class PromptEncoder:
 
     def _encode(self, texts: tuple[str, ...]) -> list[Tensor]:
         if texts not in self._encoded:
-            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip)
+            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis)
         return self._encoded[texts]
 
 
@@ -164,7 +175,10 @@ def load_tokenizer(folder: Path) -> Tokenize:
 
     def tokenize(text: str) -> list[int]:
         # Not verbose: it warns of more than 77 tokens, which are cut into chunks here.
-        ids: list[int] = tokenizer(ftfy.fix_text(text), add_special_tokens=False, verbose=False).input_ids
+        text = ftfy.fix_text(text)
+        if "\u03a3" in text:  # a capital sigma is another letter at the end of a word, which only Python knows
+            text = text.lower()
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
 
     return tokenize

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipelines.conditioning import PromptEncoder, Prompts
 from pipelines.denoiser import GuidedDenoiser
 from pipelines.device import Stopwatch, memory_errors_say_what_fits
+from pipelines.esrgan import NetworkUpscaler
 from pipelines.loader import Networks
 from pipelines.noise import Noise
 from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
@@ -73,25 +74,38 @@ Event = Step | PassResult | Picture | Finished
 
 @torch.inference_mode()
 def render(
-    networks: Networks, request: GenerationRequest, plan: HighresPlan, *, show_phases: bool = False
+    networks: Networks,
+    request: GenerationRequest,
+    plan: HighresPlan,
+    *,
+    show_phases: bool = False,
+    upscaler: NetworkUpscaler | None = None,
 ) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture come out too.
+
+    `upscaler` is the plan's, where that has weights of its own.
 
     Finished pictures come one by one, each as soon as it is decoded. Raises NonFiniteError when a picture cannot be
     decoded; pictures before it have been handed out.
     """
     with memory_errors_say_what_fits(plan.describe()):
-        yield from _phases(networks, request, plan, show_phases)
+        yield from _phases(networks, request, plan, show_phases, upscaler)
 
 
-def _phases(networks: Networks, request: GenerationRequest, plan: HighresPlan, show_phases: bool) -> Iterator[Event]:
+def _phases(
+    networks: Networks,
+    request: GenerationRequest,
+    plan: HighresPlan,
+    show_phases: bool,
+    upscaler: NetworkUpscaler | None,
+) -> Iterator[Event]:
     watch = Stopwatch(networks.device.place)
-    encoder = PromptEncoder(networks.text, request.clip_skip, request.pad_conds)
+    encoder = PromptEncoder(networks.text, request.clip_skip, request.emphasis, request.pad_conds)
     prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first))
     latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts)
     watch.mark(BASE)
     if plan.hires and plan.upscale:
-        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch)
+        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch, upscaler)
         prompts = _hires_prompts(encoder, request, plan, plan.hires)
         latents = yield from _sample(networks, request, plan, plan.hires, REFINE, prompts, start)
         watch.mark(REFINE)
@@ -153,8 +167,9 @@ def _sample(
 def _levels(part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:
     """Noise levels of the whole schedule: sigmas, and the span of the positive ones; or timesteps, ascending."""
     if part.sampler.timesteps:
-        return timesteps(part.schedule_steps), None
-    whole = sigmas(part.schedule_type, part.schedule_steps, part.sampler)
+        # WebUI asks for one more timestep here, too, but leaves none out
+        return timesteps(part.schedule_steps + part.discard_penultimate), None
+    whole = sigmas(part.schedule_type, part.schedule_steps, part.sampler, discard_penultimate=part.discard_penultimate)
     return whole, (min(sigma for sigma in whole if sigma > 0), max(whole))
 
 
@@ -191,6 +206,7 @@ def _upscale(
     latents: Tensor,
     show_phases: bool,
     watch: Stopwatch,
+    upscaler: NetworkUpscaler | None,
 ) -> Generator[Event, None, Tensor]:
     """Phase 2. Returns the latents that the hires pass refines; pictures only where they are shown or needed."""
     drafts: list[Pixels] = []
@@ -203,7 +219,7 @@ def _upscale(
     if upscale.latent:
         start = upscale_latents(latents, upscale)
     else:
-        enlarged = [upscale_pixels(draft, upscale) for draft in drafts]
+        enlarged = [upscale_pixels(draft, upscale, upscaler) for draft in drafts]
         start = encode_pictures(enlarged, upscale, networks.vae, plan.seeds[-1])
     if show_phases:
         yield from _decode(networks, start, UPSCALED, watch, UPSCALE)

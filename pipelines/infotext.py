@@ -40,18 +40,14 @@ def unquote(text: str) -> str:
 
 
 def write(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """The infotext with `fields` in their order; those that are None are left out, and 7.0 is written as 7.
+    """The infotext with `fields` in their order; those that are None are left out.
 
     WebUI's quoting cannot bring back everything: spaces at the ends of a value, empty values and values that begin with
     a quotation mark are read differently.
     """
-    line = ", ".join(f"{key}: {quote(_shown(value))}" for key, value in fields.items() if value is not None)
+    line = ", ".join(f"{key}: {quote(value)}" for key, value in fields.items() if value is not None)
     parts = [prompt, *([f"{NEGATIVE} {negative_prompt}"] if negative_prompt else []), line]
     return "\n".join(parts).strip()
-
-
-def _shown(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # --- reading as WebUI does --------------------------------------------------------------------------------------------
@@ -193,7 +189,9 @@ class Parameters:
     clip_skip: int = 1
     ensd: int = 0
     rng: str = "GPU"
+    emphasis: str = "Original"
     pad_conds: bool = False
+    discard_penultimate: bool = False
     variation_seed: int | None = None
     variation_strength: float = 0.0
     denoising_strength: float | None = None
@@ -231,9 +229,10 @@ def _whole(text: str) -> int:
 
 
 def _number(text: str) -> float:
+    """A whole number stays one: 7 and 7.0 are written as they were read."""
     if not math.isfinite(number := float(text)):
         raise ValueError(text)
-    return number
+    return int(text) if re.fullmatch(r"[-+]?[0-9]{1,15}", text) else number
 
 
 def _pair(text: str) -> tuple[int, int] | None:
@@ -276,6 +275,10 @@ def _text_key(name: str) -> _Key:
     return _Key(name, str, "text")
 
 
+def _flag_key(name: str) -> _Key:
+    return _Key(name, lambda text: text.casefold() == "true", "True or False")
+
+
 def _model_key(name: str) -> _Key:
     return _Key(name, _model_name, "a name")
 
@@ -296,7 +299,9 @@ _KEYS: dict[str, _Key] = {
     "Clip skip": _whole_key("clip_skip"),
     "ENSD": _whole_key("ensd"),
     "RNG": _Key("rng", _noise_source, "one of " + ", ".join(NOISE_SOURCES)),
-    "Pad conds": _Key("pad_conds", lambda text: text.casefold() == "true", "True or False"),
+    "Emphasis": _text_key("emphasis"),
+    "Pad conds": _flag_key("pad_conds"),
+    "Discard penultimate sigma": _flag_key("discard_penultimate"),
     "Variation seed": _whole_key("variation_seed"),
     "Variation seed strength": _number_key("variation_strength"),
     "Denoising strength": _number_key("denoising_strength"),
@@ -333,7 +338,8 @@ _WITHOUT_EFFECT = frozenset(
 """Keys that are understood but ask for nothing: they repeat others or tell of the program."""
 
 _NEUTRAL = {key: str(value) for key, value in _DEFAULTS.items()} | {
-    "Emphasis": "Original",
+    "Beta schedule alpha": "0.6",
+    "Beta schedule beta": "0.6",
     "Hires Module 1": "Use same choices",  # Forge
 }
 """Values that ask for nothing."""

@@ -1,9 +1,11 @@
 """What a finished picture tells of how it was made: request and plan -> infotext, key for key as WebUI writes it."""
 
+from collections.abc import Iterator
+
 from pipelines import __version__, infotext
 from pipelines.model import ModelIdentity
-from pipelines.plan import HighresPlan
-from pipelines.request import SAME_SAMPLER, SAME_SCHEDULE, GenerationRequest, HiresSettings
+from pipelines.plan import HighresPlan, PassPlan
+from pipelines.request import SAME_SAMPLER, GenerationRequest, HiresSettings
 
 VERSION = f"cog-pastel-mix {__version__}"
 HASH_DIGITS = 10
@@ -17,7 +19,7 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
     fields: dict[str, object] = {
         "Steps": request.num_inference_steps,
         "Sampler": request.sampler,
-        "Schedule type": request.schedule_type,
+        "Schedule type": _spacing(plan.first) or request.schedule_type,
         "CFG scale": request.guidance_scale,
         "Seed": plan.seeds[index],
         "Size": f"{request.width}x{request.height}",
@@ -31,23 +33,75 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": noise.ensd if noise.ensd and plan.first.sampler.ancestral else None,
         "RNG": noise.source if noise.source != "GPU" else None,
-        **(_hires_fields(request.hires) if request.hires else {}),
+        **(_hires_fields(request, request.hires, plan) if request.hires else {}),
+        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
+        "Discard penultimate sigma": True if any(map(_discards, _passes(plan))) else None,
+        **(BETA if any(_spacing(part) == "Beta" for part in _passes(plan)) else {}),
         "Pad conds": request.pad_conds or None,
         "Version": VERSION,
     }
     return infotext.write(request.prompt, request.negative_prompt, fields)
 
 
-def _hires_fields(hires: HiresSettings) -> dict[str, object]:
+BETA = {"Beta schedule alpha": 0.6, "Beta schedule beta": 0.6}
+"""WebUI tells the parameters of this schedule wherever it is used."""
+
+
+def _passes(plan: HighresPlan) -> Iterator[PassPlan]:
+    yield plan.first
+    if plan.hires:
+        yield plan.hires
+
+
+def _spacing(part: PassPlan) -> str | None:
+    """The schedule type in use where it was chosen or the sampler has one of its own: WebUI tells it, not "Automatic".
+
+    None for what "Automatic" is otherwise, and for samplers that walk timesteps and know no schedule types.
+    """
+    own = part.sampler.automatic if part.sampler.automatic != AUTOMATIC_SPACING else None
+    chosen = own if part.schedule_type == "Automatic" else part.schedule_type
+    return None if part.sampler.timesteps else chosen
+
+
+AUTOMATIC_SPACING = "Uniform"
+"""What a sampler without a schedule type of its own walks."""
+
+
+def _discards(part: PassPlan) -> bool:
+    """Whether the request, and not the sampler, leaves out the last but one sigma."""
+    return part.discard_penultimate and not part.sampler.drops_penultimate
+
+
+def _emphasizes(request: GenerationRequest) -> bool:
+    hires = request.hires
+    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    return any(bracket in prompt for prompt in prompts for bracket in "([")
+
+
+def _hires_fields(request: GenerationRequest, hires: HiresSettings, plan: HighresPlan) -> dict[str, object]:
+    """Keys of the hires pass; what equals the first pass's is left out."""
     width, height = hires.resize_to
     resized = bool(width or height)
     return {
-        "Hires sampler": hires.sampler if hires.sampler != SAME_SAMPLER else None,
-        "Hires prompt": hires.prompt or None,
-        "Hires negative prompt": hires.negative_prompt or None,
-        "Hires schedule type": hires.schedule_type if hires.schedule_type != SAME_SCHEDULE else None,
+        "Hires sampler": hires.sampler if hires.sampler not in (SAME_SAMPLER, request.sampler) else None,
+        "Hires prompt": hires.prompt if hires.prompt not in ("", request.prompt) else None,
+        "Hires negative prompt": hires.negative_prompt
+        if hires.negative_prompt not in ("", request.negative_prompt)
+        else None,
+        "Hires schedule type": _hires_schedule(plan),
         "Hires upscale": None if resized else hires.scale,
         "Hires resize": f"{width}x{height}" if resized else None,
         "Hires steps": hires.steps or None,
         "Hires upscaler": hires.upscaler,
     }
+
+
+def _hires_schedule(plan: HighresPlan) -> str | None:
+    """The hires pass's schedule type, where it is another than the first pass's."""
+    assert plan.hires is not None
+    first, hires = _spacing(plan.first), _spacing(plan.hires)
+    if plan.hires.sampler.timesteps:
+        return None
+    if hires is None and first is not None:
+        return "Automatic"  # WebUI leaves this out, and then reads the first pass's schedule type back
+    return hires if hires != first else None

@@ -6,8 +6,9 @@ Names are those of the inputs, so that an error can name the field a person fill
 import math
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from pipelines.catalog import NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.catalog import EMPHASES, NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
 from pipelines.errors import InvalidInput
 from pipelines.prompt import split_and
 
@@ -37,10 +38,10 @@ class Range:
     whole: bool = True
 
     def check(self, name: str, value: object) -> float:
-        """The value, a whole one as int (JSON clients send 64.0 for 64). Raises InvalidInput."""
+        """The value, of a whole field as int (JSON clients send 64.0 for 64). Raises InvalidInput."""
         if isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high:
             if not self.whole:
-                return float(value)
+                return value
             if value == int(value):
                 return int(value)
         kind = "a whole number" if self.whole else "a number"
@@ -60,7 +61,10 @@ RANGES = {
     "hires_scale": Range(1, 4, "2 is usual.", whole=False),
     "hires_steps": Range(0, 150, "0 takes as many steps as the first pass."),
     "denoising_strength": Range(0, 1, "0.5 to 0.7 is usual.", whole=False),
+    "hires_width": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
+    "hires_height": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
 }
+ENSD = Range(-SEED_MAX, SEED_MAX, "0 turns it off; 31337 is what many pictures were made with.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +78,21 @@ class NoiseSettings:
 
     def __post_init__(self) -> None:
         _check_choice("rng", self.source, NOISE_SOURCES)
-        RANGES["variation_seed"].check("variation_seed", self.variation_seed)
-        RANGES["variation_strength"].check("variation_strength", self.variation_strength)
+        object.__setattr__(self, "ensd", ENSD.check("ensd", self.ensd))
+        for name in ("variation_seed", "variation_strength"):
+            object.__setattr__(self, name, RANGES[name].check(name, getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiresSettings:
     """The second pass. Empty or "same" values are those of the first pass."""
 
-    scale: float = 2.0
+    scale: float = 2
     resize_to: tuple[int, int] = (0, 0)
     """(width, height) instead of a scale where one of them is not 0; the other 0 keeps the aspect."""
     upscaler: str = "Latent"
+    upscaler_file: Path | None = None
+    """Weights of an ESRGAN-family upscaler that the catalog does not know; `upscaler` is then its name."""
     steps: int = 0
     denoising_strength: float = 0.6
     prompt: str = ""
@@ -99,7 +106,10 @@ class HiresSettings:
         for name in ("scale", "steps", "denoising_strength"):
             field_name = name if name in RANGES else f"hires_{name}"
             object.__setattr__(self, name, RANGES[field_name].check(field_name, getattr(self, name)))
-        _check_choice("hires_upscaler", self.upscaler, UPSCALERS)
+        sides = zip(("hires_width", "hires_height"), self.resize_to, strict=True)
+        object.__setattr__(self, "resize_to", tuple(RANGES[name].check(name, side) for name, side in sides))
+        if self.upscaler_file is None:
+            _check_choice("hires_upscaler", self.upscaler, UPSCALERS)
         _check_choice("hires_sampler", self.sampler, (SAME_SAMPLER, *SAMPLERS))
         _check_choice("hires_schedule_type", self.schedule_type, (SAME_SCHEDULE, *SCHEDULE_TYPES))
         if self.denoising_strength < STRENGTH_MIN:
@@ -125,12 +135,16 @@ class GenerationRequest:
     seed: int
     num_outputs: int = 1
     num_inference_steps: int = 20
-    guidance_scale: float = 7.0
+    guidance_scale: float = 7
     sampler: str = "DPM++ 2M"
     schedule_type: str = "Automatic"
     clip_skip: int = 1
+    emphasis: str = "Original"
+    """What weights in prompts do, by the names of WebUI's option; see `catalog.EMPHASES`."""
     pad_conds: bool = False
     """Pad the shorter of prompt and negative prompt with empty chunks, as WebUI's option of that name."""
+    discard_penultimate: bool = False
+    """Leave out the last but one sigma of any sampler, as WebUI's option of that name."""
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     hires: HiresSettings | None = field(default_factory=HiresSettings)
 
@@ -144,6 +158,7 @@ class GenerationRequest:
             raise InvalidInput("seed", self.seed, f"the last of {self.num_outputs} pictures would pass {SEED_MAX}", fix)
         _check_choice("sampler", self.sampler, tuple(SAMPLERS))
         _check_choice("schedule_type", self.schedule_type, SCHEDULE_TYPES)
+        _check_choice("emphasis", self.emphasis, EMPHASES)
         if self.hires is not None:
             _check_final_size(self.hires, self.width, self.height)
 
@@ -151,6 +166,11 @@ class GenerationRequest:
 def random_seed() -> int:
     """A seed for a request that names none, with room for the seeds of its other pictures."""
     return secrets.randbelow(SEED_MAX - int(RANGES["num_outputs"].high))
+
+
+def plain(number: float) -> float:
+    """7.0 as 7: a form's sliders send whole numbers either way, and infotexts show them without a fraction."""
+    return int(number) if float(number).is_integer() else number
 
 
 def hires_size(width: int, height: int, hires: HiresSettings) -> tuple[int, int]:

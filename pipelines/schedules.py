@@ -69,18 +69,24 @@ def timesteps(steps: int) -> list[int]:
 
 
 def sigmas(
-    schedule_type: str, steps: int, sampler: SamplerInfo, sigma_range: tuple[float, float] | None = None
+    schedule_type: str,
+    steps: int,
+    sampler: SamplerInfo,
+    sigma_range: tuple[float, float] | None = None,
+    discard_penultimate: bool = False,
 ) -> list[float]:
     """Descending noise levels of a whole pass: `steps` + 1 values ending in 0, with two exceptions of WebUI.
 
     "KL Optimal" ends at the lowest level instead of 0, and "DDIM" is longer where `steps` does not divide 1000.
     `sigma_range` (lowest, highest) replaces the model's own; WebUI's old Karras range is (0.1, 10).
+    `discard_penultimate` computes one more level and leaves out the last but one, as some samplers always do.
     """
+    discard = discard_penultimate or sampler.drops_penultimate
     table = _LCM_TABLE if sampler.name == "LCM" else _TABLE
     low, high = sigma_range or (table[0].item(), table[-1].item())
     schedule = SCHEDULES[sampler.automatic if schedule_type == "Automatic" else schedule_type]
-    values: list[float] = schedule(steps + sampler.drops_penultimate, table, low, high).tolist()
-    return values[:-2] + values[-1:] if sampler.drops_penultimate else values
+    values: list[float] = schedule(steps + discard, table, low, high).tolist()
+    return values[:-2] + values[-1:] if discard else values
 
 
 def _to_zero(values: Tensor) -> Tensor:
@@ -106,7 +112,8 @@ def _sgm_uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
 
 def _simple(n: int, table: Tensor, low: float, high: float) -> Tensor:
     """Table entries from the top, evenly spaced and rounded down; entries repeat where n exceeds the table."""
-    return _to_zero(table[[-1 - int(i * len(table) / n) for i in range(n)]])
+    stride = len(table) / n  # rounded before it is multiplied, as in WebUI: i * 1000 / n is another entry at 38 steps
+    return _to_zero(table[[-1 - int(i * stride) for i in range(n)]])
 
 
 def _ddim(n: int, table: Tensor, low: float, high: float) -> Tensor:

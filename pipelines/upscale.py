@@ -1,6 +1,6 @@
 """Phase 2: from the first pass's latents to the second's, in latents or through pixels.
 
-A latent upscaler is one interpolation. A pixel upscaler decodes, resizes and encodes again; WebUI's own rounding is
+A latent upscaler is one interpolation. A pixel upscaler decodes, enlarges and encodes again; WebUI's own rounding is
 part of it (8-bit pixels between the passes, a first resize to multiples of 8), because the second pass amplifies it.
 """
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.esrgan import NetworkUpscaler
 from pipelines.plan import LATENT_PIXELS, UpscalePlan
 from pipelines.vae import VAE, Pixels
 
@@ -28,21 +29,40 @@ LATENT: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _through_multiples_of_8(resample: Image.Resampling, image: Image.Image, size: Size) -> Image.Image:
-    """Resize by one factor to multiples of 8; the caller brings the result to the exact size."""
+Enlarge = Callable[[Image.Image, float], Image.Image]
+"""(RGB picture, wanted factor) -> a larger one, of whatever factor the upscaler has."""
+
+
+def _resize(resample: Image.Resampling, image: Image.Image, factor: float) -> Image.Image:
+    return image.resize((int(image.width * factor), int(image.height * factor)), resample)
+
+
+PIXEL: dict[str, Enlarge | None] = {
+    "None": None,
+    "Nearest": partial(_resize, Image.Resampling.NEAREST),
+    "Lanczos": partial(_resize, Image.Resampling.LANCZOS),
+}
+
+
+def _through_multiples_of_8(enlarge: Enlarge, image: Image.Image, size: Size) -> Image.Image:
+    """Enlarge, up to three times, until multiples of 8 are covered, and resize to them.
+
+    The caller brings the result to the exact size.
+    """
     factor = max(size[0] / image.width, size[1] / image.height)
     if factor <= 1:
         return image
-    scaled = image.resize((int(image.width * factor), int(image.height * factor)), resample)
     whole = int(image.width * factor // 8 * 8), int(image.height * factor // 8 * 8)
-    return scaled if scaled.size == whole else scaled.resize(whole, Image.Resampling.LANCZOS)
+    for _ in range(_PASSES):
+        before = image.size
+        image = enlarge(image, factor)
+        if image.size == before or (image.width >= whole[0] and image.height >= whole[1]):
+            break
+    return image if image.size == whole else image.resize(whole, Image.Resampling.LANCZOS)
 
 
-PIXEL: dict[str, Callable[[Image.Image, Size], Image.Image]] = {
-    "None": lambda image, _: image,
-    "Nearest": partial(_through_multiples_of_8, Image.Resampling.NEAREST),
-    "Lanczos": partial(_through_multiples_of_8, Image.Resampling.LANCZOS),
-}
+_PASSES = 3
+"""A 2x network reaches 8 times the size at most."""
 
 
 def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
@@ -51,10 +71,14 @@ def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
     return _crop(LATENT[plan.upscaler](latents, size=size), plan.crop)
 
 
-def upscale_pixels(picture: Pixels, plan: UpscalePlan) -> Pixels:
-    """uint8 pixels (H, W, 3) -> the plan's size, before the crop. "None" is a plain Lanczos resize."""
-    size = plan.width, plan.height
-    image = PIXEL[plan.upscaler](Image.fromarray(picture), size)
+def upscale_pixels(picture: Pixels, plan: UpscalePlan, network: NetworkUpscaler | None = None) -> Pixels:
+    """uint8 pixels (H, W, 3) -> the plan's size, before the crop. "None" is a plain Lanczos resize.
+
+    `network` is the plan's upscaler where that is none of `PIXEL`.
+    """
+    size, image = (plan.width, plan.height), Image.fromarray(picture)
+    enlarge = (lambda image, _: network.enlarge(image)) if network else PIXEL[plan.upscaler]
+    image = _through_multiples_of_8(enlarge, image, size) if enlarge else image
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 
 

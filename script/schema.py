@@ -77,6 +77,8 @@ class Source:
         """The literal of an argument, or the module constant that it names where Cog looks names up."""
         if isinstance(keyword.value, ast.Name) and keyword.arg in NAMED:
             return self.constant(keyword.value.id, keyword)
+        if isinstance(keyword.value, ast.BinOp) and keyword.arg == "choices":
+            return self.joined(keyword.value, keyword)
         if keys_of := re.fullmatch(r"list\((\w+)\.keys\(\)\)", self.segment(keyword.value)):
             return list(self.constant(keys_of[1], keyword))
         return self.literal(keyword)
@@ -86,6 +88,16 @@ class Source:
             if isinstance(statement, Assignment) and name in map(self.segment, targets(statement)):
                 return self.literal(statement)
         raise self.refusal(user, f"{name} is no constant of this file, the only one that Cog reads")
+
+    def joined(self, node: ast.BinOp, user: ast.AST) -> list[Any]:
+        """`FIRST + SECOND`: two module constants that are lists."""
+        if (
+            not isinstance(node.op, ast.Add)
+            or not isinstance(node.left, ast.Name)
+            or not isinstance(node.right, ast.Name)
+        ):
+            raise self.refusal(user, "join constants of this file with + and nothing else")
+        return [*self.constant(node.left.id, user), *self.constant(node.right.id, user)]
 
     def literal(self, owner: "ast.keyword | Assignment") -> Any:
         """The literal behind the `=` of `owner`, if its text means to Cog what it means to Python."""

@@ -11,7 +11,7 @@ from pipelines.errors import ModelError
 
 HERE = Path(__file__).parent
 KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter")
-FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder")
+FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth")
 DEFAULT_MODEL = "pastel-tiny"
 TRAINED_SIZE = (512, 512)
 """(width, height) that Stable Diffusion 1.x was trained on; for models that the manifest says nothing of."""
@@ -63,6 +63,8 @@ class Entry:
     base: str
     licence: Licence
     sources: tuple[Source, ...]
+    title: str = ""
+    """What people call it where that is no plain word: an upscaler's name in WebUI."""
     file: str = ""
     """Name of the single file in the cache; empty for what is only had as a folder or comes with the project."""
     size: int | None = None
@@ -99,6 +101,7 @@ ENTRY_FIELDS: dict[str, type] = {
     "base": str,
     "licence": dict,
     "sources": list,
+    "title": str,
     "file": str,
     "size": int,
     "sha256": str,

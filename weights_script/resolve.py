@@ -4,8 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.catalog import NETWORK_UPSCALERS
 from pipelines.errors import ModelError
 from pipelines.model import ModelFiles
+from pipelines.request import HiresSettings
 from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
 
 
@@ -63,6 +65,17 @@ def _resolved(
         f"{f'its author advises clip_skip {entry.clip_skip}; ' if entry and entry.clip_skip > 1 else ''}"
         f"safety checker: {checker or 'off, PASTEL_SAFETY_CHECKER names none'}",
     )
+
+
+def upscaler_file(hires: HiresSettings | None) -> Path | None:
+    """The weights of the upscaler that is asked for, fetched if they are not here; None where it needs none.
+
+    Raises ModelError.
+    """
+    if hires is None or hires.upscaler_file or hires.upscaler not in NETWORK_UPSCALERS:
+        return hires.upscaler_file if hires else None
+    entry = next(entry for entry in load_manifest().values() if entry.title == hires.upscaler)
+    return _entry_path(f"hires_upscaler={hires.upscaler}", entry)
 
 
 def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:

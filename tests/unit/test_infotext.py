@@ -22,7 +22,7 @@ with_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="reference da
 PROMPT = "masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky"
 NEGATIVE = "lowres, (bad hands:1.4), worst quality"
 FIELDS: dict[str, object] = {
-    **{"Steps": 10, "Sampler": "DPM++ 2M", "Schedule type": "Karras", "CFG scale": 7.0, "Seed": 1234},
+    **{"Steps": 10, "Sampler": "DPM++ 2M", "Schedule type": "Karras", "CFG scale": 7, "Seed": 1234},
     **{"Size": "128x192", "Model hash": "89aa3d4988", "Model": "tiny_sd15", "VAE": None},
     **{"Denoising strength": 0.55, "RNG": "CPU", "TI hashes": "tinyemb1: 5c944ffa3bf2"},
     **{"Hires prompt": "a, b", "Hires resize": "256x256", "Hires steps": 6, "Hires upscaler": "Latent"},
@@ -265,8 +265,8 @@ def test_a_value_that_cannot_be_read_is_named(key: str, value: str) -> None:
 
 
 def test_keys_that_are_not_understood() -> None:
-    found = read(f"(a)\n{SHORT}, Tiling: True, Mask mode: Inpaint masked, Emphasis: No norm, Batch pos: 1")
-    assert found.unknown == {"Tiling": "True", "Emphasis": "No norm"}
+    found = read(f"(a)\n{SHORT}, Tiling: True, Mask mode: Inpaint masked, Token merging ratio: 0.5, Batch pos: 1")
+    assert found.unknown == {"Tiling": "True", "Token merging ratio": "0.5"}
 
 
 @pytest.mark.parametrize(

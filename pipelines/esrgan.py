@@ -1,0 +1,88 @@
+"""Upscaling networks of the ESRGAN family, read by spandrel: a pixel picture -> a larger one.
+
+Pictures go through in tiles of 192 pixels that overlap by 8 and are faded into each other, as WebUI's defaults do it;
+so memory does not grow with the picture.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.errors import ModelError
+
+TILE, OVERLAP = 192, 8
+"""Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
+
+
+class NetworkUpscaler:
+    """One network, ready: enlarges pictures by its own whole factor."""
+
+    def __init__(self, descriptor: Any, scale: int) -> None:  # spandrel is not importable everywhere
+        self._descriptor, self.scale = descriptor, scale
+
+    def enlarge(self, picture: Image.Image) -> Image.Image:
+        """RGB picture -> `scale` times its size."""
+        columns, rows = _starts(picture.width), _starts(picture.height)
+        whole = Image.new("RGB", (picture.width * self.scale, picture.height * self.scale))
+        for y in rows:
+            strip = Image.new("RGB", (whole.width, TILE * self.scale))
+            for x in columns:
+                strip.paste(self._tile(picture, x, y), (x * self.scale, 0), self._fade(TILE, x > 0))
+            whole.paste(strip, (0, y * self.scale), self._fade(picture.width, y > 0, down=True))
+        return whole
+
+    @torch.inference_mode()
+    def _tile(self, picture: Image.Image, x: int, y: int) -> Image.Image:
+        """One tile, enlarged. Beyond the picture's edge it is black."""
+        # WebUI hands the channels over as blue, green, red, as the first ESRGAN was trained
+        pixels = np.asarray(picture.crop((x, y, x + TILE, y + TILE)))[:, :, ::-1].astype(np.float32) / 255
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self._descriptor.device, self._descriptor.dtype)
+        output = self._descriptor(batch)[0].float().clamp(0, 1).mul(255).round().byte()
+        return Image.fromarray(np.ascontiguousarray(output.permute(1, 2, 0).cpu().numpy()[:, :, ::-1]))
+
+    def _fade(self, width: int, over_another: bool, down: bool = False) -> Image.Image:
+        """The mask that lays a tile, or a strip of tiles `width` wide, over its neighbour to the left (or above)."""
+        length, across = TILE * self.scale, width * self.scale
+        ramp = np.full(length, 255, np.float32)
+        if over_another:
+            overlap = OVERLAP * self.scale
+            ramp[:overlap] = np.arange(overlap) * 255 / overlap
+        mask = np.broadcast_to(ramp.astype(np.uint8), (across, length))
+        return Image.fromarray(np.ascontiguousarray(mask.T if down else mask))
+
+
+def _starts(side: int) -> list[int]:
+    """Where tiles begin along a side, evenly spread. A side shorter than a tile begins before the picture."""
+    count = max(1, math.ceil((side - OVERLAP) / (TILE - OVERLAP)))
+    if count == 1:
+        return [min(0, side - TILE)]
+    return [min(int(k * (side - TILE) / (count - 1)), side - TILE) for k in range(count)]
+
+
+def load_upscaler(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
+    """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
+    try:
+        # Imported here: it brings every architecture that it knows, and torchvision, which not every machine has.
+        from spandrel import ImageModelDescriptor, ModelLoader
+    except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises RuntimeError
+        raise ModelError(
+            f"{path.name}: upscalers of this kind need the packages spandrel and torchvision, and one of them does not "
+            f"import here ({error}). Install both for this torch, or choose another hires_upscaler."
+        ) from error
+    try:
+        descriptor = ModelLoader(device=place).load_from_file(path)
+    except Exception as error:  # spandrel, pickle and safetensors raise a dozen kinds
+        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({first_line}).") from error
+    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != "SR":
+        raise ModelError(
+            f"{path.name}: holds a {descriptor.architecture.name} network, which does not enlarge pictures."
+        )
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise ModelError(f"{path.name}: made for pictures of {descriptor.input_channels} channels instead of 3.")
+    wanted = dtype if dtype == torch.float32 or descriptor.supports_half else torch.float32
+    return NetworkUpscaler(descriptor.to(place, wanted).eval(), descriptor.scale)
