@@ -313,7 +313,8 @@ class Predictor(BasePredictor):
 def input_defaults() -> dict[str, Any]:
     """The default of every input, by name."""
     fields = inspect.signature(Predictor.predict).parameters
-    return {name: field.default.default for name, field in fields.items() if name != "self"}
+    # the server puts plain values in place of what Input() made
+    return {name: getattr(field.default, "default", field.default) for name, field in fields.items() if name != "self"}
 
 
 def passes(picture: Picture, checker: SafetyChecker | None) -> bool:

@@ -85,3 +85,16 @@ def test_a_missing_checkpoint_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err == (
         "error: /none.safetensors: no such file. Give the path of a .safetensors or .ckpt checkpoint.\n"
     )
+
+
+def test_an_upscaler_that_is_not_here_is_told_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = tmp_path / "a.txt"
+    block.write_text(HIRES.replace("upscaler: Latent", "upscaler: 4x-UltraSharp"))
+    assert run(monkeypatch, embedded, "--infotext", block, "-o", tmp_path) == 1
+    assert "the hires upscaler 4x-UltraSharp is not here" in capsys.readouterr().err
+    (tmp_path / "4x-UltraSharp.pth").write_bytes(b"none")
+    words = ("--infotext", block, "-o", tmp_path, "--upscaler", tmp_path / "4x-UltraSharp.pth")
+    assert run(monkeypatch, embedded, *words) == 1
+    assert "4x-UltraSharp.pth: " in capsys.readouterr().err

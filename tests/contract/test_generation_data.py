@@ -1,0 +1,91 @@
+"""A picture's generation data, pasted into the form, gives that picture."""
+
+import re
+from typing import Any
+
+import pytest
+
+from script.cog_server import CogServer, reasons
+from tests.contract.pictures import HIRES, ask, draw, parameters, picture
+
+FORM: dict[str, Any] = {}
+"""What a form sends where nobody changed anything: nothing."""
+
+
+@pytest.fixture(scope="module")
+def made(shared_server: CogServer) -> tuple[str, str]:
+    """A picture that uses much of what infotext can tell: its data URI and its generation data."""
+    shared_server.wait_until_ready(5)
+    inputs = HIRES | {
+        "prompt": "a [red:yellow:0.5] boat, (sea:1.2) AND a pink sun",
+        "sampler": "Euler a",
+        "ensd": 31337,
+        "rng": "CPU",
+        "clip_skip": 2,
+        "variation_seed": 9,
+        "variation_strength": 0.25,
+        "hires_width": 192,
+        "hires_height": 256,
+        "hires_prompt": "a boat, night",
+        "hires_sampler": "DPM++ 2M",
+        "hires_schedule_type": "Exponential",
+    }
+    (uri,) = draw(shared_server, inputs)["output"]
+    return uri, parameters(picture(uri))
+
+
+def test_the_same_picture_to_the_last_bit(server: CogServer, made: tuple[str, str]) -> None:
+    uri, text = made
+    result = draw(server, FORM | {"generation_data": text})
+    assert result["output"] == [uri]
+    assert result["metrics"]["not_honoured"] == []
+
+
+def test_an_input_that_was_changed_wins(server: CogServer, made: tuple[str, str]) -> None:
+    _, text = made
+    (uri,) = draw(server, {"generation_data": text, "seed": 77, "hires": False, "guidance_scale": 3})["output"]
+    changed = parameters(picture(uri))
+    assert "CFG scale: 3, Seed: 77," in changed
+    assert "Hires" not in changed
+    assert "ENSD: 31337, RNG: CPU" in changed
+
+
+OTHER = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, RNG: NV, Model hash: 0123456789, Model: other"
+
+
+def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> None:
+    reply = ask(server, {"generation_data": f"{OTHER}, Denoising strength: 0.5, Hires upscaler: 4x-UltraSharp"})
+    assert reply.body["status"] == "failed"
+    (told,) = reasons(reply.body)
+    for words in ("generation_data=", "made with the checkpoint other (0123456789)", "4x-UltraSharp", "strict"):
+        assert words in told
+    assert reply.body["metrics"]["predict_time"] < 0.5
+    assert len(reply.body["metrics"]["not_honoured"]) == 2
+
+
+def test_it_is_drawn_all_the_same_if_strict_is_off(server: CogServer) -> None:
+    result = draw(server, {"generation_data": OTHER, "strict": False})
+    assert [re.sub(r"\(.*?\)", "()", told) for told in result["metrics"]["not_honoured"]] == [
+        "made with the checkpoint other (), here is pastel-tiny ()"
+    ]
+    assert "Not honoured: made with the checkpoint other" in result["logs"]
+    assert picture(result["output"][0]).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ("a cat\nSteps: many, Sampler: Euler, Seed: 1", "Steps must be a whole number"),
+        ("a cat\nSteps: 900, Sampler: Euler, Seed: 1", "num_inference_steps=900"),
+    ],
+)
+def test_a_block_that_cannot_be_drawn_names_the_value(server: CogServer, block: str, told: str) -> None:
+    reply = ask(server, {"generation_data": block})
+    assert told in " ".join(reasons(reply.body))
+
+
+def test_an_upscaler_file_that_is_none_is_refused(server: CogServer) -> None:
+    weights = "data:application/octet-stream;base64,AAAA"
+    reply = ask(server, HIRES | {"hires_upscaler_file": weights})
+    assert reply.body["status"] == "failed"
+    assert "upscaler" in " ".join(reasons(reply.body))

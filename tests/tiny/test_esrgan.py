@@ -1,0 +1,167 @@
+"""Upscaling networks, read by the real spandrel.
+
+spandrel imports two functions of torchvision for architectures that are not used here. torchvision has no wheel beside
+a CPU build of torch, so where it does not import, a stand-in with these names takes its place during the import.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from pipelines.errors import ModelError
+from pipelines.esrgan import OVERLAP, TILE, NetworkUpscaler, load_upscaler
+from pipelines.highres import Picture, render
+from pipelines.loader import Networks
+from pipelines.plan import UpscalePlan, make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.upscale import upscale_pixels
+from weights_script.resolve import ResolvedModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable_spandrel() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            import torchvision  # noqa: F401
+        except (ImportError, RuntimeError):
+            names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+            for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+                patch.delitem(sys.modules, name)
+            modules = {name: ModuleType(name) for name in names}
+            for unused in ("InterpolationMode", "rotate", "normalize"):
+                setattr(modules[names[-1]], unused, None)
+            for name, module in modules.items():
+                patch.setitem(sys.modules, name, module)
+        import spandrel  # noqa: F401
+
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of ESRGAN's form (RRDBNet, 4 times) with small random weights."""
+    from spandrel.architectures.ESRGAN import ESRGANArch  # noqa: F401
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+
+    torch.manual_seed(1)
+    network = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4, plus=False)
+    path = tmp_path_factory.mktemp("upscalers") / "4x-Tiny.safetensors"
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
+    return path
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+class Nearest:
+    """What a descriptor is to us: a network that repeats every pixel twice."""
+
+    device, dtype = CPU, torch.float32
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.seen.append(batch)
+        return F.interpolate(batch, scale_factor=2, mode="nearest")
+
+
+def test_the_weights_tell_the_network(weights: Path) -> None:
+    upscaler = load_upscaler(weights, CPU, torch.float32)
+    assert upscaler.scale == 4
+    assert upscaler.enlarge(noise(40, 24)).size == (160, 96)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (192, 200), (193, 100), (500, 380)])
+def test_tiles_leave_no_seam_where_the_network_sees_only_pixels(size: tuple[int, int]) -> None:
+    picture = noise(*size)
+    made = NetworkUpscaler(Nearest(), 2).enlarge(picture)
+    assert np.array_equal(np.asarray(made), np.asarray(picture).repeat(2, 0).repeat(2, 1))
+
+
+def test_tiles_are_of_webuis_size_and_channel_order() -> None:
+    network = Nearest()
+    NetworkUpscaler(network, 2).enlarge(Image.new("RGB", (300, 192), (255, 0, 51)))
+    assert [tuple(batch.shape) for batch in network.seen] == [(1, 3, TILE, TILE)] * 2
+    assert network.seen[0][0, :, 9, 9].tolist() == pytest.approx([0.2, 0, 1])
+
+
+def test_a_tile_fades_in_over_its_neighbour() -> None:
+    """Tiles of 0 and 255 in turn: the seam rises evenly over the overlap."""
+
+    class Flat(Nearest):
+        def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+            self.seen.append(batch)
+            return torch.full((1, 3, 2 * TILE, 2 * TILE), float(len(self.seen) - 1))
+
+    row = np.asarray(NetworkUpscaler(Flat(), 2).enlarge(Image.new("RGB", (2 * TILE - OVERLAP, TILE))))[5, :, 0]
+    begin, fade = 2 * (TILE - OVERLAP), 2 * OVERLAP
+    assert set(row[:begin]) == {0}
+    assert row[begin : begin + fade].tolist() == pytest.approx([k * 255 // fade for k in range(fade)], abs=1)
+    assert set(row[begin + fade :]) == {255}
+
+
+@pytest.mark.parametrize(("wanted", "calls"), [((256, 256), 1), ((512, 512), 2), ((2048, 2048), 3)])
+def test_a_network_runs_until_the_size_is_covered_but_three_times_at_most(wanted: tuple[int, int], calls: int) -> None:
+    network = Nearest()
+    plan = UpscalePlan(upscaler="x", width=wanted[0], height=wanted[1])
+    picture = upscale_pixels(np.asarray(noise(128, 128)), plan, NetworkUpscaler(network, 2))
+    assert picture.shape == (wanted[1], wanted[0], 3)
+    tiles = {1: 1, 2: 1 + 4, 3: 1 + 4 + 9}
+    assert len(network.seen) == tiles[calls]
+
+
+def test_a_picture_through_highres_fix(networks: Networks, weights: Path) -> None:
+    hires = HiresSettings(scale=1.5, upscaler="4x-Tiny", upscaler_file=weights, steps=2, denoising_strength=0.3)
+    request = GenerationRequest(prompt="a", width=64, height=128, seed=1, num_inference_steps=2, hires=hires)
+    upscaler = load_upscaler(weights, CPU, torch.float32)
+    (made,) = (e for e in render(networks, request, make_plan(request), upscaler=upscaler) if isinstance(e, Picture))
+    assert made.pixels.shape == (192, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "not an upscaler"), (b"<html>", "not an upscaler"), (b"\x80\x02c", "not an upscaler")]
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    for ending in ("pth", "safetensors", "txt"):
+        path = tmp_path / f"4x-Broken.{ending}"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=f"4x-Broken.{ending}: {said}"):
+            load_upscaler(path, CPU, torch.float32)
+
+
+def test_a_checkpoint_is_no_upscaler(embedded: ResolvedModel) -> None:
+    with pytest.raises(ModelError, match=r"pastel-tiny.safetensors: "):
+        load_upscaler(embedded.files.checkpoint, CPU, torch.float32)
+
+
+def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"x": Evil()}, path, pickle_module=pickle)
+    with pytest.raises(ModelError, match=r"evil\.pth"):
+        load_upscaler(path, CPU, torch.float32)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_missing_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(ModelError, match=r"4x-Tiny\.safetensors: .*spandrel and torchvision.*another hires_upscaler"):
+        load_upscaler(weights, CPU, torch.float32)
