@@ -86,11 +86,12 @@ _DEFAULTS: dict[str, Value] = {
 """What WebUI takes for keys that a block lacks."""
 
 OLD_EDITING = "Old prompt editing timelines"
+DOWNCAST = "Downcast alphas_cumprod"
 
 _OLD_BEHAVIOUR: tuple[tuple[str, tuple[int, ...], Callable[[Mapping[str, Value]], bool]], ...] = (
     (OLD_EDITING, (1, 6, 0, 0), lambda fields: "[" in str(fields["Prompt"])),
     ("Pad conds v0", (1, 6, 0, 0), lambda fields: fields.get("Sampler") in ("DDIM", "PLMS")),
-    ("Downcast alphas_cumprod", (1, 7, 0, 225), lambda fields: True),
+    (DOWNCAST, (1, 7, 0, 225), lambda fields: True),
     ("Refiner switch by sampling steps", (1, 8, 0, 0), lambda fields: bool(fields.get("Refiner"))),
 )
 """Key that WebUI sets, the first version that behaves otherwise, and the condition on the block."""
@@ -400,6 +401,10 @@ def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[st
         (
             OLD_EDITING in parsed or (old_version and "[" in prompts),
             f"{version} had other rules for prompt editing ([a:b:N]) than 1.6 and later, which are used here",
+        ),
+        (
+            DOWNCAST in parsed,
+            f"{version or DOWNCAST} rounded the noise levels to half precision, which is not done here: details differ",
         ),
         (
             re.search(r"\bSteps: \d+, ", prompts),

@@ -59,8 +59,18 @@ def ensure(entry: Entry, cache: Path, patience: Patience = PATIENCE) -> Path:
     raise ModelError(
         f"{entry.name} cannot be had. Tried {'; '.join(tried)}"
         f"{f'; {skipped} more on the same host' if skipped else ''}. "
-        f"Fix the network and run `python -m weights_script fetch {entry.name}`, or set COG_WEIGHTS to a file of yours."
+        f"Fix the network and run `python -m weights_script fetch {entry.name}`, or {OWN_FILE[entry.kind]}."
     )
+
+
+OWN_FILE = {
+    "model": "set COG_WEIGHTS to a file of yours",
+    "vae": "set PASTEL_VAE to a file of yours",
+    "upscaler": "choose another upscaler",
+    "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or not at all",
+    "adapter": "leave it out",
+}
+"""What to do without an entry, by its kind."""
 
 
 def present(entry: Entry, cache: Path) -> Path | None:

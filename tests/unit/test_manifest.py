@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from weights_script.manifest import DEFAULT_MODEL, ENTRY_RULES, HERE, ManifestError, load_manifest
+from weights_script.fetch import OWN_FILE
+from weights_script.manifest import DEFAULT_MODEL, ENTRY_RULES, HERE, KINDS, ManifestError, load_manifest
 
 GOOD = """
 [thing]
@@ -94,3 +95,7 @@ def test_no_code_can_hide_in_the_default_model_files() -> None:
 
 def test_the_manifest_lies_beside_its_reader() -> None:
     assert (HERE / "manifest.toml").is_file()
+
+
+def test_every_kind_has_a_way_out_when_it_cannot_be_had() -> None:
+    assert set(OWN_FILE) == set(KINDS)

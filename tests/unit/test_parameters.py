@@ -1,10 +1,14 @@
 """The infotext of a picture, key for key as WebUI writes it."""
 
+import re
+
+import pytest
+
 from pipelines import infotext
 from pipelines.model import ModelIdentity
 from pipelines.parameters import VERSION, of_picture
 from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.request import SAME_SAMPLER, SAME_SCHEDULE, GenerationRequest, HiresSettings, NoiseSettings
 
 MODEL = ModelIdentity(name="tiny_sd15", sha256="89aa3d4988" + "0" * 54)
 
@@ -60,3 +64,71 @@ def test_it_reads_back() -> None:
     assert (read.prompt, read.seed, read.size, read.hires) == ("1girl", 1234, (128, 128), True)
     assert (read.hires_upscale, read.hires_upscaler, read.denoising_strength) == (1.5, "Lanczos", 0.4)
     assert (read.unknown, read.warnings) == ({}, ())
+
+
+# --- schedule types
+
+
+def last_line(**fields: object) -> str:
+    return text(**fields).rpartition("\n")[2]
+
+
+def test_automatic_is_written_as_what_the_sampler_uses_then() -> None:
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, " in last_line()
+    assert "Sampler: DPM++ 2M SDE, Schedule type: Exponential, " in last_line(sampler="DPM++ 2M SDE")
+    assert "Sampler: Euler a, Schedule type: Automatic, " in last_line(sampler="Euler a")
+    assert "Sampler: Euler, Schedule type: Uniform, " in last_line(sampler="Euler", schedule_type="Uniform")
+    assert "Sampler: DDIM, Schedule type: Karras, " in last_line(sampler="DDIM", schedule_type="Karras")
+
+
+@pytest.mark.parametrize(
+    ("first", "schedule", "hires", "hires_schedule", "told"),
+    [
+        ("DPM++ 2M", "Karras", SAME_SAMPLER, SAME_SCHEDULE, None),
+        ("DPM++ 2M", "Automatic", "DPM++ SDE", SAME_SCHEDULE, None),
+        ("DPM++ 2M", "Karras", "Euler a", SAME_SCHEDULE, None),
+        ("Euler a", "Automatic", "DPM++ 2M", SAME_SCHEDULE, "Karras"),
+        ("Euler a", "Automatic", SAME_SAMPLER, "Beta", "Beta"),
+        ("DDIM", "Karras", "DPM++ 2M", SAME_SCHEDULE, "Karras"),
+        ("DPM++ 2M", "Karras", "DDIM", "Exponential", None),
+        ("DPM++ 2M", "Automatic", "Euler a", SAME_SCHEDULE, "Automatic"),
+    ],
+)
+def test_the_hires_schedule_is_told_where_it_differs(
+    first: str, schedule: str, hires: str, hires_schedule: str, told: str | None
+) -> None:
+    settings = HiresSettings(sampler=hires, schedule_type=hires_schedule)
+    made = last_line(sampler=first, schedule_type=schedule, hires=settings)
+    found = re.search(r"Hires schedule type: ([\w ]+)", made)
+    assert (found and found[1]) == told
+
+
+def test_what_equals_the_first_pass_is_left_out() -> None:
+    settings = HiresSettings(prompt="1girl", negative_prompt="lowres", sampler="DPM++ 2M")
+    assert re.findall(r"Hires [\w ]+", last_line(hires=settings)) == ["Hires upscale", "Hires upscaler"]
+
+
+def test_beta_tells_its_parameters_before_pad_conds() -> None:
+    ends = {"schedule_type": "Beta", "pad_conds": True, "hires": None}
+    assert last_line(**ends).endswith(
+        f"RNG: NV, Beta schedule alpha: 0.6, Beta schedule beta: 0.6, Pad conds: True, Version: {VERSION}"
+    )
+    hires = HiresSettings(schedule_type="Beta")
+    assert "Hires upscaler: Latent, Beta schedule alpha: 0.6" in last_line(hires=hires)
+
+
+def test_discarding_is_told_where_the_sampler_does_not_do_it_anyway() -> None:
+    assert "Discard penultimate sigma: True" in last_line(discard_penultimate=True)
+    assert "Discard" not in last_line(discard_penultimate=True, sampler="DPM2 a")
+
+
+def test_emphasis_is_told_where_a_prompt_has_brackets() -> None:
+    assert "Emphasis: No norm" in last_line(prompt="(a:1.2)", emphasis="No norm")
+    assert "Emphasis" not in last_line(emphasis="No norm")
+    assert "Emphasis" not in last_line(prompt="(a:1.2)")
+
+
+def test_numbers_are_written_as_they_came() -> None:
+    assert "CFG scale: 7, " in last_line(guidance_scale=7)
+    assert "CFG scale: 7.0, " in last_line(guidance_scale=7.0)
+    assert "Denoising strength: 1.0, " in last_line(hires=HiresSettings(denoising_strength=1.0))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.catalog import NETWORK_UPSCALERS
 from pipelines.errors import ModelError
+from pipelines.request import HiresSettings
 from weights_script import manifest
-from weights_script.resolve import resolve
+from weights_script.manifest import Entry
+from weights_script.resolve import resolve, upscaler_file
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +146,30 @@ heavy = {{"torch", "huggingface_hub", "httpx", "requests", "filelock", "urllib.r
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
+
+
+# --- upscalers
+
+
+def test_an_upscaler_that_needs_no_weights() -> None:
+    assert upscaler_file(None) is None
+    assert upscaler_file(HiresSettings(upscaler="Lanczos")) is None
+
+
+def test_an_upscaler_of_ones_own() -> None:
+    path = Path("/x/4x-UltraSharp.pth")
+    assert upscaler_file(HiresSettings(upscaler="4x-UltraSharp", upscaler_file=path)) == path
+
+
+@pytest.mark.parametrize("name", NETWORK_UPSCALERS)
+def test_every_network_of_the_catalog_is_in_the_manifest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ensure(entry: Entry, cache: Path) -> Path:
+        asked.append(entry.title)
+        return cache / entry.file
+
+    monkeypatch.setattr("weights_script.fetch.ensure", ensure)
+    found = upscaler_file(HiresSettings(upscaler=name))
+    assert found is not None
+    assert (asked, found.suffix) == ([name], ".pth")

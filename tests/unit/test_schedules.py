@@ -127,3 +127,16 @@ def test_beta_quantiles() -> None:
     probabilities = torch.tensor([0, 1e-3, 0.1, 0.5, 0.75, 1], dtype=torch.float64)
     expected = [0.0, 1.855873851745199e-05, 0.03958440558878085, 0.5, 0.824319621347305, 1.0]
     assert beta_quantiles(probabilities, 0.6).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_simple_rounds_its_stride_before_it_multiplies() -> None:
+    """38 x 26.3157...: entry 19 is at 499.99... of the table and not at 500."""
+    assert sigmas("Simple", 38, SAMPLERS["Euler"])[19] == pytest.approx(SIGMAS[-1 - 499])
+
+
+def test_discarding_the_penultimate_level_keeps_the_count() -> None:
+    whole = sigmas("Karras", 11, SAMPLERS["DPM++ 2M"])
+    shorter = sigmas("Karras", 10, SAMPLERS["DPM++ 2M"], discard_penultimate=True)
+    assert shorter == [*whole[:-2], 0.0]
+    always = SAMPLERS["DPM2"]
+    assert sigmas("Karras", 10, always, discard_penultimate=True) == sigmas("Karras", 10, always)

@@ -1,0 +1,52 @@
+"""Prompts through the real text encoder: kinds of emphasis, and letters that tokenisers treat differently."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.loader import Networks
+from pipelines.prompt import chunks
+
+
+@pytest.fixture
+def encode(networks: Networks):  # type: ignore[no-untyped-def]
+    def encoded(text: str, emphasis: str = "Original") -> Tensor:
+        return networks.text.encode([text], 1, emphasis)[0]
+
+    return encoded
+
+
+def test_weights_that_are_ignored_change_nothing(encode) -> None:  # type: ignore[no-untyped-def]
+    assert torch.equal(encode("a (pink:1.5) sun", "Ignore"), encode("a (pink:1.0) sun"))
+
+
+def test_without_the_norm_a_vector_is_only_scaled(encode) -> None:  # type: ignore[no-untyped-def]
+    plain, scaled = encode("a (pink:1.0) sun"), encode("a (pink:1.5) sun", "No norm")
+    torch.testing.assert_close(scaled[2], plain[2] * 1.5)
+    assert torch.equal(scaled[:2], plain[:2])
+    original = encode("a (pink:1.5) sun")
+    assert original.mean() == pytest.approx(plain.mean().item(), rel=1e-3)
+    assert not torch.allclose(original[1], plain[1], rtol=1e-4)
+
+
+def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Networks) -> None:  # type: ignore[no-untyped-def]
+    text = "a (pink:1.5) sun BREAK sea"
+    (chunk,) = chunks([(text, 1.0)], networks.text.tokenize)
+    expected = networks.text._hidden(torch.tensor([chunk.tokens]), 1)[0]
+    assert torch.equal(encode(text, "None"), expected)
+    assert encode(text).shape[0] == 2 * 77
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [  # by OpenAI's tokeniser in transformers 4.30 (the slow one, with ftfy)
+        ("\u039f\u0394\u039f\u03a3", [138, 123, 138, 112, 138, 123, 139, 480]),
+        ("\u201cna\u00efve\u201d caf\u00e9", [257, 1097, 35689, 563, 257, 15304]),
+        ("\U0001f600\U0001f44d\U0001f3fd", [12832, 43722]),
+        ("\uff26\uff35\uff2c\uff2c", [1476]),
+        ("don\u00e2\u20ac\u2122t", [847, 713]),
+        ("\ufb01ne &lt;b&gt;", [3797, 283, 321, 285]),
+    ],
+)
+def test_tokens_are_those_of_webuis_tokeniser(networks: Networks, text: str, tokens: list[int]) -> None:
+    assert networks.text.tokenize(text) == tokens
