@@ -168,8 +168,8 @@ def _levels(part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None
     """Noise levels of the whole schedule: sigmas, and the span of the positive ones; or timesteps, ascending."""
     if part.sampler.timesteps:
         # WebUI asks for one more timestep here, too, but leaves none out
-        return timesteps(part.schedule_steps + part.discard_penultimate), None
-    whole = sigmas(part.schedule_type, part.schedule_steps, part.sampler, discard_penultimate=part.discard_penultimate)
+        return timesteps(part.schedule_steps + part.schedule.discard_penultimate), None
+    whole = sigmas(part.schedule_type, part.schedule_steps, part.sampler, part.schedule)
     return whole, (min(sigma for sigma in whole if sigma > 0), max(whole))
 
 

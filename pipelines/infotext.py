@@ -193,6 +193,9 @@ class Parameters:
     emphasis: str = "Original"
     pad_conds: bool = False
     discard_penultimate: bool = False
+    sigma_min: float = 0
+    sigma_max: float = 0
+    rho: float = 0
     variation_seed: int | None = None
     variation_strength: float = 0.0
     denoising_strength: float | None = None
@@ -303,6 +306,9 @@ _KEYS: dict[str, _Key] = {
     "Emphasis": _text_key("emphasis"),
     "Pad conds": _flag_key("pad_conds"),
     "Discard penultimate sigma": _flag_key("discard_penultimate"),
+    "Schedule min sigma": _number_key("sigma_min"),
+    "Schedule max sigma": _number_key("sigma_max"),
+    "Schedule rho": _number_key("rho"),
     "Variation seed": _whole_key("variation_seed"),
     "Variation seed strength": _number_key("variation_strength"),
     "Denoising strength": _number_key("denoising_strength"),

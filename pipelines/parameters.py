@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pipelines import __version__, infotext
 from pipelines.model import ModelIdentity
 from pipelines.plan import HighresPlan, PassPlan
-from pipelines.request import SAME_SAMPLER, GenerationRequest, HiresSettings
+from pipelines.request import SAME_SAMPLER, GenerationRequest, HiresSettings, ScheduleSettings
 
 VERSION = f"cog-pastel-mix {__version__}"
 HASH_DIGITS = 10
@@ -35,16 +35,31 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "RNG": noise.source if noise.source != "GPU" else None,
         **(_hires_fields(request, request.hires, plan) if request.hires else {}),
         "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
-        "Discard penultimate sigma": True if any(map(_discards, _passes(plan))) else None,
-        **(BETA if any(_spacing(part) == "Beta" for part in _passes(plan)) else {}),
+        **_schedule_fields(request.schedule, list(_passes(plan))),
         "Pad conds": request.pad_conds or None,
         "Version": VERSION,
     }
     return infotext.write(request.prompt, request.negative_prompt, fields)
 
 
-BETA = {"Beta schedule alpha": 0.6, "Beta schedule beta": 0.6}
-"""WebUI tells the parameters of this schedule wherever it is used."""
+def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
+    """What is set by hand and changes a schedule of a pass; WebUI always tells Beta's parameters."""
+    types = [_spacing(part) for part in passes]
+    levels = any(types)
+    return {
+        "Discard penultimate sigma": True if any(map(_discards, passes)) else None,
+        "Schedule min sigma": (levels and settings.sigma_min) or None,
+        "Schedule max sigma": (levels and settings.sigma_max) or None,
+        "Schedule rho": (settings.rho or None)
+        if any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
+        else None,
+        "Beta schedule alpha": 0.6 if "Beta" in types else None,
+        "Beta schedule beta": 0.6 if "Beta" in types else None,
+    }
+
+
+RHO = {"Karras": 7, "Polyexponential": 1}
+"""The exponents that schedule types have by themselves."""
 
 
 def _passes(plan: HighresPlan) -> Iterator[PassPlan]:
@@ -69,7 +84,7 @@ AUTOMATIC_SPACING = "Uniform"
 
 def _discards(part: PassPlan) -> bool:
     """Whether the request, and not the sampler, leaves out the last but one sigma."""
-    return part.discard_penultimate and not part.sampler.drops_penultimate
+    return part.schedule.discard_penultimate and not part.sampler.drops_penultimate
 
 
 def _emphasizes(request: GenerationRequest) -> bool:

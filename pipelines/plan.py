@@ -4,7 +4,7 @@ The rules are stable-diffusion-webui 1.10.1's; `docs/parity.md` compares what co
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
 from pipelines.errors import InvalidInput
@@ -14,6 +14,7 @@ from pipelines.request import (
     SAME_SCHEDULE,
     GenerationRequest,
     HiresSettings,
+    ScheduleSettings,
     hires_size,
 )
 
@@ -33,8 +34,7 @@ class PassPlan:
     """Steps of the whole noise schedule."""
     first_step: int
     """Where in the schedule this pass starts."""
-    discard_penultimate: bool = False
-    """The schedule is computed for one more step and loses the last but one sigma, whatever the sampler."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     refines: bool
     """Starts from latents with noise over them, not from noise alone."""
 
@@ -62,10 +62,10 @@ class PassPlan:
         if self.sampler.timesteps and self.refines:
             return self.asked - 1  # WebUI starts its hires pass one timestep later
         if self.sampler.timesteps:
-            stride = max(self.sampler.model_levels // (levels + self.discard_penultimate), 1)
+            stride = max(self.sampler.model_levels // (levels + self.schedule.discard_penultimate), 1)
             return len(range(0, self.sampler.model_levels, stride))
         if self.spacing == "DDIM":
-            dropped = int(self.sampler.drops_penultimate or self.discard_penultimate)
+            dropped = int(self.sampler.drops_penultimate or self.schedule.discard_penultimate)
             stride = max(self.sampler.model_levels // (levels + dropped), 1)
             levels = len(range(1, self.sampler.model_levels, stride)) - dropped
         return levels - self.first_step
@@ -131,7 +131,7 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
         schedule_type=request.schedule_type,
         schedule_steps=request.num_inference_steps,
         first_step=0,
-        discard_penultimate=request.discard_penultimate,
+        schedule=request.schedule,
         refines=False,
     )
     _check_runs("num_inference_steps", request.num_inference_steps, first)
@@ -195,7 +195,7 @@ def _hires_pass(request: GenerationRequest, hires: HiresSettings, upscale: Upsca
         schedule_type=request.schedule_type if hires.schedule_type == SAME_SCHEDULE else hires.schedule_type,
         schedule_steps=schedule_steps,
         first_step=schedule_steps - steps,
-        discard_penultimate=request.discard_penultimate,
+        schedule=request.schedule,
         refines=True,
     )
 

@@ -17,6 +17,7 @@ from pipelines.request import (
     GenerationRequest,
     HiresSettings,
     NoiseSettings,
+    ScheduleSettings,
     plain,
     random_seed,
 )
@@ -27,7 +28,7 @@ _OTHER_PICTURE = re.compile(
     r"(?i)\b(refiner|token merging|controlnet|adetailer|face restoration|tiling|hypernet|noise multiplier|sigma|eta\b"
     r"|s_churn|ddim discretize|unipc|hires checkpoint|hires cfg|hires vae|hires module|cfg rescale|freeu|mask|inpaint"
     r"|resize mode|conditional mask|init image|seed resize|skip early|ngms|extra noise|vae encoder|vae decoder"
-    r"|fp8 weight|schedule rho|beta schedule|downcast|pad conds v0|addnet|dynamic thresholding|tiled|latent couple"
+    r"|fp8 weight|beta schedule|downcast|pad conds v0|addnet|dynamic thresholding|tiled|latent couple"
     r"|regional prompter|rp active|hypertile|perturbed|self attention guidance|distilled cfg|shift|rescale)"
 )
 """Keys of what draws another picture if it is left out."""
@@ -112,7 +113,12 @@ def request_from(
         clip_skip=data.clip_skip,
         emphasis=data.emphasis,
         pad_conds=data.pad_conds,
-        discard_penultimate=data.discard_penultimate,
+        schedule=ScheduleSettings(
+            sigma_min=data.sigma_min,
+            sigma_max=data.sigma_max,
+            rho=data.rho,
+            discard_penultimate=data.discard_penultimate,
+        ),
         noise=NoiseSettings(
             source=data.rng,
             ensd=data.ensd,

@@ -65,6 +65,7 @@ RANGES = {
     "hires_height": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
 }
 ENSD = Range(-SEED_MAX, SEED_MAX, "0 turns it off; 31337 is what many pictures were made with.")
+SCHEDULE_RANGE = Range(0, 1000, "0 leaves it to the model or the schedule type.", whole=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,25 @@ class NoiseSettings:
         object.__setattr__(self, "ensd", ENSD.check("ensd", self.ensd))
         for name in ("variation_seed", "variation_strength"):
             object.__setattr__(self, name, RANGES[name].check(name, getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """What of a schedule is set by hand, by WebUI's options; 0 leaves it to the model or the schedule type."""
+
+    sigma_min: float = 0
+    sigma_max: float = 0
+    rho: float = 0
+    """Exponent of Karras (7) and Polyexponential (1)."""
+    discard_penultimate: bool = False
+    """Compute one level more and leave out the last but one."""
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_min", "sigma_max", "rho"):
+            SCHEDULE_RANGE.check(f"schedule_{name}", getattr(self, name))
+        if self.sigma_max and self.sigma_min >= self.sigma_max:
+            rule = f"must be less than schedule_sigma_max={self.sigma_max}"
+            raise InvalidInput("schedule_sigma_min", self.sigma_min, rule, "0 leaves both to the model.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +163,7 @@ class GenerationRequest:
     """What weights in prompts do, by the names of WebUI's option; see `catalog.EMPHASES`."""
     pad_conds: bool = False
     """Pad the shorter of prompt and negative prompt with empty chunks, as WebUI's option of that name."""
-    discard_penultimate: bool = False
-    """Leave out the last but one sigma of any sampler, as WebUI's option of that name."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     hires: HiresSettings | None = field(default_factory=HiresSettings)
 

@@ -7,12 +7,14 @@ that a sampling loop never waits for a tensor.
 import math
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.catalog import SamplerInfo
+from pipelines.request import ScheduleSettings
 
 
 def _cumulative_alphas() -> Tensor:
@@ -72,19 +74,19 @@ def sigmas(
     schedule_type: str,
     steps: int,
     sampler: SamplerInfo,
-    sigma_range: tuple[float, float] | None = None,
-    discard_penultimate: bool = False,
+    settings: ScheduleSettings | None = None,
 ) -> list[float]:
     """Descending noise levels of a whole pass: `steps` + 1 values ending in 0, with two exceptions of WebUI.
 
     "KL Optimal" ends at the lowest level instead of 0, and "DDIM" is longer where `steps` does not divide 1000.
-    `sigma_range` (lowest, highest) replaces the model's own; WebUI's old Karras range is (0.1, 10).
-    `discard_penultimate` computes one more level and leaves out the last but one, as some samplers always do.
+    Some types walk levels of the model and take no others from the settings; WebUI's old Karras range is 0.1 to 10.
     """
-    discard = discard_penultimate or sampler.drops_penultimate
+    settings = settings or ScheduleSettings()
+    discard = settings.discard_penultimate or sampler.drops_penultimate
     table = _LCM_TABLE if sampler.name == "LCM" else _TABLE
-    low, high = sigma_range or (table[0].item(), table[-1].item())
-    schedule = SCHEDULES[sampler.automatic if schedule_type == "Automatic" else schedule_type]
+    low, high = settings.sigma_min or table[0].item(), settings.sigma_max or table[-1].item()
+    name = sampler.automatic if schedule_type == "Automatic" else schedule_type
+    schedule = partial(SCHEDULES[name], rho=settings.rho) if settings.rho and name in WITH_RHO else SCHEDULES[name]
     values: list[float] = schedule(steps + discard, table, low, high).tolist()
     return values[:-2] + values[-1:] if discard else values
 
@@ -107,7 +109,19 @@ def _uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
 
 def _sgm_uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
     """Evenly spaced timesteps without the last one, as in Stability AI's generative-models."""
-    return _to_zero(_at(table, torch.linspace(len(table) - 1, 0, n + 1)[:-1]))
+    return _to_zero(_at(table, torch.linspace(_position(table, high), _position(table, low), n + 1)[:-1]))
+
+
+def _normal(n: int, table: Tensor, low: float, high: float) -> Tensor:
+    """Evenly spaced timesteps, both ends included, between the levels that are asked for."""
+    return _to_zero(_at(table, torch.linspace(_position(table, high), _position(table, low), n)))
+
+
+def _position(table: Tensor, sigma: float) -> float:
+    """Fractional position of a noise level in a table, linear in log sigma, at most its ends."""
+    logs, level = table.log().tolist(), math.log(sigma)
+    place = min(max(bisect_right(logs, level) - 1, 0), len(logs) - 2)
+    return place + min(max((level - logs[place]) / (logs[place + 1] - logs[place]), 0.0), 1.0)
 
 
 def _simple(n: int, table: Tensor, low: float, high: float) -> Tensor:
@@ -128,8 +142,8 @@ def karras(n: int, low: float, high: float, rho: float = 7.0) -> list[float]:
     return levels
 
 
-def _karras(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    return torch.tensor(karras(n, low, high))
+def _karras(n: int, table: Tensor, low: float, high: float, rho: float = 7.0) -> Tensor:
+    return torch.tensor(karras(n, low, high, rho))
 
 
 def _exponential(n: int, table: Tensor, low: float, high: float) -> Tensor:
@@ -137,9 +151,9 @@ def _exponential(n: int, table: Tensor, low: float, high: float) -> Tensor:
     return _to_zero(torch.linspace(math.log(high), math.log(low), n).exp())
 
 
-def _polyexponential(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """Polynomial in log sigma; of degree 1 in WebUI, so "Exponential" but for rounding."""
-    ramp = torch.linspace(1, 0, n)
+def _polyexponential(n: int, table: Tensor, low: float, high: float, rho: float = 1.0) -> Tensor:
+    """Polynomial in log sigma; of degree 1 unless told otherwise, so "Exponential" but for rounding."""
+    ramp = torch.linspace(1, 0, n) ** rho
     return _to_zero((ramp * (math.log(high) - math.log(low)) + math.log(low)).exp())
 
 
@@ -186,8 +200,11 @@ def _lower_beta(x: Tensor, shape: float) -> Tensor:
     return x**shape * series
 
 
-Schedule = Callable[[int, Tensor, float, float], Tensor]
+Schedule = Callable[..., Tensor]
 """(steps, the model's table of sigmas ascending, lowest, highest sigma) -> sigmas as they are run."""
+
+WITH_RHO = ("Karras", "Polyexponential")
+"""Those that take the exponent `rho`, too."""
 
 SCHEDULES: dict[str, Schedule] = {
     "Karras": _karras,
@@ -198,7 +215,7 @@ SCHEDULES: dict[str, Schedule] = {
     "KL Optimal": _kl_optimal,
     "Align Your Steps": _align_your_steps,
     "Simple": _simple,
-    "Normal": _uniform,
+    "Normal": _normal,
     "DDIM": _ddim,
     "Beta": _beta,
 }

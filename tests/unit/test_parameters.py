@@ -8,7 +8,14 @@ from pipelines import infotext
 from pipelines.model import ModelIdentity
 from pipelines.parameters import VERSION, of_picture
 from pipelines.plan import make_plan
-from pipelines.request import SAME_SAMPLER, SAME_SCHEDULE, GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.request import (
+    SAME_SAMPLER,
+    SAME_SCHEDULE,
+    GenerationRequest,
+    HiresSettings,
+    NoiseSettings,
+    ScheduleSettings,
+)
 
 MODEL = ModelIdentity(name="tiny_sd15", sha256="89aa3d4988" + "0" * 54)
 
@@ -118,8 +125,8 @@ def test_beta_tells_its_parameters_before_pad_conds() -> None:
 
 
 def test_discarding_is_told_where_the_sampler_does_not_do_it_anyway() -> None:
-    assert "Discard penultimate sigma: True" in last_line(discard_penultimate=True)
-    assert "Discard" not in last_line(discard_penultimate=True, sampler="DPM2 a")
+    assert "Discard penultimate sigma: True" in last_line(schedule=ScheduleSettings(discard_penultimate=True))
+    assert "Discard" not in last_line(schedule=ScheduleSettings(discard_penultimate=True), sampler="DPM2 a")
 
 
 def test_emphasis_is_told_where_a_prompt_has_brackets() -> None:
@@ -132,3 +139,12 @@ def test_numbers_are_written_as_they_came() -> None:
     assert "CFG scale: 7, " in last_line(guidance_scale=7)
     assert "CFG scale: 7.0, " in last_line(guidance_scale=7.0)
     assert "Denoising strength: 1.0, " in last_line(hires=HiresSettings(denoising_strength=1.0))
+
+
+def test_a_schedule_set_by_hand_is_told_where_it_counts() -> None:
+    by_hand = ScheduleSettings(sigma_min=0.1, sigma_max=10, rho=5)
+    told = "Schedule min sigma: 0.1, Schedule max sigma: 10, Schedule rho: 5, Version"
+    assert told in last_line(schedule=by_hand, hires=None)
+    assert "Schedule rho" not in last_line(schedule=by_hand, schedule_type="Beta")
+    assert "Schedule rho" not in last_line(schedule=ScheduleSettings(rho=7))
+    assert "sigma" not in last_line(schedule=by_hand, sampler="Euler a")

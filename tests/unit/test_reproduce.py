@@ -15,7 +15,15 @@ from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
 from pipelines.reproduce import honour, obstacles, request_from, with_inputs
-from pipelines.request import SAME_SAMPLER, SAME_SCHEDULE, GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.request import (
+    SAME_SAMPLER,
+    SAME_SCHEDULE,
+    GenerationRequest,
+    HiresSettings,
+    NoiseSettings,
+    ScheduleSettings,
+)
+from pipelines.schedules import sigmas, timesteps
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)
 HIRES = "Steps: 20, Sampler: Euler, Seed: 1, Denoising strength: 0.5, Hires upscale: 2"
@@ -139,7 +147,12 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         clip_skip=draw(st.integers(1, 3)),
         emphasis=draw(st.sampled_from(EMPHASES)),
         pad_conds=draw(st.booleans()),
-        discard_penultimate=draw(st.booleans()),
+        schedule=ScheduleSettings(
+            sigma_min=draw(st.sampled_from([0, 0.1])),
+            sigma_max=draw(st.sampled_from([0, 10])),
+            rho=draw(st.sampled_from([0, 3])),
+            discard_penultimate=draw(st.booleans()),
+        ),
         noise=NoiseSettings(
             source=draw(st.sampled_from(NOISE_SOURCES)),
             ensd=draw(st.sampled_from([0, 31337, -1])),
@@ -161,9 +174,11 @@ def drawn(request: GenerationRequest) -> list[object]:
         texts += [request.hires.prompt or request.prompt, request.hires.negative_prompt or request.negative_prompt]
     found += [*texts, request.emphasis if any(bracket in "".join(texts) for bracket in "([") else None]
     for part in filter(None, (plan.first, plan.hires)):
-        discards = part.discard_penultimate and not part.sampler.drops_penultimate
-        spacing = None if part.sampler.timesteps else part.spacing
-        found += [part.latent_shape, part.sampler, spacing, part.asked, part.first_step, discards]
+        found += [part.latent_shape, part.sampler, part.asked, part.first_step]
+        if part.sampler.timesteps:
+            found.append(timesteps(part.schedule_steps + part.schedule.discard_penultimate))
+        else:
+            found.append(sigmas(part.schedule_type, part.schedule_steps, part.sampler, part.schedule))
     return found
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.catalog import SAMPLERS, SCHEDULE_TYPES
+from pipelines.request import ScheduleSettings
 from pipelines.schedules import (
     ALPHAS,
     SCHEDULES,
@@ -83,7 +84,7 @@ def test_the_last_but_one_level_is_dropped_from_one_step_more() -> None:
 
 
 def test_a_range_replaces_the_models_own() -> None:
-    levels = sigmas("Karras", 5, EULER, sigma_range=(0.1, 10))
+    levels = sigmas("Karras", 5, EULER, ScheduleSettings(sigma_min=0.1, sigma_max=10))
     assert levels == karras(5, 0.1, 10)
     assert (levels[0], levels[4]) == pytest.approx((10, 0.1))
 
@@ -136,7 +137,32 @@ def test_simple_rounds_its_stride_before_it_multiplies() -> None:
 
 def test_discarding_the_penultimate_level_keeps_the_count() -> None:
     whole = sigmas("Karras", 11, SAMPLERS["DPM++ 2M"])
-    shorter = sigmas("Karras", 10, SAMPLERS["DPM++ 2M"], discard_penultimate=True)
+    shorter = sigmas("Karras", 10, SAMPLERS["DPM++ 2M"], ScheduleSettings(discard_penultimate=True))
     assert shorter == [*whole[:-2], 0.0]
     always = SAMPLERS["DPM2"]
-    assert sigmas("Karras", 10, always, discard_penultimate=True) == sigmas("Karras", 10, always)
+    assert sigmas("Karras", 10, always, ScheduleSettings(discard_penultimate=True)) == sigmas("Karras", 10, always)
+
+
+@pytest.mark.parametrize(
+    "schedule_type", ["Exponential", "Polyexponential", "KL Optimal", "Beta", "Normal", "SGM Uniform"]
+)
+def test_a_range_bounds_every_type_that_takes_one(schedule_type: str) -> None:
+    levels = sigmas(schedule_type, 9, EULER, ScheduleSettings(sigma_min=0.1, sigma_max=10))
+    assert levels[0] == pytest.approx(10, rel=1e-5)
+    assert min(level for level in levels if level) >= 0.1 * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("schedule_type", ["Uniform", "Simple", "DDIM", "Align Your Steps"])
+def test_the_others_walk_the_models_levels(schedule_type: str) -> None:
+    narrow = ScheduleSettings(sigma_min=0.1, sigma_max=10)
+    assert sigmas(schedule_type, 9, EULER, narrow) == sigmas(schedule_type, 9, EULER)
+
+
+def test_rho_bends_karras_and_polyexponential() -> None:
+    bent = ScheduleSettings(rho=3)
+    assert sigmas("Karras", 9, EULER, bent)[:-1] == pytest.approx(karras(9, SIGMAS[0], SIGMAS[-1], 3)[:-1])
+    middle = math.sqrt(SIGMAS[0] * SIGMAS[-1])
+    assert sigmas("Polyexponential", 9, EULER)[4] == pytest.approx(middle, rel=1e-5)
+    eighth = SIGMAS[0] * (SIGMAS[-1] / SIGMAS[0]) ** (1 / 8)
+    assert sigmas("Polyexponential", 9, EULER, bent)[4] == pytest.approx(eighth, rel=1e-5)
+    assert sigmas("Exponential", 9, EULER, bent) == sigmas("Exponential", 9, EULER)
