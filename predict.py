@@ -15,17 +15,17 @@ from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines import infotext, parameters
+from pipelines import parameters, pasted
 from pipelines.device import best_device, release_memory
 from pipelines.errors import AllPicturesFlagged
 from pipelines.esrgan import NetworkUpscaler, load_upscaler
 from pipelines.highres import Finished, PassResult, Picture, Step, render
-from pipelines.infotext import Parameters
 from pipelines.loader import load
 from pipelines.output import FileFormat, OutputFolder
+from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
-from pipelines.reproduce import SET_BY_DATA, honour, obstacles, request_from, with_inputs
+from pipelines.reproduce import SET_BY_DATA, honour, name_of_upscaler, obstacles, request_from, with_inputs
 from pipelines.request import GenerationRequest
 from pipelines.safety import SafetyChecker, load_safety_checker
 from weights_script.resolve import resolve, upscaler_file
@@ -250,24 +250,25 @@ class Predictor(BasePredictor):
 
     def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
         """The request of the inputs, by name. Over generation data those count that differ from their default."""
+        pasted_text = inputs["generation_data"].strip()
+        data = block = pasted.read(pasted_text) if pasted_text else Parameters()
         upscalers: dict[str, pathlib.Path] = {}
         if file := inputs["hires_upscaler_file"]:
-            upscalers[file.stem] = file
-            inputs["hires_upscaler"] = file.stem
-        block, data = inputs["generation_data"].strip(), Parameters()
-        if block:
-            data = infotext.read(block)
+            inputs["hires_upscaler"] = name = name_of_upscaler(file.stem, data.hires_upscaler)
+            upscalers[name] = file
+        if pasted_text:
             defaults = input_defaults()
             inputs |= {
                 name: None for name, default in defaults.items() if name in SET_BY_DATA and inputs[name] == default
             }
-        data = with_inputs(data, inputs, (self.model.width, self.model.height))
-        if block:
+        size = self.model.width, self.model.height
+        data = with_inputs(data, inputs, size)
+        if pasted_text:
             found = obstacles(data, self.networks.identity, upscalers)
             self.record_metric("not_honoured", [obstacle.text for obstacle in found])
             print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
             data = honour(data, found, inputs["strict"])
-        return request_from(data, count=inputs["num_outputs"], upscalers=upscalers)
+        return request_from(data, size, inputs["num_outputs"], upscalers, block if pasted_text else None)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines import infotext
+from pipelines import pasted
 from pipelines.catalog import NOISE_SOURCES
 from pipelines.errors import InvalidInput, PastelError
 from pipelines.esrgan import load_upscaler
@@ -33,16 +33,16 @@ HIRES_NAME = "1_hires"
 def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
     try:
-        data = infotext.read(path.read_text(encoding="utf-8"))
+        data = pasted.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("infotext", str(path), f"cannot be read ({error})", "Give a UTF-8 text file.") from error
-    data = with_inputs(data, {"rng": options.rng})
+    block, data = data, with_inputs(data, {"rng": options.rng})
     upscalers = {file.stem: file for file in options.upscaler}
     found = obstacles(data, networks.identity, upscalers)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     data = honour(data, found, options.strict)
-    return request_from(data, count=options.num_outputs, upscalers=upscalers)
+    return request_from(data, count=options.num_outputs, upscalers=upscalers, block=block)
 
 
 def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
@@ -105,6 +105,10 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     failed = False
+    stems = [path.stem for path in options.infotext]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        print(f"error: more than one file is called {', '.join(sorted(twice))}: pictures are named so", file=sys.stderr)
+        return 1
     try:
         files = ModelFiles(name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae)
         networks = load(files)

@@ -19,8 +19,8 @@ class SamplerInfo:
     """Calls the denoiser twice a step: prompt editing counts twice the steps."""
     drops_penultimate: bool = False
     """Its schedule is computed for one more step and loses the last but one sigma."""
-    ancestral: bool = False
-    """Draws noise as it goes, so ENSD matters and is written to the infotext."""
+    draws: bool = False
+    """Draws noise as it goes, so that ENSD makes another picture. WebUI tells ENSD for all but Restart and LCM."""
     model_levels: int = 1000
     """Noise levels that the model knows: latent consistency models were distilled on 50 of the 1000."""
     own_levels: bool = False
@@ -39,22 +39,22 @@ SAMPLERS: dict[str, SamplerInfo] = {
         SamplerInfo(name="DPM++ SDE", automatic="Karras", second_order=True),
         SamplerInfo(name="DPM++ 2M SDE", automatic="Exponential"),
         SamplerInfo(name="DPM++ 2M SDE Heun", automatic="Exponential"),
-        SamplerInfo(name="DPM++ 2S a", automatic="Karras", second_order=True, ancestral=True),
+        SamplerInfo(name="DPM++ 2S a", automatic="Karras", second_order=True, draws=True),
         SamplerInfo(name="DPM++ 3M SDE", automatic="Exponential", drops_penultimate=True),
-        SamplerInfo(name="Euler a", ancestral=True),
+        SamplerInfo(name="Euler a", draws=True),
         SamplerInfo(name="Euler"),
         SamplerInfo(name="LMS"),
         SamplerInfo(name="Heun", second_order=True),
         SamplerInfo(name="DPM2", automatic="Karras", second_order=True, drops_penultimate=True),
-        SamplerInfo(name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, ancestral=True),
-        SamplerInfo(name="DPM fast", ancestral=True, own_levels=True, steps_run=lambda n: n // 3 + 1 if n > 1 else 0),
-        SamplerInfo(name="DPM adaptive", ancestral=True, own_levels=True, steps_run=lambda n: None if n > 1 else 0),
-        SamplerInfo(name="Restart", automatic="Karras", second_order=True),
+        SamplerInfo(name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, draws=True),
+        SamplerInfo(name="DPM fast", draws=True, own_levels=True, steps_run=lambda n: n // 3 + 1 if n > 1 else 0),
+        SamplerInfo(name="DPM adaptive", draws=True, own_levels=True, steps_run=lambda n: None if n > 1 else 0),
+        SamplerInfo(name="Restart", automatic="Karras", second_order=True, draws=True),
         SamplerInfo(name="DDIM", timesteps=True, steps_run=lambda n: n - 1),
         SamplerInfo(name="DDIM CFG++", timesteps=True, steps_run=lambda n: n - 1),
         SamplerInfo(name="PLMS", timesteps=True, steps_run=lambda n: n - 1),
         SamplerInfo(name="UniPC", timesteps=True),
-        SamplerInfo(name="LCM", model_levels=50),
+        SamplerInfo(name="LCM", model_levels=50, draws=True),
     )
 }
 

@@ -5,6 +5,9 @@ so memory does not grow with the picture.
 """
 
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,21 @@ def _starts(side: int) -> list[int]:
     return [min(int(k * (side - TILE) / (count - 1)), side - TILE) for k in range(count)]
 
 
+@contextmanager
+def _with_its_ending(path: Path) -> Iterator[Path]:
+    """The file under a name whose ending tells its format, which is all that spandrel goes by.
+
+    Cog names an upload by its media type (.bin, .zip).
+    """
+    with path.open("rb") as stream:
+        size, first = int.from_bytes(stream.read(8), "little"), stream.read(1)
+    is_safetensors = first == b"{" and size < path.stat().st_size
+    with tempfile.TemporaryDirectory(prefix="pastel-") as folder:
+        link = Path(folder) / f"{path.stem}{'.safetensors' if is_safetensors else '.pth'}"
+        link.symlink_to(path.absolute())
+        yield link
+
+
 def load_upscaler(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
     """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
     try:
@@ -74,7 +92,8 @@ def load_upscaler(path: Path, place: torch.device, dtype: torch.dtype) -> Networ
             f"import here ({error}). Install both for this torch, or choose another hires_upscaler."
         ) from error
     try:
-        descriptor = ModelLoader(device=place).load_from_file(path)
+        with _with_its_ending(path) as file:
+            descriptor = ModelLoader(device=place).load_from_file(file)
     except Exception as error:  # spandrel, pickle and safetensors raise a dozen kinds
         first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(f"{path.name}: not an upscaler that can be read ({first_line}).") from error

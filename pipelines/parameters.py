@@ -31,7 +31,7 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "Variation seed strength": noise.variation_strength if varied else None,
         "Denoising strength": request.hires.denoising_strength if request.hires else None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        "ENSD": noise.ensd if noise.ensd and plan.first.sampler.ancestral else None,
+        "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
         "RNG": noise.source if noise.source != "GPU" else None,
         **(_hires_fields(request, request.hires, plan) if request.hires else {}),
         "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
@@ -103,7 +103,7 @@ def _hires_fields(request: GenerationRequest, hires: HiresSettings, plan: Highre
         "Hires negative prompt": hires.negative_prompt
         if hires.negative_prompt not in ("", request.negative_prompt)
         else None,
-        "Hires schedule type": _hires_schedule(plan),
+        "Hires schedule type": _hires_schedule(request, plan),
         "Hires upscale": None if resized else hires.scale,
         "Hires resize": f"{width}x{height}" if resized else None,
         "Hires steps": hires.steps or None,
@@ -111,12 +111,12 @@ def _hires_fields(request: GenerationRequest, hires: HiresSettings, plan: Highre
     }
 
 
-def _hires_schedule(plan: HighresPlan) -> str | None:
+def _hires_schedule(request: GenerationRequest, plan: HighresPlan) -> str | None:
     """The hires pass's schedule type, where it is another than the first pass's."""
     assert plan.hires is not None
     first, hires = _spacing(plan.first), _spacing(plan.hires)
     if plan.hires.sampler.timesteps:
         return None
-    if hires is None and first is not None:
+    if hires is None and (first or request.schedule_type) != "Automatic":
         return "Automatic"  # WebUI leaves this out, and then reads the first pass's schedule type back
     return hires if hires != first else None

@@ -15,7 +15,7 @@ from pipelines.request import (
     GenerationRequest,
     HiresSettings,
     ScheduleSettings,
-    hires_size,
+    enlarged_size,
 )
 
 LATENT_PIXELS = 8
@@ -172,14 +172,10 @@ def _network_notes(request: GenerationRequest) -> Iterator[str]:
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
     """ "Resize to" with both sides given covers the target, keeps the aspect and crops what stands over."""
-    width, height = hires_size(request.width, request.height, hires)
+    width, height = enlarged_size(request.width, request.height, hires)
     to_width, to_height = hires.resize_to
     if not (to_width and to_height):
         return UpscalePlan(upscaler=hires.upscaler, width=width, height=height)
-    if request.width * to_height < request.height * to_width:
-        height = to_width * request.height // request.width
-    else:
-        width = to_height * request.width // request.height
     crop = (width - to_width) // LATENT_PIXELS, (height - to_height) // LATENT_PIXELS
     return UpscalePlan(upscaler=hires.upscaler, width=width, height=height, crop=crop)
 

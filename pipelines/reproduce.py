@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import EMPHASES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.catalog import EMPHASES, LATENT_UPSCALERS, PIXEL_UPSCALERS, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
 from pipelines.errors import InvalidInput
-from pipelines.infotext import Parameters
+from pipelines.infotext import version_of
 from pipelines.model import ModelIdentity
+from pipelines.pasted import OLD_RULES, Parameters
 from pipelines.prompt import cut_networks, schedule
 from pipelines.request import (
     SAME_SAMPLER,
@@ -29,7 +30,9 @@ _OTHER_PICTURE = re.compile(
     r"|s_churn|ddim discretize|unipc|hires checkpoint|hires cfg|hires vae|hires module|cfg rescale|freeu|mask|inpaint"
     r"|resize mode|conditional mask|init image|seed resize|skip early|ngms|extra noise|vae encoder|vae decoder"
     r"|fp8 weight|beta schedule|downcast|pad conds v0|addnet|dynamic thresholding|tiled|latent couple"
-    r"|regional prompter|rp active|hypertile|perturbed|self attention guidance|distilled cfg|shift|rescale)"
+    r"|regional prompter|rp active|hypertile|perturbed|self attention guidance|distilled cfg|shift|rescale|dynthres"
+    r"|sag_|pag_|kohya|negpip|cutoff|animatediff|lora block|cfg scheduler|uncond skip|script|sd upscale|ultimate sd"
+    r"|prediction type|denoise)"
 )
 """Keys of what draws another picture if it is left out."""
 
@@ -73,11 +76,11 @@ def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, in
         name: plain(value) if isinstance(value, float) else value for name, value in inputs.items() if value is not None
     }
     changes: dict[str, Any] = {_FIELD_OF[name]: value for name, value in given.items() if name in _FIELD_OF}
-    width, height = data.size or size
-    changes["size"] = given.get("width", width), given.get("height", height)
+    if given.keys() & {"width", "height"}:
+        width, height = data.size or size
+        changes["size"] = given.get("width", width), given.get("height", height)
     if given.keys() & {"hires_width", "hires_height"}:
-        to_width, to_height = data.hires_resize or (0, 0)
-        changes["hires_resize"] = given.get("hires_width", to_width), given.get("hires_height", to_height)
+        changes["hires_resize"] = given.get("hires_width", 0), given.get("hires_height", 0)
     elif "hires_scale" in given:
         changes["hires_resize"] = None
     of_hires = any(name.startswith("hires_") or name == "denoising_strength" for name in given)
@@ -85,6 +88,17 @@ def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, in
     if not changes["hires"] and (data.hires or of_hires):
         changes["denoising_strength"] = None
     return replace(data, **changes)
+
+
+def name_of_upscaler(stem: str, called: str | None) -> str:
+    """What infotexts call an uploaded upscaler: as the block does that it was uploaded for, else as its file.
+
+    Cog puts "tmp" and eight letters before an uploaded file's name.
+    """
+    if called and called not in UPSCALERS:
+        return called
+    name = re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
+    return f"{name} (uploaded)" if name in UPSCALERS else name
 
 
 # --- parameters to a request ------------------------------------------------------------------------------------------
@@ -95,11 +109,45 @@ def request_from(
     size: tuple[int, int] = DEFAULT_SIZE,
     count: int = 1,
     upscalers: Mapping[str, Path] | None = None,
+    block: Parameters | None = None,
 ) -> GenerationRequest:
-    """The request of a block; `size` where it names none, a random seed where it names none or -1.
+    """The request of `data`; `size` where it names none, a random seed where it names none or -1.
 
-    `upscalers` are weight files by the names that blocks call them. Raises InvalidInput for what cannot be drawn.
+    `upscalers` are weight files by the names that blocks call them. Raises InvalidInput for what cannot be drawn; the
+    error speaks of the generation data where the value comes from `block`, else of the input.
     """
+    try:
+        return _request(data, size, count, upscalers or {})
+    except InvalidInput as error:
+        name, key = _KEY_OF.get(error.field, ("", ""))
+        if block is None or not name or getattr(data, name) != getattr(block, name):
+            raise
+        raise InvalidInput("generation_data", f"{key}: {error.value}", error.rule, error.fix) from None
+
+
+_KEY_OF = {
+    "num_inference_steps": ("steps", "Steps"),
+    "guidance_scale": ("guidance_scale", "CFG scale"),
+    "seed": ("seed", "Seed"),
+    "width": ("size", "Size, width"),
+    "height": ("size", "Size, height"),
+    "clip_skip": ("clip_skip", "Clip skip"),
+    "ensd": ("ensd", "ENSD"),
+    "variation_seed": ("variation_seed", "Variation seed"),
+    "variation_strength": ("variation_strength", "Variation seed strength"),
+    "denoising_strength": ("denoising_strength", "Denoising strength"),
+    "hires_scale": ("hires_upscale", "Hires upscale"),
+    "hires_steps": ("hires_steps", "Hires steps"),
+    "hires_width": ("hires_resize", "Hires resize"),
+    "hires_height": ("hires_resize", "Hires resize"),
+    "schedule_sigma_min": ("sigma_min", "Schedule min sigma"),
+    "schedule_sigma_max": ("sigma_max", "Schedule max sigma"),
+    "schedule_rho": ("rho", "Schedule rho"),
+}
+"""Field of a request -> the field of `Parameters` that it comes from, and what infotext calls it."""
+
+
+def _request(data: Parameters, size: tuple[int, int], count: int, upscalers: Mapping[str, Path]) -> GenerationRequest:
     width, height = data.size or size
     named = {"num_inference_steps": data.steps, "guidance_scale": data.guidance_scale, "sampler": data.sampler}
     return GenerationRequest(
@@ -122,10 +170,10 @@ def request_from(
         noise=NoiseSettings(
             source=data.rng,
             ensd=data.ensd,
-            variation_seed=data.variation_seed or 0,
+            variation_seed=(data.variation_seed or 0) if data.variation_strength else 0,
             variation_strength=data.variation_strength,
         ),
-        hires=_hires(data, upscalers or {}) if data.hires else None,
+        hires=_hires(data, upscalers) if data.hires else None,
         **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
     )
 
@@ -136,7 +184,7 @@ def _hires(data: Parameters, upscalers: Mapping[str, Path]) -> HiresSettings:
         scale=data.hires_upscale or HiresSettings.scale,
         resize_to=data.hires_resize or (0, 0),
         upscaler=upscaler,
-        upscaler_file=upscalers.get(upscaler),
+        upscaler_file=None if upscaler in LATENT_UPSCALERS + PIXEL_UPSCALERS else upscalers.get(upscaler),
         steps=data.hires_steps or 0,
         denoising_strength=HiresSettings.denoising_strength if strength is None else strength,
         prompt=data.hires_prompt,
@@ -164,27 +212,69 @@ def honour(data: Parameters, found: list[Obstacle], strict: bool) -> Parameters:
     """The data without what cannot be done. Raises InvalidInput where that is another picture, unless not `strict`."""
     if strict and any(obstacle.other_picture for obstacle in found):
         told = "; ".join(obstacle.text for obstacle in found if obstacle.other_picture)
-        fix = "Remove it from the generation data, or turn strict off to draw without it."
+        fix = "Change that in the generation data, or turn strict off (--no-strict) to draw what can be drawn."
         raise InvalidInput("generation_data", data.prompt, f"the picture would be another one: {told}", fix)
     return replace(data, **{name: value for obstacle in found for name, value in obstacle.instead.items()})
 
 
 def obstacles(data: Parameters, model: ModelIdentity, upscalers: Mapping[str, Path] | None = None) -> list[Obstacle]:
     """What of a block cannot be honoured with this model and these upscalers."""
-    return [*_of_model(data, model), *_of_names(data, upscalers or {}), *_of_networks(data), *_of_keys(data)]
+    return [
+        *_of_missing(data),
+        *_of_model(data, model),
+        *_of_vae(data, model),
+        *_of_names(data, upscalers or {}),
+        *_of_networks(data),
+        *_of_keys(data),
+    ]
+
+
+def _of_missing(data: Parameters) -> Iterator[Obstacle]:
+    """What a block must say, or else only chance would draw its picture."""
+    said = {
+        "Steps": data.steps,
+        "Sampler": data.sampler,
+        "CFG scale": data.guidance_scale,
+        "Seed": None if data.seed == -1 else data.seed,
+        "Size": data.size,
+    }
+    missing = [key for key, value in said.items() if value is None]
+    if len(missing) == len(said):
+        yield Obstacle("it has no line of parameters (Steps: 20, Sampler: ...)", other_picture=True)
+    elif missing:
+        yield Obstacle(f"it does not say {', '.join(missing)}", other_picture=True)
 
 
 def _of_model(data: Parameters, model: ModelIdentity) -> Iterator[Obstacle]:
-    # A hash in a block is the start of the SHA-256; eight digits and no match is the hash of before 2023.
-    if data.model_hash and not model.sha256.startswith(data.model_hash.lower()):
-        yield Obstacle(
-            f"made with the checkpoint {data.model or ''} ({data.model_hash}), here is {model.name} "
-            f"({model.sha256[:10]})",
-            other_picture=True,
-        )
-    if data.vae_hash and not model.vae_sha256.startswith(data.vae_hash.lower()):
-        here = f"{model.vae_name} ({model.vae_sha256[:10]})" if model.vae_name else "the checkpoint's own"
-        yield Obstacle(f"made with the VAE {data.vae or ''} ({data.vae_hash}), here is {here}", other_picture=True)
+    told, here = data.model_hash or "", f"{model.name} ({model.sha256[:10] or 'a folder, which has no hash'})"
+    named = f"made with the checkpoint {data.model or ''} ({told})".replace("  ", " ").replace(" ()", "")
+    same_name = data.model is None or _stem(data.model) == _stem(model.name)
+    if told and model.sha256.startswith(told.lower()):
+        return
+    if len(told) == 8 and same_name:  # the hash of before 2023 is of a part of the file
+        yield Obstacle(f"{told} is an old hash, of 8 digits, which cannot be compared; here is {here}", False)
+    elif told and not model.sha256 and data.model and same_name:
+        yield Obstacle(f"the hash {told} cannot be compared; here is {here}", False)
+    elif told or not same_name:
+        yield Obstacle(f"{named}, here is {here}", other_picture=True)
+
+
+def _of_vae(data: Parameters, model: ModelIdentity) -> Iterator[Obstacle]:
+    here = f"{model.vae_name} ({model.vae_sha256[:10]})" if model.vae_name else "the checkpoint's own"
+    if data.vae_hash or data.vae:
+        hashes_agree = bool(data.vae_hash) and model.vae_sha256.startswith((data.vae_hash or "").lower())
+        names_agree = not data.vae_hash and _stem(data.vae or "") == _stem(model.vae_name)
+        if not hashes_agree and not names_agree:
+            told = f"{data.vae or ''} ({data.vae_hash or 'no hash'})".strip()
+            yield Obstacle(f"made with the VAE {told}, here is {here}", other_picture=True)
+    elif model.vae_name and data.model_hash:  # from 1.6 on WebUI names every VAE that is not the checkpoint's own
+        certain = (version_of(data.version or "") or (0,)) >= (1, 6)
+        yield Obstacle(f"made with the checkpoint's own VAE, as far as it says; here is {here}", certain)
+
+
+def _stem(name: str) -> str:
+    """A model's name without folder, ending and case."""
+    return re.sub(r"\.(safetensors|ckpt|pt|vae)", "", name.replace("\\", "/").rpartition("/")[2].casefold())
 
 
 def _of_names(data: Parameters, upscalers: Mapping[str, Path]) -> Iterator[Obstacle]:
@@ -193,28 +283,32 @@ def _of_names(data: Parameters, upscalers: Mapping[str, Path]) -> Iterator[Obsta
         ("sampler", "sampler", tuple(SAMPLERS), GenerationRequest.sampler),
         ("schedule_type", "schedule type", SCHEDULE_TYPES, GenerationRequest.schedule_type),
         ("emphasis", "emphasis", EMPHASES, GenerationRequest.emphasis),
-        ("hires_upscaler", "hires upscaler", known_upscalers, HiresSettings.upscaler),
+        ("hires_upscaler", "hires upscaler", known_upscalers, "Lanczos"),
         ("hires_sampler", "hires sampler", (SAME_SAMPLER, *SAMPLERS), SAME_SAMPLER),
         ("hires_schedule_type", "hires schedule type", (SAME_SCHEDULE, *SCHEDULE_TYPES), SAME_SCHEDULE),
     ):
         value = getattr(data, name)
         if value and value not in choices and (data.hires or not name.startswith("hires_")):
-            yield Obstacle(f"the {called} {value} is not here ({instead} is)", True, {name: instead})
+            fix = "; bring its weights in hires_upscaler_file (--upscaler)" if name == "hires_upscaler" else ""
+            yield Obstacle(f"the {called} {value} is not here ({instead} is){fix}", True, {name: instead})
 
 
 def _of_networks(data: Parameters) -> Iterator[Obstacle]:
-    for prompt in filter(None, (data.prompt, data.hires_prompt if data.hires else "")):
-        for tag in cut_networks(prompt)[1]:
+    prompts = filter(None, (data.prompt, data.hires_prompt if data.hires else ""))
+    tags = {tag: None for prompt in prompts for tag in cut_networks(prompt)[1]}  # a set that keeps the order
+    for tag in tags:
+        if not re.fullmatch(r"0*\.?0*", tag.args[1] if len(tag.args) == 2 else "1"):
             yield Obstacle(f"<{tag.kind}:{':'.join(tag.args)}>: such networks are not applied here", other_picture=True)
+    for name in data.lora_hashes.keys() - {tag.args[0] for tag in tags}:
+        yield Obstacle(f"the LoRA {name} is not applied here", other_picture=True)
     for name in data.ti_hashes:
         yield Obstacle(f"the embedding {name} is not here", other_picture=True)
 
 
 def _of_keys(data: Parameters) -> Iterator[Obstacle]:
-    if data.denoising_strength is not None and not data.hires:
-        yield Obstacle("a Denoising strength without a Hires key: it was made from another picture", True)
+    yield from (Obstacle(doubt, other_picture=True) for doubt in data.doubts)
     edits = any(len(schedule(prompt, 1000)) > 1 for prompt in (data.prompt, data.negative_prompt))
     for warning in data.warnings:
-        yield Obstacle(warning, other_picture=edits and "rules for prompt editing" in warning)
+        yield Obstacle(warning, other_picture=edits and warning.startswith(OLD_RULES))
     for key, value in data.unknown.items():
         yield Obstacle(f"{key}: {value} is not understood", other_picture=bool(_OTHER_PICTURE.search(key)))

@@ -19,6 +19,9 @@ PROMPT_MAX = 10_000
 FINAL_PIXELS_MAX = 2048 * 2048
 """Of one finished picture: beyond it a 16 GB card has no room for the VAE."""
 
+COVERED_PIXELS_MAX = 2 * FINAL_PIXELS_MAX
+"""Of an enlarged draft before it is cropped to another aspect."""
+
 STRENGTH_MIN = 0.01
 """Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
 AND_PARTS_MAX = 16
@@ -192,16 +195,27 @@ def plain(number: float) -> float:
     return int(number) if float(number).is_integer() else number
 
 
-def hires_size(width: int, height: int, hires: HiresSettings) -> tuple[int, int]:
-    """(width, height) that is asked of the second pass, before it is cut to whole latents."""
+def enlarged_size(width: int, height: int, hires: HiresSettings) -> tuple[int, int]:
+    """(width, height) that the draft is enlarged to, before it is cut to whole latents and, with both sides of
+    `resize_to` given, cropped: then it covers that size in the draft's aspect."""
     to_width, to_height = hires.resize_to
     if (to_width, to_height) == (0, 0):
         return int(width * hires.scale), int(height * hires.scale)
-    return to_width or to_height * width // height, to_height or to_width * height // width
+    if to_height == 0 or (to_width and width * to_height < height * to_width):
+        return to_width, to_width * height // width
+    return to_height * width // height, to_height
 
 
 def _check_final_size(hires: HiresSettings, width: int, height: int) -> None:
-    final_width, final_height = hires_size(width, height, hires)
+    enlarged = enlarged_size(width, height, hires)
+    final_width, final_height = (to or side for to, side in zip(hires.resize_to, enlarged, strict=True))
+    if min(final_width, final_height) < SIDE_MIN:
+        name = "hires_width" if final_width < SIDE_MIN else "hires_height"
+        rule = f"{width} x {height} would become {final_width} x {final_height}; at least {SIDE_MIN} a side"
+        raise InvalidInput(name, f"{final_width}x{final_height}", rule, "Use more, or 0 and hires_scale.")
+    if any(hires.resize_to):
+        _check_resize(hires, enlarged, (final_width, final_height))
+        return
     if final_width * final_height <= FINAL_PIXELS_MAX:
         return
     shrink = math.sqrt(FINAL_PIXELS_MAX / (final_width * final_height))
@@ -215,6 +229,27 @@ def _check_final_size(hires: HiresSettings, width: int, height: int) -> None:
         f"{width} x {height} would become {final_width} x {final_height}, "
         f"{final_width * final_height / 1e6:.1f} million pixels; at most {FINAL_PIXELS_MAX / 1e6:.1f} million fit",
         f"Use {fitting}, or for this size hires_scale {largest_scale:g} or less.",
+    )
+
+
+def _check_resize(hires: HiresSettings, enlarged: tuple[int, int], final: tuple[int, int]) -> None:
+    """A draft of another aspect is enlarged until it covers the size; what is cropped then costs memory, too."""
+    pixels, covered = math.prod(final), math.prod(enlarged)
+    if pixels <= FINAL_PIXELS_MAX and covered <= COVERED_PIXELS_MAX:
+        return
+    shrink = math.sqrt(min(FINAL_PIXELS_MAX / pixels, COVERED_PIXELS_MAX / covered))
+    fitting = " and ".join(
+        f"{name} {int(side * shrink) // 8 * 8}"
+        for name, side in zip(("hires_width", "hires_height"), hires.resize_to, strict=True)
+        if side
+    )
+    raise InvalidInput(
+        "hires_width" if hires.resize_to[0] else "hires_height",
+        "x".join(map(str, hires.resize_to)),
+        f"the draft would be enlarged to {enlarged[0]} x {enlarged[1]}, {covered / 1e6:.1f} million pixels, for "
+        f"{final[0]} x {final[1]}; at most {COVERED_PIXELS_MAX / 1e6:.1f} million, and {FINAL_PIXELS_MAX / 1e6:.1f} "
+        "million when cropped, fit",
+        f"Use {fitting}, or a size of the draft's aspect.",
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pipelines.errors import ModelError
@@ -129,6 +129,16 @@ def test_a_picture_through_highres_fix(networks: Networks, weights: Path) -> Non
     upscaler = load_upscaler(weights, CPU, torch.float32)
     (made,) = (e for e in render(networks, request, make_plan(request), upscaler=upscaler) if isinstance(e, Picture))
     assert made.pixels.shape == (192, 96, 3)
+
+
+@pytest.mark.parametrize("ending", ["", ".bin", ".zip"])
+def test_a_file_is_known_by_its_content(weights: Path, tmp_path: Path, ending: str) -> None:
+    """Cog names uploads by their media type."""
+    upload = tmp_path / f"tmpj7499_b2file{ending}"
+    upload.write_bytes(weights.read_bytes())
+    assert load_upscaler(upload, CPU, torch.float32).scale == 4
+    torch.save(load_file(weights), upload)
+    assert load_upscaler(upload, CPU, torch.float32).scale == 4
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from PIL import Image, PngImagePlugin
 from sd_parsers import ParserManager
 
 from pipelines.errors import InvalidInput
-from pipelines.infotext import Parameters, parse, quote, read, split, unquote, write
+from pipelines.infotext import parse, quote, split, unquote, write
+from pipelines.pasted import Parameters, read
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
 with_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
@@ -272,15 +274,89 @@ def test_keys_that_are_not_understood() -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        (f"[a:b:3]\n{SHORT}, Version: v1.5.2", "v1.5.2 had other rules"),
-        (f"a\nNegative prompt: [b]\n{SHORT}, Version: 1.3.0", "1.3.0 had other rules"),
-        ("a\nSteps: 20, Sampler: Euler a,\nSeed: 1, Size: 64x64, Model: x", "Steps stand in the prompt"),
-        (f"a\n{SHORT}, Version: v1.5.2", "v1.5.2 rounded the noise levels"),
+        (f"[a:b:3]\n{SHORT}, Version: v1.5.2", "the rules for prompt editing ([a:b:N]) were others before 1.6"),
+        (f"a\nNegative prompt: [b]\n{SHORT}, Version: 1.3.0", "the rules for prompt editing"),
+        (f"a\n{SHORT}, Version: v1.5.2", "rounded to half precision"),
+        (f"a\n{SHORT.replace('Euler a', 'DDIM')}, Version: v1.5.2", "Pad conds v0"),
+        (f"a\n{SHORT.replace('Euler a', 'DPM++ 2M')}, Version: v1.5.2", "schedule_type=Uniform"),
     ],
 )
 def test_warnings(block: str, told: str) -> None:
     assert told in " ".join(read(block).warnings)
-    assert not read(block.replace("1.5.2", "1.8.0").replace("1.3.0", "1.10.1").replace(",\n", ", ")).warnings
+    assert not read(block.replace("1.5.2", "1.10.1").replace("1.3.0", "1.10.1")).warnings
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "parameters\n\n{0}",
+        "Parameters: {0}",
+        "{0}\nTime taken: 5.1 sec.",
+        "{0}\n\nTemplate: a cat\nNegative Template: b",
+        "{0:w}",
+        "{0:i}",
+        "{0:n}",
+        "{0:r}",
+    ],
+)
+def test_a_block_is_found_in_what_people_paste(block: str) -> None:
+    """Wrapped, in one line, with hard spaces, with Windows' line ends, with what a page shows around it."""
+    whole = (
+        "a cat, (b:1.2)\nNegative prompt: c\nSteps: 20, Sampler: Euler a, CFG scale: 5, Seed: 1, Size: 64x72, Model: x"
+    )
+    variants = {
+        "{0:w}": whole.replace("scale: 5, ", "scale: 5,\n"),
+        "{0:i}": whole.replace("\n", " "),
+        "{0:n}": whole.replace("Negative prompt", "Negative\xa0prompt").replace("CFG scale", "CFG\xa0scale"),
+        "{0:r}": whole.replace("\n", "\r\n"),
+    }
+    found = read(variants.get(block) or block.format(whole))
+    assert replace(found, warnings=()) == read(whole)
+    assert (found.prompt, found.negative_prompt, found.guidance_scale) == ("a cat, (b:1.2)", "c", 5)
+
+
+def test_what_stands_below_the_parameters_is_told() -> None:
+    assert "'Time taken: 5 sec.' after the parameters" in read(f"a\n{SHORT}\nTime taken:  5 sec.\n").warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        (f"a\n{SHORT}, Denoising strength: 0.5", "made from another picture"),
+        (f"a\n{SHORT}, Version: ComfyUI", "ComfyUI"),
+        ("a Steps: 20, Strength: 0.5", "Steps stand in the prompt"),
+    ],
+)
+def test_doubts(block: str, told: str) -> None:
+    assert told in " ".join(read(block).doubts)
+    assert not read(f"a\n{SHORT}").doubts
+
+
+def test_keys_in_other_cases_win_over_what_webui_adds() -> None:
+    found = read(
+        "a\nsteps: 30, sampler: euler, seed: 3, size: 64x72, clip skip: 2, rng: CPU, scheduler: karras, "
+        "denoising strength: 0.5, hires upscale: 2, hires sampler: Heun, hires prompt: dog, hires upscaler: lanczos"
+    )
+    assert (found.steps, found.sampler, found.schedule_type, found.seed) == (30, "Euler", "Karras", 3)
+    assert (found.size, found.clip_skip, found.rng) == ((64, 72), 2, "CPU")
+    assert (found.hires_sampler, found.hires_prompt, found.hires_upscaler) == ("Heun", "dog", "Lanczos")
+
+
+@pytest.mark.parametrize(("told", "meant"), [("0", 1), ("-2", 2), ("2", 2)])
+def test_clip_skip_of_other_programs(told: str, meant: int) -> None:
+    assert read(f"a\n{SHORT}, Clip skip: {told}").clip_skip == meant
+
+
+def test_values_that_turn_an_unknown_thing_off_ask_for_nothing() -> None:
+    assert read(f"a\n{SHORT}, Tiling: False, FreeU: None, ADetailer version: 23, Hires CFG Scale: 7.0, CFG scale: 7"
+                ).unknown == {}  # fmt: skip
+    assert read(f"a\n{SHORT}, Eta: 0").unknown == {"Eta": "0"}
+
+
+def test_networks_that_only_civitai_tells() -> None:
+    resources = '[{"type":"checkpoint","modelName":"Pony"},{"type":"lora","weight":0.8,"modelName":"Ink"}]'
+    found = read(f"a\n{SHORT}, Civitai resources: {resources}, Civitai metadata: {{}}")
+    assert [word in " ".join(found.doubts) for word in ("Pony", "the lora Ink")] == [True, True]
 
 
 # --- other programs

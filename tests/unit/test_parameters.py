@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines import infotext
+from pipelines import pasted
 from pipelines.model import ModelIdentity
 from pipelines.parameters import VERSION, of_picture
 from pipelines.plan import make_plan
@@ -67,7 +67,7 @@ def test_everything_else_in_its_place() -> None:
 
 
 def test_it_reads_back() -> None:
-    read = infotext.read(text(hires=HiresSettings(scale=1.5, upscaler="Lanczos", denoising_strength=0.4)))
+    read = pasted.read(text(hires=HiresSettings(scale=1.5, upscaler="Lanczos", denoising_strength=0.4)))
     assert (read.prompt, read.seed, read.size, read.hires) == ("1girl", 1234, (128, 128), True)
     assert (read.hires_upscale, read.hires_upscaler, read.denoising_strength) == (1.5, "Lanczos", 0.4)
     assert (read.unknown, read.warnings) == ({}, ())

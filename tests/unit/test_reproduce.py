@@ -1,5 +1,6 @@
 """Pasted generation data becomes a request; what stands in its way is told."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +8,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines import infotext
+from pipelines import pasted
 from pipelines.catalog import EMPHASES, NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
 from pipelines.errors import InvalidInput
-from pipelines.infotext import Parameters
 from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
+from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import honour, obstacles, request_from, with_inputs
+from pipelines.reproduce import honour, name_of_upscaler, obstacles, request_from, with_inputs
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -26,7 +27,8 @@ from pipelines.request import (
 from pipelines.schedules import sigmas, timesteps
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)
-HIRES = "Steps: 20, Sampler: Euler, Seed: 1, Denoising strength: 0.5, Hires upscale: 2"
+PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
+HIRES = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Denoising strength: 0.5, Hires upscale: 2"
 PUBLISHED = """dreamlike fantasy landscape where everything is a shade of pink, <lora:NAI-cutesexyrobutts:1>
 Negative prompt: (worst quality:1.4), (low quality:1.4) , (monochrome:1.1)
 Steps: 40, Sampler: DPM++ 2M Karras, CFG scale: 12, Seed: 2416682767, Size: 640x512, Model hash: 0f0eaaa61e, \
@@ -35,7 +37,7 @@ Hires steps: 20, Hires upscaler: Latent"""
 
 
 def test_a_published_block() -> None:
-    request = request_from(infotext.read(PUBLISHED))
+    request = request_from(pasted.read(PUBLISHED))
     assert request.hires is not None
     assert (request.width, request.height, request.seed) == (640, 512, 2416682767)
     assert (request.num_inference_steps, request.guidance_scale, request.clip_skip) == (40, 12, 2)
@@ -65,7 +67,7 @@ def test_a_published_block() -> None:
 )
 def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRequest) -> None:
     written = of_picture(request_, make_plan(request_), MODEL, 0)
-    read = infotext.read(written)
+    read = pasted.read(written)
     assert request_from(read) == request_
     assert obstacles(read, MODEL) == []
 
@@ -75,45 +77,63 @@ def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRe
     [
         (PUBLISHED, "<lora:NAI-cutesexyrobutts:1>"),
         (
-            "a\nSteps: 20, Sampler: Euler, Seed: 1, Model hash: deadbeef00, Model: other",
+            f"a\n{PLAIN}, Model hash: deadbeef00, Model: other",
             "made with the checkpoint other",
         ),
-        ("a\nSteps: 20, Sampler: Euler, Seed: 1, VAE hash: 735e4c3a44, VAE: x.pt", "made with the VAE x.pt"),
-        ("a\nSteps: 20, Sampler: Euler, Seed: 1, Denoising strength: 0.5", "made from another picture"),
-        ('a\nSteps: 20, Sampler: Euler, Seed: 1, TI hashes: "easy: 0123456789ab"', "the embedding easy"),
-        ("a\nSteps: 20, Sampler: Euler, Seed: 1, Emphasis: Loud", "the emphasis Loud is not here"),
-        ("a\nSteps: 20, Sampler: Euler, Seed: 1, Token merging ratio: 0.5", "Token merging ratio: 0.5"),
-        ("a\nSteps: 20, Sampler: Turbo, Seed: 1", "the sampler Turbo is not here"),
+        (
+            f"a\n{PLAIN}, VAE hash: 735e4c3a44, VAE: x.pt",
+            "made with the VAE x.pt",
+        ),
+        (
+            f"a\n{PLAIN}, Denoising strength: 0.5",
+            "made from another picture",
+        ),
+        (
+            f'a\n{PLAIN}, TI hashes: "easy: 0123456789ab"',
+            "the embedding easy",
+        ),
+        (
+            f"a\n{PLAIN}, Emphasis: Loud",
+            "the emphasis Loud is not here",
+        ),
+        (
+            f"a\n{PLAIN}, Token merging ratio: 0.5",
+            "Token merging ratio: 0.5",
+        ),
+        ("a\nSteps: 20, Sampler: Turbo, CFG scale: 7, Seed: 1, Size: 64x64", "the sampler Turbo is not here"),
         (
             f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp",
-            "the hires upscaler 4x-UltraSharp is not here (Latent is)",
+            "the hires upscaler 4x-UltraSharp is not here (Lanczos is); bring its weights",
         ),
         (f"a\n{HIRES}, Hires prompt: <lora:x:1>", "<lora:x:1>"),
-        ("[a:b:5]\nSteps: 20, Sampler: Euler, Seed: 1, Version: v1.5.2", "other rules for prompt editing"),
+        (
+            f"[a:b:5]\n{PLAIN}, Version: v1.5.2",
+            "the rules for prompt editing ([a:b:N]) were others before 1.6",
+        ),
     ],
 )
 def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
-    found = [each.text for each in obstacles(infotext.read(block), MODEL) if each.other_picture]
+    found = [each.text for each in obstacles(pasted.read(block), MODEL) if each.other_picture]
     assert len(found) == 1
     assert told in found[0]
 
 
 def test_old_versions_weaken_with_brackets_as_now() -> None:
-    data = infotext.read("[blurry]\nSteps: 20, Sampler: Euler, Seed: 1, Version: v1.5.2")
+    data = pasted.read(f"[blurry]\n{PLAIN}, Version: v1.5.2")
     assert not any(each.other_picture for each in obstacles(data, MODEL))
     assert any("half precision" in each.text for each in obstacles(data, MODEL))
 
 
 def test_unknown_keys_are_told_but_do_no_harm() -> None:
-    (found,) = obstacles(infotext.read("a\nSteps: 20, Sampler: Euler, Seed: 1, Mood: fine"), MODEL)
+    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Mood: fine"), MODEL)
     assert (found.text, found.other_picture) == ("Mood: fine is not understood", False)
 
 
 def test_what_cannot_be_drawn_names_its_field() -> None:
     with pytest.raises(InvalidInput, match="hires_upscaler='4x-UltraSharp'"):
-        request_from(infotext.read(PUBLISHED.replace("upscaler: Latent", "upscaler: 4x-UltraSharp")))
+        request_from(pasted.read(PUBLISHED.replace("upscaler: Latent", "upscaler: 4x-UltraSharp")))
     with pytest.raises(InvalidInput, match="sampler="):
-        request_from(infotext.read("a\nSteps: 20, Sampler: Turbo, Seed: 1"))
+        request_from(pasted.read("a\nSteps: 20, Sampler: Turbo, CFG scale: 7, Seed: 1, Size: 64x64"))
 
 
 # --- what a request and its infotext say is the same picture
@@ -168,7 +188,7 @@ def drawn(request: GenerationRequest) -> list[object]:
     plan, noise = make_plan(request), request.noise
     found: list[object] = [request.guidance_scale, request.clip_skip, request.pad_conds, plan.seeds, plan.upscale]
     found += [noise.source, plan.variation_seeds if noise.variation_strength else None, noise.variation_strength]
-    found += [noise.ensd if plan.first.sampler.ancestral else 0, request.prompt, request.negative_prompt]
+    found += [noise.ensd if any(part and part.sampler.draws for part in (plan.first, plan.hires)) else 0]
     texts = [request.prompt, request.negative_prompt]
     if request.hires:
         texts += [request.hires.prompt or request.prompt, request.hires.negative_prompt or request.negative_prompt]
@@ -190,7 +210,7 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
     except InvalidInput:
         assume(False)
     written = of_picture(request_, plan, MODEL, 0)
-    again = request_from(infotext.read(written))
+    again = request_from(pasted.read(written))
     assert drawn(again) == drawn(request_)
     assert of_picture(again, make_plan(again), MODEL, 0) == written
 
@@ -199,7 +219,7 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
 
 
 def block(**changes: object) -> GenerationRequest:
-    return request_from(with_inputs(infotext.read(PUBLISHED), changes))
+    return request_from(with_inputs(pasted.read(PUBLISHED), changes))
 
 
 def test_an_input_wins_over_the_block() -> None:
@@ -211,26 +231,27 @@ def test_an_input_wins_over_the_block() -> None:
 
 
 def test_no_input_leaves_the_block_as_it_is() -> None:
-    assert block() == block(seed=None, width=None) == request_from(infotext.read(PUBLISHED))
+    assert block() == block(seed=None, width=None) == request_from(pasted.read(PUBLISHED))
 
 
 def test_the_hires_pass_can_be_turned_off_on_and_changed() -> None:
     assert block(hires=False).hires is None
-    first_pass = infotext.read("a\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64")
+    first_pass = pasted.read(f"a\n{PLAIN}")
     assert request_from(first_pass).hires is None
     turned_on = request_from(with_inputs(first_pass, {"hires_scale": 1.5})).hires
     assert turned_on == HiresSettings(scale=1.5)
-    resized = infotext.read(f"a\n{HIRES.replace('upscale: 2', 'resize: 256x192')}")
+    resized = pasted.read(f"a\n{HIRES.replace('upscale: 2', 'resize: 256x192')}")
     assert request_from(with_inputs(resized, {"hires_scale": 3.0})).hires == HiresSettings(
         scale=3, denoising_strength=0.5
     )
     assert request_from(with_inputs(resized, {"hires_width": 512})).hires == HiresSettings(
-        resize_to=(512, 192), denoising_strength=0.5
+        resize_to=(512, 0), denoising_strength=0.5
     )
 
 
 def test_a_picture_without_a_block_is_the_inputs() -> None:
-    made = request_from(with_inputs(Parameters(), {"prompt": "a", "seed": 3, "rng": "NV", "hires": False}, (448, 640)))
+    inputs = {"prompt": "a", "seed": 3, "rng": "NV", "hires": False}
+    made = request_from(with_inputs(Parameters(), inputs), (448, 640))
     assert made == GenerationRequest(prompt="a", width=448, height=640, seed=3, hires=None)
 
 
@@ -238,7 +259,7 @@ def test_a_picture_without_a_block_is_the_inputs() -> None:
 
 
 def test_strict_refuses_another_picture_and_says_all_of_it() -> None:
-    data = infotext.read(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp, Model hash: deadbeef00, Mood: fine")
+    data = pasted.read(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp, Model hash: deadbeef00, Mood: fine")
     found = obstacles(data, MODEL)
     assert len(found) == 3
     with pytest.raises(InvalidInput) as refused:
@@ -248,13 +269,105 @@ def test_strict_refuses_another_picture_and_says_all_of_it() -> None:
     assert "Mood" not in str(refused.value)
     drawn_anyway = request_from(honour(data, found, strict=False))
     assert drawn_anyway.hires is not None
-    assert drawn_anyway.hires.upscaler == "Latent"
+    assert drawn_anyway.hires.upscaler == "Lanczos"
 
 
 def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
     brought = {"4x-UltraSharp": Path("/x/4x-UltraSharp.pth")}
-    data = infotext.read(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp")
+    data = pasted.read(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp")
     assert obstacles(data, MODEL, brought) == []
     hires = request_from(data, upscalers=brought).hires
     assert hires is not None
     assert (hires.upscaler, hires.upscaler_file) == ("4x-UltraSharp", brought["4x-UltraSharp"])
+
+
+# --- what a block does not say, or says in another way
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ("just a prompt", "no line of parameters"),
+        ("a\nSteps: 20, Sampler: Euler, CFG scale: 7, Size: 64x64", "it does not say Seed"),
+        ("a\nSteps: 20, Sampler: Undefined, CFG scale: 7, Seed: -1, Size: 64x64", "it does not say Sampler, Seed"),
+        (f'a\n{PLAIN}, Lora hashes: "foo: aabbccddee"', "the LoRA foo"),
+        (f'a\n{PLAIN}, Hashes: {{"lora:foo": "aabbccddee"}}', "the LoRA foo"),
+        (f"a\n{PLAIN}, Model: dreamshaper_8", "made with the checkpoint dreamshaper_8, here is pastelmix"),
+        (f"a\n{PLAIN}, VAE: kl-f8-anime2.ckpt", "made with the VAE kl-f8-anime2.ckpt (no hash)"),
+        (f"a\n{PLAIN}, Script: SD upscale", "Script: SD upscale"),
+        (f"a\n{PLAIN}, sag_enabled: True", "sag_enabled: True"),
+    ],
+)
+def test_what_is_refused(block: str, told: str) -> None:
+    (found,) = obstacles(pasted.read(block), MODEL)
+    assert found.other_picture
+    assert told in found.text
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Model hash: 0f0eaaa61e, Model: a name of its own",
+        "Model: pastelmix-better-vae-fp16.safetensors",
+        "Model: anime\\PastelMix-Better-VAE-fp16 [0f0eaaa61e]".partition(" [")[0],
+        "Variation seed: -1, Variation seed strength: 0",
+    ],
+)
+def test_what_is_fine(end: str) -> None:
+    assert obstacles(pasted.read(f"a <lora:x:0>\n{PLAIN}, {end}"), MODEL) == []
+
+
+def test_an_old_hash_is_told_and_no_more() -> None:
+    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 45dee52b"), MODEL)
+    assert not found.other_picture
+    assert "8 digits" in found.text
+
+
+def test_a_better_vae_that_a_block_does_not_name() -> None:
+    better = replace(MODEL, vae_name="better.safetensors", vae_sha256="b" * 64)
+    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 0f0eaaa61e, Version: v1.10.1"), better)
+    assert found.other_picture
+    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 0f0eaaa61e"), better)
+    assert not found.other_picture
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("Clip skip: 13", "generation_data='Clip skip: 13': must be a whole number from 1 to 12"),
+        ("Denoising strength: 0, Hires upscale: 2", "generation_data='Denoising strength: 0'"),
+        ("Denoising strength: 1, Hires resize: 4x4", "generation_data='Hires resize: 4x4': 64 x 64 would become 4 x 4"),
+        ("Variation seed: -1, Variation seed strength: 0.5", "generation_data='Variation seed: -1'"),
+        ("Schedule rho: -1", "generation_data='Schedule rho: -1'"),
+    ],
+)
+def test_a_value_of_the_block_that_cannot_be_drawn_is_shown_as_it_was_pasted(end: str, told: str) -> None:
+    data = pasted.read(f"a\n{PLAIN}, {end}")
+    with pytest.raises(InvalidInput, match=re.escape(told)):
+        request_from(data, block=data)
+
+
+def test_an_input_that_cannot_be_drawn_is_called_by_its_name() -> None:
+    data = pasted.read(f"a\n{PLAIN}")
+    with pytest.raises(InvalidInput, match=r"^clip_skip=13"):
+        request_from(with_inputs(data, {"clip_skip": 13}), block=data)
+
+
+@pytest.mark.parametrize(
+    ("stem", "called", "name"),
+    [
+        ("tmpgx3nd64y4x-UltraSharp", None, "4x-UltraSharp"),
+        ("tmpj7499_b2file", "4x-UltraSharp", "4x-UltraSharp"),
+        ("4x-UltraSharp", "Latent", "4x-UltraSharp"),
+        ("Latent", None, "Latent (uploaded)"),
+    ],
+)
+def test_names_of_uploaded_upscalers(stem: str, called: str | None, name: str) -> None:
+    assert name_of_upscaler(stem, called) == name
+
+
+def test_a_file_never_takes_the_place_of_an_upscaler_without_weights() -> None:
+    data = pasted.read(f"a\n{HIRES}, Hires upscaler: Lanczos")
+    hires = request_from(data, upscalers={"Lanczos": Path("/x/Lanczos.pth")}).hires
+    assert hires is not None
+    assert hires.upscaler_file is None

@@ -1,6 +1,7 @@
 """Bad input gives one error that names the field, the value, the rule and the fix."""
 
 import math
+import re
 
 import pytest
 
@@ -98,3 +99,29 @@ def test_random_seeds_differ_and_are_valid() -> None:
     assert len(seeds) > 15
     for seed in seeds:
         request(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("size", "resize_to", "words"),
+    [
+        ((512, 768), (3000, 3000), ["hires_width='3000x3000'", "Use hires_width "]),
+        ((2048, 64), (2048, 2048), ["enlarged to 65536 x 2048", "aspect"]),
+        ((64, 64), (4, 4), ["at least 64 a side"]),
+        ((64, 64), (7, 0), ["at least 64 a side"]),
+        ((64, 2048), (64, 64), ["enlarged"]),
+    ],
+)
+def test_sizes_to_enlarge_to(size: tuple[int, int], resize_to: tuple[int, int], words: list[str]) -> None:
+    def request(resize_to: tuple[int, int]) -> GenerationRequest:
+        hires = HiresSettings(resize_to=resize_to)
+        return GenerationRequest(prompt="", width=size[0], height=size[1], seed=0, hires=hires)
+
+    if words == ["enlarged"]:
+        assert request(resize_to).hires is not None
+        return
+    with pytest.raises(InvalidInput) as refused:
+        request(resize_to)
+    assert [word for word in words if word not in str(refused.value)] == []
+    if "Use hires_width" in str(refused.value):
+        fix = re.findall(r"hires_\w+ (\d+)", refused.value.fix)
+        request((int(fix[0]), int(fix[1])))

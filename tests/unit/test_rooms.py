@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PURE = ("catalog", "errors", "infotext", "model", "parameters", "plan", "prompt", "reproduce", "request")
+PURE = ("pasted", "catalog", "errors", "infotext", "model", "parameters", "plan", "prompt", "reproduce", "request")
 
 
 def imported(path: Path) -> set[str]:
