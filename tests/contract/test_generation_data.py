@@ -50,7 +50,9 @@ def test_an_input_that_was_changed_wins(server: CogServer, made: tuple[str, str]
     assert "ENSD: 31337, RNG: CPU" in changed
 
 
-OTHER = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, RNG: NV, Model hash: 0123456789, Model: other"
+OTHER = (
+    "a cat\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, RNG: NV, Model hash: 0123456789, Model: other"
+)
 
 
 def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> None:
@@ -60,13 +62,14 @@ def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> Non
     for words in ("generation_data=", "made with the checkpoint other (0123456789)", "4x-UltraSharp", "strict"):
         assert words in told
     assert reply.body["metrics"]["predict_time"] < 0.5
-    assert len(reply.body["metrics"]["not_honoured"]) == 2
+    assert len(reply.body["metrics"]["not_honoured"]) == 3
 
 
 def test_it_is_drawn_all_the_same_if_strict_is_off(server: CogServer) -> None:
     result = draw(server, {"generation_data": OTHER, "strict": False})
     assert [re.sub(r"\(.*?\)", "()", told) for told in result["metrics"]["not_honoured"]] == [
-        "made with the checkpoint other (), here is pastel-tiny ()"
+        "made with the checkpoint other (), here is pastel-tiny ()",
+        "made with the checkpoint's own VAE, as far as it says; here is pastel-tiny-better.vae.safetensors ()",
     ]
     assert "Not honoured: made with the checkpoint other" in result["logs"]
     assert picture(result["output"][0]).size == (64, 64)
@@ -75,8 +78,8 @@ def test_it_is_drawn_all_the_same_if_strict_is_off(server: CogServer) -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ("a cat\nSteps: many, Sampler: Euler, Seed: 1", "Steps must be a whole number"),
-        ("a cat\nSteps: 900, Sampler: Euler, Seed: 1", "num_inference_steps=900"),
+        ("a cat\nSteps: many, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64", "Steps must be a whole number"),
+        ("a cat\nSteps: 900, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64", "generation_data='Steps: 900'"),
     ],
 )
 def test_a_block_that_cannot_be_drawn_names_the_value(server: CogServer, block: str, told: str) -> None:
