@@ -249,26 +249,26 @@ class Predictor(BasePredictor):
             raise
 
     def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
-        """The request of the inputs, by name. Over generation data those count that differ from their default."""
-        pasted_text = inputs["generation_data"].strip()
-        data = block = pasted.read(pasted_text) if pasted_text else Parameters()
+        """The request of the inputs, by name; over generation data those count that differ from their default."""
+        text, size, count = (
+            inputs["generation_data"].strip(),
+            (self.model.width, self.model.height),
+            inputs["num_outputs"],
+        )
+        block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
         if file := inputs["hires_upscaler_file"]:
-            inputs["hires_upscaler"] = name = name_of_upscaler(file.stem, data.hires_upscaler)
-            upscalers[name] = file
-        if pasted_text:
-            defaults = input_defaults()
-            inputs |= {
-                name: None for name, default in defaults.items() if name in SET_BY_DATA and inputs[name] == default
-            }
-        size = self.model.width, self.model.height
-        data = with_inputs(data, inputs, size)
-        if pasted_text:
-            found = obstacles(data, self.networks.identity, upscalers)
-            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
-            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
-            data = honour(data, found, inputs["strict"])
-        return request_from(data, size, inputs["num_outputs"], upscalers, block if pasted_text else None)
+            inputs["hires_upscaler"] = name_of_upscaler(file.stem, block.hires_upscaler if block else None)
+            upscalers[inputs["hires_upscaler"]] = file
+        if block is None:
+            return request_from(with_inputs(Parameters(), inputs, size), size, count, upscalers)
+        defaults = input_defaults()
+        changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
+        data = with_inputs(block, changed, size)
+        found = obstacles(data, self.networks.identity, upscalers)
+        self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+        print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
+        return request_from(honour(data, found, inputs["strict"]), size, count, upscalers, block)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool

@@ -33,16 +33,17 @@ HIRES_NAME = "1_hires"
 def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
     try:
-        data = pasted.read(path.read_text(encoding="utf-8"))
+        block = pasted.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("infotext", str(path), f"cannot be read ({error})", "Give a UTF-8 text file.") from error
-    block, data = data, with_inputs(data, {"rng": options.rng})
+    data = with_inputs(block, {"rng": options.rng})
     upscalers = {file.stem: file for file in options.upscaler}
     found = obstacles(data, networks.identity, upscalers)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
-    data = honour(data, found, options.strict)
-    return request_from(data, count=options.num_outputs, upscalers=upscalers, block=block)
+    return request_from(
+        honour(data, found, options.strict), count=options.num_outputs, upscalers=upscalers, block=block
+    )
 
 
 def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
