@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.highres import BASE, PassResult, Picture, render
+from pipelines.__main__ import tensors_of
+from pipelines.highres import PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
 from pipelines.parameters import VERSION, of_picture
@@ -26,8 +27,6 @@ from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "webui_reference"
 REPORT = ROOT / "docs" / "parity.md"
-PREFIXES = {BASE: "0_txt2img_"}
-HIRES_PREFIX = "1_hires_"
 NOT_YET = ("init_images",)
 """Parameters of what this project does not do yet."""
 
@@ -106,12 +105,14 @@ def compare(networks: Networks, name: str, case: Json, expected: Mapping[str, Te
 
 
 def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, Tensor]) -> None:
-    prefix = PREFIXES.get(result.phase, HIRES_PREFIX)
-    found.noise = max(found.noise, _apart(result.noise, expected[prefix + "noise"]))
-    for conditioning, key in zip(result.prompts.at(0), ("cond", "uncond"), strict=True):
-        # The file has what the first call saw, repeated for the images of a batch.
-        found.conditioning = max(found.conditioning, _apart(conditioning[:1], expected[prefix + key][:1]))
-    found.latents.append(_apart(result.latents, expected[prefix + "latent"]))
+    for name, ours in tensors_of(result).items():
+        kind = name.rpartition("_")[2]
+        if kind == "noise":
+            found.noise = max(found.noise, _apart(ours, expected[name]))
+        elif kind in ("cond", "uncond"):  # the file has what the first call saw, repeated for the images of a batch
+            found.conditioning = max(found.conditioning, _apart(ours[:1], expected[name][:1]))
+        elif kind == "latent":
+            found.latents.append(_apart(ours, expected[name]))
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
