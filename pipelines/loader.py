@@ -87,6 +87,8 @@ def identify(files: ModelFiles) -> ModelIdentity:
         sha256=files.sha256 or sha256_of(files.checkpoint),
         vae_name=vae.name if vae else "",
         vae_sha256=sha256_of(vae) if vae else "",
+        folder=files.checkpoint.is_dir(),
+        vae_folder=bool(vae and vae.is_dir()),
     )
 
 

@@ -29,3 +29,6 @@ class ModelIdentity:
     sha256: str
     vae_name: str = ""
     vae_sha256: str = ""
+    folder: bool = False
+    """The checkpoint is a diffusers folder: its hash is its UNet's and cannot be compared with a single file's."""
+    vae_folder: bool = False

@@ -246,15 +246,15 @@ def _of_missing(data: Parameters) -> Iterator[Obstacle]:
 
 
 def _of_model(data: Parameters, model: ModelIdentity) -> Iterator[Obstacle]:
-    told, here = data.model_hash or "", f"{model.name} ({model.sha256[:10] or 'a folder, which has no hash'})"
+    told, here = data.model_hash or "", f"{model.name} ({'a folder' if model.folder else model.sha256[:10]})"
     named = f"made with the checkpoint {data.model or ''} ({told})".replace("  ", " ").replace(" ()", "")
     same_name = data.model is None or _stem(data.model) == _stem(model.name)
     if told and model.sha256.startswith(told.lower()):
         return
     if len(told) == 8 and same_name:  # the hash of before 2023 is of a part of the file
         yield Obstacle(f"{told} is an old hash, of 8 digits, which cannot be compared; here is {here}", False)
-    elif told and not model.sha256 and data.model and same_name:
-        yield Obstacle(f"the hash {told} cannot be compared; here is {here}", False)
+    elif model.folder:
+        yield Obstacle(f"{named}, which cannot be compared; here is {here}", False)
     elif told or not same_name:
         yield Obstacle(f"{named}, here is {here}", other_picture=True)
 
@@ -266,7 +266,7 @@ def _of_vae(data: Parameters, model: ModelIdentity) -> Iterator[Obstacle]:
         names_agree = not data.vae_hash and _stem(data.vae or "") == _stem(model.vae_name)
         if not hashes_agree and not names_agree:
             told = f"{data.vae or ''} ({data.vae_hash or 'no hash'})".strip()
-            yield Obstacle(f"made with the VAE {told}, here is {here}", other_picture=True)
+            yield Obstacle(f"made with the VAE {told}, here is {here}", other_picture=not model.vae_folder)
     elif model.vae_name and data.model_hash:  # from 1.6 on WebUI names every VAE that is not the checkpoint's own
         certain = (version_of(data.version or "") or (0,)) >= (1, 6)
         yield Obstacle(f"made with the checkpoint's own VAE, as far as it says; here is {here}", certain)

@@ -317,6 +317,14 @@ def test_what_is_fine(end: str) -> None:
     assert obstacles(pasted.read(f"a <lora:x:0>\n{PLAIN}, {end}"), MODEL) == []
 
 
+def test_a_folders_hash_is_not_compared() -> None:
+    folder = replace(MODEL, name="pastel-mix", sha256="c" * 64, folder=True, vae_name="vae", vae_folder=True)
+    block = f"a\n{PLAIN}, Model hash: 0f0eaaa61e, Model: pastelmix, VAE hash: 735e4c3a44, VAE: x.pt"
+    found = obstacles(pasted.read(block), folder)
+    assert [each.other_picture for each in found] == [False, False]
+    assert all("here is" in each.text for each in found)
+
+
 def test_an_old_hash_is_told_and_no_more() -> None:
     (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 45dee52b"), MODEL)
     assert not found.other_picture
