@@ -5,10 +5,12 @@ so memory does not grow with the picture.
 """
 
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,31 @@ def _starts(side: int) -> list[int]:
 
 
 @contextmanager
+def _torchvision_or_a_stand_in() -> Iterator[None]:
+    """spandrel imports three names of torchvision, for two architectures that are no upscalers (LaMa, RestoreFormer).
+
+    torchvision's wheels fit only some builds of torch and none is needed here. Where it does not import, modules with
+    those names stand in for it while spandrel is imported, and are gone after that.
+    """
+    try:
+        import torchvision.transforms.functional  # noqa: F401
+    except (ImportError, RuntimeError):  # the latter beside another build of torch
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+        modules = {name: ModuleType(name) for name in names}
+        vars(modules[names[-1]]).update(dict.fromkeys(("InterpolationMode", "rotate", "normalize")))
+        sys.modules.update(modules)
+        try:
+            yield
+        finally:
+            for name in names:
+                del sys.modules[name]
+    else:
+        yield
+
+
+@contextmanager
 def _with_its_ending(path: Path) -> Iterator[Path]:
     """The file under a name whose ending tells its format, which is all that spandrel goes by.
 
@@ -84,12 +111,12 @@ def _with_its_ending(path: Path) -> Iterator[Path]:
 def load_upscaler(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
     """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
     try:
-        # Imported here: it brings every architecture that it knows, and torchvision, which not every machine has.
-        from spandrel import ImageModelDescriptor, ModelLoader
-    except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises RuntimeError
+        with _torchvision_or_a_stand_in():
+            from spandrel import ImageModelDescriptor, ModelLoader  # here: it brings every architecture it knows
+    except ImportError as error:
         raise ModelError(
-            f"{path.name}: upscalers of this kind need the packages spandrel and torchvision, and one of them does not "
-            f"import here ({error}). Install both for this torch, or choose another hires_upscaler."
+            f"{path.name}: upscalers of this kind need the package spandrel, which does not import here ({error}). "
+            "Install requirements-upscalers.txt, or choose another hires_upscaler."
         ) from error
     try:
         with _with_its_ending(path) as file:

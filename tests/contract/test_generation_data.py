@@ -1,12 +1,16 @@
 """A picture's generation data, pasted into the form, gives that picture."""
 
+import base64
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from script.cog_server import CogServer, reasons
 from tests.contract.pictures import HIRES, ask, draw, parameters, picture
+from tests.upscaler import write_upscaler
 
 FORM: dict[str, Any] = {}
 """What a form sends where nobody changed anything: nothing."""
@@ -92,3 +96,16 @@ def test_an_upscaler_file_that_is_none_is_refused(server: CogServer) -> None:
     reply = ask(server, HIRES | {"hires_upscaler_file": weights})
     assert reply.body["status"] == "failed"
     assert "upscaler" in " ".join(reasons(reply.body))
+
+
+def test_an_upscaler_of_ones_own_draws_and_brings_its_picture_back(server: CogServer, tmp_path: Path) -> None:
+    content = write_upscaler(tmp_path / "4x-Tiny.safetensors").read_bytes()
+    weights = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+    first = draw(server, HIRES | {"hires_upscaler_file": weights, "denoising_strength": 0.3})["output"]
+    text = parameters(picture(first[0]))
+    assert picture(first[0]).size == (256, 256)
+    assert "Hires upscaler: file," in text
+    named = text.replace("Hires upscaler: file", "Hires upscaler: 4x-Tiny")
+    again = draw(server, {"generation_data": named, "hires_upscaler_file": weights})["output"]
+    assert "Hires upscaler: 4x-Tiny," in parameters(picture(again[0]))
+    assert np.array_equal(np.asarray(picture(first[0])), np.asarray(picture(again[0])))

@@ -1,19 +1,14 @@
-"""Upscaling networks, read by the real spandrel.
+"""Upscaling networks, read by the real spandrel, with or without torchvision beside it."""
 
-spandrel imports two functions of torchvision for architectures that are not used here. torchvision has no wheel beside
-a CPU build of torch, so where it does not import, a stand-in with these names takes its place during the import.
-"""
-
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pipelines.errors import ModelError
@@ -23,41 +18,16 @@ from pipelines.loader import Networks
 from pipelines.plan import UpscalePlan, make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.upscale import upscale_pixels
+from script.schema import ROOT
+from tests.upscaler import write_upscaler
 from weights_script.resolve import ResolvedModel
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def importable_spandrel() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            import torchvision  # noqa: F401
-        except (ImportError, RuntimeError):
-            names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-            for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-                patch.delitem(sys.modules, name)
-            modules = {name: ModuleType(name) for name in names}
-            for unused in ("InterpolationMode", "rotate", "normalize"):
-                setattr(modules[names[-1]], unused, None)
-            for name, module in modules.items():
-                patch.setitem(sys.modules, name, module)
-        import spandrel  # noqa: F401
-
-        yield
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of ESRGAN's form (RRDBNet, 4 times) with small random weights."""
-    from spandrel.architectures.ESRGAN import ESRGANArch  # noqa: F401
-    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
-
-    torch.manual_seed(1)
-    network = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4, plus=False)
-    path = tmp_path_factory.mktemp("upscalers") / "4x-Tiny.safetensors"
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
-    return path
+    return write_upscaler(tmp_path_factory.mktemp("upscalers") / "4x-Tiny.safetensors")
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -173,5 +143,15 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(ModelError, match=r"4x-Tiny\.safetensors: .*spandrel and torchvision.*another hires_upscaler"):
+    with pytest.raises(ModelError, match=r"4x-Tiny\.safetensors: .*spandrel.*another hires_upscaler"):
         load_upscaler(weights, CPU, torch.float32)
+
+
+def test_no_stand_in_stays_behind(weights: Path) -> None:
+    """Other libraries look for torchvision, too, and must find the real one or none."""
+    code = (
+        "import sys, torch; from pathlib import Path; from pipelines.esrgan import load_upscaler\n"
+        f"load_upscaler(Path({str(weights)!r}), torch.device('cpu'), torch.float32)\n"
+        "module = sys.modules.get('torchvision'); assert module is None or module.__spec__, module"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
