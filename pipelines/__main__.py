@@ -19,7 +19,7 @@ from pipelines.esrgan import load_upscaler
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
-from pipelines.output import FileFormat, write
+from pipelines.output import FileFormat, read_parameters, write
 from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
 from pipelines.reproduce import honour, obstacles, request_from, with_inputs
@@ -33,9 +33,10 @@ HIRES_NAME = "1_hires"
 def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
     try:
-        block = pasted.read(path.read_text(encoding="utf-8"))
+        block = pasted.read(read_parameters(path) or path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("infotext", str(path), f"cannot be read ({error})", "Give a UTF-8 text file.") from error
+        fix = "Give a UTF-8 text file, or a picture that WebUI saved."
+        raise InvalidInput("infotext", str(path), f"cannot be read ({error})", fix) from error
     data = with_inputs(block, {"rng": options.rng})
     upscalers = {file.stem: file for file in options.upscaler}
     found = obstacles(data, networks.identity, upscalers)
@@ -85,7 +86,14 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.partition(":")[0])
     parser.add_argument("checkpoint", type=Path, help="single file (.safetensors, .ckpt) or diffusers folder")
-    parser.add_argument("--infotext", type=Path, nargs="+", required=True, metavar="FILE", help="generation data")
+    parser.add_argument(
+        "--infotext",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="generation data: text, or a picture that holds it",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where pictures go")
     parser.add_argument("--vae", type=Path, help="another VAE over the checkpoint's own")
     parser.add_argument(

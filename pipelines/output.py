@@ -1,4 +1,4 @@
-"""Pictures -> files: a name of its own for each, with its generation parameters inside.
+"""Pictures -> files: a name of its own for each, with its generation parameters inside; and those read from a picture.
 
 PNG holds them in the text chunk `parameters`, WebP and JPEG in EXIF's UserComment: where WebUI writes them, so that
 WebUI, CivitAI and metadata readers find them.
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+
+from pipelines.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
@@ -83,3 +85,24 @@ WRITERS: dict[str, Callable[[Image.Image, Path, int, str], None]] = {
     "webp": _write_webp,
     "jpg": _write_jpeg,
 }
+
+
+def read_parameters(path: Path) -> str | None:
+    """The generation parameters inside a picture of ours or WebUI's; None where the file is no picture.
+
+    Raises InvalidInput for a picture that holds none.
+    """
+    try:
+        with Image.open(path) as image:
+            text, comment = image.info.get("parameters"), image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    except UnidentifiedImageError:
+        return None
+    if isinstance(text, str) and text.strip():
+        return text
+    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        content = comment.removeprefix(b"UNICODE\0")
+        # big-endian as WebUI writes it; in other programs' little-endian "Steps" begins at an even place
+        little = content.find("Steps".encode("utf-16-le")) % 2 == 0
+        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace")
+    rule, fix = "this picture holds no generation parameters", "Give the picture as WebUI saved it, or their text."
+    raise InvalidInput("generation_data", path.name, rule, fix)

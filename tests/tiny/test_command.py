@@ -98,3 +98,13 @@ def test_an_upscaler_that_is_not_here_is_told_with_its_name(
     words = ("--infotext", block, "-o", tmp_path, "--upscaler", tmp_path / "4x-UltraSharp.pth")
     assert run(monkeypatch, embedded, *words) == 1
     assert "4x-UltraSharp.pth: " in capsys.readouterr().err
+
+
+def test_a_picture_serves_as_its_generation_data(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(BLOCK)
+    assert run(monkeypatch, embedded, "--infotext", tmp_path / "a.txt", "-o", tmp_path) == 0
+    assert run(monkeypatch, embedded, "--infotext", tmp_path / "a-0.png", "-o", tmp_path) == 0
+    first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("a-0.png", "a-0-0.png"))
+    assert np.array_equal(first, second)

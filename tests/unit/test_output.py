@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.output import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder
+from pipelines.errors import InvalidInput
+from pipelines.output import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder, read_parameters
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 TEXT = "a café, 海\nSteps: 20, Sampler: DPM++ 2M"
@@ -58,3 +59,25 @@ def test_clearing_deletes_the_files(folder: OutputFolder) -> None:
     path: Path = folder.save(PIXELS, "x", FileFormat(), TEXT)
     folder.clear()
     assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "jpg"])
+def test_what_is_written_into_a_picture_is_read_from_it(folder: OutputFolder, name: str) -> None:
+    text = "a pink sun, \u6d77 \U0001f305\nSteps: 20, Sampler: Euler, Seed: 1"
+    path = folder.save(np.zeros((8, 8, 3), np.uint8), "x", FileFormat(name), text)
+    assert read_parameters(path) == text
+
+
+def test_other_programs_write_the_other_byte_order(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + "a\nSteps: 20".encode("utf-16-le")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_parameters(tmp_path / "a.jpg") == "a\nSteps: 20"
+
+
+def test_a_picture_without_parameters_and_a_text(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(InvalidInput, match="holds no generation parameters"):
+        read_parameters(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("Steps: 20")
+    assert read_parameters(tmp_path / "a.txt") is None
