@@ -1,4 +1,4 @@
-"""Command line: `python -m weights_script list | fetch NAME... | verify | path NAME`."""
+"""Command line: `python -m weights_script list | fetch NAME... | verify | path NAME | clean | convert FROM TO`."""
 
 import argparse
 import logging
@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pipelines.errors import ModelError
 from weights_script.download import Expected, amount
 from weights_script.fetch import cache_folder, ensure, present
-from weights_script.ledger import Ledger, sha256_of
+from weights_script.ledger import NAME, Ledger, sha256_of
 from weights_script.manifest import Entry, load_manifest
 
 
@@ -54,6 +56,47 @@ def where(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     return 0
 
 
+def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
+    """Delete what no record vouches for: parts of broken fetches, strangers; with --all everything."""
+    cache: Path = options.cache
+    kept = set[Path]() if options.all else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
+    freed = 0
+    for path in sorted(path for path in cache.rglob("*") if path.is_file() and path not in kept):
+        if _in_use(path):
+            print(f"kept {path.relative_to(cache)}: being fetched just now")
+            continue
+        freed += path.stat().st_size
+        path.unlink()
+        if not path.name.endswith(".lock"):
+            print(f"deleted {path.relative_to(cache)}")
+    for lock in cache.rglob(".*.lock"):
+        if not _in_use(lock):
+            lock.unlink(missing_ok=True)
+    for folder in sorted((path for path in options.cache.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    print(f"{amount(freed)} freed in {options.cache}")
+    return 0
+
+
+def _in_use(path: Path) -> bool:
+    """Whether another process holds the lock under which this file, or its part, is fetched."""
+    name = path.name.removeprefix(".").removesuffix(".lock").removesuffix(".json").removesuffix(".part")
+    try:
+        with FileLock(path.with_name(f".{name}.lock"), timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def convert(entries: dict[str, Entry], options: argparse.Namespace) -> int:
+    from weights_script.convert import convert as write  # here: torch takes a second to import
+
+    write(options.source, options.target, half=not options.keep_precision, vae=options.vae, ema=options.ema)
+    print(f"{options.target}: {amount(options.target.stat().st_size)}")
+    return 0
+
+
 def _entry(entries: dict[str, Entry], name: str) -> Entry:
     if name not in entries:
         raise ModelError(f"{name}: not in the manifest. Known are {', '.join(entries)}.")
@@ -76,6 +119,14 @@ def arguments() -> argparse.ArgumentParser:
     command("fetch", fetch, "fetch entries, and the VAEs that belong to them").add_argument("names", nargs="+")
     command("verify", verify, "read every fetched file again and compare its hash")
     command("path", where, "print where an entry lies").add_argument("name")
+    text = "delete parts of broken fetches and files that no fetch recorded"
+    command("clean", clean, text).add_argument("--all", action="store_true", help="every fetched file as well")
+    sub = command("convert", convert, "write a .ckpt or fp32 checkpoint as fp16 safetensors, with only what draws")
+    sub.add_argument("source", type=Path)
+    sub.add_argument("target", type=Path)
+    sub.add_argument("--vae", type=Path, help="a VAE to put in place of the checkpoint's own")
+    sub.add_argument("--ema", action="store_true", help="the moving average of the UNet's weights, where it is inside")
+    sub.add_argument("--keep-precision", action="store_true", help="do not make fp16 of it")
     return parser
 
 

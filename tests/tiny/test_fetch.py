@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+from filelock import FileLock
 
 from pipelines.errors import ModelError
 from tests.tiny.misbehaving import Answer, Server, running
@@ -471,3 +472,27 @@ def test_command_line(
     assert "wrong bytes" in capsys.readouterr().out
     assert run(monkeypatch, tmp_path, "fetch", "nobody") == 1
     assert "Known are some-model" in capsys.readouterr().err
+
+
+def test_clean_leaves_what_a_fetch_recorded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script["/good"] = [GOOD]
+    monkeypatch.setattr(command_line, "load_manifest", lambda: {"some-model": entry(at(server, "/good"))})
+    assert run(monkeypatch, tmp_path, "fetch", "some-model") == 0
+    path = Path(capsys.readouterr().out.strip())
+    (path.parent / "other.safetensors.part").write_bytes(bytes(1000))
+    (tmp_path / "stranger.txt").write_bytes(b"x")
+    busy = path.parent / "busy.safetensors.part"
+    busy.write_bytes(b"x")
+    with FileLock(path.parent / ".busy.safetensors.lock"):
+        assert run(monkeypatch, tmp_path, "clean") == 0
+    told = capsys.readouterr().out
+    assert "other.safetensors.part" in told
+    assert "stranger.txt" in told
+    assert "busy.safetensors.part: being fetched" in told
+    assert path.exists()
+    assert busy.exists()
+    assert run(monkeypatch, tmp_path, "verify") == 0
+    assert run(monkeypatch, tmp_path, "clean", "--all") == 0
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []

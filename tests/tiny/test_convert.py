@@ -1,0 +1,137 @@
+"""Checkpoints become fp16 safetensors of the tensors that draw: tensor by tensor, from safe files only."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.checkpoint import VAE_PREFIX
+from pipelines.errors import ModelError
+from script.schema import ROOT
+from weights_script.convert import EMA_PREFIX, convert
+from weights_script.resolve import ResolvedModel
+
+UNET = "model.diffusion_model."
+WEIGHT = f"{UNET}input_blocks.0.0.weight"
+
+
+@pytest.fixture
+def tensors(embedded: ResolvedModel) -> dict[str, Tensor]:
+    """The embedded checkpoint in float32, with what training leaves in such files."""
+    found = {name: value.float() for name, value in load_file(embedded.files.checkpoint).items()}
+    return found | {"optimizer.state": torch.zeros(1000), "betas": torch.zeros(10)}
+
+
+def test_half_the_size_and_only_what_draws(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    made = load_file(tmp_path / "b.safetensors")
+    assert made.keys() == tensors.keys() - {"optimizer.state", "betas"}
+    assert {value.dtype for value in made.values()} == {torch.float16}
+    assert all(torch.equal(value, tensors[name].half()) for name, value in made.items())
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_precision_can_be_kept(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors}, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors", half=False)
+    made = load_file(tmp_path / "b.safetensors")
+    assert all(torch.equal(value, tensors[name]) for name, value in made.items())
+
+
+def test_every_kind_of_number_is_written_as_it_is(tmp_path: Path) -> None:
+    kinds = (torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
+    tensors = {f"{UNET}{kind}": torch.ones(3, 2).to(kind) for kind in kinds} | {f"{UNET}scalar": torch.tensor(2.5)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", half=False)
+    made = load_file(tmp_path / "b.safetensors")
+    assert all(torch.equal(value, made[name]) and value.dtype == made[name].dtype for name, value in tensors.items())
+
+
+def test_another_vae_takes_the_place_of_its_own(
+    tensors: dict[str, Tensor], embedded: ResolvedModel, tmp_path: Path
+) -> None:
+    assert embedded.files.vae is not None
+    save_file(tensors, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", vae=embedded.files.vae)
+    made, better = load_file(tmp_path / "b.safetensors"), load_file(embedded.files.vae)
+    assert {name.removeprefix(VAE_PREFIX) for name in made if name.startswith(VAE_PREFIX)} == better.keys()
+    assert torch.equal(made[f"{VAE_PREFIX}decoder.conv_out.weight"], better["decoder.conv_out.weight"])
+
+
+def test_the_moving_average_is_found_without_its_dots(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    averaged = {
+        EMA_PREFIX + name.removeprefix("model.").replace(".", ""): value * 2
+        for name, value in tensors.items()
+        if name.startswith(UNET)
+    }
+    save_file(tensors | averaged, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "plain.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "ema.safetensors", ema=True)
+    plain, ema = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "ema.safetensors")
+    assert plain.keys() == ema.keys()
+    assert torch.equal(plain[WEIGHT], tensors[WEIGHT].half())
+    assert torch.equal(ema[WEIGHT], (tensors[WEIGHT] * 2).half())
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({WEIGHT: torch.full((1,), 1e6)}, {}, "too large for fp16"),
+        ({WEIGHT: torch.tensor([float("nan")])}, {"half": False}, "not finite"),
+        ({}, {"ema": True}, "no moving average"),
+        ({}, {"vae": Path("nowhere.safetensors")}, "no such file"),
+    ],
+)
+def test_what_cannot_be_written_is_named_and_leaves_nothing(
+    tensors: dict[str, Tensor], tmp_path: Path, change: dict[str, Tensor], options: dict[str, object], said: str
+) -> None:
+    save_file(tensors | change, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"from before")
+    with pytest.raises(ModelError, match=said):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", **options)  # type: ignore[arg-type]
+    assert (tmp_path / "b.safetensors").read_bytes() == b"from before"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    save_file({"lora_up": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
+    (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    for name, said in (
+        ("lora", "holds no UNet"),
+        ("cut", "not a whole safetensors"),
+        ("evil", "nothing in it was run"),
+    ):
+        (path,) = tmp_path.glob(f"{name}.*")
+        with pytest.raises(ModelError, match=said):
+            convert(path, tmp_path / "out.safetensors")
+    with pytest.raises(ModelError, match=r"must end in \.safetensors"):
+        convert(tmp_path / "lora.safetensors", tmp_path / "out.ckpt")
+
+
+def test_memory_holds_a_tensor_and_not_the_file(tmp_path: Path) -> None:
+    """64 tensors of 4 MB: 256 MB go through, and the peak stays near what the imports took."""
+    save_file({f"{UNET}{k}": torch.zeros(1 << 20) for k in range(64)}, tmp_path / "a.safetensors")
+    torch.save({f"{UNET}{k}": torch.zeros(1 << 20) for k in range(64)}, tmp_path / "a.ckpt")
+    code = (
+        "import sys; from pathlib import Path; from weights_script.convert import convert\n"
+        "def anonymous():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('RssAnon'))\n"
+        "import weights_script.convert as module\n"
+        "before, peak, write = anonymous(), [0], module._finished\n"
+        "def watched(*arguments):\n"
+        "    for tensor in write(*arguments):\n"
+        "        peak[0] = max(peak[0], anonymous()); yield tensor\n"
+        "module._finished = watched\n"
+        "convert(Path(sys.argv[1]), Path(sys.argv[2])); print((peak[0] - before) // 1024)"
+    )
+    for name in ("a.safetensors", "a.ckpt"):
+        words = [sys.executable, "-c", code, str(tmp_path / name), str(tmp_path / "b.safetensors")]
+        done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True, timeout=100)
+        assert int(done.stdout) < 60, name
