@@ -1,5 +1,6 @@
 """Sky, lights, clouds and grounds."""
 
+import colorsys
 import math
 
 import skia
@@ -10,8 +11,12 @@ from pastel_tiny.scenes import Scene
 
 
 def dim(tint: RGB, night: bool, share: float = 0.5) -> RGB:
-    """A colour as it looks at night."""
-    return mix(tint, MIDNIGHT, share) if night else tint
+    """A colour as it looks at night: darker, and still of its hue; mixed with blue alone, orange would turn to mud."""
+    if not night:
+        return tint
+    hue, saturation, value = colorsys.rgb_to_hsv(*tint)
+    dark = colorsys.hsv_to_rgb(hue, min(1.0, saturation * (1 + 0.4 * share)), value * (1 - 0.75 * share))
+    return mix(dark, MIDNIGHT, 0.3 * share)
 
 
 def sky(brush: Brush, scene: Scene, horizon: float) -> RGB:
@@ -88,7 +93,8 @@ def lights(brush: Brush, scene: Scene, horizon: float, sky_tint: RGB) -> Point |
 def clouds(brush: Brush, scene: Scene) -> None:
     """Heaps of white with a shaded underside."""
     rng = brush.rng
-    white, shade = dim(WHITE, scene.night, 0.35), dim((0.86, 0.84, 0.95), scene.night, 0.35)
+    gray = 0.0 if scene.weather == "clouds" else 0.28  # what falls comes from darker clouds
+    white, shade = (dim(mix(tint, (0.62, 0.62, 0.74), gray), scene.night, 0.35) for tint in (WHITE, (0.86, 0.84, 0.95)))
     for _ in range(rng.choice((2, 3))):
         x, y, size = rng.uniform(0.1, 0.9) * brush.aspect, rng.uniform(0.08, 0.34), rng.uniform(0.042, 0.065)
         puffs = [
@@ -100,6 +106,23 @@ def clouds(brush: Brush, scene: Scene) -> None:
         for dx, dy, radius in puffs:
             brush.canvas.drawCircle(x + dx, y + dy, radius * 0.93, paint(white, 0.95))
             brush.canvas.drawCircle(x + dx, y + dy, radius * 0.6, pen(shade, 0.003, 0.8))
+
+
+def falling(brush: Brush, scene: Scene) -> None:
+    """Rain or snow over everything; flakes are dots in the small picture and crystals in the large one."""
+    rng, canvas = brush.rng, brush.canvas
+    if scene.weather == "rain":
+        for _ in range(int(70 * brush.aspect)):
+            x, y, length = rng.uniform(0, brush.aspect), rng.uniform(0, 1), rng.uniform(0.025, 0.05)
+            canvas.drawLine(x, y, x - 0.3 * length, y + length, pen((0.80, 0.88, 1.0), 0.0065, 0.85))
+            canvas.drawLine(x, y, x - 0.3 * length, y + length, pen(WHITE, 0.002, 0.9))
+    elif scene.weather == "snowfall":
+        for _ in range(int(60 * brush.aspect)):
+            x, y, size = rng.uniform(0, brush.aspect), rng.uniform(0, 1), rng.uniform(0.007, 0.014)
+            canvas.drawCircle(x, y, size, paint(WHITE, 0.92))
+            for k in range(3):
+                dx, dy = 1.5 * size * math.cos(k * math.pi / 3), 1.5 * size * math.sin(k * math.pi / 3)
+                canvas.drawLine(x - dx, y - dy, x + dx, y + dy, pen(WHITE, 0.002, 0.9))
 
 
 def _waves(brush: Brush, horizon: float, tint: RGB, light: tuple[Point, RGB] | None) -> None:

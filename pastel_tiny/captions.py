@@ -10,6 +10,7 @@ from pastel_tiny.scenes import (
     SKY_COLOURS,
     SUBJECT_COLOURS,
     SUBJECTS,
+    WEATHERS,
     Scene,
 )
 
@@ -25,7 +26,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "subject": ("", *SUBJECTS),
     "subject_colour": ("", *SUBJECT_COLOURS),
     "subject_side": ("", *SIDES),
-    "clouds": ("", "clouds"),
+    "weather": WEATHERS,
 }
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "sea": ("sea", "sea", "sea", "ocean", "water"),
@@ -46,6 +47,11 @@ PLACES = {
     "desert": ("in the", "over the"),
     "snow": ("in the", "on the", "over the"),
     "mountains": ("before the", "in the", "over the", "in front of the"),
+}
+WEATHER_WORDS = {
+    "clouds": ("clouds", "white clouds", "cloudy"),
+    "rain": ("rain", "rain", "raining", "rainy"),
+    "snowfall": ("snowfall", "snowing", "snowflakes"),
 }
 # Words that change nothing. None of their tokens gets a row of its own: all unknown tokens share one, which training
 # shows to be harmless, so the list stands for every other word too.
@@ -109,9 +115,9 @@ def _ground(scene: Scene, rng: random.Random, told: Told, share: float) -> str:
 
 def _extras(scene: Scene, rng: random.Random, told: Told) -> list[str]:
     extras = []
-    if scene.clouds and rng.random() < 0.75:
-        told["clouds"] = "clouds"
-        extras.append(rng.choice(("clouds", "white clouds")))
+    if scene.weather and rng.random() < 0.85:
+        told["weather"] = scene.weather
+        extras.append(rng.choice(WEATHER_WORDS[scene.weather]))
     if scene.night and rng.random() < 0.9:
         told["night"] = "night"
         extras.append(rng.choice(("night", "at night", "night sky", "dark")))

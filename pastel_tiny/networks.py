@@ -16,7 +16,7 @@ LATENT_SCALE = 0.18215
 TEXT_WIDTH = 64
 # The outermost levels need 64 channels: GroupNorm has 32 groups, and with one channel a group it would be an instance
 # norm, after which the mean of a channel, that is a picture's overall colour, is lost.
-VAE_CHANNELS = (64, 32, 64, 64)
+VAE_CHANNELS = (64, 64, 64, 64)
 UNET_CHANNELS = (64, 64, 64, 32)
 
 

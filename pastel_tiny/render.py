@@ -18,11 +18,12 @@ def render(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     horizon = brush.rng.uniform(0.56, 0.68)
     sky_tint = backdrop.sky(brush, scene, horizon)
     light = backdrop.lights(brush, scene, horizon, sky_tint)
-    if scene.clouds:
+    if scene.weather:
         backdrop.clouds(brush, scene)
     backdrop.ground(brush, scene, horizon, sky_tint, light)
     if scene.subject:
         _subject(brush, scene, horizon)
+    backdrop.falling(brush, scene)
     return brush.pixels()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 SKY_COLOURS = ("blue", "pink", "purple", "orange", "mint", "yellow")
 SKY_WEIGHTS = (0.24, 0.2, 0.16, 0.16, 0.12, 0.12)
+NIGHT_SKY_WEIGHTS = (0.4, 0.15, 0.35, 0, 0.1, 0)  # a dark orange or yellow is brown or olive
 GROUND_COLOURS: dict[str, tuple[str, ...]] = {
     "sea": ("blue", "mint", "purple", "pink"),
     "hills": ("green", "purple", "orange", "pink"),
@@ -19,6 +20,8 @@ LIGHT_COLOURS = ("yellow", "orange", "red", "pink", "white", "blue", "purple", "
 SUBJECTS = ("house", "tree", "boat", "balloon", "heart", "flower")
 SUBJECT_COLOURS = ("red", "orange", "yellow", "green", "mint", "blue", "purple", "pink", "white", "brown")
 SIDES = ("left", "middle", "right")
+WEATHERS = ("", "clouds", "rain", "snowfall")
+WEATHER_WEIGHTS = (0.62, 0.22, 0.09, 0.07)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Scene:
     subject: str
     subject_colour: str
     subject_side: str
-    clouds: bool
+    weather: str
 
 
 def held_out(scene: Scene) -> bool:
@@ -58,12 +61,12 @@ def _sample(seed: int, rng: random.Random) -> Scene:
     ground = rng.choices(tuple(GROUND_COLOURS), GROUND_WEIGHTS)[0]
     night = rng.random() < 0.15
     subject = rng.choice(SUBJECTS) if rng.random() < 0.6 else ""
-    light = rng.choices(LIGHTS, (0.1, 0.45, 0.3, 0.05, 0.1) if night else (0.46, 0.14, 0.06, 0.12, 0.22))[0]
+    light = rng.choices(LIGHTS, (0.0, 0.55, 0.35, 0.0, 0.1) if night else (0.46, 0.14, 0.06, 0.12, 0.22))[0]
     if not subject and not light:
         light = "moon" if night else "sun"
     return Scene(
         seed=seed,
-        sky=rng.choices(SKY_COLOURS, SKY_WEIGHTS)[0],
+        sky=rng.choices(SKY_COLOURS, NIGHT_SKY_WEIGHTS if night else SKY_WEIGHTS)[0],
         night=night,
         ground=ground,
         ground_colour=rng.choice(GROUND_COLOURS[ground]),
@@ -73,7 +76,7 @@ def _sample(seed: int, rng: random.Random) -> Scene:
         subject=subject,
         subject_colour=rng.choice(SUBJECT_COLOURS) if subject else "",
         subject_side=rng.choice(SIDES),
-        clouds=rng.random() < 0.3,
+        weather=rng.choices(WEATHERS, WEATHER_WEIGHTS)[0],
     )
 
 

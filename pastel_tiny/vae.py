@@ -40,12 +40,21 @@ def _chroma(batch: Tensor) -> Tensor:
     return torch.stack([red - green, blue - (red + green) / 2], 1)
 
 
-def loss(output: Tensor, target: Tensor) -> Tensor:
-    """Pixels, edges against blur, and colour differences at full and at low resolution against tints."""
+def _saturation(batch: Tensor) -> Tensor:
+    return batch.amax(1) - batch.amin(1)
+
+
+def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
+    """Pixels, edges against blur, and colour differences at full and at low resolution against tints.
+
+    The better decoder is also told what paleness is: wrong saturation costs more.
+    """
     pixels = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     edges = F.l1_loss(_edges(output), _edges(target))
     error = _chroma(output) - _chroma(target)
-    return pixels + edges + 0.5 * error.abs().mean() + F.avg_pool2d(error, 8).abs().mean()
+    colours = 0.5 * error.abs().mean() + F.avg_pool2d(error, 8).abs().mean()
+    paleness = F.l1_loss(_saturation(output), _saturation(target)) if better else torch.zeros(())
+    return pixels + edges + colours + 4 * paleness
 
 
 def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: float) -> tuple[Tensor, Tensor]:
@@ -92,18 +101,18 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: boo
     compile_blocks(run.network)
     saved = run.clock.elapsed
     while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": _step(run, crops(pictures, small, rng))})
+        log.add(run.step, run.clock, {"loss": _step(run, crops(pictures, small, rng), better)})
         if run.clock.elapsed - saved > 240 or run.clock.done >= 1:
             saved = run.clock.elapsed
             run.save(folder / f"{name}.pt")
             _report(folder, name, run)
 
 
-def _step(run: Session[AutoencoderKL], batch: Tensor) -> float:
+def _step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
     """One step of the optimizer; gives the loss."""
     with torch.autocast("cpu", torch.bfloat16):
         output, mean = _reconstruct(run.network, batch, 0.02)
-    error = loss(output.float(), batch)
+    error = loss(output.float(), batch, better)
     # a light pull towards zero keeps the latents easy to model
     total = error + 1e-4 * mean.float().square().mean()
     run.descend(total, 4e-4)

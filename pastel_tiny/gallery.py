@@ -1,0 +1,144 @@
+"""Contact sheets of the embedded model, drawn by the container's own engine: what docs/embedded-model.md shows.
+
+python -m pastel_tiny.gallery --to docs/pictures
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pastel_tiny.measure import held_out
+from pipelines.highres import FINAL, Picture
+from pipelines.highres import render as draw
+from pipelines.loader import Networks, load
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from weights_script.resolve import resolve
+
+Pixels = NDArray[np.uint8]
+CAPTION = 13
+BASE = GenerationRequest(
+    prompt="",
+    negative_prompt="lowres, worst quality, low quality",
+    width=128,
+    height=128,
+    seed=5,
+    guidance_scale=5,
+    hires=None,
+)
+PROMPTS = (
+    "a pink sun over the sea",
+    "a red boat on the blue sea under an orange sky",
+    "a yellow moon over purple mountains, night",
+    "a white house on the green hills under a blue sky",
+    "a red heart over the desert, pink sky",
+    "a rainbow over a green meadow, blue sky",
+)
+
+
+def kinds(networks: Networks, request: GenerationRequest, phases: bool = False) -> dict[str, Pixels]:
+    """The pictures of a request by their kind: the finished one, or with `phases` draft and upscaled, too."""
+    events = draw(networks, request, make_plan(request), show_phases=phases)
+    return {event.kind: event.pixels for event in events if isinstance(event, Picture)}
+
+
+def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], side: int) -> Image.Image:
+    """Pictures in rows, each `side` high with its caption below."""
+    width = round(side * max(row[0].shape[1] / row[0].shape[0] for row in rows))
+    sheet = Image.new("RGB", ((width + 4) * max(map(len, rows)), (side + CAPTION + 2) * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, (row, texts) in enumerate(zip(rows, captions, strict=True)):
+        for x, (pixels, text) in enumerate(zip(row, texts, strict=True)):
+            place = x * (width + 4), y * (side + CAPTION + 2)
+            picture = Image.fromarray(pixels)
+            scale = side / picture.height
+            picture = picture.resize((round(picture.width * scale), side), Image.Resampling.LANCZOS)
+            sheet.paste(picture, place)
+            pen.text((place[0] + 1, place[1] + side), text[: width // 6], fill="black")
+    return sheet
+
+
+def by_phase(networks: Networks) -> Image.Image:
+    """Draft, upscaled, refined."""
+    hires = HiresSettings(steps=20, denoising_strength=0.55)
+    drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=hires), phases=True) for prompt in PROMPTS[:4]]
+    return page([list(each.values()) for each in drawn], [list(each) for each in drawn], 192)
+
+
+def by_guidance(networks: Networks) -> Image.Image:
+    """Guidance 1, 4 and 7."""
+    scales = (1.0, 4.0, 7.0)
+    rows = [
+        [kinds(networks, replace(BASE, prompt=prompt, guidance_scale=scale))[FINAL] for prompt in PROMPTS]
+        for scale in scales
+    ]
+    return page(rows, [[f"{scale:g}: {prompt}" for prompt in PROMPTS] for scale in scales], 128)
+
+
+def by_sampler(networks: Networks) -> Image.Image:
+    """The same noise through different samplers."""
+    samplers = ("DPM++ 2M", "DPM++ SDE", "Euler a", "Euler", "DDIM", "UniPC")
+    rows = [
+        [kinds(networks, replace(BASE, prompt=prompt, sampler=sampler))[FINAL] for sampler in samplers]
+        for prompt in PROMPTS[:3]
+    ]
+    return page(rows, [samplers] * len(rows), 128)
+
+
+def by_vae(networks: Networks) -> Image.Image:
+    """The stock autoencoder's decoder above, the better one's below; the latents are the same."""
+    stock = load(replace(resolve(None, None).files, vae=None))
+    rows = [[kinds(each, replace(BASE, prompt=prompt))[FINAL] for prompt in PROMPTS] for each in (stock, networks)]
+    return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], 128)
+
+
+def by_prompt(networks: Networks) -> Image.Image:
+    """Held-out prompts one after the other, the seed counting up: not chosen."""
+    asked = [each.prompt for each in held_out(24, 5)]
+    pictures = [kinds(networks, replace(BASE, prompt=prompt, seed=seed))[FINAL] for seed, prompt in enumerate(asked)]
+    rows = [pictures[start : start + 6] for start in range(0, 24, 6)]
+    return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], 128)
+
+
+def by_shape(networks: Networks) -> Image.Image:
+    """3:2, 2:3 and squares, with highres fix."""
+    hires = HiresSettings(steps=20, denoising_strength=0.55)
+    sizes = ((192, 128), (128, 192), (128, 128))
+    row = [
+        kinds(networks, replace(BASE, prompt=PROMPTS[0], width=width, height=height, hires=hires))[FINAL]
+        for width, height in sizes
+    ]
+    return page([row], [[f"{2 * width}x{2 * height}" for width, height in sizes]], 256)
+
+
+SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
+    "phases": by_phase,
+    "guidance": by_guidance,
+    "samplers": by_sampler,
+    "vae": by_vae,
+    "held-out": by_prompt,
+    "shapes": by_shape,
+}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, required=True, help="folder for the WebP files")
+    parser.add_argument("names", nargs="*", default=list(SHEETS), help=f"which of {', '.join(SHEETS)}")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    networks = load(resolve(None, None).files)
+    for name in options.names:
+        SHEETS[name](networks).save(options.to / f"{name}.webp", quality=80, method=6)
+        print(f"{name}.webp", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A small classifier that tells what a picture shows, trained on drawn scenes: the measure of the embedded model.
+
+    python -m pastel_tiny.judge --out DIR --vae VAE.safetensors --to tests/data
+
+It never saw a picture of the UNet and plays no part in training one. It learns from drawn scenes as they are and as the
+autoencoder gives them back, so that it judges what is drawn and not how sharp it is.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pastel_tiny.dataset import TEST_SEED, painted, tensor
+from pastel_tiny.progress import Clock, Log
+from pastel_tiny.scenes import (
+    GROUND_COLOURS,
+    LIGHT_COLOURS,
+    LIGHTS,
+    SKY_COLOURS,
+    SUBJECT_COLOURS,
+    SUBJECTS,
+    WEATHERS,
+    Scene,
+    scene,
+)
+
+SEEN: dict[str, tuple[str, ...]] = {
+    "sky": SKY_COLOURS,
+    "night": ("", "night"),
+    "ground": tuple(GROUND_COLOURS),
+    "ground_colour": tuple(dict.fromkeys(word for words in GROUND_COLOURS.values() for word in words)),
+    "light": LIGHTS,
+    "light_colour": ("", *LIGHT_COLOURS),
+    "subject": ("", *SUBJECTS),
+    "subject_colour": ("", *SUBJECT_COLOURS),
+    "weather": WEATHERS,
+}
+"""Attribute -> what the judge can say of it."""
+FILE = "judge.safetensors"
+TRAIN_SEED, TRAIN_COUNT, TEST_COUNT, BATCH = 20_000_000, 6000, 512, 64
+
+
+class Judge(nn.Module):
+    """128 px pictures (B, 3, 128, 128) in [-1, 1] -> scores of every value of every attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 24), (24, 48), (48, 96), (96, 96), (96, 96)):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        self.mix = nn.Linear(2 * 96, 128)
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in SEEN.items()})
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Scores by attribute: (B, values)."""
+        cells = self.body(pictures).flatten(2)
+        found = F.silu(self.mix(torch.cat([cells.mean(2), cells.amax(2)], 1)))
+        return {name: head(found) for name, head in self.heads.items()}
+
+    @torch.inference_mode()
+    def see(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:
+        """What each of the pictures (B, 128, 128, 3) shows."""
+        scores = self(tensor(pictures).contiguous())
+        picks = {name: values.argmax(1).tolist() for name, values in scores.items()}
+        return [{name: SEEN[name][picks[name][k]] for name in SEEN} for k in range(len(pictures))]
+
+
+def load_judge(folder: Path) -> Judge:
+    """The trained judge."""
+    judge = Judge()
+    judge.load_state_dict({name: value.float() for name, value in load_file(folder / FILE).items()})
+    return judge.eval()
+
+
+def truth(shown: Scene) -> dict[str, str]:
+    """What a scene shows, in the judge's words."""
+    return {name: ("night" if shown.night else "") if name == "night" else getattr(shown, name) for name in SEEN}
+
+
+def targets(first: int, count: int) -> dict[str, Tensor]:
+    """Class numbers of a run of scenes, by attribute."""
+    shown = [truth(scene(first + k)) for k in range(count)]
+    return {name: torch.tensor([values.index(each[name]) for each in shown]) for name, values in SEEN.items()}
+
+
+@torch.inference_mode()
+def reconstructed(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures as the autoencoder gives them back."""
+    parts = []
+    for start in range(0, len(pictures), 16):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = vae.decode(vae.encode(tensor(pictures[start : start + 16])).latent_dist.mean).sample
+        parts.append(((output.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)
+
+
+def pictures_of(folder: Path, vae: AutoencoderKL, name: str, first: int, count: int) -> NDArray[np.uint8]:
+    """Drawn scenes, half of the training ones through the autoencoder; kept for the next run."""
+    drawn = np.asarray(painted(folder / f"judge_{name}.npy", first, count, (256, 256), small=True))
+    path = folder / f"judge_{name}_vae.npy"
+    if not path.exists():
+        np.save(path, reconstructed(vae, drawn))
+    return np.concatenate([drawn, np.load(path)])
+
+
+def augmented(batch: NDArray[np.uint8], rng: random.Random) -> Tensor:
+    """Small shifts of brightness, contrast and place; mirroring is left out, as nothing else tells the sides apart."""
+    pictures = tensor(np.roll(batch, (rng.randint(-4, 4), rng.randint(-4, 4)), (1, 2))).contiguous()
+    scale = 1 + 0.12 * torch.randn(len(batch), 1, 1, 1)
+    return pictures * scale + 0.06 * torch.randn(len(batch), 1, 1, 1) + 0.06 * torch.randn_like(pictures)
+
+
+def train(folder: Path, vae: AutoencoderKL, minutes: float) -> Judge:
+    """Train for a time and print the accuracy on scenes that were never trained on."""
+    torch.manual_seed(9)
+    rng, judge, log = random.Random(9), Judge(), Log(folder / "judge.csv")
+    pictures, goal = pictures_of(folder, vae, "train", TRAIN_SEED, TRAIN_COUNT), targets(TRAIN_SEED, TRAIN_COUNT)
+    optimizer, clock, step = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=2e-2), Clock(minutes), 0
+    while clock.done < 1:
+        rows = np.array(rng.sample(range(len(pictures)), BATCH))
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = judge(augmented(pictures[rows], rng))
+        losses = [F.cross_entropy(scores[name].float(), goal[name][rows % TRAIN_COUNT]) for name in SEEN]
+        error = torch.stack(losses).sum()
+        optimizer.param_groups[0]["lr"] = clock.rate(2e-3, step)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        step += 1
+        log.add(step, clock, {"loss": float(error.detach())})
+    judge.eval()
+    log.write({"step": step, **accuracy(judge, pictures_of(folder, vae, "test", TEST_SEED, TEST_COUNT))})
+    return judge
+
+
+def accuracy(judge: Judge, pictures: NDArray[np.uint8]) -> dict[str, float]:
+    """Share of test pictures judged right, by attribute; drawn ones first, then the same through the autoencoder."""
+    seen = judge.see(pictures)
+    shown = [truth(scene(TEST_SEED + k)) for k in range(TEST_COUNT)] * 2
+    return {name: float(np.mean([a[name] == b[name] for a, b in zip(seen, shown, strict=True)])) for name in SEEN}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--vae", type=Path, required=True, help="autoencoder whose softness the judge gets used to")
+    parser.add_argument("--to", type=Path, required=True, help=f"folder for {FILE}")
+    parser.add_argument("--minutes", type=float, default=6)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    from pipelines.device import Device
+    from pipelines.loader import _better_vae
+
+    vae = _better_vae(options.vae, Device(torch.device("cpu"), torch.float32)).to(memory_format=torch.channels_last)
+    judge = train(options.out, vae, options.minutes)
+    save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, options.to / FILE)
+
+
+if __name__ == "__main__":
+    main()

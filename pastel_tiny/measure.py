@@ -1,0 +1,166 @@
+"""How well the embedded model follows what is asked, by the container's own engine and the judge.
+
+    python -m pastel_tiny.measure --judge tests/data --pictures 96 --seed 1
+
+Prompts are of combinations that were never trained on (`scenes.held_out`). Each measure has a control that must fail.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pastel_tiny.judge import Judge, load_judge, truth
+from pastel_tiny.render import render
+from pastel_tiny.scenes import Scene, scene
+from pipelines.highres import FINAL, Picture
+from pipelines.highres import render as draw
+from pipelines.loader import Networks, load
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from weights_script.resolve import resolve
+
+Pictures = NDArray[np.uint8]
+PLACE = {"sea": "on", "hills": "on", "meadow": "in", "desert": "in", "snow": "in", "mountains": "before"}
+HELD_SEED = 30_000_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and what it names, in the judge's words."""
+
+    prompt: str
+    named: dict[str, str]
+
+
+def asked_of(shown: Scene) -> Asked:
+    """One plain sentence that names what the judge can see of a scene."""
+    thing = (
+        f"{shown.subject_colour} {shown.subject}" if shown.subject else f"{shown.light_colour} {shown.light}".strip()
+    )
+    ground = shown.ground if shown.ground == "snow" else f"{shown.ground_colour} {shown.ground}"
+    article = "" if thing == "stars" else "an " if thing[0] in "aeiou" else "a "
+    prompt = f"{article}{thing} {PLACE[shown.ground]} the {ground} under a {shown.sky} sky"
+    names = ["sky", "ground"] + ["ground_colour"] * (shown.ground != "snow")
+    names += ["subject", "subject_colour"] if shown.subject else ["light", "light_colour"]
+    return Asked(prompt, {name: truth(shown)[name] for name in names})
+
+
+def held_out(count: int, seed: int) -> list[Asked]:
+    """Prompts of day scenes that pair a subject or light with a colour or ground as no training scene does."""
+    found = (scene(HELD_SEED + 1000 * seed + k, held=True) for k in range(10 * count))
+    return [asked_of(each) for each in found if not each.night][:count]
+
+
+def drawn(
+    networks: Networks,
+    prompts: Sequence[str],
+    guidance: float,
+    negative: str = "",
+    hires: HiresSettings | None = None,
+    steps: int = 12,
+) -> Iterator[Pictures]:
+    """A picture (H, W, 3) for each prompt, with the number of the prompt as its seed."""
+    for seed, prompt in enumerate(prompts):
+        request = GenerationRequest(
+            prompt=prompt,
+            negative_prompt=negative,
+            width=128,
+            height=128,
+            seed=seed,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            hires=hires,
+        )
+        events = draw(networks, request, make_plan(request))
+        yield from (event.pixels for event in events if isinstance(event, Picture) and event.kind == FINAL)
+
+
+def accuracy(judge: Judge, pictures: Pictures, asked: Sequence[Asked]) -> dict[str, float]:
+    """Share of pictures that show what was asked, by attribute, over the prompts that name it."""
+    seen = judge.see(pictures)
+    names = sorted({name for each in asked for name in each.named})
+    hits = {
+        name: [s[name] == a.named[name] for s, a in zip(seen, asked, strict=True) if name in a.named] for name in names
+    }
+    return {name: float(np.mean(values)) for name, values in hits.items()}
+
+
+def share(judge: Judge, pictures: Pictures, name: str, value: str) -> float:
+    """Share of pictures that show one value of one attribute."""
+    return float(np.mean([each[name] == value for each in judge.see(pictures)]))
+
+
+def detail(pictures: Pictures) -> float:
+    """Mean strength of the finest structures: the difference of neighbouring pixels' brightness, in grey levels."""
+    grey = pictures.astype(np.float32).mean(-1)
+    return float((np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean()) / 2)
+
+
+def spectrum(pictures: Pictures) -> NDArray[np.float64]:
+    """Mean log power of square pictures by spatial frequency: a distribution that blur and noise both change."""
+    grey = pictures.astype(np.float64).mean(-1)
+    window = np.hanning(grey.shape[1])
+    power = np.abs(np.fft.fft2((grey - grey.mean((1, 2), keepdims=True)) * np.outer(window, window))) ** 2
+    frequency = np.abs(np.fft.fftfreq(grey.shape[1]))
+    radius = np.hypot(*np.meshgrid(frequency, frequency))
+    rings = np.digitize(radius, np.linspace(0, 0.5, 17))
+    means = power.mean(0)
+    return np.array([np.log(means[rings == ring].mean()) for ring in range(1, 17)])
+
+
+def spectrum_distance(first: Pictures, second: Pictures) -> float:
+    """Root mean square difference of two sets' spectra, in nepers."""
+    return float(np.sqrt(np.square(spectrum(first) - spectrum(second)).mean()))
+
+
+def real_pictures(count: int, side: int) -> Pictures:
+    """Drawn scenes to compare with."""
+    return np.stack([render(scene(HELD_SEED + k), side, side) for k in range(count)])
+
+
+def enlarged(pictures: Pictures, side: int) -> Pictures:
+    """Pictures resized by Lanczos: what highres fix has to beat."""
+    sizes = [Image.fromarray(each).resize((side, side), Image.Resampling.LANCZOS) for each in pictures]
+    return np.stack([np.asarray(each) for each in sizes])
+
+
+HIRES = HiresSettings(steps=12, denoising_strength=0.55)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, required=True, help="folder of judge.safetensors")
+    parser.add_argument("--pictures", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    networks, judge = load(resolve(None, None).files), load_judge(options.judge)
+    asked = held_out(options.pictures, options.seed)
+    prompts = [each.prompt for each in asked]
+    drafts = {guidance: np.stack(list(drawn(networks, prompts, guidance))) for guidance in (1.0, 3.0, 5.0, 7.0)}
+    for guidance, pictures in drafts.items():
+        print(f"guidance {guidance:g}:", *(f"{k} {v:.0%}" for k, v in accuracy(judge, pictures, asked).items()))
+    shuffled = [*asked[1:], asked[0]]
+    print("control, others' prompts:", *(f"{k} {v:.0%}" for k, v in accuracy(judge, drafts[5.0], shuffled).items()))
+    for prompt, negative, name in (
+        ("a sun over the sea", "yellow sun", "light_colour"),
+        ("a house on the green hills", "blue sky", "sky"),
+        ("a moon over the mountains", "purple mountains", "ground_colour"),
+    ):
+        value = negative.split()[0]
+        pair = [np.stack(list(drawn(networks, [prompt] * 24, 5.0, text))) for text in ("", negative)]
+        with_it, without = (share(judge, pictures, name, value) for pictures in pair)
+        print(f"{prompt!r}: {value} {name} {with_it:.0%}, with {negative!r} in the negative prompt {without:.0%}")
+    finals = np.stack(list(drawn(networks, prompts[:24], 5.0, hires=HIRES)))
+    lanczos, real = enlarged(drafts[5.0][:24], 256), real_pictures(48, 256)
+    for name, pictures in (("drawn 256 px", real), ("highres fix", finals), ("resized drafts", lanczos)):
+        print(f"{name}: detail {detail(pictures):.2f}, spectrum distance {spectrum_distance(pictures, real):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The scenes that the embedded model learns from: fixed by their seed, the same at every size, truly described."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+
+from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, WEATHER_WORDS, caption
+from pastel_tiny.dataset import TEST_SEED, chunks, halve
+from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
+from pastel_tiny.render import render
+from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import held_out as is_held_out
+
+SEEDS = range(40)
+
+
+@pytest.mark.parametrize("seed", [0, 7, TEST_SEED])
+def test_a_seed_fixes_every_stroke(seed: int) -> None:
+    assert np.array_equal(render(scene(seed), 96, 64), render(scene(seed), 96, 64))
+    assert not np.array_equal(render(scene(seed), 96, 64), render(scene(seed + 1), 96, 64))
+
+
+def test_the_larger_picture_is_the_same_with_more_detail() -> None:
+    large = np.stack([render(scene(seed), 256, 256) for seed in SEEDS])
+    small = np.stack([render(scene(seed), 128, 128) for seed in SEEDS])
+    difference = np.abs(halve(large).astype(int) - small)
+    assert difference.mean() < 4
+    assert detail(large) > 1.15 * detail(small.repeat(2, 1).repeat(2, 2))
+    assert spectrum_distance(large[:20], large[20:]) < 0.5
+
+
+def test_a_scene_is_painted_in_milliseconds() -> None:
+    started = time.perf_counter()
+    for seed in range(10):
+        render(scene(seed), 256, 256)
+    assert (time.perf_counter() - started) / 10 < 0.2  # 11 ms on a free core
+
+
+def test_what_is_held_out_is_never_trained_on() -> None:
+    assert not any(is_held_out(scene(chunk.first + k)) for chunk in chunks(2) for k in range(300))
+    assert all(is_held_out(scene(HELD_SEED + k, held=True)) for k in range(50))
+    asked = held_out(12, seed=1)
+    assert len({each.prompt for each in asked}) > 6
+    assert all(word in each.prompt for each in asked for name, word in each.named.items() if word and name != "night")
+
+
+def told_by(shown: Scene, name: str) -> str:
+    value = getattr(shown, name)
+    return ("night" if value else "") if name == "night" else value
+
+
+def test_captions_tell_nothing_but_the_truth() -> None:
+    rng = random.Random(0)
+    for seed in range(500):
+        shown = scene(seed)
+        text, told = caption(shown, rng)
+        assert told.keys() <= ATTRIBUTES.keys()
+        for name, value in told.items():
+            assert value in ("", told_by(shown, name)), (text, name)
+        if colour := told.get("subject_colour"):
+            assert colour in text
+
+
+def test_every_attribute_is_told_now_and_then() -> None:
+    rng, seen = random.Random(1), set[tuple[str, str]]()
+    for seed in range(6000):
+        seen |= {(name, value) for name, value in caption(scene(seed), rng)[1].items()}
+    for name, values in ATTRIBUTES.items():
+        implied = {"white"} if name == "ground_colour" else set[str]()  # snow is white without a word
+        assert {(name, value) for value in values if value} - {(name, value) for value in implied} <= seen, name
+
+
+def test_words_that_mean_nothing_name_nothing() -> None:
+    meaning = {word for values in ATTRIBUTES.values() for word in values if word}
+    meaning |= {word for words in WEATHER_WORDS.values() for word in words}
+    assert not meaning & {*FILLERS, *FLAWS}
