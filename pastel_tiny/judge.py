@@ -31,6 +31,8 @@ from pastel_tiny.scenes import (
     Scene,
     scene,
 )
+from pipelines.device import Device
+from pipelines.loader import load_vae
 
 SEEN: dict[str, tuple[str, ...]] = {
     "sky": SKY_COLOURS,
@@ -158,10 +160,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    from pipelines.device import Device
-    from pipelines.loader import _better_vae
-
-    vae = _better_vae(options.vae, Device(torch.device("cpu"), torch.float32)).to(memory_format=torch.channels_last)
+    vae = load_vae(options.vae, Device(torch.device("cpu"), torch.float32)).to(memory_format=torch.channels_last)
     judge = train(options.out, vae, options.minutes)
     save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, options.to / FILE)
 

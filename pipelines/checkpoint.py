@@ -6,6 +6,7 @@ unpickler, which runs no code.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,8 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."
 WANTED = (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX)
+Content = TypeVar("Content")
+"""Whatever stands for a tensor: names are all that is looked at."""
 
 
 def read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -29,7 +32,7 @@ def read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[s
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path, device)
     elif path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        tensors = _read_pickle(path)
+        tensors = read_pickle(path)
     else:
         raise ModelError(f"{path}: unknown kind of file {path.suffix!r}. Known are .safetensors, .ckpt, .pt, .bin.")
     return {
@@ -46,14 +49,15 @@ def _read_safetensors(path: Path, device: torch.device) -> dict[str, Tensor]:
         raise ModelError(f"{path}: not a whole safetensors file ({error}). Fetch it again.") from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.ckpt` or the like, mapped and not yet in memory. Runs no code; raises ModelError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds here, all mean the same to the user
         first_line = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"{path}: cannot be read as plain weights ({first_line}). Pickles that need code are refused; "
-            "use a .safetensors version of this checkpoint."
+            f"{path}: cannot be read as plain weights ({first_line}); nothing in it was run. "
+            "Pickles that need code are refused; use a .safetensors version of this checkpoint."
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
@@ -65,7 +69,7 @@ def read_tensor(path: Path, name: str) -> Tensor | None:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return next((file.get_tensor(each) for each in names if each in file.keys()), None)  # noqa: SIM118
-    tensors = _read_pickle(path)
+    tensors = read_pickle(path)
     return next((tensors[each] for each in names if each in tensors), None)
 
 
@@ -93,7 +97,7 @@ def split_checkpoint(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, 
     return unet, vae, text
 
 
-def vae_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def vae_tensors(path: Path, tensors: Mapping[str, Content]) -> dict[str, Content]:
     """Tensors of a separate VAE file under the names they have inside a checkpoint.
 
     VAE files are published with and without `first_stage_model.`; a whole checkpoint serves as well.

@@ -64,7 +64,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
     else:
         unet, vae, text = _from_single_file(files.checkpoint, device)
     if files.vae is not None:
-        vae = _better_vae(files.vae, device)
+        vae = load_vae(files.vae, device)
     if vae is None:
         raise ModelError(f"{files.checkpoint}: holds no VAE. Name one beside it (PASTEL_VAE).")
     fit_odd_sizes(unet)
@@ -143,7 +143,7 @@ def _refuse_other_families(path: Path, unet: UNet2DConditionModel, text: CLIPTex
         raise ModelError(f"{path}: {reason}. This container runs Stable Diffusion 1.x text-to-image models.")
 
 
-def _better_vae(path: Path, device: Device) -> AutoencoderKL:
+def load_vae(path: Path, device: Device) -> AutoencoderKL:
     """The VAE of a file or diffusers folder."""
     if path.is_dir():
         with _folder_errors(path):

@@ -193,20 +193,9 @@ _NAMES = {key.casefold(): key for key in _KEYS} | _OTHER_NAMES
 
 _WITHOUT_EFFECT = frozenset(
     {key for key, *_ in OLD_BEHAVIOUR}
-    | {"Template", "Negative Template", "User", "Parser", "Time taken", "File includes", "Comment"}
-    | {
-        "Wildcard prompt",
-        "Wildcard negative prompt",
-        "First pass size",
-        "Batch size",
-        "Batch pos",
-        "Batch",
-        "Created Date",
-        "App",
-        "Backend",
-        "Pipeline",
-    }
-    | {"Operations", "Second pass", "Hires force", "Hires size"}
+    | {"Template", "Negative Template", "User", "Parser", "Time taken", "File includes", "Comment", "Wildcard prompt"}
+    | {"Wildcard negative prompt", "First pass size", "Batch size", "Batch pos", "Batch", "Created Date", "App"}
+    | {"Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
 )
 """Keys that are understood but ask for nothing: they repeat others or tell of the program."""
 
@@ -230,7 +219,7 @@ def read(text: str) -> Parameters:
     text, left_out = _whole_block(text)
     text, resources = _lift_json(text)
     parsed = parse(text)
-    fields, written = _join_sizes(parsed), _join_sizes(parse_only(text))
+    fields, written = _join_sizes(parsed), {*split(text).fields, "Prompt", "Negative prompt"}
     # What stands there wins over WebUI's defaults, and exact names over others such as "seed" or "CFG".
     named = sorted(fields, key=lambda key: (key in written) + (key in written and key in _KEYS))
     known = {_NAMES[key.casefold()]: fields[key] for key in named if key.casefold() in _NAMES}
@@ -244,13 +233,6 @@ def read(text: str) -> Parameters:
     said = {name: value for name, value in values.items() if value is not None}
     warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
     return replace(Parameters(), **said, warnings=warnings, doubts=_doubts(parsed, values, resources))
-
-
-def parse_only(text: str) -> dict[str, Value]:
-    """What stands in the block, without what WebUI adds to it."""
-    block = split(text)
-    there = {f"{key}-{side}" for key in block.fields for side in (1, 2)} | block.fields.keys()
-    return {key: value for key, value in parse(text).items() if key in there or key in ("Prompt", "Negative prompt")}
 
 
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:

@@ -6,7 +6,7 @@ that a sampling loop never waits for a tensor.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -38,9 +38,14 @@ _LOG_SIGMAS: tuple[float, ...] = tuple(_TABLE.log().tolist())
 
 def sigma_to_t(sigma: float) -> float:
     """Fractional timestep in [0, 999] of a noise level > 0, linear in log sigma between table entries."""
+    return _position(_LOG_SIGMAS, sigma)
+
+
+def _position(logs: Sequence[float], sigma: float) -> float:
+    """Fractional position of a noise level > 0 in an ascending table of log sigmas, at most its ends."""
     log_sigma = math.log(sigma)
-    low = min(max(bisect_right(_LOG_SIGMAS, log_sigma) - 1, 0), len(_LOG_SIGMAS) - 2)
-    weight = (log_sigma - _LOG_SIGMAS[low]) / (_LOG_SIGMAS[low + 1] - _LOG_SIGMAS[low])
+    low = min(max(bisect_right(logs, log_sigma) - 1, 0), len(logs) - 2)
+    weight = (log_sigma - logs[low]) / (logs[low + 1] - logs[low])
     return low + min(max(weight, 0.0), 1.0)
 
 
@@ -109,19 +114,18 @@ def _uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
 
 def _sgm_uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
     """Evenly spaced timesteps without the last one, as in Stability AI's generative-models."""
-    return _to_zero(_at(table, torch.linspace(_position(table, high), _position(table, low), n + 1)[:-1]))
+    return _to_zero(_at(table, _between(table, low, high, n + 1)[:-1]))
+
+
+def _between(table: Tensor, low: float, high: float, n: int) -> Tensor:
+    """Fractional positions in the table, evenly spaced from the level `high` down to `low`."""
+    logs = table.log().tolist()
+    return torch.linspace(_position(logs, high), _position(logs, low), n)
 
 
 def _normal(n: int, table: Tensor, low: float, high: float) -> Tensor:
     """Evenly spaced timesteps, both ends included, between the levels that are asked for."""
-    return _to_zero(_at(table, torch.linspace(_position(table, high), _position(table, low), n)))
-
-
-def _position(table: Tensor, sigma: float) -> float:
-    """Fractional position of a noise level in a table, linear in log sigma, at most its ends."""
-    logs, level = table.log().tolist(), math.log(sigma)
-    place = min(max(bisect_right(logs, level) - 1, 0), len(logs) - 2)
-    return place + min(max((level - logs[place]) / (logs[place + 1] - logs[place]), 0.0), 1.0)
+    return _to_zero(_at(table, _between(table, low, high, n)))
 
 
 def _simple(n: int, table: Tensor, low: float, high: float) -> Tensor:

@@ -61,14 +61,14 @@ def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     cache: Path = options.cache
     kept = set[Path]() if options.all else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
     freed = 0
-    for path in sorted(path for path in cache.rglob("*") if path.is_file() and path not in kept):
+    files = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    for path in sorted(path for path in files if path not in kept):
         if _in_use(path):
             print(f"kept {path.relative_to(cache)}: being fetched just now")
             continue
         freed += path.stat().st_size
         path.unlink()
-        if not path.name.endswith(".lock"):
-            print(f"deleted {path.relative_to(cache)}")
+        print(f"deleted {path.relative_to(cache)}")
     for lock in cache.rglob(".*.lock"):
         if not _in_use(lock):
             lock.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipelines.checkpoint import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, WANTED
+from pipelines.checkpoint import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, WANTED, read_pickle, vae_tensors
 from pipelines.errors import ModelError
 
 EMA_PREFIX = "model_ema."
@@ -51,7 +51,7 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
             tensors |= _moving_average(source, found, tensors)
         if vae is not None:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)}
-            tensors |= _vae(vae, _opened(vae, files))
+            tensors |= vae_tensors(vae, _opened(vae, files))
         tensors.pop(f"{TEXT_PREFIX}text_model.embeddings.position_ids", None)  # 0..76, in some files in broken float16
         _write(target, tensors, half)
 
@@ -62,13 +62,7 @@ def _opened(path: Path, files: ExitStack) -> dict[str, Lazy]:
         raise ModelError(f"{path}: no such file.")
     if path.suffix == ".safetensors":
         return _safetensors(path, files)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds here, all mean the same to the user
-        first_line = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: cannot be read as plain weights ({first_line}); nothing in it was run.") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    found = read_pickle(path)
     return {name: Lazy(value.dtype, tuple(value.shape), partial(_same, value)) for name, value in found.items()}
 
 
@@ -98,16 +92,6 @@ def _moving_average(path: Path, found: Mapping[str, Lazy], tensors: Mapping[str,
     if missing:
         raise ModelError(f"{path}: holds no moving average of {len(missing)} UNet tensors. Leave --ema out.")
     return {name: found[averaged[name]] for name in names}
-
-
-def _vae(path: Path, found: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """A VAE file's tensors, under the names that they have inside a checkpoint."""
-    inside = {name: tensor for name, tensor in found.items() if name.startswith(VAE_PREFIX)}
-    kept = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    inside = inside or {VAE_PREFIX + name: tensor for name, tensor in found.items() if name.startswith(kept)}
-    if f"{VAE_PREFIX}decoder.conv_in.weight" not in inside:
-        raise ModelError(f"{path}: holds no VAE decoder, so it cannot be merged in.")
-    return inside
 
 
 def _write(target: Path, tensors: Mapping[str, Lazy], half: bool) -> None:

@@ -3,8 +3,11 @@
 The judge saw drawn scenes only (`pastel_tiny/judge.py`). Each measure stands beside a control that must fail.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from pastel_tiny.dataset import TEST_SEED, halve
@@ -102,8 +105,6 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
 
 
 def test_the_better_vae_is_better(networks: Networks, embedded: ResolvedModel) -> None:
-    from dataclasses import replace
-
     shown = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(24)])
     stock = load(replace(embedded.files, vae=None))
     errors = [saturation_error(each, shown) for each in (stock, networks)]
@@ -112,8 +113,6 @@ def test_the_better_vae_is_better(networks: Networks, embedded: ResolvedModel) -
 
 def saturation_error(networks: Networks, shown: Pictures) -> float:
     """Mean absolute error of max - min over the channels, in bytes, of pictures that go through the autoencoder."""
-    import torch
-
     back = []
     for picture in shown:
         pixels = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)

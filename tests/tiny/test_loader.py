@@ -77,7 +77,7 @@ def test_the_better_vae_is_the_one_that_decodes(networks: Networks, files: Model
 
 def test_a_vae_that_was_not_applied_is_an_error(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = load(replace(files, vae=None)).vae.network
-    monkeypatch.setattr(loader, "_better_vae", lambda *_: stock)
+    monkeypatch.setattr(loader, "load_vae", lambda *_: stock)
     with pytest.raises(ModelError, match="is not the one in use"):
         load(files)
 
