@@ -16,11 +16,12 @@ from typing import Any, Optional
 from cog import BasePredictor, Input, Path, streaming
 
 from pipelines import parameters, pasted
-from pipelines.device import best_device, release_memory
+from pipelines.device import best_device
 from pipelines.errors import AllPicturesFlagged
 from pipelines.esrgan import NetworkUpscaler, load_upscaler
 from pipelines.highres import Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
+from pipelines.memory import release_memory
 from pipelines.output import FileFormat, OutputFolder
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan

@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.conditioning import Prompts
+from pipelines.memory import thriftily
 from pipelines.schedules import sigma_to_t
 
 
@@ -21,6 +22,7 @@ class GuidedDenoiser:
         self._prompts = prompts
         self._scale = guidance_scale
         self.calls = 0
+        self._together = True
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
         """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided.
@@ -51,12 +53,23 @@ class GuidedDenoiser:
         return self._predict(x, t, positive), self._predict(x, t, negative)[0]
 
     def _predict(self, x: Tensor, t: float, context: Tensor) -> tuple[Tensor, ...]:
-        """One UNet call for every row of context (rows, tokens, width) with every image of x."""
-        rows, dtype = context.shape[0], self._unet.dtype
-        noise: Tensor = self._unet(
-            x.to(dtype).repeat(rows, 1, 1, 1),
-            torch.tensor(t, dtype=torch.float32).to(x.device, non_blocking=True),
-            encoder_hidden_states=context.to(dtype).repeat_interleave(x.shape[0], dim=0),
-            return_dict=False,
-        )[0]
-        return noise.float().chunk(rows)
+        """The noise (B, 4, h, w) of every row of context (rows, tokens, width): one batch, where memory allows it."""
+        time = torch.tensor(t, dtype=torch.float32).to(x.device, non_blocking=True)
+        images = x.to(self._unet.dtype).repeat(context.shape[0], 1, 1, 1)
+        contexts = context.to(self._unet.dtype).repeat_interleave(x.shape[0], dim=0)
+
+        def one_by_one() -> Tensor:
+            self._together = False  # it would fail again at every step
+            pairs = zip(images.split(1), contexts.split(1), strict=True)
+            return torch.cat([self._call(image, time, each) for image, each in pairs])
+
+        if not self._together:
+            noise = one_by_one()
+        else:
+            saving = "the rest of this pass takes one row of the batch at a time"
+            noise = thriftily(lambda: self._call(images, time, contexts), one_by_one, saving)
+        return noise.float().chunk(context.shape[0])
+
+    def _call(self, images: Tensor, time: Tensor, contexts: Tensor) -> Tensor:
+        noise: Tensor = self._unet(images, time, encoder_hidden_states=contexts, return_dict=False)[0]
+        return noise

@@ -6,16 +6,11 @@ changes a plan or a sampler: those work on float32 latents everywhere.
 """
 
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-
-from pipelines.errors import OutOfMemory
 
 
 @dataclass(frozen=True)
@@ -36,26 +31,6 @@ def best_device() -> Device:
     if torch.backends.mps.is_available():
         return Device(torch.device("mps"), torch.float16)
     return Device(torch.device("cpu"), torch.float32)
-
-
-@contextmanager
-def memory_errors_say_what_fits(what: str) -> Iterator[None]:
-    """Turn the allocator's error into OutOfMemory, which names the work and what would need less."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemory(
-            f"No memory left for {what}. Use num_outputs=1, a smaller hires_scale, or a smaller width and height."
-        ) from error
-
-
-def release_memory(error: BaseException) -> None:
-    """After a failed or cancelled prediction: let go of what its frames hold, and give the GPU's memory back."""
-    traceback.clear_frames(error.__traceback__)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class Stopwatch:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pipelines.conditioning import PromptEncoder, Prompts
 from pipelines.denoiser import GuidedDenoiser
-from pipelines.device import Stopwatch, memory_errors_say_what_fits
+from pipelines.device import Stopwatch
 from pipelines.esrgan import NetworkUpscaler
 from pipelines.loader import Networks
+from pipelines.memory import memory_errors_say_what_fits
 from pipelines.noise import Noise
 from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
 from pipelines.request import GenerationRequest
@@ -88,7 +89,7 @@ def render(
     Finished pictures come one by one, each as soon as it is decoded. Raises NonFiniteError when a picture cannot be
     decoded; pictures before it have been handed out.
     """
-    with memory_errors_say_what_fits(plan.describe()):
+    with memory_errors_say_what_fits(plan, networks.footprint, networks.device.place):
         yield from _phases(networks, request, plan, show_phases, upscaler)
 
 

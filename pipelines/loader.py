@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from pipelines.checkpoint import (
 from pipelines.conditioning import TextEncoder, load_tokenizer
 from pipelines.device import Device, best_device
 from pipelines.errors import ModelError
+from pipelines.memory import Footprint
 from pipelines.model import ModelFiles, ModelIdentity
 from pipelines.unet import fit_odd_sizes
 from pipelines.vae import VAE
@@ -54,6 +56,11 @@ class Networks:
     vae: VAE
     text: TextEncoder
     device: Device
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """Bytes that these networks take."""
+        return Footprint.of(self.unet, self.vae.network, self.text.model)
 
 
 def load(files: ModelFiles, device: Device | None = None) -> Networks:

@@ -1,12 +1,19 @@
 """Latents <-> pixels, guarded against decodes that are not finite."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from pipelines.errors import NonFiniteError
+from pipelines.memory import thriftily
 
+TILE = 512
+"""Side of the VAE's tiles in pixels, where a picture does not fit as a whole."""
+Result = TypeVar("Result")
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 """One picture: (height, width, 3), 8 bits a channel."""
 
@@ -37,16 +44,29 @@ class VAE:
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """uint8-like pixels in [0, 1] (3, H, W) -> scaled latent (4, H/8, W/8), sampled with the given noise."""
         image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype)
-        posterior = self.network.encode(image).latent_dist
+        posterior = self._thriftily(lambda: self.network.encode(image)).latent_dist
         latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device)
         return latent[0] * self.scale
 
     def _decode(self, latent: Tensor) -> tuple[Tensor, bool]:
         scaled = (latent / self.scale)[None].to(self.network.dtype)
-        image = self.network.decode(scaled).sample[0].float()
+        image = self._thriftily(lambda: self.network.decode(scaled)).sample[0].float()
         finite = torch.isfinite(image).all()
         pixels = ((image + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)  # truncates, as WebUI does
         return pixels.permute(1, 2, 0).contiguous().cpu(), bool(finite)
+
+    def _thriftily(self, work: Callable[[], Result]) -> Result:
+        """Do the work at once, or where memory is short in overlapping tiles, whose seams may be visible."""
+
+        def in_tiles() -> Result:
+            self.network.tile_sample_min_size, self.network.tile_latent_min_size = TILE, TILE // 8
+            self.network.enable_tiling()
+            try:
+                return work()
+            finally:
+                self.network.disable_tiling()
+
+        return thriftily(work, in_tiles, f"the VAE works in tiles of {TILE} px, whose seams may show")
 
     def _decode_in_float32(self, latent: Tensor) -> tuple[Tensor, bool]:
         dtype = self.network.dtype

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines import catalog, highres
-from pipelines.errors import NonFiniteError, OutOfMemory
+from pipelines.errors import NonFiniteError
 from pipelines.highres import BASE, DRAFT, FINAL, REFINE, UPSCALED, Event, Finished, PassResult, Picture, Step, render
 from pipelines.loader import Networks
 from pipelines.plan import make_plan
@@ -185,11 +185,3 @@ def test_a_half_precision_overflow_is_decoded_again_in_float32(networks: Network
         picture = VAE(half, networks.vae.scale).decode(latent)
     assert half.dtype == torch.float16
     assert np.abs(picture.astype(int) - expected.astype(int)).mean() < 3
-
-
-def test_memory_errors_say_what_fits(networks: Networks) -> None:
-    with (
-        mock.patch.object(networks.unet, "forward", side_effect=torch.OutOfMemoryError("CUDA out of memory")),
-        pytest.raises(OutOfMemory, match="num_outputs=1"),
-    ):
-        list(events(networks, request()))

@@ -1,0 +1,155 @@
+"""setup: from the file to networks that draw, beside a plain read of the same bytes and beside diffusers.
+
+Every figure is taken in a process of its own, since imports and peak memory can be taken only once in each. A full-size
+checkpoint with random weights is made for it. "fp16" is what a GPU takes, "fp32" what this project draws with on a CPU.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import report
+
+PIECE = 16 << 20
+
+
+class Laps:
+    """Seconds between marks."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def raw(file: Path, laps: Laps) -> None:
+    """Read the bytes into one small buffer."""
+    buffer = bytearray(PIECE)
+    with file.open("rb", buffering=0) as stream:
+        while stream.readinto(buffer):
+            pass
+    laps.mark("load")
+
+
+def ours(file: Path, laps: Laps, half: bool) -> None:
+    """What setup() does, and a picture of 64 px in one step."""
+    import torch
+
+    import predict  # noqa: F401  # what the container imports
+    from pipelines.device import Device
+    from pipelines.highres import render
+    from pipelines.loader import load
+    from pipelines.model import ModelFiles
+    from pipelines.plan import make_plan
+    from pipelines.request import GenerationRequest
+
+    laps.mark("import")
+    device = Device(torch.device("cpu"), torch.float16 if half else torch.float32)
+    networks = load(ModelFiles(name="random", checkpoint=file, vae=None), device)
+    laps.mark("load")
+    if not half:
+        request = GenerationRequest(prompt="a sun", width=64, height=64, seed=1, num_inference_steps=1, hires=None)
+        for _ in render(networks, request, make_plan(request)):
+            pass
+        laps.mark("picture")
+
+
+def diffusers(file: Path, laps: Laps, half: bool) -> None:
+    """What a plain program does: from_single_file, with its configuration at hand."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    laps.mark("import")
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(file),
+        config=str(file.parent / "configuration"),
+        torch_dtype=torch.float16 if half else torch.float32,
+        local_files_only=True,
+    )
+    laps.mark("load")
+    if not half:
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline("a sun", width=64, height=64, num_inference_steps=1)
+        laps.mark("picture")
+
+
+CONTESTANTS: dict[str, Callable[[Path, Laps], None]] = {
+    "raw read": raw,
+    "ours, fp16": lambda file, laps: ours(file, laps, True),
+    "diffusers, fp16": lambda file, laps: diffusers(file, laps, True),
+    "ours, fp32": lambda file, laps: ours(file, laps, False),
+    "diffusers, fp32": lambda file, laps: diffusers(file, laps, False),
+}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=3, help="times each (default 3)")
+    parser.add_argument("--cold", action="store_true", help="drop the file from the page cache before each read")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the tables; returns medians for the JSON line."""
+    from bench.full_size import checkpoint, configuration
+
+    file = checkpoint()
+    configuration()
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    for _ in range(arguments.rounds):
+        for name in CONTESTANTS:
+            if arguments.cold:
+                drop_from_cache(file)
+            found[name].append(_measured(name, file))
+    figures = {
+        part: {name: [run[part] for run in runs] for name, runs in found.items() if part in runs[0]}
+        for part in ("import", "load", "picture", "peak")
+    }
+    size = file.stat().st_size / 1e9
+    print(f"{file.name}: {size:.2f} GB{', not in the page cache' if arguments.cold else ', in the page cache'}")
+    print(report.table("\nLoad: from the file to networks", "s", figures["load"], "raw read"))
+    print(report.table("\nImports", "s", figures["import"], "diffusers, fp16"))
+    print(report.table("\nFirst picture, 64 px, one step", "s", figures["picture"], "diffusers, fp32"))
+    print(report.table("\nPeak memory after loading", "GB", figures["peak"], "raw read"))
+    return figures
+
+
+def drop_from_cache(file: Path) -> None:
+    """Make the next read come from the disk."""
+    with file.open("rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _measured(name: str, file: Path) -> dict[str, float]:
+    done = subprocess.run([sys.executable, "-m", "bench.setup", name, str(file)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr.strip()}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def peak_memory() -> float:
+    """The most GB that this process ever held. Not `ru_maxrss`, which a child inherits from its parent."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found, "Linux tells it"
+    return int(found[1]) * 1024 / 1e9
+
+
+def _measure() -> None:
+    """The child's part: one contestant, figures as JSON in the last line."""
+    laps = Laps()
+    CONTESTANTS[sys.argv[1]](Path(sys.argv[2]), laps)
+    print(json.dumps(laps.seconds | {"peak": peak_memory()}))
+
+
+if __name__ == "__main__":
+    _measure()

@@ -1,0 +1,118 @@
+"""How much memory a plan takes, known without doing it, and how work gets by with less where there is not enough.
+
+The figures are of activations, beside the weights, with fused attention. They grow with the pixels and with nothing
+else; `tests/tiny/test_memory.py` counts every tensor that the networks make and finds the same.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from pipelines.errors import OutOfMemory
+from pipelines.plan import LATENT_PIXELS, HighresPlan
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+UNET_TENSORS = 26
+"""The UNet at its peak holds so many tensors of its first level's channels, for every latent pixel."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that the networks of one model take."""
+
+    weights: int
+    unet: int
+    """Per latent pixel and row of the batch; a guided image is two rows."""
+    vae: int
+    """Per pixel of the one picture that is decoded at a time."""
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextModel) -> "Footprint":
+        """Counted from the networks' shapes and number formats."""
+        first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
+        return cls(
+            weights=sum(weight.nbytes for network in (unet, vae, text) for weight in network.parameters()),
+            unet=UNET_TENSORS * unet.config.block_out_channels[0] * unet.dtype.itemsize,
+            # Either the last level's first block, which still has the channels of the level before, or the others.
+            vae=max(5 * first, 3 * second) * vae.dtype.itemsize,
+        )
+
+    def needed(self, plan: HighresPlan) -> int:
+        """Bytes beside the weights with everything done at once, as it is where there is room."""
+        width, height = plan.final_size
+        pixels, rows = width * height, 2 * len(plan.seeds)
+        return max(self.unet * pixels // LATENT_PIXELS**2 * rows, self.vae * pixels)
+
+    def pixels(self, room: int) -> int:
+        """How large a picture fits into so many bytes: guided row by row and decoded in tiles."""
+        return room * LATENT_PIXELS**2 // self.unet
+
+
+def room_beside(weights: int, device: torch.device) -> int | None:
+    """Bytes that the device has beside our weights and what other processes hold; None where nobody can tell."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - weights
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up; the CPU's raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def thriftily(work: Callable[[], Result], less: Callable[[], Result], saving: str) -> Result:
+    """Do the work; where memory runs out, say so and do it the way that needs less. Only once: that may raise, too."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(error)
+    log.warning("Out of memory: %s.", saving)
+    return less()
+
+
+def release_memory(error: BaseException) -> None:
+    """After failed or cancelled work: let go of what its frames hold, and give the GPU's memory back."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def memory_errors_say_what_fits(plan: HighresPlan, footprint: Footprint, device: torch.device) -> Iterator[None]:
+    """Turn the allocator's last word into OutOfMemory, which tells the sizes that fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        fit = what_fits(plan, footprint, room_beside(footprint.weights, device))
+        raise OutOfMemory(f"No memory left for {plan.describe()}. {fit}") from error
+
+
+def what_fits(plan: HighresPlan, footprint: Footprint, room: int | None) -> str:
+    """Advice in one sentence: the largest picture of the plan's shape that has room, by the inputs that ask for it."""
+    width, height = plan.final_size
+    if room is None:
+        return f"Use a smaller hires_scale or size than {width}x{height}, or num_outputs=1."
+    # what did not fit by this count's word either must become smaller all the same
+    pixels = min(footprint.pixels(room), width * height * 0.8)
+    scale = (pixels / (plan.first.width * plan.first.height)) ** 0.5
+    if plan.hires and scale >= 1.05:
+        return f"hires_scale={int(scale * 20) / 20:g} fits."
+    if plan.hires and scale >= 1:
+        return "hires=false fits."
+    sides = (max(64, int(side * scale) // 64 * 64) for side in (plan.first.width, plan.first.height))
+    return "width={} and height={} fit{}.".format(*sides, ", with hires=false" if plan.hires else "")

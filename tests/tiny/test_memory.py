@@ -1,0 +1,182 @@
+"""Memory: what is said to be needed is what the networks take, and what does not fit at once is done with less."""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.full_size import meta_networks
+from pipelines import memory
+from pipelines.errors import OutOfMemory
+from pipelines.highres import Picture, render
+from pipelines.loader import Networks
+from pipelines.memory import Footprint
+from pipelines.plan import HighresPlan, make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+
+SHORT = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def request(**fields: Any) -> GenerationRequest:
+    small = {"prompt": "a pink sun", "width": 128, "height": 64, "seed": 7, "num_inference_steps": 2}
+    return GenerationRequest(**{**small, "hires": HiresSettings(steps=1), **fields})
+
+
+def pictures(networks: Networks, asked: GenerationRequest) -> list[np.ndarray]:
+    return [event.pixels for event in render(networks, asked, make_plan(asked)) if isinstance(event, Picture)]
+
+
+class FusedAttention(TorchFunctionMode):
+    """On the meta device torch would write out the matrix that fused attention never holds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors held at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: Counter[int] = Counter()
+        self.sizes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
+            storage = tensor.untyped_storage()
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.holders[storage._cdata] += 1
+            weakref.finalize(tensor, self.release, storage._cdata)
+        self.most = max(self.most, sum(self.sizes.values()))
+        return result
+
+    def release(self, storage: int) -> None:
+        self.holders[storage] -= 1
+        if not self.holders[storage]:
+            del self.holders[storage], self.sizes[storage]
+
+
+def peak(work: Callable[[], object]) -> int:
+    with torch.inference_mode(), FusedAttention(), Peak() as counted:
+        work()
+    return counted.most
+
+
+def on_meta(networks: Networks) -> dict[str, Any]:
+    with torch.device("meta"):
+        parts = {"unet": networks.unet, "vae": networks.vae.network}
+        return {name: type(part).from_config(part.config) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("model", ["full size", "embedded"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_footprint_is_what_the_networks_hold(networks: Networks, model: str, dtype: torch.dtype) -> None:
+    parts = meta_networks() if model == "full size" else on_meta(networks)
+    unet, vae = (parts[name].to(dtype) for name in ("unet", "vae"))
+    footprint = Footprint.of(unet, vae, meta_networks()["text"])
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    width = unet.config.cross_attention_dim
+    drawing = peak(lambda: unet(empty(2, 4, 64, 96), torch.empty((), device="meta"), empty(2, 77, width)))
+    decoding = peak(lambda: vae.decode(empty(1, 4, 64, 96)))
+    assert footprint.unet * 64 * 96 * 2 == pytest.approx(drawing, rel=0.05)
+    assert footprint.vae * 512 * 768 == pytest.approx(decoding, rel=0.01)
+    assert peak(lambda: vae.encode(empty(1, 3, 512, 768))) <= decoding * 1.02, "encoding takes no more"
+
+
+def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(
+    networks: Networks, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw, tried = networks.unet.forward, Counter[int]()
+
+    def little_room(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        tried[len(images)] += 1
+        if len(images) > 1:
+            raise SHORT
+        return draw(images, *args, **kwargs)
+
+    asked = request(num_outputs=2, hires=None)
+    wanted = pictures(networks, asked)
+    with mock.patch.object(networks.unet, "forward", little_room):
+        drawn = pictures(networks, asked)
+    assert tried == {4: 1, 1: 2 * 4}, "the batch is tried once, then no more"
+    assert caplog.messages == ["Out of memory: the rest of this pass takes one row of the batch at a time."]
+    for got, expected in zip(drawn, wanted, strict=True):
+        assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+def test_a_picture_that_cannot_be_decoded_at_once_is_decoded_in_tiles(
+    networks: Networks, caplog: pytest.LogCaptureFixture
+) -> None:
+    decode = networks.vae.network.decoder.forward
+
+    def little_room(latents: Tensor) -> Tensor:
+        if latents.shape[-1] > 64:
+            raise SHORT
+        return decode(latents)
+
+    latent = torch.randn(4, 32, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole = networks.vae.decode(latent)
+        with mock.patch.object(networks.vae.network.decoder, "forward", little_room):
+            tiled = networks.vae.decode(latent)
+    assert caplog.messages == ["Out of memory: the VAE works in tiles of 512 px, whose seams may show."]
+    assert tiled.shape == whole.shape == (256, 768, 3)
+    assert np.abs(tiled.astype(int) - whole).mean() < 8, "the same picture, but for its norms' statistics"
+    assert not networks.vae.network.use_tiling, "the next picture is decoded as a whole again"
+
+
+def test_what_does_not_fit_even_so_is_an_error_that_tells_a_size_that_fits(networks: Networks) -> None:
+    room = mock.patch.object(memory, "room_beside", return_value=networks.footprint.unet * 16 * 16 * 3)
+    short = mock.patch.object(networks.unet, "forward", side_effect=SHORT)
+    with room, short, pytest.raises(OutOfMemory, match=r"No memory left for 1 x 128x128, .*\. hires_scale=1.7 fits\."):
+        pictures(networks, request(width=128, height=128))
+    assert pictures(networks, request()), "the next prediction finds everything as it was"
+
+
+def plan(**fields: Any) -> HighresPlan:
+    return make_plan(request(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "latent_pixels", "advice"),
+    [
+        ({"width": 512, "height": 512}, 100 * 100, "hires_scale=1.55 fits."),
+        ({"width": 512, "height": 512}, 65 * 65, "hires=false fits."),
+        ({"width": 512, "height": 768}, 64 * 64, "width=384 and height=576 fit, with hires=false."),
+        ({"width": 512, "height": 768, "hires": None}, 64 * 64, "width=384 and height=576 fit."),
+        ({"width": 512, "height": 512}, 200 * 200, "hires_scale=1.75 fits."),  # by our count it did fit already
+        ({"width": 64, "height": 64, "hires": None}, 1, "width=64 and height=64 fit."),
+    ],
+)
+def test_advice(fields: dict[str, Any], latent_pixels: int, advice: str) -> None:
+    footprint = Footprint(weights=0, unet=1000, vae=100)
+    assert memory.what_fits(plan(**fields), footprint, latent_pixels * 1000) == advice
+
+
+def test_advice_where_nobody_knows_the_room() -> None:
+    advice = memory.what_fits(plan(), Footprint(weights=0, unet=1, vae=1), None)
+    assert advice == "Use a smaller hires_scale or size than 256x128, or num_outputs=1."
+
+
+def test_other_errors_are_not_taken_for_missing_memory(networks: Networks) -> None:
+    with (
+        mock.patch.object(networks.unet, "forward", side_effect=RuntimeError("shapes differ")),
+        pytest.raises(RuntimeError, match="shapes differ"),
+    ):
+        pictures(networks, request())
