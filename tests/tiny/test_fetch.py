@@ -3,14 +3,12 @@
 import errno
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,20 +37,7 @@ KNOWN = Expected(size=len(DATA), sha256=SHA256)
 NOTHING_KNOWN = Expected()
 
 
-@pytest.fixture
-def server() -> Generator[Server]:
-    with running() as running_server:
-        yield running_server
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No proxy, token or setting of the machine that runs the tests."""
-    for name in list(os.environ):
-        if name.startswith(("HF_", "PASTEL_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def fetched(server: Server, folder: Path, expected: Expected, *answers: Answer) -> Path:
