@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -168,6 +170,36 @@ def test_memory_stays_bounded(server: Server, tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 << 20
+
+
+# ---------------------------------------------------------------- proxies, terminals
+
+
+def test_a_proxy_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.address)
+    server.script["http://weights.invalid/weights"] = [GOOD]
+    assert fetch_url("http://weights.invalid/weights", tmp_path, patience=HURRY).read_bytes() == DATA
+
+
+def test_no_proxy_is_asked_for_hosts_without(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(SourceFailed, match="cannot be reached"):
+        fetched(server, tmp_path, KNOWN, GOOD)
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    assert fetched(server, tmp_path, KNOWN, GOOD).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_for_terminals(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", shown := Stream())
+    fetched(server, tmp_path, KNOWN, GOOD)
+    assert ("weights.safetensors: 100%" in shown.getvalue()) == terminal
 
 
 # ---------------------------------------------------------------- processes
@@ -432,6 +464,43 @@ def test_the_hubs_own_cache_serves_if_its_file_is_right(
 
 
 # ---------------------------------------------------------------- command line
+
+
+def test_the_program_itself_killed_and_run_again(hub: Server, tmp_path: Path) -> None:
+    """Nobody has the single file of pastel-mix; a repository that the manifest names has a folder, HF_HOME its VAE."""
+    repository = "HeWhoRemixes/pastelmix-better-vae-fp16"
+    unet, vae, _ = WEIGHTS
+    hub.script |= {path.replace(REPOSITORY, repository): answers for path, answers in hub.script.items()}
+    hub.script[f"/{repository}/resolve/main/{unet}"] = [replace(GOOD, drip=0.005)]
+    del hub.script[f"/{repository}/resolve/main/{vae}"]
+    listing = json.dumps({"siblings": [{"rfilename": name} for name in NAMES + WEIGHTS]}).encode()
+    hub.script[f"/api/models/{repository}/revision/main"] = [Answer(body=listing)]
+    kept = tmp_path / "hf/hub" / f"models--{repository.replace('/', '--')}"
+    for name, content in {"refs/main": b"abc", f"snapshots/abc/{vae}": OTHER}.items():
+        (kept / name).parent.mkdir(parents=True)
+        (kept / name).write_bytes(content)
+
+    def start() -> "subprocess.Popen[str]":
+        words = [sys.executable, "-m", "weights_script", "--cache", str(tmp_path / "cache"), "fetch", "pastel-mix"]
+        settings = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_secretsecretsecret"}
+        return subprocess.Popen(words, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    process = start()
+    until = time.monotonic() + 20
+    while not any(part.stat().st_size > 30_000 for part in tmp_path.rglob("*.part")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    told = process.communicate(timeout=10)[0]
+    hub.script[f"/{repository}/resolve/main/{unet}"] = [GOOD]
+    process = start()
+    told += process.communicate(timeout=20)[0]
+    folder = Path(told.splitlines()[-1])
+    assert process.returncode == 0
+    assert [(folder / name).read_bytes() for name in (unet, vae)] == [DATA, OTHER]
+    assert any("Range" in headers for path, headers in hub.seen if path.endswith(unet))
+    assert hub.seen[-1][1]["Authorization"] == "Bearer hf_secretsecretsecret"
+    assert "secret" not in told
 
 
 def run(monkeypatch: pytest.MonkeyPatch, cache: Path, *arguments: str) -> int:
