@@ -162,7 +162,7 @@ class _Job:
     """Several were tried, and did not work out."""
 
     def attempt(self) -> str:
-        """One request, from where the part ends. Returns the SHA-256 of the finished file."""
+        """Fetch from where the part ends. Returns the SHA-256 of the finished file."""
         # A part is only continued when both pieces are sure to be of one file: the server says so (If-Range), or the
         # hash of the whole will tell.
         kept = self.part.size if self.part.version() or self.expected.sha256 else 0
@@ -200,7 +200,6 @@ class _Job:
         if length is None and not self.expected.sha256 and not shows_its_end(response):
             raise SourceFailed("states no length, and no size or hash is known: a cut file could not be told")
         _need_room(self.part.target, (length or 0) - offset)
-        self.part.remember(version_of(response))
         sha256 = self.write(response, offset, length)
         if length is not None and self.part.size < length:
             raise Interrupted(f"cut after {self.part.size} of {length} bytes")
@@ -226,6 +225,7 @@ class _Job:
             ):
                 file.seek(offset)
                 file.truncate()
+                self.part.remember(version_of(response))  # now: what was there before may be of another version
                 for chunk in chunks:
                     file.write(chunk)
                     digest.update(chunk)
@@ -237,7 +237,7 @@ class _Job:
         return digest.hexdigest()
 
     def chunks(self, response: HTTPResponse, offset: int, length: int | None) -> Generator[bytes | bytearray]:
-        """The answer's body; of a large file of a known version in segments, for which it is left unread."""
+        """The answer's body; for a large file of a known version it is left unread, and segments come instead."""
         version = version_of(response) if accepts_ranges(response) else ""
         if length is None or length - offset < LARGE or not version or self.one_connection:
             yield from read_chunks(response, self.patience, None if length is None else length - offset)

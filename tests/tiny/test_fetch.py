@@ -22,7 +22,7 @@ from filelock import FileLock
 from pipelines.errors import ModelError
 from tests.tiny.misbehaving import Answer, Server, running
 from weights_script import __main__ as command_line
-from weights_script.download import Expected, NoRoom, download
+from weights_script.download import Expected, NoRoom, _Part, download
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
@@ -139,6 +139,24 @@ def test_a_stale_part_does_no_harm(server: Server, tmp_path: Path, stale: bytes)
     assert fetched(server, tmp_path, KNOWN, GOOD).read_bytes() == DATA
 
 
+def test_a_kill_leaves_no_old_part_with_the_note_of_a_new_version(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.safetensors.part").write_bytes(OTHER[:1000])
+    (tmp_path / "weights.safetensors.part.json").write_text('{"version": "\\"v0\\""}')
+    remember = _Part.remember
+
+    def killed(part: _Part, version: str) -> None:
+        remember(part, version)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Part, "remember", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetched(server, tmp_path, NOTHING_KNOWN, GOOD)
+    monkeypatch.setattr(_Part, "remember", remember)
+    assert fetched(server, tmp_path, NOTHING_KNOWN, GOOD).read_bytes() == DATA
+
+
 def test_a_whole_part_needs_no_request(server: Server, tmp_path: Path) -> None:
     """Killed between the last byte and the renaming."""
     (tmp_path / "weights.safetensors.part").write_bytes(DATA)
@@ -160,6 +178,12 @@ def test_a_disk_that_fills_up_is_named(server: Server, tmp_path: Path, monkeypat
     with pytest.raises(NoRoom, match="disk is full"):
         fetched(server, tmp_path, KNOWN, GOOD)
     assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors.part.json").mkdir()
+    with pytest.raises(ModelError, match="cannot be written"):
+        fetched(server, tmp_path, KNOWN, GOOD)
 
 
 def test_memory_stays_bounded(server: Server, tmp_path: Path) -> None:
