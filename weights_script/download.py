@@ -1,7 +1,7 @@
 """One URL -> one file: resumed after a cut, retried, checked while it streams, renamed only when it is whole and right.
 
-Own code, because the Hub's client compares sizes but not hashes on the plain path and knows no other mirrors. Memory
-stays at one chunk.
+Own code: the Hub's client compares sizes but no hashes on its plain path, has several connections only for what the Hub
+itself keeps in its chunk store (hf_xet), and knows no mirrors.
 """
 
 import errno
@@ -11,23 +11,27 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
+
+from tqdm import tqdm
 
 from pipelines.errors import ModelError
+from weights_script.segments import Segments
 from weights_script.web import (
     CHUNK,
     PATIENCE,
     Interrupted,
-    NoConnection,
     Patience,
     RangeRefused,
     SourceFailed,
-    Unreachable,
+    accepts_ranges,
     ask,
+    patiently,
     range_start,
     read_chunks,
     refuse_pages,
@@ -37,10 +41,11 @@ from weights_script.web import (
 )
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 ROOM_TO_SPARE = 16 << 20
 """Bytes that a download leaves free on the disk."""
+LARGE = 128 << 20
+"""Bytes still to come from which on several connections are worth their start."""
 LONGEST_TEXT = 16 << 20
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"version https://git-lfs")
 """How files begin that are no weights: web pages, error documents, pointers of Git's large file storage."""
@@ -66,7 +71,7 @@ class Expected:
 class Digest(Protocol):
     """A hash being fed, as hashlib's are."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | bytearray, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -82,7 +87,7 @@ def download(url: str, target: Path, expected: Expected, *, token: str = "", pat
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     job = _Job(url=url, part=_Part(target), expected=expected, token=token, patience=patience)
-    return _patiently(job.attempt, patience, lambda: job.part.size)
+    return patiently(job.attempt, patience, lambda: job.part.size)
 
 
 def read_text(url: str, *, token: str = "", patience: Patience = PATIENCE) -> str:
@@ -92,26 +97,7 @@ def read_text(url: str, *, token: str = "", patience: Patience = PATIENCE) -> st
         with ask(url, {}, token, patience.timeout) as response:
             return b"".join(read_chunks(response, patience, LONGEST_TEXT)).decode()
 
-    return _patiently(attempt, patience, lambda: 0)
-
-
-def _patiently(attempt: Callable[[], Result], patience: Patience, progress: Callable[[], int]) -> Result:
-    """Try until it works, or until it failed too often without `progress` (in bytes)."""
-    failures = 0
-    while True:
-        before = progress()
-        try:
-            return attempt()
-        except Interrupted as stop:
-            failures = 1 if progress() >= before + patience.progress else failures + 1
-            unreached = isinstance(stop, NoConnection)
-            if failures >= (patience.connects if unreached else patience.tries):
-                raise (Unreachable if unreached else SourceFailed)(f"{stop} ({failures} tries)") from stop
-            wait = patience.wait(failures) if stop.wait is None else stop.wait
-            if wait > patience.longest_wait:
-                raise SourceFailed(f"{stop}; asks to come back in {wait:.0f} s") from stop
-            log.info("%s; trying again in %.1f s", stop, wait)
-            time.sleep(wait)
+    return patiently(attempt, patience, lambda: 0)
 
 
 class _Part:
@@ -163,26 +149,32 @@ class _Part:
         return "sent a web page or a pointer instead of the file" if beginning.startswith(PAGES) else ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Job:
     url: str
     part: _Part
     expected: Expected
     token: str
     patience: Patience
+    pieced: bool = False
+    """What lies in the part came in more than one answer."""
+    one_connection: bool = False
+    """Several were tried, and did not work out."""
 
     def attempt(self) -> str:
-        """One request, from where the part ends. Returns the SHA-256 of the finished file."""
+        """Fetch from where the part ends. Returns the SHA-256 of the finished file."""
         # A part is only continued when both pieces are sure to be of one file: the server says so (If-Range), or the
         # hash of the whole will tell.
         kept = self.part.size if self.part.version() or self.expected.sha256 else 0
         whole = kept > 0 and kept == self.expected.size
+        self.pieced = kept > 0
         sha256 = self.part.hash_of(kept).hexdigest() if whole else self.receive(kept)
         problem = self.expected.problem(self.part.size, sha256) or self.part.wrong_kind()
         if problem:
             self.part.discard()
-            # The piece kept from before may be the bad one: then once more from the start.
-            raise (Interrupted if kept else SourceFailed)(problem)
+            # One of several pieces may be the bad one: then once more from the start, as one.
+            self.one_connection = True
+            raise (Interrupted if self.pieced else SourceFailed)(problem)
         self.part.finish()
         return sha256
 
@@ -208,7 +200,6 @@ class _Job:
         if length is None and not self.expected.sha256 and not shows_its_end(response):
             raise SourceFailed("states no length, and no size or hash is known: a cut file could not be told")
         _need_room(self.part.target, (length or 0) - offset)
-        self.part.remember(version_of(response))
         sha256 = self.write(response, offset, length)
         if length is not None and self.part.size < length:
             raise Interrupted(f"cut after {self.part.size} of {length} bytes")
@@ -226,12 +217,16 @@ class _Job:
 
     def write(self, response: HTTPResponse, offset: int, length: int | None) -> str:
         digest = self.part.hash_of(offset)
-        progress = _Progress(self.part.target.name, offset, length)
         try:
-            with self.part.path.open("r+b" if offset else "wb") as file:
+            with (
+                self.part.path.open("r+b" if offset else "wb") as file,
+                closing(_Progress(self.part.target.name, offset, length)) as progress,
+                closing(self.chunks(response, offset, length)) as chunks,
+            ):
                 file.seek(offset)
                 file.truncate()
-                for chunk in read_chunks(response, self.patience, None if length is None else length - offset):
+                self.part.remember(version_of(response))  # now: what was there before may be of another version
+                for chunk in chunks:
                     file.write(chunk)
                     digest.update(chunk)
                     progress.add(len(chunk))
@@ -240,6 +235,24 @@ class _Job:
         except OSError as error:
             raise _cannot_write(self.part.target, error) from error
         return digest.hexdigest()
+
+    def chunks(self, response: HTTPResponse, offset: int, length: int | None) -> Generator[bytes | bytearray]:
+        """The answer's body; for a large file of a known version it is left unread, and segments come instead."""
+        version = version_of(response) if accepts_ranges(response) else ""
+        if length is None or length - offset < LARGE or not version or self.one_connection:
+            yield from read_chunks(response, self.patience, None if length is None else length - offset)
+            return
+        response.close()
+        self.pieced = True
+        rest = Segments(
+            url=self.url, token=self.token, version=version, start=offset, end=length, patience=self.patience
+        )
+        try:
+            with closing(rest.in_order()) as segments:
+                yield from segments
+        except SourceFailed as failure:
+            self.one_connection = True
+            raise Interrupted(f"{failure}; going on with one connection") from failure
 
 
 def _cannot_write(target: Path, error: OSError) -> ModelError:
@@ -263,7 +276,7 @@ def amount(size: float) -> str:
 
 
 class _Progress:
-    """A log line every few seconds: lines survive in a container's log, where a bar would not."""
+    """A bar on a terminal, else a log line every few seconds: in a container's log a bar would not survive."""
 
     SECONDS = 5.0
 
@@ -271,12 +284,17 @@ class _Progress:
         self.name, self.done, self.total, self.first = name, done, total, done
         self.started = self.said = time.monotonic()
         log.info("%s: fetching%s", name, f", {amount(done)} are here already" if done else "")
+        self.bar = tqdm(desc=name, initial=done, total=total, unit="B", unit_scale=True, disable=None)
 
     def add(self, size: int) -> None:
         self.done += size
+        self.bar.update(size)
         now = time.monotonic()
-        if now - self.said >= self.SECONDS:
+        if self.bar.disable and now - self.said >= self.SECONDS:
             self.said = now
             rate = (self.done - self.first) / (now - self.started)
             share = f"{self.done / self.total:.0%} of {amount(self.total)}" if self.total else amount(self.done)
             log.info("%s: %s, %s/s", self.name, share, amount(rate))
+
+    def close(self) -> None:
+        self.bar.close()

@@ -5,6 +5,7 @@ The standard library's client is enough and honours the proxy variables, so that
 
 import email.utils
 import http.client
+import logging
 import os
 import re
 import ssl
@@ -12,14 +13,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPMessage, HTTPResponse
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 from urllib.request import Request
 
 from pipelines.errors import ModelError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 CHUNK = 1 << 20
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -80,6 +84,30 @@ class NoConnection(Interrupted):
 
 class RangeRefused(Exception):
     """HTTP 416: the server does not continue from where it was asked to."""
+
+
+def patiently(
+    attempt: Callable[[], Result],
+    patience: Patience,
+    progress: Callable[[], int],
+    sleep: Callable[[float], object] = time.sleep,
+) -> Result:
+    """Try until it works, or until it failed too often without `progress` (in bytes). Raises SourceFailed."""
+    failures = 0
+    while True:
+        before = progress()
+        try:
+            return attempt()
+        except Interrupted as stop:
+            failures = 1 if progress() >= before + patience.progress else failures + 1
+            unreached = isinstance(stop, NoConnection)
+            if failures >= (patience.connects if unreached else patience.tries):
+                raise (Unreachable if unreached else SourceFailed)(f"{stop} ({failures} tries)") from stop
+            wait = patience.wait(failures) if stop.wait is None else stop.wait
+            if wait > patience.longest_wait:
+                raise SourceFailed(f"{stop}; asks to come back in {wait:.0f} s") from stop
+            log.info("%s; trying again in %.1f s", stop, wait)
+            sleep(wait)
 
 
 def redacted(text: str) -> str:
@@ -190,6 +218,11 @@ def shows_its_end(response: HTTPResponse) -> bool:
     """Whether a cut body can be told from a whole one."""
     chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
     return chunked or stated_length(response) is not None
+
+
+def accepts_ranges(response: HTTPResponse) -> bool:
+    """Whether the server says, or has just shown, that it sends parts of this file."""
+    return response.status == 206 or response.headers.get("Accept-Ranges") == "bytes"
 
 
 def range_start(response: HTTPResponse) -> int:

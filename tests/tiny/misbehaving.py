@@ -1,5 +1,6 @@
 """A web server on the loopback address that gives a scripted answer to each request. Only for tests."""
 
+import re
 import threading
 import time
 from collections.abc import Generator
@@ -31,17 +32,26 @@ class Answer:
     """Seconds before the body."""
     drip: float = 0.0
     """Seconds after each thousandth of the body."""
+    at_once: int | None = None
+    """Requests that are answered at the same time; more get 429."""
 
 
 class Server(ThreadingHTTPServer):
-    """`script[path]` holds the answers in turn; the last one stays. `seen` logs (path, headers) of every request."""
+    """`script[path]` holds the answers in turn; the last one stays. `seen` logs (path, headers) of every request.
+
+    As a proxy it is asked for whole addresses: then these are the paths.
+    """
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script: dict[str, list[Answer]] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
+        self.lock = threading.Lock()
+        self.busy = self.most_busy = 0
+        """Requests being answered, and how many that were at most."""
 
     @property
     def address(self) -> str:
@@ -56,34 +66,49 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = cast(Server, self.server)
-        server.seen.append((self.path, dict(self.headers)))
-        answers = server.script.get(self.path.split("?")[0], [Answer(status=404, body=b"nothing here")])
-        self.play(answers.pop(0) if len(answers) > 1 else answers[0])
+        with server.lock:
+            server.seen.append((self.path, dict(self.headers)))
+            answers = server.script.get(self.path.split("?")[0], [Answer(status=404, body=b"nothing here")])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+            too_many = answer.at_once is not None and server.busy > answer.at_once
+        try:
+            self.play(Answer(status=429) if too_many else answer)
+        finally:
+            with server.lock:
+                server.busy -= 1
 
     def play(self, answer: Answer) -> None:
-        start = self.asked_start(answer)
-        if start >= len(answer.body) and start:
+        size, asked = len(answer.body), self.asked(answer)
+        start, stop = asked or (0, size)
+        if start >= size and start:
             self.send_response(416)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        body = answer.body[start:]
-        self.send_response(206 if start else answer.status)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(answer.body) - 1}/{len(answer.body)}")
+        body = memoryview(answer.body)[start:stop]
+        self.send_response(206 if asked else answer.status)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{size}")
         for name, value in self.described(answer, body).items():
             self.send_header(name, value)
         self.end_headers()
         time.sleep(answer.pause)
         self.send_body(answer, body)
 
-    def asked_start(self, answer: Answer) -> int:
-        asked = self.headers.get("Range")
+    def asked(self, answer: Answer) -> tuple[int, int] | None:
+        """The range that is asked for and will be sent: its first byte, and the one after its last."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         fresh = not answer.if_range or self.headers.get("If-Range") in (None, answer.etag)
-        return int(asked.removeprefix("bytes=").removesuffix("-")) if asked and answer.ranges and fresh else 0
+        if not asked or not fresh or not answer.ranges or answer.status != 200:
+            return None
+        return int(asked[1]), int(asked[2]) + 1 if asked[2] else len(answer.body)
 
-    def described(self, answer: Answer, body: bytes) -> dict[str, str]:
+    def described(self, answer: Answer, body: memoryview) -> dict[str, str]:
         headers = {"Content-Type": "application/octet-stream"}
+        if answer.ranges:
+            headers["Accept-Ranges"] = "bytes"
         if answer.etag:
             headers["ETag"] = answer.etag
         if answer.chunked:
@@ -92,9 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(len(body) if answer.announced is None else answer.announced)
         return headers | answer.headers
 
-    def send_body(self, answer: Answer, body: bytes) -> None:
+    def send_body(self, answer: Answer, body: memoryview) -> None:
         self.close_connection = True
-        part = body[: answer.cut]
+        part: bytes | memoryview = body[: answer.cut]
         if answer.chunked:
             part = b"%x\r\n%s\r\n" % (len(body), part) if answer.cut is None else b"%x\r\n%s" % (len(body), part)
             part += b"0\r\n\r\n" if answer.cut is None else b""

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from filelock import FileLock
 from pipelines.errors import ModelError
 from tests.tiny.misbehaving import Answer, Server, running
 from weights_script import __main__ as command_line
-from weights_script.download import Expected, NoRoom, download
+from weights_script.download import Expected, NoRoom, _Part, download
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
@@ -39,20 +39,7 @@ KNOWN = Expected(size=len(DATA), sha256=SHA256)
 NOTHING_KNOWN = Expected()
 
 
-@pytest.fixture
-def server() -> Generator[Server]:
-    with running() as running_server:
-        yield running_server
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No proxy, token or setting of the machine that runs the tests."""
-    for name in list(os.environ):
-        if name.startswith(("HF_", "PASTEL_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def fetched(server: Server, folder: Path, expected: Expected, *answers: Answer) -> Path:
@@ -152,6 +139,24 @@ def test_a_stale_part_does_no_harm(server: Server, tmp_path: Path, stale: bytes)
     assert fetched(server, tmp_path, KNOWN, GOOD).read_bytes() == DATA
 
 
+def test_a_kill_leaves_no_old_part_with_the_note_of_a_new_version(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.safetensors.part").write_bytes(OTHER[:1000])
+    (tmp_path / "weights.safetensors.part.json").write_text('{"version": "\\"v0\\""}')
+    remember = _Part.remember
+
+    def killed(part: _Part, version: str) -> None:
+        remember(part, version)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Part, "remember", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetched(server, tmp_path, NOTHING_KNOWN, GOOD)
+    monkeypatch.setattr(_Part, "remember", remember)
+    assert fetched(server, tmp_path, NOTHING_KNOWN, GOOD).read_bytes() == DATA
+
+
 def test_a_whole_part_needs_no_request(server: Server, tmp_path: Path) -> None:
     """Killed between the last byte and the renaming."""
     (tmp_path / "weights.safetensors.part").write_bytes(DATA)
@@ -175,6 +180,12 @@ def test_a_disk_that_fills_up_is_named(server: Server, tmp_path: Path, monkeypat
     assert not (tmp_path / "weights.safetensors").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors.part.json").mkdir()
+    with pytest.raises(ModelError, match="cannot be written"):
+        fetched(server, tmp_path, KNOWN, GOOD)
+
+
 def test_memory_stays_bounded(server: Server, tmp_path: Path) -> None:
     body = bytes(24 << 20)  # before the tracing, which sees the server's thread too
     server.script["/weights"] = [Answer(body=body)]
@@ -183,6 +194,36 @@ def test_memory_stays_bounded(server: Server, tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 << 20
+
+
+# ---------------------------------------------------------------- proxies, terminals
+
+
+def test_a_proxy_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.address)
+    server.script["http://weights.invalid/weights"] = [GOOD]
+    assert fetch_url("http://weights.invalid/weights", tmp_path, patience=HURRY).read_bytes() == DATA
+
+
+def test_no_proxy_is_asked_for_hosts_without(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(SourceFailed, match="cannot be reached"):
+        fetched(server, tmp_path, KNOWN, GOOD)
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    assert fetched(server, tmp_path, KNOWN, GOOD).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_for_terminals(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", shown := Stream())
+    fetched(server, tmp_path, KNOWN, GOOD)
+    assert ("weights.safetensors: 100%" in shown.getvalue()) == terminal
 
 
 # ---------------------------------------------------------------- processes
@@ -447,6 +488,43 @@ def test_the_hubs_own_cache_serves_if_its_file_is_right(
 
 
 # ---------------------------------------------------------------- command line
+
+
+def test_the_program_itself_killed_and_run_again(hub: Server, tmp_path: Path) -> None:
+    """Nobody has the single file of pastel-mix; a repository that the manifest names has a folder, HF_HOME its VAE."""
+    repository = "HeWhoRemixes/pastelmix-better-vae-fp16"
+    unet, vae, _ = WEIGHTS
+    hub.script |= {path.replace(REPOSITORY, repository): answers for path, answers in hub.script.items()}
+    hub.script[f"/{repository}/resolve/main/{unet}"] = [replace(GOOD, drip=0.005)]
+    del hub.script[f"/{repository}/resolve/main/{vae}"]
+    listing = json.dumps({"siblings": [{"rfilename": name} for name in NAMES + WEIGHTS]}).encode()
+    hub.script[f"/api/models/{repository}/revision/main"] = [Answer(body=listing)]
+    kept = tmp_path / "hf/hub" / f"models--{repository.replace('/', '--')}"
+    for name, content in {"refs/main": b"abc", f"snapshots/abc/{vae}": OTHER}.items():
+        (kept / name).parent.mkdir(parents=True)
+        (kept / name).write_bytes(content)
+
+    def start() -> "subprocess.Popen[str]":
+        words = [sys.executable, "-m", "weights_script", "--cache", str(tmp_path / "cache"), "fetch", "pastel-mix"]
+        settings = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_secretsecretsecret"}
+        return subprocess.Popen(words, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    process = start()
+    until = time.monotonic() + 20
+    while not any(part.stat().st_size > 30_000 for part in tmp_path.rglob("*.part")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    told = process.communicate(timeout=10)[0]
+    hub.script[f"/{repository}/resolve/main/{unet}"] = [GOOD]
+    process = start()
+    told += process.communicate(timeout=20)[0]
+    folder = Path(told.splitlines()[-1])
+    assert process.returncode == 0
+    assert [(folder / name).read_bytes() for name in (unet, vae)] == [DATA, OTHER]
+    assert any("Range" in headers for path, headers in hub.seen if path.endswith(unet))
+    assert hub.seen[-1][1]["Authorization"] == "Bearer hf_secretsecretsecret"
+    assert "secret" not in told
 
 
 def run(monkeypatch: pytest.MonkeyPatch, cache: Path, *arguments: str) -> int:
