@@ -5,7 +5,8 @@ WebUI, CivitAI and metadata readers find them.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, OutputError
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
@@ -37,17 +38,36 @@ class OutputFolder:
     next prediction's folder replaces them."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+        """Raises OutputError."""
+        with _explained():
+            self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
 
     def clear(self) -> None:
         """Delete the files."""
         self._folder.cleanup()
 
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
-        """Write the picture as `name` with the format's ending; returns the path."""
+        """Write the picture as `name` with the format's ending; returns the path. Raises OutputError."""
         path = Path(self._folder.name) / f"{name}.{file_format.name}"
-        write(pixels, path, file_format, parameters)
+        with _explained():
+            try:
+                write(pixels, path, file_format, parameters)
+            except OSError:
+                path.unlink(missing_ok=True)  # half a picture
+                raise
         return path
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the system refuses, as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{tempfile.gettempdir()}: a picture cannot be written there ({error.strerror}). Free some space in that "
+            "folder, or set TMPDIR to one that exists, can be written to and has room."
+        ) from error
 
 
 def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:

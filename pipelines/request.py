@@ -26,6 +26,8 @@ STRENGTH_MIN = 0.01
 """Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
 AND_PARTS_MAX = 16
 """Each part of a prompt joined by AND is another row of every UNet call."""
+BREAKS_MAX = 64
+"""Each BREAK opens another chunk of 75 tokens, so that a short text of many would cost more than a long prompt."""
 
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULE = "Use same scheduler"
@@ -260,6 +262,8 @@ def _check_text(name: str, text: object) -> None:
         raise InvalidInput(name, text, f"at most {PROMPT_MAX} characters", "Shorten it.")
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidInput(name, text, "must be text without NUL bytes or broken Unicode", "Remove them.")
+    if text.count("BREAK") > BREAKS_MAX:
+        raise InvalidInput(name, text, f"at most {BREAKS_MAX} times BREAK", "Remove some: commas join tags as well.")
     if len(split_and(text)) > AND_PARTS_MAX:
         raise InvalidInput(name, text, f"at most {AND_PARTS_MAX} parts joined by AND", "Write most of them as tags.")
 

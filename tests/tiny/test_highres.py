@@ -193,3 +193,9 @@ def test_memory_errors_say_what_fits(networks: Networks) -> None:
         pytest.raises(OutOfMemory, match="num_outputs=1"),
     ):
         list(events(networks, request()))
+
+
+def test_the_smallest_picture_with_prompts_of_different_lengths(networks: Networks) -> None:
+    """Then the two go through the UNet one by one, and a group of its deepest level is a single value."""
+    asked = request(prompt="a sun BREAK the sea", width=64, height=64, hires=None)
+    assert [pixels.shape for pixels in pictures(networks, asked)] == [(64, 64, 3)]

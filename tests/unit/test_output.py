@@ -1,12 +1,15 @@
 """Files of every format hold the picture and its generation parameters."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, OutputError
 from pipelines.output import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder, read_parameters
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -81,3 +84,15 @@ def test_a_picture_without_parameters_and_a_text(tmp_path: Path) -> None:
         read_parameters(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("Steps: 20")
     assert read_parameters(tmp_path / "a.txt") is None
+
+
+def test_a_picture_that_finds_no_room_leaves_nothing(folder: OutputFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kept = folder.save(PIXELS, "kept", FileFormat("png"), TEXT)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match=rf"^{tempfile.gettempdir()}: .*No space left on device.*set TMPDIR"):
+        folder.save(PIXELS, "lost", FileFormat("png"), TEXT)
+    assert list(kept.parent.iterdir()) == [kept]

@@ -35,6 +35,7 @@ def request(**fields: object) -> GenerationRequest:
         ("prompt", "\ud800"),
         ("negative_prompt", "x" * 10_001),
         ("prompt", "a AND " * 100),
+        ("negative_prompt", "BREAK " * 65),
     ],
 )
 def test_a_bad_field_is_named_with_its_value_rule_and_fix(field: str, value: object) -> None:
