@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,27 +72,32 @@ def _explained() -> Iterator[None]:
 
 
 def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
-    """Write the picture to a path, its generation parameters inside."""
-    WRITERS[file_format.name](Image.fromarray(pixels), path, file_format.quality, parameters)
+    """Write the picture to a path, its generation parameters inside.
+
+    It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.
+    """
+    encoded = BytesIO()
+    WRITERS[file_format.name](Image.fromarray(pixels), encoded, file_format.quality, parameters)
+    path.write_bytes(encoded.getvalue())
 
 
-def _write_png(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+def _write_png(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
     """Lossless: quality has no meaning. The fastest compression, as files leave the machine at once."""
     info = PngInfo()
     info.add_text("parameters", parameters)
-    image.save(path, format="PNG", pnginfo=info, compress_level=1)
+    image.save(stream, format="PNG", pnginfo=info, compress_level=1)
 
 
-def _write_webp(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
-    image.save(path, format="WEBP", quality=quality, exif=_exif(parameters))
+def _write_webp(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
+    image.save(stream, format="WEBP", quality=quality, exif=_exif(parameters))
 
 
-def _write_jpeg(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+def _write_jpeg(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
     exif = _exif(parameters)
     if len(exif.tobytes()) > JPEG_SEGMENT:
-        print(f"{path.name}: the generation parameters are too long for a JPEG and are left out of it; PNG has room.")
+        print("The generation parameters are too long for a JPEG and are left out of it; PNG has room.")
         exif = Image.Exif()
-    image.save(path, format="JPEG", quality=quality, exif=exif)
+    image.save(stream, format="JPEG", quality=quality, exif=exif)
 
 
 def _exif(parameters: str) -> Image.Exif:
@@ -100,7 +106,7 @@ def _exif(parameters: str) -> Image.Exif:
     return exif
 
 
-WRITERS: dict[str, Callable[[Image.Image, Path, int, str], None]] = {
+WRITERS: dict[str, Callable[[Image.Image, BytesIO, int, str], None]] = {
     "png": _write_png,
     "webp": _write_webp,
     "jpg": _write_jpeg,

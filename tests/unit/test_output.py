@@ -1,7 +1,6 @@
 """Files of every format hold the picture and its generation parameters."""
 
-import errno
-import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -86,13 +85,14 @@ def test_a_picture_without_parameters_and_a_text(tmp_path: Path) -> None:
     assert read_parameters(tmp_path / "a.txt") is None
 
 
-def test_a_picture_that_finds_no_room_leaves_nothing(folder: OutputFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Image.Image, path: Path, **options: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    kept = folder.save(PIXELS, "kept", FileFormat("png"), TEXT)
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OutputError, match=rf"^{tempfile.gettempdir()}: .*No space left on device.*set TMPDIR"):
-        folder.save(PIXELS, "lost", FileFormat("png"), TEXT)
+@pytest.mark.parametrize("name", ["png", "webp", "jpg"])
+def test_a_picture_that_finds_no_room_leaves_nothing(folder: OutputFolder, name: str) -> None:
+    kept = folder.save(PIXELS, "kept", FileFormat(name), TEXT)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kept.stat().st_size - 1, before[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"^{tempfile.gettempdir()}: .*File too large.*set TMPDIR"):
+            folder.save(PIXELS, "lost", FileFormat(name), TEXT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(kept.parent.iterdir()) == [kept]
