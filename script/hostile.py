@@ -9,10 +9,11 @@ import re
 import string
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -22,6 +23,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from pipelines.errors import PastelError
@@ -83,7 +85,7 @@ class Answer:
 
 
 def send(server: CogServer, message: Message) -> Answer:
-    """The answer to a message. Raises OSError when there is none within ANSWER_SECONDS."""
+    """The answer to a message. Raises OSError or HTTPException when there is none within ANSWER_SECONDS."""
     started = time.monotonic()
     with closing(HTTPConnection(HOST, server.port, timeout=ANSWER_SECONDS)) as connection:
         connection.request(message.method, message.path, message.body, dict(message.headers))
@@ -100,8 +102,7 @@ def workers(server: CogServer) -> list[int]:
 # --- what must hold ---------------------------------------------------------------------------------------------------
 
 _OURS = re.compile(
-    rf"Prediction failed: Generator iteration error: (?:{'|'.join(c.__name__ for c in PastelError.__subclasses__())}): "
-    rf".+"
+    rf"Prediction failed: Generator iteration error: (?:{'|'.join(c.__name__ for c in PastelError.__subclasses__())}): .+"
 )
 _OF_COG = re.compile(r"Input validation error: .+")
 """What Cog says of a URL that it cannot read, before predict() is called."""
@@ -125,17 +126,18 @@ def faults(message: Message, answer: Answer) -> list[str]:
         return [] if all(reasons(body)) else ["a refusal without reasons"]
     if answer.status == 409:
         return ["refused as busy, though it was ready"]
-    return faults_of_prediction(message, body) if answer.status == 200 and "logs" in body else []
+    draws = message.path.startswith("/predictions") and not message.path.endswith("/cancel")
+    return faults_of_prediction(message, body) if draws and answer.status == 200 else []
 
 
 def faults_of_prediction(message: Message, body: Json) -> list[str]:
     """What is wrong with a prediction's end: one without pictures needs a sentence of ours that names an input."""
-    if body["status"] == "succeeded":
-        output = body["output"]
+    if body.get("status") == "succeeded":
+        output = body.get("output")
         return [] if output and all(uri.startswith("data:image/") for uri in output) else ["no pictures"]
     told = str(body.get("error"))
-    if body["status"] != "failed":
-        return [f"ended as {body['status']}"]
+    if body.get("status") != "failed":
+        return [f"ended as {body.get('status')}"]
     if _OF_COG.fullmatch(told) and b"hires_upscaler_file" in (message.body or b""):
         return []
     names_an_input = not INPUTS.keys().isdisjoint(re.findall(r"\w+", told))
@@ -150,7 +152,7 @@ def check(server: CogServer, message: Message, expected_workers: list[int]) -> A
     """Send a message to a ready server and see that it answers well and is ready again. Raises Broken."""
     try:
         answer = send(server, message)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise Broken(f"{message}: no answer ({error})") from error
     if found := faults(message, answer):
         raise Broken(f"{message}: {'; '.join(found)}")
@@ -183,7 +185,9 @@ def for_each(strategy: SearchStrategy[Any], count: int, start: int, act: Callabl
             except (Broken, ServerError) as failure:  # kept from Hypothesis, which would try it again
                 failures.append(failure)
 
-    each()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HypothesisWarning)  # that the strategies' names are long
+        each()
     if failures:
         raise failures[0]
 

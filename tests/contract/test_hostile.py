@@ -30,6 +30,7 @@ def test_what_is_no_upscaler_is_refused_by_the_name_of_its_input(server: CogServ
         (500, {}),
         (409, {}),
         (200, []),
+        (200, {"id": "no prediction"}),
         (200, {"logs": "", "status": "succeeded", "output": []}),
         (200, {"logs": "", "status": "canceled"}),
         (200, {"logs": "", "status": "failed", "error": ""}),
