@@ -101,9 +101,8 @@ def workers(server: CogServer) -> list[int]:
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
 
-_OURS = re.compile(
-    rf"Prediction failed: Generator iteration error: (?:{'|'.join(c.__name__ for c in PastelError.__subclasses__())}): .+"
-)
+_NAMES = "|".join(error.__name__ for error in PastelError.__subclasses__())
+_OURS = re.compile(rf"Prediction failed: Generator iteration error: (?:{_NAMES}): .+")
 _OF_COG = re.compile(r"Input validation error: .+")
 """What Cog says of a URL that it cannot read, before predict() is called."""
 
