@@ -213,16 +213,16 @@ def odd_texts() -> SearchStrategy[str]:
     )
 
 
-def value_of(name: str, settings: Json) -> SearchStrategy[Any]:
+def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
     """Valid values of an input, within CHEAP."""
-    kind = settings["type"]
-    if "enum" in settings:
-        return st.sampled_from([choice for choice in settings["enum"] if choice not in FETCHED])
+    kind = rules["type"]
+    if "enum" in rules:
+        return st.sampled_from([choice for choice in rules["enum"] if choice not in FETCHED])
     if kind == "boolean":
         return st.booleans()
     if kind == "string":
         return st.just("") if name in ("generation_data", "hires_upscaler_file") else st.text(max_size=60) | odd_texts()
-    low, high = CHEAP.get(name, (settings.get("minimum", -(2**31)), settings.get("maximum", 2**31)))
+    low, high = CHEAP.get(name, (rules.get("minimum", -(2**31)), rules.get("maximum", 2**31)))
     return st.integers(int(low), int(high)) if kind == "integer" else st.floats(low, high, width=32)
 
 
