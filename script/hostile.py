@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -463,7 +463,8 @@ class _Junk(BaseHTTPRequestHandler):
         else:
             self.send_response(404 if self.path.startswith("/missing") else 200)
         self.end_headers()
-        self.wfile.write(b"garbage")
+        with suppress(OSError):  # who was kept waiting is gone
+            self.wfile.write(b"garbage")
 
     do_POST = do_GET  # noqa: N815  # webhooks
 
