@@ -17,7 +17,7 @@ from cog import BasePredictor, Input, Path, streaming
 
 from pipelines import parameters, pasted
 from pipelines.device import best_device
-from pipelines.errors import AllPicturesFlagged
+from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
 from pipelines.esrgan import NetworkUpscaler, load_upscaler
 from pipelines.highres import Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
@@ -259,6 +259,8 @@ class Predictor(BasePredictor):
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
         if file := inputs["hires_upscaler_file"]:
+            if not isinstance(file, pathlib.Path):  # text that Cog took for no URL
+                raise InvalidInput("hires_upscaler_file", file, "must be a file", "Send a data, http or https URL.")
             inputs["hires_upscaler"] = name_of_upscaler(file.stem, block.hires_upscaler if block else None)
             upscalers[inputs["hires_upscaler"]] = file
         if block is None:
@@ -303,7 +305,11 @@ class Predictor(BasePredictor):
     def _upscaler(self, request: GenerationRequest) -> NetworkUpscaler | None:
         """The upscaler that the request names, if it is one with weights of its own."""
         file = upscaler_file(request.hires)
-        return load_upscaler(file, self.networks.device.place, self.networks.device.dtype) if file else None
+        try:
+            return load_upscaler(file, self.networks.device.place, self.networks.device.dtype) if file else None
+        except ModelError as error:
+            name = "hires_upscaler_file" if request.hires and request.hires.upscaler_file else "hires_upscaler"
+            raise ModelError(f"{name}: {error}") from error
 
     def _report(self, seconds: dict[str, float]) -> None:
         """Seconds per phase, in the log and as metrics."""

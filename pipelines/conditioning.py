@@ -15,8 +15,11 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pipelines import prompt as grammar
+from pipelines.errors import InvalidInput
 
 Tokenize = Callable[[str], list[int]]
+CHUNKS_MAX = 64
+"""4800 tokens; more would cost seconds a step. Each BREAK opens a chunk, and one rare letter can be three tokens."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,13 @@ def _literally(text: str) -> list[tuple[str, float]]:
     return [(text, 1.0)]
 
 
+def _check_length(field: str, texts: Sequence[str], rows: Sequence[Sequence[grammar.Chunk]]) -> None:
+    for text, chunks in zip(texts, rows, strict=True):
+        if len(chunks) > CHUNKS_MAX:
+            rule = f"at most {CHUNKS_MAX} chunks of 75 tokens, this is {len(chunks)}"
+            raise InvalidInput(field, text, rule, "Shorten it; each BREAK opens a chunk.")
+
+
 class TextEncoder:
     """CLIP's text model with its vocabulary."""
 
@@ -87,15 +97,19 @@ class TextEncoder:
         self.tokenize = tokenize
         self.device = device
 
-    def encode(self, texts: Sequence[str], clip_skip: int, emphasis: str = "Original") -> list[Tensor]:
+    def encode(
+        self, texts: Sequence[str], clip_skip: int, emphasis: str = "Original", field: str = "prompt"
+    ) -> list[Tensor]:
         """Texts of one editing schedule -> for each (77 * chunks, width) float32; shorter texts get empty chunks.
 
-        A text that comes again and again, as in alternation, is encoded once and its tensor shared.
+        A text that comes again and again, as in alternation, is encoded once and its tensor shared. Raises InvalidInput
+        for the input `field` where a text is too long.
         """
         unique = list(dict.fromkeys(texts))
         places = [unique.index(text) for text in texts]
         parse = _literally if emphasis == "None" else grammar.parse_attention
         rows = [grammar.chunks(parse(text), self.tokenize) for text in unique]
+        _check_length(field, unique, rows)
         empty = grammar.chunks([("", 1.0)], self.tokenize)
         length = max(map(len, rows))
         rows = [row + empty * (length - len(row)) for row in rows]
@@ -147,22 +161,25 @@ class PromptEncoder:
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
         """Both prompts of a pass; `steps` are denoiser calls, as prompt editing counts them.
 
-        The prompt's network tags are cut out and it is split at AND; in the negative prompt both stay text.
+        The prompt's network tags are cut out and it is split at AND; in the negative prompt both stay text. Raises
+        InvalidInput for a text of too many chunks.
         """
         text, _ = grammar.cut_networks(prompt)
-        parts = [self._part(part, weight, steps, hires_steps) for part, weight in grammar.split_and(text)]
-        negative = self._part(negative_prompt, 1.0, steps, hires_steps)
-        padding = self._encode(("",))[0] if self._pad else None
+        hires = "hires_" if hires_steps else ""
+        calls = steps, hires_steps
+        parts = [self._part(f"{hires}prompt", part, weight, *calls) for part, weight in grammar.split_and(text)]
+        negative = self._part(f"{hires}negative_prompt", negative_prompt, 1.0, *calls)
+        padding = self._encode("", ("",))[0] if self._pad else None
         return Prompts(Conditioning(tuple(parts)), Conditioning((negative,)), padding)
 
-    def _part(self, text: str, weight: float, steps: int, hires_steps: int | None) -> Part:
+    def _part(self, field: str, text: str, weight: float, steps: int, hires_steps: int | None) -> Part:
         schedule = grammar.schedule(text, steps, hires_steps)
-        embeddings = self._encode(tuple(entry for _, entry in schedule))
+        embeddings = self._encode(field, tuple(entry for _, entry in schedule))
         return Part(weight, tuple((end, tensor) for (end, _), tensor in zip(schedule, embeddings, strict=True)))
 
-    def _encode(self, texts: tuple[str, ...]) -> list[Tensor]:
+    def _encode(self, field: str, texts: tuple[str, ...]) -> list[Tensor]:
         if texts not in self._encoded:
-            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis)
+            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis, field)
         return self._encoded[texts]
 
 

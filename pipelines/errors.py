@@ -28,6 +28,10 @@ class OutOfMemory(PastelError):
     """The device has no room for the plan."""
 
 
+class OutputError(PastelError):
+    """A picture cannot be written. The text names the folder, what the system said and the fix."""
+
+
 class AllPicturesFlagged(PastelError):
     """The safety checker left nothing to return."""
 

@@ -103,12 +103,13 @@ def _phases(
     watch = Stopwatch(networks.device.place)
     encoder = PromptEncoder(networks.text, request.clip_skip, request.emphasis, request.pad_conds)
     prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first))
+    # before the first pass: what is wrong with these prompts is told before its time is spent
+    hires_prompts = _hires_prompts(encoder, request, plan, plan.hires) if plan.hires else prompts
     latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts)
     watch.mark(BASE)
     if plan.hires and plan.upscale:
         start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch, upscaler)
-        prompts = _hires_prompts(encoder, request, plan, plan.hires)
-        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, prompts, start)
+        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, start)
         watch.mark(REFINE)
     yield from _decode(networks, latents, FINAL, watch, DECODE)
     yield Finished(watch.seconds())

@@ -39,7 +39,7 @@ from pipelines.device import Device, best_device
 from pipelines.errors import ModelError
 from pipelines.memory import Footprint
 from pipelines.model import ModelFiles, ModelIdentity
-from pipelines.unet import fit_odd_sizes
+from pipelines.unet import fit_any_size
 from pipelines.vae import VAE
 
 LATENT_SCALE = 0.18215
@@ -74,7 +74,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
         vae = load_vae(files.vae, device)
     if vae is None:
         raise ModelError(f"{files.checkpoint}: holds no VAE. Name one beside it (PASTEL_VAE).")
-    fit_odd_sizes(unet)
+    fit_any_size(unet)
     if files.vae is not None:
         _check_applied(files.vae, vae)
     return Networks(

@@ -5,15 +5,17 @@ WebUI, CivitAI and metadata readers find them.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, OutputError
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
@@ -37,41 +39,65 @@ class OutputFolder:
     next prediction's folder replaces them."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+        """Raises OutputError."""
+        with _explained():
+            self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
 
     def clear(self) -> None:
         """Delete the files."""
         self._folder.cleanup()
 
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
-        """Write the picture as `name` with the format's ending; returns the path."""
+        """Write the picture as `name` with the format's ending; returns the path. Raises OutputError."""
         path = Path(self._folder.name) / f"{name}.{file_format.name}"
-        write(pixels, path, file_format, parameters)
+        with _explained():
+            try:
+                write(pixels, path, file_format, parameters)
+            except OSError:
+                path.unlink(missing_ok=True)  # half a picture
+                raise
         return path
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the system refuses, as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{tempfile.gettempdir()}: a picture cannot be written there ({error.strerror}). Free some space in that "
+            "folder, or set TMPDIR to one that exists, can be written to and has room."
+        ) from error
+
+
 def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
-    """Write the picture to a path, its generation parameters inside."""
-    WRITERS[file_format.name](Image.fromarray(pixels), path, file_format.quality, parameters)
+    """Write the picture to a path, its generation parameters inside.
+
+    It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.
+    """
+    encoded = BytesIO()
+    WRITERS[file_format.name](Image.fromarray(pixels), encoded, file_format.quality, parameters)
+    path.write_bytes(encoded.getvalue())
 
 
-def _write_png(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+def _write_png(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
     """Lossless: quality has no meaning. The fastest compression, as files leave the machine at once."""
     info = PngInfo()
     info.add_text("parameters", parameters)
-    image.save(path, format="PNG", pnginfo=info, compress_level=1)
+    image.save(stream, format="PNG", pnginfo=info, compress_level=1)
 
 
-def _write_webp(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
-    image.save(path, format="WEBP", quality=quality, exif=_exif(parameters))
+def _write_webp(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
+    image.save(stream, format="WEBP", quality=quality, exif=_exif(parameters))
 
 
-def _write_jpeg(image: Image.Image, path: Path, quality: int, parameters: str) -> None:
+def _write_jpeg(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
     exif = _exif(parameters)
     if len(exif.tobytes()) > JPEG_SEGMENT:
-        print(f"{path.name}: the generation parameters are too long for a JPEG and are left out of it; PNG has room.")
+        print("The generation parameters are too long for a JPEG and are left out of it; PNG has room.")
         exif = Image.Exif()
-    image.save(path, format="JPEG", quality=quality, exif=exif)
+    image.save(stream, format="JPEG", quality=quality, exif=exif)
 
 
 def _exif(parameters: str) -> Image.Exif:
@@ -80,7 +106,7 @@ def _exif(parameters: str) -> Image.Exif:
     return exif
 
 
-WRITERS: dict[str, Callable[[Image.Image, Path, int, str], None]] = {
+WRITERS: dict[str, Callable[[Image.Image, BytesIO, int, str], None]] = {
     "png": _write_png,
     "webp": _write_webp,
     "jpg": _write_jpeg,

@@ -1,10 +1,14 @@
-"""The one change around diffusers' UNet: sizes that are no multiple of 64 px, as WebUI treats them.
+"""Changes around diffusers' UNet: sizes that are no multiple of 64 px, as WebUI treats them, and the smallest size.
 
 When a level's height or width is odd, the upsampled tensor is larger than the skip connection it meets. diffusers
 interpolates to the skip's size and then convolves; LDM doubles, convolves, and WebUI resizes the result to the
 skip's size. Usual sizes never pass here: diffusers asks for an explicit size only when one is odd.
+
+At 64 px the deepest level is one latent wide. Where it has as many channels as groups, like the embedded model's, each
+group is one value, which torch refuses to normalise, in the belief that this is training.
 """
 
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
@@ -19,8 +23,18 @@ class DoubleThenFit(Upsample2D):
         return doubled if output_size is None else F.interpolate(doubled, size=output_size, mode="nearest")
 
 
-def fit_odd_sizes(unet: UNet2DConditionModel) -> None:
-    """Give every upsampler of the UNet LDM's order of work; weights are kept."""
+class AnySizeNorm(torch.nn.GroupNorm):
+    """torch's, also for groups of one value: what is left of those is the bias."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.group_norm(hidden_states, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def fit_any_size(unet: UNet2DConditionModel) -> None:
+    """Give every upsampler of the UNet LDM's order of work and every norm room for small sizes; weights are kept."""
+    for module in unet.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.__class__ = AnySizeNorm
     for block in unet.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.__class__ = DoubleThenFit

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.errors import InvalidInput
+from pipelines.highres import render
 from pipelines.loader import Networks
+from pipelines.plan import make_plan
 from pipelines.prompt import chunks
+from pipelines.request import GenerationRequest, HiresSettings
 
 
 @pytest.fixture
@@ -50,3 +54,19 @@ def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Network
 )
 def test_tokens_are_those_of_webuis_tokeniser(networks: Networks, text: str, tokens: list[int]) -> None:
     assert networks.text.tokenize(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("prompt", "\u6d77" * 10_000), ("negative_prompt", "BREAK " * 65), ("hires_prompt", "x, " * 3000)],
+    ids=["rare letters", "BREAK", "long"],
+)
+def test_a_prompt_of_too_many_chunks_is_refused_before_anything_is_drawn(
+    networks: Networks, field: str, text: str
+) -> None:
+    hires, texts = HiresSettings(), {field: text}
+    if field.startswith("hires_"):
+        hires, texts = HiresSettings(prompt=text), {}
+    asked = GenerationRequest(**{"prompt": "a sun", "width": 64, "height": 64, "seed": 1, "hires": hires} | texts)
+    with pytest.raises(InvalidInput, match=f"^{field}=.* at most 64 chunks of 75 tokens, this is .*Shorten it"):
+        next(render(networks, asked, make_plan(asked)))

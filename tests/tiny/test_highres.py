@@ -185,3 +185,9 @@ def test_a_half_precision_overflow_is_decoded_again_in_float32(networks: Network
         picture = VAE(half, networks.vae.scale).decode(latent)
     assert half.dtype == torch.float16
     assert np.abs(picture.astype(int) - expected.astype(int)).mean() < 3
+
+
+def test_the_smallest_picture_with_prompts_of_different_lengths(networks: Networks) -> None:
+    """Then the two go through the UNet one by one, and a group of its deepest level is a single value."""
+    asked = request(prompt="a sun BREAK the sea", width=64, height=64, hires=None)
+    assert [pixels.shape for pixels in pictures(networks, asked)] == [(64, 64, 3)]

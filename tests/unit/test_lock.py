@@ -34,7 +34,7 @@ def test_every_entry_has_hashes_and_no_address(name: str) -> None:
     assert not re.search(r"://|--index|--find-links", "".join(entries))
 
 
-@pytest.mark.parametrize("name", (*REQUIREMENTS, "requirements-tools.txt"))
+@pytest.mark.parametrize("name", [*REQUIREMENTS, "requirements-tools.txt"])
 def test_every_chosen_package_says_why_it_is_here(name: str) -> None:
     chosen = (ROOT / name).read_text().partition("# What the packages above need.")[0]
     lines = [line for line in chosen.splitlines() if re.match(r"\w", line)]

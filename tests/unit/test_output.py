@@ -1,12 +1,14 @@
 """Files of every format hold the picture and its generation parameters."""
 
+import resource
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, OutputError
 from pipelines.output import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder, read_parameters
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -81,3 +83,16 @@ def test_a_picture_without_parameters_and_a_text(tmp_path: Path) -> None:
         read_parameters(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("Steps: 20")
     assert read_parameters(tmp_path / "a.txt") is None
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "jpg"])
+def test_a_picture_that_finds_no_room_leaves_nothing(folder: OutputFolder, name: str) -> None:
+    kept = folder.save(PIXELS, "kept", FileFormat(name), TEXT)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kept.stat().st_size - 1, before[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"^{tempfile.gettempdir()}: .*File too large.*set TMPDIR"):
+            folder.save(PIXELS, "lost", FileFormat(name), TEXT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(kept.parent.iterdir()) == [kept]

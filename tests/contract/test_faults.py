@@ -1,0 +1,86 @@
+"""A disk without room, a folder that is gone, a worker that is killed, an id that is no name of a folder.
+
+The last two show coglet's own behaviour (docs/reliability.md), so that a change of it is noticed.
+"""
+
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from script.cog_server import CogServer, reasons
+from script.hostile import workers
+from tests.contract.conftest import StartServer
+from tests.contract.pictures import DRAFT, HIRES, LONG, ask, draw
+
+
+@contextmanager
+def no_file_above(server: CogServer, size: int) -> Iterator[None]:
+    """Let the worker write no file of more bytes, as on a disk that is full."""
+    (worker,) = map(psutil.Process, workers(server))
+    before = worker.rlimit(resource.RLIMIT_FSIZE)
+    worker.rlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    yield
+    worker.rlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpg"])
+def test_a_disk_without_room(server: CogServer, scratch: Path, output_format: str) -> None:
+    with no_file_above(server, 1000):
+        reply = ask(server, DRAFT | {"output_format": output_format})
+    assert reply.body["status"] == "failed"
+    (told,) = reasons(reply.body)
+    assert [word for word in ("OutputError: ", str(scratch), "File too large", "set TMPDIR") if word not in told] == []
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+    draw(server, DRAFT)
+
+
+def test_the_pictures_before_the_disk_was_full_are_kept(server: CogServer) -> None:
+    """The draft is smaller than the picture."""
+    sizes = [len(uri) * 3 // 4 for uri in draw(server, HIRES | {"show_phases": True})["output"]]
+    with no_file_above(server, (sizes[0] + sizes[2]) // 2):
+        events = list(server.events("half-full", HIRES | {"show_phases": True}))
+    assert [event.name for event in events].count("output") in (1, 2)
+    assert events[-1].data["status"] == "failed"
+    assert "OutputError" in events[-1].data["error"]
+
+
+def test_a_server_that_loses_its_folder_and_then_its_worker(start_server: StartServer) -> None:
+    """Without its folder it says so and goes on. Without its worker it tells the client at once, but starts no other
+    one: its health says that it needs a new container."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = start_server({"TMPDIR": folder})
+        server.wait_until_ready()
+        shutil.rmtree(folder)
+        (told,) = reasons(ask(server, DRAFT).body)
+        assert f"OutputError: {folder}: " in told
+        assert "No such file or directory" in told
+        Path(folder).mkdir()
+        draw(server, DRAFT)
+
+        server.wait_until_ready(5)
+        events = server.events("killed", LONG)
+        next(event for event in events if event.name == "log")
+        for worker in workers(server):
+            psutil.Process(worker).kill()
+        *_, done = events
+        assert (done.data["status"], done.data["error"]) == ("failed", "Worker crashed")
+        assert server.status() == "UNHEALTHY"
+        assert server.predict(DRAFT).status == 409
+        assert server.stop() == 0
+
+
+def test_an_id_that_is_no_name_of_a_folder_takes_the_only_slot(start_server: StartServer) -> None:
+    server = start_server({})
+    server.wait_until_ready()
+    reply = server.request("POST", "/predictions", {"id": "a\0b", "input": DRAFT})
+    assert "Failed to create output dir" in reply.body["error"]
+    time.sleep(1)
+    assert server.status() == "BUSY"
+    assert server.predict(DRAFT).status == 409
