@@ -164,7 +164,7 @@ def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def no_larger_than(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """A network that is built inside may have the parameters that these tensors can fill; four times, as libraries make some twice.
+    """Inside, no more parameters are made than these tensors can fill, four times over: libraries make some twice.
 
     Sizes and counts of layers come from the file, and a small one can ask for any; building would take all memory, or
     never end. Raises ValueError, before a parameter's memory is written to.
