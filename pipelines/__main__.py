@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines import pasted
 from pipelines.catalog import NOISE_SOURCES
-from pipelines.errors import InvalidInput, PastelError
+from pipelines.errors import PastelError
 from pipelines.esrgan import load_upscaler
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
@@ -32,11 +32,7 @@ HIRES_NAME = "1_hires"
 
 def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
-    try:
-        block = pasted.read(read_parameters(path) or path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "Give a UTF-8 text file, or a picture that WebUI saved."
-        raise InvalidInput("infotext", str(path), f"cannot be read ({error})", fix) from error
+    block = pasted.read(read_parameters(path))
     data = with_inputs(block, {"rng": options.rng})
     upscalers = {file.stem: file for file in options.upscaler}
     found = obstacles(data, networks.identity, upscalers)

@@ -40,3 +40,9 @@ class AllPicturesFlagged(PastelError):
             "Every picture was flagged as explicit and left out (the log has the scores). Try another prompt or seed, "
             "or set disable_safety_checker if your use allows it."
         )
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library's error says, for a message of ours: its first line, and the next where that only announces it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -6,7 +6,6 @@ so memory does not grow with the picture.
 
 import math
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.errors import ModelError
+from pipelines.checkpoint import (
+    UPSCALER,
+    check_finite,
+    check_plain,
+    is_safetensors,
+    kind_of,
+    map_tensors,
+    no_larger_than,
+    unpickle,
+)
+from pipelines.errors import ModelError, in_one_line
 
 TILE, OVERLAP = 192, 8
 """Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
@@ -93,37 +102,27 @@ def _torchvision_or_a_stand_in() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _with_its_ending(path: Path) -> Iterator[Path]:
-    """The file under a name whose ending tells its format, which is all that spandrel goes by.
-
-    Cog names an upload by its media type (.bin, .zip).
-    """
-    with path.open("rb") as stream:
-        size, first = int.from_bytes(stream.read(8), "little"), stream.read(1)
-    is_safetensors = first == b"{" and size < path.stat().st_size
-    with tempfile.TemporaryDirectory(prefix="pastel-") as folder:
-        link = Path(folder) / f"{path.stem}{'.safetensors' if is_safetensors else '.pth'}"
-        link.symlink_to(path.absolute())
-        yield link
-
-
 def load_upscaler(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
     """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
     try:
         with _torchvision_or_a_stand_in():
-            from spandrel import ImageModelDescriptor, ModelLoader  # here: it brings every architecture it knows
+            from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict  # here: it is large
     except ImportError as error:
         raise ModelError(
             f"{path.name}: upscalers of this kind need the package spandrel, which does not import here ({error}). "
             "Install requirements-upscalers.txt, or choose another hires_upscaler."
         ) from error
+    weights: dict[str, torch.Tensor] = {}
     try:
-        with _with_its_ending(path) as file:
-            descriptor = ModelLoader(device=place).load_from_file(file)
-    except Exception as error:  # spandrel, pickle and safetensors raise a dozen kinds
-        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ModelError(f"{path.name}: not an upscaler that can be read ({first_line}).") from error
+        weights = canonicalize_state_dict(map_tensors(path) if is_safetensors(path) else unpickle(path))
+        check_plain(path, weights)
+        with no_larger_than(weights.values()):
+            descriptor = ModelLoader(device=place).load_from_state_dict(weights)
+    except Exception as error:  # spandrel and torch raise a dozen kinds
+        kind, said = kind_of(weights), in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+        reason = f"it is {kind.what}" if kind not in (None, UPSCALER) else said
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({reason}).") from error
+    check_finite(path.name, descriptor.model.state_dict())
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != "SR":
         raise ModelError(
             f"{path.name}: holds a {descriptor.architecture.name} network, which does not enlarge pictures."

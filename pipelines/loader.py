@@ -6,7 +6,10 @@ copied twice.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +23,6 @@ from diffusers.loaders.single_file_utils import (
 )
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
@@ -28,15 +30,17 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from pipelines.checkpoint import (
     UNET_PREFIX,
     VAE_PREFIX,
-    read_tensor,
-    read_tensors,
+    check_finite,
+    check_plain,
+    map_tensors,
+    no_larger_than,
     split_checkpoint,
     vae_tensors,
     weight_file,
 )
 from pipelines.conditioning import TextEncoder, load_tokenizer
 from pipelines.device import Device, best_device
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, in_one_line
 from pipelines.memory import Footprint
 from pipelines.model import ModelFiles, ModelIdentity
 from pipelines.unet import fit_any_size
@@ -44,6 +48,8 @@ from pipelines.vae import VAE
 
 LATENT_SCALE = 0.18215
 Network = TypeVar("Network", bound=nn.Module)
+WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+EXTRA_CHANNELS = {5: "depth to image", 8: "InstructPix2Pix", 9: "inpainting"}
 UNET_HEADS = 8  # every SD 1.x UNet; the count cannot be read from the tensors
 
 
@@ -51,11 +57,16 @@ UNET_HEADS = 8  # every SD 1.x UNet; the count cannot be read from the tensors
 class Networks:
     """The networks of one model, shared by every phase and task."""
 
-    identity: ModelIdentity
+    identified: Future[ModelIdentity]
     unet: UNet2DConditionModel
     vae: VAE
     text: TextEncoder
     device: Device
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Names and hashes. Files are hashed while the networks are built and draw; this waits for the end of it."""
+        return self.identified.result()
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -66,10 +77,13 @@ class Networks:
 def load(files: ModelFiles, device: Device | None = None) -> Networks:
     """Read the files and build the networks. Raises ModelError, which names the file and the reason."""
     device = device or best_device()
-    if files.checkpoint.is_dir():
+    hashing = ThreadPoolExecutor(1)
+    identified = hashing.submit(identify, files)
+    hashing.shutdown(wait=False)
+    if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
         unet, vae, text = _from_folder(files.checkpoint, device)
     else:
-        unet, vae, text = _from_single_file(files.checkpoint, device)
+        unet, vae, text = _from_single_file(files.checkpoint, device, own_vae=files.vae is None)
     if files.vae is not None:
         vae = load_vae(files.vae, device)
     if vae is None:
@@ -78,7 +92,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
     if files.vae is not None:
         _check_applied(files.vae, vae)
     return Networks(
-        identity=identify(files),
+        identified=identified,
         unet=unet.eval(),
         vae=VAE(vae.eval(), LATENT_SCALE),
         text=TextEncoder(text.eval(), load_tokenizer(files.tokenizer), device.place),
@@ -108,24 +122,50 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _from_single_file(path: Path, device: Device) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
-    unet, vae, text = split_checkpoint(path, read_tensors(path, device.place, device.dtype))
-    return _build_unet(path, unet), _build_vae(path, vae) if vae else None, _build_text_encoder(path, text)
+def _from_single_file(
+    path: Path, device: Device, own_vae: bool
+) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
+    unet, vae, text = split_checkpoint(path, map_tensors(path))
+    if unet_config(path, unet)["cross_attention_dim"] != _shape(path, text, "embeddings.token_embedding.weight", 2)[1]:
+        raise ModelError(f"{path}: its UNet was made for another text encoder. The file is put together wrongly.")
+    return (
+        _build_unet(path, unet, device),
+        _build_vae(path, vae, device) if vae and own_vae else None,
+        _build_text_encoder(path, text, device),
+    )
 
 
 def _from_folder(path: Path, device: Device) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    """A diffusers folder; reading it is diffusers' and transformers' own business, offline."""
-    with _folder_errors(path):
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **_diffusers_options(device))
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **_diffusers_options(device))
-        text = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=device.dtype, local_files_only=True)
-        prediction = DDIMScheduler.load_config(path, subfolder="scheduler", local_files_only=True)
-    _refuse_other_families(path, unet, text, prediction.get("prediction_type", "epsilon"))
-    return unet.to(device.place), vae.to(device.place), text.to(device.place)
+    unet = _from_subfolder(UNet2DConditionModel, path / "unet", device)
+    vae = _from_subfolder(AutoencoderKL, path / "vae", device)
+    text = _from_subfolder(CLIPTextModel, path / "text_encoder", device)
+    scheduler = read_config(path / "scheduler" / "scheduler_config.json")
+    _refuse_other_families(path, unet, text, scheduler.get("prediction_type", "epsilon"))
+    return unet, vae, text
 
 
-def _diffusers_options(device: Device) -> dict[str, Any]:
-    return {"torch_dtype": device.dtype, "local_files_only": True, "low_cpu_mem_usage": False}
+def _from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
+    """A network of a diffusers folder; reading it is diffusers' and transformers' own business, offline.
+
+    They would fill what is missing with random numbers and a warning: here it is an error.
+    """
+    read_config(folder / "config.json")
+    file = weight_file(folder)
+    if file is None:
+        raise ModelError(f"{folder}: not a diffusers folder that can be read (it holds no weights).")
+    tensors = map_tensors(file)
+    check_plain(file, tensors)
+    options: dict[str, Any] = {"dtype": device.dtype}
+    if network_class is not CLIPTextModel:
+        options = {"torch_dtype": device.dtype, "low_cpu_mem_usage": False}
+    with _folder_errors(folder), no_larger_than(tensors.values()):
+        network, report = network_class.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **options
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"{file.name} lacks {min(report['missing_keys'])}")
+    check_finite(file, network.state_dict())
+    return network.to(device.place)
 
 
 @contextmanager
@@ -133,9 +173,24 @@ def _folder_errors(path: Path) -> Iterator[None]:
     """What the libraries raise at an unreadable folder -> ModelError with their first line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: not a diffusers folder that can be read ({first_line}).") from error
+    except Exception as error:  # of a dozen kinds
+        raise ModelError(f"{path}: not a diffusers folder that can be read ({in_one_line(error)}).") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A network's or scheduler's configuration. The libraries would take a string for a name on the hub and ask there,
+    and make lists as long as it says before a network is begun."""
+    with _folder_errors(path.parent):
+        config = json.loads(path.read_text(encoding="utf-8"), parse_int=_sane)
+        if not isinstance(config, dict):
+            raise ValueError(f"{path.name} holds no JSON object")
+        return config
+
+
+def _sane(digits: str) -> int:
+    if len(digits) > 6:
+        raise ValueError(f"{digits[:20]} is no size of a network")
+    return int(digits)
 
 
 def _refuse_other_families(path: Path, unet: UNet2DConditionModel, text: CLIPTextModel, prediction: str) -> None:
@@ -152,10 +207,9 @@ def _refuse_other_families(path: Path, unet: UNet2DConditionModel, text: CLIPTex
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:
     """The VAE of a file or diffusers folder."""
-    if path.is_dir():
-        with _folder_errors(path):
-            return AutoencoderKL.from_pretrained(path, **_diffusers_options(device)).to(device.place)
-    return _build_vae(path, vae_tensors(path, read_tensors(path, device.place, device.dtype)))
+    if os.path.isdir(path):
+        return _from_subfolder(AutoencoderKL, path, device)
+    return _build_vae(path, vae_tensors(path, map_tensors(path)), device)
 
 
 def _check_applied(path: Path, vae: AutoencoderKL) -> None:
@@ -166,52 +220,78 @@ def _check_applied(path: Path, vae: AutoencoderKL) -> None:
     """
     file = weight_file(path) if path.is_dir() else path
     applied = vae.decoder.conv_out.weight
-    wanted = read_tensor(file, "decoder.conv_out.weight") if file else None
+    inside = map_tensors(file) if file else {}
+    wanted = inside.get("decoder.conv_out.weight", inside.get(f"{VAE_PREFIX}decoder.conv_out.weight"))
     if wanted is None or not torch.equal(applied.cpu(), wanted.to(applied.dtype)):
         raise ModelError(f"{path}: this VAE was asked for and is not the one in use.")
 
 
-def _build_unet(path: Path, tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
+def _build_unet(path: Path, tensors: Mapping[str, Tensor], device: Device) -> UNet2DConditionModel:
     config = unet_config(path, tensors)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
-    return fill(path, unet, convert_ldm_unet_checkpoint(dict(tensors), config))
+    with built_of(path, "UNet", tensors), torch.device("meta"):
+        unet, converted = UNet2DConditionModel(**config), convert_ldm_unet_checkpoint(dict(tensors), config)
+    return fill(path, unet, converted, device)
 
 
-def _build_vae(path: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+def _build_vae(path: Path, tensors: Mapping[str, Tensor], device: Device) -> AutoencoderKL:
     config = vae_config(path, tensors)
-    with torch.device("meta"):
-        vae = AutoencoderKL(**config)
-    return fill(path, vae, convert_ldm_vae_checkpoint(dict(tensors), config))
+    with built_of(path, "VAE", tensors), torch.device("meta"):
+        vae, converted = AutoencoderKL(**config), convert_ldm_vae_checkpoint(dict(tensors), config)
+    return fill(path, vae, converted, device)
 
 
-def _build_text_encoder(path: Path, tensors: Mapping[str, Tensor]) -> CLIPTextModel:
-    with torch.device("meta"):
+def _build_text_encoder(path: Path, tensors: Mapping[str, Tensor], device: Device) -> CLIPTextModel:
+    with built_of(path, "text encoder", tensors), torch.device("meta"):
         text = CLIPTextModel(text_config(path, tensors))
-    device = tensors["final_layer_norm.weight"].device
     # A buffer that is no weight: on the meta device it must be made by hand.
-    text.embeddings.position_ids = torch.arange(text.config.max_position_embeddings, device=device)[None]
-    return fill(path, text, tensors)
+    text.embeddings.position_ids = torch.arange(text.config.max_position_embeddings)[None]
+    return fill(path, text, tensors, device)
 
 
-def fill(path: Path, network: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """Give the meta network its tensors; every parameter must be there, in its shape."""
+@contextmanager
+def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """A network is built inside; what diffusers and transformers raise at other names and shapes -> ModelError."""
     try:
-        report = network.load_state_dict(tensors, strict=False, assign=True)
+        with no_larger_than(tensors.values()):
+            yield
+    except ModelError:
+        raise
+    except KeyError as error:
+        raise ModelError(f"{path}: its {part} lacks {error.args[0]}. The file is cut or of another form.") from error
+    except Exception as error:  # of a dozen kinds
+        raise ModelError(f"{path}: its {part} is of no form that is known ({in_one_line(error)}).") from error
+
+
+def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device) -> Network:
+    """Give the meta network its tensors, then bring it to the device; every parameter must be there, in its shape.
+
+    Raises ModelError, also for weights that are not finite in the device's number format.
+    """
+    kind = type(network).__name__
+    used = {name: tensors[name] for name in network.state_dict() if name in tensors}
+    check_plain(path, used)
+    for name, tensor in used.items():
+        if tensor.dtype not in WEIGHT_FORMATS:
+            raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
+    try:
+        report = network.load_state_dict(used, strict=False, assign=True)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise ModelError(f"{path}: {type(network).__name__} does not fit: {lines[min(1, len(lines) - 1)]}") from error
+        raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
-        raise ModelError(f"{path}: {type(network).__name__} lacks {missing}. The file is cut or of another form.")
-    return network.requires_grad_(False)
+        raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
+    nn.Module.to(network.requires_grad_(False), device.place, device.dtype)  # diffusers' own `to` warns of every cast
+    check_finite(path, network.state_dict())
+    return network
 
 
-def _shape(path: Path, tensors: Mapping[str, Tensor], name: str) -> torch.Size:
-    try:
-        return tensors[name].shape
-    except KeyError:
-        raise ModelError(f"{path}: lacks {name}. The file is cut or of another form.") from None
+def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+    if name not in tensors:
+        raise ModelError(f"{path}: lacks {name}. The file is cut or of another form.")
+    shape = tensors[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        raise ModelError(f"{path}: {name} is of shape {tuple(shape)}, which no Stable Diffusion 1.x has.")
+    return shape
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
@@ -222,14 +302,16 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 def unet_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The diffusers configuration that the LDM tensors have. Three blocks a level: two residual, one that resizes."""
-    in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight")[1]
+    in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
     if in_channels != 4:
+        made_for = EXTRA_CHANNELS.get(in_channels, "another task")
         raise ModelError(
-            f"{path}: takes {in_channels} channels (inpainting, depth). This container runs text-to-image models."
+            f"{path}: a checkpoint for {made_for}: its UNet takes {in_channels} channels instead of 4. "
+            "Give the text-to-image checkpoint that it was made of."
         )
     levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + 2) // 3
     channels = [
-        _shape(path, tensors, f"{UNET_PREFIX}input_blocks.{3 * level + 1}.0.out_layers.3.weight")[0]
+        _shape(path, tensors, f"{UNET_PREFIX}input_blocks.{3 * level + 1}.0.out_layers.3.weight", 4)[0]
         for level in range(levels)
     ]
     attends = [f"{UNET_PREFIX}input_blocks.{3 * level + 1}.1.norm.weight" in tensors for level in range(levels)]
@@ -242,7 +324,7 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         "layers_per_block": 2,
         "attention_head_dim": UNET_HEADS,  # diffusers' name for the number of heads in SD 1.x configs
-        "cross_attention_dim": _shape(path, tensors, context)[1],
+        "cross_attention_dim": _shape(path, tensors, context, 2)[1],
     }
 
 
@@ -250,7 +332,7 @@ def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The diffusers configuration that the LDM tensors have."""
     levels = _count(tensors, VAE_PREFIX + "encoder.down.")
     channels = [
-        _shape(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)
+        _shape(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)
     ]
     return {
         "in_channels": 3,
@@ -266,14 +348,14 @@ def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def text_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPTextConfig:
     """CLIP's text model. Heads are 64 wide; the small models that tests use have four."""
-    vocabulary, width = _shape(path, tensors, "embeddings.token_embedding.weight")
+    vocabulary, width = _shape(path, tensors, "embeddings.token_embedding.weight", 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=_shape(path, tensors, "encoder.layers.0.mlp.fc1.weight")[0],
+        intermediate_size=_shape(path, tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
         num_hidden_layers=_count(tensors, "encoder.layers."),
         num_attention_heads=width // 64 if width >= 512 else 4,
-        max_position_embeddings=_shape(path, tensors, "embeddings.position_embedding.weight")[0],
+        max_position_embeddings=_shape(path, tensors, "embeddings.position_embedding.weight", 2)[0],
         hidden_act="quick_gelu",
         bos_token_id=49406,
         eos_token_id=49407,

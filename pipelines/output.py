@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
+PARAMETERS_MAX = 1_000_000
+"""Characters; prompts have a hundredth of that."""
 JPEG_SEGMENT = 65_533
 """Bytes that fit into a JPEG's EXIF segment."""
 
@@ -113,22 +115,46 @@ WRITERS: dict[str, Callable[[Image.Image, BytesIO, int, str], None]] = {
 }
 
 
-def read_parameters(path: Path) -> str | None:
-    """The generation parameters inside a picture of ours or WebUI's; None where the file is no picture.
-
-    Raises InvalidInput for a picture that holds none.
-    """
+def read_parameters(path: Path) -> str:
+    """The generation parameters inside a picture of ours or WebUI's, or of a text file. Raises InvalidInput."""
     try:
-        with Image.open(path) as image:
+        text = _inside(path)
+    except Exception as error:  # Pillow raises many kinds at broken pictures, and at those made to take all memory
+        raise _unreadable(path, f"cannot be read ({error})") from error
+    if not text.strip():
+        raise _unreadable(path, "holds no generation parameters")
+    if len(text) > PARAMETERS_MAX:
+        raise _unreadable(path, f"holds more than {PARAMETERS_MAX} characters")
+    return text
+
+
+def _unreadable(path: Path, rule: str) -> InvalidInput:
+    return InvalidInput(
+        "infotext", path.name, rule, "Give the picture as WebUI saved it, or its parameters as UTF-8 text."
+    )
+
+
+def _inside(path: Path) -> str:
+    """The text of a picture, "" for none, or of a text file; not much more of it than is allowed."""
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError("no such file")
+    try:
+        with Image.open(path, formats=("PNG", "WEBP", "JPEG", "AVIF")) as image:
             text, comment = image.info.get("parameters"), image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     except UnidentifiedImageError:
-        return None
+        with path.open(encoding="utf-8") as stream:
+            return stream.read(PARAMETERS_MAX + 1)
     if isinstance(text, str) and text.strip():
         return text
-    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
-        content = comment.removeprefix(b"UNICODE\0")
+    return _comment(comment) if isinstance(comment, bytes) else ""
+
+
+def _comment(comment: bytes) -> str:
+    """EXIF's UserComment: eight bytes that name the encoding, then the text; some programs write the text alone."""
+    kind, content = comment[:8], comment[8:]
+    if kind == b"UNICODE\0":
         # big-endian as WebUI writes it; in other programs' little-endian "Steps" begins at an even place
         little = content.find("Steps".encode("utf-16-le")) % 2 == 0
-        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace")
-    rule, fix = "this picture holds no generation parameters", "Give the picture as WebUI saved it, or their text."
-    raise InvalidInput("generation_data", path.name, rule, fix)
+        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").removeprefix("\ufeff")
+    known = kind in (b"ASCII\0\0\0", bytes(8))
+    return (content if known else comment).decode("utf-8", errors="replace")

@@ -5,7 +5,6 @@ CLIP embedding is compared with 17 fixed concepts, more strictly if one of three
 optional; without them there is no checker, and setup says so.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.clip.configuration_clip import CLIPConfig
 
-from pipelines.checkpoint import read_tensors
+from pipelines.checkpoint import map_tensors
 from pipelines.device import Device
-from pipelines.errors import ModelError
-from pipelines.loader import fill
+from pipelines.errors import ModelError, in_one_line
+from pipelines.loader import built_of, fill, read_config
 from pipelines.vae import Pixels
 
 STRICTER = 0.01
@@ -76,19 +75,19 @@ def load_safety_checker(folder: Path | None, device: Device) -> SafetyChecker | 
     """
     if folder is None:
         return None
-    try:
-        config = CLIPConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: not a safety checker's folder ({error}).") from error
     path = folder / "model.safetensors"
-    tensors = read_tensors(path, device.place, device.dtype)
+    try:
+        config = CLIPConfig.from_dict(read_config(folder / "config.json"))
+    except Exception as error:  # transformers raises many kinds at a configuration of another network
+        raise ModelError(f"{folder}: not a safety checker's folder ({in_one_line(error)}).") from error
     # Published files have one more level of names than transformers' present model.
-    tensors = {name.replace("vision_model.vision_model.", "vision_model."): value for name, value in tensors.items()}
-    with torch.device("meta"):
+    published = map_tensors(path)
+    tensors = {name.replace("vision_model.vision_model.", "vision_model."): value for name, value in published.items()}
+    with built_of(path, "network", tensors), torch.device("meta"):
         network = StableDiffusionSafetyChecker(config)
     embeddings = network.vision_model.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device.place)[None]
-    return SafetyChecker(fill(path, network, tensors).eval())
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+    return SafetyChecker(fill(path, network, tensors, device).eval())
 
 
 def _scores(embedding: Tensor, concepts: Tensor, thresholds: Tensor) -> Tensor:

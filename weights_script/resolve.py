@@ -120,9 +120,12 @@ def _entry_path(setting: str, entry: Entry) -> Path:
 def _path_or_url(setting: str, value: str) -> tuple[Path, str]:
     """The path, and its SHA-256 where a fetch has told it."""
     if "://" not in value:
-        path = Path(value).expanduser()
-        if path.exists():
-            return path.absolute(), ""
+        try:
+            path = Path(value).expanduser()
+            if path.exists():
+                return path.absolute(), ""
+        except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, a home of nobody
+            raise ModelError(f"{setting}={value}: cannot be looked up ({error}). Give another path.") from error
         raise ModelError(f"{setting}={value}: no such file or folder. Give a path, or an http or https URL.")
     from weights_script.fetch import cache_folder, fetch_url
     from weights_script.ledger import Ledger

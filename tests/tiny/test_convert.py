@@ -98,20 +98,9 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    save_file({"lora_up": torch.zeros(2)}, tmp_path / "lora.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
-    (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    for name, said in (
-        ("lora", "holds no UNet"),
-        ("cut", "not a whole safetensors"),
-        ("evil", "nothing in it was run"),
-    ):
-        (path,) = tmp_path.glob(f"{name}.*")
-        with pytest.raises(ModelError, match=said):
-            convert(path, tmp_path / "out.safetensors")
+def test_the_target_is_safetensors(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"must end in \.safetensors"):
-        convert(tmp_path / "lora.safetensors", tmp_path / "out.ckpt")
+        convert(tmp_path / "a.safetensors", tmp_path / "out.ckpt")
 
 
 def test_memory_holds_a_tensor_and_not_the_file(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Files of every format hold the picture and its generation parameters."""
 
+import os
 import resource
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +85,7 @@ def test_a_picture_without_parameters_and_a_text(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="holds no generation parameters"):
         read_parameters(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("Steps: 20")
-    assert read_parameters(tmp_path / "a.txt") is None
+    assert read_parameters(tmp_path / "a.txt") == "Steps: 20"
 
 
 @pytest.mark.parametrize("name", ["png", "webp", "jpg"])
@@ -96,3 +99,62 @@ def test_a_picture_that_finds_no_room_leaves_nothing(folder: OutputFolder, name:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(kept.parent.iterdir()) == [kept]
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A PNG of declared size with hardly any pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(bytes(200)))
+
+
+BOMB = zlib.compress(bytes(20_000_000), 9)
+HOSTILE = {
+    "a png of 100000 x 100000": (png(100_000, 100_000), "exceeds limit"),
+    "a webp of 2^48 pixels": (b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6, "exceeds limit"),
+    "a packed text that inflates": (png(8, 8, chunk(b"zTXt", b"parameters\0\0" + BOMB)), "too large"),
+    "a packed utf-8 text that inflates": (png(8, 8, chunk(b"iTXt", b"parameters\0\1\0\0\0" + BOMB)), "too large"),
+    "many texts": (png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000)))] * 80), "Too much memory"),
+    "a long text": (png(8, 8, chunk(b"tEXt", b"parameters\0" + b"a" * 1_000_001)), "more than 1000000 characters"),
+    "a cut png": (png(8, 8)[:30], "cannot be read"),
+    "a chunk longer than the file": (png(8, 8)[:33] + b"\x7f\xff\xff\xfftEXt", "cannot be read"),
+    "a gif": (b"GIF89a" + bytes(range(256)), "cannot be read"),
+    "an empty file": (b"", "holds no generation parameters"),
+    "a long text file": (b"a" * 1_000_001, "more than 1000000 characters"),
+    "no text": (bytes(range(256)), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pictures_are_named(tmp_path: Path, name: str) -> None:
+    content, said = HOSTILE[name]
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InvalidInput, match=f"a.png.*{said}"):
+        read_parameters(tmp_path / "a.png")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InvalidInput, match="no such file"):
+            read_parameters(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"ASCII\0\0\0a\nSteps: 20", "a\nSteps: 20"),
+        (bytes(8) + b"a\nSteps: 20", "a\nSteps: 20"),
+        (b"caf\xc3\xa9\nSteps: 20", "café\nSteps: 20"),
+        (b"UNICODE\0" + "\ufeffa\nSteps: 20".encode("utf-16-le"), "a\nSteps: 20"),
+        (b"UNICODE\0" + "a\nSteps: 20".encode("utf-16-be") + b"x", "a\nSteps: 20\ufffd"),
+    ],
+)
+def test_other_encodings_of_the_comment(tmp_path: Path, raw: bytes, text: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = raw
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_parameters(tmp_path / "a.jpg") == text
