@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,20 +15,13 @@ Figures = Mapping[str, Sequence[float]]
 """Samples by contestant."""
 
 
-def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each contestant once a round: what else runs on the machine then burdens all of them alike."""
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            samples[name].append(run())
-    return samples
+def in_turn(contestants: Sequence[str], rounds: int) -> Iterator[str]:
+    """Each once a round, every other round backwards.
 
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    What else runs on the machine then burdens all alike, and none always finds the memory that another one warmed.
+    """
+    for number in range(rounds):
+        yield from contestants if number % 2 == 0 else reversed(contestants)
 
 
 def table(title: str, unit: str, figures: Figures, reference: str) -> str:

@@ -65,7 +65,7 @@ class Networks:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Names and hashes. Files are hashed while the networks are built and draw; this waits for the end of it."""
+        """Names and hashes. Files are hashed while the first picture is drawn; this waits for the end of it."""
         return self.identified.result()
 
     @cached_property
@@ -77,9 +77,6 @@ class Networks:
 def load(files: ModelFiles, device: Device | None = None) -> Networks:
     """Read the files and build the networks. Raises ModelError, which names the file and the reason."""
     device = device or best_device()
-    hashing = ThreadPoolExecutor(1)
-    identified = hashing.submit(identify, files)
-    hashing.shutdown(wait=False)
     if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
         unet, vae, text = _from_folder(files.checkpoint, device)
     else:
@@ -91,6 +88,9 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
     fit_any_size(unet)
     if files.vae is not None:
         _check_applied(files.vae, vae)
+    hashing = ThreadPoolExecutor(1)
+    identified = hashing.submit(identify, files)
+    hashing.shutdown(wait=False)
     return Networks(
         identified=identified,
         unet=unet.eval(),
