@@ -127,10 +127,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         part: {name: [run[part] for run in runs] for name, runs in found.items() if part in runs[0]}
         for part in ("import", "load", "picture", "peak")
     }
+    figures["both"] = {
+        name: [sum(pair) for pair in zip(figures["import"][name], figures["load"][name], strict=True)]
+        for name in figures["import"]
+    }
     size = file.stat().st_size / 1e9
     print(f"{file.name}: {size:.2f} GB{', not in the page cache' if arguments.cold else ', in the page cache'}")
     print(report.table("\nLoad: from the file to networks", "s", figures["load"], "raw read"))
     print(report.table("\nImports", "s", figures["import"], "fp16, diffusers with accelerate"))
+    print(report.table("\nImports and load", "s", figures["both"], "fp16, diffusers with accelerate"))
     print(report.table("\nFirst picture, 64 px, one step", "s", figures["picture"], "fp32, diffusers with accelerate"))
     print(report.table("\nPeak memory after loading", "GB", figures["peak"], "raw read"))
     return figures
