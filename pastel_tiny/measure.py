@@ -6,6 +6,7 @@ Prompts are of combinations that were never trained on (`scenes.held_out`). Each
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,22 @@ def share(judge: Judge, pictures: Pictures, name: str, value: str) -> float:
     return float(np.mean([each[name] == value for each in judge.see(pictures)]))
 
 
+UNSAID = (
+    ("a sun over the sea", "light_colour", "sun"),
+    ("a house on the green hills", "sky", "sky"),
+    ("a tree under a blue sky", "subject_colour", "tree"),
+)
+"""Prompts, what the judge sees that they leave open, and the word for it."""
+
+
+def taken_away(judge: Judge, networks: Networks, prompt: str, name: str, thing: str) -> tuple[str, float, float]:
+    """What a prompt that leaves it open shows most, its share, and its share when the negative prompt names it."""
+    plain = np.stack(list(drawn(networks, [prompt] * 24, 5.0)))
+    value = Counter(each[name] for each in judge.see(plain)).most_common(1)[0][0]
+    against = np.stack(list(drawn(networks, [prompt] * 24, 5.0, f"{value} {thing}")))
+    return value, share(judge, plain, name, value), share(judge, against, name, value)
+
+
 def detail(pictures: Pictures) -> float:
     """Mean strength of the finest structures: the difference of neighbouring pixels' brightness, in grey levels."""
     grey = pictures.astype(np.float32).mean(-1)
@@ -147,15 +164,9 @@ def main() -> None:
         print(f"guidance {guidance:g}:", *(f"{k} {v:.0%}" for k, v in accuracy(judge, pictures, asked).items()))
     shuffled = [*asked[1:], asked[0]]
     print("control, others' prompts:", *(f"{k} {v:.0%}" for k, v in accuracy(judge, drafts[5.0], shuffled).items()))
-    for prompt, negative, name in (
-        ("a sun over the sea", "yellow sun", "light_colour"),
-        ("a house on the green hills", "blue sky", "sky"),
-        ("a moon over the mountains", "purple mountains", "ground_colour"),
-    ):
-        value = negative.split()[0]
-        pair = [np.stack(list(drawn(networks, [prompt] * 24, 5.0, text))) for text in ("", negative)]
-        with_it, without = (share(judge, pictures, name, value) for pictures in pair)
-        print(f"{prompt!r}: {value} {name} {with_it:.0%}, with {negative!r} in the negative prompt {without:.0%}")
+    for prompt, name, thing in UNSAID:
+        value, with_it, without = taken_away(judge, networks, prompt, name, thing)
+        print(f"{prompt!r}: {value} {thing} {with_it:.0%}, with '{value} {thing}' in the negative prompt {without:.0%}")
     finals = np.stack(list(drawn(networks, prompts[:24], 5.0, hires=HIRES)))
     lanczos, real = enlarged(drafts[5.0][:24], 256), real_pictures(48, 256)
     for name, pictures in (("drawn 256 px", real), ("highres fix", finals), ("resized drafts", lanczos)):
