@@ -22,7 +22,7 @@ from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
 from pipelines.esrgan import NetworkUpscaler, load_upscaler
 from pipelines.highres import Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
-from pipelines.memory import release_memory
+from pipelines.memory import release_memory, trim_heap
 from pipelines.output import FileFormat, OutputFolder
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
@@ -256,6 +256,8 @@ class Predictor(BasePredictor):
         except BaseException as error:  # cancelling is one, too
             release_memory(error)
             raise
+        finally:
+            trim_heap()
 
     def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
         """The request of the inputs, by name; over generation data those count that differ from their default."""
