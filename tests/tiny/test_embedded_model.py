@@ -58,15 +58,18 @@ def test_the_judge_knows_drawn_scenes(judge: Judge) -> None:
 
 def test_prompts_are_followed(judge: Judge, pictures: Pictures, asked: list[Asked]) -> None:
     found = accuracy(judge, pictures, asked)
-    assert found["sky"] >= 0.85
-    assert found["ground"] >= 0.75
-    assert found["ground_colour"] >= 0.75
-    assert found["subject"] >= 0.4
+    assert found["sky"] >= 0.9
+    assert found["ground"] >= 0.85
+    assert found["ground_colour"] >= 0.85
+    assert found["subject"] >= 0.5
 
 
 @pytest.mark.xfail(reason="the goal for subjects is not reached yet: docs/embedded-model.md")
-def test_subjects_are_recognised(judge: Judge, pictures: Pictures, asked: list[Asked]) -> None:
-    assert accuracy(judge, pictures, asked)["subject"] >= 0.75
+def test_subjects_are_recognised(judge: Judge, networks: Networks) -> None:
+    """On more prompts than the other tests, as luck decides with twenty."""
+    many = [each for each in held_out(48, seed=1) if "subject" in each.named]
+    drawings = np.stack(list(drawn(networks, [each.prompt for each in many], 5.0)))
+    assert accuracy(judge, drawings, many)["subject"] >= 0.75
 
 
 def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list[Asked]) -> None:
