@@ -118,6 +118,8 @@ def faults(message: Message, answer: Answer) -> list[str]:
         return faults_of_prediction(message, last.data) if last.name == "completed" else [f"the last event is {last}"]
     if "json" not in answer.content_type:
         return [] if answer.status >= 400 else [f"status {answer.status} with {answer.content_type!r}"]
+    if message.method == "HEAD":  # tells what a body would be, and has none
+        return []
     body = decoded(answer.body)
     if not isinstance(body, dict):
         return [f"no JSON object: {answer.body[:200]!r}"]

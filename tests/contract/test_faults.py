@@ -26,8 +26,10 @@ def no_file_above(server: CogServer, size: int) -> Iterator[None]:
     (worker,) = map(psutil.Process, workers(server))
     before = worker.rlimit(resource.RLIMIT_FSIZE)
     worker.rlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    yield
-    worker.rlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        worker.rlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpg"])
@@ -44,6 +46,7 @@ def test_a_disk_without_room(server: CogServer, scratch: Path, output_format: st
 def test_the_pictures_before_the_disk_was_full_are_kept(server: CogServer) -> None:
     """The draft is smaller than the picture."""
     sizes = [len(uri) * 3 // 4 for uri in draw(server, HIRES | {"show_phases": True})["output"]]
+    server.wait_until_ready(5)
     with no_file_above(server, (sizes[0] + sizes[2]) // 2):
         events = list(server.events("half-full", HIRES | {"show_phases": True}))
     assert [event.name for event in events].count("output") in (1, 2)

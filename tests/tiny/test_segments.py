@@ -264,7 +264,7 @@ def test_stops_at_once_and_goes_on_another_time(server: Server, tmp_path: Path, 
         time.sleep(0.01)
     time.sleep(0.1)
     process.send_signal(how)
-    process.communicate(timeout=5)  # less than the answer that it waits for
+    process.communicate(timeout=15)  # less than the answer that it waits for
     seen = len(server.seen)
     assert list(tmp_path.rglob("weights.safetensors")) == []
     server.script["/weights"] = [GOOD]
