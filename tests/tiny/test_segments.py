@@ -239,9 +239,10 @@ def test_any_faults(server: Server, tmp_path: Path, seed: int, expected: Expecte
 # ---------------------------------------------------------------- processes
 
 PROGRAM = f"""
-import resource, sys
+import resource, signal, sys
 from pathlib import Path
 from weights_script import download, segments
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children are born ignoring it
 from weights_script.fetch import fetch_url
 segments.SEGMENT, download.LARGE = {SEGMENT}, {4 * SEGMENT}
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
