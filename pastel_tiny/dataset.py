@@ -1,5 +1,6 @@
 """The pictures that training reads: painted once at 256 px, kept as bytes, averaged down to 128 px where needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pastel_tiny.render import render
-from pastel_tiny.scenes import scene
+from pastel_tiny.scenes import Scene, scene
 
 TEST_SEED = 10_000_000  # scenes from here on are never trained on
 # The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape lie together.
@@ -28,7 +29,14 @@ def tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def painted(path: Path, first: int, count: int, shape: tuple[int, int], small: bool = False) -> NDArray[np.uint8]:
+def painted(
+    path: Path,
+    first: int,
+    count: int,
+    shape: tuple[int, int],
+    small: bool = False,
+    shown: Callable[[int], Scene] = scene,
+) -> NDArray[np.uint8]:
     """The pictures of `count` seeds from `first` on, `small` ones halved; painted now or read from an earlier run."""
     width, height = shape
     if path.exists():
@@ -37,7 +45,7 @@ def painted(path: Path, first: int, count: int, shape: tuple[int, int], small: b
     share = 2 if small else 1
     pictures = np.empty((count, height // share, width // share, 3), np.uint8)
     for index in range(count):
-        picture = render(scene(first + index), width, height)
+        picture = render(shown(first + index), width, height)
         pictures[index] = halve(picture[None])[0] if small else picture
         if index % 1000 == 0:
             print(f"[paint] {path.stem} {index}/{count}", flush=True)
