@@ -32,6 +32,7 @@ from pipelines.checkpoint import (
     VAE_PREFIX,
     check_finite,
     check_plain,
+    is_safetensors,
     map_tensors,
     no_larger_than,
     split_checkpoint,
@@ -41,7 +42,7 @@ from pipelines.checkpoint import (
 from pipelines.conditioning import TextEncoder, load_tokenizer
 from pipelines.device import Device, best_device
 from pipelines.errors import ModelError, in_one_line
-from pipelines.memory import Footprint
+from pipelines.memory import Footprint, drop_pages
 from pipelines.model import ModelFiles, ModelIdentity
 from pipelines.unet import fit_any_size
 from pipelines.vae import VAE
@@ -280,9 +281,20 @@ def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: De
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
         raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
-    nn.Module.to(network.requires_grad_(False), device.place, device.dtype)  # diffusers' own `to` warns of every cast
+    _bring(network.requires_grad_(False), device, mapped=is_safetensors(path))
     check_finite(path, network.state_dict())
     return network
+
+
+def _bring(network: nn.Module, device: Device, mapped: bool) -> None:
+    """Bring the weights to the device in its number format, one by one: what was read of the file for a copy is let go
+    before the next, so that memory never holds both."""
+    for weight in network.parameters():
+        source = weight.data
+        weight.data = source.to(device.place, device.dtype)
+        if mapped and weight.data_ptr() != source.data_ptr():
+            drop_pages(source)
+    nn.Module.to(network, device.place)  # buffers; diffusers' own `to` warns
 
 
 def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:

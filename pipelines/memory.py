@@ -6,6 +6,7 @@ else; `tests/tiny/test_memory.py` counts every tensor that the networks make and
 
 import ctypes
 import logging
+import mmap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import TypeVar
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from pipelines.errors import OutOfMemory
@@ -85,7 +87,8 @@ def release_memory(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)  # glibc's own
 
 
 def trim_heap() -> None:
@@ -95,6 +98,18 @@ def trim_heap() -> None:
     """
     if _trim is not None:
         _trim(0)
+
+
+def drop_pages(tensor: Tensor) -> None:
+    """Take a mapped file's pages under the tensor out of memory; they would be read again where they are needed.
+
+    Not for tensors that are no part of a file: those would lose their values.
+    """
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = end // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if whole > 0:
+        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
 
 
 @contextmanager
