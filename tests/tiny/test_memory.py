@@ -1,14 +1,17 @@
 """Memory: what is said to be needed is what the networks take, and what does not fit at once is done with less."""
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,9 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from bench.full_size import meta_networks
 from pipelines import memory, vae
+from pipelines.checkpoint import map_tensors
+from pipelines.device import Device
 from pipelines.errors import OutOfMemory
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks
+from pipelines.loader import Networks, fill
 from pipelines.memory import Footprint
 from pipelines.plan import HighresPlan, make_plan
 from pipelines.request import GenerationRequest, HiresSettings
@@ -180,3 +185,23 @@ def test_other_errors_are_not_taken_for_missing_memory(networks: Networks) -> No
         pytest.raises(RuntimeError, match="shapes differ"),
     ):
         pictures(networks, request())
+
+
+def file_pages() -> int:
+    """Bytes of mapped files that this process holds in memory."""
+    found = re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_mapped_file_leaves_memory_where_its_weights_were_copied(tmp_path: Path, dtype: torch.dtype) -> None:
+    file, size = tmp_path / "weights.safetensors", 64 << 20
+    save_file({f"{k}.weight": torch.full((1024, size // 8 // 2048), k, dtype=torch.float16) for k in range(8)}, file)
+    with torch.device("meta"):
+        network = nn.Sequential(*(nn.Linear(size // 8 // 2048, 1024, bias=False) for _ in range(8)))
+    before = file_pages()
+    fill(file, network, map_tensors(file), Device(torch.device("cpu"), dtype))
+    held = file_pages() - before
+    assert held > 0.9 * size if dtype == torch.float16 else held < 0.3 * size
+    assert [float(weight.mean()) for weight in network.parameters()] == list(range(8))
