@@ -62,6 +62,11 @@ class Prompts:
     negative: Conditioning
     padding: Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        """Of a guided batch, for one image."""
+        return len(self.positive.parts) + len(self.negative.parts)
+
     def at(self, calls: int) -> tuple[Tensor, Tensor]:
         """Positive (parts, tokens, width) and negative (1, tokens, width) for the next denoiser call."""
         both = self.positive.at(calls), self.negative.at(calls)
@@ -126,11 +131,11 @@ class TextEncoder:
         schedule, repeated ones included (`places`). Weights of 1 change nothing and are left out: a mean of exactly 0
         would make them NaN.
         """
-        tokens = torch.tensor([chunk.tokens for chunk in chunks], device=self.device)
+        tokens = torch.tensor([chunk.tokens for chunk in chunks]).to(self.device, non_blocking=True)
         plain = self._hidden(tokens, clip_skip).float()
         if emphasis == "Ignore" or all(weight == 1 for chunk in chunks for weight in chunk.weights):
             return plain
-        weights = torch.tensor([chunk.weights for chunk in chunks], device=self.device)
+        weights = torch.tensor([chunk.weights for chunk in chunks]).to(self.device, non_blocking=True)
         weighted = plain * weights[..., None]
         if emphasis == "No norm":
             return weighted

@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.conditioning import Prompts
+from pipelines.graphs import GraphedUNet
 from pipelines.memory import thriftily
 from pipelines.schedules import sigma_to_t
 
@@ -17,12 +18,15 @@ from pipelines.schedules import sigma_to_t
 class GuidedDenoiser:
     """The denoiser of one pass. It counts its calls, which is what prompt editing goes by."""
 
-    def __init__(self, unet: UNet2DConditionModel, prompts: Prompts, guidance_scale: float) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel | GraphedUNet, prompts: Prompts, guidance_scale: float, rows: int
+    ) -> None:
+        """`rows` of the batch go through the UNet at once."""
         self._unet = unet
         self._prompts = prompts
         self._scale = guidance_scale
         self.calls = 0
-        self._together = True
+        self._rows = rows
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
         """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided.
@@ -53,21 +57,20 @@ class GuidedDenoiser:
         return self._predict(x, t, positive), self._predict(x, t, negative)[0]
 
     def _predict(self, x: Tensor, t: float, context: Tensor) -> tuple[Tensor, ...]:
-        """The noise (B, 4, h, w) of every row of context (rows, tokens, width): one batch, where memory allows it."""
-        time = torch.tensor(t, dtype=torch.float32).to(x.device, non_blocking=True)
+        """The noise (B, 4, h, w) of every row of context (rows, tokens, width), as many at once as memory allows."""
+        time = torch.full((), t, dtype=torch.float32, device=x.device)
         images = x.to(self._unet.dtype).repeat(context.shape[0], 1, 1, 1)
         contexts = context.to(self._unet.dtype).repeat_interleave(x.shape[0], dim=0)
 
-        def one_by_one() -> Tensor:
-            self._together = False  # it would fail again at every step
-            pairs = zip(images.split(1), contexts.split(1), strict=True)
-            return torch.cat([self._call(image, time, each) for image, each in pairs])
+        def parts() -> Tensor:
+            pairs = zip(images.split(self._rows), contexts.split(self._rows), strict=True)
+            return torch.cat([self._call(few, time, each) for few, each in pairs])
 
-        if not self._together:
-            noise = one_by_one()
-        else:
-            saving = "the rest of this pass takes one row of the batch at a time"
-            noise = thriftily(lambda: self._call(images, time, contexts), one_by_one, saving)
+        def one_by_one() -> Tensor:
+            self._rows = 1  # more would fail again at every step
+            return parts()
+
+        noise = thriftily(parts, one_by_one, "the rest of this pass takes one row of the batch at a time")
         return noise.float().chunk(context.shape[0])
 
     def _call(self, images: Tensor, time: Tensor, contexts: Tensor) -> Tensor:

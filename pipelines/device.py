@@ -25,6 +25,11 @@ class Device:
     place: torch.device
     dtype: torch.dtype
 
+    @property
+    def queues(self) -> bool:
+        """Whether work is queued there while the host goes on; elsewhere the host does it."""
+        return self.place.type == "cuda"
+
     def __str__(self) -> str:
         return f"{self.place}, {str(self.dtype).removeprefix('torch.')}"
 

@@ -5,6 +5,7 @@ and cancelling are what the caller does between two events; there are no callbac
 this generator and goes with it.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +17,14 @@ from pipelines.denoiser import GuidedDenoiser
 from pipelines.device import Stopwatch
 from pipelines.esrgan import NetworkUpscaler
 from pipelines.loader import Networks
-from pipelines.memory import memory_errors_say_what_fits
+from pipelines.memory import memory_errors_say_what_fits, room_beside, rows_at_once
 from pipelines.noise import Noise
 from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
 from pipelines.request import GenerationRequest
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import ALPHAS, sigmas, timesteps
 from pipelines.upscale import encode_pictures, upscale_latents, upscale_pixels
-from pipelines.vae import Pixels
+from pipelines.vae import Decoding, Pixels
 
 BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
 """Phases, as steps and seconds name them."""
@@ -158,7 +159,9 @@ def _sample(
     )
     initial = noise.initial()
     x, levels = START[part.sampler.timesteps](part, levels, initial, start)
-    denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale)
+    room = room_beside(networks.footprint.weights, networks.device.place)
+    rows = rows_at_once(networks.footprint, x[0, 0].numel(), len(x) * prompts.rows, room)
+    denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale, rows)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         yield Step(phase, number, part.steps)
@@ -230,9 +233,15 @@ def _upscale(
 
 
 def _decode(networks: Networks, latents: Tensor, kind: str, watch: Stopwatch, phase: str) -> Iterator[Event]:
-    """Hand out picture after picture; what the caller does with one is not the phase's time."""
-    for index, latent in enumerate(latents):
-        pixels = networks.vae.decode(latent)
+    """Hand out picture after picture; what the caller does with one is not the phase's time.
+
+    Where the device works by itself it decodes the next picture meanwhile.
+    """
+    begun: deque[Decoding] = deque()
+    for index in range(len(latents)):
+        while len(begun) <= networks.device.queues and index + len(begun) < len(latents):
+            begun.append(networks.vae.begin(latents[index + len(begun)]))
+        pixels = begun.popleft().pixels()
         watch.mark(phase)
         yield Picture(kind, index, pixels)
         watch.restart()

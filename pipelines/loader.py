@@ -42,6 +42,7 @@ from pipelines.checkpoint import (
 from pipelines.conditioning import TextEncoder, load_tokenizer
 from pipelines.device import Device, best_device
 from pipelines.errors import ModelError, in_one_line
+from pipelines.graphs import GraphedUNet
 from pipelines.memory import Footprint, drop_pages
 from pipelines.model import ModelFiles, ModelIdentity
 from pipelines.unet import fit_any_size
@@ -59,7 +60,7 @@ class Networks:
     """The networks of one model, shared by every phase and task."""
 
     identified: Future[ModelIdentity]
-    unet: UNet2DConditionModel
+    unet: UNet2DConditionModel | GraphedUNet
     vae: VAE
     text: TextEncoder
     device: Device

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -22,11 +22,18 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from pipelines.errors import OutOfMemory
 from pipelines.plan import LATENT_PIXELS, HighresPlan
 
+if TYPE_CHECKING:
+    from pipelines.graphs import GraphedUNet
+
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 UNET_TENSORS = 26
 """The UNet at its peak holds so many tensors of its first level's channels, for every latent pixel."""
+
+
+ROOM_USED = 0.85
+"""Of the free memory: an allocator leaves holes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Footprint:
     """Per pixel of the one picture that is decoded at a time."""
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextModel) -> "Footprint":
+    def of(cls, unet: "UNet2DConditionModel | GraphedUNet", vae: AutoencoderKL, text: CLIPTextModel) -> "Footprint":
         """Counted from the networks' shapes and number formats."""
         first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
         return cls(
@@ -53,6 +60,19 @@ class Footprint:
     def pixels(self, room: int) -> int:
         """How large a picture fits into so many bytes: guided row by row and decoded in tiles."""
         return room * LATENT_PIXELS**2 // self.unet
+
+
+def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int | None) -> int:
+    """How many of a batch's rows the UNet takes at once in so many bytes, told where it is not all of them."""
+    if room is None:
+        return rows
+    need = footprint.unet * latent_pixels
+    fit = int(ROOM_USED * room) // need
+    if fit < 1:
+        log.warning("A row of this pass needs %.1f GB and %.1f GB are free: it may not fit.", need / 1e9, room / 1e9)
+    elif fit < rows:
+        log.info("Memory has room for %d of the %d rows of this pass at once.", fit, rows)
+    return max(1, min(fit, rows))
 
 
 def room_beside(weights: int, device: torch.device) -> int | None:

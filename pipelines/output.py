@@ -5,8 +5,11 @@ WebUI, CivitAI and metadata readers find them.
 """
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -37,17 +40,30 @@ class FileFormat:
 
 
 class OutputFolder:
-    """The files of one prediction. Cog reads a file after it was handed out and deletes none, so they live until the
-    next prediction's folder replaces them."""
+    """The files of one prediction, written in the background. Cog reads a file after it was handed out and deletes
+    none, so they live until the next prediction's folder replaces them."""
 
     def __init__(self) -> None:
         """Raises OutputError."""
         with _explained():
             self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+        self._writers = ThreadPoolExecutor(4)
+        self._begun: deque[Future[Path]] = deque()
 
     def clear(self) -> None:
-        """Delete the files."""
+        """Delete the files; those that are still to be written are not."""
+        self._writers.shutdown(cancel_futures=True)
         self._folder.cleanup()
+
+    def begin(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> None:
+        """Begin to `save`; what that prints belongs to the prediction that asks for it."""
+        self._begun.append(self._writers.submit(copy_context().run, self.save, pixels, name, file_format, parameters))
+
+    def saved(self, wait: bool) -> Iterator[Path]:
+        """The files that are written by now, or with `wait` all that were begun, in the order in which they were
+        begun. Raises OutputError."""
+        while self._begun and (wait or self._begun[0].done()):
+            yield self._begun.popleft().result()
 
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture as `name` with the format's ending; returns the path. Raises OutputError."""

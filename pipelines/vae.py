@@ -18,6 +18,36 @@ Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 """One picture: (height, width, 3), 8 bits a channel."""
 
 
+class Decoding:
+    """A picture on its way: on a GPU its work and its copy to the host are queued, and only `pixels` waits for them."""
+
+    def __init__(self, picture: Tensor, finite: Tensor, again: Callable[[], "Decoding"] | None) -> None:
+        """uint8 (H, W, 3) and a truth value on the device; `again` decodes anew where the picture is not finite."""
+        self._picture, self._finite = _to_host(picture), _to_host(finite)
+        self._copied = torch.cuda.Event() if picture.is_cuda else None
+        if self._copied:
+            self._copied.record()
+        self._again = again
+
+    def pixels(self) -> Pixels:
+        """The picture. Raises NonFiniteError: never a black picture."""
+        if self._copied:
+            self._copied.synchronize()
+        if bool(self._finite):
+            return self._picture.numpy()
+        if self._again is None:
+            raise NonFiniteError(
+                "The picture came out as NaN. Lower guidance_scale, denoising_strength or the weights in the prompt; "
+                "if it happens with every request, the checkpoint or its VAE is broken."
+            )
+        return self._again().pixels()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """The tensor in memory of the host, once what is queued on the device is done; such memory has to be pinned."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+
+
 class VAE:
     """An AutoencoderKL with its latent scale; one image at a time, as WebUI decodes."""
 
@@ -26,34 +56,29 @@ class VAE:
         self.scale = scale
 
     def decode(self, latent: Tensor) -> Pixels:
-        """One latent (4, h, w) -> pixels (8h, 8w, 3), truncated to 8 bits as WebUI truncates.
+        """One latent (4, h, w) -> pixels (8h, 8w, 3), truncated to 8 bits as WebUI truncates. Raises NonFiniteError."""
+        return self.begin(latent).pixels()
 
-        Half precision can overflow inside the decoder. Then the decode is repeated in float32, and if that is not
-        finite either, NonFiniteError: never a black picture.
+    def begin(self, latent: Tensor) -> Decoding:
+        """Begin to decode one latent (4, h, w).
+
+        Half precision can overflow inside the decoder. Then the decode is repeated in float32.
         """
-        pixels, finite = self._decode(latent)
-        if not finite and self.network.dtype != torch.float32:
-            pixels, finite = self._decode_in_float32(latent)
-        if not finite:
-            raise NonFiniteError(
-                "The picture came out as NaN. Lower guidance_scale, denoising_strength or the weights in the prompt; "
-                "if it happens with every request, the checkpoint or its VAE is broken."
-            )
-        return pixels.numpy()
+        half = self.network.dtype != torch.float32
+        return self._begin(latent, (lambda: self._in_float32(latent)) if half else None)
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """uint8-like pixels in [0, 1] (3, H, W) -> scaled latent (4, H/8, W/8), sampled with the given noise."""
-        image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype)
+        image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype, non_blocking=True)
         posterior = self._thriftily(lambda: self.network.encode(image)).latent_dist
-        latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device)
+        latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device, non_blocking=True)
         return latent[0] * self.scale
 
-    def _decode(self, latent: Tensor) -> tuple[Tensor, bool]:
+    def _begin(self, latent: Tensor, again: Callable[[], Decoding] | None) -> Decoding:
         scaled = (latent / self.scale)[None].to(self.network.dtype)
         image = self._thriftily(lambda: self.network.decode(scaled)).sample[0].float()
-        finite = torch.isfinite(image).all()
         pixels = ((image + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)  # truncates, as WebUI does
-        return pixels.permute(1, 2, 0).contiguous().cpu(), bool(finite)
+        return Decoding(pixels.permute(1, 2, 0).contiguous(), image.isfinite().all(), again)
 
     def _thriftily(self, work: Callable[[], Result]) -> Result:
         """Do the work at once, or where memory is short in overlapping tiles, whose seams may be visible."""
@@ -68,10 +93,10 @@ class VAE:
 
         return thriftily(work, in_tiles, f"the VAE works in tiles of {TILE} px, whose seams may show")
 
-    def _decode_in_float32(self, latent: Tensor) -> tuple[Tensor, bool]:
+    def _in_float32(self, latent: Tensor) -> Decoding:
         dtype = self.network.dtype
         self.network.to(torch.float32)
         try:
-            return self._decode(latent)
+            return self._begin(latent, None)
         finally:
             self.network.to(dtype)

@@ -91,7 +91,7 @@ def test_the_prompt_is_encoded_once_for_both_passes(networks: Networks) -> None:
 
 def test_latents_stay_latents(networks: Networks) -> None:
     with (
-        mock.patch.object(networks.vae, "decode", wraps=networks.vae.decode) as decode,
+        mock.patch.object(networks.vae, "begin", wraps=networks.vae.begin) as decode,
         mock.patch.object(networks.vae, "encode", wraps=networks.vae.encode) as encode,
     ):
         list(events(networks, request()))

@@ -1,0 +1,103 @@
+"""The UNet replayed as CUDA graphs.
+
+A UNet forward starts a thousand kernels, which takes a host longer than small latents take the GPU; a graph starts all
+of them at once. It is recorded for a size that comes for the second time, which costs as much as one more step.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from pipelines.errors import in_one_line
+from pipelines.memory import is_out_of_memory, release_memory
+
+log = logging.getLogger(__name__)
+
+GRAPHS = 8
+"""Sizes that graphs are kept for: four requests of two passes each. They share their memory."""
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Work on tensors that stay where they are -> what does it again, and where its result will lie."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs, all in one pool of memory: none runs beside another, and results are copied at once."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = work()
+        return graph.replay, output
+
+
+class GraphedUNet(nn.Module):
+    """A UNet that is recorded for a size at its second call and replayed from the third; the least used are forgotten.
+
+    Called like diffusers' UNet with `return_dict=False`.
+    """
+
+    def __init__(
+        self, network: UNet2DConditionModel, call: Callable[..., tuple[Tensor]], record: Record | None
+    ) -> None:
+        """`call` computes what `network` does; without `record` it is only called."""
+        super().__init__()
+        self.network, self._call = network, call
+        self._record: Record | None = record
+        self._seen: set[Any] = set()
+        self._graphs: OrderedDict[Any, tuple[tuple[Tensor, ...], Callable[[], None], Tensor]] = OrderedDict()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.network.dtype
+
+    @property
+    def config(self) -> Any:
+        """The network's."""
+        return self.network.config
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """Images (B, C, h, w), time () and contexts (B, tokens, width) -> the noise (B, 4, h, w)."""
+        inputs = sample, timestep, encoder_hidden_states
+        key = sample.shape, encoder_hidden_states.shape
+        if key not in self._graphs:
+            if self._record is None or key not in self._seen:
+                self._seen.add(key)
+                return self._plain(*inputs)
+            try:
+                self._graphs[key] = self._recorded(*inputs)
+            except Exception as error:
+                self._graphs.clear()
+                if is_out_of_memory(error):
+                    release_memory(error)
+                else:
+                    log.warning("CUDA graphs cannot be recorded (%s): steps take longer.", in_one_line(error))
+                    self._record = None
+                return self._plain(*inputs)
+        self._graphs.move_to_end(key)
+        if len(self._graphs) > GRAPHS:
+            self._graphs.popitem(last=False)
+        places, replay, output = self._graphs[key]
+        for place, value in zip(places, inputs, strict=True):
+            place.copy_(value)
+        replay()
+        return (output.clone(),)
+
+    def _plain(self, sample: Tensor, timestep: Tensor, contexts: Tensor) -> tuple[Tensor]:
+        return self._call(sample, timestep, encoder_hidden_states=contexts, return_dict=False)
+
+    def _recorded(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], Callable[[], None], Tensor]:
+        assert self._record is not None
+        places = tuple(value.clone() for value in inputs)
+        replay, output = self._record(lambda: self._plain(*places)[0])
+        return places, replay, output

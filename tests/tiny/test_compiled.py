@@ -1,0 +1,160 @@
+"""The GPU's short cuts, as far as a CPU can run them: torch's compiler with a backend that compiles nothing, graphs
+with a recorder that computes again, and the meta device, on which waiting for a result is an error."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from pipelines import compiled, graphs
+from pipelines.catalog import SAMPLERS
+from pipelines.compiled import sped_up
+from pipelines.device import Device
+from pipelines.graphs import GraphedUNet
+from pipelines.highres import BASE, REFINE, PassResult, Picture, render
+from pipelines.loader import Networks, load
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from weights_script.resolve import ResolvedModel
+
+
+def recorded(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """As a CUDA graph does it: the same places are read and written at every replay, and nothing else is."""
+    output = work()
+    return lambda: output.copy_(work()), output
+
+
+def request(**fields: Any) -> GenerationRequest:
+    small = {"prompt": "a pink sun", "width": 128, "height": 64, "seed": 7, "num_inference_steps": 3}
+    return GenerationRequest(**{**small, "hires": HiresSettings(steps=3), **fields})
+
+
+def picture(networks: Networks, asked: GenerationRequest) -> np.ndarray:
+    return next(e.pixels.astype(int) for e in render(networks, asked, make_plan(asked)) if isinstance(e, Picture))
+
+
+@pytest.fixture
+def own(embedded: ResolvedModel) -> Iterator[Networks]:
+    """Networks that a test may change, and torch's compiler as it was after it."""
+    yield load(embedded.files)
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def test_one_compilation_serves_every_usual_size(own: Networks) -> None:
+    asked = [
+        request(height=128),
+        request(width=192, height=128, num_outputs=3, hires=None),
+        request(prompt="a BREAK b BREAK c", height=128, hires=None),
+        request(width=72, height=128, hires=None),  # these two run as they are: no multiple of 64,
+        request(width=64, height=64, hires=None),  # and one latent wide at the deepest level
+    ]
+    expected = [picture(own, each) for each in asked]
+    counters.clear()
+    faster = compiled.compiled(own, 128, 128, recorded, backend="eager")
+    assert isinstance(faster.unet, GraphedUNet)
+    made = counters["stats"]["unique_graphs"]
+    found = [picture(faster, each) for each in asked]
+    assert counters["stats"]["unique_graphs"] == made
+    assert max(np.abs(one - other).max() for one, other in zip(found, expected, strict=True)) <= 1
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(own: Networks, caplog: pytest.LogCaptureFixture) -> None:
+    broken = mock.patch.object(torch, "compile", side_effect=RuntimeError("no compiler"))
+    with caplog.at_level("WARNING"), broken:
+        networks = compiled.compiled(own, 64, 128, recorded, backend="eager")
+    assert networks is own
+    assert "The networks run uncompiled (no compiler)" in caplog.text
+    counters.clear()
+    picture(networks, request())
+    assert not counters["stats"]  # nor is what was told to compile before the error
+
+
+def test_what_draws_another_picture_is_not_used(own: Networks, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level("WARNING"),
+        mock.patch.object(torch, "compile", side_effect=lambda network, **_: network),
+        mock.patch.object(torch.nn.Module, "compile"),
+    ):
+        networks = compiled.compiled(own, 64, 128, lambda work: (lambda: None, work() * 0))
+    assert networks is own
+    assert "the picture differs by" in caplog.text
+
+
+def test_a_cpu_is_left_alone(networks: Networks) -> None:
+    assert sped_up(networks, 128, 128) is networks
+
+
+class Counted:
+    """A UNet's forward, counted, and a recorder of its calls."""
+
+    def __init__(self) -> None:
+        self.calls = self.recordings = self.replays = 0
+
+    def call(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
+        self.calls += 1
+        return (sample * timestep + encoder_hidden_states.mean(),)
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.recordings += 1
+        replay, output = recorded(work)
+
+        def counted() -> None:
+            self.replays += 1
+            replay()
+
+        return counted, output
+
+
+def inputs(side: int, value: float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.full((2, 4, side, side), value), torch.tensor(3.0), torch.full((2, 77, 8), value)
+
+
+def test_a_size_is_recorded_when_it_comes_again_and_replayed_with_new_values() -> None:
+    counted = Counted()
+    unet = GraphedUNet(mock.MagicMock(spec=torch.nn.Module), counted.call, counted.record)
+    results = [unet(*inputs(8, value))[0] for value in (1.0, 2.0, 5.0)]
+    assert (counted.recordings, counted.replays) == (1, 2)
+    assert [float(result.mean()) for result in results] == [4.0, 8.0, 20.0]  # each a tensor of its own
+
+
+def test_the_least_used_sizes_are_forgotten() -> None:
+    counted = Counted()
+    unet = GraphedUNet(mock.MagicMock(spec=torch.nn.Module), counted.call, counted.record)
+    for side in range(8, 8 + graphs.GRAPHS + 1):
+        for _ in range(2):
+            unet(*inputs(side, 1.0))
+    unet(*inputs(9, 1.0))
+    assert counted.recordings == graphs.GRAPHS + 1
+    unet(*inputs(8, 1.0))
+    assert counted.recordings == graphs.GRAPHS + 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not permitted")])
+def test_what_cannot_be_recorded_is_computed(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    counted = Counted()
+    unet = GraphedUNet(mock.MagicMock(spec=torch.nn.Module), counted.call, mock.Mock(side_effect=error))
+    with caplog.at_level("WARNING"):
+        results = [float(unet(*inputs(8, value))[0].mean()) for value in (1.0, 2.0)]
+    assert results == [4.0, 8.0]
+    assert ("cannot be recorded" in caplog.text) == (not isinstance(error, torch.OutOfMemoryError))
+
+
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"DPM adaptive"}))  # whose step depends on the result
+def test_no_step_waits_for_the_device(own: Networks, sampler: str) -> None:
+    """Reading a value back from the meta device is an error; both passes are done before the first."""
+    meta = torch.device("meta")
+    for network in (own.unet, own.vae.network, own.text.model):
+        network.to(meta)
+    own.text.device = meta
+    asked = request(prompt="(pink:1.2) sun AND [red:blue:2] house", num_outputs=2, sampler=sampler)
+    events = render(replace(own, device=Device(meta, torch.float32)), asked, make_plan(asked))
+    assert [next(e.phase for e in events if isinstance(e, PassResult)) for _ in range(2)] == [BASE, REFINE]
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # the copy to the host
+        next(events)
