@@ -6,7 +6,6 @@ is left out with a line in the log. `PASTEL_COMPILE=0` leaves all of it out.
 """
 
 import logging
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -32,9 +31,10 @@ ALIKE = 30.0
 def sped_up(networks: Networks, width: int, height: int) -> Networks:
     """The networks as fast as the device runs them, warmed up for pictures of this size and twice of it.
 
-    On a GPU this takes a minute or two, less where torch's compile cache was kept; elsewhere nothing is done.
+    Compiling may take minutes, less where torch's compile cache was kept; nothing is done where the device's policy is
+    to leave networks as they are.
     """
-    if networks.device.place.type != "cuda" or os.environ.get("PASTEL_COMPILE") == "0":
+    if not networks.device.compiled:
         return networks
     for network in (networks.unet, networks.vae.network):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs do not know

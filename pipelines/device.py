@@ -1,8 +1,11 @@
-"""Where and in which number format the networks run: one policy, in one place.
+"""Where and how the networks run: one policy, in one place. docs/performance.md has the measurement behind each choice.
 
-CPU: float32, the format of the parity promise. CUDA: float16, the format that checkpoints of this kind are
-published in; the VAE falls back to float32 by itself when a decode is not finite (`vae.py`). Nothing here
-changes a plan or a sampler: those work on float32 latents everywhere.
+CPU: float32, the format of the parity promise, and everything as torch has it: there, other memory formats, compiling
+and sliced attention cost more than they gain. CUDA: float16, the format that checkpoints of this kind are published in;
+the VAE falls back to float32 by itself when a decode is not finite (`vae.py`). From tensor cores on (capability 7.0,
+T4 and V100) channels come last in memory and networks are compiled (`compiled.py`). MPS: float16, as a best effort.
+Attention is torch's own choice everywhere, and guidance one batch. Nothing here changes a plan or a sampler: those work
+on float32 latents everywhere.
 """
 
 import os
@@ -18,12 +21,17 @@ import torch
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
+TENSOR_CORES = (7, 0)
+"""The CUDA capability that has them."""
+
+
 @dataclass(frozen=True)
 class Device:
-    """A torch device and the dtype of the networks on it."""
+    """A torch device, the dtype of the networks on it, and whether they are compiled, with channels last in memory."""
 
     place: torch.device
     dtype: torch.dtype
+    compiled: bool = False
 
     @property
     def queues(self) -> bool:
@@ -35,9 +43,14 @@ class Device:
 
 
 def best_device() -> Device:
-    """CUDA where there is one, else MPS, else the CPU."""
+    """CUDA where there is one, else MPS, else the CPU. PASTEL_COMPILE=0 leaves compiling out."""
     if torch.cuda.is_available():
-        return Device(torch.device("cuda"), torch.float16)
+        able = torch.cuda.get_device_capability() >= TENSOR_CORES
+        return Device(
+            torch.device("cuda"),
+            torch.float16 if able else torch.float32,
+            compiled=able and os.environ.get("PASTEL_COMPILE") != "0",
+        )
     if torch.backends.mps.is_available():
         return Device(torch.device("mps"), torch.float16)
     return Device(torch.device("cpu"), torch.float32)
