@@ -16,6 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_latent_upsca
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from bench import peers
+from bench.full_size import SCHEDULER
 from pipelines.loader import Networks
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
@@ -62,7 +63,8 @@ def composition(networks: Networks, request: GenerationRequest) -> Callable[[], 
     """The program for one picture of the request's sizes and steps; returns what draws. It enlarges by 2 only."""
     plan = make_plan(request)
     hires = plan.hires
-    assert hires and (hires.width, hires.height) == (plan.first.width * 2, plan.first.height * 2)
+    assert hires
+    assert (hires.width, hires.height) == (plan.first.width * 2, plan.first.height * 2)
     first, third = peers.pipelines(networks)
     torch.manual_seed(0)
     unet = upscaler_unet(networks.unet.config.cross_attention_dim, scale_of(networks.unet))
@@ -71,7 +73,7 @@ def composition(networks: Networks, request: GenerationRequest) -> Callable[[], 
         text_encoder=networks.text.model,
         tokenizer=first.tokenizer,
         unet=unet.to(networks.device.place, networks.device.dtype).eval(),
-        scheduler=EulerDiscreteScheduler(**{**peers.SCHEDULER, "steps_offset": 0}),
+        scheduler=EulerDiscreteScheduler(**SCHEDULER),
     )
     second.set_progress_bar_config(disable=True)
     first.enable_attention_slicing()

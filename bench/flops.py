@@ -120,7 +120,7 @@ def of_plan(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
 
 
 def of_composition(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
-    """The same passes in three pipelines: their pictures between them, the upscaler's network, and texts encoded anew."""
+    """The same passes in three pipelines: pictures between them, the upscaler's network, and texts encoded anew."""
     from bench.composition import NOISE_LEVEL_WIDTH, UPSCALER_STEPS, scale_of, upscaler_unet
 
     unet = networks["unet"]
@@ -136,8 +136,7 @@ def of_composition(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int
         )
     )
     images, (draft, final) = len(plan.seeds), (plan.first.latent_shape[1:], _final(plan))
-    turns = (of_decode(networks, *draft), of_encode(networks, *draft))
-    turns += (of_decode(networks, *final), of_encode(networks, *final))
+    turns = [turn(networks, *size) for turn in (of_decode, of_encode) for size in (draft, final)]
     ours = of_plan(networks, plan)
     return ours | {
         "text": ours["text"] // ROWS * 5,

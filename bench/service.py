@@ -1,4 +1,4 @@
-"""service: predictions through HTTP, at the real Cog server: latency, throughput, and what the server adds to drawing."""
+"""service: predictions through HTTP, at the real Cog server: latency, throughput, and what the server adds."""
 
 import argparse
 import statistics

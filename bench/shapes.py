@@ -45,11 +45,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     for name, found in figures.items():
         slopes = {kind: slope(list(values), list(values.values())) for kind, values in found.items()}
-        rows = {
+        rows: dict[str, Sequence[str]] = {
             f"{amount}": (f"{found['seconds'][amount]:.3f} s", f"{found['TFLOP'][amount]:.3f}")
             for amount in found["seconds"]
         }
-        rows["slope"] = tuple(f"{value:.2f}" for value in slopes.values())
+        rows["slope"] = [f"{value:.2f}" for value in slopes.values()]
         print(report.grid(f"\nBy {name} (load {report.load():.2f})", ("median", "TFLOP"), rows))
     peaks = peak_by_quarter(own, arguments.sizes, arguments.predictions)
     rows = {f"quarter {number}": (f"{peak:.3f} GB",) for number, peak in enumerate(peaks, 1)}

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ Step = Callable[[Tensor], Tensor]
 def ours(networks: Networks) -> Step:
     """As the samplers call it."""
     positive, negative = _embeddings(networks)
-    rows = (Conditioning((Part(1.0, ((1, row),)),)) for row in (positive, negative))
-    denoiser = GuidedDenoiser(networks.unet, Prompts(*rows), SCALE)
+    prompts = Prompts(_conditioning(positive), _conditioning(negative))
+    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE)
     return lambda x: denoiser(x, SIGMA, TIME)
 
 
@@ -42,6 +43,10 @@ def diffusers(networks: Networks, sliced: bool) -> Step:
         return unconditional + SCALE * (conditional - unconditional)
 
     return step
+
+
+def _conditioning(embedding: Tensor) -> Conditioning:
+    return Conditioning((Part(1.0, ((1, embedding),)),))
 
 
 def _embeddings(networks: Networks) -> Tensor:
@@ -72,7 +77,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     figures = {}
     for size in arguments.sizes:
         x = torch.randn(1, 4, size // 8, size // 8, device=own.device.place)
-        found = report.in_turns({name: lambda step=step: step(x) for name, step in steps.items()}, arguments.rounds)
+        found = report.in_turns({name: partial(step, x) for name, step in steps.items()}, arguments.rounds)
         print(report.table(f"\nOne guided step, {size} px, {own.device}", "s", found, "ours"))
         figures[str(size)] = found
     return figures
