@@ -31,7 +31,7 @@ def networks(full: bool) -> Networks:
 def plain_unet(networks: Networks) -> UNet2DConditionModel:
     """diffusers' own UNet, without our changes, over the same tensors."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(networks.unet.config)
+        unet = UNet2DConditionModel.from_config(networks.unet.config, sample_size=64)  # the pipelines compare it
     unet.load_state_dict(networks.unet.state_dict(), assign=True)
     return unet.eval()
 
