@@ -29,7 +29,7 @@ NOISE_LEVEL_WIDTH = 128
 def upscaler_unet(text_width: int, scale: float = 1.0) -> UNet2DConditionModel:
     """A network of the shape of sd-x2-latent-upscaler's; `scale` makes it as much narrower as a smaller model is.
 
-    Its channels must be multiples of 32.
+    Its channels must be multiples of 32, and slicing attention needs two heads.
     """
     width = max(32, round(384 * scale / 32) * 32)
     return UNet2DConditionModel(
@@ -37,7 +37,7 @@ def upscaler_unet(text_width: int, scale: float = 1.0) -> UNet2DConditionModel:
         out_channels=5,
         block_out_channels=(width, width, 2 * width, 2 * width),
         layers_per_block=4,
-        attention_head_dim=min(64, width),
+        attention_head_dim=min(64, width // 2),
         cross_attention_dim=text_width,
         cross_attention_norm="layer_norm",
         time_cond_proj_dim=NOISE_LEVEL_WIDTH + text_width,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench import flops
 from bench.composition import composition
@@ -64,8 +65,6 @@ def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Networks
 
     def count(*_: Any) -> None:
         calls.append(1)
-
-    import torch
 
     hook = torch.nn.modules.module.register_module_forward_hook(
         lambda module, *_: count() if type(module).__name__ == "UNet2DConditionModel" else None

@@ -1,6 +1,7 @@
 """Figures: contestants in turn, medians and ratios, growth, and JSON that stands alone."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,6 @@ def test_the_round_before_the_first_does_not_count() -> None:
     assert [len(samples) for samples in found.values()] == [2, 2]
 
 
-def test_json_is_the_only_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["bench", "flops", "--json", "--sizes", "8x8", "--width", "64", "--height", "64"])
-    driver.main()
-    found = json.loads(capsys.readouterr().out)
-    assert found["bench"] == "flops"
-    assert set(found["figures"]) == {"networks", "plan"}
-
-
 def test_growth_is_the_exponent() -> None:
     assert shapes.slope([1, 2, 4, 8], [3 * amount**1.5 for amount in (1, 2, 4, 8)]) == pytest.approx(1.5)
 
@@ -52,12 +45,13 @@ def test_latent_sizes_are_height_and_width() -> None:
     assert flops.latent_size("96x64") == (96, 64)
 
 
-def test_a_missing_peer_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_missing_peer_is_told_in_one_line_and_json_stands_alone(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.path", ["."])
-    monkeypatch.setattr("sys.argv", ["bench", "peer_sdcpp", "--packages", str(tmp_path)])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("sys.argv", ["bench", "peer_sdcpp", "--packages", str(tmp_path), *options])
     driver.main()
-    told, line = capsys.readouterr().out.splitlines()
-    assert told.startswith("Skipped: stable-diffusion-cpp-python is not installed")
+    *told, line = capsys.readouterr().out.splitlines()
+    assert [text.partition(":")[0] for text in told] == ([] if options else ["Skipped"])
     assert json.loads(line)["figures"] == {}
