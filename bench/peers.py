@@ -61,7 +61,7 @@ def pipelines(networks: Networks) -> tuple[StableDiffusionPipeline, StableDiffus
 
 def refinement(part: PassPlan) -> dict[str, Any]:
     """Steps and strength with which image to image runs exactly the steps of our second pass."""
-    return {"num_inference_steps": part.schedule_steps, "strength": (part.asked + 0.5) / part.schedule_steps}
+    return {"num_inference_steps": part.schedule_steps, "strength": min(1, (part.asked + 0.5) / part.schedule_steps)}
 
 
 def fused(networks: Networks, request: GenerationRequest) -> Callable[[], Any]:
