@@ -15,6 +15,7 @@ from bench import report
 from pipelines.loader import Networks
 from pipelines.plan import LATENT_PIXELS, HighresPlan, make_plan
 from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.unet import fit_any_size
 
 SIZES = ("64x64", "96x64", "128x128", "192x128", "256x256")
 TOKENS = 77
@@ -72,11 +73,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def on_meta(networks: Networks) -> dict[str, Any]:
     """The same networks without weights."""
     with torch.device("meta"):
-        return {
+        found = {
             "unet": type(networks.unet).from_config(networks.unet.config),
             "vae": type(networks.vae.network).from_config(networks.vae.network.config),
             "text": type(networks.text.model)(networks.text.model.config),
         }
+    fit_any_size(found["unet"])
+    return found
 
 
 def latent_size(text: str) -> tuple[int, int]:
