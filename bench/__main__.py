@@ -1,11 +1,13 @@
 """Command line: `script/bench NAME [--json]` runs one measurement and prints its table."""
 
 import argparse
+import io
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 
 from bench import report
 
-NAMES = ("setup",)
+NAMES = ("setup", "flops", "overhead", "step", "e2e", "peer_sdcpp", "shapes", "service")
 
 
 def main() -> None:
@@ -18,7 +20,8 @@ def main() -> None:
         command.add_argument("--json", action="store_true", help="only the line of JSON")
         module.options(command)
     arguments = parser.parse_args()
-    figures = import_module(f"bench.{arguments.name}").run(arguments)
+    with redirect_stdout(io.StringIO()) if arguments.json else nullcontext():
+        figures = import_module(f"bench.{arguments.name}").run(arguments)
     print(report.line(arguments.name, figures))
 
 

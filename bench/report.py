@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -24,15 +24,56 @@ def in_turn(contestants: Sequence[str], rounds: int) -> Iterator[str]:
         yield from contestants if number % 2 == 0 else reversed(contestants)
 
 
+def seconds(work: Callable[[], object]) -> float:
+    """How long the work takes, on a GPU to the end of its last kernel."""
+    _wait_for_gpu()
+    start = time.perf_counter()
+    work()
+    _wait_for_gpu()
+    return time.perf_counter() - start
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round by contestant, after one round that does not count."""
+    for work in contestants.values():
+        work()
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    for name in in_turn(list(contestants), rounds):
+        figures[name].append(seconds(contestants[name]))
+    return figures
+
+
 def table(title: str, unit: str, figures: Figures, reference: str) -> str:
     """Median, minimum and the ratio of medians to the reference's, a row per contestant."""
     base = statistics.median(figures[reference])
-    width = max(map(len, figures))
-    lines = [title, f"{'':{width}}  {'median':>10}  {'minimum':>10}  {'ratio':>7}"]
-    for name, samples in figures.items():
-        median = statistics.median(samples)
-        lines.append(f"{name:{width}}  {median:8.3f} {unit}  {min(samples):8.3f} {unit}  {median / base:6.2f}x")
-    return "\n".join(lines)
+    rows = {
+        name: (
+            f"{statistics.median(samples):.3f} {unit}",
+            f"{min(samples):.3f} {unit}",
+            f"{statistics.median(samples) / base:.2f}x",
+        )
+        for name, samples in figures.items()
+    }
+    return grid(f"{title} (load {load():.2f})", ("median", "minimum", "ratio"), rows)
+
+
+def grid(title: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Text in columns: names to the left, cells to the right."""
+    lines = [("", *header), *((name, *cells) for name, cells in rows.items())]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        [title, *("  ".join([f"{name:{first}}", *map(str.rjust, cells, widths)]) for name, *cells in lines)]
+    )
+
+
+def load() -> float:
+    """How many processes wanted a core over the last minute, ourselves among them."""
+    return os.getloadavg()[0]
 
 
 def machine() -> dict[str, Any]:
@@ -43,7 +84,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "device": gpu or f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
+        "load": load(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -29,12 +29,16 @@ class Part:
     weight: float
     entries: tuple[tuple[int, Tensor], ...]
 
-    def at(self, calls: int) -> Tensor:
-        """The embedding for the next denoiser call, when `calls` have been made.
+    def place(self, calls: int) -> int:
+        """Which entry is for the next denoiser call, when `calls` have been made.
 
         Past the last entry WebUI goes back to the first (only DPM adaptive ever gets there).
         """
-        return next((tensor for end, tensor in self.entries if calls <= end), self.entries[0][1])
+        return next((place for place, (end, _) in enumerate(self.entries) if calls <= end), 0)
+
+    def at(self, calls: int) -> Tensor:
+        """The embedding of that entry."""
+        return self.entries[self.place(calls)][1]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Prompts:
     def rows(self) -> int:
         """Of a guided batch, for one image."""
         return len(self.positive.parts) + len(self.negative.parts)
+
+    def places(self, calls: int) -> tuple[int, ...]:
+        """Which entry of every part is for the next denoiser call: as long as they are the same, so is `at`."""
+        return tuple(part.place(calls) for part in (*self.positive.parts, *self.negative.parts))
 
     def at(self, calls: int) -> tuple[Tensor, Tensor]:
         """Positive (parts, tokens, width) and negative (1, tokens, width) for the next denoiser call."""

@@ -27,6 +27,8 @@ class GuidedDenoiser:
         self._scale = guidance_scale
         self.calls = 0
         self._rows = rows
+        self._key: tuple[int, ...] = ()
+        self._contexts: list[Tensor] = []
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
         """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided.
@@ -39,30 +41,35 @@ class GuidedDenoiser:
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Variance-preserving x (B, 4, h, w) at a fractional timestep -> guided and unconditional noise prediction."""
-        positive, negative = self._prompts.at(self.calls)
+        contexts = self._contexts_for(x.shape[0])
         self.calls += 1
-        conditional, unconditional = self._predict_both(x, t, positive, negative)
+        *conditional, unconditional = (row for context in contexts for row in self._predict(x, t, context))
         guided = unconditional
         for part, weight in zip(conditional, self._prompts.positive.weights, strict=True):
             guided = torch.add(guided, part - unconditional, alpha=weight * self._scale)
         return guided, unconditional
 
-    def _predict_both(
-        self, x: Tensor, t: float, positive: Tensor, negative: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Per part and for the negative prompt, (B, 4, h, w): one batch, or two where chunk counts differ."""
-        if positive.shape[1] == negative.shape[1]:
-            *parts, unconditional = self._predict(x, t, torch.cat([positive, negative]))
-            return tuple(parts), unconditional
-        return self._predict(x, t, positive), self._predict(x, t, negative)[0]
+    def _contexts_for(self, images: int) -> list[Tensor]:
+        """Embeddings (rows * images, tokens, width), the negative prompt's last: one batch, or two where chunk counts
+        differ. They are made anew only where prompt editing changes them, which a pass mostly never does."""
+        key = self._prompts.places(self.calls)
+        if key != self._key:
+            positive, negative = self._prompts.at(self.calls)
+            together = positive.shape[1] == negative.shape[1]
+            batches = [torch.cat([positive, negative])] if together else [positive, negative]
+            self._contexts = [batch.to(self._unet.dtype).repeat_interleave(images, dim=0) for batch in batches]
+            self._key = key
+        return self._contexts
 
-    def _predict(self, x: Tensor, t: float, context: Tensor) -> tuple[Tensor, ...]:
-        """The noise (B, 4, h, w) of every row of context (rows, tokens, width), as many at once as memory allows."""
+    def _predict(self, x: Tensor, t: float, contexts: Tensor) -> tuple[Tensor, ...]:
+        """The noise (B, 4, h, w) for every B of the contexts (rows, tokens, width), as many rows at once as fit."""
         time = torch.full((), t, dtype=torch.float32, device=x.device)
-        images = x.to(self._unet.dtype).repeat(context.shape[0], 1, 1, 1)
-        contexts = context.to(self._unet.dtype).repeat_interleave(x.shape[0], dim=0)
+        prompts = len(contexts) // len(x)
+        images = torch.cat([x.to(self._unet.dtype)] * prompts)
 
         def parts() -> Tensor:
+            if len(images) <= self._rows:
+                return self._call(images, time, contexts)
             pairs = zip(images.split(self._rows), contexts.split(self._rows), strict=True)
             return torch.cat([self._call(few, time, each) for few, each in pairs])
 
@@ -71,7 +78,7 @@ class GuidedDenoiser:
             return parts()
 
         noise = thriftily(parts, one_by_one, "the rest of this pass takes one row of the batch at a time")
-        return noise.float().chunk(context.shape[0])
+        return noise.float().chunk(prompts)
 
     def _call(self, images: Tensor, time: Tensor, contexts: Tensor) -> Tensor:
         noise: Tensor = self._unet(images, time, encoder_hidden_states=contexts, return_dict=False)[0]

@@ -1,0 +1,60 @@
+"""e2e: a picture of the highres fix, beside the three-pipeline composition and beside the same phases in diffusers."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from bench import report
+from pipelines.highres import render
+from pipelines.loader import Networks
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest
+
+BATCH = 4
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--full", action="store_true", help="a random model of full size instead of the embedded one")
+    parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
+    parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
+    parser.add_argument("--rounds", type=int, default=5, help="pictures of each; default: 5")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print both tables; returns seconds a picture."""
+    from bench.composition import composition
+    from bench.peers import fused, networks
+
+    own = networks(arguments.full)
+    request = GenerationRequest(
+        prompt="a pink sun over the sea",
+        negative_prompt="lowres, worst quality",
+        width=arguments.size,
+        height=arguments.size,
+        seed=1,
+        num_inference_steps=arguments.steps,
+    )
+    print(f"{make_plan(request).describe()} on {own.device}")
+    beside = {
+        "ours": ours(own, request),
+        "the same phases in diffusers": fused(own, request),
+        "three-pipeline composition": composition(own, request),
+    }
+    figures = report.in_turns(beside, arguments.rounds)
+    print(report.table("\nOne picture", "s", figures, "ours"))
+    batch = replace(request, num_outputs=BATCH)
+    several = {f"num_outputs={BATCH}": ours(own, batch), f"{BATCH} requests": repeated(ours(own, request), BATCH)}
+    taken = report.in_turns(several, arguments.rounds)
+    shared = {name: [seconds / BATCH for seconds in samples] for name, samples in taken.items()}
+    print(report.table(f"\nA picture of {BATCH}", "s", shared, f"num_outputs={BATCH}"))
+    return {"one": figures, "several": shared}
+
+
+def ours(networks: Networks, request: GenerationRequest) -> Callable[[], object]:
+    """What draws the request: pixels, without files."""
+    return lambda: list(render(networks, request, make_plan(request)))
+
+
+def repeated(work: Callable[[], object], times: int) -> Callable[[], object]:
+    return lambda: [work() for _ in range(times)]

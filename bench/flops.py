@@ -1,0 +1,168 @@
+"""flops: what a picture costs in arithmetic, counted on networks without weights; and what the composition would cost.
+
+TFLOP as torch counts them: two for a multiplication and an addition. Attention is its two matrix products alone.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from bench import report
+from pipelines.loader import Networks
+from pipelines.plan import LATENT_PIXELS, HighresPlan, make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.unet import fit_any_size
+
+SIZES = ("64x64", "96x64", "128x128", "192x128", "256x256")
+TOKENS = 77
+ROWS = 2
+"""Of a guided step: with the prompt and with the negative one."""
+
+
+class Cost(NamedTuple):
+    """FLOPs, and how many of them are attention."""
+
+    total: int
+    attention: int
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="HxW", help=f"latents; default: {' '.join(SIZES)}")
+    parser.add_argument("--width", type=int, default=512, help="of the draft, in pixels; default: 512")
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print both tables; returns FLOPs."""
+    from bench.full_size import meta_networks
+
+    networks = meta_networks()
+    sizes = [latent_size(size) for size in arguments.sizes]
+    costs = {
+        "UNet, one forward": [of_unet(networks, *size) for size in sizes],
+        "VAE decode": [of_decode(networks, *size) for size in sizes],
+        "VAE encode": [of_encode(networks, *size) for size in sizes],
+    }
+    rows = {name: [f"{cost.total / 1e12:.3f}" for cost in found] for name, found in costs.items()}
+    rows["UNet, of it attention"] = [f"{cost.attention / cost.total:.0%}" for cost in costs["UNet, one forward"]]
+    print(report.grid("Full size, TFLOP, by latents", arguments.sizes, rows))
+    request = GenerationRequest(
+        prompt="",
+        width=arguments.width,
+        height=arguments.height,
+        seed=1,
+        num_inference_steps=arguments.steps,
+        hires=HiresSettings(scale=2),
+    )
+    plan = make_plan(request)
+    phases = {"ours": of_plan(networks, plan), "composition": of_composition(networks, plan)}
+    whole = {name: sum(found.values()) for name, found in phases.items()}
+    print(f"\n{plan.describe()}")
+    for name, found in phases.items():
+        shares = {phase: (f"{cost / 1e12:.1f}", f"{cost / whole[name]:.0%}") for phase, cost in found.items()}
+        shares["together"] = (f"{whole[name] / 1e12:.1f}", f"{whole[name] / whole['ours']:.2f}x")
+        print(report.grid(name, ("TFLOP", "share"), shares))
+    return {"networks": costs, "plan": phases}
+
+
+def on_meta(networks: Networks) -> dict[str, Any]:
+    """The same networks without weights."""
+    with torch.device("meta"):
+        found = {
+            "unet": UNet2DConditionModel.from_config(networks.unet.config),
+            "vae": AutoencoderKL.from_config(networks.vae.network.config),
+            "text": CLIPTextModel(networks.text.model.config),
+        }
+    fit_any_size(found["unet"])
+    return found
+
+
+def latent_size(text: str) -> tuple[int, int]:
+    """ "128x64": height and width."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def of_unet(networks: dict[str, Any], height: int, width: int) -> Cost:
+    """One row of a batch, latents (4, height, width)."""
+    unet = networks["unet"]
+    context = _meta(1, TOKENS, unet.config.cross_attention_dim)
+    return counted(lambda: unet(_meta(1, 4, height, width), _meta(1), encoder_hidden_states=context))
+
+
+def of_decode(networks: dict[str, Any], height: int, width: int) -> Cost:
+    """Latents (4, height, width) -> pixels."""
+    return counted(lambda: networks["vae"].decode(_meta(1, 4, height, width)))
+
+
+def of_encode(networks: dict[str, Any], height: int, width: int) -> Cost:
+    """Pixels -> latents (4, height, width)."""
+    return counted(lambda: networks["vae"].encode(_meta(1, 3, height * LATENT_PIXELS, width * LATENT_PIXELS)))
+
+
+def of_text(networks: dict[str, Any]) -> Cost:
+    """One prompt of up to 75 tokens."""
+    return counted(lambda: networks["text"](torch.zeros(1, TOKENS, dtype=torch.long, device="meta")))
+
+
+def of_plan(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
+    """Ours, by phase, with samplers that call the network once a step."""
+    images = len(plan.seeds)
+    found = {"text": of_text(networks).total * ROWS}
+    for name, part in (("base", plan.first), ("refine", plan.hires)):
+        if part:
+            assert part.steps is not None
+            found[name] = of_unet(networks, *part.latent_shape[1:]).total * ROWS * part.steps * images
+    found["decode"] = of_decode(networks, *_final(plan)).total * images
+    return found
+
+
+def of_composition(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
+    """The same passes in three pipelines: pictures between them, the upscaler's network, and texts encoded anew."""
+    from bench.composition import NOISE_LEVEL_WIDTH, UPSCALER_STEPS, scale_of, upscaler_unet
+
+    unet = networks["unet"]
+    text_width = unet.config.cross_attention_dim
+    with torch.device("meta"):
+        upscaler = upscaler_unet(text_width, scale_of(unet))
+    upscaling = counted(
+        lambda: upscaler(
+            _meta(1, 8, *_final(plan)),
+            _meta(1),
+            encoder_hidden_states=_meta(1, TOKENS, text_width),
+            timestep_cond=_meta(1, NOISE_LEVEL_WIDTH + text_width),
+        )
+    )
+    images, (draft, final) = len(plan.seeds), (plan.first.latent_shape[1:], _final(plan))
+    turns = [turn(networks, *size) for turn in (of_decode, of_encode) for size in (draft, final)]
+    ours = of_plan(networks, plan)
+    return ours | {
+        "text": ours["text"] // ROWS * 5,
+        "through pixels": sum(cost.total for cost in turns) * images,
+        "upscaler": upscaling.total * UPSCALER_STEPS * images,
+    }
+
+
+def counted(work: Callable[[], object]) -> Cost:
+    """What the work costs. On the meta device attention is written out as its two products."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    by_operator = counter.get_flop_counts()["Global"]
+    return Cost(counter.get_total_flops(), by_operator.get(torch.ops.aten.bmm, 0))
+
+
+def _final(plan: HighresPlan) -> tuple[int, int]:
+    _, height, width = (plan.hires or plan.first).latent_shape
+    return height, width
+
+
+def _meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")

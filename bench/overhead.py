@@ -1,0 +1,83 @@
+"""overhead: what the sampling loop itself costs a step, with a UNet that does nothing, beside diffusers' loop."""
+
+import argparse
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import report
+from pipelines.catalog import SAMPLERS
+from pipelines.conditioning import Conditioning, Part, Prompts
+from pipelines.denoiser import GuidedDenoiser
+from pipelines.device import best_device
+from pipelines.noise import Noise
+from pipelines.samplers import ALGORITHMS
+from pipelines.schedules import sigmas
+
+SAMPLER, SCALE, STEPS = "DPM++ 2M", 7.0, 20
+
+
+class Stub:
+    """A UNet that calls its input noise."""
+
+    dtype = torch.float32
+    config = SimpleNamespace(in_channels=4)
+
+    def __call__(self, images: Tensor, time: Tensor, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
+        return (images,)
+
+
+def ours(place: torch.device, size: int) -> Callable[[], object]:
+    """A pass as `highres.py` runs it, without its events."""
+    row = Conditioning((Part(1.0, ((STEPS, torch.zeros(77, 768, device=place)),)),))
+    levels = sigmas("Karras", STEPS, SAMPLERS[SAMPLER])
+    x = torch.randn(1, 4, size, size, device=place)
+    noise = Noise([1], (4, size, size), device=place)
+
+    def draw() -> None:
+        denoiser = GuidedDenoiser(Stub(), Prompts(row, row), SCALE, rows=2)
+        for _ in ALGORITHMS[SAMPLER](denoiser, x * levels[0], levels, noise):
+            pass
+
+    return draw
+
+
+def diffusers(place: torch.device, size: int) -> Callable[[], object]:
+    """The loop of a plain diffusers program."""
+    from bench.peers import scheduler
+
+    unet, solver = Stub(), scheduler()
+    start, context = torch.randn(1, 4, size, size, device=place), torch.zeros(2, 77, 768, device=place)
+
+    def draw() -> None:
+        solver.set_timesteps(STEPS, device=place)
+        latents = start * solver.init_noise_sigma
+        for t in solver.timesteps:
+            images = solver.scale_model_input(torch.cat([latents] * 2), t)
+            noise = unet(images, t, encoder_hidden_states=context, return_dict=False)[0]
+            unconditional, conditional = noise.chunk(2)
+            guided = unconditional + SCALE * (conditional - unconditional)
+            latents = solver.step(guided, t, latents, return_dict=False)[0]
+
+    return draw
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=64, help="side of the latents; default: 64")
+    parser.add_argument("--rounds", type=int, default=50, help=f"passes of {STEPS} steps each; default: 50")
+
+
+@torch.inference_mode()
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the table; returns milliseconds a step."""
+    place = best_device().place
+    found = report.in_turns(
+        {"ours": ours(place, arguments.size), "diffusers": diffusers(place, arguments.size)}, arguments.rounds
+    )
+    figures = {name: [seconds * 1000 / STEPS for seconds in samples] for name, samples in found.items()}
+    title = f"One step around the UNet, latents {arguments.size}x{arguments.size}"
+    print(report.table(title, "ms", figures, "ours"))
+    return figures

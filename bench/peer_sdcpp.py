@@ -1,0 +1,102 @@
+"""peer_sdcpp: a sampling step beside stable-diffusion.cpp's, both of the same checkpoint of full size.
+
+Its package is not among requirements-bench.txt, as it is compiled on installing, which takes minutes:
+`pip install --no-deps --target FOLDER stable-diffusion-cpp-python==0.4.7`, then `--packages FOLDER`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import report
+from bench.setup import PEERS
+from pipelines.highres import Step, render
+from pipelines.loader import Networks
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest
+
+PROMPT, NEGATIVE = "a pink sun over the sea", "lowres"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--packages", type=Path, default=PEERS, help="where its package was installed to")
+    parser.add_argument("--size", type=int, default=256, help="side of the picture in pixels; default: 256")
+    parser.add_argument("--steps", type=int, default=4, help="of a picture; default: 4")
+    parser.add_argument("--rounds", type=int, default=2, help="pictures of each; default: 2")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the table; returns seconds of each step, without what precedes the second."""
+    sys.path.append(str(arguments.packages))
+    if find_spec("stable_diffusion_cpp") is None:
+        print(f"Skipped: stable-diffusion-cpp-python is not installed in {arguments.packages}; see --help.")
+        return {}
+    from bench.full_size import checkpoint
+    from bench.peers import networks
+
+    contestants = {
+        "ours": ours(networks(full=True), arguments.size, arguments.steps),
+        "stable-diffusion.cpp": sdcpp(checkpoint(), arguments.size, arguments.steps),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    for name in report.in_turn(list(contestants), arguments.rounds):
+        figures[name] += [end - start for start, end in pairwise(contestants[name]())]
+    title = f"One guided step, {arguments.size} px, {torch.get_num_threads()} threads"
+    print(report.table(title, "s", figures, "ours"))
+    return figures
+
+
+def ours(networks: Networks, size: int, steps: int) -> Callable[[], list[float]]:
+    """What draws a picture and returns the moments at which its steps were done."""
+    request = GenerationRequest(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        width=size,
+        height=size,
+        seed=1,
+        num_inference_steps=steps,
+        hires=None,
+    )
+
+    def draw() -> list[float]:
+        events = render(networks, request, make_plan(request))
+        return [time.perf_counter() for event in events if isinstance(event, Step) and event.number]
+
+    return draw
+
+
+def sdcpp(file: Path, size: int, steps: int) -> Callable[[], list[float]]:
+    """The same of the peer, in fp16 as the file is."""
+    from stable_diffusion_cpp import StableDiffusion
+
+    model = StableDiffusion(model_path=str(file), n_threads=torch.get_num_threads(), verbose=False)
+
+    def draw() -> list[float]:
+        moments: list[float] = []
+
+        def done(step: int, total: int, seconds: float) -> None:
+            if step and total == steps:
+                moments.append(time.perf_counter())
+
+        model.generate_image(
+            prompt=PROMPT,
+            negative_prompt=NEGATIVE,
+            width=size,
+            height=size,
+            seed=1,
+            sample_steps=steps,
+            cfg_scale=7,
+            sample_method="dpm++2m",
+            scheduler="karras",
+            progress_callback=done,
+        )
+        return moments
+
+    return draw

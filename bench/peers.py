@@ -1,0 +1,93 @@
+"""What we are compared with: diffusers as a plain program uses it, over the very weights that we draw with."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from torch.nn import functional as F
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+from bench.full_size import SCHEDULER, checkpoint
+from pipelines.device import best_device
+from pipelines.loader import Networks, load
+from pipelines.model import TOKENIZER, ModelFiles
+from pipelines.plan import PassPlan, make_plan
+from pipelines.request import GenerationRequest
+from weights_script.resolve import resolve
+
+
+def networks(full: bool) -> Networks:
+    """Ours: the embedded model, or a Stable Diffusion 1.5 of full size with random weights."""
+    if full:
+        return load(ModelFiles(name="random", checkpoint=checkpoint(), vae=None, sha256="0"), best_device())
+    return load(resolve(None, None).files, best_device())
+
+
+def plain_unet(networks: Networks) -> UNet2DConditionModel:
+    """diffusers' own UNet, without our changes, over the same tensors."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(networks.unet.config, sample_size=64)  # the pipelines compare it
+    unet.load_state_dict(networks.unet.state_dict(), assign=True)
+    return unet.eval()
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """DPM++ 2M Karras, as diffusers knows it."""
+    return DPMSolverMultistepScheduler(**SCHEDULER, use_karras_sigmas=True)
+
+
+def pipelines(networks: Networks) -> tuple[StableDiffusionPipeline, StableDiffusionImg2ImgPipeline]:
+    """Text to image and image to image, which share everything."""
+    first = StableDiffusionPipeline(
+        vae=networks.vae.network,
+        text_encoder=networks.text.model,
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
+        unet=plain_unet(networks),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    second = StableDiffusionImg2ImgPipeline(**first.components, requires_safety_checker=False)
+    for pipeline in (first, second):
+        pipeline.set_progress_bar_config(disable=True)
+    return first, second
+
+
+def refinement(part: PassPlan) -> dict[str, Any]:
+    """Steps and strength with which image to image runs exactly the steps of our second pass."""
+    return {"num_inference_steps": part.schedule_steps, "strength": min(1, (part.asked + 0.5) / part.schedule_steps)}
+
+
+def fused(networks: Networks, request: GenerationRequest) -> Callable[[], Any]:
+    """Our three phases in diffusers: latents stay latents and the prompts are encoded once. Returns what draws."""
+    first, second = pipelines(networks)
+    plan = make_plan(request)
+    assert plan.hires
+
+    def draw(part: PassPlan) -> Any:
+        positive, negative = first.encode_prompt(
+            request.prompt, networks.device.place, request.num_outputs, True, request.negative_prompt
+        )
+        shared = {
+            "prompt_embeds": positive,
+            "negative_prompt_embeds": negative,
+            "guidance_scale": request.guidance_scale,
+            "generator": torch.Generator().manual_seed(request.seed),
+        }
+        latents = first(
+            width=plan.first.width,
+            height=plan.first.height,
+            num_inference_steps=request.num_inference_steps,
+            output_type="latent",
+            **shared,
+        ).images
+        enlarged = F.interpolate(latents, size=part.latent_shape[1:], mode="bilinear")
+        return second(image=enlarged, **refinement(part), **shared).images
+
+    return partial(draw, plan.hires)

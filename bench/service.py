@@ -1,0 +1,61 @@
+"""service: predictions through HTTP, at the real Cog server: latency, throughput, and what the server adds."""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+from bench import report
+from script.cog_server import CogServer, Json
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
+    parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
+    parser.add_argument("--requests", type=int, default=20, help="one after another; default: 20")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the tables; returns seconds of each request."""
+    from script.soak import fresh_server
+
+    inputs = {"width": arguments.size, "height": arguments.size, "num_inference_steps": arguments.steps, "seed": 1}
+    with fresh_server() as (server, _):
+        answer(server, inputs)
+        start = time.perf_counter()
+        taken = [answer(server, inputs) for _ in range(arguments.requests)]
+        whole = time.perf_counter() - start
+    figures = {
+        "request": [seconds for seconds, _ in taken],
+        "of it phases": [phases for _, phases in taken],
+        "of it the rest": [seconds - phases for seconds, phases in taken],
+    }
+    title = f"{arguments.requests} pictures of {arguments.size} px and the highres fix, one after another"
+    print(report.table(title, "s", figures, "request"))
+    requests = figures["request"]
+    told = {
+        "p50": f"{percentile(requests, 50):.3f} s",
+        "p95": f"{percentile(requests, 95):.3f} s",
+        "throughput": f"{arguments.requests / whole * 60:.1f} pictures a minute",
+    }
+    print("\n" + "\n".join(f"{name:12}{value}" for name, value in told.items()))
+    return figures | {"whole": [whole]}
+
+
+def answer(server: CogServer, inputs: Json) -> tuple[float, float]:
+    """Seconds of one request, and of its phases as the prediction itself measured them.
+
+    Cog replies a moment before it is free again and refuses with 409 until it is: that wait is the next request's.
+    """
+    start = time.perf_counter()
+    while (reply := server.predict(inputs)).status == 409:
+        time.sleep(0.001)
+    seconds = time.perf_counter() - start
+    if reply.status != 200 or reply.body["status"] != "succeeded":
+        raise RuntimeError(f"the server replied {reply}")
+    return seconds, sum(reply.body["metrics"]["timing"].values())
+
+
+def percentile(samples: list[float], percent: int) -> float:
+    """Interpolated between the nearest samples."""
+    return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]

@@ -1,0 +1,83 @@
+"""step: one guided step of the full-size UNet, beside diffusers' own with fused and with sliced attention."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import report
+from pipelines.conditioning import Conditioning, Part, Prompts
+from pipelines.denoiser import GuidedDenoiser
+from pipelines.loader import Networks
+
+SIGMA, TIME, SCALE = 1.0, 500.0, 7.0
+Step = Callable[[Tensor], Tensor]
+"""Noisy latents (1, 4, h, w) -> guided ones."""
+
+
+def ours(networks: Networks) -> Step:
+    """As the samplers call it."""
+    positive, negative = _embeddings(networks)
+    prompts = Prompts(_conditioning(positive), _conditioning(negative))
+    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE, rows=2)
+    return lambda x: denoiser(x, SIGMA, TIME)
+
+
+def diffusers(networks: Networks, sliced: bool) -> Step:
+    """As a plain program calls it."""
+    from bench.peers import plain_unet
+
+    unet = plain_unet(networks)
+    if sliced:
+        unet.set_attention_slice("auto")
+    embeddings = _embeddings(networks).flip(0).to(unet.dtype)
+    time = torch.tensor(TIME, device=unet.device)
+
+    def step(x: Tensor) -> Tensor:
+        images = torch.cat([x.to(unet.dtype)] * 2)
+        noise = unet(images, time, encoder_hidden_states=embeddings, return_dict=False)[0]
+        unconditional, conditional = noise.chunk(2)
+        return unconditional + SCALE * (conditional - unconditional)
+
+    return step
+
+
+def _conditioning(embedding: Tensor) -> Conditioning:
+    return Conditioning((Part(1.0, ((1, embedding),)),))
+
+
+def _embeddings(networks: Networks) -> Tensor:
+    """Stand-ins for two encoded prompts (2, 77, width)."""
+    shape = 2, 77, networks.unet.config.cross_attention_dim
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(networks.device.place)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    sizes = (512, 768, 1024) if torch.cuda.is_available() else (128, 256)
+    told = " ".join(map(str, sizes))
+    parser.add_argument("--sizes", nargs="+", type=int, default=sizes, help=f"sides in pixels; default here: {told}")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each; default: 5")
+    parser.add_argument("--embedded", action="store_true", help="the embedded model instead of one of full size")
+
+
+@torch.inference_mode()
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print a table per size; returns seconds."""
+    from bench.peers import networks
+
+    own = networks(full=not arguments.embedded)
+    steps = {
+        "ours": ours(own),
+        "diffusers": diffusers(own, sliced=False),
+        "diffusers, sliced attention": diffusers(own, sliced=True),
+    }
+    figures = {}
+    for size in arguments.sizes:
+        x = torch.randn(1, 4, size // 8, size // 8, device=own.device.place)
+        found = report.in_turns({name: partial(step, x) for name, step in steps.items()}, arguments.rounds)
+        print(report.table(f"\nOne guided step, {size} px, {own.device}", "s", found, "ours"))
+        figures[str(size)] = found
+    return figures
