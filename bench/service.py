@@ -13,6 +13,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
     parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
     parser.add_argument("--requests", type=int, default=20, help="one after another; default: 20")
+    parser.add_argument("--price", type=float, help="of an hour of this machine, for the cost of a thousand pictures")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "p95": f"{percentile(requests, 95):.3f} s",
         "throughput": f"{arguments.requests / whole * 60:.1f} pictures a minute",
     }
+    if arguments.price is not None:
+        told["cost"] = f"{arguments.price / 3600 * whole / arguments.requests * 1000:.2f} for a thousand pictures"
     print("\n" + "\n".join(f"{name:12}{value}" for name, value in told.items()))
     return figures | {"whole": [whole]}
 

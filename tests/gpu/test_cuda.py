@@ -1,11 +1,17 @@
 """On an NVIDIA GPU: the same picture as on the CPU, by the numbers that half precision allows."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from pipelines.compiled import sped_up
 from pipelines.device import Device, best_device
-from pipelines.highres import Finished, Picture, render
+from pipelines.graphs import GraphedUNet
+from pipelines.highres import BASE, REFINE, Finished, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.noise import Noise
 from pipelines.plan import make_plan
@@ -21,14 +27,69 @@ REQUEST = GenerationRequest(
 
 def draw(device: Device) -> np.ndarray:
     networks: Networks = load(resolve(None, None).files, device)
-    (picture,) = (e.pixels for e in render(networks, REQUEST, make_plan(REQUEST)) if isinstance(e, Picture))
-    return picture.astype(float)
+    return picture(networks, REQUEST)
+
+
+def picture(networks: Networks, request: GenerationRequest) -> np.ndarray:
+    """The last one."""
+    *_, last = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
+    return last.astype(float)
+
+
+def decibels(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.square(one - other).mean())))
 
 
 def test_half_precision_draws_the_picture_of_the_cpu() -> None:
     expected = draw(Device(torch.device("cpu"), torch.float32))
-    error = np.square(draw(best_device()) - expected).mean()
-    assert 10 * np.log10(255**2 / error) > 40
+    assert decibels(draw(best_device()), expected) > 40
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[Networks]:
+    """Compiled and warmed up, as setup leaves them."""
+    yield sped_up(load(resolve(None, None).files), 128, 128)
+    torch.compiler.set_stance("default")
+
+
+def test_compiled_networks_draw_the_picture_of_the_cpu(fast: Networks) -> None:
+    assert isinstance(fast.unet, GraphedUNet), "left out: see the log"
+    expected = draw(Device(torch.device("cpu"), torch.float32))
+    for _ in range(2):  # recorded, then replayed
+        assert decibels(picture(fast, REQUEST), expected) > 40
+
+
+def test_no_request_waits_for_the_compiler(fast: Networks) -> None:
+    made = counters["stats"]["unique_graphs"]
+    for size in ((128, 128), (192, 128), (72, 200), (64, 64)):
+        picture(fast, replace(REQUEST, width=size[0], height=size[1], num_outputs=2))
+    assert counters["stats"]["unique_graphs"] == made
+
+
+def test_the_host_waits_for_nothing_before_the_copy(fast: Networks) -> None:
+    """A size that was drawn before: recording one waits."""
+    picture(fast, REQUEST)
+    events = render(fast, REQUEST, make_plan(REQUEST))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        passes = [next(event.phase for event in events if isinstance(event, PassResult)) for _ in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert passes == [BASE, REFINE]
+    assert isinstance(next(events), Picture)
+
+
+def test_memory_is_what_was_computed() -> None:
+    networks = load(resolve(None, None).files)
+    asked = replace(REQUEST, width=256, height=256, num_outputs=4)
+    picture(networks, asked)
+    torch.cuda.reset_peak_memory_stats()
+    picture(networks, asked)
+    rows, pixels = 8, (512 // 8) ** 2
+    computed = networks.footprint.weights + max(
+        networks.footprint.unet * rows * pixels, networks.footprint.vae * 512 * 512
+    )
+    assert torch.cuda.max_memory_allocated() == pytest.approx(computed, rel=0.25)
 
 
 def test_nv_noise_is_what_the_gpu_draws() -> None:
