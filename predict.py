@@ -146,13 +146,13 @@ class Predictor(BasePredictor):
             default=None,
         ),
         width: Optional[int] = Input(
-            description="Width before the highres fix, in pixels. Empty: the image's, or 448 as Pastel-Mix is made for.",
+            description="Width before the highres fix. Empty: the image's, or the model's own, 448 for Pastel-Mix.",
             default=None,
             ge=64,
             le=2048,
         ),
         height: Optional[int] = Input(
-            description="Height before the highres fix, in pixels. Empty: the image's, or 640 as Pastel-Mix is made for.",
+            description="Height before the highres fix. Empty: the image's, or the model's own, 640 for Pastel-Mix.",
             default=None,
             ge=64,
             le=2048,
@@ -203,7 +203,7 @@ class Predictor(BasePredictor):
             default=0,
         ),
         resize_mode: str = Input(
-            description="How the image comes to width and height: stretched, cropped, with bands of its edge, in latents.",
+            description="How an image of another size comes to width x height. fill adds bands of its edge colours.",
             default="stretch",
             choices=["stretch", "crop", "fill", "latent"],
         ),

@@ -130,9 +130,7 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="an ESRGAN that blocks call by its file",
     )
-    parser.add_argument(
-        "--init", type=Path, metavar="IMAGE", help="the picture that the blocks' pictures were made from"
-    )
+    parser.add_argument("--init", type=Path, metavar="IMAGE", help="the picture that the blocks start from")
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where they were drawn anew")
     parser.add_argument(
         "--init-latent", type=Path, metavar="FILE", help="latents to start from in place of the encoded --init"
