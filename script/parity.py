@@ -37,7 +37,7 @@ Json = Mapping[str, Any]
 
 @dataclass
 class Comparison:
-    """Largest absolute differences of one case, share of equal bytes, and whether masks and infotexts are equal."""
+    """Largest absolute differences of one case, share of equal bytes, and what is exactly equal."""
 
     name: str
     noise: float = 0.0
@@ -45,8 +45,8 @@ class Comparison:
     latents: list[float] = field(default_factory=list)
     equal_pixels: float = 1.0
     pixel: int = 0
-    masks: bool = True
-    """Also the encoder's mean, to 1e-4."""
+    masks: list[bool] = field(default_factory=list)
+    """Of passes from a picture: whether the encoder's mean (to 1e-4), the overlay and the latent mask are WebUI's."""
     infotext: bool = True
 
 
@@ -131,9 +131,9 @@ def compare(networks: Networks, name: str, case: Json, expected: Mapping[str, Te
 def _compare_canvas(found: Comparison, networks: Networks, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
     pixels = torch.from_numpy(np.asarray(canvas.picture) / np.float32(255)).permute(2, 0, 1)
     mean = networks.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / networks.vae.scale
-    found.masks &= _apart(mean[None], expected["0_img2img_vae_mean"][:1]) < 1e-4
+    found.masks.append(_apart(mean[None], expected["0_img2img_vae_mean"][:1]) < 1e-4)
     if canvas.overlay is not None:
-        found.masks &= np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy())
+        found.masks.append(np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy()))
 
 
 def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, Tensor]) -> None:
@@ -144,7 +144,7 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         elif kind in ("cond", "uncond"):  # the file has what the first call saw, repeated for the images of a batch
             found.conditioning = max(found.conditioning, _apart(ours[:1], expected[name][:1]))
         elif name.endswith("latent_mask"):
-            found.masks &= torch.equal(ours.cpu(), expected[name][0])
+            found.masks.append(torch.equal(ours.cpu(), expected[name][0]))
         elif kind == "blended":
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
@@ -170,7 +170,8 @@ def run(folder: Path) -> Iterator[Comparison]:
 def row(found: Comparison) -> str:
     latents = " | ".join(f"{value:.1e}" for value in found.latents) + (" | " if len(found.latents) < 2 else "")
     share = f"{found.equal_pixels:.2%}, {found.pixel}"
-    masks, infotext = ("equal" if same else "differs" for same in (found.masks, found.infotext))
+    masks, infotext = ("equal" if same else "differs" for same in (all(found.masks), found.infotext))
+    masks = masks if found.masks else ""
     exact = f"{found.noise:.0e} | {found.conditioning:.0e}"
     return f"| {found.name} | {exact} | {latents} | {share} | {masks} | {infotext} |"
 
@@ -181,7 +182,7 @@ Made by `script/parity` with {VERSION}, float32 on a CPU. The reference is a sma
 that WebUI drew with; the numbers are largest absolute differences to WebUI's own tensors. Two runs of WebUI differ by
 2e-5 to 4e-5 themselves, and by 2e-3 (at worst 2.6e-2) where a pixel upscaler rounds to 8 bits between the passes.
 
-| case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | masks | infotext |
+| case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | pictures | infotext |
 |---|---|---|---|---|---|---|---|
 """
 
