@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines import parameters, pasted
+from pipelines import parameters, pasted, picture
 from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
@@ -28,7 +28,16 @@ from pipelines.output import FileFormat, OutputFolder
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
-from pipelines.reproduce import SET_BY_DATA, honour, name_of_upscaler, obstacles, request_from, with_inputs
+from pipelines.reproduce import (
+    SET_BY_DATA,
+    Pictures,
+    honour,
+    name_of_upscaler,
+    obstacles,
+    request_from,
+    size_of,
+    with_inputs,
+)
 from pipelines.request import GenerationRequest
 from pipelines.safety import SafetyChecker, load_safety_checker
 from weights_script.resolve import resolve, upscaler_file
@@ -132,14 +141,22 @@ class Predictor(BasePredictor):
             description="Refuse generation data that gives another picture here. Off: draw, and tell what differs.",
             default=True,
         ),
+        image: Optional[Path] = Input(
+            description="A picture to start from, instead of noise. denoising_strength says how much it may change.",
+            default=None,
+        ),
+        mask: Optional[Path] = Input(
+            description="Draw only a part of the image anew: a picture of its size, white there and black elsewhere.",
+            default=None,
+        ),
         width: Optional[int] = Input(
-            description="Width before the highres fix, in pixels. Empty: the model's own, 448 for Pastel-Mix.",
+            description="Width before the highres fix. Empty: the image's, or the model's own, 448 for Pastel-Mix.",
             default=None,
             ge=64,
             le=2048,
         ),
         height: Optional[int] = Input(
-            description="Height before the highres fix, in pixels. Empty: the model's own, 640 for Pastel-Mix.",
+            description="Height before the highres fix. Empty: the image's, or the model's own, 640 for Pastel-Mix.",
             default=None,
             ge=64,
             le=2048,
@@ -189,8 +206,49 @@ class Predictor(BasePredictor):
             description="Eta noise seed delta: added to the seed for the noise of samplers whose name ends in a.",
             default=0,
         ),
-        hires: bool = Input(
-            description="Highres fix: enlarge the first picture, then draw it again in detail.", default=True
+        resize_mode: str = Input(
+            description="How an image of another size comes to width x height. fill adds bands of its edge colours.",
+            default="stretch",
+            choices=["stretch", "crop", "fill", "latent"],
+        ),
+        mask_invert: bool = Input(description="Draw anew where the mask is black instead.", default=False),
+        mask_blur: int = Input(
+            description="How far the mask's edge is softened, in pixels of the image.", default=4, ge=0, le=64
+        ),
+        mask_soft: bool = Input(
+            description="Change grey parts of the mask by degrees, instead of wholly or not at all.", default=False
+        ),
+        masked_content: str = Input(
+            description="What is under the mask at first. Noise and nothing need a denoising_strength above 0.8.",
+            default="original",
+            choices=["fill", "original", "latent noise", "latent nothing"],
+        ),
+        inpaint_area: str = Input(
+            description="Only masked draws the mask's surroundings at width x height, then pastes them back.",
+            default="Whole picture",
+            choices=["Whole picture", "Only masked"],
+        ),
+        inpaint_padding: int = Input(
+            description="Pixels around the mask that Only masked shows to the model.", default=32, ge=0, le=256
+        ),
+        outpaint_left: int = Input(
+            description="Pixels to add at the image's left and draw. Use a denoising_strength of 0.8 or more.",
+            default=0,
+            ge=0,
+            le=512,
+        ),
+        outpaint_top: int = Input(description="Pixels to add above the image.", default=0, ge=0, le=512),
+        outpaint_right: int = Input(description="Pixels to add at the image's right.", default=0, ge=0, le=512),
+        outpaint_bottom: int = Input(description="Pixels to add below the image.", default=0, ge=0, le=512),
+        denoising_strength: float = Input(
+            description="How much the image, or without one the highres pass, may change. Latent upscalers need 0.5.",
+            default=0.6,
+            ge=0.0,
+            le=1.0,
+        ),
+        hires: Optional[bool] = Input(
+            description="Highres fix: enlarge the first picture, then draw it in detail. Empty: not with an image.",
+            default=None,
         ),
         hires_scale: float = Input(description="How much the highres fix enlarges.", default=2.0, ge=1.0, le=4.0),
         hires_width: int = Input(
@@ -216,9 +274,9 @@ class Predictor(BasePredictor):
         hires_steps: int = Input(
             description="Sampling steps of the highres pass. 0: as many as the first pass.", default=0, ge=0, le=150
         ),
-        denoising_strength: float = Input(
-            description="How much the highres pass may change, above 0. Latent upscalers need 0.5 to come out sharp.",
-            default=0.6,
+        hires_denoising_strength: float = Input(
+            description="How much the highres pass may change. 0: as denoising_strength says.",
+            default=0.0,
             ge=0.0,
             le=1.0,
         ),
@@ -265,27 +323,31 @@ class Predictor(BasePredictor):
 
     def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
         """The request of the inputs, by name; over generation data those count that differ from their default."""
-        text, size, count = (
-            inputs["generation_data"].strip(),
-            (self.model.width, self.model.height),
-            inputs["num_outputs"],
+        text, count = inputs["generation_data"].strip(), inputs["num_outputs"]
+        pictures = Pictures(
+            image=_picture(inputs, "image"),
+            mask=_picture(inputs, "mask"),
+            resize_mode=inputs["resize_mode"],
+            soft=inputs["mask_soft"],
         )
+        size = size_of(pictures.image, inputs, (self.model.width, self.model.height))
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
         if file := inputs["hires_upscaler_file"]:
-            if not isinstance(file, pathlib.Path):  # text that Cog took for no URL
-                raise InvalidInput("hires_upscaler_file", file, "must be a file", "Send a data, http or https URL.")
+            _check_file("hires_upscaler_file", file)
             inputs["hires_upscaler"] = name_of_upscaler(file.stem, block.hires_upscaler if block else None)
             upscalers[inputs["hires_upscaler"]] = file
         if block is None:
-            return request_from(with_inputs(Parameters(), inputs, size), size, count, upscalers)
+            if inputs["hires"] is None:
+                inputs["hires"] = pictures.image is None
+            return request_from(with_inputs(Parameters(), inputs, size), size, count, upscalers, pictures=pictures)
         defaults = input_defaults()
         changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
-        data = with_inputs(block, changed, size)
-        found = obstacles(data, self.networks.identity, upscalers)
+        data = with_inputs(block, changed | {"image": inputs["image"]}, size)
+        found = obstacles(data, self.networks.identity, upscalers, pictures)
         self.record_metric("not_honoured", [obstacle.text for obstacle in found])
         print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
-        return request_from(honour(data, found, inputs["strict"]), size, count, upscalers, block)
+        return request_from(honour(data, found, inputs["strict"]), size, count, upscalers, block, pictures)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
@@ -332,6 +394,19 @@ class Predictor(BasePredictor):
         print("Time: " + ", ".join(f"{phase} {value:.2f} s" for phase, value in seconds.items()))
         for phase, value in seconds.items():
             self.record_metric(f"timing.{phase}", round(value, 3))
+
+
+def _check_file(name: str, value: object) -> None:
+    if not isinstance(value, pathlib.Path):  # text that Cog took for no URL
+        raise InvalidInput(name, value, "must be a file", "Send a data, http or https URL.")
+
+
+def _picture(inputs: dict[str, Any], name: str) -> Any:
+    """The picture that an input holds; None for an empty one."""
+    if not inputs[name]:
+        return None
+    _check_file(name, inputs[name])
+    return picture.read(inputs[name], name)
 
 
 def input_defaults() -> dict[str, Any]:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines import pasted
-from pipelines.catalog import NOISE_SOURCES
-from pipelines.errors import PastelError
+from pipelines import pasted, picture
+from pipelines.catalog import NOISE_SOURCES, RESIZE_MODES
+from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.esrgan import load_upscaler
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
@@ -22,11 +23,11 @@ from pipelines.model import ModelFiles
 from pipelines.output import FileFormat, read_parameters, write
 from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
-from pipelines.reproduce import honour, obstacles, request_from, with_inputs
+from pipelines.reproduce import Pictures, honour, obstacles, request_from, with_inputs
 from pipelines.request import GenerationRequest
 from weights_script.resolve import upscaler_file
 
-PASS_NAMES = {BASE: "0_txt2img"}
+PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}
 HIRES_NAME = "1_hires"
 
 
@@ -34,13 +35,38 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
     block = pasted.read(read_parameters(path))
     data = with_inputs(block, {"rng": options.rng})
+    pictures = Pictures(
+        image=picture.read(options.init, "init") if options.init else None,
+        mask=picture.read(options.mask, "mask") if options.mask else None,
+        resize_mode=options.resize_mode,
+    )
     upscalers = {file.stem: file for file in options.upscaler}
-    found = obstacles(data, networks.identity, upscalers)
+    found = obstacles(data, networks.identity, upscalers, pictures)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     return request_from(
-        honour(data, found, options.strict), count=options.num_outputs, upscalers=upscalers, block=block
+        honour(data, found, options.strict),
+        count=options.num_outputs,
+        upscalers=upscalers,
+        block=block,
+        pictures=pictures,
     )
+
+
+def read_latents(path: Path) -> Tensor:
+    """Latents to start from: of what `--keep-latents` wrote, or the one tensor of a file. Raises InvalidInput."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            starts = [name for name in names if name.endswith(("init_latent", "img2img_init"))]
+            (name, *_) = starts or names
+            if not starts and len(names) > 1:
+                raise ValueError(f"holds {len(names)} tensors, none of which is called init_latent")
+            latents: Tensor = file.get_tensor(name)
+            return latents
+    except (OSError, ValueError, SafetensorError) as error:
+        rule = f"cannot be read ({in_one_line(error)})"
+        raise InvalidInput("init_latent", path.name, rule, "Give a safetensors file that holds them.") from error
 
 
 def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
@@ -49,7 +75,8 @@ def draw(networks: Networks, request: GenerationRequest, stem: str, options: arg
     file = upscaler_file(request.hires)
     upscaler = load_upscaler(file, networks.device.place, networks.device.dtype) if file else None
     kept: dict[str, Tensor] = {}
-    for event in render(networks, request, plan, upscaler=upscaler):
+    init_latents = read_latents(options.init_latent) if options.init_latent else None
+    for event in render(networks, request, plan, upscaler=upscaler, init_latents=init_latents):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
         elif isinstance(event, Picture):
@@ -71,11 +98,14 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
         levels: torch.tensor(result.sigmas),
         "cond": positive,
         "uncond": negative,
-        "latent": result.latents,
+        "latent": result.sampled,
     }
     if result.start is not None:
         found["init"] = result.start
-    prefix = PASS_NAMES.get(result.phase, HIRES_NAME)
+    if result.mask is not None:
+        found["latent_mask"] = result.mask.drawn
+        found["latent_blended"] = result.latents
+    prefix = PASS_NAMES.get((result.phase, result.start is None), HIRES_NAME)
     return {f"{prefix}_{name}": tensor.cpu().contiguous() for name, tensor in found.items()}
 
 
@@ -100,11 +130,22 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="an ESRGAN that blocks call by its file",
     )
+    parser.add_argument("--init", type=Path, metavar="IMAGE", help="the picture that the blocks start from")
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where they were drawn anew")
+    parser.add_argument(
+        "--init-latent", type=Path, metavar="FILE", help="latents to start from in place of the encoded --init"
+    )
+    parser.add_argument(
+        "--resize-mode", choices=RESIZE_MODES, default=RESIZE_MODES[0], help="how --init comes to the blocks' size"
+    )
     parser.add_argument("--num-outputs", type=int, default=1, help="pictures a block, with seeds counting up")
     parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source instead of the block's")
     parser.add_argument("--keep-latents", action="store_true", help="also write what each pass was made of")
     parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw what would be another picture")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.init is None and (options.mask or options.init_latent):
+        parser.error("--mask and --init-latent need the picture that they belong to: --init")
+    return options
 
 
 def main() -> int:

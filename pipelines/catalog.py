@@ -88,5 +88,13 @@ UPSCALERS: tuple[str, ...] = LATENT_UPSCALERS + PIXEL_UPSCALERS + NETWORK_UPSCAL
 
 NOISE_SOURCES: tuple[str, ...] = ("NV", "CPU", "GPU")
 
+RESIZE_MODES: tuple[str, ...] = ("stretch", "crop", "fill", "latent")
+"""How an input picture comes to the size that is drawn, in WebUI's order: stretched; covering it and cropped; inside
+it, with bands of its edge colours; encoded as it is, and then its latents stretched."""
+MASKED_CONTENTS: tuple[str, ...] = ("fill", "original", "latent noise", "latent nothing")
+"""What is under the mask before it is drawn, in WebUI's order: the colours around it, the picture, noise, nothing."""
+WHOLE_PICTURE, ONLY_MASKED = "Whole picture", "Only masked"
+INPAINT_AREAS: tuple[str, ...] = (WHOLE_PICTURE, ONLY_MASKED)
+
 EMPHASES: tuple[str, ...] = ("Original", "No norm", "Ignore", "None")
 """What weights in a prompt do: scale vectors and restore their mean, only scale, nothing, or are plain text."""

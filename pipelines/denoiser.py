@@ -5,6 +5,8 @@ scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2
 prediction: for one x and sigma that is the same as on the denoised picture.
 """
 
+from dataclasses import dataclass
+
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
@@ -15,14 +17,38 @@ from pipelines.memory import thriftily
 from pipelines.schedules import sigma_to_t
 
 
+@dataclass(frozen=True)
+class LatentMask:
+    """Where latents are drawn, (h, w) from 0 to 1, and the latents (B, 4, h, w) that are kept elsewhere."""
+
+    drawn: Tensor
+    kept: Tensor
+
+    def blend(self, latents: Tensor) -> Tensor:
+        """The latents where they are drawn, over those that are kept."""
+        return latents * self.drawn + self.kept * (1 - self.drawn)
+
+
 class GuidedDenoiser:
-    """The denoiser of one pass. It counts its calls, which is what prompt editing goes by."""
+    """The denoiser of one pass. It counts its calls, which is what prompt editing goes by.
+
+    With a `mask` it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
+    of a timestep sampler is shown. `channels` (1, n, h, w) are those that the UNet takes beside the latents.
+    """
 
     def __init__(
-        self, unet: UNet2DConditionModel | GraphedUNet, prompts: Prompts, guidance_scale: float, rows: int
+        self,
+        unet: UNet2DConditionModel | GraphedUNet,
+        prompts: Prompts,
+        guidance_scale: float,
+        rows: int,
+        mask: LatentMask | None = None,
+        channels: Tensor | None = None,
     ) -> None:
         """`rows` of the batch go through the UNet at once."""
         self._unet = unet
+        self._mask = mask
+        self._channels = channels
         self._prompts = prompts
         self._scale = guidance_scale
         self.calls = 0
@@ -36,11 +62,15 @@ class GuidedDenoiser:
         `t` is the timestep to tell the UNet; None: the fractional one that belongs to sigma.
         """
         scaled = x * (sigma**2 + 1) ** -0.5
-        eps, _ = self.eps(scaled, sigma_to_t(sigma) if t is None else t)
-        return x.sub(eps, alpha=sigma)
+        eps, _ = self._eps(scaled, sigma_to_t(sigma) if t is None else t)
+        denoised = x.sub(eps, alpha=sigma)
+        return self._mask.blend(denoised) if self._mask else denoised
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Variance-preserving x (B, 4, h, w) at a fractional timestep -> guided and unconditional noise prediction."""
+        """Variance-preserving x (B, 4, h, w) at a timestep -> guided and unconditional noise prediction."""
+        return self._eps(self._mask.blend(x) if self._mask else x, t)
+
+    def _eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         contexts = self._contexts_for(x.shape[0])
         self.calls += 1
         *conditional, unconditional = (row for context in contexts for row in self._predict(x, t, context))
@@ -65,6 +95,8 @@ class GuidedDenoiser:
         """The noise (B, 4, h, w) for every B of the contexts (rows, tokens, width), as many rows at once as fit."""
         time = torch.full((), t, dtype=torch.float32, device=x.device)
         prompts = len(contexts) // len(x)
+        if self._channels is not None:
+            x = torch.cat([x, self._channels.expand(len(x), -1, -1, -1)], dim=1)
         images = torch.cat([x.to(self._unet.dtype)] * prompts)
 
         def parts() -> Tensor:

@@ -1,4 +1,4 @@
-"""The three phases as one generator: text-to-image draft -> upscale -> image-to-image refinement.
+"""The three phases as one generator: draft from noise or a picture -> upscale -> image-to-image refinement.
 
 Everything that happens is an event of one loop: a step done, a pass finished, a picture decoded. Progress, streaming
 and cancelling are what the caller does between two events; there are no callbacks. All state of a prediction lives in
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from pipelines.conditioning import PromptEncoder, Prompts
-from pipelines.denoiser import GuidedDenoiser
+from pipelines.denoiser import GuidedDenoiser, LatentMask
 from pipelines.device import Stopwatch
 from pipelines.esrgan import NetworkUpscaler
+from pipelines.inpaint import extra_channels, start_from
 from pipelines.loader import Networks
+from pipelines.masks import Canvas, prepare
 from pipelines.memory import memory_errors_say_what_fits, room_beside, rows_at_once
 from pipelines.noise import Noise
 from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
@@ -51,8 +53,15 @@ class PassResult:
     sigmas: Sequence[float]
     prompts: Prompts
     start: Tensor | None
-    """Latents that the pass refined; None for the first."""
-    latents: Tensor
+    """Latents that the pass refined; None for one from noise alone."""
+    mask: LatentMask | None
+    sampled: Tensor
+    """What the sampler made of them; elsewhere than under a mask it is not kept."""
+
+    @property
+    def latents(self) -> Tensor:
+        """What the pass is done with."""
+        return self.mask.blend(self.sampled) if self.mask else self.sampled
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,18 @@ def render(
     *,
     show_phases: bool = False,
     upscaler: NetworkUpscaler | None = None,
+    init_latents: Tensor | None = None,
 ) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture come out too.
 
-    `upscaler` is the plan's, where that has weights of its own.
+    `upscaler` is the plan's, where that has weights of its own. `init_latents` (B or 1, 4, h, w) are started from in
+    place of those that the request's picture is encoded to.
 
     Finished pictures come one by one, each as soon as it is decoded. Raises NonFiniteError when a picture cannot be
     decoded; pictures before it have been handed out.
     """
     with memory_errors_say_what_fits(plan, networks.footprint, networks.device.place):
-        yield from _phases(networks, request, plan, show_phases, upscaler)
+        yield from _phases(networks, request, plan, show_phases, upscaler, init_latents)
 
 
 def _phases(
@@ -100,25 +111,31 @@ def _phases(
     plan: HighresPlan,
     show_phases: bool,
     upscaler: NetworkUpscaler | None,
+    init_latents: Tensor | None,
 ) -> Iterator[Event]:
     watch = Stopwatch(networks.device.place)
+    canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
     encoder = PromptEncoder(networks.text, request.clip_skip, request.emphasis, request.pad_conds)
-    prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first))
+    prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first, plan.first.schedule_steps))
     # before the first pass: what is wrong with these prompts is told before its time is spent
     hires_prompts = _hires_prompts(encoder, request, plan, plan.hires) if plan.hires else prompts
-    latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts)
+    start, mask = None, None
+    if request.image and canvas:
+        noise = _noise(networks, request, plan, plan.first)
+        start, mask = start_from(networks, request.image, canvas, plan, noise, init_latents)
+    latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts, start, mask, canvas)
     watch.mark(BASE)
     if plan.hires and plan.upscale:
-        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch, upscaler)
+        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch, upscaler, canvas)
         latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, start)
         watch.mark(REFINE)
-    yield from _decode(networks, latents, FINAL, watch, DECODE)
+    yield from _decode(networks, latents, FINAL, watch, DECODE, canvas)
     yield Finished(watch.seconds())
 
 
-def _calls(part: PassPlan) -> int:
-    """Denoiser calls that prompt editing counts a pass as."""
-    return part.asked * 2 if part.sampler.second_order else part.asked
+def _calls(part: PassPlan, steps: int) -> int:
+    """Denoiser calls that prompt editing counts so many steps of a pass as."""
+    return steps * 2 if part.sampler.second_order else steps
 
 
 def _hires_prompts(encoder: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan) -> Prompts:
@@ -128,8 +145,8 @@ def _hires_prompts(encoder: PromptEncoder, request: GenerationRequest, plan: Hig
     return encoder.encode(
         settings.prompt or request.prompt,
         settings.negative_prompt or request.negative_prompt,
-        _calls(plan.first),
-        _calls(hires),
+        _calls(plan.first, plan.first.schedule_steps),
+        _calls(hires, hires.asked),
     )
 
 
@@ -141,13 +158,35 @@ def _sample(
     phase: str,
     prompts: Prompts,
     start: Tensor | None = None,
+    mask: LatentMask | None = None,
+    canvas: Canvas | None = None,
 ) -> Generator[Event, None, Tensor]:
-    """One pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w).
-
-    Noise comes from fresh generators with the same seeds in either pass.
-    """
+    """One pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w)."""
     levels, span = _levels(part)
-    noise = Noise(
+    noise = _noise(networks, request, plan, part, span)
+    initial = noise.initial()
+    x, levels = START[part.sampler.timesteps](part, levels, initial, start)
+    channels = extra_channels(networks, part, canvas)
+    room = room_beside(networks.footprint.weights, networks.device.place)
+    rows = rows_at_once(networks.footprint, x[0, 0].numel(), len(x) * prompts.rows, room)
+    denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale, rows, mask, channels)
+    yield Step(phase, 0, part.steps)
+    for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
+        yield Step(phase, number, part.steps)
+    result = PassResult(phase, initial, levels, prompts, start, mask, x)
+    yield result
+    return result.latents
+
+
+def _noise(
+    networks: Networks,
+    request: GenerationRequest,
+    plan: HighresPlan,
+    part: PassPlan,
+    span: tuple[float, float] | None = None,
+) -> Noise:
+    """The noise of a pass: from fresh generators, with the same seeds in either pass."""
+    return Noise(
         plan.seeds,
         part.latent_shape,
         source=request.noise.source,
@@ -157,16 +196,6 @@ def _sample(
         variation_strength=request.noise.variation_strength,
         span=span,
     )
-    initial = noise.initial()
-    x, levels = START[part.sampler.timesteps](part, levels, initial, start)
-    room = room_beside(networks.footprint.weights, networks.device.place)
-    rows = rows_at_once(networks.footprint, x[0, 0].numel(), len(x) * prompts.rows, room)
-    denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale, rows)
-    yield Step(phase, 0, part.steps)
-    for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
-        yield Step(phase, number, part.steps)
-    yield PassResult(phase, initial, levels, prompts, start, x)
-    return x
 
 
 def _levels(part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:
@@ -212,6 +241,7 @@ def _upscale(
     show_phases: bool,
     watch: Stopwatch,
     upscaler: NetworkUpscaler | None,
+    canvas: Canvas | None,
 ) -> Generator[Event, None, Tensor]:
     """Phase 2. Returns the latents that the hires pass refines; pictures only where they are shown or needed."""
     drafts: list[Pixels] = []
@@ -219,7 +249,7 @@ def _upscale(
         drafts = [networks.vae.decode(latent) for latent in latents]
     if show_phases:
         watch.mark(UPSCALE)
-        yield from (Picture(DRAFT, index, pixels) for index, pixels in enumerate(drafts))
+        yield from (Picture(DRAFT, index, _finished(pixels, canvas)) for index, pixels in enumerate(drafts))
         watch.restart()
     if upscale.latent:
         start = upscale_latents(latents, upscale)
@@ -227,12 +257,14 @@ def _upscale(
         enlarged = [upscale_pixels(draft, upscale, upscaler) for draft in drafts]
         start = encode_pictures(enlarged, upscale, networks.vae, plan.seeds[-1])
     if show_phases:
-        yield from _decode(networks, start, UPSCALED, watch, UPSCALE)
+        yield from _decode(networks, start, UPSCALED, watch, UPSCALE, canvas)
     watch.mark(UPSCALE)
     return start
 
 
-def _decode(networks: Networks, latents: Tensor, kind: str, watch: Stopwatch, phase: str) -> Iterator[Event]:
+def _decode(
+    networks: Networks, latents: Tensor, kind: str, watch: Stopwatch, phase: str, canvas: Canvas | None
+) -> Iterator[Event]:
     """Hand out picture after picture; what the caller does with one is not the phase's time.
 
     Where the device works by itself it decodes the next picture meanwhile.
@@ -241,7 +273,11 @@ def _decode(networks: Networks, latents: Tensor, kind: str, watch: Stopwatch, ph
     for index in range(len(latents)):
         while len(begun) <= networks.device.queues and index + len(begun) < len(latents):
             begun.append(networks.vae.begin(latents[index + len(begun)]))
-        pixels = begun.popleft().pixels()
+        pixels = _finished(begun.popleft().pixels(), canvas)
         watch.mark(phase)
         yield Picture(kind, index, pixels)
         watch.restart()
+
+
+def _finished(pixels: Pixels, canvas: Canvas | None) -> Pixels:
+    return canvas.finish(pixels) if canvas else pixels

@@ -51,7 +51,8 @@ from pipelines.vae import VAE
 LATENT_SCALE = 0.18215
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
-EXTRA_CHANNELS = {5: "depth to image", 8: "InstructPix2Pix", 9: "inpainting"}
+EXTRA_CHANNELS = {5: "depth to image", 8: "InstructPix2Pix"}
+IN_CHANNELS = (4, 9)  # the latter of checkpoints for inpainting
 UNET_HEADS = 8  # every SD 1.x UNet; the count cannot be read from the tensors
 
 
@@ -200,7 +201,7 @@ def _refuse_other_families(path: Path, unet: UNet2DConditionModel, text: CLIPTex
     wrong = {
         "has more than one text encoder (SDXL)": unet.config.addition_embed_type is not None,
         "was made for another text encoder": unet.config.cross_attention_dim != text.config.hidden_size,
-        f"takes {unet.config.in_channels} channels (inpainting, depth)": unet.config.in_channels != 4,
+        f"takes {unet.config.in_channels} channels (depth)": unet.config.in_channels not in IN_CHANNELS,
         f"predicts {prediction} instead of noise (SD 2.x)": prediction != "epsilon",
     }
     for reason in (reason for reason, holds in wrong.items() if holds):
@@ -316,10 +317,10 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 def unet_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The diffusers configuration that the LDM tensors have. Three blocks a level: two residual, one that resizes."""
     in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
-    if in_channels != 4:
+    if in_channels not in IN_CHANNELS:
         made_for = EXTRA_CHANNELS.get(in_channels, "another task")
         raise ModelError(
-            f"{path}: a checkpoint for {made_for}: its UNet takes {in_channels} channels instead of 4. "
+            f"{path}: a checkpoint for {made_for}: its UNet takes {in_channels} channels instead of 4 or 9. "
             "Give the text-to-image checkpoint that it was made of."
         )
     levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + 2) // 3

@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 
 from pipelines import __version__, infotext
+from pipelines.catalog import ONLY_MASKED
 from pipelines.model import ModelIdentity
 from pipelines.plan import HighresPlan, PassPlan
-from pipelines.request import SAME_SAMPLER, GenerationRequest, HiresSettings, ScheduleSettings
+from pipelines.request import (
+    SAME_SAMPLER,
+    GenerationRequest,
+    HiresSettings,
+    ImageSettings,
+    MaskSettings,
+    ScheduleSettings,
+)
 
 VERSION = f"cog-pastel-mix {__version__}"
 HASH_DIGITS = 10
@@ -29,10 +37,11 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "VAE": model.vae_name or None,
         "Variation seed": plan.variation_seeds[index] if varied else None,
         "Variation seed strength": noise.variation_strength if varied else None,
-        "Denoising strength": request.hires.denoising_strength if request.hires else None,
+        "Denoising strength": _strength(request),
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
         "RNG": noise.source if noise.source != "GPU" else None,
+        **(_mask_fields(request.image, request.image.mask) if request.image and request.image.mask else {}),
         **(_hires_fields(request, request.hires, plan) if request.hires else {}),
         "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
         **_schedule_fields(request.schedule, list(_passes(plan))),
@@ -40,6 +49,26 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "Version": VERSION,
     }
     return infotext.write(request.prompt, request.negative_prompt, fields)
+
+
+def _strength(request: GenerationRequest) -> float | None:
+    """Of the first pass from a picture, else of the hires pass."""
+    part = request.image or request.hires
+    return part.denoising_strength if part else None
+
+
+def _mask_fields(image: ImageSettings, mask: MaskSettings) -> dict[str, object]:
+    """Keys of inpainting. WebUI tells nothing of a blur that differs across and down."""
+    across, down = mask.blur
+    only_masked = mask.area == ONLY_MASKED
+    return {
+        "Mask mode": "Inpaint not masked" if mask.invert else None,
+        "Mask blur": across if across == down and across else None,
+        "Inpaint area": mask.area if only_masked else None,
+        "Masked area padding": mask.padding if only_masked else None,
+        "Masked content": mask.content if mask.content != "original" else None,
+        "Outpaint": " ".join(map(str, image.outpaint)) if any(image.outpaint) else None,
+    }
 
 
 def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
@@ -108,6 +137,7 @@ def _hires_fields(request: GenerationRequest, hires: HiresSettings, plan: Highre
         "Hires resize": f"{width}x{height}" if resized else None,
         "Hires steps": hires.steps or None,
         "Hires upscaler": hires.upscaler,
+        "Hires denoising strength": hires.denoising_strength if request.image else None,
     }
 
 

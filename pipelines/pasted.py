@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.catalog import NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.catalog import (
+    INPAINT_AREAS,
+    MASKED_CONTENTS,
+    NOISE_SOURCES,
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    UPSCALERS,
+    WHOLE_PICTURE,
+)
 from pipelines.errors import InvalidInput
 from pipelines.infotext import DEFAULTS, DOWNCAST, NEGATIVE, OLD_BEHAVIOUR, OLD_EDITING, Value, parse, split, version_of
 
@@ -55,6 +63,14 @@ class Parameters:
     hires_schedule_type: str | None = None
     hires_prompt: str = ""
     hires_negative_prompt: str = ""
+    hires_denoising_strength: float | None = None
+    """Of the hires pass after a first pass from a picture; `denoising_strength` is then that of the first."""
+    mask_invert: bool = False
+    mask_blur: int = 0
+    masked_content: str = "original"
+    inpaint_area: str = WHOLE_PICTURE
+    inpaint_padding: int = 32
+    outpaint: tuple[int, ...] = (0, 0, 0, 0)
     version: str | None = None
     lora_hashes: dict[str, str] = field(default_factory=dict)
     ti_hashes: dict[str, str] = field(default_factory=dict)
@@ -111,6 +127,12 @@ def _noise_source(text: str) -> str:
     return text.upper()
 
 
+def _margins(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[0-9]{1,5}( [0-9]{1,5}){3}", text):
+        raise ValueError(text)
+    return tuple(map(int, text.split()))
+
+
 def _hashes(text: str) -> dict[str, str]:
     """`name: hash, name: hash`; a name may hold colons."""
     triples = (entry.rpartition(":") for entry in text.split(","))
@@ -131,6 +153,17 @@ def _size_key(name: str) -> _Key:
 
 def _text_key(name: str) -> _Key:
     return _Key(name, str, "text")
+
+
+def _choice_key(name: str, choices: tuple[str, ...]) -> _Key:
+    folded = {choice.casefold(): choice for choice in choices}
+
+    def convert(text: str) -> str:
+        if text.casefold() not in folded:
+            raise ValueError(text)
+        return folded[text.casefold()]
+
+    return _Key(name, convert, "one of " + ", ".join(choices))
 
 
 def _flag_key(name: str) -> _Key:
@@ -174,6 +207,13 @@ _KEYS: dict[str, _Key] = {
     "Hires schedule type": _text_key("hires_schedule_type"),
     "Hires prompt": _text_key("hires_prompt"),
     "Hires negative prompt": _text_key("hires_negative_prompt"),
+    "Hires denoising strength": _number_key("hires_denoising_strength"),
+    "Mask mode": _Key("mask_invert", lambda text: text.casefold() == "inpaint not masked", "Inpaint (not) masked"),
+    "Mask blur": _whole_key("mask_blur"),
+    "Masked content": _choice_key("masked_content", MASKED_CONTENTS),
+    "Inpaint area": _choice_key("inpaint_area", INPAINT_AREAS),
+    "Masked area padding": _whole_key("inpaint_padding"),
+    "Outpaint": _Key("outpaint", _margins, "four whole numbers: left, top, right, bottom"),
     "Version": _text_key("version"),
     "Lora hashes": _Key("lora_hashes", _hashes, "names and hashes"),
     "TI hashes": _Key("ti_hashes", _hashes, "names and hashes"),
@@ -309,10 +349,6 @@ def _doubts(parsed: Mapping[str, Value], values: Mapping[str, Any], resources: M
         (
             re.search(r"(?<![\w:])Steps: ?\d+, ", f"{parsed['Prompt']}\n{parsed['Negative prompt']}"),
             "Steps stand in the prompt: the line of parameters must be the last one, and in one piece",
-        ),
-        (
-            values.get("denoising_strength") is not None and not values["hires"],
-            "a Denoising strength without a Hires key: it was made from another picture",
         ),
         (
             "comfy" in str(values.get("version")).casefold(),

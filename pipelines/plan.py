@@ -40,7 +40,7 @@ class PassPlan:
 
     @property
     def asked(self) -> int:
-        """Steps asked for: what prompt editing counts by."""
+        """Steps asked for, of the part of the schedule that this pass walks."""
         return self.schedule_steps - self.first_step
 
     @property
@@ -60,7 +60,7 @@ class PassPlan:
         """Noise levels walked: DDIM's spacing has more where the count of levels is not divisible by the steps."""
         levels = self.schedule_steps
         if self.sampler.timesteps and self.refines:
-            return self.asked - 1  # WebUI starts its hires pass one timestep later
+            return self.asked - 1  # WebUI starts these one timestep later
         if self.sampler.timesteps:
             stride = max(self.sampler.model_levels // (levels + self.schedule.discard_penultimate), 1)
             return len(range(0, self.sampler.model_levels, stride))
@@ -130,10 +130,12 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
         sampler=SAMPLERS[request.sampler],
         schedule_type=request.schedule_type,
         schedule_steps=request.num_inference_steps,
-        first_step=0,
+        first_step=_first_step(request),
         schedule=request.schedule,
-        refines=False,
+        refines=request.image is not None,
     )
+    if request.image and first.asked < first.schedule_steps:
+        _check_runs("denoising_strength", request.image.denoising_strength, first)
     _check_runs("num_inference_steps", request.num_inference_steps, first)
     upscale = _upscale(request, request.hires) if request.hires else None
     hires = _hires_pass(request, request.hires, upscale) if request.hires and upscale else None
@@ -149,13 +151,21 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
     )
 
 
-def _check_runs(field: str, value: int, part: PassPlan) -> None:
+def _first_step(request: GenerationRequest) -> int:
+    """Where the first pass enters its schedule. From a picture WebUI runs one step more than the strength's share."""
+    steps = request.num_inference_steps
+    return steps - int(min(request.image.denoising_strength, 0.999) * steps) - 1 if request.image else 0
+
+
+def _check_runs(field: str, value: float, part: PassPlan) -> None:
     if part.steps is None or part.steps > 0:
         return
-    fix = "Use more steps (3 are enough for most samplers)."
+    few, fix = "so few", "Use more steps (3 are enough for most samplers)."
+    if field == "denoising_strength":
+        few, fix = "so little", "Use more, or more num_inference_steps."
     if part.spacing == "DDIM" and not part.sampler.timesteps:
         fix = "Use more denoising_strength, or another schedule_type than DDIM, which has few levels so low."
-    raise InvalidInput(field, value, f"{part.sampler.name} would run no step with so few", fix)
+    raise InvalidInput(field, value, f"{part.sampler.name} would run no step with {few}", fix)
 
 
 def _size_notes(request: GenerationRequest) -> Iterator[str]:

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import EMPHASES, LATENT_UPSCALERS, PIXEL_UPSCALERS, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.catalog import (
+    EMPHASES,
+    LATENT_UPSCALERS,
+    ONLY_MASKED,
+    PIXEL_UPSCALERS,
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    UPSCALERS,
+)
 from pipelines.errors import InvalidInput
 from pipelines.infotext import version_of
 from pipelines.model import ModelIdentity
@@ -15,12 +23,17 @@ from pipelines.prompt import cut_networks, schedule
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    SIDES,
     GenerationRequest,
     HiresSettings,
+    ImageSettings,
+    MaskSettings,
     NoiseSettings,
+    Picture,
     ScheduleSettings,
     plain,
     random_seed,
+    size_to_draw,
 )
 
 DEFAULT_SIZE = (512, 512)
@@ -60,21 +73,52 @@ _FIELD_OF = {
     "hires_schedule_type": "hires_schedule_type",
     "hires_prompt": "hires_prompt",
     "hires_negative_prompt": "hires_negative_prompt",
+    "hires_denoising_strength": "hires_denoising_strength",
+    "mask_invert": "mask_invert",
+    "mask_blur": "mask_blur",
+    "masked_content": "masked_content",
+    "inpaint_area": "inpaint_area",
+    "inpaint_padding": "inpaint_padding",
 }
 """Input -> the field of `Parameters` that it sets, for those that set just one."""
-SET_BY_DATA = frozenset({*_FIELD_OF, "width", "height", "hires", "hires_width", "hires_height"})
+_OUTPAINT = tuple(f"outpaint_{side}" for side in SIDES)
+SET_BY_DATA = frozenset({*_FIELD_OF, *_OUTPAINT, "width", "height", "hires", "hires_width", "hires_height"})
 """The inputs whose values a block of generation data brings, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What generation data cannot hold of a picture that was made from another."""
+
+    image: Picture | None = None
+    mask: Picture | None = None
+    resize_mode: str = ImageSettings.resize_mode
+    soft: bool = False
+
+
+NO_PICTURES = Pictures()
+
+
+def size_of(image: Picture | None, inputs: Mapping[str, Any], model: tuple[int, int]) -> tuple[int, int]:
+    """The size where nobody says one: the image's, with what outpainting adds; the model's own without an image, and
+    for the part of it that alone is drawn."""
+    if image is None or inputs["inpaint_area"] == ONLY_MASKED:
+        return model
+    left, top, right, bottom = (inputs[name] for name in _OUTPAINT)
+    return size_to_draw(image.size[0] + left + right, image.size[1] + top + bottom)
 
 
 def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, int] = DEFAULT_SIZE) -> Parameters:
     """The data with the inputs, by their names, in place of what it says.
 
-    An input of the hires pass turns it on unless `hires` is an input, too. `size` is that of a picture where neither
+    An input of the hires pass turns it on unless `hires` is an input, too; with an `image`, the denoising strength is
+    that of the pass from it. `size` is that of a picture where neither
     says one. None is no input.
     """
     given = {
         name: plain(value) if isinstance(value, float) else value for name, value in inputs.items() if value is not None
     }
+    image = "image" in given
     changes: dict[str, Any] = {_FIELD_OF[name]: value for name, value in given.items() if name in _FIELD_OF}
     if given.keys() & {"width", "height"}:
         width, height = data.size or size
@@ -83,9 +127,12 @@ def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, in
         changes["hires_resize"] = given.get("hires_width", 0), given.get("hires_height", 0)
     elif "hires_scale" in given:
         changes["hires_resize"] = None
-    of_hires = any(name.startswith("hires_") or name == "denoising_strength" for name in given)
+    if given.keys() & set(_OUTPAINT):
+        sides = zip(_OUTPAINT, data.outpaint, strict=True)
+        changes["outpaint"] = tuple(given.get(name, pixels) for name, pixels in sides)
+    of_hires = any(name.startswith("hires_") or (name == "denoising_strength" and not image) for name in given)
     changes["hires"] = given.get("hires", data.hires or of_hires)
-    if not changes["hires"] and (data.hires or of_hires):
+    if not image and not changes["hires"] and (data.hires or of_hires):
         changes["denoising_strength"] = None
     return replace(data, **changes)
 
@@ -110,6 +157,7 @@ def request_from(
     count: int = 1,
     upscalers: Mapping[str, Path] | None = None,
     block: Parameters | None = None,
+    pictures: Pictures = NO_PICTURES,
 ) -> GenerationRequest:
     """The request of `data`; `size` where it names none, a random seed where it names none or -1.
 
@@ -117,7 +165,7 @@ def request_from(
     error speaks of the generation data where the value comes from `block`, else of the input.
     """
     try:
-        return _request(data, size, count, upscalers or {})
+        return _request(data, size, count, upscalers or {}, pictures)
     except InvalidInput as error:
         name, key = _KEY_OF.get(error.field, ("", ""))
         if block is None or not name or getattr(data, name) != getattr(block, name):
@@ -136,6 +184,10 @@ _KEY_OF = {
     "variation_seed": ("variation_seed", "Variation seed"),
     "variation_strength": ("variation_strength", "Variation seed strength"),
     "denoising_strength": ("denoising_strength", "Denoising strength"),
+    "hires_denoising_strength": ("hires_denoising_strength", "Hires denoising strength"),
+    "mask_blur": ("mask_blur", "Mask blur"),
+    "inpaint_padding": ("inpaint_padding", "Masked area padding"),
+    **dict.fromkeys(_OUTPAINT, ("outpaint", "Outpaint")),
     "hires_scale": ("hires_upscale", "Hires upscale"),
     "hires_steps": ("hires_steps", "Hires steps"),
     "hires_width": ("hires_resize", "Hires resize"),
@@ -147,7 +199,9 @@ _KEY_OF = {
 """Field of a request -> the field of `Parameters` that it comes from, and what infotext calls it."""
 
 
-def _request(data: Parameters, size: tuple[int, int], count: int, upscalers: Mapping[str, Path]) -> GenerationRequest:
+def _request(
+    data: Parameters, size: tuple[int, int], count: int, upscalers: Mapping[str, Path], pictures: Pictures
+) -> GenerationRequest:
     width, height = data.size or size
     named = {"num_inference_steps": data.steps, "guidance_scale": data.guidance_scale, "sampler": data.sampler}
     return GenerationRequest(
@@ -173,13 +227,40 @@ def _request(data: Parameters, size: tuple[int, int], count: int, upscalers: Map
             variation_seed=(data.variation_seed or 0) if data.variation_strength else 0,
             variation_strength=data.variation_strength,
         ),
+        image=_image(data, pictures),
         hires=_hires(data, upscalers) if data.hires else None,
         **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
     )
 
 
+def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:
+    if pictures.image is None:
+        asked = {"mask": pictures.mask is not None, **dict(zip(_OUTPAINT, data.outpaint, strict=True))}
+        for name in (name for name, value in asked.items() if value):
+            raise InvalidInput(name, asked[name], "there is no image to do that with", "Send it in image, too.")
+        return None
+    mask = MaskSettings(
+        picture=pictures.mask,
+        invert=data.mask_invert,
+        blur=(data.mask_blur, data.mask_blur),
+        content=data.masked_content,
+        area=data.inpaint_area,
+        padding=data.inpaint_padding,
+        soft=pictures.soft,
+    )
+    strength = data.denoising_strength
+    return ImageSettings(
+        picture=pictures.image,
+        denoising_strength=ImageSettings.denoising_strength if strength is None else strength,
+        resize_mode=pictures.resize_mode,
+        mask=mask if pictures.mask is not None or any(data.outpaint) else None,
+        outpaint=data.outpaint,
+    )
+
+
 def _hires(data: Parameters, upscalers: Mapping[str, Path]) -> HiresSettings:
-    upscaler, strength = data.hires_upscaler or HiresSettings.upscaler, data.denoising_strength
+    upscaler = data.hires_upscaler or HiresSettings.upscaler
+    strength = data.hires_denoising_strength or data.denoising_strength
     return HiresSettings(
         scale=data.hires_upscale or HiresSettings.scale,
         resize_to=data.hires_resize or (0, 0),
@@ -217,14 +298,20 @@ def honour(data: Parameters, found: list[Obstacle], strict: bool) -> Parameters:
     return replace(data, **{name: value for obstacle in found for name, value in obstacle.instead.items()})
 
 
-def obstacles(data: Parameters, model: ModelIdentity, upscalers: Mapping[str, Path] | None = None) -> list[Obstacle]:
-    """What of a block cannot be honoured with this model and these upscalers."""
+def obstacles(
+    data: Parameters,
+    model: ModelIdentity,
+    upscalers: Mapping[str, Path] | None = None,
+    pictures: Pictures = NO_PICTURES,
+) -> list[Obstacle]:
+    """What of a block cannot be honoured with this model, these upscalers and these pictures."""
     return [
         *_of_missing(data),
         *_of_model(data, model),
         *_of_vae(data, model),
         *_of_names(data, upscalers or {}),
         *_of_networks(data),
+        *_of_pictures(data, pictures),
         *_of_keys(data),
     ]
 
@@ -303,6 +390,19 @@ def _of_networks(data: Parameters) -> Iterator[Obstacle]:
         yield Obstacle(f"the LoRA {name} is not applied here", other_picture=True)
     for name in data.ti_hashes:
         yield Obstacle(f"the embedding {name} is not here", other_picture=True)
+
+
+def _of_pictures(data: Parameters, pictures: Pictures) -> Iterator[Obstacle]:
+    """What was made from a picture needs it; a Denoising strength alone is that of a pass from one."""
+    outpainted = any(data.outpaint)
+    alone = data.denoising_strength is not None and not data.hires
+    if pictures.image is None and (alone or outpainted or data.hires_denoising_strength is not None):
+        told = "its Denoising strength is of a pass from a picture: it was made from another picture (image, --init)"
+        yield Obstacle(told, other_picture=True, instead={"outpaint": Parameters.outpaint})
+    said = data.mask_blur, data.mask_invert, data.masked_content, data.inpaint_area
+    unmasked = Parameters.mask_blur, Parameters.mask_invert, Parameters.masked_content, Parameters.inpaint_area
+    if pictures.mask is None and not outpainted and said != unmasked:
+        yield Obstacle("it was made with a mask (mask, --mask)", other_picture=True)
 
 
 def _of_keys(data: Parameters) -> Iterator[Obstacle]:

@@ -7,8 +7,20 @@ import math
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from pipelines.catalog import EMPHASES, NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.catalog import (
+    EMPHASES,
+    INPAINT_AREAS,
+    MASKED_CONTENTS,
+    NOISE_SOURCES,
+    ONLY_MASKED,
+    RESIZE_MODES,
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    UPSCALERS,
+    WHOLE_PICTURE,
+)
 from pipelines.errors import InvalidInput
 from pipelines.prompt import split_and
 
@@ -21,6 +33,9 @@ FINAL_PIXELS_MAX = 2048 * 2048
 
 COVERED_PIXELS_MAX = 2 * FINAL_PIXELS_MAX
 """Of an enlarged draft before it is cropped to another aspect."""
+
+OUTPAINT_MAX = 512
+"""Pixels a side: so far the colours of the picture's edge reach."""
 
 STRENGTH_MIN = 0.01
 """Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
@@ -64,10 +79,15 @@ RANGES = {
     "hires_scale": Range(1, 4, "2 is usual.", whole=False),
     "hires_steps": Range(0, 150, "0 takes as many steps as the first pass."),
     "denoising_strength": Range(0, 1, "0.5 to 0.7 is usual.", whole=False),
+    "mask_blur": Range(0, 64, "4 is usual, 0 turns it off."),
+    "inpaint_padding": Range(0, 256, "32 is usual."),
+    "hires_denoising_strength": Range(0, 1, "0 takes denoising_strength.", whole=False),
     "hires_width": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
     "hires_height": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
 }
 ENSD = Range(-SEED_MAX, SEED_MAX, "0 turns it off; 31337 is what many pictures were made with.")
+OUTPAINT = Range(0, OUTPAINT_MAX, "For more, outpaint the result again.")
+SIDES = ("left", "top", "right", "bottom")
 SCHEDULE_RANGE = Range(0, 1000, "0 leaves it to the model or the schedule type.", whole=False)
 
 
@@ -144,6 +164,73 @@ class HiresSettings:
             )
 
 
+class Picture(Protocol):
+    """An input picture, decoded: of it only the size matters here."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """What of a picture is drawn anew: where the mask is white, and what outpainting adds."""
+
+    picture: Picture | None = None
+    """None: outpainting alone."""
+    invert: bool = False
+    blur: tuple[int, int] = (4, 4)
+    """Standard deviation across and down, in pixels of the mask."""
+    content: str = "original"
+    area: str = WHOLE_PICTURE
+    padding: int = 32
+    """Pixels around what is masked, where only that is drawn."""
+    soft: bool = False
+    """Blend half masked latents instead of taking them for masked or not."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blur", tuple(RANGES["mask_blur"].check("mask_blur", side) for side in self.blur))
+        object.__setattr__(self, "padding", RANGES["inpaint_padding"].check("inpaint_padding", self.padding))
+        _check_choice("masked_content", self.content, MASKED_CONTENTS)
+        _check_choice("inpaint_area", self.area, INPAINT_AREAS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """The picture that the first pass starts from, instead of noise alone."""
+
+    picture: Picture
+    denoising_strength: float = 0.6
+    resize_mode: str = "stretch"
+    mask: MaskSettings | None = None
+    outpaint: tuple[int, ...] = (0, 0, 0, 0)
+    """Pixels added at the left, top, right and bottom, which count as masked."""
+
+    def __post_init__(self) -> None:
+        strength = RANGES["denoising_strength"].check("denoising_strength", self.denoising_strength)
+        object.__setattr__(self, "denoising_strength", strength)
+        _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        sides = zip((f"outpaint_{side}" for side in SIDES), self.outpaint, strict=True)
+        object.__setattr__(self, "outpaint", tuple(OUTPAINT.check(name, pixels) for name, pixels in sides))
+        if any(self.outpaint) and self.mask is None:
+            object.__setattr__(self, "mask", MaskSettings())
+        mask = self.mask.picture if self.mask else None
+        if mask is not None and mask.size != self.picture.size:
+            rule = "must have the size of image, {} x {}".format(*self.picture.size)
+            raise InvalidInput("mask", "{}x{}".format(*mask.size), rule, "Scale one of them to the other.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture with what outpainting adds."""
+        (width, height), (left, top, right, bottom) = self.picture.size, self.outpaint
+        return width + left + right, height + top + bottom
+
+    @property
+    def only_masked(self) -> bool:
+        """Whether the pass draws the masked part alone, to be pasted back."""
+        return self.mask is not None and self.mask.area == ONLY_MASKED
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One prediction. Creating one checks everything; raises InvalidInput with the field, value, rule and fix.
@@ -168,6 +255,7 @@ class GenerationRequest:
     """Pad the shorter of prompt and negative prompt with empty chunks, as WebUI's option of that name."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
+    image: ImageSettings | None = None
     hires: HiresSettings | None = field(default_factory=HiresSettings)
 
     def __post_init__(self) -> None:
@@ -188,6 +276,17 @@ class GenerationRequest:
 def random_seed() -> int:
     """A seed for a request that names none, with room for the seeds of its other pictures."""
     return secrets.randbelow(SEED_MAX - int(RANGES["num_outputs"].high))
+
+
+def size_to_draw(width: int, height: int) -> tuple[int, int]:
+    """The size nearest to a picture's own that can be drawn: a multiple of 8, within the limits of a side."""
+    scale = min(1, SIDE_MAX / max(width, height), math.sqrt(FINAL_PIXELS_MAX / (width * height)))
+    scale = max(scale, SIDE_MIN / min(width, height))
+
+    def fitted(side: int) -> int:
+        return min(max(int(side * scale) // 8 * 8, SIDE_MIN), SIDE_MAX)
+
+    return fitted(width), fitted(height)
 
 
 def plain(number: float) -> float:

@@ -1,7 +1,8 @@
 """Draw the cases that WebUI itself computed and compare noise, conditioning, latents, pictures and infotexts.
 
 A folder of reference cases holds a checkpoint, `settings.json` (options, parameters and infotexts by case) and
-`cases/NAME.safetensors` (the tensors of each pass). Only text-to-image cases are compared.
+`cases/NAME.safetensors` (the tensors of each pass). Passes from a picture start from the case's own latents, as WebUI
+draws the encoder's noise from no seed.
 """
 
 import argparse
@@ -12,30 +13,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.__main__ import tensors_of
+from pipelines.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
 from pipelines.highres import PassResult, Picture, render
 from pipelines.loader import Networks, load
+from pipelines.masks import Canvas, prepare
 from pipelines.model import ModelFiles
 from pipelines.parameters import VERSION, of_picture
 from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings, NoiseSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "webui_reference"
 REPORT = ROOT / "docs" / "parity.md"
-NOT_YET = ("init_images",)
-"""Parameters of what this project does not do yet."""
-
 Json = Mapping[str, Any]
 
 
 @dataclass
 class Comparison:
-    """Largest absolute differences of one case, share of equal bytes, and whether the infotexts are equal."""
+    """Largest absolute differences of one case, share of equal bytes, and what is exactly equal."""
 
     name: str
     noise: float = 0.0
@@ -43,21 +45,19 @@ class Comparison:
     latents: list[float] = field(default_factory=list)
     equal_pixels: float = 1.0
     pixel: int = 0
+    masks: list[bool] = field(default_factory=list)
+    """Of passes from a picture: whether the encoder's mean (to 1e-4), the overlay and the latent mask are WebUI's."""
     infotext: bool = True
 
 
 def cases(folder: Path) -> dict[str, Json]:
-    """Text-to-image cases by name, without those that need embeddings or LoRAs."""
+    """Cases by name, without those that need embeddings or LoRAs."""
     settings: dict[str, Json] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    return {
-        name: case
-        for name, case in settings.items()
-        if not any(key in case["params"] for key in NOT_YET) and not name.startswith(("ti_", "lora_"))
-    }
+    return {name: case for name, case in settings.items() if not name.startswith(("ti_", "lora_"))}
 
 
-def request_of(case: Json) -> GenerationRequest:
-    """A case's options and parameters, which have WebUI's names, as a request."""
+def request_of(case: Json, tensors: Mapping[str, Tensor]) -> GenerationRequest:
+    """A case's options and parameters, which have WebUI's names, and its pictures as a request."""
     p, options = case["params"], case["options"]
     hires = HiresSettings(
         scale=p.get("hr_scale", 2.0),
@@ -83,16 +83,39 @@ def request_of(case: Json) -> GenerationRequest:
             variation_seed=p.get("subseed", 0),
             variation_strength=p.get("subseed_strength", 0.0),
         ),
+        image=_image_of(p, tensors) if "init_images" in p else None,
         hires=hires if p.get("enable_hr") else None,
+    )
+
+
+def _image_of(p: Json, tensors: Mapping[str, Tensor]) -> ImageSettings:
+    picture, *masks = (Image.fromarray(tensors[name].numpy()) for name in (*p["init_images"], p.get("mask")) if name)
+    blur = p.get("mask_blur", 4)
+    mask = MaskSettings(
+        picture=masks[0] if masks else None,
+        invert=bool(p.get("inpainting_mask_invert", 0)),
+        blur=(p.get("mask_blur_x", blur), p.get("mask_blur_y", blur)),
+        content=MASKED_CONTENTS[p.get("inpainting_fill", 0)],
+        area=INPAINT_AREAS[p.get("inpaint_full_res", True)],
+        padding=p.get("inpaint_full_res_padding", 0),
+        soft=not p.get("mask_round", True),
+    )
+    return ImageSettings(
+        picture=picture,
+        denoising_strength=p["denoising_strength"],
+        resize_mode=RESIZE_MODES[p.get("resize_mode", 0)],
+        mask=mask if masks else None,
     )
 
 
 def compare(networks: Networks, name: str, case: Json, expected: Mapping[str, Tensor]) -> Comparison:
     """Draw one case and compare everything that its file holds."""
-    request = request_of(case)
+    request = request_of(case, expected)
     plan = make_plan(request)
     found = Comparison(name)
-    for event in render(networks, request, plan):
+    if request.image:
+        _compare_canvas(found, networks, prepare(request.image, plan.final_size), expected)
+    for event in render(networks, request, plan, init_latents=expected.get("0_img2img_init_latent")):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
         elif isinstance(event, Picture):
@@ -104,6 +127,15 @@ def compare(networks: Networks, name: str, case: Json, expected: Mapping[str, Te
     return found
 
 
+@torch.inference_mode()
+def _compare_canvas(found: Comparison, networks: Networks, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
+    pixels = torch.from_numpy(np.asarray(canvas.picture) / np.float32(255)).permute(2, 0, 1)
+    mean = networks.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / networks.vae.scale
+    found.masks.append(_apart(mean[None], expected["0_img2img_vae_mean"][:1]) < 1e-4)
+    if canvas.overlay is not None:
+        found.masks.append(np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy()))
+
+
 def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, Tensor]) -> None:
     for name, ours in tensors_of(result).items():
         kind = name.rpartition("_")[2]
@@ -111,6 +143,10 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
             found.noise = max(found.noise, _apart(ours, expected[name]))
         elif kind in ("cond", "uncond"):  # the file has what the first call saw, repeated for the images of a batch
             found.conditioning = max(found.conditioning, _apart(ours[:1], expected[name][:1]))
+        elif name.endswith("latent_mask"):
+            found.masks.append(torch.equal(ours.cpu(), expected[name][0]))
+        elif kind == "blended":
+            found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
             found.latents.append(_apart(ours, expected[name]))
 
@@ -134,8 +170,10 @@ def run(folder: Path) -> Iterator[Comparison]:
 def row(found: Comparison) -> str:
     latents = " | ".join(f"{value:.1e}" for value in found.latents) + (" | " if len(found.latents) < 2 else "")
     share = f"{found.equal_pixels:.2%}, {found.pixel}"
-    infotext = "equal" if found.infotext else "differs"
-    return f"| {found.name} | {found.noise:.0e} | {found.conditioning:.0e} | {latents} | {share} | {infotext} |"
+    masks, infotext = ("equal" if same else "differs" for same in (all(found.masks), found.infotext))
+    masks = masks if found.masks else ""
+    exact = f"{found.noise:.0e} | {found.conditioning:.0e}"
+    return f"| {found.name} | {exact} | {latents} | {share} | {masks} | {infotext} |"
 
 
 HEADER = f"""# Parity with stable-diffusion-webui 1.10.1
@@ -144,8 +182,8 @@ Made by `script/parity` with {VERSION}, float32 on a CPU. The reference is a sma
 that WebUI drew with; the numbers are largest absolute differences to WebUI's own tensors. Two runs of WebUI differ by
 2e-5 to 4e-5 themselves, and by 2e-3 (at worst 2.6e-2) where a pixel upscaler rounds to 8 bits between the passes.
 
-| case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | infotext |
-|---|---|---|---|---|---|---|
+| case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | pictures | infotext |
+|---|---|---|---|---|---|---|---|
 """
 
 

@@ -159,7 +159,6 @@ ALTERED: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor | None], str
     "another text encoder": (TOKENS, lambda _: torch.zeros(9, 768), "another text encoder"),
     "depth": (FIRST, lambda old: torch.zeros(old.shape[0], 5, 3, 3), "depth to image.*5 channels"),
     "pix2pix": (FIRST, lambda old: torch.zeros(old.shape[0], 8, 3, 3), "InstructPix2Pix.*8 channels"),
-    "inpainting": (FIRST, lambda old: torch.zeros(old.shape[0], 9, 3, 3), "inpainting.*9 channels"),
     "8 bits": (MIDDLE, lambda old: old.to(torch.int8), "quantised"),
     "NaN in the UNet": (MIDDLE, lambda old: old.clone().fill_(float("nan")), "mid_block.*NaN or infinite"),
     "one infinity in the VAE": (

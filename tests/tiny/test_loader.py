@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -100,11 +101,23 @@ def test_folders_of_other_families(networks: Networks, files: ModelFiles, tmp_pa
         load(replace(files, checkpoint=tmp_path))
 
 
-def test_an_inpainting_checkpoint_is_refused(files: ModelFiles, tensors: Tensors, tmp_path: Path) -> None:
+def test_an_inpainting_checkpoint_is_shown_a_mask_and_what_is_around_it(
+    networks: Networks, files: ModelFiles, tensors: Tensors, tmp_path: Path
+) -> None:
     path, name = tmp_path / "inpainting.safetensors", "model.diffusion_model.input_blocks.0.0.weight"
-    save_file({**tensors, name: tensors[name].repeat(1, 3, 1, 1)[:, :9].contiguous()}, path)
-    with pytest.raises(ModelError, match="takes 9 channels"):
-        load(replace(files, checkpoint=path))
+    more = torch.zeros(len(tensors[name]), 5, 3, 3)
+    save_file({**tensors, name: torch.cat([tensors[name], more], dim=1)}, path)
+    inpainting = load(replace(files, checkpoint=path))
+    assert np.abs(picture(inpainting).astype(int) - picture(networks)).max() <= 1, "blind to what is new"
+
+    with mock.patch.object(inpainting.unet, "forward", wraps=inpainting.unet.forward) as unet:
+        picture(inpainting)
+    mask, grey = unet.call_args.args[0][:, 4], unet.call_args.args[0][:, 5:]
+    assert bool((mask == 1).all()), "without a mask all is masked"
+    assert torch.equal(grey[0], grey[1])
+
+    save_file({**tensors, name: torch.cat([tensors[name], more + 0.01], dim=1)}, path)
+    assert not np.array_equal(picture(load(replace(files, checkpoint=path))), picture(networks))
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])

@@ -32,4 +32,5 @@ def test_case(compared: Callable[[str], Comparison], name: str) -> None:
     assert found.latents[-1] <= (2.6e-2 if through_pixels else 3e-4)
     assert found.equal_pixels >= (0.95 if through_pixels else 0.99)
     assert found.pixel <= (2 if through_pixels else 1)
+    assert all(found.masks)
     assert found.infotext

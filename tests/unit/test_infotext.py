@@ -322,7 +322,6 @@ def test_what_stands_below_the_parameters_is_told() -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        (f"a\n{SHORT}, Denoising strength: 0.5", "made from another picture"),
         (f"a\n{SHORT}, Version: ComfyUI", "ComfyUI"),
         ("a Steps: 20, Strength: 0.5", "Steps stand in the prompt"),
     ],

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipelines.errors import InvalidInput
 from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, NoiseSettings
+from tests.unit.sized import Sized
 
 
 def plan_of(width: int = 128, height: int = 128, *, hires: HiresSettings | None = None, **fields: object):
@@ -32,6 +33,31 @@ def test_hires_size_is_the_latent_grid_times_eight(
     size: tuple[int, int], scale: float, expected: tuple[int, int]
 ) -> None:
     assert plan_of(*size, hires=HiresSettings(scale=scale)).final_size == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "sampler", "first_step", "run"),
+    [
+        (12, 0.75, "DPM++ 2M", 2, 10),
+        (12, 0, "DPM++ 2M", 11, 1),
+        (12, 1, "DPM++ 2M", 0, 12),
+        (20, 0.5, "DDIM", 9, 9),
+        (20, 0.5, "UniPC", 9, 10),
+    ],
+)
+def test_from_a_picture_one_step_more_than_the_strengths_share_is_run(
+    steps: int, strength: float, sampler: str, first_step: int, run: int
+) -> None:
+    image = ImageSettings(picture=Sized((128, 128)), denoising_strength=strength)
+    first = plan_of(image=image, num_inference_steps=steps, sampler=sampler).first
+    assert (first.schedule_steps, first.first_step, first.steps) == (steps, first_step, run)
+    assert first.refines
+
+
+def test_a_strength_at_which_nothing_is_drawn_is_refused() -> None:
+    image = ImageSettings(picture=Sized((128, 128)), denoising_strength=0.05)
+    with pytest.raises(InvalidInput, match=r"denoising_strength=0.05: DDIM would run no step with so little"):
+        plan_of(image=image, sampler="DDIM")
 
 
 def test_resize_to_covers_and_crops_latents() -> None:

@@ -9,22 +9,34 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelines import pasted
-from pipelines.catalog import EMPHASES, NOISE_SOURCES, SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.catalog import (
+    EMPHASES,
+    INPAINT_AREAS,
+    MASKED_CONTENTS,
+    NOISE_SOURCES,
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    UPSCALERS,
+)
 from pipelines.errors import InvalidInput
 from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import honour, name_of_upscaler, obstacles, request_from, with_inputs
+from pipelines.reproduce import Pictures, honour, name_of_upscaler, obstacles, request_from, size_of, with_inputs
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    SIDES,
     GenerationRequest,
     HiresSettings,
+    ImageSettings,
+    MaskSettings,
     NoiseSettings,
     ScheduleSettings,
 )
 from pipelines.schedules import sigmas, timesteps
+from tests.unit.sized import Sized
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)
 PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
@@ -202,6 +214,46 @@ def drawn(request: GenerationRequest) -> list[object]:
     return found
 
 
+@st.composite
+def images(draw: st.DrawFn) -> ImageSettings:
+    outpaint = draw(st.sampled_from([(0, 0, 0, 0), (8, 0, 64, 1)]))
+    mask = MaskSettings(
+        picture=draw(st.sampled_from([IMAGE, None] if any(outpaint) else [IMAGE])),
+        invert=draw(st.booleans()),
+        blur=draw(st.sampled_from([(0, 0), (4, 4)])),
+        content=draw(st.sampled_from(MASKED_CONTENTS)),
+        area=draw(st.sampled_from(INPAINT_AREAS)),
+        padding=draw(st.sampled_from([32])),
+    )
+    return ImageSettings(
+        picture=IMAGE,
+        denoising_strength=draw(st.sampled_from([0.4, 0.75, 1])),
+        mask=mask if any(outpaint) else draw(st.sampled_from([None, mask])),
+        outpaint=outpaint,
+    )
+
+
+IMAGE = Sized((640, 480))
+
+
+@given(requests(), images())
+def test_a_request_from_a_picture_reads_back_with_the_picture(
+    request_: GenerationRequest, image: ImageSettings
+) -> None:
+    request_ = replace(request_, image=image)
+    try:
+        plan = make_plan(request_)
+    except InvalidInput:
+        assume(False)
+    data = pasted.read(of_picture(request_, plan, MODEL, 0))
+    pictures = Pictures(image=IMAGE, mask=image.mask.picture if image.mask else None)
+    again = request_from(data, pictures=pictures)
+    assert again.image == image
+    assert drawn(again) == drawn(request_)
+    assert not [each for each in obstacles(data, MODEL, pictures=pictures) if each.other_picture]
+    assert any("another picture" in each.text for each in obstacles(data, MODEL))
+
+
 @given(requests())
 @settings(max_examples=300)
 def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest) -> None:
@@ -253,6 +305,45 @@ def test_a_picture_without_a_block_is_the_inputs() -> None:
     inputs = {"prompt": "a", "seed": 3, "rng": "NV", "hires": False}
     made = request_from(with_inputs(Parameters(), inputs), (448, 640))
     assert made == GenerationRequest(prompt="a", width=448, height=640, seed=3, hires=None)
+
+
+def test_what_belongs_to_a_picture_needs_one() -> None:
+    with pytest.raises(InvalidInput, match=r"^mask=.*there is no image to do that with"):
+        request_from(Parameters(), pictures=Pictures(mask=IMAGE))
+    with pytest.raises(InvalidInput, match=r"^outpaint_top=8: there is no image"):
+        request_from(with_inputs(Parameters(), {"outpaint_top": 8}))
+
+
+def test_a_block_of_a_masked_picture_needs_the_mask() -> None:
+    data = pasted.read(f"a\n{PLAIN}, Denoising strength: 0.5, Mask blur: 4")
+    (found,) = obstacles(data, MODEL, pictures=Pictures(image=IMAGE))
+    assert "with a mask" in found.text
+    assert obstacles(data, MODEL, pictures=Pictures(image=IMAGE, mask=IMAGE)) == []
+
+
+def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_another() -> None:
+    pictures = Pictures(image=IMAGE)
+    data = with_inputs(pasted.read(f"a\n{PLAIN}"), {"image": "x", "denoising_strength": 0.3})
+    request = request_from(data, pictures=pictures)
+    assert request.image is not None
+    assert (request.image.denoising_strength, request.hires) == (0.3, None)
+    enlarged = request_from(with_inputs(data, {"image": "x", "hires": True}), pictures=pictures)
+    assert enlarged.hires == HiresSettings(denoising_strength=0.3)
+    other = with_inputs(data, {"image": "x", "hires_denoising_strength": 0.5})
+    assert request_from(other, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
+
+
+def test_the_size_is_the_images_with_what_is_added_or_the_models_own() -> None:
+    inputs = {"inpaint_area": "Whole picture", **{f"outpaint_{side}": 64 for side in SIDES}}
+    assert size_of(None, inputs, (448, 640)) == (448, 640)
+    assert size_of(IMAGE, inputs, (448, 640)) == (768, 608)
+    assert size_of(IMAGE, inputs | {"inpaint_area": "Only masked"}, (448, 640)) == (448, 640)
+
+
+@pytest.mark.parametrize("end", ["Masked content: black", "Inpaint area: all", "Outpaint: 1 2 3", "Mask blur: a"])
+def test_keys_of_inpainting_that_cannot_be_read(end: str) -> None:
+    with pytest.raises(InvalidInput, match=f"generation_data='{end}'"):
+        pasted.read(f"a\n{PLAIN}, {end}")
 
 
 # --- strict

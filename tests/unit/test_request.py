@@ -4,9 +4,20 @@ import math
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.errors import InvalidInput
-from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings, random_seed
+from pipelines.request import (
+    GenerationRequest,
+    HiresSettings,
+    ImageSettings,
+    MaskSettings,
+    NoiseSettings,
+    random_seed,
+    size_to_draw,
+)
+from tests.unit.sized import Sized
 
 
 def request(**fields: object) -> GenerationRequest:
@@ -81,6 +92,62 @@ def test_the_last_seed_of_a_batch_is_a_seed() -> None:
     request(seed=2**32 - 2, num_outputs=2)
     with pytest.raises(InvalidInput, match=r"seed=4294967295: .* Use 4294967294 or less"):
         request(seed=2**32 - 1, num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("denoising_strength", {"denoising_strength": 1.1}),
+        ("resize_mode", {"resize_mode": "cover"}),
+        ("outpaint_right", {"outpaint": (0, 0, 513, 0)}),
+        ("outpaint_top", {"outpaint": (0, -1, 0, 0)}),
+    ],
+)
+def test_a_bad_field_of_a_picture_is_named(field: str, settings: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ImageSettings(picture=Sized((64, 64)), **settings)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("mask_blur", {"blur": (4, 65)}),
+        ("inpaint_padding", {"padding": -1}),
+        ("masked_content", {"content": "black"}),
+        ("inpaint_area", {"area": "Masked"}),
+    ],
+)
+def test_a_bad_field_of_a_mask_is_named(field: str, settings: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        MaskSettings(**settings)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_a_mask_has_the_pictures_size() -> None:
+    with pytest.raises(InvalidInput, match=r"mask='64x65': must have the size of image, 64 x 64"):
+        ImageSettings(picture=Sized((64, 64)), mask=MaskSettings(picture=Sized((64, 65))))
+
+
+def test_outpainting_masks_by_itself() -> None:
+    settings = ImageSettings(picture=Sized((64, 64)), outpaint=(8, 0, 16, 0))
+    assert settings.size == (88, 64)
+    assert settings.mask == MaskSettings()
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((512, 768), (512, 768)), ((517, 771), (512, 768)), ((4000, 3000), (2048, 1536)), ((32, 48), (64, 96))],
+)
+def test_the_size_to_draw_is_near_the_pictures(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    assert size_to_draw(*size) == drawn
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_any_picture_has_a_size_that_can_be_drawn(width: int, height: int) -> None:
+    drawn = size_to_draw(width, height)
+    made = GenerationRequest(prompt="", width=drawn[0], height=drawn[1], seed=0, hires=None)
+    assert made.width % 8 == made.height % 8 == 0
 
 
 def test_whole_floats_become_whole_numbers() -> None:

@@ -1,0 +1,86 @@
+"""Input pictures: read safely from whatever people upload, and brought to a size by WebUI's resize modes."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipelines.errors import InvalidInput
+from pipelines.request import FINAL_PIXELS_MAX
+
+INPUT_PIXELS_MAX = 8 * FINAL_PIXELS_MAX
+"""Of an input picture; told by its header, before a pixel is read."""
+COVERED_PIXELS_MAX = 2 * INPUT_PIXELS_MAX
+"""Of a picture enlarged to cover another aspect, before it is cropped."""
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
+
+Size = tuple[int, int]
+"""(width, height)"""
+
+
+def read(path: Path, field: str) -> Image.Image:
+    """An uploaded picture, upright, of 8 bits: L, RGB or RGBA; of an animation the first frame.
+
+    Raises InvalidInput that names the input `field`.
+    """
+    fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file."
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > INPUT_PIXELS_MAX:
+                size, most = f"{image.width}x{image.height}", f"{INPUT_PIXELS_MAX / 1e6:.1f} million pixels"
+                raise InvalidInput(field, size, f"at most {most} are read", "Scale it down.")
+            image.load()
+            return ImageOps.exif_transpose(_in_8_bits(image))
+    except InvalidInput:
+        raise
+    except Exception as error:  # Pillow raises many kinds at broken pictures, and at those made to take all memory
+        raise InvalidInput(field, path.name, f"cannot be read as a picture ({error})", fix) from error
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # grey of 16 bits
+        eight = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) // 257).astype(np.uint8))
+        eight.info, eight.getexif = image.info, image.getexif  # type: ignore[method-assign]
+        return eight
+    transparent = "A" in image.mode.upper() or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB")
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent is white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def resize(image: Image.Image, size: Size, mode: str) -> Image.Image:
+    """The RGB or L picture in another size, by a resize mode; "latent" fills here, as WebUI does with masks."""
+    if mode == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    scaled = _scaled(image, size, cover=mode == "crop")
+    (width, height), (inner, tall) = size, scaled.size
+    left, top = width // 2 - inner // 2, height // 2 - tall // 2
+    whole = Image.new(image.mode, size)
+    whole.paste(scaled, (left, top))
+    if top > 0:
+        for edge, y in ((0, 0), (tall, top + tall)):
+            whole.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
+    elif left > 0:
+        for edge, x in ((0, 0), (inner, left + inner)):
+            whole.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+    return whole
+
+
+def _scaled(image: Image.Image, size: Size, cover: bool) -> Image.Image:
+    """The picture in its own aspect, so large that it covers the size, or that it fits inside."""
+    width, height = size
+    if (width * image.height > height * image.width) == cover:
+        height = max(1, image.height * width // image.width)
+    else:
+        width = max(1, image.width * height // image.height)
+    if width * height > COVERED_PIXELS_MAX:
+        told, rule = "{}x{}".format(*image.size), "is of too different an aspect to be cropped to {}x{}".format(*size)
+        raise InvalidInput("image", told, rule, "Use resize_mode fill, or width and height of its aspect.")
+    return image.resize((width, height), Image.Resampling.LANCZOS)

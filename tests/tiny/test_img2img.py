@@ -1,0 +1,178 @@
+"""Passes from a picture and under a mask, on the embedded model."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pipelines import __main__ as command
+from pipelines.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
+from pipelines.errors import InvalidInput
+from pipelines.highres import BASE, PassResult, Picture, Step, render
+from pipelines.loader import Networks
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from tests.tiny.test_command import BLOCK, run
+from weights_script.resolve import ResolvedModel
+
+
+def ramp(width: int, height: int) -> Image.Image:
+    """A picture that is smooth, so that the VAE keeps it, and different everywhere."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8))
+
+
+def half_masked(width: int, height: int) -> Image.Image:
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (0, 0, width // 2, height))
+    return mask
+
+
+PICTURE, MASK = ramp(64, 64), half_masked(64, 64)
+
+
+def request(hires: HiresSettings | None = None, **image: Any) -> GenerationRequest:
+    return GenerationRequest(
+        prompt="a pink sun over the sea",
+        width=64,
+        height=64,
+        seed=7,
+        num_inference_steps=6,
+        sampler="Euler a",
+        image=ImageSettings(**{"picture": PICTURE, **image}),
+        hires=hires,
+    )
+
+
+def drawn(networks: Networks, asked: GenerationRequest, **options: Any) -> list[np.ndarray]:
+    events = render(networks, asked, make_plan(asked), **options)
+    return [event.pixels for event in events if isinstance(event, Picture)]
+
+
+def apart(pixels: np.ndarray, picture: Image.Image = PICTURE) -> float:
+    return float(np.abs(pixels.astype(int) - np.asarray(picture)).mean())
+
+
+def test_the_less_strength_the_nearer_the_picture(networks: Networks) -> None:
+    differences = [apart(drawn(networks, request(denoising_strength=strength))[0]) for strength in (0, 0.5, 1)]
+    assert differences[0] < 20, "no more than the VAE loses of a picture so small"
+    assert differences == sorted(differences)
+    assert differences[2] > 1.5 * differences[0]
+
+
+@pytest.mark.parametrize("content", MASKED_CONTENTS)
+def test_what_is_not_masked_comes_back_exactly(networks: Networks, content: str) -> None:
+    (pixels,) = drawn(networks, request(mask=MaskSettings(picture=MASK, content=content)))
+    assert np.array_equal(pixels[:, 44:], np.asarray(PICTURE)[:, 44:])
+    assert np.abs(pixels[:, :20].astype(int) - np.asarray(PICTURE)[:, :20]).mean() > 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_only_under_the_mask(networks: Networks, sampler: str) -> None:
+    asked = replace(request(mask=MaskSettings(picture=MASK)), sampler=sampler)
+    plan = make_plan(asked)
+    events = list(render(networks, asked, plan))
+    done = max(event.number for event in events if isinstance(event, Step))
+    assert done == plan.first.steps if plan.first.steps is not None else done > 0
+    (result,) = (event for event in events if isinstance(event, PassResult))
+    assert result.start is not None
+    assert torch.equal(result.latents[..., 4:], result.start[..., 4:])
+    assert not torch.equal(result.latents[..., :4], result.start[..., :4])
+    assert torch.isfinite(result.latents).all()
+
+
+def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Networks) -> None:
+    asked = request(mask=MaskSettings(picture=MASK, content="latent noise"))
+    batch = drawn(networks, replace(asked, num_outputs=2))
+    alone = drawn(networks, replace(asked, seed=8))
+    assert np.abs(batch[1].astype(int) - alone[0]).max() <= 2
+    assert not np.array_equal(*batch)
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_a_picture_of_any_size_is_drawn_at_the_size_asked_for(networks: Networks, mode: str) -> None:
+    (pixels,) = drawn(networks, request(picture=ramp(101, 75), resize_mode=mode))
+    assert pixels.shape == (64, 64, 3)
+
+
+def test_highres_fix_after_a_picture_and_after_only_a_part_of_one(networks: Networks) -> None:
+    hires = HiresSettings(scale=1.5, steps=2)
+    for upscaler in ("Latent", "Lanczos"):
+        (pixels,) = drawn(networks, request(replace(hires, upscaler=upscaler)))
+        assert pixels.shape == (96, 96, 3)
+    part = MaskSettings(picture=half_masked(120, 80), area="Only masked", padding=8)
+    draft, upscaled, pixels = drawn(networks, request(hires, picture=ramp(120, 80), mask=part), show_phases=True)
+    for each in (draft, upscaled, pixels):
+        assert np.array_equal(each[:, 75:], np.asarray(ramp(120, 80))[:, 75:])
+    assert not np.array_equal(draft, pixels)
+
+
+def test_outpainting_keeps_the_picture(networks: Networks) -> None:
+    asked = replace(request(outpaint=(0, 16, 48, 0), mask=MaskSettings(blur=(0, 0))), width=112, height=80)
+    (pixels,) = drawn(networks, asked)
+    assert pixels.shape == (80, 112, 3)
+    assert np.array_equal(pixels[16:, :64], np.asarray(PICTURE))
+
+
+def test_prompt_editing_counts_the_steps_asked_for(networks: Networks) -> None:
+    """At half strength 4 of 6 steps run; what is edited after 5 of 6 never changes."""
+    asked = request(denoising_strength=0.5)
+    late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{step}]") for step in (5, 2))
+    (plain,), (same,), (other,) = (drawn(networks, each) for each in (asked, late, early))
+    assert np.array_equal(plain, same)
+    assert not np.array_equal(plain, other)
+
+
+def test_latents_that_are_given_take_the_place_of_the_encoded_picture(networks: Networks) -> None:
+    asked = request()
+    events = render(networks, asked, make_plan(asked))
+    (expected,) = (event for event in events if isinstance(event, PassResult))
+    assert expected.start is not None
+    white = replace(asked, image=ImageSettings(picture=Image.new("RGB", (64, 64), "white")))
+    (other,) = drawn(networks, white, init_latents=expected.start)
+    assert np.array_equal(other, drawn(networks, asked)[0])
+    with pytest.raises(InvalidInput, match=r"init_latent=\(1, 4, 9, 8\)"):
+        drawn(networks, asked, init_latents=torch.zeros(1, 4, 9, 8))
+
+
+def test_an_empty_mask_is_told_before_anything_is_drawn(networks: Networks) -> None:
+    asked = request(mask=MaskSettings(picture=Image.new("L", (64, 64))))
+    events: Iterator[object] = render(networks, asked, make_plan(asked))
+    with pytest.raises(InvalidInput, match="nothing would be drawn"):
+        next(events)
+
+
+def test_the_command_draws_from_pictures_and_from_the_latents_that_it_kept(
+    monkeypatch: pytest.MonkeyPatch,
+    embedded: ResolvedModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    block, init, mask, kept = (tmp_path / name for name in ("a.txt", "init.png", "mask.png", "out/a.safetensors"))
+    block.write_text(f"{BLOCK}, Denoising strength: 0.7, Mask blur: 2, Masked content: fill")
+    PICTURE.save(init)
+    MASK.save(mask)
+    words = ("--infotext", block, "--init", init, "--mask", mask)
+    assert run(monkeypatch, embedded, *words, "-o", tmp_path / "out", "--keep-latents") == 0
+    tensors = load_file(kept)
+    names = ("init", "noise", "sigmas", "latent", "latent_mask", "latent_blended")
+    assert {f"0_img2img_{name}" for name in names} <= tensors.keys()
+    assert run(monkeypatch, embedded, *words, "-o", tmp_path / "again", "--init-latent", kept) == 0
+    first, again = (np.asarray(Image.open(tmp_path / folder / "a-0.png")) for folder in ("out", "again"))
+    assert np.array_equal(first, again)
+
+    assert run(monkeypatch, embedded, "--infotext", block, "-o", tmp_path) == 1
+    assert run(monkeypatch, embedded, *words[:4], "-o", tmp_path) == 1
+    two = tmp_path / "two.safetensors"
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, two)
+    assert run(monkeypatch, embedded, *words, "-o", tmp_path, "--init-latent", two) == 1
+    told = capsys.readouterr().err
+    for part in ("made from another picture", "made with a mask", "holds 2 tensors, none of which is called"):
+        assert part in told
+    assert command.PASS_NAMES[BASE, False] == "0_img2img"
