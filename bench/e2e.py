@@ -24,9 +24,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print both tables; returns seconds a picture."""
     from bench.composition import composition
-    from bench.peers import fused, networks
+    from bench.peers import both, fused
 
-    own = networks(arguments.full)
+    own, plain = both(arguments.full, arguments.size)
     request = GenerationRequest(
         prompt="a pink sun over the sea",
         negative_prompt="lowres, worst quality",
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{make_plan(request).describe()} on {own.device}")
     beside = {
         "ours": ours(own, request),
-        "the same phases in diffusers": fused(own, request),
-        "three-pipeline composition": composition(own, request),
+        "the same phases in diffusers": fused(plain, request),
+        "three-pipeline composition": composition(plain, request),
     }
     figures = report.in_turns(beside, arguments.rounds)
     print(report.table("\nOne picture", "s", figures, "ours"))

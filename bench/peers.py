@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from bench.full_size import SCHEDULER, checkpoint
+from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.loader import Networks, load
 from pipelines.model import TOKENIZER, ModelFiles
@@ -26,6 +27,12 @@ def networks(full: bool) -> Networks:
     if full:
         return load(ModelFiles(name="random", checkpoint=checkpoint(), vae=None, sha256="0"), best_device())
     return load(resolve(None, None).files, best_device())
+
+
+def both(full: bool, side: int) -> tuple[Networks, Networks]:
+    """Ours as setup leaves them, and the peers': the same ones where nothing is compiled."""
+    plain = networks(full)
+    return (sped_up(networks(full), side, side), plain) if plain.device.compiled else (plain, plain)
 
 
 def plain_unet(networks: Networks) -> UNet2DConditionModel:

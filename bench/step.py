@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +20,24 @@ Step = Callable[[Tensor], Tensor]
 """Noisy latents (1, 4, h, w) -> guided ones."""
 
 
-def ours(networks: Networks) -> Step:
+LEVERS: dict[str, Callable[[Any], Any]] = {
+    "ours, channels last": lambda unet: unet.to(memory_format=torch.channels_last),
+    "ours, bfloat16": lambda unet: unet.to(torch.bfloat16),
+    "ours, compiled": lambda unet: torch.compile(unet, dynamic=True),
+}
+"""What the device's policy takes or leaves."""
+
+
+def changed(networks: Networks, change: Callable[[Any], Any]) -> Any:
+    """A copy of the UNet, changed."""
+    return change(deepcopy(networks.unet))
+
+
+def ours(networks: Networks, rows: int = 2) -> Step:
     """As the samplers call it."""
     positive, negative = _embeddings(networks)
     prompts = Prompts(_conditioning(positive), _conditioning(negative))
-    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE, rows=2)
+    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE, rows)
     return lambda x: denoiser(x, SIGMA, TIME)
 
 
@@ -61,19 +76,25 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=sizes, help=f"sides in pixels; default here: {told}")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each; default: 5")
     parser.add_argument("--embedded", action="store_true", help="the embedded model instead of one of full size")
+    parser.add_argument(
+        "--levers", action="store_true", help="also what docs/performance.md tells of the device policy"
+    )
 
 
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print a table per size; returns seconds."""
-    from bench.peers import networks
+    from bench.peers import both
 
-    own = networks(full=not arguments.embedded)
+    own, plain = both(not arguments.embedded, arguments.sizes[0])
     steps = {
         "ours": ours(own),
-        "diffusers": diffusers(own, sliced=False),
-        "diffusers, sliced attention": diffusers(own, sliced=True),
+        "ours, row by row": ours(own, rows=1),
+        "diffusers": diffusers(plain, sliced=False),
+        "diffusers, sliced attention": diffusers(plain, sliced=True),
     }
+    if arguments.levers:
+        steps |= {name: ours(replace(own, unet=changed(plain, change))) for name, change in LEVERS.items()}
     figures = {}
     for size in arguments.sizes:
         x = torch.randn(1, 4, size // 8, size // 8, device=own.device.place)
