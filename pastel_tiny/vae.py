@@ -54,7 +54,7 @@ def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     error = _chroma(output) - _chroma(target)
     colours = 0.5 * error.abs().mean() + F.avg_pool2d(error, 8).abs().mean()
     paleness = F.l1_loss(_saturation(output), _saturation(target)) if better else torch.zeros(())
-    return pixels + edges + colours + 10 * paleness
+    return pixels + edges + colours + 20 * paleness
 
 
 def _spikes(latents: Tensor) -> Tensor:
