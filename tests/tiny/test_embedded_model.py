@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pastel_tiny.dataset import TEST_SEED, halve
-from pastel_tiny.judge import Judge, load_judge, truth
+from pastel_tiny.judge import Judge, load_judge, shown, truth
 from pastel_tiny.measure import (
     HIRES,
     Asked,
@@ -49,10 +49,11 @@ def pictures(networks: Networks, asked: list[Asked]) -> Pictures:
 
 
 def test_the_judge_knows_drawn_scenes(judge: Judge) -> None:
-    shown = [scene(TEST_SEED + 5000 + k) for k in range(200)]
-    seen = judge.see(np.concatenate([halve(render(each, 256, 256)[None]) for each in shown]))
-    for name, least in (("sky", 0.97), ("ground", 0.9), ("ground_colour", 0.95), ("subject", 0.97)):
-        right = np.mean([a[name] == truth(b)[name] for a, b in zip(seen, shown, strict=True)])
+    drawings = [shown(TEST_SEED + 5000 + k) for k in range(200)]
+    seen = judge.see(np.concatenate([halve(render(each, 256, 256)[None]) for each in drawings]))
+    least_right = {"sky": 0.97, "ground": 0.9, "ground_colour": 0.95, "subject": 0.97, "subject_colour": 0.95}
+    for name, least in least_right.items():
+        right = np.mean([a[name] == truth(b)[name] for a, b in zip(seen, drawings, strict=True)])
         assert right >= least, name
 
 
@@ -61,15 +62,16 @@ def test_prompts_are_followed(judge: Judge, pictures: Pictures, asked: list[Aske
     assert found["sky"] >= 0.9
     assert found["ground"] >= 0.85
     assert found["ground_colour"] >= 0.85
-    assert found["subject"] >= 0.5
+    assert found["subject"] >= 0.75
 
 
-@pytest.mark.xfail(reason="the goal for subjects is not reached yet: docs/embedded-model.md")
 def test_subjects_are_recognised(judge: Judge, networks: Networks) -> None:
     """On more prompts than the other tests, as luck decides with twenty."""
     many = [each for each in held_out(48, seed=1) if "subject" in each.named]
     drawings = np.stack(list(drawn(networks, [each.prompt for each in many], 5.0)))
-    assert accuracy(judge, drawings, many)["subject"] >= 0.75
+    found = accuracy(judge, drawings, many)
+    assert found["subject"] >= 0.75
+    assert found["subject_colour"] >= 0.65
 
 
 def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list[Asked]) -> None:
@@ -108,18 +110,18 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
 
 
 def test_the_better_vae_is_better(networks: Networks, embedded: ResolvedModel) -> None:
-    shown = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(24)])
+    drawings = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(48)])
     stock = load(replace(embedded.files, vae=None))
-    errors = [saturation_error(each, shown) for each in (stock, networks)]
-    assert errors[1] < errors[0]
+    errors = [saturation_error(each, drawings) for each in (stock, networks)]
+    assert errors[1] <= 0.9 * errors[0]
 
 
-def saturation_error(networks: Networks, shown: Pictures) -> float:
+def saturation_error(networks: Networks, drawings: Pictures) -> float:
     """Mean absolute error of max - min over the channels, in bytes, of pictures that go through the autoencoder."""
     back = []
-    for picture in shown:
+    for picture in drawings:
         pixels = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)
         latent = networks.vae.encode(pixels, torch.zeros(4, 16, 16))
         back.append(networks.vae.decode(latent))
-    spread = [np.ptp(each.astype(np.int16), axis=-1) for each in (np.stack(back), shown)]
+    spread = [np.ptp(each.astype(np.int16), axis=-1) for each in (np.stack(back), drawings)]
     return float(np.abs(spread[0] - spread[1]).mean())

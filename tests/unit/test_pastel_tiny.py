@@ -5,13 +5,18 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, WEATHER_WORDS, caption
 from pastel_tiny.dataset import TEST_SEED, chunks, halve
 from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
+from pastel_tiny.networks import build_text
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
+from pastel_tiny.text import Blend, targets
+from pipelines.model import TOKENIZER
 
 SEEDS = range(40)
 
@@ -76,3 +81,26 @@ def test_words_that_mean_nothing_name_nothing() -> None:
     meaning = {word for values in ATTRIBUTES.values() for word in values if word}
     meaning |= {word for words in WEATHER_WORDS.values() for word in words}
     assert not meaning & {*FILLERS, *FLAWS}
+
+
+@pytest.mark.parametrize(("kind", "changed"), [(0, ()), (1, ("pink", "green")), (2, ("house", "sun"))])
+def test_blending_changes_the_words_of_its_group_alone(kind: int, changed: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    tokenizer, text = CLIPTokenizer.from_pretrained(TOKENIZER), build_text()
+    blend, ids = Blend(text, tokenizer), torch.tensor([tokenizer("a pink house on the green hills, sun").input_ids])
+    plain = text.get_input_embeddings()(ids)
+    different = torch.zeros(ids.shape[1], dtype=torch.bool)
+    for _ in range(20):  # a word may be blended with itself
+        blend.choose(1).fill_(kind)
+        different |= (text.get_input_embeddings()(ids) != plain).any(-1)[0]
+    assert tuple(tokenizer.decode(token).strip() for token in ids[0][different]) == changed
+    assert torch.equal(text.get_input_embeddings()(ids), plain)  # once only
+
+
+def test_a_blend_is_asked_for_what_it_leaves_readable() -> None:
+    told = {"subject": "house", "subject_colour": "red", "ground": "hills"}
+    goals = targets([told] * 3, torch.tensor([0, 1, 2]))
+    hidden = {name: (goal == -100).tolist() for name, goal in goals.items()}
+    assert hidden["subject"] == hidden["light"] == [False, False, True]
+    assert hidden["subject_colour"] == hidden["sky"] == [False, True, False]
+    assert not any(hidden["ground"])
