@@ -41,6 +41,7 @@ from pipelines.reproduce import (
 )
 from pipelines.request import GenerationRequest, HiresSettings, plain
 from pipelines.safety import SafetyChecker, load_safety_checker
+from pipelines.wildcards import with_picks
 from weights_script.resolve import resolve, upscaler_file
 
 SAMPLERS = [
@@ -132,6 +133,15 @@ class Predictor(BasePredictor):
             description="What the picture must not show.",
             default="lowres, worst quality, low quality, text, watermark",
             max_length=10000,
+        ),
+        dynamic_prompts: bool = Input(
+            description="Pick one of {a|b|c} wherever a prompt says so, by the seed. 2$$ before a picks two.",
+            default=False,
+        ),
+        wildcards: str = Input(
+            description="Turns dynamic_prompts on. A line colour: red | blue makes __colour__ one of them in prompts.",
+            default="",
+            max_length=50000,
         ),
         generation_data: str = Input(
             description="Paste a picture's generation data to get that picture. Inputs that you change win over it.",
@@ -374,14 +384,19 @@ class Predictor(BasePredictor):
         if block is None:
             if inputs["hires"] is None:
                 inputs["hires"] = pictures.image is None
-            return request_from(with_inputs(Parameters(), inputs, size), size, count, upscalers, pictures=pictures)
-        defaults = input_defaults()
-        changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
-        data = with_inputs(block, changed | {"image": inputs["image"]}, size)
-        found = obstacles(data, self.networks.identity, upscalers, pictures)
-        self.record_metric("not_honoured", [obstacle.text for obstacle in found])
-        print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
-        return request_from(honour(data, found, inputs["strict"]), size, count, upscalers, block, pictures)
+            data = with_inputs(Parameters(), inputs, size)
+        else:
+            defaults = input_defaults()
+            changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
+            data = with_inputs(block, changed | {"image": inputs["image"]}, size)
+            found = obstacles(data, self.networks.identity, upscalers, pictures)
+            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
+            data = honour(data, found, inputs["strict"])
+        if inputs["dynamic_prompts"] or inputs["wildcards"].strip():
+            data = with_picks(data, inputs["wildcards"])
+            print(f"Prompt: {data.prompt}")
+        return request_from(data, size, count, upscalers, block, pictures)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
