@@ -19,12 +19,13 @@ from cog import BasePredictor, Input, Path, streaming
 from pipelines import parameters, pasted, picture
 from pipelines.compiled import sped_up
 from pipelines.device import best_device
+from pipelines.enlarge import Enlargement, enlarge
 from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
 from pipelines.esrgan import NetworkUpscaler, load_upscaler
-from pipelines.highres import Finished, PassResult, Picture, Step, render
+from pipelines.highres import FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
-from pipelines.output import FileFormat, OutputFolder
+from pipelines.output import FileFormat, OutputFolder, parameters_in
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
@@ -38,8 +39,9 @@ from pipelines.reproduce import (
     size_of,
     with_inputs,
 )
-from pipelines.request import GenerationRequest
+from pipelines.request import GenerationRequest, HiresSettings, plain
 from pipelines.safety import SafetyChecker, load_safety_checker
+from pipelines.wildcards import with_picks
 from weights_script.resolve import resolve, upscaler_file
 
 SAMPLERS = [
@@ -131,6 +133,15 @@ class Predictor(BasePredictor):
             description="What the picture must not show.",
             default="lowres, worst quality, low quality, text, watermark",
             max_length=10000,
+        ),
+        dynamic_prompts: bool = Input(
+            description="Pick one of {a|b|c} wherever a prompt says so, by the seed. 2$$ before a picks two.",
+            default=False,
+        ),
+        wildcards: str = Input(
+            description="Turns dynamic_prompts on. A line colour: red | blue makes __colour__ one of them in prompts.",
+            default="",
+            max_length=50000,
         ),
         generation_data: str = Input(
             description="Paste a picture's generation data to get that picture. Inputs that you change win over it.",
@@ -296,6 +307,9 @@ class Predictor(BasePredictor):
             default="Use same scheduler",
             choices=SAME_SCHEDULE + SCHEDULE_TYPES,
         ),
+        upscale_only: bool = Input(
+            description="Only enlarge the image, by hires_upscaler and hires_scale; nothing is drawn.", default=False
+        ),
         show_phases: bool = Input(
             description="Also return the draft, and the enlarged picture before its refinement.", default=False
         ),
@@ -310,16 +324,46 @@ class Predictor(BasePredictor):
         ),
     ) -> Iterator[Path]:
         """Draw the pictures; each comes as soon as it is decoded."""
-        request = self._request(locals())
+        request = self._enlargement(locals()) if upscale_only else self._request(locals())
         file_format = FileFormat(output_format, output_quality)
         checker = None if disable_safety_checker else self.safety
         try:
-            yield from self._draw(request, file_format, checker, show_phases)
+            if isinstance(request, Enlargement):
+                yield self._enlarge(request, file_format, checker)
+            else:
+                yield from self._draw(request, file_format, checker, show_phases)
         except BaseException as error:  # cancelling is one, too
             release_memory(error)
             raise
         finally:
             trim_heap()
+
+    def _enlargement(self, inputs: dict[str, Any]) -> Enlargement:
+        """The request of the inputs that tell how a picture is enlarged; the others do nothing."""
+        if not inputs["image"]:
+            raise InvalidInput("upscale_only", True, "there is no image to enlarge", "Send it in image, too.")
+        image, file, name = _picture(inputs, "image"), inputs["hires_upscaler_file"], inputs["hires_upscaler"]
+        if file:
+            _check_file("hires_upscaler_file", file)
+            name = name_of_upscaler(file.stem, None)
+        resize_to = inputs["hires_width"], inputs["hires_height"]
+        scale = plain(inputs["hires_scale"])
+        by = HiresSettings(scale=scale, resize_to=resize_to, upscaler=name, upscaler_file=file or None)
+        return Enlargement(image=image, by=by, told=parameters_in(inputs["image"]))
+
+    def _enlarge(self, request: Enlargement, file_format: FileFormat, checker: SafetyChecker | None) -> Path:
+        """Enlarge, log and save the picture."""
+        upscaler = self._upscaler(request.by)
+        print(f"Plan: {request.describe()}")
+        started = time.perf_counter()
+        made = Picture(FINAL, 0, enlarge(request, upscaler))
+        self._report({UPSCALE: time.perf_counter() - started})
+        if not passes(made, checker):
+            raise AllPicturesFlagged()
+        self.outputs.clear()
+        self.outputs = OutputFolder()
+        self.record_metric("image_output_count", 1)
+        return Path(self.outputs.save(made.pixels, f"{made.kind}-{made.index}", file_format, request.generation_data()))
 
     def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
         """The request of the inputs, by name; over generation data those count that differ from their default."""
@@ -340,21 +384,26 @@ class Predictor(BasePredictor):
         if block is None:
             if inputs["hires"] is None:
                 inputs["hires"] = pictures.image is None
-            return request_from(with_inputs(Parameters(), inputs, size), size, count, upscalers, pictures=pictures)
-        defaults = input_defaults()
-        changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
-        data = with_inputs(block, changed | {"image": inputs["image"]}, size)
-        found = obstacles(data, self.networks.identity, upscalers, pictures)
-        self.record_metric("not_honoured", [obstacle.text for obstacle in found])
-        print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
-        return request_from(honour(data, found, inputs["strict"]), size, count, upscalers, block, pictures)
+            data = with_inputs(Parameters(), inputs, size)
+        else:
+            defaults = input_defaults()
+            changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
+            data = with_inputs(block, changed | {"image": inputs["image"]}, size)
+            found = obstacles(data, self.networks.identity, upscalers, pictures)
+            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
+            data = honour(data, found, inputs["strict"])
+        if inputs["dynamic_prompts"] or inputs["wildcards"].strip():
+            data = with_picks(data, inputs["wildcards"])
+            print(f"Prompt: {data.prompt}")
+        return request_from(data, size, count, upscalers, block, pictures)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
     ) -> Iterator[Path]:
         """Run the plan; log, save and hand out what comes."""
         plan = make_plan(request)
-        upscaler = self._upscaler(request)
+        upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
         print("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
         self.record_metric("seed", request.seed)
@@ -380,13 +429,13 @@ class Predictor(BasePredictor):
         if count == 0:
             raise AllPicturesFlagged()
 
-    def _upscaler(self, request: GenerationRequest) -> NetworkUpscaler | None:
-        """The upscaler that the request names, if it is one with weights of its own."""
-        file = upscaler_file(request.hires)
+    def _upscaler(self, hires: HiresSettings | None) -> NetworkUpscaler | None:
+        """The upscaler that is asked for, if it is one with weights of its own."""
+        file = upscaler_file(hires)
         try:
             return load_upscaler(file, self.networks.device.place, self.networks.device.dtype) if file else None
         except ModelError as error:
-            name = "hires_upscaler_file" if request.hires and request.hires.upscaler_file else "hires_upscaler"
+            name = "hires_upscaler_file" if hires and hires.upscaler_file else "hires_upscaler"
             raise ModelError(f"{name}: {error}") from error
 
     def _report(self, seconds: dict[str, float]) -> None:

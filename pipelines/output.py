@@ -144,6 +144,14 @@ def read_parameters(path: Path) -> str:
     return text
 
 
+def parameters_in(path: Path) -> str:
+    """The generation parameters inside an input picture; "" where it has none that can be read."""
+    try:
+        return read_parameters(path).strip()
+    except InvalidInput:
+        return ""
+
+
 def _unreadable(path: Path, rule: str) -> InvalidInput:
     return InvalidInput(
         "infotext", path.name, rule, "Give the picture as WebUI saved it, or its parameters as UTF-8 text."

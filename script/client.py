@@ -17,6 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from script.cog_server import CogServer, Event, Refused, ServerError
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED
@@ -44,7 +46,10 @@ def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
             raise Failure(f"-i {assignment}: write name=value")
         if name not in fields:
             raise Failure(f"-i {assignment}: there is no input {name}; --list shows them all")
-        inputs[name] = read_value(name, text, fields[name])
+        try:
+            inputs[name] = read_value(name, text, fields[name])
+        except Failure as error:
+            raise Failure(f"-i {error}") from error
     return inputs
 
 
@@ -62,19 +67,28 @@ def with_best(inputs: Json) -> Json:
 
 
 def read_value(name: str, text: str, field: Json) -> Any:
-    kind = field["type"]
+    """A text as the JSON type of its input. Raises Failure: it has another type, or breaks a rule of the schema."""
     try:
-        if kind in ("integer", "number"):
-            return int(text) if kind == "integer" else float(text)
-        if kind == "boolean":
-            return BOOLEANS[text.lower()]
-        if kind == "array":
-            return json.loads(text)
-        return data_uri(Path(text[1:])) if field.get("format") == "uri" and text.startswith("@") else text
+        value = typed(text, field)
     except OSError as error:
-        raise Failure(f"-i {name}={text}: {error.strerror}") from error
+        raise Failure(f"{name}={text}: {error.strerror}") from error
     except (ValueError, KeyError) as error:
-        raise Failure(f"-i {name}={text}: not of type {kind}") from error
+        raise Failure(f"{name}={text}: not of type {field['type']}") from error
+    rules = {key: rule for key, rule in field.items() if key != "allOf"}  # a reference to choices that are here
+    for problem in Draft202012Validator(rules).iter_errors(value):
+        raise Failure(f"{name}={text}: {problem.message}")
+    return value
+
+
+def typed(text: str, field: Json) -> Any:
+    kind = field["type"]
+    if kind in ("integer", "number"):
+        return int(text) if kind == "integer" else float(text)
+    if kind == "boolean":
+        return BOOLEANS[text.lower()]
+    if kind == "array":
+        return json.loads(text)
+    return data_uri(Path(text[1:])) if field.get("format") == "uri" and text.startswith("@") else text
 
 
 def data_uri(path: Path) -> str:

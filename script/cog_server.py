@@ -1,4 +1,4 @@
-"""The real Cog HTTP server as a child process of this one, and its protocol. Standard library only."""
+"""Cog's HTTP protocol, and the real server as a child process of this one. Standard library only."""
 
 import json
 import os
@@ -11,13 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.1
+CONNECTIONS = {"http": HTTPConnection, "https": HTTPSConnection}
 
 Json = dict[str, Any]
 
@@ -48,41 +50,16 @@ class Event(NamedTuple):
     data: Json
 
 
-class CogServer:
-    """A server on a free port of this machine, from `with` to its end. `log` is given each line that it writes."""
+class CogClient:
+    """A Cog server by its URL, wherever it runs."""
 
-    def __init__(self, environment: Mapping[str, str], log: Callable[[str], None]) -> None:
-        self.port = free_port()
-        self.lines: deque[str] = deque(maxlen=200)
-        self._log = log
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cog.server.http", "--host", HOST],
-            cwd=ROOT,
-            env=server_environment(environment, self.port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the client, which cancels first
-        )
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
-        self._reader.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self, seconds: float = 30) -> int:
-        """Ask for the end as a container's host does: a running prediction is finished first. Returns the exit code."""
-        self.process.terminate()
-        try:
-            code = self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            code = self.process.wait()
-        self._reader.join(seconds)
-        return code
+    def __init__(self, url: str) -> None:
+        """Raises ValueError: not the URL of an HTTP server."""
+        parts = urlsplit(url)
+        if parts.scheme not in CONNECTIONS or not parts.hostname:
+            raise ValueError(f"{url}: not a URL; write http://HOST:PORT")
+        self._connection, self._path = CONNECTIONS[parts.scheme], parts.path.rstrip("/")
+        self.host, self.port = parts.hostname, parts.port
 
     def status(self) -> str:
         """STARTING, READY, BUSY, SETUP_FAILED, DEFUNCT or UNHEALTHY."""
@@ -111,9 +88,10 @@ class CogServer:
 
     def events(self, identifier: str, inputs: Json) -> Iterator[Event]:
         """One prediction as it happens. Closing the iterator hangs up, which cancels. Raises Refused."""
-        with closing(HTTPConnection(HOST, self.port)) as connection:
+        with closing(self._connection(self.host, self.port)) as connection:
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-            connection.request("PUT", f"/predictions/{identifier}", json.dumps({"input": inputs}), headers)
+            path = f"{self._path}/predictions/{identifier}"
+            connection.request("PUT", path, json.dumps({"input": inputs}), headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise Refused(response.status, decoded(response.read()))
@@ -122,22 +100,64 @@ class CogServer:
     def request(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        with closing(HTTPConnection(HOST, self.port)) as connection:
+        with closing(self._connection(self.host, self.port)) as connection:
             text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json", **(headers or {})})
+            headers = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, f"{self._path}{path}", text, headers)
             response = connection.getresponse()
             return Reply(response.status, decoded(response.read()))
+
+    def _health(self) -> Json:
+        try:
+            health: Json = self.request("GET", "/health-check").body
+        except (OSError, HTTPException):
+            return {"status": "STARTING"}
+        return health
+
+
+class CogServer(CogClient):
+    """A server on a free port of this machine, from `with` to its end. `log` is given each line that it writes."""
+
+    def __init__(self, environment: Mapping[str, str], log: Callable[[str], None]) -> None:
+        port = free_port()
+        super().__init__(f"http://{HOST}:{port}")
+        self.lines: deque[str] = deque(maxlen=200)
+        self._log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cog.server.http", "--host", HOST],
+            cwd=ROOT,
+            env=server_environment(environment, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the client, which cancels first
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self, seconds: float = 30) -> int:
+        """Ask for the end as a container's host does: a running prediction is finished first. Returns the exit code."""
+        self.process.terminate()
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            code = self.process.wait()
+        self._reader.join(seconds)
+        return code
 
     def _health(self) -> Json:
         if self.process.poll() is not None:
             raise ServerError(
                 f"the server ended with exit code {self.process.returncode}: {' '.join(self.lines)[-500:]}"
             )
-        try:
-            health: Json = self.request("GET", "/health-check").body
-        except (OSError, HTTPException):
-            return {"status": "STARTING"}
-        return health
+        return super()._health()
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None

@@ -1,0 +1,39 @@
+"""script/grid against a running server."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from script import grid
+from script.cog_server import CogServer
+
+ALL_CELLS = "width=128", "height=128", "num_inference_steps=2", "hires=false", "seed=4294967295"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    given = [word for assignment in ALL_CELLS for word in ("-i", assignment)]
+    monkeypatch.setattr(sys, "argv", ["script/grid", *given, *words])
+    return grid.main()
+
+
+def test_a_failed_cell_leaves_the_others_and_ends_with_status_1(
+    server: CogServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet, kept = tmp_path / "grid.webp", tmp_path / "kept"
+    options = ["--url", f"http://127.0.0.1:{server.port}", "-o", str(sheet), "--keep", str(kept)]
+    assert run(monkeypatch, *options, "--x", "num_outputs=1,2", "--y", "prompt~=sun,moon") == 1
+    told = capsys.readouterr().err
+    assert told.count("InvalidInput: seed=4294967295: the last of 2 pictures would pass") == 2
+    assert [Image.open(kept / name).info["parameters"].split("\n")[0] for name in ("1.png", "2.png")] == [
+        f"masterpiece, best quality, a pink {what} over the sea" for what in ("sun", "moon")
+    ]
+    assert Image.open(sheet).width > 2 * 128
+
+
+def test_values_are_checked_by_the_served_schema(
+    server: CogServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--url", f"http://127.0.0.1:{server.port}", "--x", "clip_skip=1,13") == 1
+    assert "--x clip_skip=13: 13 is greater than the maximum of 12" in capsys.readouterr().err

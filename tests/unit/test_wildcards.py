@@ -1,0 +1,112 @@
+"""Dynamic prompts: what is picked, how often, by which seed; and texts that cannot be resolved."""
+
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.errors import InvalidInput
+from pipelines.pasted import Parameters
+from pipelines.wildcards import read_wildcards, resolve, with_picks
+
+WILDCARDS = read_wildcards("# seasons and colours\n\ncolour: red | blue | dark {green|grey}\nsun: a __colour__ sun\n")
+
+
+def seen(text: str, seeds: int = 200) -> Counter[str]:
+    return Counter(resolve("prompt", text, WILDCARDS, seed) for seed in range(seeds))
+
+
+@pytest.mark.parametrize(
+    ("text", "results"),
+    [
+        ("{a|b|c} sea", {"a sea", "b sea", "c sea"}),
+        ("{a| }", {"a", ""}),
+        ("{ a b | {c|d} e }", {"a b", "c e", "d e"}),
+        ("__colour__", {"red", "blue", "dark green", "dark grey"}),
+        ("__sun__, rain", {f"a {colour} sun, rain" for colour in ("red", "blue", "dark green", "dark grey")}),
+        ("{2$$a|b}", {"a, b", "b, a"}),
+        ("{5$$a|b}", {"a, b", "b, a"}),
+        ("{1-2$$ and $$a|b}", {"a", "b", "a and b", "b and a"}),
+        ("{-2$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{2-$$a|b}", {"a, b", "b, a"}),
+        ("{0.1::a|0::b|5::c}", {"a", "c"}),
+        ("(red:1.2), [a|b], [c:d:5], <lora:x:1>, a__b", {"(red:1.2), [a|b], [c:d:5], <lora:x:1>, a__b"}),
+    ],
+)
+def test_every_option_comes_and_no_other(text: str, results: set[str]) -> None:
+    assert set(seen(text)) == results
+
+
+def test_two_of_a_wildcard_differ() -> None:
+    for made in seen("{2$$__colour__}"):
+        first, second = made.split(", ")
+        assert first != second
+
+
+def test_options_come_as_often_as_their_weights_say() -> None:
+    counts = seen("{3::a|b}", 4000)
+    assert counts["a"] / 4000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_the_same_seed_picks_the_same_for_ever() -> None:
+    text = "{a|b|c|d|e|f|g|h} {2$$a|b|c|d|e|f|g|h} __colour__"
+    assert [resolve("prompt", text, WILDCARDS, seed) for seed in (1, 2)] == ["g g, c dark grey", "b d, c dark grey"]
+
+
+def test_a_hires_prompt_picks_as_the_prompt_does_and_a_negative_one_by_itself() -> None:
+    options = f"{{{'|'.join(map(str, range(1000)))}}}"
+    data = with_picks(Parameters(prompt=options, hires_prompt=options, negative_prompt=options, seed=3), "")
+    assert data.hires_prompt == data.prompt
+    assert data.negative_prompt != data.prompt
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_without_a_seed_a_random_one_is_kept_that_brings_the_same(seed: int | None) -> None:
+    text = "{a|b|c|d|e|f|g|h}" * 5
+    data = with_picks(Parameters(prompt=text, seed=seed), "")
+    assert data.seed is not None
+    assert resolve("prompt", text, {}, data.seed) == data.prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a {b|c", ["prompt=", "without the other", "dynamic_prompts off"]),
+        ("a b}", ["without the other"]),
+        ("__size__", ["prompt='__size__'", "no such wildcard", "colour, sun"]),
+        ("${a=b}", ["variables"]),
+    ],
+)
+def test_what_cannot_be_resolved_is_named(text: str, words: list[str]) -> None:
+    with pytest.raises(InvalidInput) as error:
+        resolve("prompt", text, WILDCARDS, 1)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("lines", ["colour red", "colour:", ": red", "a b: red", "a: b\na: c"])
+def test_a_line_that_is_none_is_named(lines: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^wildcards="):
+        read_wildcards(lines)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["x: a | __x__", "x: __y__ __y__\ny: __x__ __x__", "x: " + "__y__" * 5000 + "\ny: " + "a" * 20000],
+    ids=["itself", "each other", "long"],
+)
+def test_wildcards_without_end_are_refused_at_once(lines: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(InvalidInput, match="wildcards"):
+        resolve("prompt", "__x__", read_wildcards(lines), 1)
+    assert time.monotonic() - started < 5
+
+
+@given(st.text(st.sampled_from("{}|$_-:. 2ab")), st.integers(0, 2**32 - 1))
+def test_any_text_is_resolved_or_refused(text: str, seed: int) -> None:
+    try:
+        made = resolve("prompt", text, {"a": "b | {a|b}"}, seed)
+    except InvalidInput:
+        return
+    assert not set(made) & set("{}")
