@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PURE = ("pasted", "catalog", "errors", "infotext", "model", "parameters", "plan", "prompt", "reproduce", "request")
+PURE = (
+    "pasted",
+    "catalog",
+    "errors",
+    "extras",
+    "infotext",
+    "model",
+    "parameters",
+    "plan",
+    "prompt",
+    "reproduce",
+    "request",
+)
 
 
 def imported(path: Path) -> set[str]:
