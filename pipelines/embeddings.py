@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipelines.checkpoint import KINDS, check_finite, check_plain, kind_of, map_tensors
+from pipelines.checkpoint import check_finite, check_plain, kind_of, map_tensors
 from pipelines.errors import ModelError
 from pipelines.extras import ExtraFile
 from pipelines.prompt import CHUNK_LENGTH
@@ -70,14 +70,15 @@ def read_embedding(file: ExtraFile, width: int) -> Tensor:
     vectors = next((tensors[name] for name in NAMES if name in tensors), None)
     if vectors is None and len(tensors) == 1:
         (vectors,) = tensors.values()
-    if vectors is None or not vectors.is_floating_point():
+    if vectors is None:
         kind = kind_of(tensors)
-        raise ModelError(f"{path}: {kind.what if kind in KINDS else 'no embedding'}. Give a textual inversion's file.")
+        raise ModelError(f"{path}: {kind.what if kind else 'no embedding'}. Give a textual inversion's file.")
     vectors = vectors[None] if vectors.dim() == 1 else vectors
-    if vectors.dim() != 2 or vectors.shape[1] != width or not 0 < len(vectors) <= CHUNK_LENGTH:
+    fits = vectors.dim() == 2 and vectors.shape[1] == width and 0 < len(vectors) <= CHUNK_LENGTH
+    if not fits or not vectors.is_floating_point():
         raise ModelError(
-            f"{path}: an embedding of shape {tuple(vectors.shape)}; this model takes 1 to {CHUNK_LENGTH} vectors of "
-            f"{width}. It was made for another family of models."
+            f"{path}: an embedding of shape {tuple(vectors.shape)} in {vectors.dtype}; this model takes 1 to "
+            f"{CHUNK_LENGTH} vectors of {width}. It was made for another family of models."
         )
     check_finite(path, {"embedding": vectors})
     return vectors.detach().float()

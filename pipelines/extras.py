@@ -43,7 +43,7 @@ class ExtraFile:
     @property
     def tensors_sha256(self) -> str:
         """Of the bytes after the safetensors header, which tools rewrite: a LoRA's hash in infotexts."""
-        return _sha256(self, _header_length(self.path) + 8)
+        return _sha256(self, min(_header_length(self.path) + 8, self.size))
 
     def hashed_as(self, digits: str) -> bool:
         """Whether the digits begin one of its hashes: sites publish both for a LoRA."""
@@ -63,7 +63,7 @@ def _header_length(path: Path) -> int:
 
 
 @lru_cache(4096)
-def _training_name(file: ExtraFile) -> str:
+def training_name(file: ExtraFile) -> str:
     """The name that a LoRA had when it was trained, by which WebUI calls it in prompts; empty where none is told."""
     length = _header_length(file.path)
     try:
@@ -92,7 +92,7 @@ NO_EXTRAS = Extras()
 def in_folders(loras: Path | None, embeddings: Path | None) -> Extras:
     """What lies in two folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
-    trained = {name: file for file in found.values() if (name := _training_name(file))}
+    trained = {name: file for file in found.values() if (name := training_name(file))}
     return Extras(loras=trained | found, embeddings=_files(embeddings, EMBEDDING_SUFFIXES))
 
 

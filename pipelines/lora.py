@@ -196,7 +196,7 @@ def _lokr(parts: Parts, rank: int | None) -> tuple[Tensor, int | None]:
         return a @ b.flatten(1)
 
     first, second = factor("lokr_w1"), factor("lokr_w2")
-    return torch.kron(first[(...,) + (None,) * (second.dim() - 2)], second), (ranks or [None])[0]
+    return torch.kron(first[(...,) + (None,) * (second.dim() - 2)], second), next(iter(ranks), None)
 
 
 _METHODS: Mapping[str, Callable[[Parts, int | None], tuple[Tensor, int | None]]] = {
