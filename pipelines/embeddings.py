@@ -10,8 +10,8 @@ from pipelines.errors import ModelError
 from pipelines.extras import ExtraFile
 from pipelines.prompt import CHUNK_LENGTH
 
-NAMES = ("string_to_param.*", "emb_params", "clip_vec")
-"""What programs call the vectors in their files; others hold one tensor of any name."""
+NAMES = ("string_to_param.", "emb_params")
+"""How programs begin the vectors' name in their files; others hold one tensor of any name."""
 
 
 class EmbeddingTable:
@@ -67,7 +67,7 @@ def read_embedding(file: ExtraFile, width: int) -> Tensor:
     """An embedding's vectors (n, width) in float32. Raises ModelError for a file that holds no such thing."""
     path, tensors = file.path, map_tensors(file.path)
     check_plain(path, tensors)
-    vectors = next((tensors[name] for name in NAMES if name in tensors), None)
+    vectors = next((tensor for name, tensor in tensors.items() if name.startswith(NAMES)), None)
     if vectors is None and len(tensors) == 1:
         (vectors,) = tensors.values()
     if vectors is None:

@@ -112,10 +112,11 @@ class LoraTag:
 
     @property
     def acts(self) -> bool:
-        return bool(self.te or self.unet)
+        return bool(self.te or self.unet) and self.rank != 0
 
     def __str__(self) -> str:
-        args = [self.te] if (self.te, None) == (self.unet, self.rank) else [self.te, self.unet, self.rank or 0]
+        shortest = [self.te] if self.te == self.unet else [self.te, self.unet]
+        args = shortest if self.rank is None else [self.te, self.unet, self.rank]
         return f"<lora:{self.name}:{':'.join(f'{arg:g}' for arg in args)}>"
 
 
@@ -134,14 +135,15 @@ def _read(tag: NetworkTag, field: str) -> LoraTag:
     try:
         te = _multiplier(named.get("te", of_te) or "1")
         unet = _multiplier(named.get("unet", of_unet) or str(te))
-        rank = int(named.get("dyn", ranks) or 0)
-        if rank < 0:
+        dyn = named.get("dyn", ranks)
+        rank = int(dyn) if dyn else None
+        if rank is not None and rank < 0:
             raise ValueError
     except ValueError:
         shown = f"<{tag.kind}:{':'.join(tag.args)}>"
         rule = f"multipliers must be numbers from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}, and a rank a whole number"
         raise InvalidInput(field, shown, rule, "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>.") from None
-    return LoraTag(name, te, unet, rank or None)
+    return LoraTag(name, te, unet, rank)
 
 
 def _multiplier(text: str) -> float:

@@ -17,6 +17,10 @@ from weights_script.manifest import load_manifest
 
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 """Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
+OWN_FOLDERS = ("loras", "embeddings")
+"""In the cache: what whoever runs the container has put there."""
+FETCHED = "fetched"
+"""In the cache: what requests brought."""
 LARGEST = 2 << 30
 """Bytes of one file: a LoRA of every layer at full rank has less."""
 CACHE_MAX = 16 << 30
@@ -47,7 +51,7 @@ def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Paramete
     from weights_script.fetch import cache_folder
 
     cache = cache_folder()
-    extras = in_folders(cache / "loras", cache / "embeddings")
+    extras = in_folders(*(cache / folder for folder in OWN_FOLDERS))
     brought: dict[str, ExtraFile] = {}
     weights: dict[str, tuple[float, ...]] = {}
     for line in read_lines("loras", inputs["loras"]):
@@ -59,7 +63,7 @@ def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Paramete
         name = _name_of_upload(uploaded, data, extras)
         extras |= Extras(loras={name: ExtraFile.at(Path(uploaded))})
         weights[name] = ()
-    _forget_old(cache / "fetched", {file.path for file in (*brought.values(), *dict(named).values())})
+    _forget_old(cache / FETCHED, {file.path for file in (*brought.values(), *dict(named).values())})
     return extras, _tagged(data, weights)
 
 
@@ -87,7 +91,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], cache: Path) -> tuple[str,
         if entry and entry.kind == "adapter":
             path = ensure(entry, cache)
         else:
-            path = fetch_url(_address(line, here), cache / "fetched", at_most=LARGEST)
+            path = fetch_url(_address(line, here), cache / FETCHED, at_most=LARGEST)
             os.utime(path)  # for `_forget_old`
     except ModelError as error:
         raise ModelError(f"{line.field}: {error}") from error
@@ -184,11 +188,14 @@ def _tagged(data: Parameters, weights: Mapping[str, tuple[float, ...]]) -> Param
     return replace(data, prompt=prompts["prompt"], hires_prompt=prompts.get("hires_prompt", ""))
 
 
-def _forget_old(folder: Path, kept: set[Path]) -> None:
-    """Remove the fetched files that were not used for the longest time, until the rest has room."""
-    files = sorted(folder.glob("urls/*/*"), key=lambda path: path.stat().st_mtime, reverse=True)
+def _forget_old(fetched: Path, kept: set[Path]) -> None:
+    """Remove the fetched files that were not used for the longest time, until the rest has room.
+
+    Each lies in a folder of its own, beside its lock.
+    """
+    folders = {folder: [path.stat() for path in folder.iterdir()] for folder in fetched.glob("urls/*")}
     room = CACHE_MAX
-    for path in files:
-        room -= path.stat().st_size
-        if room < 0 and path not in kept:
-            shutil.rmtree(path.parent, ignore_errors=True)
+    for folder, files in sorted(folders.items(), key=lambda item: -max((file.st_mtime for file in item[1]), default=0)):
+        room -= sum(file.st_size for file in files)
+        if room < 0 and not any(path.parent == folder for path in kept):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -565,6 +565,10 @@ def test_clean_leaves_what_a_fetch_recorded(
     (tmp_path / "stranger.txt").write_bytes(b"x")
     busy = path.parent / "busy.safetensors.part"
     busy.write_bytes(b"x")
+    own, brought = tmp_path / "loras" / "own.safetensors", tmp_path / "fetched" / "urls" / "0" / "brought.safetensors"
+    for lora in (own, brought):
+        lora.parent.mkdir(parents=True)
+        lora.write_bytes(b"x")
     with FileLock(path.parent / ".busy.safetensors.lock"):
         assert run(monkeypatch, tmp_path, "clean") == 0
     told = capsys.readouterr().out
@@ -573,9 +577,10 @@ def test_clean_leaves_what_a_fetch_recorded(
     assert "busy.safetensors.part: being fetched" in told
     assert path.exists()
     assert busy.exists()
+    assert brought.exists()
     assert run(monkeypatch, tmp_path, "verify") == 0
     assert run(monkeypatch, tmp_path, "clean", "--all") == 0
-    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [own]
 
 
 # --- LoRAs of a request

@@ -39,6 +39,7 @@ def write(path: Path, **metadata: str) -> Path:
         ("a <lora:x:0.5> b", LoraTag("x", 0.5, 0.5)),
         ("<lyco:x:0.5:-1>", LoraTag("x", 0.5, -1)),
         ("<lora:x:0.5:0.7:8>", LoraTag("x", 0.5, 0.7, 8)),
+        ("<lora:x:0.5:0.7:0>", LoraTag("x", 0.5, 0.7, 0)),
         ("<lora:x:te=0.5>", LoraTag("x", 0.5, 0.5)),
         ("<lora:x:unet=0.5:dyn=4>", LoraTag("x", 1, 0.5, 4)),
         ("<lora:x:0.2:te=0.5:unet=0.7>", LoraTag("x", 0.5, 0.7)),
@@ -173,7 +174,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Extras) -> Path
         ("x", "a", "a <lora:x:1>"),
         ("x", "a <lora:x:0.5>", "a <lora:x:0.5>"),
         (" x : 0.8 ", "a", "a <lora:x:0.8>"),
-        ("x:0.8:-0.3\n", "a", "a <lora:x:-0.3:0.8:0>"),
+        ("x:0.8:-0.3\n", "a", "a <lora:x:-0.3:0.8>"),
         ("mine = x:2", "a", "a <lora:mine:2>"),
         ("", "a", "a"),
     ],
@@ -267,6 +268,8 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
     fetched = [write(cache / "fetched" / "urls" / str(age) / "a.safetensors") for age in range(4)]
     size = fetched[0].stat().st_size
     for age, path in enumerate(fetched):
+        (path.parent / ".a.safetensors.lock").touch()
+        os.utime(path.parent / ".a.safetensors.lock", (1, 1))
         os.utime(path, (1000 - age, 1000 - age))
     monkeypatch.setattr(lines, "CACHE_MAX", 2 * size)
     monkeypatch.setattr("weights_script.fetch.fetch_url", lambda url, folder, at_most: fetched[3])
