@@ -22,7 +22,7 @@ from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge
 from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
 from pipelines.esrgan import NetworkUpscaler, load_upscaler
-from pipelines.highres import FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
+from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
 from pipelines.output import FileFormat, OutputFolder, parameters_in
@@ -42,6 +42,7 @@ from pipelines.reproduce import (
 from pipelines.request import GenerationRequest, HiresSettings, plain
 from pipelines.safety import SafetyChecker, load_safety_checker
 from pipelines.wildcards import with_picks
+from weights_script.extras import bring
 from weights_script.resolve import resolve, upscaler_file
 
 SAMPLERS = [
@@ -319,6 +320,20 @@ class Predictor(BasePredictor):
         output_quality: int = Input(
             description="Quality of webp and jpg files. png is lossless and ignores it.", default=95, ge=1, le=100
         ),
+        loras: str = Input(
+            description="LoRAs, one a line: a name, https URL or owner/repository, then :weight:text weight.",
+            default="",
+            max_length=10000,
+        ),
+        lora_file: Optional[Path] = Input(
+            description="A LoRA of your own (.safetensors). Set its weight in the prompt: <lora:any name:0.8>.",
+            default=None,
+        ),
+        embeddings: str = Input(
+            description="Textual inversions, one a line: name=URL or owner/repository/file. Call them in a prompt.",
+            default="",
+            max_length=10000,
+        ),
         disable_safety_checker: bool = Input(
             description="Do not check pictures for explicit content, where the container has a checker.", default=False
         ),
@@ -377,6 +392,8 @@ class Predictor(BasePredictor):
         size = size_of(pictures.image, inputs, (self.model.width, self.model.height))
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
+        if inputs["lora_file"]:
+            _check_file("lora_file", inputs["lora_file"])
         if file := inputs["hires_upscaler_file"]:
             _check_file("hires_upscaler_file", file)
             inputs["hires_upscaler"] = name_of_upscaler(file.stem, block.hires_upscaler if block else None)
@@ -389,14 +406,16 @@ class Predictor(BasePredictor):
             defaults = input_defaults()
             changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
             data = with_inputs(block, changed | {"image": inputs["image"]}, size)
-            found = obstacles(data, self.networks.identity, upscalers, pictures)
-            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
-            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
-            data = honour(data, found, inputs["strict"])
         if inputs["dynamic_prompts"] or inputs["wildcards"].strip():
             data = with_picks(data, inputs["wildcards"])
             print(f"Prompt: {data.prompt}")
-        return request_from(data, size, count, upscalers, block, pictures)
+        extras, data = bring(data, inputs)
+        if block is not None:
+            found = obstacles(data, self.networks.identity, upscalers, pictures, extras)
+            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
+            data = honour(data, found, inputs["strict"])
+        return request_from(data, size, count, upscalers, block, pictures, extras)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
@@ -409,6 +428,7 @@ class Predictor(BasePredictor):
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         self.outputs = OutputFolder()
+        embeddings: tuple[tuple[str, str], ...] = ()
         count, events = 0, render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
         with Bars() as bars, closing(events):
             for event in events:
@@ -416,8 +436,10 @@ class Predictor(BasePredictor):
                     bars.advance(event)
                 elif isinstance(event, PassResult):
                     bars.close()
+                    embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
                 elif isinstance(event, Picture) and passes(event, checker):
-                    text = parameters.of_picture(request, plan, self.networks.identity, event.index)
+                    identity = self.networks.identity
+                    text = parameters.of_picture(request, plan, identity, event.index, embeddings)
                     self.outputs.begin(event.pixels, f"{event.kind}-{event.index}", file_format, text)
                     count += 1
                 elif isinstance(event, Finished):

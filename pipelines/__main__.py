@@ -17,6 +17,7 @@ from pipelines import pasted, picture
 from pipelines.catalog import NOISE_SOURCES, RESIZE_MODES
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.esrgan import load_upscaler
+from pipelines.extras import in_folders
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
@@ -41,7 +42,8 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
         resize_mode=options.resize_mode,
     )
     upscalers = {file.stem: file for file in options.upscaler}
-    found = obstacles(data, networks.identity, upscalers, pictures)
+    extras = in_folders(options.lora_dir, options.embeddings_dir)
+    found = obstacles(data, networks.identity, upscalers, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     return request_from(
@@ -50,6 +52,7 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
         upscalers=upscalers,
         block=block,
         pictures=pictures,
+        extras=extras,
     )
 
 
@@ -75,13 +78,16 @@ def draw(networks: Networks, request: GenerationRequest, stem: str, options: arg
     file = upscaler_file(request.hires)
     upscaler = load_upscaler(file, networks.device.place, networks.device.dtype) if file else None
     kept: dict[str, Tensor] = {}
+    embeddings: tuple[tuple[str, str], ...] = ()
     init_latents = read_latents(options.init_latent) if options.init_latent else None
     for event in render(networks, request, plan, upscaler=upscaler, init_latents=init_latents):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
+            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
-            write(event.pixels, path, FileFormat("png"), of_picture(request, plan, networks.identity, event.index))
+            text = of_picture(request, plan, networks.identity, event.index, embeddings)
+            write(event.pixels, path, FileFormat("png"), text)
             yield path
     if options.keep_latents:
         path = options.output / f"{stem}.safetensors"
@@ -130,6 +136,8 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="an ESRGAN that blocks call by its file",
     )
+    for kind, name in (("lora", "LoRAs"), ("embeddings", "textual inversion embeddings")):
+        parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"where {name} are that blocks name")
     parser.add_argument("--init", type=Path, metavar="IMAGE", help="the picture that the blocks start from")
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where they were drawn anew")
     parser.add_argument(

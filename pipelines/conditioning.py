@@ -4,9 +4,12 @@ A prompt over a pass is a small table: its AND parts, each with the embeddings t
 call (prompt editing). Every text is encoded once and kept for both passes. The rules are WebUI's (1.10.1).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import ftfy
 import torch
@@ -15,7 +18,9 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pipelines import prompt as grammar
+from pipelines.embeddings import EmbeddingTable
 from pipelines.errors import InvalidInput
+from pipelines.extras import ExtraFile
 
 Tokenize = Callable[[str], list[int]]
 CHUNKS_MAX = 64
@@ -65,6 +70,8 @@ class Prompts:
     positive: Conditioning
     negative: Conditioning
     padding: Tensor | None = None
+    embeddings: tuple[tuple[str, str], ...] = ()
+    """Names and SHA-256 of the embeddings that they use, in infotext's order."""
 
     @property
     def rows(self) -> int:
@@ -102,6 +109,15 @@ def _check_length(field: str, texts: Sequence[str], rows: Sequence[Sequence[gram
             raise InvalidInput(field, text, rule, "Shorten it; each BREAK opens a chunk.")
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Texts of one editing schedule: for each (77 * chunks, width) float32."""
+
+    tensors: list[Tensor]
+    embeddings: tuple[tuple[str, str], ...]
+    """Names and SHA-256 of the embeddings that the texts use, in their order."""
+
+
 class TextEncoder:
     """CLIP's text model with its vocabulary."""
 
@@ -110,28 +126,39 @@ class TextEncoder:
         self.tokenize = tokenize
         self.device = device
 
+    def embedding_table(self, files: Mapping[str, ExtraFile]) -> EmbeddingTable:
+        """What these embeddings are to this encoder."""
+        return EmbeddingTable(files, self.tokenize, self.model.config.hidden_size)
+
     def encode(
-        self, texts: Sequence[str], clip_skip: int, emphasis: str = "Original", field: str = "prompt"
-    ) -> list[Tensor]:
-        """Texts of one editing schedule -> for each (77 * chunks, width) float32; shorter texts get empty chunks.
+        self,
+        texts: Sequence[str],
+        clip_skip: int,
+        emphasis: str = "Original",
+        field: str = "prompt",
+        table: EmbeddingTable | None = None,
+    ) -> "Encoded":
+        """Texts of one editing schedule; shorter ones get empty chunks.
 
         A text that comes again and again, as in alternation, is encoded once and its tensor shared. Raises InvalidInput
-        for the input `field` where a text is too long.
+        for the input `field` where a text is too long, and ModelError for an embedding that does not fit.
         """
+        table = table or self.embedding_table({})
         unique = list(dict.fromkeys(texts))
         places = [unique.index(text) for text in texts]
         parse = _literally if emphasis == "None" else grammar.parse_attention
-        rows = [grammar.chunks(parse(text), self.tokenize) for text in unique]
+        rows = [grammar.chunks(parse(text), self.tokenize, table.units) for text in unique]
         _check_length(field, unique, rows)
         empty = grammar.chunks([("", 1.0)], self.tokenize)
         length = max(map(len, rows))
         rows = [row + empty * (length - len(row)) for row in rows]
-        columns = [self._encode_chunks(column, places, clip_skip, emphasis) for column in zip(*rows, strict=True)]
-        encoded = torch.cat(columns, dim=1)
-        return [encoded[place] for place in places]
+        columns = list(zip(*rows, strict=True))
+        encoded = torch.cat([self._encode_chunks(c, places, clip_skip, emphasis, table) for c in columns], dim=1)
+        hashes = table.hashes([token for column in columns for chunk in column for token in chunk.tokens])
+        return Encoded([encoded[place] for place in places], tuple(hashes.items()))
 
     def _encode_chunks(
-        self, chunks: Sequence[grammar.Chunk], places: list[int], clip_skip: int, emphasis: str
+        self, chunks: Sequence[grammar.Chunk], places: list[int], clip_skip: int, emphasis: str, table: EmbeddingTable
     ) -> Tensor:
         """The unique texts' chunks at one position -> (unique texts, 77, width).
 
@@ -139,8 +166,9 @@ class TextEncoder:
         schedule, repeated ones included (`places`). Weights of 1 change nothing and are left out: a mean of exactly 0
         would make them NaN.
         """
-        tokens = torch.tensor([chunk.tokens for chunk in chunks]).to(self.device, non_blocking=True)
-        plain = self._hidden(tokens, clip_skip).float()
+        tokens = torch.tensor([chunk.tokens for chunk in chunks])
+        with self._replaced(tokens, table):
+            plain = self._hidden(tokens.clamp(min=0).to(self.device, non_blocking=True), clip_skip).float()
         if emphasis == "Ignore" or all(weight == 1 for chunk in chunks for weight in chunk.weights):
             return plain
         weights = torch.tensor([chunk.weights for chunk in chunks]).to(self.device, non_blocking=True)
@@ -148,6 +176,23 @@ class TextEncoder:
         if emphasis == "No norm":
             return weighted
         return weighted * (plain[places].mean() / weighted[places].mean())
+
+    @contextmanager
+    def _replaced(self, tokens: Tensor, table: EmbeddingTable) -> Iterator[None]:
+        """Inside, tokens of negative number are an embedding's vectors, put in before positions are added."""
+        places = (tokens < 0).nonzero(as_tuple=True)
+        if not len(places[0]):
+            yield
+            return
+        vectors = table.vectors(tokens[places].tolist()).to(self.device, self.model.dtype, non_blocking=True)
+        rows, columns = (place.to(self.device, non_blocking=True) for place in places)
+        hook = self.model.embeddings.token_embedding.register_forward_hook(
+            lambda module, arguments, output: output.index_put((rows, columns), vectors)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
         """Hidden state number -clip_skip through the final layer norm; 1 is the model's own output."""
@@ -165,11 +210,19 @@ class PromptEncoder:
     `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch.
     """
 
-    def __init__(self, encoder: TextEncoder, clip_skip: int, emphasis: str = "Original", pad: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        clip_skip: int,
+        emphasis: str = "Original",
+        pad: bool = False,
+        embeddings: Mapping[str, ExtraFile] = MappingProxyType({}),
+    ) -> None:
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
         self._pad = pad
-        self._encoded: dict[tuple[str, ...], list[Tensor]] = {}
+        self._table = encoder.embedding_table(embeddings)
+        self._encoded: dict[tuple[str, ...], Encoded] = {}
 
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
         """Both prompts of a pass; `steps` are denoiser calls, as prompt editing counts them.
@@ -180,19 +233,28 @@ class PromptEncoder:
         text, _ = grammar.cut_networks(prompt)
         hires = "hires_" if hires_steps else ""
         calls = steps, hires_steps
-        parts = [self._part(f"{hires}prompt", part, weight, *calls) for part, weight in grammar.split_and(text)]
-        negative = self._part(f"{hires}negative_prompt", negative_prompt, 1.0, *calls)
-        padding = self._encode("", ("",))[0] if self._pad else None
-        return Prompts(Conditioning(tuple(parts)), Conditioning((negative,)), padding)
+        used: dict[str, tuple[tuple[str, str], ...]] = {}
+        parts = []
+        for part, weight in grammar.split_and(text):
+            read, used[part] = self._part(f"{hires}prompt", part, weight, *calls)
+            parts.append(read)
+        negative, in_negative = self._part(f"{hires}negative_prompt", negative_prompt, 1.0, *calls)
+        # WebUI encodes the negative prompt first, a repeated part once, and tells what came last at first
+        embeddings = (*chain.from_iterable(reversed(used.values())), *in_negative)
+        padding = self._encode("", ("",)).tensors[0] if self._pad else None
+        return Prompts(Conditioning(tuple(parts)), Conditioning((negative,)), padding, embeddings)
 
-    def _part(self, field: str, text: str, weight: float, steps: int, hires_steps: int | None) -> Part:
+    def _part(
+        self, field: str, text: str, weight: float, steps: int, hires_steps: int | None
+    ) -> tuple[Part, tuple[tuple[str, str], ...]]:
         schedule = grammar.schedule(text, steps, hires_steps)
-        embeddings = self._encode(field, tuple(entry for _, entry in schedule))
-        return Part(weight, tuple((end, tensor) for (end, _), tensor in zip(schedule, embeddings, strict=True)))
+        encoded = self._encode(field, tuple(entry for _, entry in schedule))
+        ends = (end for end, _ in schedule)
+        return Part(weight, tuple(zip(ends, encoded.tensors, strict=True))), encoded.embeddings
 
-    def _encode(self, field: str, texts: tuple[str, ...]) -> list[Tensor]:
+    def _encode(self, field: str, texts: tuple[str, ...]) -> Encoded:
         if texts not in self._encoded:
-            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis, field)
+            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis, field, self._table)
         return self._encoded[texts]
 
 

@@ -16,8 +16,10 @@ from pipelines.conditioning import PromptEncoder, Prompts
 from pipelines.denoiser import GuidedDenoiser, LatentMask
 from pipelines.device import Stopwatch
 from pipelines.esrgan import NetworkUpscaler
+from pipelines.extras import lora_tags
 from pipelines.inpaint import extra_channels, start_from
 from pipelines.loader import Networks
+from pipelines.lora import Use
 from pipelines.masks import Canvas, prepare
 from pipelines.memory import memory_errors_say_what_fits, room_beside, rows_at_once
 from pipelines.noise import Noise
@@ -115,10 +117,16 @@ def _phases(
 ) -> Iterator[Event]:
     watch = Stopwatch(networks.device.place)
     canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
-    encoder = PromptEncoder(networks.text, request.clip_skip, request.emphasis, request.pad_conds)
+    loras, hires_loras = _loras(request)
+    networks.adapters.apply(loras)
+    encoder = _prompt_encoder(networks, request)
     prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first, plan.first.schedule_steps))
-    # before the first pass: what is wrong with these prompts is told before its time is spent
-    hires_prompts = _hires_prompts(encoder, request, plan, plan.hires) if plan.hires else prompts
+    hires_prompts = prompts
+    if plan.hires:  # before the first pass: what is wrong with these prompts is told before its time is spent
+        networks.adapters.apply(hires_loras)
+        encoder = encoder if hires_loras == loras else _prompt_encoder(networks, request)
+        hires_prompts = _hires_prompts(encoder, request, plan, plan.hires)
+        networks.adapters.apply(loras)
     start, mask = None, None
     if request.image and canvas:
         noise = _noise(networks, request, plan, plan.first)
@@ -127,10 +135,24 @@ def _phases(
     watch.mark(BASE)
     if plan.hires and plan.upscale:
         start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch, upscaler, canvas)
+        networks.adapters.apply(hires_loras)
         latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, start)
         watch.mark(REFINE)
     yield from _decode(networks, latents, FINAL, watch, DECODE, canvas)
     yield Finished(watch.seconds())
+
+
+def _loras(request: GenerationRequest) -> tuple[list[Use], list[Use]]:
+    """The LoRAs of the first pass and of the hires pass, each those of its own prompt."""
+    prompts = request.prompt, (request.hires.prompt if request.hires else "") or request.prompt
+    files = request.extras.loras
+    first, hires = ([Use(files[tag.name], tag) for tag in lora_tags(prompt) if tag.name in files] for prompt in prompts)
+    return first, hires
+
+
+def _prompt_encoder(networks: Networks, request: GenerationRequest) -> PromptEncoder:
+    settings = request.clip_skip, request.emphasis, request.pad_conds
+    return PromptEncoder(networks.text, *settings, embeddings=request.extras.embeddings)
 
 
 def _calls(part: PassPlan, steps: int) -> int:

@@ -43,6 +43,7 @@ from pipelines.conditioning import TextEncoder, load_tokenizer
 from pipelines.device import Device, best_device
 from pipelines.errors import ModelError, in_one_line
 from pipelines.graphs import GraphedUNet
+from pipelines.lora import Adapters
 from pipelines.memory import Footprint, drop_pages
 from pipelines.model import ModelFiles, ModelIdentity
 from pipelines.unet import fit_any_size
@@ -64,6 +65,7 @@ class Networks:
     unet: UNet2DConditionModel | GraphedUNet
     vae: VAE
     text: TextEncoder
+    adapters: Adapters
     device: Device
 
     @property
@@ -99,6 +101,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
         unet=unet.eval(),
         vae=VAE(vae.eval(), LATENT_SCALE),
         text=TextEncoder(text.eval(), load_tokenizer(files.tokenizer), device.place),
+        adapters=Adapters(unet, text),
         device=device,
     )
 

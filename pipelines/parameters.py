@@ -1,9 +1,11 @@
 """What a finished picture tells of how it was made: request and plan -> infotext, key for key as WebUI writes it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 from pipelines import __version__, infotext
 from pipelines.catalog import ONLY_MASKED
+from pipelines.extras import lora_tags
 from pipelines.model import ModelIdentity
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import (
@@ -18,10 +20,18 @@ from pipelines.request import (
 VERSION = f"cog-pastel-mix {__version__}"
 HASH_DIGITS = 10
 """Of a file's SHA-256: WebUI's short hash."""
+EXTRA_HASH_DIGITS = 12
+"""The same of LoRAs and embeddings."""
 
 
-def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdentity, index: int) -> str:
-    """The infotext of picture `index` of a batch."""
+def of_picture(
+    request: GenerationRequest,
+    plan: HighresPlan,
+    model: ModelIdentity,
+    index: int,
+    embeddings: Iterable[tuple[str, str]] = (),
+) -> str:
+    """The infotext of picture `index` of a batch; `embeddings` are names and SHA-256 of those that it used."""
     noise = request.noise
     varied = noise.variation_strength > 0
     fields: dict[str, object] = {
@@ -43,12 +53,27 @@ def of_picture(request: GenerationRequest, plan: HighresPlan, model: ModelIdenti
         "RNG": noise.source if noise.source != "GPU" else None,
         **(_mask_fields(request.image, request.image.mask) if request.image and request.image.mask else {}),
         **(_hires_fields(request, request.hires, plan) if request.hires else {}),
+        "Lora hashes": _hashes(_loras(request).items()),
+        "TI hashes": _hashes(embeddings),
         "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
         **_schedule_fields(request.schedule, list(_passes(plan))),
         "Pad conds": request.pad_conds or None,
         "Version": VERSION,
     }
     return infotext.write(request.prompt, request.negative_prompt, fields)
+
+
+def _loras(request: GenerationRequest) -> dict[str, str]:
+    """Names and SHA-256 of the LoRAs of both passes."""
+    prompts = request.prompt, request.hires.prompt if request.hires else ""
+    tags = (tag for prompt in prompts for tag in lora_tags(prompt) if tag.name in request.extras.loras)
+    return {tag.name: request.extras.loras[tag.name].tensors_sha256 for tag in tags}
+
+
+def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
+    """`name: digits, name: digits`, the names without what would end them."""
+    told = (f"{re.sub('[:,]', '', name)}: {sha256[:EXTRA_HASH_DIGITS]}" for name, sha256 in named)
+    return ", ".join(told) or None
 
 
 def _strength(request: GenerationRequest) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pipelines.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
 from pipelines.errors import InvalidInput
+from pipelines.extras import LORA_KINDS
 from pipelines.prompt import cut_networks
 from pipelines.request import (
     SAME_SAMPLER,
@@ -177,7 +178,8 @@ def _size_notes(request: GenerationRequest) -> Iterator[str]:
 
 def _network_notes(request: GenerationRequest) -> Iterator[str]:
     for tag in cut_networks(request.prompt)[1]:
-        yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: such networks are not applied yet."
+        if tag.kind not in LORA_KINDS:
+            yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: only LoRAs are applied."
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:

@@ -6,7 +6,7 @@ linear in its length.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -293,7 +293,7 @@ class _Chunker:
         self.slots: list[tuple[int, float]] = []
 
     def place(self, tokens: Sequence[int], weight: float) -> None:
-        """Add tokens that must stay in one chunk: a single one, or (later) the vectors of an embedding."""
+        """Add tokens that must stay in one chunk: a single one, or the vectors of an embedding."""
         if len(self.slots) == CHUNK_LENGTH and tokens[0] != COMMA:
             self.break_at_comma()
         if len(self.slots) + len(tokens) > CHUNK_LENGTH:
@@ -317,11 +317,20 @@ class _Chunker:
         self.slots = []
 
 
-def chunks(pieces: list[tuple[str, float]], tokenize: Callable[[str], list[int]]) -> list[Chunk]:
+def single_tokens(tokens: list[int]) -> Iterable[tuple[int, ...]]:
+    """Every token may be the last of its chunk."""
+    return ((token,) for token in tokens)
+
+
+def chunks(
+    pieces: list[tuple[str, float]],
+    tokenize: Callable[[str], list[int]],
+    units: Callable[[list[int]], Iterable[tuple[int, ...]]] = single_tokens,
+) -> list[Chunk]:
     """Pack the pieces of `parse_attention` into chunks of 75 tokens, at least one.
 
-    `tokenize` gives a piece's token ids without start and end. A full chunk breaks behind its last comma if that is
-    among its last 20 tokens; `BREAK` closes the chunk, be it empty.
+    `tokenize` gives a piece's token ids without start and end, `units` what of them stays in one chunk. A full chunk
+    breaks behind its last comma if that is among its last 20 tokens; `BREAK` closes the chunk, be it empty.
     """
     chunker = _Chunker()
     for piece in pieces:
@@ -329,8 +338,8 @@ def chunks(pieces: list[tuple[str, float]], tokenize: Callable[[str], list[int]]
             chunker.close()
             continue
         text, weight = piece
-        for token in tokenize(text):
-            chunker.place((token,), weight)
+        for unit in units(tokenize(text)):
+            chunker.place(unit, weight)
     if chunker.slots or not chunker.chunks:
         chunker.close()
     return chunker.chunks

@@ -16,6 +16,7 @@ from pipelines.catalog import (
     UPSCALERS,
 )
 from pipelines.errors import InvalidInput
+from pipelines.extras import LORA_KINDS, NO_EXTRAS, Extras, missing_loras, without_missing
 from pipelines.infotext import version_of
 from pipelines.model import ModelIdentity
 from pipelines.pasted import OLD_RULES, Parameters
@@ -158,6 +159,7 @@ def request_from(
     upscalers: Mapping[str, Path] | None = None,
     block: Parameters | None = None,
     pictures: Pictures = NO_PICTURES,
+    extras: Extras = NO_EXTRAS,
 ) -> GenerationRequest:
     """The request of `data`; `size` where it names none, a random seed where it names none or -1.
 
@@ -165,7 +167,7 @@ def request_from(
     error speaks of the generation data where the value comes from `block`, else of the input.
     """
     try:
-        return _request(data, size, count, upscalers or {}, pictures)
+        return _request(data, size, count, upscalers or {}, pictures, extras)
     except InvalidInput as error:
         name, key = _KEY_OF.get(error.field, ("", ""))
         if block is None or not name or getattr(data, name) != getattr(block, name):
@@ -200,7 +202,12 @@ _KEY_OF = {
 
 
 def _request(
-    data: Parameters, size: tuple[int, int], count: int, upscalers: Mapping[str, Path], pictures: Pictures
+    data: Parameters,
+    size: tuple[int, int],
+    count: int,
+    upscalers: Mapping[str, Path],
+    pictures: Pictures,
+    extras: Extras,
 ) -> GenerationRequest:
     width, height = data.size or size
     named = {"num_inference_steps": data.steps, "guidance_scale": data.guidance_scale, "sampler": data.sampler}
@@ -229,6 +236,7 @@ def _request(
         ),
         image=_image(data, pictures),
         hires=_hires(data, upscalers) if data.hires else None,
+        extras=extras,
         **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
     )
 
@@ -303,14 +311,15 @@ def obstacles(
     model: ModelIdentity,
     upscalers: Mapping[str, Path] | None = None,
     pictures: Pictures = NO_PICTURES,
+    extras: Extras = NO_EXTRAS,
 ) -> list[Obstacle]:
-    """What of a block cannot be honoured with this model, these upscalers and these pictures."""
+    """What of a block cannot be honoured with this model, these upscalers, pictures, LoRAs and embeddings."""
     return [
         *_of_missing(data),
         *_of_model(data, model),
         *_of_vae(data, model),
         *_of_names(data, upscalers or {}),
-        *_of_networks(data),
+        *_of_networks(data, extras),
         *_of_pictures(data, pictures),
         *_of_keys(data),
     ]
@@ -380,16 +389,28 @@ def _of_names(data: Parameters, upscalers: Mapping[str, Path]) -> Iterator[Obsta
             yield Obstacle(f"the {called} {value} is not here ({instead} is){fix}", True, {name: instead})
 
 
-def _of_networks(data: Parameters) -> Iterator[Obstacle]:
-    prompts = filter(None, (data.prompt, data.hires_prompt if data.hires else ""))
-    tags = {tag: None for prompt in prompts for tag in cut_networks(prompt)[1]}  # a set that keeps the order
+def _of_networks(data: Parameters, extras: Extras) -> Iterator[Obstacle]:
+    prompts = {"prompt": data.prompt, "hires_prompt": data.hires_prompt if data.hires else ""}
+    tags = {tag: None for prompt in prompts.values() for tag in cut_networks(prompt)[1]}  # a set that keeps the order
     for tag in tags:
-        if not re.fullmatch(r"0*\.?0*", tag.args[1] if len(tag.args) == 2 else "1"):
-            yield Obstacle(f"<{tag.kind}:{':'.join(tag.args)}>: such networks are not applied here", other_picture=True)
+        if tag.kind not in LORA_KINDS and not re.fullmatch(r"0*\.?0*", tag.args[1] if len(tag.args) == 2 else "1"):
+            yield Obstacle(f"<{tag.kind}:{':'.join(tag.args)}>: only LoRAs are applied here", other_picture=True)
+    instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
+    for lora in {lora: None for prompt in prompts.values() for lora in missing_loras(prompt, extras)}:
+        told = f"{lora}: no LoRA of this name is here; bring it in loras or lora_file (--lora-dir)"
+        yield Obstacle(told, other_picture=True, instead=instead)
     for name in data.lora_hashes.keys() - {tag.args[0] for tag in tags}:
-        yield Obstacle(f"the LoRA {name} is not applied here", other_picture=True)
-    for name in data.ti_hashes:
-        yield Obstacle(f"the embedding {name} is not here", other_picture=True)
+        yield Obstacle(f"the LoRA {name} is not in its prompt, so that its multiplier is not known", other_picture=True)
+    for what, hashes, files in (
+        ("LoRA", data.lora_hashes, extras.loras),
+        ("embedding", data.ti_hashes, extras.embeddings),
+    ):
+        for name, digits in hashes.items():
+            if name in files and not files[name].hashed_as(digits):
+                yield Obstacle(f"made with another {what} {name} ({digits}) than the one here", other_picture=True)
+    for name in data.ti_hashes.keys() - extras.embeddings.keys():
+        told = f"the embedding {name} is not here; bring it in embeddings (--embeddings-dir)"
+        yield Obstacle(told, other_picture=True)
 
 
 def _of_pictures(data: Parameters, pictures: Pictures) -> Iterator[Obstacle]:

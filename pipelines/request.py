@@ -22,6 +22,7 @@ from pipelines.catalog import (
     WHOLE_PICTURE,
 )
 from pipelines.errors import InvalidInput
+from pipelines.extras import NO_EXTRAS, Extras, check_present
 from pipelines.prompt import split_and
 
 SEED_MAX = 2**32 - 1
@@ -257,6 +258,7 @@ class GenerationRequest:
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     image: ImageSettings | None = None
     hires: HiresSettings | None = field(default_factory=HiresSettings)
+    extras: Extras = NO_EXTRAS
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -269,7 +271,9 @@ class GenerationRequest:
         _check_choice("sampler", self.sampler, tuple(SAMPLERS))
         _check_choice("schedule_type", self.schedule_type, SCHEDULE_TYPES)
         _check_choice("emphasis", self.emphasis, EMPHASES)
+        check_present("prompt", self.prompt, self.extras)
         if self.hires is not None:
+            check_present("hires_prompt", self.hires.prompt, self.extras)
             _check_final_size(self.hires, self.width, self.height)
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipelines.__main__ import tensors_of
 from pipelines.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
-from pipelines.highres import PassResult, Picture, render
+from pipelines.extras import Extras, in_folders
+from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.masks import Canvas, prepare
 from pipelines.model import ModelFiles
@@ -51,19 +52,26 @@ class Comparison:
 
 
 def cases(folder: Path) -> dict[str, Json]:
-    """Cases by name, without those that need embeddings or LoRAs."""
+    """Cases by name."""
     settings: dict[str, Json] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    return {name: case for name, case in settings.items() if not name.startswith(("ti_", "lora_"))}
+    return settings
 
 
-def request_of(case: Json, tensors: Mapping[str, Tensor]) -> GenerationRequest:
-    """A case's options and parameters, which have WebUI's names, and its pictures as a request."""
+def extras_of(folder: Path) -> Extras:
+    """The LoRAs and embeddings that the cases use."""
+    return in_folders(folder / "loras", folder / "embeddings")
+
+
+def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> GenerationRequest:
+    """A case's options and parameters, which have WebUI's names, its pictures and networks as a request."""
     p, options = case["params"], case["options"]
     hires = HiresSettings(
         scale=p.get("hr_scale", 2.0),
         resize_to=(p.get("hr_resize_x", 0), p.get("hr_resize_y", 0)),
         upscaler=p.get("hr_upscaler", "Latent"),
         steps=p.get("hr_second_pass_steps", 0),
+        prompt=p.get("hr_prompt", ""),
+        negative_prompt=p.get("hr_negative_prompt", ""),
         denoising_strength=p.get("denoising_strength", 0.75),
     )
     return GenerationRequest(
@@ -85,6 +93,7 @@ def request_of(case: Json, tensors: Mapping[str, Tensor]) -> GenerationRequest:
         ),
         image=_image_of(p, tensors) if "init_images" in p else None,
         hires=hires if p.get("enable_hr") else None,
+        extras=extras,
     )
 
 
@@ -108,21 +117,24 @@ def _image_of(p: Json, tensors: Mapping[str, Tensor]) -> ImageSettings:
     )
 
 
-def compare(networks: Networks, name: str, case: Json, expected: Mapping[str, Tensor]) -> Comparison:
-    """Draw one case and compare everything that its file holds."""
-    request = request_of(case, expected)
+def compare(networks: Networks, folder: Path, name: str, case: Json) -> Comparison:
+    """Draw one case of the folder and compare everything that its file holds."""
+    expected = load_file(folder / "cases" / f"{name}.safetensors")
+    request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
     found = Comparison(name)
+    embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
         _compare_canvas(found, networks, prepare(request.image, plan.final_size), expected)
     for event in render(networks, request, plan, init_latents=expected.get("0_img2img_init_latent")):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
+            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
         elif isinstance(event, Picture):
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
             found.pixel = max(found.pixel, int(difference.max()))
-            text = of_picture(request, plan, networks.identity, event.index)
+            text = of_picture(request, plan, networks.identity, event.index, embeddings)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
 
@@ -164,7 +176,7 @@ def run(folder: Path) -> Iterator[Comparison]:
     (checkpoint,) = folder.glob("*.safetensors")
     networks = load(ModelFiles(name=checkpoint.stem, checkpoint=checkpoint, vae=None))
     for name, case in cases(folder).items():
-        yield compare(networks, name, case, load_file(folder / "cases" / f"{name}.safetensors"))
+        yield compare(networks, folder, name, case)
 
 
 def row(found: Comparison) -> str:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import ModelError
 from weights_script.download import Expected, amount
+from weights_script.extras import FETCHED, OWN_FOLDERS
 from weights_script.fetch import cache_folder, ensure, present
 from weights_script.ledger import NAME, Ledger, sha256_of
 from weights_script.manifest import Entry, load_manifest
@@ -57,12 +58,13 @@ def where(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 
 
 def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
-    """Delete what no record vouches for: parts of broken fetches, strangers; with --all everything."""
+    """Delete what no record vouches for: parts of broken fetches, strangers; with --all everything that was fetched."""
     cache: Path = options.cache
+    spared = OWN_FOLDERS if options.all else (*OWN_FOLDERS, FETCHED)
     kept = set[Path]() if options.all else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
     freed = 0
     files = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    for path in sorted(path for path in files if path not in kept):
+    for path in sorted(path for path in files if path not in kept and path.relative_to(cache).parts[0] not in spared):
         if _in_use(path):
             print(f"kept {path.relative_to(cache)}: being fetched just now")
             continue

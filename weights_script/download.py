@@ -58,6 +58,8 @@ class Expected:
     size: int | None = None
     sha256: str = ""
     """All digits or the first ones; empty when nothing is known."""
+    at_most: int | None = None
+    """Bytes that may come where no size is known."""
 
     def problem(self, size: int, sha256: str) -> str:
         """What is wrong with a file of this size and hash; empty when nothing is."""
@@ -199,6 +201,8 @@ class _Job:
             raise SourceFailed(f"wrong length: {length} bytes, expected {self.expected.size}")
         if length is None and not self.expected.sha256 and not shows_its_end(response):
             raise SourceFailed("states no length, and no size or hash is known: a cut file could not be told")
+        if self.expected.at_most is not None and (length or 0) > self.expected.at_most:
+            raise SourceFailed(f"too large: {amount(length or 0)}, at most {amount(self.expected.at_most)} are taken")
         _need_room(self.part.target, (length or 0) - offset)
         sha256 = self.write(response, offset, length)
         if length is not None and self.part.size < length:
@@ -240,7 +244,9 @@ class _Job:
         """The answer's body; for a large file of a known version it is left unread, and segments come instead."""
         version = version_of(response) if accepts_ranges(response) else ""
         if length is None or length - offset < LARGE or not version or self.one_connection:
-            yield from read_chunks(response, self.patience, None if length is None else length - offset)
+            yield from read_chunks(
+                response, self.patience, self.expected.at_most if length is None else length - offset
+            )
             return
         response.close()
         self.pieced = True

@@ -83,8 +83,10 @@ def present(entry: Entry, cache: Path) -> Path | None:
     return next((cache / _folder_key(entry, s) for s in folders if _folder_is_whole(entry, s, cache)), None)
 
 
-def fetch_url(url: str, cache: Path, sha256: str = "", patience: Patience = PATIENCE) -> Path:
-    """A checkpoint or VAE by its address. A name without a known suffix is taken for safetensors.
+def fetch_url(
+    url: str, cache: Path, sha256: str = "", patience: Patience = PATIENCE, at_most: int | None = None
+) -> Path:
+    """A weight file by its address, of `at_most` so many bytes. A name without a known suffix is taken for safetensors.
 
     Raises ModelError for anything but http and https, and when the file cannot be had.
     """
@@ -94,7 +96,7 @@ def fetch_url(url: str, cache: Path, sha256: str = "", patience: Patience = PATI
     name = re.sub(r"[^\w.-]", "_", urllib.parse.unquote(Path(parts.path).name)).lstrip(".") or "weights"
     name = name if name.endswith(SUFFIXES) else f"{name}.safetensors"
     key = f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
-    stated = Expected(sha256=sha256)
+    stated = Expected(sha256=sha256, at_most=at_most)
     if Ledger(cache).vouches(key, stated):
         return cache / key
     try:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import __main__ as command
+from pipelines.loader import Networks
+from tests.adapters import kohya, write
 from weights_script.resolve import ResolvedModel
 
 BLOCK = "a pink sun over the sea\nSteps: 3, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, RNG: NV"
@@ -98,6 +101,24 @@ def test_an_upscaler_that_is_not_here_is_told_with_its_name(
     words = ("--infotext", block, "-o", tmp_path, "--upscaler", tmp_path / "4x-UltraSharp.pth")
     assert run(monkeypatch, embedded, *words) == 1
     assert "4x-UltraSharp.pth: " in capsys.readouterr().err
+
+
+def test_loras_and_embeddings_are_found_in_their_folders(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, networks: Networks, tmp_path: Path
+) -> None:
+    loras, embeddings = tmp_path / "loras", tmp_path / "embeddings"
+    loras.mkdir(), embeddings.mkdir()
+    write(loras / "some.safetensors", kohya(networks.unet, networks.text.model))
+    width = networks.text.model.config.hidden_size
+    write(embeddings / "zeta.safetensors", {"emb_params": torch.ones(2, width)})
+    (tmp_path / "plain.txt").write_text(BLOCK)
+    (tmp_path / "with.txt").write_text(BLOCK.replace("a pink", "zeta <lora:some:2> a pink"))
+    words = ("--infotext", tmp_path / "plain.txt", tmp_path / "with.txt", "-o", tmp_path)
+    assert run(monkeypatch, embedded, *words, "--lora-dir", loras, "--embeddings-dir", embeddings) == 0
+    plain, changed = (Image.open(tmp_path / f"{name}-0.png") for name in ("plain", "with"))
+    assert not np.array_equal(plain, changed)
+    assert 'Lora hashes: "some: ' in changed.info["parameters"]
+    assert 'TI hashes: "zeta: ' in changed.info["parameters"]
 
 
 def test_a_picture_serves_as_its_generation_data(

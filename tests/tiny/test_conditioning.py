@@ -15,7 +15,7 @@ from pipelines.request import GenerationRequest, HiresSettings
 @pytest.fixture
 def encode(networks: Networks):  # type: ignore[no-untyped-def]
     def encoded(text: str, emphasis: str = "Original") -> Tensor:
-        return networks.text.encode([text], 1, emphasis)[0]
+        return networks.text.encode([text], 1, emphasis).tensors[0]
 
     return encoded
 

@@ -19,10 +19,12 @@ from unittest.mock import Mock
 import pytest
 from filelock import FileLock
 
-from pipelines.errors import ModelError
+from pipelines.errors import InvalidInput, ModelError
+from pipelines.pasted import Parameters
 from tests.tiny.misbehaving import Answer, Server, running
 from weights_script import __main__ as command_line
 from weights_script.download import Expected, NoRoom, _Part, download
+from weights_script.extras import bring
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
@@ -563,6 +565,10 @@ def test_clean_leaves_what_a_fetch_recorded(
     (tmp_path / "stranger.txt").write_bytes(b"x")
     busy = path.parent / "busy.safetensors.part"
     busy.write_bytes(b"x")
+    own, brought = tmp_path / "loras" / "own.safetensors", tmp_path / "fetched" / "urls" / "0" / "brought.safetensors"
+    for lora in (own, brought):
+        lora.parent.mkdir(parents=True)
+        lora.write_bytes(b"x")
     with FileLock(path.parent / ".busy.safetensors.lock"):
         assert run(monkeypatch, tmp_path, "clean") == 0
     told = capsys.readouterr().out
@@ -571,6 +577,47 @@ def test_clean_leaves_what_a_fetch_recorded(
     assert "busy.safetensors.part: being fetched" in told
     assert path.exists()
     assert busy.exists()
+    assert brought.exists()
     assert run(monkeypatch, tmp_path, "verify") == 0
     assert run(monkeypatch, tmp_path, "clean", "--all") == 0
-    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [own]
+
+
+# --- LoRAs of a request
+
+
+@pytest.mark.parametrize("answer", [GOOD, replace(GOOD, chunked=True)], ids=["stated", "as it comes"])
+def test_more_than_is_taken_is_refused(server: Server, tmp_path: Path, answer: Answer) -> None:
+    server.script["/weights"] = [answer]
+    with pytest.raises(ModelError, match=r"too large|longer than expected"):
+        fetch_url(f"{server.address}/weights", tmp_path, patience=HURRY, at_most=len(DATA) - 1)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert fetch_url(f"{server.address}/weights", tmp_path, patience=HURRY, at_most=len(DATA)).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("files", "fetched"),
+    [
+        (["a.safetensors", "README.md"], "a.safetensors"),
+        (["a.safetensors", "pytorch_lora_weights.safetensors"], "pytorch_lora_weights.safetensors"),
+        (["a.safetensors", "b.safetensors"], ""),
+        (["a.ckpt"], ""),
+    ],
+)
+def test_a_repository_of_one_lora(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], fetched: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("PASTEL_CACHE", str(tmp_path))
+    listing = json.dumps({"siblings": [{"rfilename": name} for name in files]}).encode()
+    server.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]
+    server.script[f"/some/lora/resolve/main/{fetched}"] = [GOOD]
+    inputs = {"loras": "some/lora:0.5", "embeddings": "", "lora_file": None}
+    if not fetched:
+        with pytest.raises(InvalidInput, match=r"loras='some/lora': must hold one \.safetensors file"):
+            bring(Parameters(), inputs)
+        return
+    extras, data = bring(Parameters(prompt="a"), inputs)
+    name = fetched.removesuffix(".safetensors")
+    assert extras.loras[name].path.read_bytes() == DATA
+    assert data.prompt == f"a <lora:{name}:0.5>"

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-from safetensors.torch import load_file
 
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
@@ -18,7 +17,7 @@ CASES = cases(REFERENCE) if PRESENT else {}
 def compared() -> Callable[[str], Comparison]:
     checkpoint = REFERENCE / "tiny_sd15.safetensors"
     networks: Networks = load(ModelFiles(name="tiny_sd15", checkpoint=checkpoint, vae=None))
-    return lambda name: compare(networks, name, CASES[name], load_file(REFERENCE / "cases" / f"{name}.safetensors"))
+    return lambda name: compare(networks, REFERENCE, name, CASES[name])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,6 +19,7 @@ from pipelines.catalog import (
     UPSCALERS,
 )
 from pipelines.errors import InvalidInput
+from pipelines.extras import ExtraFile, Extras
 from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.pasted import Parameters
@@ -47,9 +48,11 @@ Steps: 40, Sampler: DPM++ 2M Karras, CFG scale: 12, Seed: 2416682767, Size: 640x
 Model: pastelmix-better-vae-fp16, Denoising strength: 0.55, Clip skip: 2, ENSD: 31337, Hires upscale: 2, \
 Hires steps: 20, Hires upscaler: Latent"""
 
+HERE = Extras(loras={"NAI-cutesexyrobutts": ExtraFile(Path("x.safetensors"), 0, 0)})
+
 
 def test_a_published_block() -> None:
-    request = request_from(pasted.read(PUBLISHED))
+    request = request_from(pasted.read(PUBLISHED), extras=HERE)
     assert request.hires is not None
     assert (request.width, request.height, request.seed) == (640, 512, 2416682767)
     assert (request.num_inference_steps, request.guidance_scale, request.clip_skip) == (40, 12, 2)
@@ -271,7 +274,7 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
 
 
 def block(**changes: object) -> GenerationRequest:
-    return request_from(with_inputs(pasted.read(PUBLISHED), changes))
+    return request_from(with_inputs(pasted.read(PUBLISHED), changes), extras=HERE)
 
 
 def test_an_input_wins_over_the_block() -> None:
@@ -283,7 +286,7 @@ def test_an_input_wins_over_the_block() -> None:
 
 
 def test_no_input_leaves_the_block_as_it_is() -> None:
-    assert block() == block(seed=None, width=None) == request_from(pasted.read(PUBLISHED))
+    assert block() == block(seed=None, width=None) == request_from(pasted.read(PUBLISHED), extras=HERE)
 
 
 def test_the_hires_pass_can_be_turned_off_on_and_changed() -> None:

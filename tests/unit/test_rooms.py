@@ -11,6 +11,7 @@ PURE = (
     "pasted",
     "catalog",
     "errors",
+    "extras",
     "infotext",
     "model",
     "parameters",

@@ -1,0 +1,208 @@
+"""LoRA and its relatives: small files whose products are added to a model's weights, and taken away again.
+
+W + up @ down * alpha / rank * multiplier (Hu et al. 2021, arXiv:2106.09685), in float32; LoHa and LoKr as in the
+LyCORIS paper (Yeh et al. 2023, arXiv:2309.14859). Names are Kohya's, diffusers' or PEFT's.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.checkpoint import check_finite, check_plain, is_safetensors, kind_of, map_tensors
+from pipelines.errors import ModelError, in_one_line
+from pipelines.extras import ExtraFile, LoraTag
+
+RANK_MAX = 4096
+"""More would only cost time: no layer of Stable Diffusion 1.x has a larger one."""
+
+Parts = Mapping[str, Tensor]
+_SPELLINGS = (
+    (re.compile(r"^base_model\.model\."), ""),
+    (re.compile(r"\.processor\."), "."),
+    (re.compile(r"\.to_(q|k|v|out)_lora\."), r".to_\1.lora."),
+    (re.compile(r"\.to_out\.lora"), ".to_out.0.lora"),
+    (re.compile(r"\.lora(?:_linear_layer)?\.(up|down)\."), r".lora_\1."),
+    (re.compile(r"\.lora_A(?:\.default)?\."), ".lora_down."),
+    (re.compile(r"\.lora_B(?:\.default)?\."), ".lora_up."),
+)
+"""Other programs' names -> Kohya's."""
+_NAME = re.compile(r"(.+?)\.(lora_(?:up|down|mid)\.weight|alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))")
+_OF_UNET = ("lora_unet_", "unet_", "")
+_OF_TEXT = ("lora_te_text_model_", "text_encoder_text_model_", "text_encoder_", "text_model_")
+_OTHER_FAMILIES = re.compile(r"^(lora_te[123]_|text_encoder_[23]\.|(lora_)?transformer)")
+
+
+@dataclass(frozen=True)
+class Use:
+    """A LoRA at the multipliers of a prompt's tag."""
+
+    file: ExtraFile
+    tag: LoraTag
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A module of the model that a LoRA may change."""
+
+    module: nn.Module
+    of_text: bool
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+class Adapters:
+    """The LoRAs in the weights of one model, merged in place: compiled networks and CUDA graphs go on working.
+
+    Weights that are touched are kept as they were, in the host's memory, and come back bit for bit before anything else
+    is merged. Whatever ends a prediction, the next one begins with exactly what it asks for; if that is the same,
+    nothing has to be done.
+    """
+
+    def __init__(self, unet: nn.Module, text: nn.Module) -> None:
+        self._layers = {
+            prefix + name.replace(".", "_"): _Layer(module, network is text)
+            for network, prefixes in ((unet, _OF_UNET), (text, _OF_TEXT))
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            for prefix in prefixes
+        }
+        self._originals: list[tuple[_Layer, Tensor]] = []
+        self._merged: tuple[Use, ...] | None = ()
+
+    def apply(self, uses: Sequence[Use]) -> None:
+        """Have exactly these in the weights. Raises ModelError, with the weights untouched, for a file that is none."""
+        wanted = tuple(use for use in uses if use.tag.acts)
+        if wanted == self._merged:
+            return
+        read = [(use.tag, read_lora(use.file.path, self._layers)) for use in wanted]
+        self._merged = None  # until all is done: what is interrupted is undone by the next call
+        for layer, original in self._originals:
+            layer.weight.copy_(original)
+        self._originals.clear()
+        for layer in dict.fromkeys(layer for _, found in read for layer in found):
+            self._merge(layer, [(tag, found[layer]) for tag, found in read if layer in found])
+        self._merged = wanted
+
+    def _merge(self, layer: _Layer, added: list[tuple[LoraTag, Parts]]) -> None:
+        self._originals.append((layer, layer.weight.to("cpu", copy=True)))
+        merged = layer.weight.float()
+        for tag, parts in added:
+            there = {name: part if name == "alpha" else part.to(merged.device).float() for name, part in parts.items()}
+            multiplier = tag.te if layer.of_text else tag.unet
+            merged = merged + change(there, layer.weight.shape, tag.rank) * multiplier
+        layer.weight.copy_(merged)
+
+
+def read_lora(path: Path, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:
+    """What a file adds to which layers. Raises ModelError, which names the file and the reason."""
+    if not is_safetensors(path):
+        raise ModelError(f"{path}: a pickle. LoRAs are read as .safetensors only: give that version of it.")
+    tensors = map_tensors(path)
+    check_plain(path, tensors)
+    found: dict[_Layer, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(_spelled(name))
+        layer = layers.get(match[1].replace(".", "_")) if match else None
+        if match is None or layer is None:
+            raise ModelError(f"{path}: {_what_else(name, tensors)}")
+        if not tensor.is_floating_point():
+            raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
+        found.setdefault(layer, {})[match[2]] = tensor
+    if not found:
+        raise ModelError(f"{path}: holds no tensors. Give a LoRA made for Stable Diffusion 1.x.")
+    for layer, parts in found.items():
+        _check_fits(path, layer, parts)
+    check_finite(path, tensors)
+    return dict(found)
+
+
+def _spelled(name: str) -> str:
+    for spelling, ours in _SPELLINGS:
+        name = spelling.sub(ours, name)
+    return name
+
+
+def _what_else(name: str, names: Mapping[str, Tensor]) -> str:
+    kind = kind_of(names)
+    if kind and kind.what != "a LoRA":
+        return f"{kind.what}, and no LoRA. Give a LoRA made for Stable Diffusion 1.x."
+    if _OTHER_FAMILIES.match(name):
+        return f"made for another family (SDXL, SD 3, Flux; it has {name}). Give one made for Stable Diffusion 1.x."
+    return f"{name} is no part of a LoRA, LoHa or LoKr for Stable Diffusion 1.x that is known here. Give another form."
+
+
+def _check_fits(path: Path, layer: _Layer, parts: Parts) -> None:
+    """Do the sum on shapes alone: what does not fit is known before any memory is taken."""
+    shapes = {name: torch.empty(part.shape, device="meta") for name, part in parts.items() if name != "alpha"}
+    try:
+        if parts.get("alpha", torch.ones(())).numel() != 1:
+            raise ValueError("alpha is no number")
+        change(shapes, layer.weight.shape, None)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        told = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
+        raise ModelError(
+            f"{path}: {told} does not fit a weight of shape {tuple(layer.weight.shape)} ({in_one_line(error)}). "
+            "It was made for another model, or is broken."
+        ) from error
+
+
+def change(parts: Parts, shape: torch.Size, rank: int | None) -> Tensor:
+    """What the parts add to a weight of this shape at multiplier 1; of a LoRA only the first `rank` ranks."""
+    method = next((method for name, method in _METHODS.items() if name in parts), None)
+    if method is None:
+        raise ValueError("parts are missing")
+    product, own_rank = method(parts, rank)
+    if product.shape[0] != shape[0] or product.numel() != shape.numel():
+        raise ValueError(f"it makes {tuple(product.shape)}")
+    if own_rank is not None and own_rank > RANK_MAX:
+        raise ValueError(f"of rank {own_rank}; at most {RANK_MAX}")
+    scale = float(parts["alpha"]) / own_rank if "alpha" in parts and own_rank else 1.0
+    return product.reshape(shape) * scale
+
+
+def _lora(parts: Parts, rank: int | None) -> tuple[Tensor, int]:
+    up, down = parts["lora_up.weight"].flatten(1), parts["lora_down.weight"].flatten(1)
+    if "lora_mid.weight" in parts:
+        return torch.einsum("nmkl,in,mj->ijkl", parts["lora_mid.weight"], up, down), len(down)
+    return up[:, :rank] @ down[:rank], len(down)
+
+
+def _loha(parts: Parts, rank: int | None) -> tuple[Tensor, int]:
+    def factor(number: int) -> Tensor:
+        a, b = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
+        core = parts.get(f"hada_t{number}")
+        return a @ b if core is None else torch.einsum("ijkl,ip,jr->prkl", core, a, b)
+
+    return factor(1) * factor(2), len(parts["hada_w1_b"])
+
+
+def _lokr(parts: Parts, rank: int | None) -> tuple[Tensor, int | None]:
+    ranks = [len(parts[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in parts]
+
+    def factor(name: str) -> Tensor:
+        if name in parts:
+            return parts[name]
+        a, b, core = parts[f"{name}_a"], parts[f"{name}_b"], parts.get("lokr_t2")
+        if core is not None and name == "lokr_w2":
+            return torch.einsum("ijkl,ip,jr->prkl", core, a, b)
+        return a @ b.flatten(1)
+
+    first, second = factor("lokr_w1"), factor("lokr_w2")
+    return torch.kron(first[(...,) + (None,) * (second.dim() - 2)], second), next(iter(ranks), None)
+
+
+_METHODS: Mapping[str, Callable[[Parts, int | None], tuple[Tensor, int | None]]] = {
+    "lora_up.weight": _lora,
+    "hada_w1_a": _loha,
+    "lokr_w1": _lokr,
+    "lokr_w1_a": _lokr,
+}
+"""Method by the part that shows it."""

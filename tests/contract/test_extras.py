@@ -1,0 +1,52 @@
+"""A LoRA that is sent along changes its own picture and no other."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from pipelines.loader import load
+from script.cog_server import CogServer, reasons
+from tests.adapters import kohya, write
+from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
+from weights_script.resolve import resolve
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random LoRA of the embedded model, as a data URI."""
+    networks = load(resolve(None, None).files)
+    path = tmp_path_factory.mktemp("lora") / "some.safetensors"
+    return data_uri(write(path, kohya(networks.unet, networks.text.model)).path)
+
+
+def data_uri(path: Path) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) -> None:
+    (before,) = draw(server, DRAFT | {"prompt": "a boat"})["output"]
+    (changed,) = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "lora_file": lora})["output"]
+    (after,) = draw(server, DRAFT | {"prompt": "a boat"})["output"]
+    assert after == before != changed
+    text = parameters(picture(changed))
+    assert 'Lora hashes: "mine: ' in text
+    again = draw(server, {"generation_data": text, "lora_file": lora})
+    assert again["output"] == [changed]
+    assert again["metrics"]["not_honoured"] == []
+
+
+def test_one_that_is_not_here_is_named(server: CogServer) -> None:
+    reply = ask(server, DRAFT | {"prompt": "a boat <lora:nobodys:1>"})
+    assert reply.body["status"] == "failed"
+    assert "prompt='<lora:nobodys:1>': no LoRA of this name is here; here are: none" in " ".join(reasons(reply.body))
+    assert reply.body["metrics"]["predict_time"] < 0.5
+
+
+def test_a_file_that_is_no_lora_is_refused_and_disturbs_nothing(server: CogServer) -> None:
+    (before,) = draw(server, DRAFT | {"prompt": "a boat"})["output"]
+    vocabulary = resolve(None, None).files.tokenizer / "vocab.json"
+    reply = ask(server, DRAFT | {"prompt": "a boat <lora:mine:1>", "lora_file": data_uri(vocabulary)})
+    assert reply.body["status"] == "failed"
+    assert "neither safetensors nor a pickle" in " ".join(reasons(reply.body))
+    assert draw(server, DRAFT | {"prompt": "a boat"})["output"] == [before]

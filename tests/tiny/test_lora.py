@@ -1,0 +1,255 @@
+"""LoRAs in the weights of the embedded model: what they change, that nothing of them stays, and what is refused."""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines import lora
+from pipelines.checkpoint import map_tensors
+from pipelines.errors import ModelError
+from pipelines.extras import NO_EXTRAS, ExtraFile, Extras
+from pipelines.highres import Picture, Step, render
+from pipelines.loader import Networks, load
+from pipelines.lora import change
+from pipelines.plan import make_plan
+from pipelines.request import GenerationRequest, HiresSettings
+from tests import adapters
+from tests.adapters import CONV, LINEAR, TEXT, extras, kohya, use, write
+from weights_script.resolve import ResolvedModel
+
+
+@pytest.fixture(scope="module")
+def networks(embedded: ResolvedModel) -> Networks:
+    """Networks of our own: others must not find a LoRA in theirs."""
+    return load(embedded.files)
+
+
+@pytest.fixture
+def clean(networks: Networks) -> Iterator[Networks]:
+    yield networks
+    networks.adapters.apply([])
+
+
+def some(networks: Networks, seed: int = 0) -> dict[str, Tensor]:
+    return kohya(networks.unet, networks.text.model, seed)
+
+
+@pytest.fixture
+def file(networks: Networks, tmp_path: Path) -> ExtraFile:
+    return write(tmp_path / "some.safetensors", some(networks))
+
+
+def asked(prompt: str, found: Extras = NO_EXTRAS, hires: HiresSettings | None = None) -> GenerationRequest:
+    return GenerationRequest(
+        prompt=prompt, width=64, height=64, seed=1, num_inference_steps=2, hires=hires, extras=found
+    )
+
+
+def draw(networks: Networks, request: GenerationRequest) -> NDArray[np.uint8]:
+    (pixels,) = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
+    return pixels
+
+
+def weights(networks: Networks) -> dict[str, Tensor]:
+    """Those that the tests' LoRAs touch."""
+    layers = {LINEAR: networks.unet, CONV: networks.unet, TEXT: networks.text.model}
+    return {name: network.get_submodule(name).weight.clone() for name, network in layers.items()}  # type: ignore
+
+
+def test_a_picture_is_the_same_before_and_after_one_with_a_lora(clean: Networks, file: ExtraFile) -> None:
+    before = draw(clean, asked("a boat"))
+    changed = draw(clean, asked("a boat <lora:some:2>", extras(file)))
+    assert not np.array_equal(changed, before)
+    assert np.array_equal(draw(clean, asked("a boat")), before)
+    assert np.array_equal(draw(clean, asked("a boat <lyco:some:te=2>", extras(file))), changed)
+    assert np.array_equal(draw(clean, asked("a boat <lora:some:0>", extras(file))), before)
+
+
+@pytest.mark.parametrize("end", ["cancel", "error", "error while merging"])
+def test_nothing_stays_after_a_cancel_or_an_error(
+    clean: Networks, file: ExtraFile, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    before, untouched = draw(clean, asked("a boat")), weights(clean)
+    request = asked("a boat <lora:some:2>", extras(file))
+    if end == "error while merging":
+        calls: list[int] = []
+        whole = change
+
+        def breaks(parts: lora.Parts, shape: torch.Size, rank: int | None) -> Tensor:
+            calls.append(1)
+            if len(calls) == 5:  # three are the check of the shapes
+                raise KeyboardInterrupt
+            return whole(parts, shape, rank)
+
+        monkeypatch.setattr(lora, "change", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            draw(clean, request)
+        monkeypatch.undo()
+    else:
+        with closing(render(clean, request, make_plan(request))) as events:
+            assert any(isinstance(event, Step) and event.number for event in events)
+            if end == "error":
+                with pytest.raises(RuntimeError):
+                    events.throw(RuntimeError("broken"))
+    assert any(not torch.equal(weight, untouched[name]) for name, weight in weights(clean).items())
+    assert np.array_equal(draw(clean, asked("a boat")), before)
+    assert all(torch.equal(weight, untouched[name]) for name, weight in weights(clean).items())
+
+
+def test_the_hires_pass_has_the_loras_of_its_own_prompt(clean: Networks, file: ExtraFile) -> None:
+    def pictures(prompt: str, hires_prompt: str) -> list[NDArray[np.uint8]]:
+        request = asked(prompt, extras(file), HiresSettings(scale=1, steps=2, prompt=hires_prompt))
+        events = render(clean, request, make_plan(request), show_phases=True)
+        return [event.pixels for event in events if isinstance(event, Picture)]
+
+    draft, _, plain = pictures("a boat", "a boat")
+    same_draft, _, hires_alone = pictures("a boat", "a boat <lora:some:2>")
+    other_draft, _, first_alone = pictures("a boat <lora:some:2>", "a boat")
+    *_, both = pictures("a boat <lora:some:2>", "")
+    assert np.array_equal(draft, same_draft)
+    assert not np.array_equal(draft, other_draft)
+    assert len({picture.tobytes() for picture in (plain, hires_alone, first_alone, both)}) == 4
+
+
+def test_several_add_up_and_multipliers_count(clean: Networks, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{seed}.safetensors", some(clean, seed)) for seed in (0, 1)]
+    before = weights(clean)
+    clean.adapters.apply([use(files[0], te=0.5, unet=-1), use(files[1], te=0, unet=2)])
+    after = weights(clean)
+    for name, factors in ((LINEAR, (-1, 2)), (CONV, (-1, 2)), (TEXT, (0.5, 0))):
+        expected = before[name].clone()
+        for seed, factor in enumerate(factors):
+            up, down = adapters.parts(expected.shape, seed)
+            expected += (up.flatten(1) @ down.flatten(1)).reshape(expected.shape) * (1 / adapters.RANK) * factor
+        assert torch.allclose(after[name], expected, atol=1e-6)
+    clean.adapters.apply([use(files[0], rank=1)])
+    up, down = adapters.parts(before[LINEAR].shape, 0)
+    expected = before[LINEAR] + up[:, :1] @ down[:1] / adapters.RANK
+    assert torch.allclose(weights(clean)[LINEAR], expected, atol=1e-6)
+
+
+def test_the_same_set_stays_merged_and_a_changed_file_does_not(
+    clean: Networks, file: ExtraFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean.adapters.apply([use(file)])
+    merged = weights(clean)
+    monkeypatch.setattr(lora, "read_lora", lambda *_: pytest.fail("read again"))
+    clean.adapters.apply([use(file)])
+    monkeypatch.undo()
+    clean.adapters.apply([use(write(file.path, some(clean, 1)))])
+    assert not torch.equal(weights(clean)[LINEAR], merged[LINEAR])
+
+
+def test_a_mapped_checkpoint_is_never_written_to(embedded: ResolvedModel, file: ExtraFile, tmp_path: Path) -> None:
+    """In single precision, as networks on a CPU are, weights are the file's own pages."""
+    path = tmp_path / "single.safetensors"
+    save_file({name: tensor.float() for name, tensor in map_tensors(embedded.files.checkpoint).items()}, path)
+    mapped = load(replace(embedded.files, checkpoint=path, sha256=""))
+    before, digest = weights(mapped), hashlib.sha256(path.read_bytes()).digest()
+    mapped.adapters.apply([use(file)])
+    assert not torch.equal(weights(mapped)[LINEAR], before[LINEAR])
+    assert hashlib.sha256(path.read_bytes()).digest() == digest
+
+
+SPELLINGS: dict[str, Callable[[str, str], dict[str, str]]] = {
+    "PEFT": lambda unet, text: {
+        f"base_model.model.{unet}": "lora_B.weight lora_A.weight",
+        f"base_model.model.text_model.{text}": "lora_B.default.weight lora_A.default.weight",
+    },
+    "diffusers": lambda unet, text: {
+        f"unet.{unet}": "lora.up.weight lora.down.weight",
+        f"text_encoder.text_model.{text}": "lora_linear_layer.up.weight lora_linear_layer.down.weight",
+    },
+    "attention processors": lambda unet, text: {
+        f"unet.{unet.removesuffix('.to_q')}.processor.to_q_lora": "up.weight down.weight",
+        f"text_encoder.text_model.{text}": "lora_B.weight lora_A.weight",
+    },
+}
+
+
+@pytest.mark.parametrize("names", SPELLINGS.values(), ids=SPELLINGS)
+def test_names_of_other_programs(clean: Networks, tmp_path: Path, names: Callable[[str, str], dict[str, str]]) -> None:
+    before, tensors = weights(clean), {}
+    for (module, spelled), name in zip(names(LINEAR, TEXT).items(), (LINEAR, TEXT), strict=True):
+        for part, tensor in zip(spelled.split(), adapters.parts(before[name].shape), strict=True):
+            tensors[f"{module}.{part}"] = tensor
+    clean.adapters.apply([use(write(tmp_path / "other.safetensors", tensors))])
+    for name in (LINEAR, TEXT):
+        up, down = adapters.parts(before[name].shape)
+        assert torch.allclose(weights(clean)[name], before[name] + up @ down, atol=1e-6)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_loha_lokr_and_cores_are_what_their_papers_say() -> None:
+    a, b, c, d = random(6, 2), random(2, 8), random(6, 2), random(2, 8)
+    loha = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d, "alpha": torch.tensor(4.0)}
+    assert torch.allclose(change(loha, torch.Size((6, 8)), None), (a @ b) * (c @ d) * 2)
+    first, second = random(2, 4), random(3, 2, 3, 3)
+    whole = torch.einsum("ab,cdkl->acbdkl", first, second).reshape(6, 8, 3, 3)
+    lokr = {"lokr_w1": first, "lokr_w2": second, "alpha": torch.tensor(4.0)}
+    assert torch.allclose(change(lokr, whole.shape, None), whole), "alpha counts for what has a rank"
+    w2_a, w2_b = random(3, 2), random(2, 2 * 9)
+    lokr = {"lokr_w1": first, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b, "alpha": torch.tensor(4.0)}
+    whole = torch.kron(first[..., None, None], (w2_a @ w2_b).reshape(3, 2, 3, 3))
+    assert torch.allclose(change(lokr, whole.shape, None), whole * 2, atol=1e-6)
+    up, core, down, x = random(6, 2, 1, 1), random(2, 2, 3, 3), random(2, 8, 1, 1), random(1, 8, 5, 5)
+    conv = torch.nn.functional.conv2d
+    weight = change(
+        {"lora_up.weight": up, "lora_mid.weight": core, "lora_down.weight": down}, torch.Size((6, 8, 3, 3)), None
+    )
+    assert torch.allclose(conv(x, weight), conv(conv(conv(x, down), core), up), atol=1e-4)
+
+
+def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+UP = f"lora_unet_{LINEAR.replace('.', '_')}.lora_up.weight"
+HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
+    "a checkpoint": (lambda _: {"model.diffusion_model.out.2.weight": torch.ones(2)}, "a Stable Diffusion checkpoint"),
+    "of SDXL": (lambda t: renamed(t, "lora_te_", "lora_te1_"), "another family"),
+    "of another form": (lambda t: t | {UP.replace("lora_up.weight", "oft_blocks"): torch.ones(1)}, "is no part of"),
+    "of no layer": (lambda t: renamed(t, "to_q", "to_z"), "to_z.* is no part of"),
+    "a part missing": (lambda t: {name: v for name, v in t.items() if name != UP}, "parts are missing"),
+    "wrong shapes": (lambda t: t | {UP: torch.ones(3, adapters.RANK)}, "does not fit a weight of shape"),
+    "ranks that differ": (lambda t: t | {UP: torch.ones(t[UP].shape[0], 5)}, "does not fit"),
+    "NaN": (lambda t: t | {UP: torch.full_like(t[UP], float("nan"))}, "NaN"),
+    "whole numbers": (lambda t: t | {UP: t[UP].int()}, "quantised"),
+    "an alpha of many": (lambda t: t | {UP.replace("lora_up.weight", "alpha"): torch.ones(2)}, "alpha is no number"),
+    "a huge rank": (
+        lambda t: (
+            t | {UP: torch.ones(t[UP].shape[0], 5000), UP.replace("up", "down"): torch.ones(5000, t[UP].shape[0])}
+        ),
+        "of rank 5000",
+    ),
+    "nothing": (lambda _: {}, "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_no_lora_is_refused_with_the_weights_untouched(clean: Networks, tmp_path: Path, case: str) -> None:
+    break_it, told = HOSTILE[case]
+    before = weights(clean)
+    with pytest.raises(ModelError, match=told):
+        clean.adapters.apply([use(write(tmp_path / "bad.safetensors", break_it(some(clean))))])
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(clean).items())
+
+
+def test_a_pickle_is_refused_unread(clean: Networks, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
+    with pytest.raises(ModelError, match="a pickle"):
+        clean.adapters.apply([use(ExtraFile.at(path))])

@@ -1,0 +1,277 @@
+"""LoRAs and embeddings by name: tags, folders, hashes, lines of the inputs, and what of a block they settle."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import pasted
+from pipelines.errors import InvalidInput, ModelError
+from pipelines.extras import LORAS_MAX, ExtraFile, Extras, LoraTag, in_folders, lora_tags
+from pipelines.model import ModelIdentity
+from pipelines.parameters import of_picture
+from pipelines.pasted import Parameters
+from pipelines.plan import make_plan
+from pipelines.reproduce import honour, obstacles, request_from
+from pipelines.request import GenerationRequest, HiresSettings
+from weights_script import extras as lines
+from weights_script.extras import bring
+
+BODY = b"tensors"
+
+
+def write(path: Path, **metadata: str) -> Path:
+    """The form of a safetensors file, as far as names and hashes go."""
+    header = json.dumps({"__metadata__": metadata}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + BODY)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tag"),
+    [
+        ("<lora:x>", LoraTag("x", 1, 1)),
+        ("a <lora:x:0.5> b", LoraTag("x", 0.5, 0.5)),
+        ("<lyco:x:0.5:-1>", LoraTag("x", 0.5, -1)),
+        ("<lora:x:0.5:0.7:8>", LoraTag("x", 0.5, 0.7, 8)),
+        ("<lora:x:0.5:0.7:0>", LoraTag("x", 0.5, 0.7, 0)),
+        ("<lora:x:te=0.5>", LoraTag("x", 0.5, 0.5)),
+        ("<lora:x:unet=0.5:dyn=4>", LoraTag("x", 1, 0.5, 4)),
+        ("<lora:x:0.2:te=0.5:unet=0.7>", LoraTag("x", 0.5, 0.7)),
+    ],
+)
+def test_tags(prompt: str, tag: LoraTag) -> None:
+    assert lora_tags(prompt) == [tag]
+    assert lora_tags(str(tag)) == [tag]
+
+
+@pytest.mark.parametrize("prompt", ["<hypernet:x:1>", "lora:x:1", "< lora:x:1>", ""])
+def test_what_is_no_lora_tag(prompt: str) -> None:
+    assert lora_tags(prompt) == []
+
+
+@pytest.mark.parametrize("args", ["x:y", "x:1:nan", "x:1e9", "x:te=", "x:1:1:1.5", "x:dyn=-1"])
+def test_a_tag_that_says_no_numbers_is_shown(args: str) -> None:
+    if args == "x:te=":
+        assert lora_tags(f"<lora:{args}>") == [LoraTag("x", 1, 1)]
+        return
+    with pytest.raises(InvalidInput, match=f"hires_prompt='<lora:{args}>': multipliers must be numbers"):
+        lora_tags(f"<lora:{args}>", "hires_prompt")
+
+
+def test_too_many() -> None:
+    with pytest.raises(InvalidInput, match="at most 16 LoRAs"):
+        lora_tags("<lora:x:1>" * (LORAS_MAX + 1))
+
+
+def test_folders_and_names(tmp_path: Path) -> None:
+    write(tmp_path / "loras" / "deep" / "file.safetensors", ss_output_name="trained")
+    write(tmp_path / "loras" / "other.safetensors", ss_output_name="file")
+    (tmp_path / "loras" / "old.pt").write_bytes(b"pickle")
+    (tmp_path / "loras" / "cut.safetensors").write_bytes(b"\xff" * 9)
+    (tmp_path / "embeddings").mkdir()
+    (tmp_path / "embeddings" / "old.pt").write_bytes(b"pickle")
+    found = in_folders(tmp_path / "loras", tmp_path / "embeddings")
+    assert {name: file.path.name for name, file in found.loras.items()} == {
+        "file": "file.safetensors",
+        "trained": "file.safetensors",
+        "other": "other.safetensors",
+        "cut": "cut.safetensors",
+    }
+    assert list(found.embeddings) == ["old"]
+    assert found.embeddings["old"].sha256 == hashlib.sha256(b"pickle").hexdigest()
+    assert found.loras["file"].tensors_sha256 == found.loras["other"].tensors_sha256 == hashlib.sha256(BODY).hexdigest()
+    assert found.loras["cut"].tensors_sha256 == hashlib.sha256().hexdigest()
+    assert in_folders(None, tmp_path / "none") == Extras()
+
+
+def test_a_file_that_is_written_over_is_another_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors")
+    before = ExtraFile.at(path)
+    first = before.sha256
+    write(path, title="another")
+    assert ExtraFile.at(path) != before
+    assert ExtraFile.at(path).sha256 != first
+
+
+PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
+MODEL = ModelIdentity(name="m", sha256="0" * 64)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Extras:
+    """One LoRA called x, one embedding called e."""
+    write(tmp_path / "loras" / "x.safetensors")
+    write(tmp_path / "embeddings" / "e.safetensors")
+    return in_folders(tmp_path / "loras", tmp_path / "embeddings")
+
+
+def test_a_lora_that_is_not_here_is_refused_with_those_that_are(here: Extras) -> None:
+    request = GenerationRequest(prompt="<lora:x:1> <lora:y:0>", width=64, height=64, seed=1, extras=here)
+    with pytest.raises(InvalidInput, match="prompt='<lora:y:1>': no LoRA of this name is here; here are: x"):
+        replace(request, prompt="<lora:y:1>")
+    with pytest.raises(InvalidInput, match="hires_prompt='<lora:y:1>'"):
+        replace(request, hires=HiresSettings(prompt="<lora:y:1>"))
+    assert replace(request, negative_prompt="<lora:y:1>")
+
+
+def test_hashes_are_written_and_read_back(here: Extras) -> None:
+    hires = HiresSettings(prompt="b <lora:x:2>")
+    request = GenerationRequest(
+        prompt="a <lora:x:1>", width=64, height=64, seed=1, sampler="Euler", hires=hires, extras=here
+    )
+    digits, other = here.loras["x"].tensors_sha256[:12], here.embeddings["e"].sha256
+    text = of_picture(request, make_plan(request), MODEL, 0, [("e", other), ("e", other)])
+    assert f'Lora hashes: "x: {digits}", TI hashes: "e: {other[:12]}, e: {other[:12]}", Version' in text
+    data = pasted.read(text)
+    assert obstacles(data, MODEL, extras=here) == []
+    assert request_from(data, extras=here) == request
+    assert [each.other_picture for each in obstacles(data, MODEL)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ('Lora hashes: "x: 0123456789ab"', ["made with another LoRA x (0123456789ab) than the one here"]),
+        ('TI hashes: "e: 0123456789ab"', ["made with another embedding e (0123456789ab) than the one here"]),
+        (f'Lora hashes: "x: {hashlib.sha256(BODY).hexdigest()[:10]}"', []),
+    ],
+)
+def test_a_file_of_another_hash_is_told(here: Extras, end: str, told: list[str]) -> None:
+    found = obstacles(pasted.read(f"a <lora:x:1>\n{PLAIN}, {end}"), MODEL, extras=here)
+    assert [each.text for each in found] == told
+
+
+def test_without_strict_the_tags_of_what_is_missing_go(here: Extras) -> None:
+    data = pasted.read(f"a <lora:x:1> <lora:y:1> <lyco:z:2>\n{PLAIN}")
+    found = obstacles(data, MODEL, extras=here)
+    assert len(found) == 2
+    assert request_from(honour(data, found, strict=False), extras=here).prompt.rstrip() == "a <lora:x:1>"
+
+
+# --- what a request brings along
+
+NOTHING: dict[str, Any] = {"loras": "", "embeddings": "", "lora_file": None}
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Extras) -> Path:
+    """A cache folder with the LoRA x and the embedding e."""
+    monkeypatch.setenv("PASTEL_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("text", "prompt", "expected"),
+    [
+        ("x", "a", "a <lora:x:1>"),
+        ("x", "a <lora:x:0.5>", "a <lora:x:0.5>"),
+        (" x : 0.8 ", "a", "a <lora:x:0.8>"),
+        ("x:0.8:-0.3\n", "a", "a <lora:x:-0.3:0.8>"),
+        ("mine = x:2", "a", "a <lora:mine:2>"),
+        ("", "a", "a"),
+    ],
+)
+def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) -> None:
+    extras, data = bring(Parameters(prompt=prompt, hires_prompt="b"), NOTHING | {"loras": text})
+    assert data.prompt == expected
+    assert lora_tags(data.prompt) == lora_tags(data.hires_prompt) or prompt != "a"
+    assert all(tag.name in extras.loras for tag in lora_tags(data.prompt))
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("y", "nothing of this name is here.*here: x"),
+        ("http://huggingface.co/a/b/resolve/main/c.safetensors", "must be an https address of"),
+        ("https://example.com/c.safetensors", "must be an https address of"),
+        ("https://huggingface.co.example.com/c.safetensors", "must be an https address of"),
+        ("https://user@example.com:1@huggingface.co.evil/c", "must be an https address of"),
+        ("file:///etc/passwd", "must be an https address of|nothing of this name"),
+        ("../../etc/passwd", "nothing of this name"),
+        ("a/b/../../../c", "nothing of this name"),
+    ],
+)
+def test_other_places_are_refused(line: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=f"(?s)loras=.*({told})"):
+        bring(Parameters(), NOTHING | {"loras": line})
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("line", "address"),
+    [
+        ("a/b/deep/c.safetensors", "https://huggingface.co/a/b/resolve/main/deep/c.safetensors"),
+        (
+            "https://huggingface.co/a/b/blob/v2/c%20d.safetensors?download=true",
+            "https://huggingface.co/a/b/resolve/v2/c%20d.safetensors",
+        ),
+        (
+            "https://civitai.com/models/12/a-name?modelVersionId=34",
+            "https://civitai.com/api/download/models/34",
+        ),
+        ("https://civitai.com/api/download/models/34", "https://civitai.com/api/download/models/34"),
+        ("https://x.replicate.delivery/y/c.safetensors", "https://x.replicate.delivery/y/c.safetensors"),
+    ],
+)
+def test_links_are_turned_into_their_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, address: str
+) -> None:
+    asked: list[str] = []
+
+    def fetch(url: str, cache: Path, at_most: int) -> Path:
+        asked.append(url)
+        return write(tmp_path / "34.safetensors", ss_output_name="a, name")
+
+    monkeypatch.setattr("weights_script.fetch.fetch_url", fetch)
+    extras, data = bring(Parameters(prompt="a"), NOTHING | {"loras": f"{line}:0.5"})
+    assert asked == [address]
+    assert data.prompt == "a <lora:a_ name:0.5>"
+    assert "a_ name" in extras.loras
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_cannot_be_had_names_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Path:
+        raise ModelError("gone")
+
+    monkeypatch.setattr("weights_script.fetch.fetch_url", fail)
+    with pytest.raises(ModelError, match=r"^embeddings: gone"):
+        bring(Parameters(), NOTHING | {"embeddings": "a/b/c.pt"})
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("prompt", "name", "expected"),
+    [
+        ("a <lora:mine:0.5>", "mine", "a <lora:mine:0.5>"),
+        ("a", "some", "a <lora:some:1>"),
+        ("a <lora:y:1> <lora:z:1>", "some", "a <lora:y:1> <lora:z:1> <lora:some:1>"),
+    ],
+)
+def test_an_uploaded_file_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, name: str, expected: str) -> None:
+    uploaded = write(tmp_path / "tmpab12_xyzsome.safetensors")
+    extras, data = bring(Parameters(prompt=prompt), NOTHING | {"lora_file": uploaded})
+    assert extras.loras[name].path == uploaded
+    assert data.prompt == expected
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    fetched = [write(cache / "fetched" / "urls" / str(age) / "a.safetensors") for age in range(4)]
+    size = fetched[0].stat().st_size
+    for age, path in enumerate(fetched):
+        (path.parent / ".a.safetensors.lock").touch()
+        os.utime(path.parent / ".a.safetensors.lock", (1, 1))
+        os.utime(path, (1000 - age, 1000 - age))
+    monkeypatch.setattr(lines, "CACHE_MAX", 2 * size)
+    monkeypatch.setattr("weights_script.fetch.fetch_url", lambda url, folder, at_most: fetched[3])
+    bring(Parameters(), NOTHING | {"loras": "a/b/c.safetensors"})
+    assert [path.exists() for path in fetched] == [True, False, False, True]
