@@ -11,14 +11,15 @@ from pipelines.loader import Networks
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
 
-BATCH = 4
-
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="a random model of full size instead of the embedded one")
     parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
     parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
     parser.add_argument("--rounds", type=int, default=5, help="pictures of each; default: 5")
+    parser.add_argument(
+        "--outputs", type=int, default=4, help="of the batch beside single requests; 1: none. Default: 4"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -43,11 +44,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     figures = report.in_turns(beside, arguments.rounds)
     print(report.table("\nOne picture", "s", figures, "ours"))
-    batch = replace(request, num_outputs=BATCH)
-    several = {f"num_outputs={BATCH}": ours(own, batch), f"{BATCH} requests": repeated(ours(own, request), BATCH)}
+    if (count := arguments.outputs) == 1:
+        return {"one": figures}
+    batch = replace(request, num_outputs=count)
+    several = {f"num_outputs={count}": ours(own, batch), f"{count} requests": repeated(ours(own, request), count)}
     taken = report.in_turns(several, arguments.rounds)
-    shared = {name: [seconds / BATCH for seconds in samples] for name, samples in taken.items()}
-    print(report.table(f"\nA picture of {BATCH}", "s", shared, f"num_outputs={BATCH}"))
+    shared = {name: [seconds / count for seconds in samples] for name, samples in taken.items()}
+    print(report.table(f"\nA picture of {count}", "s", shared, f"num_outputs={count}"))
     return {"one": figures, "several": shared}
 
 
