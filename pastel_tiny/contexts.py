@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pastel_tiny.captions import caption, empty
 from pastel_tiny.dataset import Chunk
+from pastel_tiny.networks import half_precision
 from pastel_tiny.progress import load, save
 from pastel_tiny.scenes import scene
 from pastel_tiny.text import Encoder
@@ -21,9 +22,9 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _encode(encoder: Encoder, texts: list[str]) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         parts = [encoder(texts[start : start + 48]).half() for start in range(0, len(texts), 48)]
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def described(folder: Path, chunk: Chunk, encoder: Encoder) -> Tensor:

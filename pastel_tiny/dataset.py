@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pastel_tiny.networks import here
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 
@@ -26,7 +27,7 @@ def halve(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
     """Bytes to a batch in [-1, 1], in the memory layout that the CPU's bf16 convolutions like."""
     batch = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return batch.contiguous(memory_format=torch.channels_last)
+    return here(batch.contiguous(memory_format=torch.channels_last))
 
 
 def painted(

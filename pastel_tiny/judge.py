@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pastel_tiny.dataset import TEST_SEED, painted, tensor
+from pastel_tiny.networks import half_precision
 from pastel_tiny.progress import Clock, Log
 from pastel_tiny.scenes import (
     GROUND_COLOURS,
@@ -107,7 +108,7 @@ def reconstructed(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np
     """Pictures as the autoencoder gives them back."""
     parts = []
     for start in range(0, len(pictures), 16):
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             output = vae.decode(vae.encode(tensor(pictures[start : start + 16])).latent_dist.mean).sample
         parts.append(((output.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
@@ -137,7 +138,7 @@ def train(folder: Path, vae: AutoencoderKL, minutes: float) -> Judge:
     optimizer, clock, step = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=2e-2), Clock(minutes), 0
     while clock.done < 1:
         rows = np.array(rng.sample(range(len(pictures)), BATCH))
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             scores = judge(augmented(pictures[rows], rng))
         losses = [F.cross_entropy(scores[name].float(), goal[name][rows % TRAIN_COUNT]) for name in SEEN]
         error = torch.stack(losses).sum()

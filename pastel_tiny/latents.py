@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pastel_tiny.dataset import Chunk, tensor
-from pastel_tiny.networks import LATENT_SCALE, build_vae, compile_blocks
+from pastel_tiny.networks import LATENT_SCALE, build_vae, compile_blocks, half_precision, here
 from pastel_tiny.progress import load, save
 from pastel_tiny.vae import unseen_pictures
 
@@ -39,7 +39,7 @@ def statistics(folder: Path) -> Statistics:
             latents = trained(folder).encode(unseen_pictures(folder)).latent_dist.mean
         state = {"mean": latents.mean((0, 2, 3)).clone(), "deviation": latents.std((0, 2, 3)).clone()}
         save(path, state)
-    return Statistics(state["mean"], state["deviation"])
+    return Statistics(here(state["mean"]), here(state["deviation"]))
 
 
 @torch.no_grad()
@@ -64,10 +64,10 @@ def encoded(folder: Path, chunk: Chunk) -> Tensor:
         return state["latents"]
     vae, pictures, parts = folded(folder), chunk.pictures(folder), []
     compile_blocks(vae.encoder)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), half_precision():
         for start in range(0, len(pictures), 8):
             mean = vae.encode(tensor(pictures[start : start + 8])).latent_dist.mean
-            parts.append((mean.float() * LATENT_SCALE).half())
+            parts.append((mean.float() * LATENT_SCALE).half().cpu())
     result = torch.cat(parts).contiguous().clone()
     save(path, {"latents": result})
     print(f"[encode] {chunk.name} {tuple(result.shape)}", flush=True)

@@ -20,6 +20,16 @@ VAE_CHANNELS = (64, 64, 64, 64)
 UNET_CHANNELS = (64, 64, 64, 32)
 
 
+def half_precision() -> torch.autocast:
+    """bfloat16 on the device that training runs on, which is torch's default device."""
+    return torch.autocast(torch.get_default_device().type, torch.bfloat16)
+
+
+def here(value: Tensor) -> Tensor:
+    """The tensor on the device that training runs on; what is read and cached lies on the host."""
+    return value.to(torch.get_default_device(), non_blocking=True)
+
+
 def build_vae() -> AutoencoderKL:
     """A fresh autoencoder: 8x smaller, four latent channels."""
     vae = AutoencoderKL(

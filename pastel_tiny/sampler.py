@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pastel_tiny.networks import LATENT_SCALE
+from pastel_tiny.networks import LATENT_SCALE, half_precision, here
 from pastel_tiny.text import Encoder
 
 
@@ -38,13 +38,14 @@ def sample(
 ) -> Tensor:
     """Latents for contexts; every picture has its own seed, `size` is in latent cells (height, width)."""
     every, sigmas = ((1 - alphas()) / alphas()).sqrt().log(), levels(steps)
-    noise = [torch.randn(4, *size, generator=torch.Generator().manual_seed(seed + k)) for k in range(len(context))]
-    latents, previous = torch.stack(noise) * sigmas[0], None
+    generators = [torch.Generator("cpu").manual_seed(seed + k) for k in range(len(context))]
+    noise = [torch.randn(4, *size, generator=generator, device="cpu") for generator in generators]
+    latents, previous = here(torch.stack(noise)) * sigmas[0], None
     contexts = torch.cat([context, blank.expand(len(context), -1, -1)])
     for step, sigma in enumerate(sigmas[:-1]):
         time = (every - sigma.log()).abs().argmin()
         scaled = (latents / (sigma**2 + 1).sqrt()).repeat(2, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             right, empty = unet(scaled, time, contexts).sample.float().chunk(2)
         clean = latents - sigma * (empty + guidance * (right - empty))
         target = sigmas[step + 1]

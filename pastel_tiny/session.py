@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pastel_tiny.networks import Average
+from pastel_tiny.networks import Average, here
 from pastel_tiny.progress import Clock, load, save
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -46,5 +46,6 @@ def resume(path: Path, network: Network, optimizer: torch.optim.Optimizer, minut
         return Session(network, average, optimizer, Clock(minutes), 0)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
-    average.weights, average.steps = state["average"], state["step"]
+    average.weights = {name: here(value) for name, value in state["average"].items()}
+    average.steps = state["step"]
     return Session(network, average, optimizer, Clock(minutes, state["seconds"]), state["step"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, SYNONYMS, Told, caption, empty
-from pastel_tiny.networks import TEXT_WIDTH, Average, build_text
+from pastel_tiny.networks import TEXT_WIDTH, Average, build_text, half_precision, here
 from pastel_tiny.progress import Clock, Log, load, save
 from pastel_tiny.scenes import SUBJECTS, scene
 from pastel_tiny.vocabulary import VOCABULARY_SIZE
@@ -43,7 +43,7 @@ class Words:
     def ids(self, texts: list[str], length: int = LENGTH) -> Tensor:
         """Token ids, padded with the end token as SD 1.5 does."""
         found = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids = found.input_ids
+        ids = here(found.input_ids)
         return torch.where(self.used[ids], ids, UNKNOWN)
 
 
@@ -117,14 +117,12 @@ def batch(rng: random.Random, first: int, count: int, size: int = BATCH) -> tupl
     return [text for text, _ in pairs], [told for _, told in pairs]
 
 
-def _read(
-    text: CLIPTextModel, heads: Heads, ids: Tensor, rng: random.Random
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _read(text: CLIPTextModel, heads: Heads, ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read-outs at the end token and at a random place of the padding, which the UNet attends to as well."""
     states = text(input_ids=ids).last_hidden_state
     ends = (ids == EOS).int().argmax(1)
     rows = torch.arange(len(ids))
-    later = torch.tensor([rng.randint(int(end), ids.shape[1] - 1) for end in ends])
+    later = ends + (torch.rand(len(ids)) * (ids.shape[1] - ends)).long()
     return heads(states[rows, ends]), heads(states[rows, later])
 
 
@@ -146,8 +144,8 @@ def train(folder: Path, tokenizer: Path, minutes: float) -> None:
     while clock.done < 1:
         captions, told = batch(rng, 0, 100_000)
         ids, goal = words.ids(captions, LENGTH if step % 4 == 0 else 44), targets(told, blend.choose(len(told)))
-        with torch.autocast("cpu", torch.bfloat16):
-            reads = _read(text, heads, ids, rng)
+        with half_precision():
+            reads = _read(text, heads, ids)
         error = sum(
             (F.cross_entropy(read[name].float(), goal[name]) for read in reads for name in goal), torch.zeros(())
         )

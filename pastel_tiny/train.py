@@ -30,8 +30,13 @@ def main() -> None:
     parser.add_argument("--minutes-unet", type=float, default=120)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between the UNet's checkpoints")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="times a CPU's batch; 16 fills a large GPU better")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.set_default_device(arguments.device)
     run(arguments)
 
 
@@ -40,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     folder: Path = options.out
     pictures = painted(folder / "vae.npy", 0, options.vae_scenes, (256, 256))
     if "vae" in options.phases:
-        vae.train(folder, pictures, options.minutes_vae)
+        vae.train(folder, pictures, options.minutes_vae, options.batch)
     if "text" in options.phases:
         text.train(folder, TOKENIZER, options.minutes_text)
     if "encode" in options.phases:
@@ -50,9 +55,9 @@ def run(options: argparse.Namespace) -> None:
             contexts.described(folder, chunk, encoder)
             latents.encoded(folder, chunk)
     if "better" in options.phases:
-        vae.train(folder, pictures, options.minutes_better, better=True)
+        vae.train(folder, pictures, options.minutes_better, options.batch, better=True)
     if "unet" in options.phases:
-        unet.train(folder, TOKENIZER, options.minutes_unet, options.chunks, options.save_every)
+        unet.train(folder, TOKENIZER, options.minutes_unet, options.chunks, options.batch, options.save_every)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pastel_tiny.captions import caption
 from pastel_tiny.contexts import blanks, described
 from pastel_tiny.dataset import TEST_SEED, Chunk, chunks
 from pastel_tiny.latents import encoded, folded
-from pastel_tiny.networks import build_unet, compile_blocks
+from pastel_tiny.networks import build_unet, compile_blocks, half_precision, here
 from pastel_tiny.progress import Log, load
 from pastel_tiny.sampler import alphas, sheet
 from pastel_tiny.scenes import scene
@@ -41,8 +41,9 @@ class Batch:
 class Source:
     """Random batches from the chunks that are encoded so far; more may appear while training runs."""
 
-    def __init__(self, folder: Path, encoder: Encoder, squares: int, seed: int) -> None:
+    def __init__(self, folder: Path, encoder: Encoder, squares: int, seed: int, times: int) -> None:
         self.folder, self.encoder, self.chunks, self.rng = folder, encoder, chunks(squares), random.Random(seed)
+        self.times = times
         self.ready: dict[str, tuple[Tensor, Tensor]] = {}
         self.blanks = blanks(folder, encoder)
         self.refresh()
@@ -60,20 +61,20 @@ class Source:
         kind = self.rng.choices(kinds, [share[kind] for kind in kinds])[0]
         names = [name for name in self.ready if name.startswith(kind)]
         rows, contexts = [], []
-        for _ in range(BATCH[kind]):
+        for _ in range(BATCH[kind] * self.times):
             latents, described_as = self.ready[self.rng.choice(names)]
             index = self.rng.randrange(len(latents))
             rows.append(latents[index])
             told = self.rng.random() > 0.1
             contexts.append(self.rng.choice(described_as[index]) if told else self.rng.choice(self.blanks))
-        return Batch(kind, torch.stack(rows).float(), torch.stack(contexts).float())
+        return Batch(kind, here(torch.stack(rows)).float(), here(torch.stack(contexts)).float())
 
 
 def noise_error(unet: UNet2DConditionModel, latents: Tensor, context: Tensor, times: Tensor, noise: Tensor) -> Tensor:
     """The squared error of the predicted noise, per picture."""
     signal = alphas()[times][:, None, None, None]
     noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         guess = unet(noisy, times, context).sample
     return (guess.float() - noise).square().mean((1, 2, 3))
 
@@ -86,10 +87,10 @@ def weights(times: Tensor) -> Tensor:
 
 def caption_gap(unet: UNet2DConditionModel, folder: Path, encoder: Encoder) -> dict[str, float]:
     """The error at t = 500 on unseen scenes with the right, the empty and another scene's caption."""
-    latents, rng = encoded(folder, TEST).float(), random.Random(0)
+    latents, rng = here(encoded(folder, TEST)).float(), random.Random(0)
     texts = [caption(scene(TEST_SEED + index), rng)[0] for index in range(len(latents))]
     noise, times = (
-        torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)),
+        here(torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")),
         torch.full((len(latents),), 500),
     )
     right = encoder(texts)
@@ -122,13 +123,13 @@ def _session(folder: Path, minutes: float) -> Session[UNet2DConditionModel]:
     return resume(folder / "unet.pt", unet, optimizer, minutes)
 
 
-def train(folder: Path, tokenizer: Path, minutes: float, squares: int, save_every: float = 300) -> None:
+def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: int, save_every: float = 300) -> None:
     """Train for a time on whatever is encoded, with checkpoints and sheets on the way."""
     torch.manual_seed(5)
     encoder, run = Encoder(folder, tokenizer), _session(folder, minutes)
     if run.clock.done >= 1:
         return
-    source = Source(folder, encoder, squares, 5 + run.step)
+    source = Source(folder, encoder, squares, 5 + run.step, times)
     log, gaps, saved = Log(folder / "unet.csv"), Log(folder / "gap.csv"), run.clock.elapsed
     compile_blocks(run.network)
     while run.clock.done < 1:

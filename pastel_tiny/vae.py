@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pastel_tiny.dataset import TEST_SEED, halve, painted, tensor
-from pastel_tiny.networks import build_vae, compile_blocks
+from pastel_tiny.networks import build_vae, compile_blocks, half_precision
 from pastel_tiny.progress import Log, load
 from pastel_tiny.session import Session, resume
 
 BATCH, CROP = 4, 64
+"""The batch is what a CPU takes; `times` as many on a GPU."""
 
 
-def crops(pictures: NDArray[np.uint8], small: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+def crops(pictures: NDArray[np.uint8], small: NDArray[np.uint8], rng: np.random.Generator, times: int) -> Tensor:
     """Random squares, three quarters of them from the 128 px pictures; half are mirrored."""
     squares = []
-    for _ in range(BATCH):
+    for _ in range(BATCH * times):
         source = small if rng.random() < 0.75 else pictures
         picture = source[rng.integers(len(source))]
         y, x = (8 * rng.integers((side - CROP) // 8 + 1) for side in picture.shape[:2])
@@ -77,7 +78,7 @@ def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: float) -> tuple[Tenso
 
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     """Mean signal-to-noise ratio of reconstructed pictures in dB."""
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), half_precision():
         output = vae.decode(vae.encode(pictures).latent_dist.mean).sample.float().clamp(-1, 1)
     return float((10 * torch.log10(4 / (output - pictures).square().mean((1, 2, 3)))).mean())
 
@@ -101,7 +102,7 @@ def _session(folder: Path, minutes: float, better: bool) -> Session[AutoencoderK
     return resume(folder / ("better.pt" if better else "vae.pt"), vae, optimizer, minutes)
 
 
-def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: bool = False) -> None:
+def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, times: int, better: bool = False) -> None:
     """Train the autoencoder for a time, or with `better` only its decoder, from the finished stock one."""
     name, seed = ("better", 2) if better else ("vae", 1)
     torch.manual_seed(seed)
@@ -113,7 +114,7 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: boo
     compile_blocks(run.network)
     saved = run.clock.elapsed
     while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": _step(run, crops(pictures, small, rng), better)})
+        log.add(run.step, run.clock, {"loss": _step(run, crops(pictures, small, rng, times), better)})
         if run.clock.elapsed - saved > 240 or run.clock.done >= 1:
             saved = run.clock.elapsed
             run.save(folder / f"{name}.pt")
@@ -122,7 +123,7 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, better: boo
 
 def _step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
     """One step of the optimizer; gives the loss."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         output, mean = _reconstruct(run.network, batch, 0.02)
     error = loss(output.float(), batch, better)
     # a light pull towards zero and towards normal tails keeps the latents easy to model
