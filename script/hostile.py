@@ -35,6 +35,7 @@ Json = dict[str, Any]
 
 SCHEMA: Json = json.loads(COMMITTED.read_text(encoding="utf-8"))
 INPUTS = schema_inputs(SCHEMA)
+FILES = [name for name, field in INPUTS.items() if field.get("format") == "uri"]
 ANSWER_SECONDS = 30.0
 """For one answer and for the server to be ready again, on one slow core."""
 
@@ -104,7 +105,7 @@ def workers(server: CogServer) -> list[int]:
 _NAMES = "|".join(error.__name__ for error in PastelError.__subclasses__())
 _OURS = re.compile(rf"Prediction failed: Generator iteration error: (?:{_NAMES}): .+")
 _OF_COG = re.compile(r"Input validation error: .+")
-"""What Cog says of a URL that it cannot read, before predict() is called."""
+"""What Cog says of a file's URL that it cannot read, before predict() is called."""
 
 
 def faults(message: Message, answer: Answer) -> list[str]:
@@ -139,7 +140,7 @@ def faults_of_prediction(message: Message, body: Json) -> list[str]:
     told = str(body.get("error"))
     if body.get("status") != "failed":
         return [f"ended as {body.get('status')}"]
-    if _OF_COG.fullmatch(told) and b"hires_upscaler_file" in (message.body or b""):
+    if _OF_COG.fullmatch(told) and any(name.encode() in (message.body or b"") for name in FILES):
         return []
     names_an_input = not INPUTS.keys().isdisjoint(re.findall(r"\w+", told))
     return [] if _OURS.fullmatch(told) and names_an_input else [f"the error is {told!r}"]
