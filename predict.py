@@ -431,21 +431,25 @@ class Predictor(BasePredictor):
         embeddings: tuple[tuple[str, str], ...] = ()
         count, events = 0, render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
         with Bars() as bars, closing(events):
-            for event in events:
-                if isinstance(event, Step):
-                    bars.advance(event)
-                elif isinstance(event, PassResult):
-                    bars.close()
-                    embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-                elif isinstance(event, Picture) and passes(event, checker):
-                    identity = self.networks.identity
-                    text = parameters.of_picture(request, plan, identity, event.index, embeddings)
-                    self.outputs.begin(event.pixels, f"{event.kind}-{event.index}", file_format, text)
-                    count += 1
-                elif isinstance(event, Finished):
-                    self._report(event.seconds)
-                # a device that works by itself goes on meanwhile; elsewhere the next event may be far away
-                yield from map(Path, self.outputs.saved(wait=not self.networks.device.queues))
+            try:
+                for event in events:
+                    if isinstance(event, Step):
+                        bars.advance(event)
+                    elif isinstance(event, PassResult):
+                        bars.close()
+                        embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
+                    elif isinstance(event, Picture) and passes(event, checker):
+                        identity = self.networks.identity
+                        text = parameters.of_picture(request, plan, identity, event.index, embeddings)
+                        self.outputs.begin(event.pixels, f"{event.kind}-{event.index}", file_format, text)
+                        count += 1
+                    elif isinstance(event, Finished):
+                        self._report(event.seconds)
+                    # a device that works by itself goes on meanwhile; elsewhere the next event may be far away
+                    yield from map(Path, self.outputs.saved(wait=not self.networks.device.queues))
+            except Exception:
+                yield from map(Path, self.outputs.saved(wait=True))  # what is made is not lost
+                raise
             yield from map(Path, self.outputs.saved(wait=True))
         self.record_metric("image_output_count", count)
         if count == 0:

@@ -1,0 +1,45 @@
+"""The predictor's own part, without a server."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import predict
+from pipelines.errors import NonFiniteError
+from pipelines.highres import FINAL, Picture
+from pipelines.output import FileFormat, OutputFolder
+from pipelines.request import GenerationRequest
+
+
+def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:
+    """Where the device works by itself, the next picture may fail before the file of the one before it is there."""
+
+    def events(*_: Any, **__: Any) -> Iterator[Picture]:
+        yield Picture(FINAL, 0, np.zeros((512, 512, 3), np.uint8))
+        raise NonFiniteError("the second one")
+
+    predictor: Any = predict.Predictor()
+    predictor.outputs, predictor.record_metric = OutputFolder(), mock.Mock()
+    predictor.networks = SimpleNamespace(device=SimpleNamespace(queues=True), identity=None)
+    request = GenerationRequest(prompt="", seed=1, width=64, height=64, num_outputs=2, hires=None)
+    with (
+        mock.patch.object(predict, "render", events),
+        mock.patch.object(predict.parameters, "of_picture", return_value=""),
+        mock.patch.object(OutputFolder, "saved", autospec=True, side_effect=late),
+    ):
+        drawing = predictor._draw(request, FileFormat(), None, False)
+        assert next(drawing).name == "picture-0.png"
+        with pytest.raises(NonFiniteError):
+            next(drawing)
+
+
+saved = OutputFolder.saved
+
+
+def late(outputs: OutputFolder, wait: bool) -> Iterator[Any]:
+    """As if files were never there before they are waited for."""
+    return saved(outputs, wait) if wait else iter(())
