@@ -186,6 +186,12 @@ class Predictor(BasePredictor):
         guidance_scale: float = Input(
             description="How closely to follow the prompt (CFG scale). 5 to 9 is usual.", default=7.0, ge=1.0, le=30.0
         ),
+        guidance_rescale: float = Input(
+            description="Take back the contrast that a high guidance_scale adds. 0: off, 0.7 is usual.",
+            default=0.0,
+            ge=0.0,
+            le=1.0,
+        ),
         sampler: str = Input(
             description="Sampling method, by the name it has in WebUI.", default="DPM++ 2M", choices=SAMPLERS
         ),
@@ -217,6 +223,11 @@ class Predictor(BasePredictor):
         ensd: int = Input(
             description="Eta noise seed delta: added to the seed for the noise of samplers whose name ends in a.",
             default=0,
+        ),
+        freeu: str = Input(
+            description="FreeU's b1 b2 s1 s2, for clearer shapes: 1.5 1.6 0.9 0.2 for SD 1.5. Empty: off.",
+            default="",
+            max_length=100,
         ),
         resize_mode: str = Input(
             description="How an image of another size comes to width x height. fill adds bands of its edge colours.",

@@ -38,7 +38,7 @@ def ours(place: torch.device, size: int) -> Callable[[], object]:
     noise = Noise([1], (4, size, size), device=place)
 
     def draw() -> None:
-        denoiser = GuidedDenoiser(Stub(), Prompts(row, row), SCALE, rows=2)
+        denoiser = GuidedDenoiser(Stub(), Prompts(row, row), SCALE, 0, rows=2)
         for _ in ALGORITHMS[SAMPLER](denoiser, x * levels[0], levels, noise):
             pass
 

@@ -37,7 +37,7 @@ def ours(networks: Networks, rows: int = 2) -> Step:
     """As the samplers call it."""
     positive, negative = _embeddings(networks)
     prompts = Prompts(_conditioning(positive), _conditioning(negative))
-    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE, rows)
+    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE, 0, rows)
     return lambda x: denoiser(x, SIGMA, TIME)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.conditioning import Prompts
 from pipelines.graphs import GraphedUNet
 from pipelines.memory import thriftily
-from pipelines.schedules import sigma_to_t
+from pipelines.schedules import SIGMAS, sigma_to_t
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class GuidedDenoiser:
         unet: UNet2DConditionModel | GraphedUNet,
         prompts: Prompts,
         guidance_scale: float,
+        guidance_rescale: float,
         rows: int,
         mask: LatentMask | None = None,
         channels: Tensor | None = None,
@@ -51,6 +52,7 @@ class GuidedDenoiser:
         self._channels = channels
         self._prompts = prompts
         self._scale = guidance_scale
+        self._rescale = guidance_rescale
         self.calls = 0
         self._rows = rows
         self._key: tuple[int, ...] = ()
@@ -62,22 +64,38 @@ class GuidedDenoiser:
         `t` is the timestep to tell the UNet; None: the fractional one that belongs to sigma.
         """
         scaled = x * (sigma**2 + 1) ** -0.5
-        eps, _ = self._eps(scaled, sigma_to_t(sigma) if t is None else t)
+        eps, _ = self._eps(scaled, sigma_to_t(sigma) if t is None else t, sigma)
         denoised = x.sub(eps, alpha=sigma)
         return self._mask.blend(denoised) if self._mask else denoised
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Variance-preserving x (B, 4, h, w) at a timestep -> guided and unconditional noise prediction."""
-        return self._eps(self._mask.blend(x) if self._mask else x, t)
+        return self._eps(self._mask.blend(x) if self._mask else x, t, SIGMAS[round(t)])
 
-    def _eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def _eps(self, x: Tensor, t: float, sigma: float) -> tuple[Tensor, Tensor]:
         contexts = self._contexts_for(x.shape[0])
         self.calls += 1
         *conditional, unconditional = (row for context in contexts for row in self._predict(x, t, context))
+        guided = self._guided(conditional, unconditional, self._scale)
+        if self._rescale:
+            guided = self._rescaled(guided, self._guided(conditional, unconditional, 1), x, sigma)
+        return guided, unconditional
+
+    def _guided(self, conditional: list[Tensor], unconditional: Tensor, scale: float) -> Tensor:
         guided = unconditional
         for part, weight in zip(conditional, self._prompts.positive.weights, strict=True):
-            guided = torch.add(guided, part - unconditional, alpha=weight * self._scale)
-        return guided, unconditional
+            guided = torch.add(guided, part - unconditional, alpha=weight * scale)
+        return guided
+
+    def _rescaled(self, guided: Tensor, plain: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """The guided noise whose denoised latents are, by the rescale's share, spread as those without guidance.
+
+        It is the latents' spread that guidance exaggerates; the noise's own must stay, or some of it is left in them.
+        """
+        noisy = x * (sigma**2 + 1) ** 0.5
+        denoised, wanted = (noisy.sub(eps, alpha=sigma) for eps in (guided, plain))
+        ratio = wanted.std((1, 2, 3), keepdim=True) / denoised.std((1, 2, 3), keepdim=True)
+        return (noisy - denoised * torch.lerp(torch.ones_like(ratio), ratio, self._rescale)) / sigma
 
     def _contexts_for(self, images: int) -> list[Tensor]:
         """Embeddings (rows * images, tokens, width), the negative prompt's last: one batch, or two where chunk counts

@@ -69,6 +69,8 @@ class GraphedUNet(nn.Module):
     ) -> tuple[Tensor]:
         """Images (B, C, h, w), time () and contexts (B, tokens, width) -> the noise (B, 4, h, w)."""
         inputs = sample, timestep, encoder_hidden_states
+        if self.network.up_blocks[0].b1 is not None:  # FreeU: other work than was recorded
+            return self._plain(*inputs)
         key = sample.shape, encoder_hidden_states.shape
         if key not in self._graphs:
             if self._record is None or key not in self._seen:

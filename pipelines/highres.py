@@ -27,6 +27,7 @@ from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
 from pipelines.request import GenerationRequest
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import ALPHAS, sigmas, timesteps
+from pipelines.unet import set_freeu
 from pipelines.upscale import encode_pictures, upscale_latents, upscale_pixels
 from pipelines.vae import Decoding, Pixels
 
@@ -119,6 +120,7 @@ def _phases(
     canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
     loras, hires_loras = _loras(request)
     networks.adapters.apply(loras)
+    set_freeu(networks.plain_unet, request.freeu)
     encoder = _prompt_encoder(networks, request)
     prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first, plan.first.schedule_steps))
     hires_prompts = prompts
@@ -191,7 +193,8 @@ def _sample(
     channels = extra_channels(networks, part, canvas)
     room = room_beside(networks.footprint.weights, networks.device.place)
     rows = rows_at_once(networks.footprint, x[0, 0].numel(), len(x) * prompts.rows, room)
-    denoiser = GuidedDenoiser(networks.unet, prompts, request.guidance_scale, rows, mask, channels)
+    scales = request.guidance_scale, request.guidance_rescale
+    denoiser = GuidedDenoiser(networks.unet, prompts, *scales, rows, mask, channels)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         yield Step(phase, number, part.steps)

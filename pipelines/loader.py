@@ -73,6 +73,11 @@ class Networks:
         """Names and hashes. Files are hashed while the first picture is drawn; this waits for the end of it."""
         return self.identified.result()
 
+    @property
+    def plain_unet(self) -> UNet2DConditionModel:
+        """The network whose weights and settings all others that compute the same share."""
+        return self.unet.network if isinstance(self.unet, GraphedUNet) else self.unet
+
     @cached_property
     def footprint(self) -> Footprint:
         """Bytes that these networks take."""

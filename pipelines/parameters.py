@@ -39,6 +39,8 @@ def of_picture(
         "Sampler": request.sampler,
         "Schedule type": _spacing(plan.first) or request.schedule_type,
         "CFG scale": request.guidance_scale,
+        "Guidance rescale": request.guidance_rescale or None,
+        "FreeU": request.freeu,
         "Seed": plan.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model hash": model.sha256[:HASH_DIGITS] or None,

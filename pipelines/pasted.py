@@ -34,6 +34,8 @@ class Parameters:
     sampler: str | None = None
     schedule_type: str = "Automatic"
     guidance_scale: float | None = None
+    guidance_rescale: float = 0
+    freeu: str = ""
     seed: int | None = None
     size: tuple[int, int] | None = None
     """(width, height), as the hires sizes."""
@@ -181,6 +183,8 @@ _KEYS: dict[str, _Key] = {
     "Sampler": _text_key("sampler"),
     "Schedule type": _text_key("schedule_type"),
     "CFG scale": _number_key("guidance_scale"),
+    "Guidance rescale": _number_key("guidance_rescale"),
+    "FreeU": _text_key("freeu"),
     "Seed": _whole_key("seed"),
     "Size": _size_key("size"),
     "Model hash": _model_key("model_hash"),
@@ -222,6 +226,7 @@ _KEYS: dict[str, _Key] = {
 _OTHER_NAMES: dict[str, str] = {
     "cfg": "CFG scale",
     "guidance scale": "CFG scale",
+    "cfg rescale": "Guidance rescale",
     "eta noise seed delta": "ENSD",
     "module 1": "VAE",  # Forge
     "scheduler": "Schedule type",

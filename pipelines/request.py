@@ -5,7 +5,7 @@ Names are those of the inputs, so that an error can name the field a person fill
 
 import math
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,9 @@ COVERED_PIXELS_MAX = 2 * FINAL_PIXELS_MAX
 
 OUTPAINT_MAX = 512
 """Pixels a side: so far the colours of the picture's edge reach."""
+
+FREEU_MAX = 4
+"""Of a factor; beyond 1.6 pictures fall apart."""
 
 STRENGTH_MIN = 0.01
 """Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
@@ -74,6 +77,7 @@ RANGES = {
     "num_outputs": Range(1, 4, "For more pictures send more requests."),
     "num_inference_steps": Range(1, 150, "20 to 30 is usual."),
     "guidance_scale": Range(1, 30, "7 is usual.", whole=False),
+    "guidance_rescale": Range(0, 1, "0 turns it off, 0.7 is usual.", whole=False),
     "clip_skip": Range(1, 12, "1 is the last layer; anime models often use 2."),
     "variation_seed": Range(0, SEED_MAX, "Use the seed of another picture."),
     "variation_strength": Range(0, 1, "0 turns variations off.", whole=False),
@@ -165,6 +169,34 @@ class HiresSettings:
             )
 
 
+@dataclass(frozen=True)
+class FreeU:
+    """Factors of what the UNet's first two decoder stages get from below (b) and of the coarse part of what they get
+    from the encoder (s): Si et al. 2023, https://arxiv.org/abs/2309.11497."""
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+
+    @classmethod
+    def read(cls, text: str) -> "FreeU | None":
+        """From `b1 b2 s1 s2`; None from an empty text. Raises InvalidInput."""
+        try:
+            numbers = [float(number) for number in text.replace(",", " ").split()]
+        except ValueError:
+            numbers = [math.nan]
+        if not numbers:
+            return None
+        if len(numbers) != len(fields(cls)) or not all(0 <= number <= FREEU_MAX for number in numbers):
+            rule = f"must be the four numbers b1 b2 s1 s2, each from 0 to {FREEU_MAX}"
+            raise InvalidInput("freeu", text, rule, "1.5 1.6 0.9 0.2 is usual; leave it empty to turn it off.")
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return " ".join(f"{number:g}" for number in astuple(self))
+
+
 class Picture(Protocol):
     """An input picture, decoded: of it only the size matters here."""
 
@@ -232,6 +264,18 @@ class ImageSettings:
         return self.mask is not None and self.mask.area == ONLY_MASKED
 
 
+_NUMBERS = (
+    "width",
+    "height",
+    "seed",
+    "num_outputs",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "clip_skip",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One prediction. Creating one checks everything; raises InvalidInput with the field, value, rule and fix.
@@ -249,6 +293,10 @@ class GenerationRequest:
     guidance_scale: float = 7
     sampler: str = "DPM++ 2M"
     schedule_type: str = "Automatic"
+    guidance_rescale: float = 0
+    """How much of what guidance adds to the prediction's spread is taken back: Lin et al. 2023, section 3.4,
+    https://arxiv.org/abs/2305.08891."""
+    freeu: FreeU | None = None
     clip_skip: int = 1
     emphasis: str = "Original"
     """What weights in prompts do, by the names of WebUI's option; see `catalog.EMPHASES`."""
@@ -263,7 +311,7 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             _check_text(name, getattr(self, name))
-        for name in ("width", "height", "seed", "num_outputs", "num_inference_steps", "guidance_scale", "clip_skip"):
+        for name in _NUMBERS:
             object.__setattr__(self, name, RANGES[name].check(name, getattr(self, name)))
         if self.seed + self.num_outputs - 1 > SEED_MAX:
             fix = f"Use {SEED_MAX - self.num_outputs + 1} or less, or fewer pictures."

@@ -1,4 +1,4 @@
-"""Changes around diffusers' UNet: sizes that are no multiple of 64 px, as WebUI treats them, and the smallest size.
+"""Changes around diffusers' UNet: sizes that are no multiple of 64 px, as WebUI treats them, the smallest size, FreeU.
 
 When a level's height or width is odd, the upsampled tensor is larger than the skip connection it meets. diffusers
 interpolates to the skip's size and then convolves; LDM doubles, convolves, and WebUI resizes the result to the
@@ -8,11 +8,15 @@ At 64 px the deepest level is one latent wide. Where it has as many channels as 
 group is one value, which torch refuses to normalise, in the belief that this is training.
 """
 
+from dataclasses import asdict
+
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipelines.request import FreeU
 
 
 class DoubleThenFit(Upsample2D):
@@ -38,3 +42,11 @@ def fit_any_size(unet: UNet2DConditionModel) -> None:
     for block in unet.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.__class__ = DoubleThenFit
+    set_freeu(unet, None)
+
+
+def set_freeu(unet: UNet2DConditionModel, freeu: FreeU | None) -> None:
+    """Turn diffusers' FreeU on, or off again."""
+    # off by None and not by `disable_freeu`, which leaves another state behind than a new network has: one that a
+    # compiled network would take for a change
+    unet.enable_freeu(**(asdict(freeu) if freeu else dict.fromkeys(("b1", "b2", "s1", "s2"))))

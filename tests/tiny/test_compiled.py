@@ -20,7 +20,7 @@ from pipelines.graphs import GraphedUNet
 from pipelines.highres import BASE, REFINE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.request import FreeU, GenerationRequest, HiresSettings
 from weights_script.resolve import ResolvedModel
 
 
@@ -54,6 +54,8 @@ def test_one_compilation_serves_every_usual_size(own: Networks) -> None:
         request(prompt="a BREAK b BREAK c", height=128, hires=None),
         request(width=72, height=128, hires=None),  # these two run as they are: no multiple of 64,
         request(width=64, height=64, hires=None),  # and one latent wide at the deepest level
+        request(freeu=FreeU(1.5, 1.6, 0.9, 0.2)),
+        request(),  # FreeU leaves nothing behind that would have to be compiled for
     ]
     expected = [picture(own, each) for each in asked]
     counters.clear()
@@ -118,15 +120,23 @@ def inputs(side: int, value: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_a_size_is_recorded_when_it_comes_again_and_replayed_with_new_values() -> None:
     counted = Counted()
-    unet = GraphedUNet(mock.MagicMock(spec=torch.nn.Module), counted.call, counted.record)
+    unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, counted.record)
     results = [unet(*inputs(8, value))[0] for value in (1.0, 2.0, 5.0)]
     assert (counted.recordings, counted.replays) == (1, 2)
     assert [float(result.mean()) for result in results] == [4.0, 8.0, 20.0]  # each a tensor of its own
 
 
+def test_freeu_is_not_taken_for_what_was_recorded() -> None:
+    counted = Counted()
+    unet = GraphedUNet(mock.MagicMock(up_blocks=[block := mock.Mock(b1=None)]), counted.call, counted.record)
+    for block.b1 in (None, 1.5, None, None):
+        unet(*inputs(8, 1.0))
+    assert (counted.recordings, counted.replays) == (1, 2)
+
+
 def test_the_least_used_sizes_are_forgotten() -> None:
     counted = Counted()
-    unet = GraphedUNet(mock.MagicMock(spec=torch.nn.Module), counted.call, counted.record)
+    unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, counted.record)
     for side in range(8, 8 + graphs.GRAPHS + 1):
         for _ in range(2):
             unet(*inputs(side, 1.0))
@@ -139,7 +149,7 @@ def test_the_least_used_sizes_are_forgotten() -> None:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not permitted")])
 def test_what_cannot_be_recorded_is_computed(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     counted = Counted()
-    unet = GraphedUNet(mock.MagicMock(spec=torch.nn.Module), counted.call, mock.Mock(side_effect=error))
+    unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, mock.Mock(side_effect=error))
     with caplog.at_level("WARNING"):
         results = [float(unet(*inputs(8, value))[0].mean()) for value in (1.0, 2.0)]
     assert results == [4.0, 8.0]

@@ -29,6 +29,7 @@ from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     SIDES,
+    FreeU,
     GenerationRequest,
     HiresSettings,
     ImageSettings,
@@ -177,6 +178,8 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         seed=draw(st.integers(0, 2**32 - 1)),
         num_inference_steps=draw(st.integers(20, 40)),
         guidance_scale=draw(st.sampled_from([1, 7, 7.0, 7.5])),
+        guidance_rescale=draw(st.sampled_from([0, 0.7])),
+        freeu=draw(st.sampled_from([None, FreeU(1.5, 1.6, 0.9, 0.2)])),
         sampler=draw(st.sampled_from(list(SAMPLERS))),
         schedule_type=draw(st.sampled_from(SCHEDULE_TYPES)),
         clip_skip=draw(st.integers(1, 3)),
@@ -441,6 +444,7 @@ def test_a_better_vae_that_a_block_does_not_name() -> None:
         ("Denoising strength: 1, Hires resize: 4x4", "generation_data='Hires resize: 4x4': 64 x 64 would become 4 x 4"),
         ("Variation seed: -1, Variation seed strength: 0.5", "generation_data='Variation seed: -1'"),
         ("Schedule rho: -1", "generation_data='Schedule rho: -1'"),
+        ("FreeU: 1 2", "generation_data='FreeU: 1 2': must be the four numbers"),
     ],
 )
 def test_a_value_of_the_block_that_cannot_be_drawn_is_shown_as_it_was_pasted(end: str, told: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import InvalidInput
 from pipelines.request import (
+    FreeU,
     GenerationRequest,
     HiresSettings,
     ImageSettings,
@@ -38,6 +39,7 @@ def request(**fields: object) -> GenerationRequest:
         ("guidance_scale", math.nan),
         ("guidance_scale", math.inf),
         ("guidance_scale", "7"),
+        ("guidance_rescale", 1.5),
         ("clip_skip", 13),
         ("sampler", "DPM++ 2M Karras"),
         ("schedule_type", "karras"),
@@ -133,6 +135,20 @@ def test_outpainting_masks_by_itself() -> None:
     settings = ImageSettings(picture=Sized((64, 64)), outpaint=(8, 0, 16, 0))
     assert settings.size == (88, 64)
     assert settings.mask == MaskSettings()
+
+
+@pytest.mark.parametrize(
+    "text", ["1.5 1.6 0.9", "1.5 1.6 0.9 0.2 1", "1.5 1.6 0.9 -1", "a b c d", "nan 1 1 1", "5 1 1 1"]
+)
+def test_freeu_is_four_numbers(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^freeu=.*must be the four numbers b1 b2 s1 s2"):
+        FreeU.read(text)
+
+
+def test_freeu_is_read_with_commas_or_spaces() -> None:
+    assert FreeU.read("1.5, 1.6,0.9 0.2") == FreeU(1.5, 1.6, 0.9, 0.2)
+    assert str(FreeU(1.5, 1.6, 0.9, 0.2)) == "1.5 1.6 0.9 0.2"
+    assert FreeU.read(" ") is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""What changes a prediction beside the prompt: guidance rescale and FreeU, on the embedded model."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+from pipelines.conditioning import PromptEncoder, Prompts
+from pipelines.denoiser import GuidedDenoiser
+from pipelines.highres import Picture, render
+from pipelines.loader import Networks
+from pipelines.plan import make_plan
+from pipelines.request import FreeU, GenerationRequest
+from pipelines.schedules import ALPHAS
+
+FREEU = FreeU(1.5, 1.6, 0.9, 0.2)
+
+
+def picture(networks: Networks, **fields: object) -> np.ndarray:
+    small = {"prompt": "a pink sun over the sea", "width": 128, "height": 128, "seed": 7, "num_inference_steps": 8}
+    asked = GenerationRequest(**{**small, "hires": None, **fields})  # type: ignore[arg-type]
+    return next(e.pixels for e in render(networks, asked, make_plan(asked)) if isinstance(e, Picture))
+
+
+@pytest.fixture
+def noisy() -> torch.Tensor:
+    return torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def prompts(networks: Networks) -> Iterator[Prompts]:
+    with torch.inference_mode():
+        yield PromptEncoder(networks.text, 1, "Original", False).encode("a red boat AND stars :0.5", "a cow", 20)
+
+
+def predicted(networks: Networks, prompts: Prompts, x: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
+    with torch.inference_mode():
+        return GuidedDenoiser(networks.unet, prompts, scale, rescale, rows=6).eps(x, 500)[0]
+
+
+def denoised(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """The latents that are left when the noise is taken away at timestep 500."""
+    return (x - (1 - ALPHAS[500]) ** 0.5 * eps) / ALPHAS[500] ** 0.5
+
+
+def test_rescaling_is_diffusers_on_the_denoised_latents(
+    networks: Networks, prompts: Prompts, noisy: torch.Tensor
+) -> None:
+    eps, unguided, rescaled = (predicted(networks, prompts, noisy, *by) for by in ((9, 0), (1, 0), (9, 0.7)))
+    expected = rescale_noise_cfg(denoised(noisy, eps), denoised(noisy, unguided), 0.7)
+    assert torch.allclose(denoised(noisy, rescaled), expected, atol=1e-5)
+    assert not torch.allclose(denoised(noisy, eps), expected, atol=1e-2)
+
+
+def test_rescaling_takes_the_harshness_of_much_guidance_back(networks: Networks) -> None:
+    def harshness(pixels: np.ndarray) -> float:
+        """The share of colour values at an end of the range."""
+        return float(((pixels < 8) | (pixels > 247)).mean())
+
+    plain, rescaled = (
+        np.stack([picture(networks, seed=seed, guidance_scale=20, guidance_rescale=by) for seed in (1, 2, 3)])
+        for by in (0, 0.7)
+    )
+    assert harshness(rescaled) < harshness(plain) / 2
+
+
+def test_freeu_is_diffusers_and_off_again_after_it(networks: Networks, prompts: Prompts, noisy: torch.Tensor) -> None:
+    before = picture(networks)
+    changed = picture(networks, freeu=FREEU)
+    assert np.abs(changed.astype(int) - before).mean() > 1
+    with_freeu = predicted(networks, prompts, noisy, 7, 0)  # a prediction leaves the networks as it used them
+    assert (picture(networks) == before).all()
+    plain = predicted(networks, prompts, noisy, 7, 0)
+    networks.plain_unet.enable_freeu(b1=1.5, b2=1.6, s1=0.9, s2=0.2)
+    expected = predicted(networks, prompts, noisy, 7, 0)
+    assert torch.equal(with_freeu, expected)
+    assert not torch.equal(plain, expected)
+    assert (picture(networks) == before).all()
