@@ -21,7 +21,6 @@ from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge
 from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
-from pipelines.esrgan import NetworkUpscaler, load_upscaler
 from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
@@ -41,6 +40,7 @@ from pipelines.reproduce import (
 )
 from pipelines.request import GenerationRequest, HiresSettings, plain
 from pipelines.safety import SafetyChecker, load_safety_checker
+from pipelines.upscale import Upscaler, load_upscaler
 from pipelines.wildcards import with_picks
 from weights_script.extras import bring
 from weights_script.resolve import resolve, upscaler_file
@@ -88,6 +88,7 @@ UPSCALERS = [
     "Latent (bicubic antialiased)",
     "Latent (nearest)",
     "Latent (nearest-exact)",
+    "SD x2 latent upscaler",
     "None",
     "Nearest",
     "Lanczos",
@@ -466,11 +467,11 @@ class Predictor(BasePredictor):
         if count == 0:
             raise AllPicturesFlagged()
 
-    def _upscaler(self, hires: HiresSettings | None) -> NetworkUpscaler | None:
+    def _upscaler(self, hires: HiresSettings | None) -> Upscaler | None:
         """The upscaler that is asked for, if it is one with weights of its own."""
         file = upscaler_file(hires)
         try:
-            return load_upscaler(file, self.networks.device.place, self.networks.device.dtype) if file else None
+            return load_upscaler(file, self.networks.device) if file else None
         except ModelError as error:
             name = "hires_upscaler_file" if hires and hires.upscaler_file else "hires_upscaler"
             raise ModelError(f"{name}: {error}") from error

@@ -16,7 +16,6 @@ from torch import Tensor
 from pipelines import pasted, picture
 from pipelines.catalog import NOISE_SOURCES, RESIZE_MODES
 from pipelines.errors import InvalidInput, PastelError, in_one_line
-from pipelines.esrgan import load_upscaler
 from pipelines.extras import in_folders
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.loader import Networks, load
@@ -26,6 +25,7 @@ from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
 from pipelines.reproduce import Pictures, honour, obstacles, request_from, with_inputs
 from pipelines.request import GenerationRequest
+from pipelines.upscale import load_upscaler
 from weights_script.resolve import upscaler_file
 
 PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}
@@ -76,7 +76,7 @@ def draw(networks: Networks, request: GenerationRequest, stem: str, options: arg
     """Write `<stem>-<k>.png`, and `<stem>.safetensors` if the latents are to be kept."""
     plan = make_plan(request)
     file = upscaler_file(request.hires)
-    upscaler = load_upscaler(file, networks.device.place, networks.device.dtype) if file else None
+    upscaler = load_upscaler(file, networks.device) if file else None
     kept: dict[str, Tensor] = {}
     embeddings: tuple[tuple[str, str], ...] = ()
     init_latents = read_latents(options.init_latent) if options.init_latent else None

@@ -73,6 +73,8 @@ SCHEDULE_TYPES: tuple[str, ...] = (
     "Beta",
 )
 
+LATENT_NETWORK = "SD x2 latent upscaler"
+"""Of the original Replicate model: a diffusion model of its own, with latents in and out."""
 LATENT_UPSCALERS: tuple[str, ...] = (
     "Latent",
     "Latent (antialiased)",
@@ -80,6 +82,7 @@ LATENT_UPSCALERS: tuple[str, ...] = (
     "Latent (bicubic antialiased)",
     "Latent (nearest)",
     "Latent (nearest-exact)",
+    LATENT_NETWORK,
 )
 PIXEL_UPSCALERS: tuple[str, ...] = ("None", "Nearest", "Lanczos")
 NETWORK_UPSCALERS: tuple[str, ...] = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B")

@@ -9,11 +9,10 @@ from PIL import Image
 from pipelines import infotext, picture
 from pipelines.catalog import LATENT_UPSCALERS, NETWORK_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.errors import InvalidInput
-from pipelines.esrgan import NetworkUpscaler
 from pipelines.picture import INPUT_PIXELS_MAX, Size
 from pipelines.plan import UpscalePlan
 from pipelines.request import FINAL_PIXELS_MAX, SIDE_MIN, HiresSettings, enlarged_size
-from pipelines.upscale import upscale_pixels
+from pipelines.upscale import Upscaler, upscale_pixels
 from pipelines.vae import Pixels
 
 ENLARGED_PIXELS_MAX = INPUT_PIXELS_MAX
@@ -80,7 +79,7 @@ class Enlargement:
         return ", ".join(filter(None, (self.told, infotext.write("", "", fields))))
 
 
-def enlarge(request: Enlargement, network: NetworkUpscaler | None) -> Pixels:
+def enlarge(request: Enlargement, network: Upscaler | None) -> Pixels:
     """uint8 pixels (height, width, 3). `network` is the upscaler where that has weights of its own."""
     width, height = request.covered
     plan = UpscalePlan(upscaler=request.by.upscaler, width=width, height=height)

@@ -102,7 +102,7 @@ def _torchvision_or_a_stand_in() -> Iterator[None]:
         yield
 
 
-def load_upscaler(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
+def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
     """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
     try:
         with _torchvision_or_a_stand_in():

@@ -15,20 +15,22 @@ from torch import Tensor
 from pipelines.conditioning import PromptEncoder, Prompts
 from pipelines.denoiser import GuidedDenoiser, LatentMask
 from pipelines.device import Stopwatch
-from pipelines.esrgan import NetworkUpscaler
 from pipelines.extras import lora_tags
 from pipelines.inpaint import extra_channels, start_from
+from pipelines.latent_upscaler import SCALE as LATENT_SCALE
+from pipelines.latent_upscaler import STEPS as LATENT_STEPS
+from pipelines.latent_upscaler import LatentUpscaler
 from pipelines.loader import Networks
 from pipelines.lora import Use
 from pipelines.masks import Canvas, prepare
 from pipelines.memory import memory_errors_say_what_fits, room_beside, rows_at_once
 from pipelines.noise import Noise
-from pipelines.plan import HighresPlan, PassPlan, UpscalePlan
+from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import GenerationRequest
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import ALPHAS, sigmas, timesteps
 from pipelines.unet import set_freeu
-from pipelines.upscale import encode_pictures, upscale_latents, upscale_pixels
+from pipelines.upscale import Upscaler, encode_pictures, upscale_latents, upscale_pixels
 from pipelines.vae import Decoding, Pixels
 
 BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
@@ -93,7 +95,7 @@ def render(
     plan: HighresPlan,
     *,
     show_phases: bool = False,
-    upscaler: NetworkUpscaler | None = None,
+    upscaler: Upscaler | None = None,
     init_latents: Tensor | None = None,
 ) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture come out too.
@@ -113,7 +115,7 @@ def _phases(
     request: GenerationRequest,
     plan: HighresPlan,
     show_phases: bool,
-    upscaler: NetworkUpscaler | None,
+    upscaler: Upscaler | None,
     init_latents: Tensor | None,
 ) -> Iterator[Event]:
     watch = Stopwatch(networks.device.place)
@@ -135,8 +137,8 @@ def _phases(
         start, mask = start_from(networks, request.image, canvas, plan, noise, init_latents)
     latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts, start, mask, canvas)
     watch.mark(BASE)
-    if plan.hires and plan.upscale:
-        start = yield from _upscale(networks, plan, plan.upscale, latents, show_phases, watch, upscaler, canvas)
+    if plan.hires:
+        start = yield from _upscale(networks, request, plan, latents, show_phases, watch, upscaler, canvas)
         networks.adapters.apply(hires_loras)
         latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, start)
         watch.mark(REFINE)
@@ -260,15 +262,17 @@ START = {False: _sigma_start, True: _timestep_start}
 
 def _upscale(
     networks: Networks,
+    request: GenerationRequest,
     plan: HighresPlan,
-    upscale: UpscalePlan,
     latents: Tensor,
     show_phases: bool,
     watch: Stopwatch,
-    upscaler: NetworkUpscaler | None,
+    upscaler: Upscaler | None,
     canvas: Canvas | None,
 ) -> Generator[Event, None, Tensor]:
     """Phase 2. Returns the latents that the hires pass refines; pictures only where they are shown or needed."""
+    upscale = plan.upscale
+    assert upscale is not None
     drafts: list[Pixels] = []
     if show_phases or not upscale.latent:
         drafts = [networks.vae.decode(latent) for latent in latents]
@@ -276,6 +280,8 @@ def _upscale(
         watch.mark(UPSCALE)
         yield from (Picture(DRAFT, index, _finished(pixels, canvas)) for index, pixels in enumerate(drafts))
         watch.restart()
+    if isinstance(upscaler, LatentUpscaler):
+        latents = yield from _doubled(networks, request, plan, latents, upscaler)
     if upscale.latent:
         start = upscale_latents(latents, upscale)
     else:
@@ -285,6 +291,19 @@ def _upscale(
         yield from _decode(networks, start, UPSCALED, watch, UPSCALE, canvas)
     watch.mark(UPSCALE)
     return start
+
+
+def _doubled(
+    networks: Networks, request: GenerationRequest, plan: HighresPlan, latents: Tensor, upscaler: LatentUpscaler
+) -> Generator[Event, None, Tensor]:
+    """The latents (B, 4, h, w) as a diffusion model of its own enlarges them, to (B, 4, 2h, 2w)."""
+    channels, height, width = latents.shape[1:]
+    shape = channels, LATENT_SCALE * height, LATENT_SCALE * width
+    noise = Noise(plan.seeds, shape, source=request.noise.source, device=networks.device.place)
+    yield Step(UPSCALE, 0, LATENT_STEPS)
+    for number, latents in enumerate(upscaler.steps(latents, noise), 1):  # noqa: B007, B020
+        yield Step(UPSCALE, number, LATENT_STEPS)
+    return latents
 
 
 def _decode(

@@ -147,15 +147,15 @@ def _from_single_file(
 
 
 def _from_folder(path: Path, device: Device) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    unet = _from_subfolder(UNet2DConditionModel, path / "unet", device)
-    vae = _from_subfolder(AutoencoderKL, path / "vae", device)
-    text = _from_subfolder(CLIPTextModel, path / "text_encoder", device)
+    unet = from_subfolder(UNet2DConditionModel, path / "unet", device)
+    vae = from_subfolder(AutoencoderKL, path / "vae", device)
+    text = from_subfolder(CLIPTextModel, path / "text_encoder", device)
     scheduler = read_config(path / "scheduler" / "scheduler_config.json")
     _refuse_other_families(path, unet, text, scheduler.get("prediction_type", "epsilon"))
     return unet, vae, text
 
 
-def _from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
+def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
     """A network of a diffusers folder; reading it is diffusers' and transformers' own business, offline.
 
     They would fill what is missing with random numbers and a warning: here it is an error.
@@ -169,7 +169,7 @@ def _from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
     options: dict[str, Any] = {"dtype": device.dtype}
     if network_class is not CLIPTextModel:
         options = {"torch_dtype": device.dtype, "low_cpu_mem_usage": False}
-    with _folder_errors(folder), no_larger_than(tensors.values()):
+    with folder_errors(folder), no_larger_than(tensors.values()):
         network, report = network_class.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **options
         )
@@ -180,7 +180,7 @@ def _from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
 
 
 @contextmanager
-def _folder_errors(path: Path) -> Iterator[None]:
+def folder_errors(path: Path) -> Iterator[None]:
     """What the libraries raise at an unreadable folder -> ModelError with their first line."""
     try:
         yield
@@ -191,7 +191,7 @@ def _folder_errors(path: Path) -> Iterator[None]:
 def read_config(path: Path) -> dict[str, Any]:
     """A network's or scheduler's configuration. The libraries would take a string for a name on the hub and ask there,
     and make lists as long as it says before a network is begun."""
-    with _folder_errors(path.parent):
+    with folder_errors(path.parent):
         config = json.loads(path.read_text(encoding="utf-8"), parse_int=_sane)
         if not isinstance(config, dict):
             raise ValueError(f"{path.name} holds no JSON object")
@@ -219,7 +219,7 @@ def _refuse_other_families(path: Path, unet: UNet2DConditionModel, text: CLIPTex
 def load_vae(path: Path, device: Device) -> AutoencoderKL:
     """The VAE of a file or diffusers folder."""
     if os.path.isdir(path):
-        return _from_subfolder(AutoencoderKL, path, device)
+        return from_subfolder(AutoencoderKL, path, device)
     return _build_vae(path, vae_tensors(path, map_tensors(path)), device)
 
 

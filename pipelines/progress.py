@@ -4,9 +4,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from pipelines.highres import BASE, REFINE, Step
+from pipelines.highres import BASE, REFINE, UPSCALE, Step
 
-TITLES = {BASE: "Draft", REFINE: "Refinement"}
+TITLES = {BASE: "Draft", UPSCALE: "Upscaling", REFINE: "Refinement"}
 
 
 class Bars:

@@ -6,6 +6,7 @@ part of it (8-bit pixels between the passes, a first resize to multiples of 8), 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.esrgan import NetworkUpscaler
+from pipelines.catalog import LATENT_NETWORK
+from pipelines.device import Device
+from pipelines.esrgan import NetworkUpscaler, load_esrgan
+from pipelines.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from pipelines.plan import LATENT_PIXELS, UpscalePlan
 from pipelines.vae import VAE, Pixels
 
@@ -26,7 +30,16 @@ LATENT: dict[str, Callable[..., Tensor]] = {
     "Latent (bicubic antialiased)": partial(F.interpolate, mode="bicubic", antialias=True),
     "Latent (nearest)": partial(F.interpolate, mode="nearest"),
     "Latent (nearest-exact)": partial(F.interpolate, mode="nearest-exact"),
+    # what the network made twice as large, brought to the size that is asked for
+    LATENT_NETWORK: partial(F.interpolate, mode="bilinear", antialias=True),
 }
+
+Upscaler = NetworkUpscaler | LatentUpscaler
+
+
+def load_upscaler(path: Path, device: Device) -> Upscaler:
+    """An upscaler with weights of its own: a latent one is a diffusers folder. Raises ModelError."""
+    return load_latent_upscaler(path, device) if path.is_dir() else load_esrgan(path, device.place, device.dtype)
 
 
 Enlarge = Callable[[Image.Image, float], Image.Image]
@@ -71,13 +84,15 @@ def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
     return _crop(LATENT[plan.upscaler](latents, size=size), plan.crop)
 
 
-def upscale_pixels(picture: Pixels, plan: UpscalePlan, network: NetworkUpscaler | None = None) -> Pixels:
+def upscale_pixels(picture: Pixels, plan: UpscalePlan, network: Upscaler | None = None) -> Pixels:
     """uint8 pixels (H, W, 3) -> the plan's size, before the crop. "None" is a plain Lanczos resize.
 
     `network` is the plan's upscaler where that is none of `PIXEL`.
     """
     size, image = (plan.width, plan.height), Image.fromarray(picture)
-    enlarge = (lambda image, _: network.enlarge(image)) if network else PIXEL[plan.upscaler]
+    enlarge = (
+        (lambda image, _: network.enlarge(image)) if isinstance(network, NetworkUpscaler) else PIXEL[plan.upscaler]
+    )
     image = _through_multiples_of_8(enlarge, image, size) if enlarge else image
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.catalog import NETWORK_UPSCALERS
+from pipelines.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
 from pipelines.errors import ModelError
 from pipelines.model import ModelFiles
 from pipelines.request import HiresSettings
@@ -72,7 +72,7 @@ def upscaler_file(hires: HiresSettings | None) -> Path | None:
 
     Raises ModelError.
     """
-    if hires is None or hires.upscaler_file or hires.upscaler not in NETWORK_UPSCALERS:
+    if hires is None or hires.upscaler_file or hires.upscaler not in (*NETWORK_UPSCALERS, LATENT_NETWORK):
         return hires.upscaler_file if hires else None
     entry = next(entry for entry in load_manifest().values() if entry.title == hires.upscaler)
     return _entry_path(f"hires_upscaler={hires.upscaler}", entry)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pipelines.errors import ModelError
-from pipelines.esrgan import OVERLAP, TILE, NetworkUpscaler, load_upscaler
+from pipelines.esrgan import OVERLAP, TILE, NetworkUpscaler, load_esrgan
 from pipelines.highres import Picture, render
 from pipelines.loader import Networks
 from pipelines.plan import UpscalePlan, make_plan
@@ -49,7 +49,7 @@ class Nearest:
 
 
 def test_the_weights_tell_the_network(weights: Path) -> None:
-    upscaler = load_upscaler(weights, CPU, torch.float32)
+    upscaler = load_esrgan(weights, CPU, torch.float32)
     assert upscaler.scale == 4
     assert upscaler.enlarge(noise(40, 24)).size == (160, 96)
 
@@ -96,7 +96,7 @@ def test_a_network_runs_until_the_size_is_covered_but_three_times_at_most(wanted
 def test_a_picture_through_highres_fix(networks: Networks, weights: Path) -> None:
     hires = HiresSettings(scale=1.5, upscaler="4x-Tiny", upscaler_file=weights, steps=2, denoising_strength=0.3)
     request = GenerationRequest(prompt="a", width=64, height=128, seed=1, num_inference_steps=2, hires=hires)
-    upscaler = load_upscaler(weights, CPU, torch.float32)
+    upscaler = load_esrgan(weights, CPU, torch.float32)
     (made,) = (e for e in render(networks, request, make_plan(request), upscaler=upscaler) if isinstance(e, Picture))
     assert made.pixels.shape == (192, 96, 3)
 
@@ -106,9 +106,9 @@ def test_a_file_is_known_by_its_content(weights: Path, tmp_path: Path, ending: s
     """Cog names uploads by their media type."""
     upload = tmp_path / f"tmpj7499_b2file{ending}"
     upload.write_bytes(weights.read_bytes())
-    assert load_upscaler(upload, CPU, torch.float32).scale == 4
+    assert load_esrgan(upload, CPU, torch.float32).scale == 4
     torch.save(load_file(weights), upload)
-    assert load_upscaler(upload, CPU, torch.float32).scale == 4
+    assert load_esrgan(upload, CPU, torch.float32).scale == 4
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, said: str) -> N
         path = tmp_path / f"4x-Broken.{ending}"
         path.write_bytes(content)
         with pytest.raises(ModelError, match=f"4x-Broken.{ending}: {said}"):
-            load_upscaler(path, CPU, torch.float32)
+            load_esrgan(path, CPU, torch.float32)
 
 
 def test_a_checkpoint_is_no_upscaler(embedded: ResolvedModel) -> None:
     with pytest.raises(ModelError, match=r"pastel-tiny.safetensors: "):
-        load_upscaler(embedded.files.checkpoint, CPU, torch.float32)
+        load_esrgan(embedded.files.checkpoint, CPU, torch.float32)
 
 
 def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
@@ -137,21 +137,21 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"x": Evil()}, path, pickle_module=pickle)
     with pytest.raises(ModelError, match=r"evil\.pth"):
-        load_upscaler(path, CPU, torch.float32)
+        load_esrgan(path, CPU, torch.float32)
     assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_missing_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ModelError, match=r"4x-Tiny\.safetensors: .*spandrel.*another hires_upscaler"):
-        load_upscaler(weights, CPU, torch.float32)
+        load_esrgan(weights, CPU, torch.float32)
 
 
 def test_no_stand_in_stays_behind(weights: Path) -> None:
     """Other libraries look for torchvision, too, and must find the real one or none."""
     code = (
-        "import sys, torch; from pathlib import Path; from pipelines.esrgan import load_upscaler\n"
-        f"load_upscaler(Path({str(weights)!r}), torch.device('cpu'), torch.float32)\n"
+        "import sys, torch; from pathlib import Path; from pipelines.esrgan import load_esrgan\n"
+        f"load_esrgan(Path({str(weights)!r}), torch.device('cpu'), torch.float32)\n"
         "module = sys.modules.get('torchvision'); assert module is None or module.__spec__, module"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

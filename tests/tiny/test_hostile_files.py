@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.device import Device
 from pipelines.errors import ModelError
-from pipelines.esrgan import load_upscaler
+from pipelines.esrgan import load_esrgan
 from pipelines.loader import Networks, load, load_vae
 from pipelines.model import ModelFiles
 from script.schema import ROOT
@@ -52,7 +52,7 @@ def refused(path: Path, files: ModelFiles, said: str) -> None:
     with pytest.raises(ModelError):
         load_vae(path, CPU)
     with pytest.raises(ModelError, match="not an upscaler"):
-        load_upscaler(path, CPU.place, CPU.dtype)
+        load_esrgan(path, CPU.place, CPU.dtype)
 
 
 def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -143,7 +143,7 @@ def test_what_is_nested_in_a_pickle_is_named(files: ModelFiles, tmp_path: Path) 
 
 def test_a_checkpoint_is_no_upscaler_and_an_upscaler_no_vae(files: ModelFiles, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="it is a Stable Diffusion checkpoint"):
-        load_upscaler(files.checkpoint, CPU.place, CPU.dtype)
+        load_esrgan(files.checkpoint, CPU.place, CPU.dtype)
     with pytest.raises(ModelError, match=r"holds no VAE decoder .* It is an upscaler"):
         load_vae(write_upscaler(tmp_path / "4x.safetensors"), CPU)
 
@@ -257,12 +257,12 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     save_file(layers | {FIRST: torch.zeros(1, 4, 1, 1)}, tmp_path / "deep.safetensors")
     code = (
         "import sys, time, torch; from pathlib import Path\n"
-        "from pipelines.errors import ModelError; from pipelines.esrgan import load_upscaler\n"
+        "from pipelines.errors import ModelError; from pipelines.esrgan import load_esrgan\n"
         "from pipelines.loader import load; from pipelines.model import ModelFiles\n"
         "def size(key):\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return next(int(line.split()[1]) for line in lines if line.startswith(key)) // 1024\n"
-        "upscaler = lambda path: load_upscaler(path, torch.device('cpu'), torch.float32)\n"
+        "upscaler = lambda path: load_esrgan(path, torch.device('cpu'), torch.float32)\n"
         "checkpoint = lambda path: load(ModelFiles(name='x', checkpoint=path, vae=None))\n"
         "for use in (upscaler, checkpoint):\n"  # the first brings spandrel
         "    for path in sorted(Path(sys.argv[1]).glob('[!4]*')):\n"
