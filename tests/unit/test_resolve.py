@@ -161,7 +161,7 @@ def test_an_upscaler_of_ones_own() -> None:
     assert upscaler_file(HiresSettings(upscaler="4x-UltraSharp", upscaler_file=path)) == path
 
 
-@pytest.mark.parametrize("name", (*NETWORK_UPSCALERS, LATENT_NETWORK))
+@pytest.mark.parametrize("name", [*NETWORK_UPSCALERS, LATENT_NETWORK])
 def test_every_network_of_the_catalog_is_in_the_manifest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
