@@ -4,6 +4,8 @@ Left out, as they are the server's own and cannot be mended here (docs/reliabili
 make a folder, and POST /shutdown, which does what it says.
 """
 
+import base64
+import io
 import json
 import re
 import string
@@ -25,6 +27,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import DrawFn, SearchStrategy
+from PIL import Image
 
 from pipelines.errors import PastelError
 from script.cog_server import HOST, CogServer, ServerError, decoded, read_events, reasons
@@ -50,7 +53,7 @@ CHEAP: Mapping[str, tuple[int, int]] = {
     "hires_height": (0, 256),
 }
 """Bounds within which a valid picture takes a second or two."""
-FETCHED = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B")
+FETCHED = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B", "SD x2 latent upscaler")
 """Upscalers whose weights are fetched: a test of the network rather than of the server."""
 JSON_TYPE = {"Content-Type": "application/json"}
 
@@ -216,6 +219,20 @@ def odd_texts() -> SearchStrategy[str]:
     )
 
 
+def pictures() -> SearchStrategy[str]:
+    """Small pictures of all kinds as data URLs, some of them cut."""
+    sizes = st.sampled_from([(64, 64), (80, 64), (64, 64), (1, 1), (300, 2)])
+    modes = st.sampled_from(["RGB", "L", "RGBA", "P", "1", "I;16", "LA"])
+    wholes = st.builds(_picture, modes, sizes, st.integers(0, 255))
+    return wholes | st.builds(lambda url, share: url[: int(len(url) * share)], wholes, st.floats(0.1, 1))
+
+
+def _picture(mode: str, size: tuple[int, int], value: int) -> str:
+    stream = io.BytesIO()
+    Image.new("L", size, value).convert(mode).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
 def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
     """Valid values of an input, within CHEAP."""
     kind = rules["type"]
@@ -223,6 +240,8 @@ def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
         return st.sampled_from([choice for choice in rules["enum"] if choice not in FETCHED])
     if kind == "boolean":
         return st.booleans()
+    if name in ("image", "mask"):
+        return pictures()
     if kind == "string":
         return st.just("") if name in ("generation_data", "hires_upscaler_file") else st.text(max_size=60) | odd_texts()
     low, high = CHEAP.get(name, (rules.get("minimum", -(2**31)), rules.get("maximum", 2**31)))
