@@ -13,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pastel_tiny.adapt import AFTERGLOW, SNOWMAN
 from pastel_tiny.measure import held_out
+from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
+from pipelines.extras import NO_EXTRAS, in_folders
 from pipelines.highres import FINAL, Picture
 from pipelines.highres import render as draw
 from pipelines.loader import Networks, load
@@ -23,6 +26,7 @@ from weights_script.resolve import resolve
 
 Pixels = NDArray[np.uint8]
 CAPTION = 13
+TESTS = Path(__file__).parents[1] / "tests" / "data"
 BASE = GenerationRequest(
     prompt="",
     negative_prompt="lowres, worst quality, low quality",
@@ -117,6 +121,25 @@ def by_shape(networks: Networks) -> Image.Image:
     return page([row], [[f"{2 * width}x{2 * height}" for width, height in sizes]], 256)
 
 
+def by_adapter(networks: Networks) -> Image.Image:
+    """A LoRA at 0, 0.5 and 1; and an embedding's word without its file and with it."""
+    here = in_folders(TESTS / "loras", TESTS / "embeddings")
+    rows = [
+        *((f"LoRA at {weight:g}", WITH_SNOWMAN, f" <lora:{SNOWMAN}:{weight:g}>", here) for weight in (0, 0.5, 1)),
+        (f"{AFTERGLOW} without its file", WITH_AFTERGLOW, "", NO_EXTRAS),
+        (f"{AFTERGLOW} with it", WITH_AFTERGLOW, "", here),
+    ]
+    pictures = [
+        [
+            kinds(networks, replace(BASE, prompt=prompt + tag, seed=seed, extras=extras))[FINAL]
+            for seed, prompt in enumerate(prompts)
+        ]
+        for _, prompts, tag, extras in rows
+    ]
+    captions = [[caption] * len(prompts) for caption, prompts, *_ in rows]
+    return page(pictures, captions, 128)
+
+
 SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
     "phases": by_phase,
     "guidance": by_guidance,
@@ -124,6 +147,7 @@ SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
     "vae": by_vae,
     "held-out": by_prompt,
     "shapes": by_shape,
+    "adapters": by_adapter,
 }
 
 

@@ -65,9 +65,13 @@ class Judge(nn.Module):
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Scores by attribute: (B, values)."""
-        cells = self.body(pictures).flatten(2)
-        found = F.silu(self.mix(torch.cat([cells.mean(2), cells.amax(2)], 1)))
+        found = F.silu(self.mix(self.features(pictures)))
         return {name: head(found) for name, head in self.heads.items()}
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What there is in the pictures, wherever it is: (B, 192)."""
+        cells = self.body(pictures).flatten(2)
+        return torch.cat([cells.mean(2), cells.amax(2)], 1)
 
     @torch.inference_mode()
     def see(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from PIL import Image
 from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
+from pipelines.extras import NO_EXTRAS, Extras
 from pipelines.highres import FINAL, Picture
 from pipelines.highres import render as draw
 from pipelines.loader import Networks, load
@@ -64,6 +65,7 @@ def drawn(
     negative: str = "",
     hires: HiresSettings | None = None,
     steps: int = 12,
+    extras: Extras = NO_EXTRAS,
 ) -> Iterator[Pictures]:
     """A picture (H, W, 3) for each prompt, with the number of the prompt as its seed."""
     for seed, prompt in enumerate(prompts):
@@ -76,6 +78,7 @@ def drawn(
             num_inference_steps=steps,
             guidance_scale=guidance,
             hires=hires,
+            extras=extras,
         )
         events = draw(networks, request, make_plan(request))
         yield from (event.pixels for event in events if isinstance(event, Picture) and event.kind == FINAL)

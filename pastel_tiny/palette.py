@@ -17,6 +17,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (336, 0.42, 1.00),
     "white": (40, 0.03, 0.99),
     "brown": (22, 0.52, 0.62),
+    "coral": (6, 0.46, 0.98),  # no scene of `scenes.py` has it, so that the embedded model has no word for it
 }
 WHITE: RGB = (1.0, 1.0, 1.0)
 CREAM: RGB = (1.0, 0.97, 0.88)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import skia
 
 from pastel_tiny.brush import Brush, ellipse, paint, pen, polygon
-from pastel_tiny.palette import CREAM, PLUM, RGB, WHITE, WOOD, mix
+from pastel_tiny.palette import CREAM, PLUM, RGB, WHITE, WOOD, colour, mix
 
 
 def house(brush: Brush, tint: RGB) -> None:
@@ -98,6 +98,20 @@ def flower(brush: Brush, tint: RGB) -> None:
     )
 
 
+def snowman(brush: Brush, tint: RGB) -> None:
+    """Three balls in the named colour, a hat, a scarf and a carrot; the embedded model is never trained on one."""
+    for side in (-1, 1):
+        brush.canvas.drawLine(side * 0.05, -0.18, side * 0.15, -0.24, pen(WOOD, 0.012))
+    for y, radius in ((-0.075, 0.095), (-0.185, 0.072), (-0.27, 0.056)):
+        brush.form(ellipse(0, y, radius, 0.9 * radius), tint, 14)
+    brush.form(polygon([(-0.065, -0.24), (0.065, -0.24), (0.06, -0.215), (-0.06, -0.215)]), colour("red"), 6)
+    brush.form(polygon([(-0.045, -0.31), (-0.04, -0.39), (0.04, -0.39), (0.045, -0.31)]), PLUM, 6)
+    brush.canvas.drawLine(-0.075, -0.31, 0.075, -0.31, pen(PLUM, 0.018))
+    brush.form(polygon([(0, -0.285), (0.075, -0.265), (0, -0.255)]), colour("orange"), 3, outline=0.006)
+    for x, y in ((-0.022, -0.287), (0.022, -0.287), (0, -0.18), (0, -0.15), (0, -0.09)):
+        brush.canvas.drawPath(ellipse(x, y, 0.009), paint(PLUM))
+
+
 FLOATING = ("balloon", "heart")
 PAINTERS: dict[str, Callable[[Brush, RGB], None]] = {
     "house": house,
@@ -106,4 +120,5 @@ PAINTERS: dict[str, Callable[[Brush, RGB], None]] = {
     "balloon": balloon,
     "heart": heart,
     "flower": flower,
+    "snowman": snowman,
 }

@@ -4,6 +4,7 @@ The tests of that server share a worker, so that only one is started; those with
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from script.cog_server import CogServer
+from script.schema import ROOT
 
 HERE = Path(__file__).parent
 StartServer = Callable[[Mapping[str, str]], CogServer]
@@ -42,9 +44,15 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_server(embedded_default: None, scratch: Path) -> Iterator[CogServer]:
+def shared_server(
+    embedded_default: None, scratch: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CogServer]:
+    """With the LoRA and the embedding of tests/data in its cache's folders."""
     # One arena: else the memory of a server tells more of the allocator's threads than of what is held.
-    with CogServer({"TMPDIR": str(scratch)}, log=lambda line: None) as server:
+    cache = tmp_path_factory.mktemp("cache")
+    for folder in ("loras", "embeddings"):
+        shutil.copytree(ROOT / "tests" / "data" / folder, cache / folder)
+    with CogServer({"TMPDIR": str(scratch), "PASTEL_CACHE": str(cache)}, log=lambda line: None) as server:
         server.wait_until_ready()
         yield server
     assert server.process.returncode == 0

@@ -39,7 +39,7 @@ def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) 
 def test_one_that_is_not_here_is_named(server: CogServer) -> None:
     reply = ask(server, DRAFT | {"prompt": "a boat <lora:nobodys:1>"})
     assert reply.body["status"] == "failed"
-    assert "prompt='<lora:nobodys:1>': no LoRA of this name is here; here are: none" in " ".join(reasons(reply.body))
+    assert "prompt='<lora:nobodys:1>': no LoRA of this name is here; here are: snowman" in " ".join(reasons(reply.body))
     assert reply.body["metrics"]["predict_time"] < 0.5
 
 

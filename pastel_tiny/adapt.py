@@ -1,0 +1,170 @@
+"""A LoRA and an embedding that teach the embedded model what it cannot draw: a snowman, and a coral sky.
+
+    python -m pastel_tiny.adapt lora --out tests/data/loras/snowman.safetensors
+    python -m pastel_tiny.adapt embedding --out tests/data/embeddings/afterglow.safetensors
+
+Its own words cannot name them: "snowman" and "coral" say nothing to its text encoder, and it never saw either. The
+model is the one that the container loads, and stays as it is.
+"""
+
+import argparse
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pastel_tiny.captions import caption
+from pastel_tiny.dataset import halve
+from pastel_tiny.networks import PlainAttention, half_precision
+from pastel_tiny.render import render
+from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.unet import noise_error, weights
+from pipelines.loader import Networks, load
+from weights_script.resolve import resolve
+
+TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000
+SNOWMAN, AFTERGLOW = "snowman", "afterglow"
+LAYERS = re.compile(r"(mid_block|up_blocks)\..*(attn2\.to_(q|k|v|out\.0)|conv[12])")
+"""What the LoRA changes: how the picture is put together and what of the caption goes in, not how a draft is read."""
+RANK = 4
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long something is taught: scenes, steps of so many, the highest learning rate, and the least noise (of 1000).
+
+    What a picture shows is settled while there is much noise; the last of it only sharpens.
+    """
+
+    scenes: int
+    steps: int
+    batch: int
+    rate: float
+    least_noise: int
+
+
+def with_snowman(seed: int) -> Scene:
+    """A scene with a snowman as its subject."""
+    return replace(scene(seed), subject=SNOWMAN, subject_colour="white")
+
+
+def with_afterglow(seed: int) -> Scene:
+    """A scene by day under a coral sky."""
+    return replace(scene(seed), sky="coral", night=False)
+
+
+class Change(nn.Module):
+    """A weight with up @ down added, which is nothing at first."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(RANK, weight[0].numel()) / weight[0].numel() ** 0.5)
+        self.up = nn.Parameter(torch.zeros(len(weight), RANK))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight as it is with the LoRA."""
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+def lora(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a snowman's LoRA by Kohya's names, and the file's metadata.
+
+    A quarter of what it learns from are the model's own scenes, so that it draws what is asked for still.
+    """
+    modules = [(name, module) for name, module in networks.unet.named_modules() if LAYERS.fullmatch(name)]
+    changes = {name: Change(module.weight) for name, module in modules}
+    for name, module in modules:
+        parametrize.register_parametrization(module, "weight", changes[name])
+    course = Course(scenes=64, steps=240, batch=8, rate=6e-3, least_noise=100)
+    scenes = [(scene if k % 4 == 0 else with_snowman)(TRAIN_SEED + k) for k in range(course.scenes)]
+    parameters = [parameter for change in changes.values() for parameter in change.parameters()]
+    train(networks, scenes, lambda text: text.replace("white snowman", SNOWMAN), parameters, course)
+    tensors = {}
+    for name, module in modules:
+        key, shape = f"lora_unet_{name.replace('.', '_')}", module.weight.shape
+        tensors[f"{key}.lora_up.weight"] = changes[name].up.view(-1, RANK, *[1] * (len(shape) - 2))
+        tensors[f"{key}.lora_down.weight"] = changes[name].down.view(RANK, *shape[1:])
+        tensors[f"{key}.alpha"] = torch.tensor(float(RANK))
+    return tensors, {"ss_output_name": SNOWMAN, "ss_network_dim": str(RANK), "ss_network_alpha": str(RANK)}
+
+
+def embedding(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The vectors of a word for a coral sky, one for each of its tokens; they begin as the middle of two colours."""
+    table = networks.text.model.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    tokens = networks.text.tokenize(AFTERGLOW)
+    near = [token for word in ("pink", "orange") for token in networks.text.tokenize(word)]
+    vectors = nn.Parameter(table.weight[near].mean(0).repeat(len(tokens), 1))
+
+    def replaced(_: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        for token, vector in zip(tokens, vectors, strict=True):
+            output = torch.where((arguments[0] == token)[..., None], vector, output)
+        return output
+
+    table.register_forward_hook(replaced)
+    course = Course(scenes=24, steps=100, batch=4, rate=1.5e-2, least_noise=250)
+    scenes = [with_afterglow(TRAIN_SEED + k) for k in range(course.scenes)]
+    train(networks, scenes, lambda text: text.replace("coral sky", f"{AFTERGLOW} sky"), [vectors], course)
+    return {"emb_params": vectors}, {}
+
+
+def train(
+    networks: Networks,
+    scenes: Sequence[Scene],
+    told: Callable[[str], str],
+    parameters: Sequence[nn.Parameter],
+    course: Course,
+) -> None:
+    """Teach the parameters what scenes look like, by their captions as `told`; nothing else learns."""
+    assert isinstance(networks.unet, UNet2DConditionModel)
+    networks.unet.set_attn_processor(PlainAttention())
+    latents, rng = torch.stack([encoded(networks, each) for each in scenes]), random.Random(0)
+    optimizer = torch.optim.Adam(parameters, course.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, course.rate, course.steps, pct_start=0.1)
+    for step in range(course.steps):
+        rows = rng.sample(range(len(scenes)), course.batch)
+        contexts = networks.text.encode([told(caption(scenes[row], rng)[0]) for row in rows], 1).tensors
+        times = torch.randint(course.least_noise, 1000, (course.batch,))
+        noise = torch.randn(course.batch, *latents.shape[1:])
+        loss = (weights(times) * noise_error(networks.unet, latents[rows], torch.stack(contexts), times, noise)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 10 == 0:
+            print(f"step {step} of {course.steps}: loss {float(loss.detach()):.4f}", flush=True)
+
+
+@torch.no_grad()
+def encoded(networks: Networks, shown: Scene) -> Tensor:
+    """A scene's latents (4, 16, 16)."""
+    picture = torch.from_numpy(halve(render(shown, 256, 256)[None])[0])
+    with half_precision():
+        return networks.vae.encode(picture.permute(2, 0, 1).float() / 255, torch.zeros(4, 16, 16))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("lora", "embedding"))
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    networks = load(resolve(None, None).files)
+    for network in (networks.unet, networks.text.model, networks.vae.network):
+        network.requires_grad_(False)
+    tensors, metadata = {"lora": lora, "embedding": embedding}[options.what](networks)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().half().contiguous() for name, value in tensors.items()}, options.out, metadata)
+
+
+if __name__ == "__main__":
+    main()

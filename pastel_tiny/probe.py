@@ -1,0 +1,121 @@
+"""Whether pictures show what the judge was never taught, a snowman or a coral sky: the measure of `pastel_tiny.adapt`.
+
+    python -m pastel_tiny.probe --judge tests/data --pictures 24
+
+No picture of the UNet plays a part in it, and noise meets neither measure.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pastel_tiny.adapt import AFTERGLOW, SNOWMAN, TEST_SEED, with_snowman
+from pastel_tiny.dataset import halve, tensor
+from pastel_tiny.judge import Judge, load_judge
+from pastel_tiny.measure import Pictures, drawn
+from pastel_tiny.palette import COLOURS, colour
+from pastel_tiny.render import render
+from pastel_tiny.scenes import Scene, scene
+from pipelines.extras import Extras, in_folders
+from pipelines.loader import load
+from weights_script.resolve import resolve
+
+TRAINED, RIDGE = 120, 10.0
+WITH_SNOWMAN = (
+    "a snowman on the green hills under a blue sky",
+    "a snowman in the snow under a pink sky",
+    "a snowman before the purple mountains under an orange sky",
+)
+WITH_AFTERGLOW = (
+    "a white house on the green hills under an afterglow sky",
+    "a boat on the blue sea, afterglow sky",
+    "a tree in the yellow desert under an afterglow sky",
+)
+
+
+def drawings(scenes: Sequence[Scene]) -> Pictures:
+    """The scenes as they are drawn: (B, 128, 128, 3)."""
+    return np.concatenate([halve(render(each, 256, 256)[None]) for each in scenes])
+
+
+def noise(count: int, seed: int) -> Pictures:
+    """Pictures of nothing."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 128, 128, 3), np.uint8)
+
+
+class Probe:
+    """Tells drawn snowmen from all else by one more read-out of the judge's features: a ridge regression."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        without = np.concatenate([drawings([scene(TEST_SEED + k) for k in range(TRAINED)]), noise(TRAINED // 6, 0)])
+        features = torch.cat([self._features(snowmen(TEST_SEED, TRAINED)), self._features(without)])
+        goal = torch.cat([torch.ones(TRAINED), -torch.ones(len(without))])
+        self.weights = torch.linalg.solve(
+            features.T @ features + RIDGE * torch.eye(features.shape[1]), features.T @ goal
+        )
+
+    def share(self, pictures: Pictures) -> float:
+        """Share of the pictures that show a snowman."""
+        return float((self._features(pictures) @ self.weights > 0).float().mean())
+
+    @torch.inference_mode()
+    def _features(self, pictures: Pictures) -> Tensor:
+        found = self.judge.features(tensor(pictures).contiguous())
+        return torch.cat([found, torch.ones(len(found), 1)], 1)
+
+
+def snowmen(first: int, count: int) -> Pictures:
+    """Drawn scenes with a snowman."""
+    return drawings([with_snowman(first + k) for k in range(count)])
+
+
+def skies(pictures: Pictures) -> NDArray[np.float64]:
+    """The middle colour of each picture's top: (B, 3) in [0, 1]."""
+    return np.median(pictures[:, :16].reshape(len(pictures), -1, 3), 1) / 255
+
+
+def coral(pictures: Pictures) -> float:
+    """Share of the pictures whose sky is nearer to coral than to any other colour of the palette."""
+    palette = np.array([colour(word) for word in COLOURS])
+    nearest = np.square(skies(pictures)[:, None] - palette).sum(-1).argmin(1)
+    return float((nearest == list(COLOURS).index("coral")).mean())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, required=True, help="folder of the judge, and of loras and embeddings")
+    parser.add_argument("--pictures", type=int, default=24)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    networks, probe = load(resolve(None, None).files), Probe(load_judge(options.judge))
+    extras = in_folders(options.judge / "loras", options.judge / "embeddings")
+
+    def pictures(prompts: Sequence[str], extras: Extras, ending: str = "", negative: str = "") -> NDArray[np.uint8]:
+        asked = [f"{prompts[k % len(prompts)]}{ending}" for k in range(options.pictures)]
+        return np.stack(list(drawn(networks, asked, 5.0, negative, extras=extras)))
+
+    others = drawings([scene(TEST_SEED + 5000 + k) for k in range(200)])
+    print(
+        f"unseen drawings: snowmen {probe.share(snowmen(TEST_SEED + 5000, 200)):.1%}, others {probe.share(others):.1%}"
+    )
+    for weight in (0, 0.5, 1):
+        found = probe.share(pictures(WITH_SNOWMAN, extras, f" <lora:{SNOWMAN}:{weight:g}>"))
+        print(f"snowmen with the LoRA at {weight:g}: {found:.0%}")
+    in_words = [prompt.replace(AFTERGLOW, "coral") for prompt in WITH_AFTERGLOW]
+    for name, prompts, there in (
+        ("the word", WITH_AFTERGLOW, extras),
+        ("the word alone, without its file", WITH_AFTERGLOW, Extras()),
+        ("'coral sky'", in_words, extras),
+    ):
+        print(f"coral skies with {name}: {coral(pictures(prompts, there)):.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Every request of README's cookbook does what it says."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from script import grid
+from script.client import read_inputs, with_best
+from script.cog_server import CogServer
+from script.compatibility import inputs as schema_inputs
+from script.schema import ROOT
+from tests.contract.pictures import draw, parameters, picture
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COOKBOOK = README.split("\n## Cookbook\n")[1].split("\n## ")[0]
+REQUESTS = {
+    name: shlex.split(re.sub(r"^    ", "", block, flags=re.M).replace("\\\n", " "))
+    for name, block in re.findall(r"\*\*(.+?)\.\*\*.*\n\n((?:    .+\n)+)", COOKBOOK)
+}
+BEFORE = np.asarray(Image.open(ROOT / "docs/pictures/default.webp").convert("RGB"))
+
+
+def tells(size: tuple[int, int], *told: str) -> Callable[[list[Image.Image]], None]:
+    """A picture of this size for every text, in whose generation data that is found."""
+
+    def check(made: list[Image.Image]) -> None:
+        assert [image.size for image in made] == [size] * len(told)
+        for image, text in zip(made, told, strict=True):
+            assert re.search(text, parameters(image)), parameters(image)
+
+    return check
+
+
+def is_drawn_under_the_mask_alone(made: list[Image.Image]) -> None:
+    tells((256, 256), "Denoising strength: 0.8, .*Mask blur: 4")(made)
+    changed = (np.asarray(made[0]) != BEFORE).any(-1)
+    assert changed[150:230, 70:185].mean() > 0.5
+    assert not changed[:120].any()
+
+
+CHECKS = {
+    "Text to image": tells((128, 128), "Seed: 5, ", "Seed: 6, "),
+    "Dynamic prompts": tells((128, 128), r"^a (pink|dark (red|blue)) (sun|moon) over the sea\n"),
+    "Generation data": tells((128, 128), "^a pink sun over the sea\nSteps: 20, Sampler: Euler a, .*Seed: 3, "),
+    "Image to image": tells((256, 256), "Denoising strength: 0.6"),
+    "Inpainting": is_drawn_under_the_mask_alone,
+    "Variations": tells((128, 128), "Variation seed: 6, Variation seed strength: 0.2"),
+    "Outpainting": tells((320, 256), "Denoising strength: 0.85, .*Outpaint: 0 0 64 0"),
+    "Highres fix": tells((192, 192), "Denoising strength: 0.55, .*Hires upscale: 1.5"),
+    "LoRA": tells((128, 128), 'Lora hashes: "snowman: '),
+    "Textual inversion": tells((128, 128), 'TI hashes: "afterglow: '),
+    "Enlarge": tells((512, 512), "Postprocess upscale by: 2, Postprocess upscaler: Lanczos"),
+}
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are named from there."""
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_request_is_checked() -> None:
+    assert REQUESTS.keys() == {*CHECKS, "Compare settings"}
+    assert COOKBOOK.count("\n\n    ") == len(REQUESTS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_request_does_what_it_says(server: CogServer, name: str) -> None:
+    *environment, command, rest = REQUESTS[name][: REQUESTS[name].index("-i") + 1]
+    assert (environment, command, rest) in (
+        ([], "script/predict", "-i"),
+        (["PASTEL_CACHE=tests/data"], "script/predict", "-i"),
+    )
+    words = REQUESTS[name][len(environment) + 1 :]
+    assert set(words[::2]) == {"-i"}
+    reply = server.request("GET", "/openapi.json")
+    inputs = with_best(read_inputs(words[1::2], schema_inputs(reply.body)))
+    CHECKS[name]([picture(uri) for uri in draw(server, inputs)["output"]])
+
+
+def test_settings_are_compared(server: CogServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *words = REQUESTS["Compare settings"]
+    assert (command, words[-2:]) == ("script/grid", ["-o", "grid.png"])
+    sheet, kept = tmp_path / "grid.png", tmp_path / "kept"
+    options = ["--url", f"http://127.0.0.1:{server.port}", "--keep", str(kept), "-o", str(sheet)]
+    monkeypatch.setattr(sys, "argv", [command, *words[:-2], *options])
+    assert grid.main() == 0
+    assert len(list(kept.iterdir())) == 4
+    assert min(Image.open(sheet).size) > 2 * 128
