@@ -15,7 +15,6 @@ from pastel_tiny.scenes import Scene, scene
 TEST_SEED = 10_000_000  # scenes from here on are never trained on
 # The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape lie together.
 SHAPES = ((256, 256), (384, 256), (256, 384))
-LARGE, OBLONG = range(1), range(1, 4)  # beside which chunks of 128 px squares the other shapes come
 
 
 def halve(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -78,9 +77,9 @@ def chunks(squares: int) -> list[Chunk]:
     for index in range(squares):
         first = 100_000 + 10_000 * index
         result.append(Chunk(f"square{index}", first, 2000, SHAPES[0], True))
-        if index in LARGE:
-            result.append(Chunk(f"large{index - LARGE[0]}", first + 2000, 1500, SHAPES[0], False))
-        if index in OBLONG:
-            result.append(Chunk(f"wide{index - OBLONG[0]}", first + 2000, 1500, SHAPES[1], True))
-            result.append(Chunk(f"tall{index - OBLONG[0]}", first + 4000, 1500, SHAPES[2], True))
+        if index == 0:
+            result.append(Chunk("large0", first + 2000, 1500, SHAPES[0], False))
+        if index == 1:
+            result.append(Chunk("wide0", first + 2000, 1500, SHAPES[1], True))
+            result.append(Chunk("tall0", first + 4000, 1500, SHAPES[2], True))
     return result

@@ -21,8 +21,8 @@ from pastel_tiny.text import Encoder
 
 BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6}
 SHARES = (
-    {"square": 0.67, "wide": 0.10, "tall": 0.16, "large": 0.07},
-    {"square": 0.40, "wide": 0.08, "tall": 0.14, "large": 0.38},
+    {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.07},
+    {"square": 0.50, "wide": 0.05, "tall": 0.05, "large": 0.40},
 )
 """How often each shape comes, before and after LATE: first what is where, then the 256 px that highres fix needs."""
 LATE = 0.7
