@@ -346,6 +346,19 @@ class Predictor(BasePredictor):
             default="",
             max_length=10000,
         ),
+        controls: str = Input(
+            description="ControlNets, one a line: canny: 0.8, or owner/repository: weight=1, start=0, end=0.6.",
+            default="",
+            max_length=10000,
+        ),
+        control_images: list[Path] = Input(
+            description="What the lines of controls follow: pictures in their order, or one for all. None: the image.",
+            default=[],
+        ),
+        control_file: Optional[Path] = Input(
+            description="A ControlNet of your own (.safetensors). Name it in controls: canny of mine: 0.8.",
+            default=None,
+        ),
         disable_safety_checker: bool = Input(
             description="Do not check pictures for explicit content, where the container has a checker.", default=False
         ),
@@ -400,12 +413,14 @@ class Predictor(BasePredictor):
             mask=_picture(inputs, "mask"),
             resize_mode=inputs["resize_mode"],
             soft=inputs["mask_soft"],
+            controls=_control_images(inputs),
         )
         size = size_of(pictures.image, inputs, (self.model.width, self.model.height))
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
-        if inputs["lora_file"]:
-            _check_file("lora_file", inputs["lora_file"])
+        for name in ("lora_file", "control_file"):
+            if inputs[name]:
+                _check_file(name, inputs[name])
         if file := inputs["hires_upscaler_file"]:
             _check_file("hires_upscaler_file", file)
             inputs["hires_upscaler"] = name_of_upscaler(file.stem, block.hires_upscaler if block else None)
@@ -494,6 +509,12 @@ def _picture(inputs: dict[str, Any], name: str) -> Any:
         return None
     _check_file(name, inputs[name])
     return picture.read(inputs[name], name)
+
+
+def _control_images(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    for sent in inputs["control_images"]:
+        _check_file("control_images", sent)
+    return tuple(picture.read(sent, "control_images") for sent in inputs["control_images"])
 
 
 def input_defaults() -> dict[str, Any]:

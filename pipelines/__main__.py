@@ -40,9 +40,10 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
         image=picture.read(options.init, "init") if options.init else None,
         mask=picture.read(options.mask, "mask") if options.mask else None,
         resize_mode=options.resize_mode,
+        controls=tuple(picture.read(path, "control") for path in options.control),
     )
     upscalers = {file.stem: file for file in options.upscaler}
-    extras = in_folders(options.lora_dir, options.embeddings_dir)
+    extras = in_folders(options.lora_dir, options.embeddings_dir, options.controlnet_dir)
     found = obstacles(data, networks.identity, upscalers, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
@@ -136,8 +137,17 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="an ESRGAN that blocks call by its file",
     )
-    for kind, name in (("lora", "LoRAs"), ("embeddings", "textual inversion embeddings")):
+    folders = ("lora", "LoRAs"), ("embeddings", "textual inversion embeddings"), ("controlnet", "ControlNets")
+    for kind, name in folders:
         parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"where {name} are that blocks name")
+    parser.add_argument(
+        "--control",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="what the blocks' ControlNets follow: one each, or one for all",
+    )
     parser.add_argument("--init", type=Path, metavar="IMAGE", help="the picture that the blocks start from")
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where they were drawn anew")
     parser.add_argument(

@@ -99,5 +99,24 @@ MASKED_CONTENTS: tuple[str, ...] = ("fill", "original", "latent noise", "latent 
 WHOLE_PICTURE, ONLY_MASKED = "Whole picture", "Only masked"
 INPAINT_AREAS: tuple[str, ...] = (WHOLE_PICTURE, ONLY_MASKED)
 
+CONTROL_MODES: dict[str, str] = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
+}
+"""Who wins where a prompt and a ControlNet disagree, and what WebUI's extension calls it."""
+CONTROL_RESIZE_MODES: dict[str, str] = {"crop": "Crop and Resize", "stretch": "Just Resize"}
+"""How a control image comes to the size that is drawn, likewise."""
+NO_PREPROCESSOR = "none"
+PREPROCESSORS: dict[str, str] = {
+    "canny": "canny",
+    "lineart": "lineart_standard (from white bg & black line)",
+    "scribble": "scribble_xdog",
+    "invert": "invert (from white bg & black line)",
+    "inpaint": "inpaint_only",
+    NO_PREPROCESSOR: "none",
+}
+"""What makes a ControlNet's map of a picture, likewise."""
+
 EMPHASES: tuple[str, ...] = ("Original", "No norm", "Ignore", "None")
 """What weights in a prompt do: scale vectors and restore their mean, only scale, nothing, or are plain text."""

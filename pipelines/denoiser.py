@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.conditioning import Prompts
+from pipelines.control import Controls
 from pipelines.graphs import GraphedUNet
 from pipelines.memory import thriftily
 from pipelines.schedules import SIGMAS, sigma_to_t
@@ -30,7 +31,8 @@ class LatentMask:
 
 
 class GuidedDenoiser:
-    """The denoiser of one pass. It counts its calls, which is what prompt editing goes by.
+    """The denoiser of one pass. It counts its calls, which is what prompt editing goes by; `step`, which ControlNets go
+    by, is set by whoever walks the steps.
 
     With a `mask` it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
     of a timestep sampler is shown. `channels` (1, n, h, w) are those that the UNet takes beside the latents.
@@ -45,15 +47,17 @@ class GuidedDenoiser:
         rows: int,
         mask: LatentMask | None = None,
         channels: Tensor | None = None,
+        controls: Controls | None = None,
     ) -> None:
         """`rows` of the batch go through the UNet at once."""
         self._unet = unet
         self._mask = mask
         self._channels = channels
+        self._controls = controls
         self._prompts = prompts
         self._scale = guidance_scale
         self._rescale = guidance_rescale
-        self.calls = 0
+        self.calls = self.step = 0
         self._rows = rows
         self._key: tuple[int, ...] = ()
         self._contexts: list[Tensor] = []
@@ -75,7 +79,12 @@ class GuidedDenoiser:
     def _eps(self, x: Tensor, t: float, sigma: float) -> tuple[Tensor, Tensor]:
         contexts = self._contexts_for(x.shape[0])
         self.calls += 1
-        *conditional, unconditional = (row for context in contexts for row in self._predict(x, t, context))
+        count = len(self._prompts.positive.weights) * len(x)
+        *conditional, unconditional = (
+            row
+            for place, context in enumerate(contexts)
+            for row in self._predict(x, t, context, conditional=count if place == 0 else 0)
+        )
         guided = self._guided(conditional, unconditional, self._scale)
         if self._rescale:
             guided = self._rescaled(guided, self._guided(conditional, unconditional, 1), x, sigma)
@@ -109,8 +118,11 @@ class GuidedDenoiser:
             self._key = key
         return self._contexts
 
-    def _predict(self, x: Tensor, t: float, contexts: Tensor) -> tuple[Tensor, ...]:
-        """The noise (B, 4, h, w) for every B of the contexts (rows, tokens, width), as many rows at once as fit."""
+    def _predict(self, x: Tensor, t: float, contexts: Tensor, conditional: int) -> tuple[Tensor, ...]:
+        """The noise (B, 4, h, w) for every B of the contexts (rows, tokens, width), as many rows at once as fit.
+
+        The first `conditional` rows are the prompt's.
+        """
         time = torch.full((), t, dtype=torch.float32, device=x.device)
         prompts = len(contexts) // len(x)
         if self._channels is not None:
@@ -118,10 +130,10 @@ class GuidedDenoiser:
         images = torch.cat([x.to(self._unet.dtype)] * prompts)
 
         def parts() -> Tensor:
-            if len(images) <= self._rows:
-                return self._call(images, time, contexts)
-            pairs = zip(images.split(self._rows), contexts.split(self._rows), strict=True)
-            return torch.cat([self._call(few, time, each) for few, each in pairs])
+            starts = range(0, len(images), self._rows)
+            split = zip(images.split(self._rows), contexts.split(self._rows), starts, strict=True)
+            made = [self._call(few, time, each, conditional - start) for few, each, start in split]
+            return made[0] if len(made) == 1 else torch.cat(made)
 
         def one_by_one() -> Tensor:
             self._rows = 1  # more would fail again at every step
@@ -130,6 +142,10 @@ class GuidedDenoiser:
         noise = thriftily(parts, one_by_one, "the rest of this pass takes one row of the batch at a time")
         return noise.float().chunk(prompts)
 
-    def _call(self, images: Tensor, time: Tensor, contexts: Tensor) -> Tensor:
-        noise: Tensor = self._unet(images, time, encoder_hidden_states=contexts, return_dict=False)[0]
+    def _call(self, images: Tensor, time: Tensor, contexts: Tensor, conditional: int) -> Tensor:
+        residuals = {}
+        if self._controls:
+            rows = min(max(conditional, 0), len(images))
+            residuals = self._controls.residuals(images, time, contexts, self.step, rows)
+        noise: Tensor = self._unet(images, time, encoder_hidden_states=contexts, return_dict=False, **residuals)[0]
         return noise

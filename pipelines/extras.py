@@ -1,4 +1,4 @@
-"""LoRA and embedding files by the names that prompts call them, and what a prompt's tags ask of them. No tensors."""
+"""LoRA, embedding and ControlNet files by their names, and what a prompt's tags ask of them. No tensors."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from pipelines.errors import InvalidInput
 from pipelines.prompt import NetworkTag, cut_networks
 
 LORA_KINDS = ("lora", "lyco")
-LORA_SUFFIXES = (".safetensors",)
+LORA_SUFFIXES = CONTROL_SUFFIXES = (".safetensors",)
 EMBEDDING_SUFFIXES = (".safetensors", ".pt")
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
@@ -45,6 +45,11 @@ class ExtraFile:
         """Of the bytes after the safetensors header, which tools rewrite: a LoRA's hash in infotexts."""
         return _sha256(self, min(_header_length(self.path) + 8, self.size))
 
+    @property
+    def short_hash(self) -> str:
+        """Eight digits of a part of the file: a ControlNet's hash in infotexts."""
+        return _short_hash(self)
+
     def hashed_as(self, digits: str) -> bool:
         """Whether the digits begin one of its hashes: sites publish both for a LoRA."""
         return any(sha256.startswith(digits.lower()) for sha256 in (self.sha256, self.tensors_sha256))
@@ -55,6 +60,14 @@ def _sha256(file: ExtraFile, start: int) -> str:
     with file.path.open("rb") as stream:
         stream.seek(start)
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(256)
+def _short_hash(file: ExtraFile) -> str:
+    """As WebUI did for all files before 2023: of 64 KiB from 1 MiB on."""
+    with file.path.open("rb") as stream:
+        stream.seek(1 << 20)
+        return hashlib.sha256(stream.read(1 << 16)).hexdigest()[:8]
 
 
 def _header_length(path: Path) -> int:
@@ -76,24 +89,33 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs and embeddings that are here, by name."""
+    """The LoRAs, embeddings and ControlNets that are here, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    controls: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
 
     def __or__(self, other: "Extras") -> "Extras":
         """Both; where names are equal, the other's."""
-        return Extras(loras={**self.loras, **other.loras}, embeddings={**self.embeddings, **other.embeddings})
+        return Extras(
+            loras={**self.loras, **other.loras},
+            embeddings={**self.embeddings, **other.embeddings},
+            controls={**self.controls, **other.controls},
+        )
 
 
 NO_EXTRAS = Extras()
 
 
-def in_folders(loras: Path | None, embeddings: Path | None) -> Extras:
-    """What lies in two folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
+def in_folders(loras: Path | None, embeddings: Path | None, controls: Path | None = None) -> Extras:
+    """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
-    return Extras(loras=trained | found, embeddings=_files(embeddings, EMBEDDING_SUFFIXES))
+    return Extras(
+        loras=trained | found,
+        embeddings=_files(embeddings, EMBEDDING_SUFFIXES),
+        controls=_files(controls, CONTROL_SUFFIXES),
+    )
 
 
 def _files(folder: Path | None, suffixes: tuple[str, ...]) -> dict[str, ExtraFile]:

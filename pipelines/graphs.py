@@ -65,12 +65,22 @@ class GraphedUNet(nn.Module):
         return self.network.config
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = False,
+        **residuals: Tensor | tuple[Tensor, ...],
     ) -> tuple[Tensor]:
-        """Images (B, C, h, w), time () and contexts (B, tokens, width) -> the noise (B, 4, h, w)."""
+        """Images (B, C, h, w), time () and contexts (B, tokens, width) -> the noise (B, 4, h, w).
+
+        With a ControlNet's residuals or FreeU it is the plain network that computes: neither graphs nor compiled code know
+        them.
+        """
         inputs = sample, timestep, encoder_hidden_states
-        if self.network.up_blocks[0].b1 is not None:  # FreeU: other work than was recorded
-            return self._plain(*inputs)
+        if residuals or self.network.up_blocks[0].b1 is not None:
+            noise: tuple[Tensor] = self.network(*inputs, return_dict=False, **residuals)
+            return noise
         key = sample.shape, encoder_hidden_states.shape
         if key not in self._graphs:
             if self._record is None or key not in self._seen:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.conditioning import PromptEncoder, Prompts
+from pipelines.control import Controls, controls_of
 from pipelines.denoiser import GuidedDenoiser, LatentMask
 from pipelines.device import Stopwatch
 from pipelines.extras import lora_tags
@@ -106,7 +107,7 @@ def render(
     Finished pictures come one by one, each as soon as it is decoded. Raises NonFiniteError when a picture cannot be
     decoded; pictures before it have been handed out.
     """
-    with memory_errors_say_what_fits(plan, networks.footprint, networks.device.place):
+    with memory_errors_say_what_fits(plan, lambda: networks.footprint, networks.device.place):
         yield from _phases(networks, request, plan, show_phases, upscaler, init_latents)
 
 
@@ -120,6 +121,7 @@ def _phases(
 ) -> Iterator[Event]:
     watch = Stopwatch(networks.device.place)
     canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
+    networks.controls.bring(request.extras.controls[control.model] for control in request.controls)
     loras, hires_loras = _loras(request)
     networks.adapters.apply(loras)
     set_freeu(networks.plain_unet, request.freeu)
@@ -135,12 +137,14 @@ def _phases(
     if request.image and canvas:
         noise = _noise(networks, request, plan, plan.first)
         start, mask = start_from(networks, request.image, canvas, plan, noise, init_latents)
-    latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts, start, mask, canvas)
+    controls = _controls(networks, request, plan.first, canvas)
+    latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts, controls, start, mask, canvas)
     watch.mark(BASE)
     if plan.hires:
         start = yield from _upscale(networks, request, plan, latents, show_phases, watch, upscaler, canvas)
         networks.adapters.apply(hires_loras)
-        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, start)
+        controls = _controls(networks, request, plan.hires, canvas)
+        latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, controls, start)
         watch.mark(REFINE)
     yield from _decode(networks, latents, FINAL, watch, DECODE, canvas)
     yield Finished(watch.seconds())
@@ -152,6 +156,12 @@ def _loras(request: GenerationRequest) -> tuple[list[Use], list[Use]]:
     files = request.extras.loras
     first, hires = ([Use(files[tag.name], tag) for tag in lora_tags(prompt) if tag.name in files] for prompt in prompts)
     return first, hires
+
+
+def _controls(networks: Networks, request: GenerationRequest, part: PassPlan, canvas: Canvas | None) -> Controls | None:
+    """The request's ControlNets in a pass, with maps of its size."""
+    loaded = [networks.controls[request.extras.controls[control.model]] for control in request.controls]
+    return controls_of(part, request.controls, loaded, canvas, networks.device)
 
 
 def _prompt_encoder(networks: Networks, request: GenerationRequest) -> PromptEncoder:
@@ -183,6 +193,7 @@ def _sample(
     part: PassPlan,
     phase: str,
     prompts: Prompts,
+    controls: Controls | None,
     start: Tensor | None = None,
     mask: LatentMask | None = None,
     canvas: Canvas | None = None,
@@ -196,9 +207,10 @@ def _sample(
     room = room_beside(networks.footprint.weights, networks.device.place)
     rows = rows_at_once(networks.footprint, x[0, 0].numel(), len(x) * prompts.rows, room)
     scales = request.guidance_scale, request.guidance_rescale
-    denoiser = GuidedDenoiser(networks.unet, prompts, *scales, rows, mask, channels)
+    denoiser = GuidedDenoiser(networks.unet, prompts, *scales, rows, mask, channels, controls)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
+        denoiser.step = min(number, (part.steps or part.asked) - 1)  # DPM adaptive takes as many as it likes
         yield Step(phase, number, part.steps)
     result = PassResult(phase, initial, levels, prompts, start, mask, x)
     yield result

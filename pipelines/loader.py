@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import (
@@ -23,7 +23,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
@@ -32,7 +32,6 @@ from pipelines.checkpoint import (
     VAE_PREFIX,
     check_finite,
     check_plain,
-    is_safetensors,
     map_tensors,
     no_larger_than,
     split_checkpoint,
@@ -40,18 +39,18 @@ from pipelines.checkpoint import (
     weight_file,
 )
 from pipelines.conditioning import TextEncoder, load_tokenizer
+from pipelines.control import ControlNets
 from pipelines.device import Device, best_device
 from pipelines.errors import ModelError, in_one_line
 from pipelines.graphs import GraphedUNet
 from pipelines.lora import Adapters
-from pipelines.memory import Footprint, drop_pages
+from pipelines.memory import Footprint
 from pipelines.model import ModelFiles, ModelIdentity
+from pipelines.network import built_of, fill
 from pipelines.unet import fit_any_size
 from pipelines.vae import VAE
 
 LATENT_SCALE = 0.18215
-Network = TypeVar("Network", bound=nn.Module)
-WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
 EXTRA_CHANNELS = {5: "depth to image", 8: "InstructPix2Pix"}
 IN_CHANNELS = (4, 9)  # the latter of checkpoints for inpainting
 UNET_HEADS = 8  # every SD 1.x UNet; the count cannot be read from the tensors
@@ -66,6 +65,7 @@ class Networks:
     vae: VAE
     text: TextEncoder
     adapters: Adapters
+    controls: ControlNets
     device: Device
 
     @property
@@ -79,9 +79,13 @@ class Networks:
         return self.unet.network if isinstance(self.unet, GraphedUNet) else self.unet
 
     @cached_property
-    def footprint(self) -> Footprint:
-        """Bytes that these networks take."""
+    def _footprint(self) -> Footprint:
         return Footprint.of(self.unet, self.vae.network, self.text.model)
+
+    @property
+    def footprint(self) -> Footprint:
+        """Bytes that these networks take, the ControlNets of the present prediction among them."""
+        return self._footprint.under(self.controls.networks)
 
 
 def load(files: ModelFiles, device: Device | None = None) -> Networks:
@@ -107,6 +111,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Networks:
         vae=VAE(vae.eval(), LATENT_SCALE),
         text=TextEncoder(text.eval(), load_tokenizer(files.tokenizer), device.place),
         adapters=Adapters(unet, text),
+        controls=ControlNets(unet.config, device),
         device=device,
     )
 
@@ -257,54 +262,6 @@ def _build_text_encoder(path: Path, tensors: Mapping[str, Tensor], device: Devic
     # A buffer that is no weight: on the meta device it must be made by hand.
     text.embeddings.position_ids = torch.arange(text.config.max_position_embeddings)[None]
     return fill(path, text, tensors, device)
-
-
-@contextmanager
-def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """A network is built inside; what diffusers and transformers raise at other names and shapes -> ModelError."""
-    try:
-        with no_larger_than(tensors.values()):
-            yield
-    except ModelError:
-        raise
-    except KeyError as error:
-        raise ModelError(f"{path}: its {part} lacks {error.args[0]}. The file is cut or of another form.") from error
-    except Exception as error:  # of a dozen kinds
-        raise ModelError(f"{path}: its {part} is of no form that is known ({in_one_line(error)}).") from error
-
-
-def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device) -> Network:
-    """Give the meta network its tensors, then bring it to the device; every parameter must be there, in its shape.
-
-    Raises ModelError, also for weights that are not finite in the device's number format.
-    """
-    kind = type(network).__name__
-    used = {name: tensors[name] for name in network.state_dict() if name in tensors}
-    check_plain(path, used)
-    for name, tensor in used.items():
-        if tensor.dtype not in WEIGHT_FORMATS:
-            raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
-    try:
-        report = network.load_state_dict(used, strict=False, assign=True)
-    except RuntimeError as error:
-        raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
-    if report.missing_keys:
-        missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
-        raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
-    _bring(network.requires_grad_(False), device, mapped=is_safetensors(path))
-    check_finite(path, network.state_dict())
-    return network
-
-
-def _bring(network: nn.Module, device: Device, mapped: bool) -> None:
-    """Bring the weights to the device in its number format, one by one: what was read of the file for a copy is let go
-    before the next, so that memory never holds both."""
-    for weight in network.parameters():
-        source = weight.data
-        weight.data = source.to(device.place, device.dtype)
-        if mapped and weight.data_ptr() != source.data_ptr():
-            drop_pages(source)
-    nn.Module.to(network, device.place)  # buffers; diffusers' own `to` warns
 
 
 def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:

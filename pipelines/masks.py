@@ -39,6 +39,12 @@ class Canvas:
     box: Box | None = None
     """Where on the overlay the result goes; None: it has the overlay's size."""
 
+    def same_part(self, picture: Image.Image) -> Image.Image:
+        """What another picture of the scene shows of the part that is drawn; all of it where that is the whole."""
+        if self.box is None or self.overlay is None:
+            return picture
+        return resize(picture, self.overlay.size, "crop").crop(self.box)
+
     def finish(self, pixels: "Pixels") -> "Pixels":
         """The picture that was drawn, with the input's pixels back where they are kept.
 

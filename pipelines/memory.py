@@ -8,13 +8,14 @@ import ctypes
 import logging
 import mmap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel
@@ -30,7 +31,8 @@ Result = TypeVar("Result")
 
 UNET_TENSORS = 26
 """The UNet at its peak holds so many tensors of its first level's channels, for every latent pixel."""
-
+CONTROL_TENSORS = 6
+"""So many more of them are what ControlNets add to the UNet's levels, summed, however many they are."""
 
 ROOM_USED = 0.85
 """Of the free memory: an allocator leaves holes."""
@@ -56,6 +58,14 @@ class Footprint:
             # Either the last level's first block, which still has the channels of the level before, or the others.
             vae=max(5 * first, 3 * second) * vae.dtype.itemsize,
         )
+
+    def under(self, controls: Collection[ControlNetModel]) -> "Footprint":
+        """The same with ControlNets beside: their weights, and what they add to the UNet while that is at its peak."""
+        if not controls:
+            return self
+        weights = sum(weight.nbytes for network in controls for weight in network.parameters())
+        unet = self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS
+        return replace(self, weights=self.weights + weights, unet=unet)
 
     def pixels(self, room: int) -> int:
         """How large a picture fits into so many bytes: guided row by row and decoded in tiles."""
@@ -133,14 +143,17 @@ def drop_pages(tensor: Tensor) -> None:
 
 
 @contextmanager
-def memory_errors_say_what_fits(plan: HighresPlan, footprint: Footprint, device: torch.device) -> Iterator[None]:
+def memory_errors_say_what_fits(
+    plan: HighresPlan, footprint: Callable[[], Footprint], device: torch.device
+) -> Iterator[None]:
     """Turn the allocator's last word into OutOfMemory, which tells the sizes that fit."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        fit = what_fits(plan, footprint, room_beside(footprint.weights, device))
+        taken = footprint()  # only now: what the plan needs beside the model is loaded
+        fit = what_fits(plan, taken, room_beside(taken.weights, device))
         raise OutOfMemory(f"No memory left for {plan.describe()}. {fit}") from error
 
 

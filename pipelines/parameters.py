@@ -16,6 +16,7 @@ from pipelines.request import (
     MaskSettings,
     ScheduleSettings,
 )
+from pipelines.units import write_unit
 
 VERSION = f"cog-pastel-mix {__version__}"
 HASH_DIGITS = 10
@@ -55,6 +56,7 @@ def of_picture(
         "RNG": noise.source if noise.source != "GPU" else None,
         **(_mask_fields(request.image, request.image.mask) if request.image and request.image.mask else {}),
         **(_hires_fields(request, request.hires, plan) if request.hires else {}),
+        **_control_fields(request),
         "Lora hashes": _hashes(_loras(request).items()),
         "TI hashes": _hashes(embeddings),
         "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
@@ -63,6 +65,14 @@ def of_picture(
         "Version": VERSION,
     }
     return infotext.write(request.prompt, request.negative_prompt, fields)
+
+
+def _control_fields(request: GenerationRequest) -> dict[str, object]:
+    files = request.extras.controls
+    return {
+        f"ControlNet {number}": write_unit(control, files[control.model].short_hash)
+        for number, control in enumerate(request.controls)
+    }
 
 
 def _loras(request: GenerationRequest) -> dict[str, str]:

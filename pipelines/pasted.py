@@ -22,6 +22,8 @@ from pipelines.catalog import (
 )
 from pipelines.errors import InvalidInput
 from pipelines.infotext import DEFAULTS, DOWNCAST, NEGATIVE, OLD_BEHAVIOUR, OLD_EDITING, Value, parse, split, version_of
+from pipelines.request import ControlSettings
+from pipelines.units import read_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Parameters:
     version: str | None = None
     lora_hashes: dict[str, str] = field(default_factory=dict)
     ti_hashes: dict[str, str] = field(default_factory=dict)
+    controls: tuple[ControlSettings, ...] = ()
+    """ControlNets, whose pictures no block holds."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Keys that are not understood here and whose values are not WebUI's defaults."""
     warnings: tuple[str, ...] = ()
@@ -244,6 +248,9 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Keys that are understood but ask for nothing: they repeat others or tell of the program."""
 
+_CONTROL = re.compile(r"ControlNet \d+")
+"""Keys of WebUI's extension, one for each unit."""
+
 _NEUTRAL = {key: str(value) for key, value in DEFAULTS.items()} | {
     "Beta schedule alpha": "0.6",
     "Beta schedule beta": "0.6",
@@ -275,9 +282,28 @@ def read(text: str) -> Parameters:
     _add_civitai_hashes(values, resources.get("Hashes"))
     values["hires"] = values.get("denoising_strength") is not None and any(key in known for key in _HIRES_KEYS)
     values["unknown"] = _not_understood(fields)
+    values["controls"], of_controls, doubts = _controls(fields, values.get("size"))
     said = {name: value for name, value in values.items() if value is not None}
     warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
-    return replace(Parameters(), **said, warnings=warnings, doubts=_doubts(parsed, values, resources))
+    doubts += _doubts(parsed, values, resources)
+    return replace(Parameters(), **said, warnings=warnings + of_controls, doubts=doubts)
+
+
+def _controls(
+    fields: Mapping[str, str], size: tuple[int, int] | None
+) -> tuple[tuple[ControlSettings, ...], tuple[str, ...], tuple[str, ...]]:
+    """The ControlNets of a block, and what of them is a warning or a doubt."""
+    units, warnings, doubts = [], list[str](), list[str]()
+    for key in sorted(filter(_CONTROL.fullmatch, fields)):
+        try:
+            unit = read_unit(fields[key], size)
+        except ValueError as error:
+            rule = f"cannot be read as WebUI's extension writes it ({error})"
+            raise InvalidInput("generation_data", f"{key}: {fields[key]}", rule, "Correct it, or remove it.") from None
+        units.append(unit.settings)
+        warnings += (f"{key}: {warning}" for warning in unit.warnings)
+        doubts += (f"{key}: {doubt}" for doubt in unit.doubts)
+    return tuple(units), tuple(warnings), tuple(doubts)
 
 
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
@@ -300,7 +326,8 @@ def _convert(key: str, value: str) -> object:
 
 def _not_understood(fields: Mapping[str, str]) -> dict[str, str]:
     neutral = _NEUTRAL | {"Hires CFG Scale": fields.get("CFG scale", "")}  # Forge writes it always
-    rest = {key: value for key, value in fields.items() if key.casefold() not in _NAMES and key not in _WITHOUT_EFFECT}
+    known = _NAMES.keys() | {key.casefold() for key in fields if _CONTROL.fullmatch(key)}
+    rest = {key: value for key, value in fields.items() if key.casefold() not in known and key not in _WITHOUT_EFFECT}
     return {key: value for key, value in rest.items() if not _asks_for_nothing(key, value, neutral.get(key))}
 
 

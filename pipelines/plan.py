@@ -13,6 +13,7 @@ from pipelines.prompt import cut_networks
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    ControlSettings,
     GenerationRequest,
     HiresSettings,
     ScheduleSettings,
@@ -71,6 +72,12 @@ class PassPlan:
             levels = len(range(1, self.sampler.model_levels, stride)) - dropped
         return levels - self.first_step
 
+    def steps_under(self, control: ControlSettings) -> range:
+        """The steps, counted from 0, at which a ControlNet acts: those before which its share of them is done."""
+        steps = self.asked if self.steps is None else self.steps
+        acts = [step for step in range(steps) if control.start <= step / steps <= control.end and control.weight]
+        return range(acts[0], acts[-1] + 1) if acts else range(0)
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image's latents."""
@@ -102,6 +109,7 @@ class HighresPlan:
     first: PassPlan
     upscale: UpscalePlan | None
     hires: PassPlan | None
+    controls: tuple[ControlSettings, ...] = ()
     notes: tuple[str, ...] = ()
     """What is done otherwise than asked, for the log."""
 
@@ -113,11 +121,16 @@ class HighresPlan:
 
     def describe(self) -> str:
         """The plan in one line, for the log."""
-        first = f"{len(self.seeds)} x {self.first.width}x{self.first.height}, {_work(self.first)}"
-        if self.hires is None or self.upscale is None:
-            return first
-        width, height = self.final_size
-        return f"{first}; {self.upscale.upscaler} to {width}x{height}, {_work(self.hires)}"
+        told = f"{len(self.seeds)} x {self.first.width}x{self.first.height}, {_work(self.first)}"
+        if self.hires and self.upscale:
+            width, height = self.final_size
+            told += f"; {self.upscale.upscaler} to {width}x{height}, {_work(self.hires)}"
+        return told + "".join(f"; {self._under(control)}" for control in self.controls)
+
+    def _under(self, control: ControlSettings) -> str:
+        acts = [part.steps_under(control) for part in (self.first, self.hires) if part]
+        steps = " and ".join(f"{each.start + 1} to {each.stop}" if each else "none" for each in acts)
+        return f"ControlNet {control.model} ({control.preprocessor}) at {control.weight:g} in steps {steps}"
 
 
 def make_plan(request: GenerationRequest) -> HighresPlan:
@@ -149,6 +162,7 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
         notes=(*_size_notes(request), *_network_notes(request)),
         upscale=upscale,
         hires=hires,
+        controls=request.controls,
     )
 
 

@@ -25,6 +25,7 @@ from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     SIDES,
+    ControlSettings,
     FreeU,
     GenerationRequest,
     HiresSettings,
@@ -98,6 +99,8 @@ class Pictures:
     mask: Picture | None = None
     resize_mode: str = ImageSettings.resize_mode
     soft: bool = False
+    controls: tuple[Picture, ...] = ()
+    """Control images: one for each ControlNet, or one for all; without any it is the image that they look at."""
 
 
 NO_PICTURES = Pictures()
@@ -243,9 +246,23 @@ def _request(
         ),
         image=_image(data, pictures),
         hires=_hires(data, upscalers) if data.hires else None,
+        controls=_controls(data, pictures.controls),
         extras=extras,
         **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
     )
+
+
+def _controls(data: Parameters, pictures: tuple[Picture, ...]) -> tuple[ControlSettings, ...]:
+    """The ControlNets, each with its picture."""
+    asked, sent = len(data.controls), len(pictures)
+    if sent and not asked:
+        fix = "Name one in controls, or send it in control_file."
+        raise InvalidInput("control_images", f"{sent} sent", "there is no ControlNet to follow them", fix)
+    if sent > 1 and sent != asked:
+        rule = f"must be one for each of the {asked} lines of controls, or one for all"
+        raise InvalidInput("control_images", f"{sent} sent", rule, "Repeat one that serves twice.")
+    each = pictures * asked if sent == 1 else pictures or (None,) * asked
+    return tuple(replace(control, picture=shown) for control, shown in zip(data.controls, each, strict=True))
 
 
 def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:
@@ -327,6 +344,7 @@ def obstacles(
         *_of_vae(data, model),
         *_of_names(data, upscalers or {}),
         *_of_networks(data, extras),
+        *_of_controls(data, pictures, extras),
         *_of_pictures(data, pictures),
         *_of_keys(data),
     ]
@@ -418,6 +436,23 @@ def _of_networks(data: Parameters, extras: Extras) -> Iterator[Obstacle]:
     for name in data.ti_hashes.keys() - extras.embeddings.keys():
         told = f"the embedding {name} is not here; bring it in embeddings (--embeddings-dir)"
         yield Obstacle(told, other_picture=True)
+
+
+def _of_controls(data: Parameters, pictures: Pictures, extras: Extras) -> Iterator[Obstacle]:
+    """ControlNets of a block; of those that are not here nothing is drawn, nor of those that have no picture."""
+    missing = [control for control in data.controls if control.model not in extras.controls]
+    kept = tuple(control for control in data.controls if control not in missing)
+    for control in missing:
+        told = f"the ControlNet {control.model} is not here; bring it in controls or control_file (--controlnet-dir)"
+        yield Obstacle(told, other_picture=True, instead={"controls": kept})
+    for control in kept:
+        digits = extras.controls[control.model].short_hash
+        if control.model_hash and control.model_hash != digits:
+            told = f"made with another ControlNet {control.model} ({control.model_hash}) than the one here ({digits})"
+            yield Obstacle(told, other_picture=True)
+    if kept and pictures.image is None and not pictures.controls:
+        told = "it was made with ControlNet: send its pictures (control_images, --control)"
+        yield Obstacle(told, other_picture=True, instead={"controls": ()})
 
 
 def _of_pictures(data: Parameters, pictures: Pictures) -> Iterator[Obstacle]:

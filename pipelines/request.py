@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.catalog import (
+    CONTROL_MODES,
+    CONTROL_RESIZE_MODES,
     EMPHASES,
     INPAINT_AREAS,
     MASKED_CONTENTS,
+    NO_PREPROCESSOR,
     NOISE_SOURCES,
     ONLY_MASKED,
+    PREPROCESSORS,
     RESIZE_MODES,
     SAMPLERS,
     SCHEDULE_TYPES,
@@ -45,6 +49,9 @@ STRENGTH_MIN = 0.01
 """Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
 AND_PARTS_MAX = 16
 """Each part of a prompt joined by AND is another row of every UNet call."""
+
+CONTROLS_MAX = 4
+"""ControlNets of one request: each takes half a UNet's time and memory."""
 
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULE = "Use same scheduler"
@@ -89,6 +96,13 @@ RANGES = {
     "hires_denoising_strength": Range(0, 1, "0 takes denoising_strength.", whole=False),
     "hires_width": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
     "hires_height": Range(0, 2 * SIDE_MAX, "0 leaves it to hires_scale, or to the other side and the aspect."),
+}
+CONTROL_RANGES = {
+    "weight": Range(0, 2, "1 is usual.", whole=False),
+    "start": Range(0, 1, "0 is the first step.", whole=False),
+    "end": Range(0, 1, "1 is the last step.", whole=False),
+    "low": Range(0, 255, "100 is usual.", whole=False),
+    "high": Range(0, 255, "200 is usual.", whole=False),
 }
 ENSD = Range(-SEED_MAX, SEED_MAX, "0 turns it off; 31337 is what many pictures were made with.")
 OUTPAINT = Range(0, OUTPAINT_MAX, "For more, outpaint the result again.")
@@ -277,6 +291,41 @@ _NUMBERS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlSettings:
+    """A ControlNet at work in both passes."""
+
+    model: str
+    """Its name, by which `Extras` has its file."""
+    model_hash: str = ""
+    """Of generation data: WebUI's eight digits of the file that it was made with."""
+    picture: Picture | None = None
+    """What it looks at; None: the image that the first pass starts from."""
+    preprocessor: str = ""
+    """What makes a map of the picture; empty: what the model's name says, if it says one."""
+    low: float = 100
+    """Canny's thresholds, of 255."""
+    high: float = 200
+    weight: float = 1
+    start: float = 0
+    """From this share of a pass's steps on, and up to `end`, it acts."""
+    end: float = 1
+    mode: str = "balanced"
+    resize_mode: str = "crop"
+
+    def __post_init__(self) -> None:
+        named = next((name for name in PREPROCESSORS if name in self.model.casefold()), NO_PREPROCESSOR)
+        object.__setattr__(self, "preprocessor", self.preprocessor or named)
+        for name, allowed in CONTROL_RANGES.items():
+            allowed.check(f"controls, {name} of {self.model}", getattr(self, name))
+        if self.start > self.end:
+            rule = f"it would end at {self.end:g}, before it starts"
+            raise InvalidInput(f"controls, start of {self.model}", self.start, rule, "Swap them.")
+        _check_choice(f"controls, mode of {self.model}", self.mode, tuple(CONTROL_MODES))
+        _check_choice(f"controls, preprocessor of {self.model}", self.preprocessor, tuple(PREPROCESSORS))
+        _check_choice(f"controls, resize of {self.model}", self.resize_mode, tuple(CONTROL_RESIZE_MODES))
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One prediction. Creating one checks everything; raises InvalidInput with the field, value, rule and fix.
 
@@ -306,6 +355,7 @@ class GenerationRequest:
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     image: ImageSettings | None = None
     hires: HiresSettings | None = field(default_factory=HiresSettings)
+    controls: tuple[ControlSettings, ...] = ()
     extras: Extras = NO_EXTRAS
 
     def __post_init__(self) -> None:
@@ -323,6 +373,21 @@ class GenerationRequest:
         if self.hires is not None:
             check_present("hires_prompt", self.hires.prompt, self.extras)
             _check_final_size(self.hires, self.width, self.height)
+        if len(self.controls) > CONTROLS_MAX:
+            raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Leave some out.")
+        for control in self.controls:
+            self._check_control(control)
+
+    def _check_control(self, control: ControlSettings) -> None:
+        if control.model not in self.extras.controls:
+            fix = "Name a file, repository or address in controls, or send it in control_file (--controlnet-dir)."
+            raise InvalidInput("controls", control.model, "no ControlNet of this name is here", fix)
+        if control.picture is None and self.image is None:
+            fix = "Send one in control_images, or an image."
+            raise InvalidInput("controls", control.model, "there is no picture for it to follow", fix)
+        if control.preprocessor == "inpaint" and (self.image is None or self.image.mask is None):
+            fix = "Send image and mask, or use another preprocessor."
+            raise InvalidInput("controls", control.model, "the preprocessor inpaint needs a mask", fix)
 
 
 def random_seed() -> int:

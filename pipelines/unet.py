@@ -34,11 +34,16 @@ class AnySizeNorm(torch.nn.GroupNorm):
         return torch.group_norm(hidden_states, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def fit_any_size(unet: UNet2DConditionModel) -> None:
-    """Give every upsampler of the UNet LDM's order of work and every norm room for small sizes; weights are kept."""
-    for module in unet.modules():
+def fit_any_norm(network: torch.nn.Module) -> None:
+    """Give every norm of the network room for small sizes; weights are kept."""
+    for module in network.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.__class__ = AnySizeNorm
+
+
+def fit_any_size(unet: UNet2DConditionModel) -> None:
+    """Give every upsampler of the UNet LDM's order of work, and its norms room for small sizes; weights are kept."""
+    fit_any_norm(unet)
     for block in unet.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.__class__ = DoubleThenFit

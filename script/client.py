@@ -86,8 +86,9 @@ def typed(text: str, field: Json) -> Any:
         return int(text) if kind == "integer" else float(text)
     if kind == "boolean":
         return BOOLEANS[text.lower()]
-    if kind == "array":
-        return json.loads(text)
+    if kind == "array":  # JSON, or values between commas
+        items = json.loads(text) if text.startswith("[") else text.split(",")
+        return [typed(item, field["items"]) if isinstance(item, str) else item for item in items]
     return data_uri(Path(text[1:])) if field.get("format") == "uri" and text.startswith("@") else text
 
 

@@ -1,4 +1,4 @@
-"""LoRAs and embeddings that a request names or brings along -> files here; the prompt then asks for them by tags."""
+"""LoRAs, embeddings and ControlNets that a request names or brings along -> files here, which it then asks for."""
 
 import json
 import os
@@ -13,11 +13,13 @@ from typing import Any
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.extras import ExtraFile, Extras, LoraTag, in_folders, lora_tags, missing_loras, training_name
 from pipelines.pasted import Parameters
-from weights_script.manifest import load_manifest
+from pipelines.request import ControlSettings
+from pipelines.units import read_lines as read_controls
+from weights_script.manifest import Entry, load_manifest
 
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 """Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
-OWN_FOLDERS = ("loras", "embeddings")
+OWN_FOLDERS = ("loras", "embeddings", "controlnets")
 """In the cache: what whoever runs the container has put there."""
 FETCHED = "fetched"
 """In the cache: what requests brought."""
@@ -26,6 +28,16 @@ LARGEST = 2 << 30
 CACHE_MAX = 16 << 30
 """Bytes of fetched files that are kept; those not used for the longest time go first."""
 LINES_MAX = 32
+OWN_FILE = {"loras": "lora_file", "controls": "control_file"}
+"""Input -> the one for a file of one's own."""
+KIND_OF = {"loras": "adapter", "embeddings": "adapter", "controls": "controlnet"}
+"""Input -> the kind of the manifest's entries that it may name."""
+USUAL = (
+    "pytorch_lora_weights.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors",
+)
+"""The file to take of a repository that holds several, the best first."""
 
 _LINE = re.compile(r"(?:([^=:/?<>]+)=)?\s*(.+?)((?:\s*:\s*[-+]?(?:\d+\.?\d*|\.\d+)){0,2})")
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -44,7 +56,7 @@ class Line:
 
 
 def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Parameters]:
-    """What the inputs `loras`, `embeddings` and `lora_file` and the cache's folders hold; the data with tags for it.
+    """What the inputs of LoRAs, embeddings and ControlNets and the cache's folders hold; the data that asks for it.
 
     Raises InvalidInput for a line that names nothing, and ModelError where a file cannot be had.
     """
@@ -63,8 +75,52 @@ def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Paramete
         name = _name_of_upload(uploaded, data, extras)
         extras |= Extras(loras={name: ExtraFile.at(Path(uploaded))})
         weights[name] = ()
-    _forget_old(cache / FETCHED, {file.path for file in (*brought.values(), *dict(named).values())})
-    return extras, _tagged(data, weights)
+    controls, guided = _controls(data, inputs, extras.controls, cache)
+    extras |= Extras(controls=controls)
+    used = *brought.values(), *dict(named).values(), *controls.values()
+    _forget_old(cache / FETCHED, {file.path for file in used})
+    return extras, replace(_tagged(data, weights), controls=guided)
+
+
+def _controls(
+    data: Parameters, inputs: Mapping[str, Any], here: Mapping[str, ExtraFile], cache: Path
+) -> tuple[dict[str, ExtraFile], tuple[ControlSettings, ...]]:
+    """The ControlNets of the input `controls`, or else of the data, and their files.
+
+    `control_file` is the one that is called by a plain name that nothing here has; with no such line it acts as it is.
+    """
+    lines, uploaded = read_controls(inputs["controls"]), inputs["control_file"]
+    asked = lines or list(data.controls)
+    files: dict[str, ExtraFile] = {}
+    found: list[ControlSettings] = []
+    for control in asked:
+        entry = _entry(control.model, "controls")
+        plain_name = entry is None and control.model not in here and "/" not in control.model
+        if plain_name and uploaded:
+            name, file = control.model, ExtraFile.at(Path(uploaded))
+        elif lines or entry or control.model in here:
+            name, file = _found(Line("controls", "", control.model, ()), here, cache)
+        else:
+            found.append(control)  # generation data's, and not here: it is told
+            continue
+        files[name] = file
+        known = entry is not None and entry.webui_hash == control.model_hash  # the same in another number format
+        found.append(replace(control, model=name, model_hash="" if known else control.model_hash))
+    if uploaded and Path(uploaded) not in {file.path for file in files.values()}:
+        name = _plain(Path(uploaded))
+        files[name] = ExtraFile.at(Path(uploaded))
+        found.append(ControlSettings(model=name))
+    return files, tuple(found)
+
+
+def _entry(name: str, field: str) -> Entry | None:
+    """The manifest's entry that an input may name, by its own name or its file's."""
+    for entry in load_manifest().values():
+        stems = {Path(file).stem for source in entry.sources for file in (source.file, *source.files) if file}
+        names = {entry.name, *stems, *(stem.removesuffix("_fp16") for stem in stems)}
+        if entry.kind == KIND_OF[field] and name in names:
+            return entry
+    return None
 
 
 def read_lines(field: str, text: str) -> Iterator[Line]:
@@ -86,10 +142,11 @@ def _found(line: Line, here: Mapping[str, ExtraFile], cache: Path) -> tuple[str,
         return line.name or line.source, here[line.source]
     from weights_script.fetch import ensure, fetch_url
 
-    entry = load_manifest().get(line.source)
+    entry = _entry(line.source, line.field)
     try:
-        if entry and entry.kind == "adapter":
+        if entry:
             path = ensure(entry, cache)
+            path = path if path.is_file() else next(path.glob("*.safetensors"))
         else:
             path = fetch_url(_address(line, here), cache / FETCHED, at_most=LARGEST)
             os.utime(path)  # for `_forget_old`
@@ -118,7 +175,8 @@ def _address(line: Line, here: Mapping[str, ExtraFile]) -> str:
         return _on_the_hub(line, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):
         rule = f"must be an https address of {', '.join(HOSTS)}"
-        raise InvalidInput(line.field, line.source, rule, "Put the file there, or send it in lora_file.")
+        own = f", or send it in {OWN_FILE[line.field]}" if line.field in OWN_FILE else ""
+        raise InvalidInput(line.field, line.source, rule, f"Put the file there{own}.")
     if page and (ours or host == "huggingface.co"):
         return _on_the_hub(line, page[1], page[2] or "main", page[3])
     if host.endswith("civitai.com") and (model := _CIVITAI_PAGE.fullmatch(address.path)):
@@ -138,7 +196,7 @@ def _on_the_hub(line: Line, repository: str, revision: str, file: str | None) ->
             line, read_text(url, token=hub.token_for(url)), lambda told: [s["rfilename"] for s in told["siblings"]]
         )
         weights = [name for name in names if name.endswith(".safetensors")]
-        weights = [name for name in weights if name == "pytorch_lora_weights.safetensors"] or weights
+        weights = [name for name in USUAL if name in weights][:1] or weights
         if len(weights) != 1:
             shown = ", ".join(weights[:20]) or "none"
             rule = f"must hold one .safetensors file, its files are: {shown}"
@@ -172,6 +230,11 @@ def _name_of_upload(path: Path, data: Parameters, extras: Extras) -> str:
     missing = {tag.name for prompt in prompts for tag in missing_loras(prompt, extras)}
     if len(missing) == 1:
         return missing.pop()
+    return _plain(path)
+
+
+def _plain(path: Path) -> str:
+    """An uploaded file's name, without what tags and infotexts cannot hold."""
     return re.sub(r"[<>:,=]", "_", re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.stem))
 
 

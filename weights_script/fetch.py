@@ -69,6 +69,7 @@ OWN_FILE = {
     "upscaler": "choose another upscaler",
     "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or not at all",
     "adapter": "leave it out",
+    "controlnet": "send it in control_file",
 }
 """What to do without an entry, by its kind."""
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pipelines.errors import ModelError
 
 HERE = Path(__file__).parent
-KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter")
+KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet")
 FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth")
 DEFAULT_MODEL = "pastel-tiny"
 TRAINED_SIZE = (512, 512)
@@ -74,6 +74,8 @@ class Entry:
     """The first digits, where no more is published (WebUI's "Model hash" is ten)."""
     hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of files inside a folder."""
+    webui_hash: str = ""
+    """WebUI's eight digits of the original file of a ControlNet."""
     verified: bool = False
     """A fetch of ours has confirmed size and hash."""
     vae: str = ""
@@ -107,6 +109,7 @@ ENTRY_FIELDS: dict[str, type] = {
     "sha256": str,
     "sha256_prefix": str,
     "hashes": dict,
+    "webui_hash": str,
     "verified": bool,
     "vae": str,
     "width": int,

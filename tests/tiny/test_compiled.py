@@ -3,12 +3,14 @@ with a recorder that computes again, and the meta device, on which waiting for a
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -16,11 +18,13 @@ from pipelines import compiled, graphs
 from pipelines.catalog import SAMPLERS
 from pipelines.compiled import sped_up
 from pipelines.device import Device
+from pipelines.extras import Extras
 from pipelines.graphs import GraphedUNet
 from pipelines.highres import BASE, REFINE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.plan import make_plan
-from pipelines.request import FreeU, GenerationRequest, HiresSettings
+from pipelines.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
+from tests.controls import random_control, write
 from weights_script.resolve import ResolvedModel
 
 
@@ -144,6 +148,26 @@ def test_the_least_used_sizes_are_forgotten() -> None:
     assert counted.recordings == graphs.GRAPHS + 1
     unet(*inputs(8, 1.0))
     assert counted.recordings == graphs.GRAPHS + 2
+
+
+def test_under_a_control_the_plain_network_computes(networks: Networks, tmp_path: Path) -> None:
+    """Steps without it go on as graphs; those with it neither record nor replay one."""
+    file = write(tmp_path / "some.safetensors", random_control(networks.unet))
+    shown = Image.effect_noise((128, 64), 60)
+    half = ControlSettings(model="some", picture=shown, end=0.4)
+    under = request(controls=(half,), extras=Extras(controls={"some": file}), num_inference_steps=5, hires=None)
+    recordings: list[Tensor] = []
+
+    def record(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        replay, output = recorded(work)
+        recordings.append(output)
+        return replay, output
+
+    faster = replace(networks, unet=GraphedUNet(networks.unet, networks.unet, record))
+    for asked in (under, request(hires=None), under):
+        assert np.array_equal(picture(faster, asked), picture(networks, asked))
+    assert len(recordings) == 1
+    networks.controls.bring([])
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not permitted")])

@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -20,13 +21,15 @@ from torch.utils._pytree import tree_leaves
 from bench.full_size import meta_networks
 from pipelines import memory, vae
 from pipelines.checkpoint import map_tensors
+from pipelines.control import Controls, Unit
 from pipelines.device import Device
 from pipelines.errors import OutOfMemory
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks, fill
+from pipelines.loader import Networks
 from pipelines.memory import Footprint
+from pipelines.network import fill
 from pipelines.plan import HighresPlan, make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
 
 SHORT = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -102,6 +105,30 @@ def test_the_footprint_is_what_the_networks_hold(networks: Networks, model: str,
     assert footprint.unet * 64 * 96 * 2 == pytest.approx(drawing, rel=0.05)
     assert footprint.vae * 512 * 768 == pytest.approx(decoding, rel=0.01)
     assert peak(lambda: decoder.encode(empty(1, 3, 512, 768))) <= decoding * 1.02, "encoding takes no more"
+
+
+def test_the_footprint_under_controls_is_what_they_and_the_unet_hold() -> None:
+    """Two of them, one after the other; what they add stays until the UNet is done."""
+    unet = meta_networks()["unet"].to(torch.float16)
+    with torch.device("meta"):
+        controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False).half() for _ in range(2)]
+    plain = Footprint.of(unet, meta_networks()["vae"], meta_networks()["text"])
+    footprint = plain.under(controls)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=torch.float16)
+
+    networks = [(control, ControlSettings(model="x")) for control in controls]
+    shown, time, contexts = empty(1, 3, 512, 768), torch.empty((), device="meta"), empty(2, 77, 768)
+    units = [Unit(control, settings, range(1), shown) for control, settings in networks]
+
+    def drawn() -> object:
+        images = empty(2, 4, 64, 96)
+        residuals = Controls(units).residuals(images, time, contexts, 0, 1)
+        return unet(images, time, contexts, **residuals)
+
+    assert footprint.unet * 64 * 96 * 2 == pytest.approx(peak(drawn), rel=0.05)
+    assert footprint.weights - plain.weights == sum(w.nbytes for c in controls for w in c.parameters())
 
 
 def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(

@@ -156,7 +156,7 @@ def test_without_strict_the_tags_of_what_is_missing_go(here: Extras) -> None:
 
 # --- what a request brings along
 
-NOTHING: dict[str, Any] = {"loras": "", "embeddings": "", "lora_file": None}
+NOTHING: dict[str, Any] = {"controls": "", "control_file": None, "loras": "", "embeddings": "", "lora_file": None}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ PURE = (
     "prompt",
     "reproduce",
     "request",
+    "units",
     "wildcards",
 )
 

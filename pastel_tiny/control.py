@@ -1,0 +1,115 @@
+"""A ControlNet of the embedded model's form, which learns to follow Canny edges.
+
+    python -m pastel_tiny.control --out DIR --to tests/data --minutes 12
+
+DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contexts are read, nothing is written there.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from pastel_tiny.contexts import blanks, described
+from pastel_tiny.dataset import chunks
+from pastel_tiny.latents import encoded
+from pastel_tiny.networks import PlainAttention, compile_blocks, half_precision, here
+from pastel_tiny.pack import write
+from pastel_tiny.progress import Log
+from pastel_tiny.sampler import alphas
+from pastel_tiny.session import resume
+from pastel_tiny.text import Encoder
+from pipelines.loader import load
+from pipelines.model import TOKENIZER
+from pipelines.preprocess import canny
+from weights_script.resolve import resolve
+
+BATCH = 16
+SQUARES = 5
+"""Chunks of scenes: enough for edges, which are much the same everywhere."""
+SAVE_EVERY = 100
+
+
+class Scenes:
+    """Painted scenes: latents, pictures and contexts of their captions, half of them told nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        encoder, self.rng = Encoder(folder, TOKENIZER), random.Random(11)
+        self.blanks = blanks(folder, encoder)
+        wanted = [chunk for chunk in chunks(SQUARES) if chunk.name.startswith("square")]
+        self.chunks = [(encoded(folder, c), c.pictures(folder), described(folder, c, encoder)) for c in wanted]
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, contexts and Canny maps (B, 3, H, W). What no caption tells must be read from the edges."""
+        rows, contexts, maps = [], [], []
+        for _ in range(BATCH):
+            latents, painted, texts = self.rng.choice(self.chunks)
+            index = self.rng.randrange(len(latents))
+            rows.append(latents[index])
+            maps.append(canny(np.ascontiguousarray(painted[index]), 100, 200))
+            contexts.append(self.rng.choice(texts[index]) if self.rng.random() < 0.5 else self.rng.choice(self.blanks))
+        shown = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
+        return here(torch.stack(rows)).float(), here(torch.stack(contexts)).float(), here(shown)
+
+
+def weights(times: Tensor) -> Tensor:
+    """As for the UNet, but more where noise is strong: there it is decided what goes where."""
+    ratio = alphas()[times] / (1 - alphas()[times])
+    return ratio.clamp(0.3, 5) / ratio
+
+
+def loss_of(
+    unet: UNet2DConditionModel, control: ControlNetModel, latents: Tensor, contexts: Tensor, maps: Tensor
+) -> Tensor:
+    """The weighted squared error of the noise that the frozen UNet predicts under control."""
+    times, noise = torch.randint(0, 1000, (len(latents),)), torch.randn_like(latents)
+    signal = alphas()[times][:, None, None, None]
+    noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    with half_precision():
+        down, mid = control(noisy, times, contexts, maps, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        guess = unet(noisy, times, contexts, **residuals).sample
+    return (weights(times) * (guess.float() - noise).square().mean((1, 2, 3))).mean()
+
+
+def train(folder: Path, target: Path, minutes: float) -> None:
+    """Train for a time beside the frozen embedded UNet, and write the average of the weights."""
+    torch.manual_seed(7)
+    unet = load(resolve(None, None).files).unet
+    assert isinstance(unet, UNet2DConditionModel)
+    control = ControlNetModel.from_unet(unet).requires_grad_(True)
+    for network in (unet, control):
+        network.set_attn_processor(PlainAttention())
+        network.to(memory_format=torch.channels_last)
+        compile_blocks(network)
+    scenes, log, checkpoint = Scenes(folder), Log(target.with_suffix(".csv")), target.with_suffix(".pt")
+    loss_of(unet, control, *scenes.batch()).backward()  # compiled before the clock starts
+    optimizer = torch.optim.AdamW(control.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
+    run = resume(checkpoint, control, optimizer, minutes)
+    while run.clock.done < 1:
+        loss = loss_of(unet, control, *scenes.batch())
+        run.descend(loss, 1e-3)
+        log.add(run.step, run.clock, {"loss": float(loss.detach())})
+        if run.step % SAVE_EVERY == 0:
+            run.save(checkpoint)
+    write(target, run.average.weights, "pastel-tiny canny")
+    checkpoint.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the training's folder")
+    parser.add_argument("--to", type=Path, required=True, help="where control.safetensors goes")
+    parser.add_argument("--minutes", type=float, default=12)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    train(options.out, options.to / "control.safetensors", options.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""ControlNet on the embedded model: it does what diffusers' networks do, where and when it was asked to."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipelines import lora
+from pipelines.conditioning import PromptEncoder
+from pipelines.control import ControlNets, Controls, controls_of, load_control
+from pipelines.denoiser import GuidedDenoiser
+from pipelines.errors import ModelError
+from pipelines.extras import ExtraFile, Extras
+from pipelines.highres import PassResult, Picture, render
+from pipelines.loader import Networks
+from pipelines.plan import make_plan
+from pipelines.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.schedules import sigma_to_t
+from tests.controls import by_ldm_names, random_control, write
+
+SHOWN = Image.effect_noise((128, 64), 60).convert("RGB")
+UNIT = ControlSettings(model="some", picture=SHOWN, preprocessor="none")
+
+
+@pytest.fixture(scope="module")
+def file(networks: Networks, tmp_path_factory: pytest.TempPathFactory) -> ExtraFile:
+    return write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(networks.unet))
+
+
+@pytest.fixture(autouse=True)
+def none_left(networks: Networks) -> Iterator[None]:
+    yield
+    networks.controls.bring([])
+
+
+def asked(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> GenerationRequest:
+    small = {"prompt": "a boat", "width": 128, "height": 64, "seed": 1, "num_inference_steps": 4, "sampler": "Euler"}
+    return GenerationRequest(
+        **{**small, "hires": None, "controls": controls, "extras": Extras(controls={"some": file}), **fields}
+    )
+
+
+def draw(networks: Networks, request: GenerationRequest) -> NDArray[np.uint8]:
+    (pixels,) = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
+    return pixels
+
+
+def latents(networks: Networks, request: GenerationRequest) -> list[Tensor]:
+    """Of every pass."""
+    return [e.latents for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult)]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["balanced", "prompt", "control"])
+@pytest.mark.parametrize(
+    ("prompt", "rows"), [("a boat", 2), ("a boat AND a sun", 3), ("a BREAK boat", 2), ("a boat AND a sun", 1)]
+)
+def test_a_step_is_what_diffusers_networks_make_of_it(
+    networks: Networks, file: ExtraFile, mode: str, prompt: str, rows: int
+) -> None:
+    """Each row by itself, and the guidance by hand."""
+    control = replace(UNIT, mode=mode, weight=0.7)
+    request = asked(file, control)
+    network = load_control(file.path, networks.unet.config, networks.device)
+    with torch.inference_mode():
+        prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode(prompt, "night", 4)
+        controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
+        x, sigma = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0)) * 3, 3.0
+        found = GuidedDenoiser(networks.unet, prompts, 5.0, rows, controls=controls)(x, sigma)
+
+        positive, negative = prompts.at(0)
+        shown = torch.from_numpy(np.asarray(SHOWN).copy()).permute(2, 0, 1)[None] / 255
+        time, scaled = torch.tensor(sigma_to_t(sigma)), x * (sigma**2 + 1) ** -0.5
+        noises = []
+        for number, context in enumerate([*positive, *negative]):
+            down, mid = network(scaled, time, context[None], shown, 0.7, return_dict=False)
+            soft = [1.0 if mode == "balanced" else 0.825 ** (12 - place) for place in range(13)]
+            if mode == "control" and number == len(positive):
+                soft = [0.0] * 13
+            added = [part * share for part, share in zip((*down, mid), soft, strict=True)]
+            options = {"down_block_additional_residuals": added[:-1], "mid_block_additional_residual": added[-1]}
+            noises.append(networks.unet(scaled, time, context[None], **options).sample)
+        *conditional, unconditional = noises
+        guided = unconditional + sum(5.0 * (part - unconditional) for part in conditional)
+    assert torch.allclose(found, x - sigma * guided, atol=2e-4)
+
+
+def test_units_add_up(networks: Networks, file: ExtraFile) -> None:
+    (whole,) = latents(networks, asked(file, replace(UNIT, weight=1)))
+    (halves,) = latents(networks, asked(file, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25)))
+    (half,) = latents(networks, asked(file, replace(UNIT, weight=0.5)))
+    assert torch.allclose(whole, halves, atol=1e-3)
+    assert not torch.allclose(whole, half, atol=0.1)
+
+
+def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Networks, file: ExtraFile) -> None:
+    hires = HiresSettings(steps=2)
+    without = latents(networks, asked(file, hires=hires))
+    with_none = latents(networks, asked(file, replace(UNIT, weight=0), hires=hires))
+    with_it = latents(networks, asked(file, UNIT, hires=hires))
+    assert all(map(torch.equal, without, with_none))
+    assert not any(map(torch.equal, without, with_it))
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE", "DDIM"])
+def test_it_acts_between_start_and_end_in_both_passes(networks: Networks, file: ExtraFile, sampler: str) -> None:
+    control = replace(UNIT, start=0.25, end=0.5)
+    request = asked(file, control, sampler=sampler, num_inference_steps=9, hires=HiresSettings(steps=5))
+    plan, steps = make_plan(request), list[int]()
+    whole = Controls.residuals
+
+    def noted(self: Controls, images: Tensor, time: Tensor, contexts: Tensor, step: int, rows: int) -> Any:
+        made = whole(self, images, time, contexts, step, rows)
+        if made:
+            steps.append(step)
+        return made
+
+    with mock.patch.object(Controls, "residuals", noted):
+        list(render(networks, request, plan))
+    assert plan.hires is not None
+    wanted = [*plan.first.steps_under(control), *plan.hires.steps_under(control)]
+    assert [step for step, before in zip(steps, [None, *steps], strict=False) if step != before] == wanted
+    assert len(wanted) == 3
+
+
+def test_a_map_has_the_size_of_its_pass(networks: Networks, file: ExtraFile) -> None:
+    sizes: list[tuple[int, ...]] = []
+    whole = ControlNets.__getitem__
+
+    def seen(self: ControlNets, wanted: ExtraFile) -> Any:
+        network = whole(self, wanted)
+        return lambda images, time, contexts, shown, **rest: (
+            sizes.append(tuple(shown.shape[2:])),
+            network(images, time, contexts, shown, **rest),
+        )[1]
+
+    with mock.patch.object(ControlNets, "__getitem__", seen):
+        draw(networks, asked(file, UNIT, num_inference_steps=1, hires=HiresSettings(steps=1, scale=1.5)))
+    assert sizes == [(64, 128), (96, 192)]
+
+
+def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Networks, file: ExtraFile) -> None:
+    forward, most = networks.unet.forward, 1
+
+    def little_room(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(images, *args, **kwargs)
+
+    request = asked(file, replace(UNIT, mode="control"), prompt="a boat AND a sun", num_outputs=2)
+    wanted = latents(networks, request)
+    with mock.patch.object(networks.unet, "forward", little_room):
+        found = latents(networks, request)
+    assert torch.allclose(found[0], wanted[0], atol=1e-3)
+
+
+def test_the_smallest_picture(networks: Networks, file: ExtraFile) -> None:
+    """A group of the deepest level is a single value there."""
+    assert draw(networks, asked(file, UNIT, width=64, prompt="a BREAK b")).shape == (64, 64, 3)
+
+
+def test_a_lora_changes_what_is_controlled_and_goes_again(networks: Networks, file: ExtraFile) -> None:
+    before = latents(networks, asked(file, UNIT))
+    with mock.patch.object(lora.Adapters, "apply", wraps=networks.adapters.apply) as applied:
+        assert all(map(torch.equal, latents(networks, asked(file, UNIT)), before))
+    assert applied.called
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def shown_to(networks: Networks, request: GenerationRequest) -> list[Tensor]:
+    """The maps (3, H, W) of the first pass."""
+    maps: list[Tensor] = []
+    whole = controls_of
+
+    def noted(*arguments: Any) -> Any:
+        made = whole(*arguments)
+        maps.extend(unit.shown[0] for unit in made._units)
+        return made
+
+    with mock.patch("pipelines.highres.controls_of", noted):
+        draw(networks, request)
+    return maps
+
+
+def test_without_a_picture_of_its_own_it_sees_the_image(networks: Networks, file: ExtraFile) -> None:
+    image = Image.effect_noise((64, 64), 60).convert("RGB")
+    request = asked(file, replace(UNIT, picture=None), width=64, image=ImageSettings(picture=image))
+    (shown,) = shown_to(networks, request)
+    assert torch.equal((shown * 255).round().byte(), torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
+
+
+def test_inpainting_is_shown_the_image_and_what_of_it_is_masked(networks: Networks, file: ExtraFile) -> None:
+    image, mask = Image.new("RGB", (64, 64), "white"), Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    settings = ImageSettings(picture=image, mask=MaskSettings(picture=mask, blur=(0, 0)))
+    request = asked(file, replace(UNIT, picture=None, preprocessor="inpaint"), width=64, image=settings)
+    (shown,) = shown_to(networks, request)
+    assert (shown[:, :, :32] == -1).all()
+    assert (shown[:, :, 32:] == 1).all()
+
+
+def test_where_only_the_masked_part_is_drawn_its_part_of_the_map_is_shown(networks: Networks, file: ExtraFile) -> None:
+    image, mask, control = Image.new("RGB", (128, 128)), Image.new("L", (128, 128)), Image.new("RGB", (256, 256))
+    mask.paste(255, (64, 64, 128, 128))
+    control.paste("white", (128, 128, 256, 256))
+    only = MaskSettings(picture=mask, blur=(0, 0), area="Only masked", padding=0)
+    request = asked(file, replace(UNIT, picture=control), width=64, image=ImageSettings(picture=image, mask=only))
+    (shown,) = shown_to(networks, request)
+    assert shown[:, 2:, 2:].min() > 0.99
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["control_model.", ""])
+def test_a_file_by_its_authors_names_is_the_same_network(
+    networks: Networks, file: ExtraFile, tmp_path: Path, prefix: str
+) -> None:
+    theirs = write(tmp_path / "ldm.safetensors", by_ldm_names(random_control(networks.unet), prefix))
+    wanted, found = (load_control(f.path, networks.unet.config, networks.device) for f in (file, theirs))
+    assert found.state_dict().keys() == wanted.state_dict().keys()
+    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
+
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t | {"controlnet_mid_block.weight": torch.zeros(8, 8, 1, 1)}, "ControlNetModel does not fit"),
+        (lambda t: {n: v for n, v in t.items() if n != "conv_in.weight"}, "lacks conv_in.weight"),
+        (lambda t: t | {"conv_in.weight": torch.full_like(t["conv_in.weight"], torch.nan)}, "NaN or infinite"),
+        (lambda t: t | {"difference": torch.zeros(1)}, "only differences to another model"),
+        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, "a LoRA, and no ControlNet"),
+        (lambda t: {"x": torch.zeros(2)}, "no ControlNet. Give one that was made for Stable Diffusion 1.x"),
+    ],
+)
+def test_other_files_are_refused_before_anything_is_drawn(
+    networks: Networks, tmp_path: Path, change: Callable[[Tensors], Tensors], words: str
+) -> None:
+    broken = write(tmp_path / "broken.safetensors", change(random_control(networks.unet)))
+    with mock.patch.object(networks.unet, "forward") as drawn, pytest.raises(ModelError, match=words):
+        draw(networks, asked(broken, UNIT))
+    assert not drawn.called
+
+
+def test_a_pickle_is_refused(networks: Networks, tmp_path: Path) -> None:
+    path = tmp_path / "control.pth"
+    path.write_bytes(pickle.dumps({}, protocol=2))
+    with pytest.raises(ModelError, match=r"a pickle\. ControlNets are read as \.safetensors only"):
+        load_control(path, networks.unet.config, networks.device)
+
+
+def test_it_is_kept_for_the_next_prediction_that_asks_for_it_and_no_longer(networks: Networks, file: ExtraFile) -> None:
+    draw(networks, asked(file, UNIT))
+    loaded = networks.controls[file]
+    weights = networks.footprint.weights
+    draw(networks, asked(file, UNIT))
+    assert networks.controls[file] is loaded
+    draw(networks, asked(file))
+    assert not networks.controls.networks
+    assert weights - networks.footprint.weights == sum(weight.nbytes for weight in loaded.parameters())

@@ -1,0 +1,259 @@
+"""ControlNet units: lines of the input, values of infotexts in every form, and the checks on both."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import pasted
+from pipelines.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, PREPROCESSORS
+from pipelines.errors import InvalidInput, ModelError
+from pipelines.extras import ExtraFile, Extras
+from pipelines.model import ModelIdentity
+from pipelines.parameters import of_picture
+from pipelines.pasted import Parameters
+from pipelines.plan import make_plan
+from pipelines.reproduce import Pictures, honour, obstacles, request_from
+from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
+from pipelines.units import read_lines, read_unit, write_unit
+from tests.unit.sized import Sized
+from weights_script.extras import bring
+
+PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x768"
+UNIT = (
+    "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 1, Resize Mode: Crop and Resize, "
+    "Processor Res: 512, Threshold A: 100, Threshold B: 200, Guidance Start: 0, Guidance End: 1, Pixel Perfect: True, "
+    "Control Mode: Balanced"
+)
+OLD_UNIT = (
+    "preprocessor: canny, model: control_v11p_sd15_canny [d14c016b], weight: 1, starting/ending: (0, 1), "
+    "resize mode: Crop and Resize, pixel perfect: True, control mode: Balanced, preprocessor params: (512, 100, 200)"
+)
+CANNY = ControlSettings(model="control_v11p_sd15_canny", model_hash="d14c016b")
+MODEL = ModelIdentity(name="m", sha256="0" * 64)
+PICTURE = Sized((64, 64))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> ExtraFile:
+    path = tmp_path / "x_canny.safetensors"
+    path.write_bytes(bytes(1 << 20) + b"weights")
+    return ExtraFile.at(path)
+
+
+def request(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> GenerationRequest:
+    found = Extras(controls={"x_canny": file})
+    return GenerationRequest(prompt="", width=64, height=64, seed=1, extras=found, controls=controls, **fields)
+
+
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        ("canny", {"model": "canny", "preprocessor": "canny"}),
+        (" canny: 0.8 ", {"model": "canny", "weight": 0.8}),
+        ("openpose:.5", {"model": "openpose", "weight": 0.5, "preprocessor": "none"}),
+        ("a/lineart_b: weight=0.8, start=0.1, end=0.6,mode=prompt", {"model": "a/lineart_b", "start": 0.1, "end": 0.6}),
+        ("a: preprocessor = scribble , resize=stretch", {"preprocessor": "scribble", "resize_mode": "stretch"}),
+        ("canny: 1, low=50, high=60", {"low": 50, "high": 60, "weight": 1}),
+        ("https://h.co/x/a_canny.safetensors: 0.4", {"model": "https://h.co/x/a_canny.safetensors", "weight": 0.4}),
+        ("https://h.co:80/a.safetensors?a=b", {"model": "https://h.co:80/a.safetensors?a=b", "preprocessor": "none"}),
+    ],
+)
+def test_lines(line: str, settings: dict[str, object]) -> None:
+    (control,) = read_lines(f"\n{line}\n\n")
+    assert {name: getattr(control, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("canny: strength=1", "strength is no setting. Known are weight, start"),
+        ("canny: weight=much", "weight must be a number. Write canny: weight=0.8"),
+        ("canny: 2.1", "controls, weight of canny=2.1: must be a number from 0 to 2"),
+        ("canny: start=0.5, end=0.4", "controls, start of canny=0.5: it would end at 0.4"),
+        ("canny: mode=Balanced", "controls, mode of canny='Balanced': must be one of balanced, prompt, control"),
+        ("canny: preprocessor=hed", "controls, preprocessor of canny='hed': must be one of canny, lineart"),
+        ("canny: resize=fill", "must be one of crop, stretch"),
+        ("\n".join(["canny"] * 33), "at most 32 lines"),
+    ],
+)
+def test_lines_that_ask_for_what_there_is_not(line: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        read_lines(line)
+
+
+@pytest.mark.parametrize("text", [UNIT, OLD_UNIT])
+def test_a_unit_of_either_form_is_read(text: str) -> None:
+    told = read_unit(text, (512, 768))
+    assert told.settings == CANNY
+    assert told.warnings + told.doubts == ()
+
+
+def test_a_unit_is_written_as_the_extension_does() -> None:
+    assert write_unit(CANNY, "d14c016b") == UNIT
+
+
+@pytest.mark.parametrize("preprocessor", PREPROCESSORS)
+@pytest.mark.parametrize("mode", CONTROL_MODES)
+@pytest.mark.parametrize("resize_mode", CONTROL_RESIZE_MODES)
+def test_what_is_written_is_read_back(preprocessor: str, mode: str, resize_mode: str) -> None:
+    control = replace(
+        CANNY, preprocessor=preprocessor, mode=mode, resize_mode=resize_mode, weight=0.35, start=0.1, end=0.7
+    )
+    assert read_unit(write_unit(control, "d14c016b"), (64, 64)).settings == control
+
+
+@pytest.mark.parametrize(
+    ("changed", "to", "words"),
+    [
+        ("Pixel Perfect: True", "Pixel Perfect: False", ""),  # 512 is its shorter side
+        ("Processor Res: 512", "Processor Res: 640", ""),
+        ("Processor Res: 512, Threshold A: 100", "Processor Res: 640, Pixel Perfect: False", "made at 640 px"),
+        ("Crop and Resize", "Resize and Fill", "resize mode Resize and Fill is not here"),
+        ("Control Mode", "Hr Option: Low res only, Control Mode", "in one pass only"),
+        ("Control Mode", "Hr Option: Both, Control Mode", ""),
+    ],
+)
+def test_what_makes_another_picture_is_a_doubt(changed: str, to: str, words: str) -> None:
+    text = UNIT.replace(changed, to)
+    if "Pixel Perfect: False" in to:
+        text = text.replace("Pixel Perfect: True, ", "")
+    doubts = read_unit(text, (512, 768)).doubts
+    assert words in " ".join(doubts)
+    assert bool(words) == bool(doubts)
+
+
+def test_a_preprocessor_that_is_not_here_leaves_its_map_to_be_sent() -> None:
+    told = read_unit(UNIT.replace("Module: canny", "Module: depth_midas"), None)
+    assert told.settings.preprocessor == "none"
+    assert "depth_midas is not here: the picture sent for it is taken for its map" in told.warnings[0]
+
+
+@pytest.mark.parametrize("value", ["Module: canny", "Model: x, Weight: much", "Model: x, Control Mode: Whatever"])
+def test_a_unit_that_cannot_be_read_is_named(value: str) -> None:
+    with pytest.raises(InvalidInput, match=r"generation_data='ControlNet 0: .*cannot be read"):
+        pasted.read(f'a\n{PLAIN}, ControlNet 0: "{value}"')
+
+
+def test_an_infotext_round_trip(file: ExtraFile) -> None:
+    asked = request(
+        file,
+        ControlSettings(model="x_canny", picture=PICTURE, weight=0.5),
+        ControlSettings(model="x_canny", picture=PICTURE, mode="control", end=0.5, preprocessor="lineart"),
+    )
+    text = of_picture(asked, make_plan(asked), MODEL, 0)
+    assert 'ControlNet 0: "Module: canny, Model: x_canny [' in text
+    data = pasted.read(text)
+    assert data.unknown == {}
+    pictures = Pictures(controls=(PICTURE,))
+    assert obstacles(data, MODEL, pictures=pictures, extras=asked.extras) == []
+    again = request_from(data, pictures=pictures, extras=asked.extras)
+    assert [replace(control, model_hash="") for control in again.controls] == list(asked.controls)
+
+
+def test_obstacles(file: ExtraFile) -> None:
+    data = pasted.read(f'a\n{PLAIN}, Model: m, Model hash: 0000000000, ControlNet 0: "{UNIT}"')
+    (missing,) = obstacles(data, MODEL, pictures=Pictures(controls=(PICTURE,)))
+    assert "the ControlNet control_v11p_sd15_canny is not here" in missing.text
+    assert honour(data, [missing], strict=False).controls == ()
+    here = Extras(controls={"control_v11p_sd15_canny": file})
+    other, alone = obstacles(data, MODEL, extras=here)
+    assert f"another ControlNet control_v11p_sd15_canny (d14c016b) than the one here ({file.short_hash})" in other.text
+    assert "send its pictures (control_images, --control)" in alone.text
+    assert all(obstacle.other_picture for obstacle in (missing, other, alone))
+
+
+@pytest.mark.parametrize(
+    ("controls", "sent", "words"),
+    [
+        (0, 1, "control_images='1 sent': there is no ControlNet to follow them"),
+        (3, 2, "must be one for each of the 3 lines of controls, or one for all"),
+        (1, 0, "there is no picture for it to follow. Send one in control_images, or an image."),
+        (5, 1, "at most 4 at once"),
+    ],
+)
+def test_pictures_and_lines_belong_together(file: ExtraFile, controls: int, sent: int, words: str) -> None:
+    data = Parameters(controls=(ControlSettings(model="x_canny"),) * controls)
+    with pytest.raises(InvalidInput, match=words):
+        request_from(data, pictures=Pictures(controls=(PICTURE,) * sent), extras=Extras(controls={"x_canny": file}))
+
+
+def test_each_line_has_its_picture(file: ExtraFile) -> None:
+    data = Parameters(controls=(ControlSettings(model="x_canny"),) * 2)
+    sent = Sized((64, 64)), Sized((128, 64))
+    made = request_from(data, pictures=Pictures(controls=sent), extras=Extras(controls={"x_canny": file}))
+    assert [control.picture for control in made.controls] == list(sent)
+
+
+def test_what_a_request_refuses(file: ExtraFile) -> None:
+    with pytest.raises(InvalidInput, match="controls='y': no ControlNet of this name is here"):
+        request(file, ControlSettings(model="y", picture=PICTURE))
+    with pytest.raises(InvalidInput, match="the preprocessor inpaint needs a mask"):
+        request(file, ControlSettings(model="x_canny", picture=PICTURE, preprocessor="inpaint"))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "steps"),
+    [(0, 1, range(20)), (0, 0.5, range(11)), (0.5, 1, range(10, 20)), (0.96, 1, range(0)), (0.25, 0.25, range(5, 6))],
+)
+def test_the_steps_at_which_it_acts(file: ExtraFile, start: float, end: float, steps: range) -> None:
+    control = ControlSettings(model="x_canny", picture=PICTURE, start=start, end=end)
+    plan = make_plan(request(file, control, hires=HiresSettings(steps=20)))
+    assert plan.hires is not None
+    assert plan.first.steps_under(control) == plan.hires.steps_under(control) == steps
+    assert plan.first.steps_under(replace(control, weight=0)) == range(0)
+    told = f"{steps.start + 1} to {steps.stop}" if steps else "none"
+    assert plan.describe().endswith(f"; ControlNet x_canny (canny) at 1 in steps {told} and {told}")
+
+
+INPUTS: dict[str, Any] = {"loras": "", "embeddings": "", "lora_file": None, "controls": "", "control_file": None}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: ExtraFile) -> Path:
+    """A cache that holds one ControlNet, own_canny."""
+    monkeypatch.setenv("PASTEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "controlnets").mkdir()
+    (tmp_path / "controlnets" / "own_canny.safetensors").write_bytes(b"w")
+    return tmp_path
+
+
+def test_files_of_lines(cache: Path, file: ExtraFile) -> None:
+    extras, data = bring(Parameters(), INPUTS | {"controls": "own_canny: 0.5\nmine: 0.7", "control_file": file.path})
+    assert [(control.model, control.weight) for control in data.controls] == [("own_canny", 0.5), ("mine", 0.7)]
+    assert extras.controls["mine"] == file
+    assert extras.controls["own_canny"].path == cache / "controlnets" / "own_canny.safetensors"
+
+
+def test_a_file_without_a_line_acts_as_it_is(cache: Path, file: ExtraFile) -> None:
+    _, data = bring(Parameters(), INPUTS | {"control_file": file.path})
+    assert data.controls == (ControlSettings(model="x_canny"),)
+
+
+def test_lines_win_over_a_block(cache: Path, file: ExtraFile) -> None:
+    block = Parameters(controls=(CANNY,))
+    _, data = bring(block, INPUTS | {"controls": "own_canny: 0.5"})
+    assert [control.model for control in data.controls] == ["own_canny"]
+
+
+def test_a_block_asks_for_the_file_of_its_model(cache: Path, file: ExtraFile) -> None:
+    own = Parameters(controls=(replace(CANNY, model="own_canny"), replace(CANNY, model="unheard_of")))
+    extras, data = bring(own, INPUTS)
+    assert list(extras.controls) == ["own_canny"]
+    assert data.controls == own.controls
+    with pytest.raises(ModelError, match=r"controls: canny cannot be had.*HF_HUB_OFFLINE.*send it in control_file"):
+        bring(Parameters(controls=(CANNY,)), INPUTS)  # known by the manifest
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nothing", "controls='nothing': nothing of this name is here.*one of those here: own_canny"),
+        ("https://example.com/a.safetensors", "must be an https address of .*or send it in control_file"),
+    ],
+)
+def test_lines_that_name_nothing(cache: Path, line: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        bring(Parameters(), INPUTS | {"controls": line})
