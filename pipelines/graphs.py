@@ -74,8 +74,7 @@ class GraphedUNet(nn.Module):
     ) -> tuple[Tensor]:
         """Images (B, C, h, w), time () and contexts (B, tokens, width) -> the noise (B, 4, h, w).
 
-        With a ControlNet's residuals or FreeU it is the plain network that computes: neither graphs nor compiled code know
-        them.
+        With a ControlNet's residuals or FreeU the plain network computes: neither graphs nor compiled code know them.
         """
         inputs = sample, timestep, encoder_hidden_states
         if residuals or self.network.up_blocks[0].b1 is not None:
