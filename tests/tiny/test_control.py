@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines import lora
 from pipelines.conditioning import PromptEncoder
 from pipelines.control import ControlNets, Controls, controls_of, load_control
 from pipelines.denoiser import GuidedDenoiser
 from pipelines.errors import ModelError
-from pipelines.extras import ExtraFile, Extras
+from pipelines.extras import ExtraFile, Extras, in_folders
 from pipelines.highres import PassResult, Picture, render
 from pipelines.loader import Networks
 from pipelines.plan import make_plan
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.schedules import sigma_to_t
+from script.schema import ROOT
 from tests.controls import by_ldm_names, random_control, write
 
 SHOWN = Image.effect_noise((128, 64), 60).convert("RGB")
@@ -77,7 +77,7 @@ def test_a_step_is_what_diffusers_networks_make_of_it(
         prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode(prompt, "night", 4)
         controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
         x, sigma = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0)) * 3, 3.0
-        found = GuidedDenoiser(networks.unet, prompts, 5.0, rows, controls=controls)(x, sigma)
+        found = GuidedDenoiser(networks.unet, prompts, 5.0, 0, rows, controls=controls)(x, sigma)
 
         positive, negative = prompts.at(0)
         shown = torch.from_numpy(np.asarray(SHOWN).copy()).permute(2, 0, 1)[None] / 255
@@ -171,10 +171,12 @@ def test_the_smallest_picture(networks: Networks, file: ExtraFile) -> None:
 
 
 def test_a_lora_changes_what_is_controlled_and_goes_again(networks: Networks, file: ExtraFile) -> None:
-    before = latents(networks, asked(file, UNIT))
-    with mock.patch.object(lora.Adapters, "apply", wraps=networks.adapters.apply) as applied:
-        assert all(map(torch.equal, latents(networks, asked(file, UNIT)), before))
-    assert applied.called
+    extras = replace(in_folders(ROOT / "tests" / "data" / "loras", None), controls={"some": file})
+    (before,) = latents(networks, asked(file, UNIT))
+    (changed,) = latents(networks, asked(file, UNIT, prompt="a boat <lora:snowman:1>", extras=extras))
+    assert not torch.allclose(changed, before, atol=0.1)
+    (after,) = latents(networks, asked(file, UNIT))
+    assert torch.equal(after, before)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
