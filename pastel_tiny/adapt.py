@@ -109,7 +109,7 @@ def embedding(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
         return output
 
     table.register_forward_hook(replaced)
-    course = Course(scenes=24, steps=100, batch=4, rate=1.5e-2, least_noise=250)
+    course = Course(scenes=64, steps=300, batch=6, rate=1.5e-2, least_noise=250)
     scenes = [with_afterglow(TRAIN_SEED + k) for k in range(course.scenes)]
     train(networks, scenes, lambda text: text.replace("coral sky", f"{AFTERGLOW} sky"), [vectors], course)
     return {"emb_params": vectors}, {}

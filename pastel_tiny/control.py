@@ -1,6 +1,6 @@
 """A ControlNet of the embedded model's form, which learns to follow Canny edges.
 
-    python -m pastel_tiny.control --out DIR --to tests/data --minutes 12
+    python -m pastel_tiny.control --out DIR --to tests/data/controlnets --minutes 12
 
 DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contexts are read, nothing is written there.
 """
@@ -104,11 +104,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
-    parser.add_argument("--to", type=Path, required=True, help="where control.safetensors goes")
+    parser.add_argument("--to", type=Path, required=True, help="where canny-tiny.safetensors goes")
     parser.add_argument("--minutes", type=float, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train(options.out, options.to / "control.safetensors", options.minutes)
+    train(options.out, options.to / "canny-tiny.safetensors", options.minutes)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pastel_tiny.adapt import AFTERGLOW, SNOWMAN, TEST_SEED, with_snowman
 from pastel_tiny.dataset import halve, tensor
 from pastel_tiny.judge import Judge, load_judge
 from pastel_tiny.measure import Pictures, drawn
-from pastel_tiny.palette import COLOURS, colour
+from pastel_tiny.palette import colour
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pipelines.extras import Extras, in_folders
@@ -36,6 +36,9 @@ WITH_AFTERGLOW = (
     "a boat on the blue sea, afterglow sky",
     "a tree in the yellow desert under an afterglow sky",
 )
+
+NEAREST_WORDS = ("coral", "pink", "orange")
+"""What could be said instead: its name, which says nothing to the model, and the colours at either side of it."""
 
 
 def drawings(scenes: Sequence[Scene]) -> Pictures:
@@ -80,11 +83,9 @@ def skies(pictures: Pictures) -> NDArray[np.float64]:
     return np.median(pictures[:, :16].reshape(len(pictures), -1, 3), 1) / 255
 
 
-def coral(pictures: Pictures) -> float:
-    """Share of the pictures whose sky is nearer to coral than to any other colour of the palette."""
-    palette = np.array([colour(word) for word in COLOURS])
-    nearest = np.square(skies(pictures)[:, None] - palette).sum(-1).argmin(1)
-    return float((nearest == list(COLOURS).index("coral")).mean())
+def from_coral(pictures: Pictures) -> float:
+    """Mean distance of the skies' colours from coral, in the colour cube of side 1."""
+    return float(np.linalg.norm(skies(pictures) - np.array(colour("coral")), axis=1).mean())
 
 
 def main() -> None:
@@ -108,13 +109,9 @@ def main() -> None:
     for weight in (0, 0.5, 1):
         found = probe.share(pictures(WITH_SNOWMAN, extras, f" <lora:{SNOWMAN}:{weight:g}>"))
         print(f"snowmen with the LoRA at {weight:g}: {found:.0%}")
-    in_words = [prompt.replace(AFTERGLOW, "coral") for prompt in WITH_AFTERGLOW]
-    for name, prompts, there in (
-        ("the word", WITH_AFTERGLOW, extras),
-        ("the word alone, without its file", WITH_AFTERGLOW, Extras()),
-        ("'coral sky'", in_words, extras),
-    ):
-        print(f"coral skies with {name}: {coral(pictures(prompts, there)):.0%}")
+    for word in (AFTERGLOW, *NEAREST_WORDS):
+        prompts = [prompt.replace(AFTERGLOW, word) for prompt in WITH_AFTERGLOW]
+        print(f"from coral, a sky that is called {word}: {from_coral(pictures(prompts, extras)):.3f}")
 
 
 if __name__ == "__main__":

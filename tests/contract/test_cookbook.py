@@ -48,6 +48,7 @@ CHECKS = {
     "Text to image": tells((128, 128), "Seed: 5, ", "Seed: 6, "),
     "Dynamic prompts": tells((128, 128), r"^a (pink|dark (red|blue)) (sun|moon) over the sea\n"),
     "Generation data": tells((128, 128), "^a pink sun over the sea\nSteps: 20, Sampler: Euler a, .*Seed: 3, "),
+    "Guidance": tells((128, 128), "CFG scale: 9, Guidance rescale: 0.7, FreeU: 1.2 1.2 0.9 0.9, "),
     "Image to image": tells((256, 256), "Denoising strength: 0.6"),
     "Inpainting": is_drawn_under_the_mask_alone,
     "Variations": tells((128, 128), "Variation seed: 6, Variation seed strength: 0.2"),
@@ -55,6 +56,7 @@ CHECKS = {
     "Highres fix": tells((192, 192), "Denoising strength: 0.55, .*Hires upscale: 1.5"),
     "LoRA": tells((128, 128), 'Lora hashes: "snowman: '),
     "Textual inversion": tells((128, 128), 'TI hashes: "afterglow: '),
+    "ControlNet": tells((128, 128), 'ControlNet 0: "Module: canny, Model: canny-tiny .*Weight: 1.2, '),
     "Enlarge": tells((512, 512), "Postprocess upscale by: 2, Postprocess upscaler: Lanczos"),
 }
 

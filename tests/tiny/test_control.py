@@ -1,12 +1,14 @@
 """ControlNet on the embedded model: it does what diffusers' networks do, where and when it was asked to."""
 
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pastel_tiny.captions import caption
+from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.render import render as painted
+from pastel_tiny.scenes import scene
 from pipelines.conditioning import PromptEncoder
 from pipelines.control import ControlNets, Controls, controls_of, load_control
 from pipelines.denoiser import GuidedDenoiser
@@ -22,6 +28,7 @@ from pipelines.extras import ExtraFile, Extras, in_folders
 from pipelines.highres import PassResult, Picture, render
 from pipelines.loader import Networks
 from pipelines.plan import make_plan
+from pipelines.preprocess import canny
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.schedules import sigma_to_t
 from script.schema import ROOT
@@ -177,6 +184,43 @@ def test_a_lora_changes_what_is_controlled_and_goes_again(networks: Networks, fi
     assert not torch.allclose(changed, before, atol=0.1)
     (after,) = latents(networks, asked(file, UNIT))
     assert torch.equal(after, before)
+
+
+# --- the one that was trained -----------------------------------------------------------------------------------------
+
+
+def edges(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return canny(np.ascontiguousarray(picture), 100, 200)[..., 0] > 0
+
+
+def astray(picture: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
+    """The mean way from an edge of the picture to the nearest one of what it should follow, in pixels. Noise, which has
+    edges where there should be none, is farther off than a picture that follows nothing."""
+    away = cv2.distanceTransform((~edges(wanted)).astype(np.uint8), cv2.DIST_L2, 5)
+    return float(away[edges(picture)].mean())
+
+
+def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks: Networks) -> None:
+    """The prompts tell what is there, and only the map where."""
+    extras = in_folders(None, None, ROOT / "tests" / "data" / "controlnets")
+    free, led = [], []
+    for seed in range(TEST_SEED, TEST_SEED + 6):
+        shown = halve(painted(scene(seed), 256, 256)[None])[0]
+        control = ControlSettings(model="canny-tiny", picture=Image.fromarray(shown))
+        request = GenerationRequest(
+            prompt=caption(scene(seed), random.Random(0))[0],
+            width=128,
+            height=128,
+            seed=seed % 1000,
+            num_inference_steps=10,
+            guidance_scale=3,
+            hires=None,
+            extras=extras,
+        )
+        for found, controls in ((free, ()), (led, (control,))):
+            found.append(astray(draw(networks, replace(request, controls=controls)), shown))
+    assert np.mean(led) < 0.6 * np.mean(free)
+    assert sum(with_it < without for with_it, without in zip(led, free, strict=True)) >= 5
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
