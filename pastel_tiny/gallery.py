@@ -126,8 +126,8 @@ def by_adapter(networks: Networks) -> Image.Image:
     here = in_folders(TESTS / "loras", TESTS / "embeddings")
     rows = [
         *((f"LoRA at {weight:g}", WITH_SNOWMAN, f" <lora:{SNOWMAN}:{weight:g}>", here) for weight in (0, 0.5, 1)),
-        (f"{AFTERGLOW} without its file", WITH_AFTERGLOW, "", NO_EXTRAS),
-        (f"{AFTERGLOW} with it", WITH_AFTERGLOW, "", here),
+        ("no embedding", WITH_AFTERGLOW, "", NO_EXTRAS),
+        ("the embedding", WITH_AFTERGLOW, "", here),
     ]
     pictures = [
         [
