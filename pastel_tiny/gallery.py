@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pastel_tiny.adapt import AFTERGLOW, SNOWMAN
+from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.measure import held_out
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
 from pipelines.extras import NO_EXTRAS, in_folders

@@ -22,6 +22,7 @@ from filelock import FileLock
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.pasted import Parameters
 from tests.tiny.misbehaving import Answer, Server, running
+from tests.unit.test_extras import NOTHING
 from weights_script import __main__ as command_line
 from weights_script.download import Expected, NoRoom, _Part, download
 from weights_script.extras import bring
@@ -612,7 +613,7 @@ def test_a_repository_of_one_lora(
     listing = json.dumps({"siblings": [{"rfilename": name} for name in files]}).encode()
     server.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]
     server.script[f"/some/lora/resolve/main/{fetched}"] = [GOOD]
-    inputs = {"loras": "some/lora:0.5", "embeddings": "", "lora_file": None}
+    inputs = NOTHING | {"loras": "some/lora:0.5"}
     if not fetched:
         with pytest.raises(InvalidInput, match=r"loras='some/lora': must hold one \.safetensors file"):
             bring(Parameters(), inputs)
@@ -621,3 +622,18 @@ def test_a_repository_of_one_lora(
     name = fetched.removesuffix(".safetensors")
     assert extras.loras[name].path.read_bytes() == DATA
     assert data.prompt == f"a <lora:{name}:0.5>"
+
+
+def test_a_controlnet_by_its_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest knows where it is, and the Hub's listing its hash."""
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("PASTEL_CACHE", str(tmp_path))
+    repository, file = "comfyanonymous/ControlNet-v1-1_fp16_safetensors", "control_v11p_sd15_canny_fp16.safetensors"
+    listed = {"rfilename": file, "size": len(DATA), "lfs": {"sha256": SHA256}}
+    listing = json.dumps({"siblings": [listed, {"rfilename": "README.md"}]}).encode()
+    server.script[f"/api/models/{repository}/revision/main"] = [Answer(body=listing)]
+    server.script[f"/{repository}/resolve/main/{file}"] = [GOOD]
+    extras, data = bring(Parameters(prompt="a"), NOTHING | {"controls": "canny: 0.8"})
+    (control,) = data.controls
+    assert (control.weight, control.preprocessor) == (0.8, "canny")
+    assert extras.controls[control.model].path.read_bytes() == DATA
