@@ -230,7 +230,6 @@ _KEYS: dict[str, _Key] = {
 _OTHER_NAMES: dict[str, str] = {
     "cfg": "CFG scale",
     "guidance scale": "CFG scale",
-    "cfg rescale": "Guidance rescale",
     "eta noise seed delta": "ENSD",
     "module 1": "VAE",  # Forge
     "scheduler": "Schedule type",

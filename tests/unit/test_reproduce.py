@@ -393,6 +393,7 @@ def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
         (f"a\n{PLAIN}, VAE: kl-f8-anime2.ckpt", "made with the VAE kl-f8-anime2.ckpt (no hash)"),
         (f"a\n{PLAIN}, Script: SD upscale", "Script: SD upscale"),
         (f"a\n{PLAIN}, sag_enabled: True", "sag_enabled: True"),
+        (f"a\n{PLAIN}, CFG rescale: 0.7", "CFG rescale: 0.7"),  # of others, who rescale the noise
     ],
 )
 def test_what_is_refused(block: str, told: str) -> None:
