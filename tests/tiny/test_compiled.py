@@ -18,12 +18,13 @@ from pipelines import compiled, graphs
 from pipelines.catalog import SAMPLERS
 from pipelines.compiled import sped_up
 from pipelines.device import Device
-from pipelines.extras import Extras
+from pipelines.extras import Extras, in_folders
 from pipelines.graphs import GraphedUNet
 from pipelines.highres import BASE, REFINE, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.plan import make_plan
 from pipelines.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
+from script.schema import ROOT
 from tests.controls import random_control, write
 from weights_script.resolve import ResolvedModel
 
@@ -59,7 +60,8 @@ def test_one_compilation_serves_every_usual_size(own: Networks) -> None:
         request(width=72, height=128, hires=None),  # these two run as they are: no multiple of 64,
         request(width=64, height=64, hires=None),  # and one latent wide at the deepest level
         request(freeu=FreeU(1.5, 1.6, 0.9, 0.2)),
-        request(),  # FreeU leaves nothing behind that would have to be compiled for
+        request(prompt="a snowman <lora:snowman:1>", extras=in_folders(ROOT / "tests" / "data" / "loras", None)),
+        request(),  # neither leaves anything behind that would have to be compiled for
     ]
     expected = [picture(own, each) for each in asked]
     counters.clear()
