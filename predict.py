@@ -31,6 +31,7 @@ from pipelines.progress import Bars
 from pipelines.reproduce import (
     SET_BY_DATA,
     Pictures,
+    check_pictured,
     honour,
     name_of_upscaler,
     obstacles,
@@ -40,6 +41,7 @@ from pipelines.reproduce import (
 )
 from pipelines.request import GenerationRequest, HiresSettings, plain
 from pipelines.safety import SafetyChecker, load_safety_checker
+from pipelines.units import read_lines
 from pipelines.upscale import Upscaler, load_upscaler
 from pipelines.wildcards import with_picks
 from weights_script.extras import bring
@@ -436,6 +438,7 @@ class Predictor(BasePredictor):
         if inputs["dynamic_prompts"] or inputs["wildcards"].strip():
             data = with_picks(data, inputs["wildcards"])
             print(f"Prompt: {data.prompt}")
+        check_pictured(read_lines(inputs["controls"]), pictures)  # before one is fetched
         extras, data = bring(data, inputs)
         if block is not None:
             found = obstacles(data, self.networks.identity, upscalers, pictures, extras)

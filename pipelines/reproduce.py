@@ -1,7 +1,7 @@
 """Pasted generation data and flat inputs -> the request that draws the same picture, and what stands in its way."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pipelines.request import (
     NoiseSettings,
     Picture,
     ScheduleSettings,
+    nothing_to_follow,
     plain,
     random_seed,
     size_to_draw,
@@ -246,15 +247,22 @@ def _request(
         ),
         image=_image(data, pictures),
         hires=_hires(data, upscalers) if data.hires else None,
-        controls=_controls(data, pictures.controls),
+        controls=_controls(data.controls, pictures.controls),
         extras=extras,
         **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
     )
 
 
-def _controls(data: Parameters, pictures: tuple[Picture, ...]) -> tuple[ControlSettings, ...]:
+def check_pictured(controls: Sequence[ControlSettings], pictures: Pictures) -> None:
+    """What can be told of ControlNets before one is fetched. Raises InvalidInput."""
+    for control in _controls(controls, pictures.controls) if controls else ():
+        if control.picture is None and pictures.image is None:
+            raise nothing_to_follow(control)
+
+
+def _controls(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -> tuple[ControlSettings, ...]:
     """The ControlNets, each with its picture."""
-    asked, sent = len(data.controls), len(pictures)
+    asked, sent = len(controls), len(pictures)
     if sent and not asked:
         fix = "Name one in controls, or send it in control_file."
         raise InvalidInput("control_images", f"{sent} sent", "there is no ControlNet to follow them", fix)
@@ -262,7 +270,7 @@ def _controls(data: Parameters, pictures: tuple[Picture, ...]) -> tuple[ControlS
         rule = f"must be one for each of the {asked} lines of controls, or one for all"
         raise InvalidInput("control_images", f"{sent} sent", rule, "Repeat one that serves twice.")
     each = pictures * asked if sent == 1 else pictures or (None,) * asked
-    return tuple(replace(control, picture=shown) for control, shown in zip(data.controls, each, strict=True))
+    return tuple(replace(control, picture=shown) for control, shown in zip(controls, each, strict=True))
 
 
 def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:

@@ -383,11 +383,16 @@ class GenerationRequest:
             fix = "Name a file, repository or address in controls, or send it in control_file (--controlnet-dir)."
             raise InvalidInput("controls", control.model, "no ControlNet of this name is here", fix)
         if control.picture is None and self.image is None:
-            fix = "Send one in control_images, or an image."
-            raise InvalidInput("controls", control.model, "there is no picture for it to follow", fix)
+            raise nothing_to_follow(control)
         if control.preprocessor == "inpaint" and (self.image is None or self.image.mask is None):
             fix = "Send image and mask, or use another preprocessor."
             raise InvalidInput("controls", control.model, "the preprocessor inpaint needs a mask", fix)
+
+
+def nothing_to_follow(control: ControlSettings) -> InvalidInput:
+    """The error of a ControlNet without a picture."""
+    fix = "Send one in control_images, or an image."
+    return InvalidInput("controls", control.model, "there is no picture for it to follow", fix)
 
 
 def random_seed() -> int:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from pipelines.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, NO_PREPROCESSOR, PREPROCESSORS
 from pipelines.errors import InvalidInput
-from pipelines.request import ControlSettings
+from pipelines.request import CONTROLS_MAX, ControlSettings
 
-LINES_MAX = 32
 _SETTING = r"(?:[-+]?[\d.]+|\w+\s*=\s*[^,=:/]*)"
 _LINE = re.compile(rf"(.+?)(?:\s*:\s*({_SETTING}(?:\s*,\s*{_SETTING})*))?")
 _FIELD_OF = {
@@ -31,8 +30,8 @@ _NUMBERS = ("weight", "start", "end", "low", "high")
 def read_lines(text: str) -> list[ControlSettings]:
     """The units that an input asks for; `model` is what a line names. Raises InvalidInput for what cannot be read."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > LINES_MAX:
-        raise InvalidInput("controls", text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
+    if len(lines) > CONTROLS_MAX:
+        raise InvalidInput("controls", text, f"at most {CONTROLS_MAX} lines, this has {len(lines)}", "Leave some out.")
     return [_read_line(line) for line in lines]
 
 

@@ -44,6 +44,8 @@ def test_what_is_wrong_is_named(server: CogServer, inputs: Inputs) -> None:
         "controls, weight of my=3": {"controls": "my: 3"},
         "cannot be read as a picture": {"control_images": ["data:image/png;base64,bm8gcGljdHVyZQ=="]},
         "there is no picture for it to follow": {"control_images": []},
+        # of the manifest: told before it would be fetched
+        "controls='canny': there is no picture": {"controls": "canny", "control_file": "", "control_images": []},
     }
     for words, changes in told.items():
         sent = {name: value for name, value in (inputs | changes).items() if value != ""}

@@ -75,7 +75,7 @@ def test_lines(line: str, settings: dict[str, object]) -> None:
         ("canny: mode=Balanced", "controls, mode of canny='Balanced': must be one of balanced, prompt, control"),
         ("canny: preprocessor=hed", "controls, preprocessor of canny='hed': must be one of canny, lineart"),
         ("canny: resize=fill", "must be one of crop, stretch"),
-        ("\n".join(["canny"] * 33), "at most 32 lines"),
+        ("\n".join(["canny"] * 5), "at most 4 lines"),
     ],
 )
 def test_lines_that_ask_for_what_there_is_not(line: str, words: str) -> None:
