@@ -1,5 +1,6 @@
 """ControlNet on the embedded model: it does what diffusers' networks do, where and when it was asked to."""
 
+import copy
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -109,6 +110,16 @@ def test_units_add_up(networks: Networks, file: ExtraFile) -> None:
     (half,) = latents(networks, asked(file, replace(UNIT, weight=0.5)))
     assert torch.allclose(whole, halves, atol=1e-3)
     assert not torch.allclose(whole, half, atol=0.1)
+
+
+def test_a_checkpoint_for_inpainting_is_led_by_the_latents_alone(networks: Networks, file: ExtraFile) -> None:
+    """Of nine channels, five of which this UNet makes nothing of."""
+    unet = copy.deepcopy(networks.plain_unet)
+    unet.register_to_config(in_channels=9)
+    unet.conv_in.weight.data = torch.nn.functional.pad(unet.conv_in.weight.data, (0, 0, 0, 0, 0, 5))
+    (expected,) = latents(networks, asked(file, UNIT))
+    (found,) = latents(replace(networks, unet=unet), asked(file, UNIT))
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Networks, file: ExtraFile) -> None:
