@@ -8,6 +8,7 @@ DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contex
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 from pastel_tiny.contexts import blanks, described
 from pastel_tiny.dataset import chunks
 from pastel_tiny.latents import encoded
-from pastel_tiny.networks import PlainAttention, compile_blocks, half_precision, here
+from pastel_tiny.networks import PlainAttention, compile_blocks, here
 from pastel_tiny.pack import write
 from pastel_tiny.progress import Log
-from pastel_tiny.sampler import alphas
 from pastel_tiny.session import resume
 from pastel_tiny.text import Encoder
+from pastel_tiny.unet import noise_error, weights
 from pipelines.loader import load
 from pipelines.model import TOKENIZER
 from pipelines.preprocess import canny
@@ -32,6 +33,8 @@ BATCH = 16
 SQUARES = 5
 """Chunks of scenes: enough for edges, which are much the same everywhere."""
 SAVE_EVERY = 100
+LEAST = 0.3
+"""Of signal to noise: where there is less, it is decided what goes where, and errors count more."""
 
 
 class Scenes:
@@ -56,24 +59,18 @@ class Scenes:
         return here(torch.stack(rows)).float(), here(torch.stack(contexts)).float(), here(shown)
 
 
-def weights(times: Tensor) -> Tensor:
-    """As for the UNet, but more where noise is strong: there it is decided what goes where."""
-    ratio = alphas()[times] / (1 - alphas()[times])
-    return ratio.clamp(0.3, 5) / ratio
-
-
 def loss_of(
     unet: UNet2DConditionModel, control: ControlNetModel, latents: Tensor, contexts: Tensor, maps: Tensor
 ) -> Tensor:
     """The weighted squared error of the noise that the frozen UNet predicts under control."""
-    times, noise = torch.randint(0, 1000, (len(latents),)), torch.randn_like(latents)
-    signal = alphas()[times][:, None, None, None]
-    noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-    with half_precision():
+
+    def led(noisy: Tensor, times: Tensor, contexts: Tensor) -> Any:
         down, mid = control(noisy, times, contexts, maps, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        guess = unet(noisy, times, contexts, **residuals).sample
-    return (weights(times) * (guess.float() - noise).square().mean((1, 2, 3))).mean()
+        return unet(noisy, times, contexts, **residuals)
+
+    times, noise = torch.randint(0, 1000, (len(latents),)), torch.randn_like(latents)
+    return (weights(times, LEAST) * noise_error(led, latents, contexts, times, noise)).mean()
 
 
 def train(folder: Path, target: Path, minutes: float) -> None:

@@ -1,8 +1,10 @@
 """Phase 5: the UNet learns to predict the noise in cached latents, given a frozen caption encoding."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -70,8 +72,8 @@ class Source:
         return Batch(kind, here(torch.stack(rows)).float(), here(torch.stack(contexts)).float())
 
 
-def noise_error(unet: UNet2DConditionModel, latents: Tensor, context: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """The squared error of the predicted noise, per picture."""
+def noise_error(unet: Callable[..., Any], latents: Tensor, context: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+    """The squared error of the predicted noise, per picture. `unet` is called like diffusers'."""
     signal = alphas()[times][:, None, None, None]
     noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with half_precision():
@@ -79,10 +81,11 @@ def noise_error(unet: UNet2DConditionModel, latents: Tensor, context: Tensor, ti
     return (guess.float() - noise).square().mean((1, 2, 3))
 
 
-def weights(times: Tensor) -> Tensor:
-    """Min-SNR weighting with 5: nearly clean pictures would otherwise outweigh the rest."""
+def weights(times: Tensor, least: float = 0) -> Tensor:
+    """Min-SNR weighting with 5: nearly clean pictures would otherwise outweigh the rest. Above 0, `least` is the ratio
+    of signal to noise below which pictures count more the noisier they are."""
     ratio = alphas()[times] / (1 - alphas()[times])
-    return ratio.clamp(max=5) / ratio
+    return ratio.clamp(least, 5) / ratio
 
 
 def caption_gap(unet: UNet2DConditionModel, folder: Path, encoder: Encoder) -> dict[str, float]:

@@ -119,7 +119,8 @@ def _added(unit: Unit, images: Tensor, time: Tensor, contexts: Tensor, rows: int
     last = len(down)
     soft = SOFT if unit.settings.mode != "balanced" else 1.0
     scaled = [part * (unit.settings.weight * soft ** (last - place)) for place, part in enumerate((*down, mid))]
-    return [F.pad(part, (0, 0, 0, 0, 0, 0, 0, rows - len(part))) for part in scaled]
+    without = rows - len(images)
+    return [F.pad(part, (0, 0, 0, 0, 0, 0, 0, without)) for part in scaled] if without else scaled
 
 
 def controls_of(

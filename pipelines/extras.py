@@ -21,6 +21,11 @@ MULTIPLIER_MAX = 100
 _HEADER_MAX = 100 << 20
 
 
+def name_of_upload(stem: str) -> str:
+    """What a file was called that was uploaded: Cog puts "tmp" and eight letters before it."""
+    return re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
+
+
 @dataclass(frozen=True)
 class ExtraFile:
     """A file at one moment: what is written over it later is another one."""

@@ -22,6 +22,7 @@ from pipelines.device import Device
 from pipelines.errors import ModelError
 from pipelines.loader import folder_errors, from_subfolder, read_config
 from pipelines.noise import Noise
+from pipelines.prompt import END, START
 
 STEPS = 20
 SCALE = 2
@@ -77,8 +78,8 @@ def load_latent_upscaler(folder: Path, device: Device) -> LatentUpscaler:
         levels = EulerDiscreteScheduler.from_config(scheduler)
         levels.set_timesteps(STEPS)
     text: CLIPTextModel = from_subfolder(CLIPTextModel, folder / "text_encoder", device)
-    tokens = torch.full((1, text.config.max_position_embeddings), 49407, device=device.place)  # the end, and padding
-    tokens[:, 0] = 49406
+    tokens = torch.full((1, text.config.max_position_embeddings), END, device=device.place)  # which is the padding, too
+    tokens[:, 0] = START
     told = text(tokens, output_hidden_states=True)
     levels_told = torch.cat([torch.ones(1, NOISE_LEVELS), torch.zeros(1, NOISE_LEVELS)], dim=1)
     return LatentUpscaler(

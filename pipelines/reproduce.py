@@ -16,7 +16,7 @@ from pipelines.catalog import (
     UPSCALERS,
 )
 from pipelines.errors import InvalidInput
-from pipelines.extras import LORA_KINDS, NO_EXTRAS, Extras, missing_loras, without_missing
+from pipelines.extras import LORA_KINDS, NO_EXTRAS, Extras, missing_loras, name_of_upload, without_missing
 from pipelines.infotext import version_of
 from pipelines.model import ModelIdentity
 from pipelines.pasted import OLD_RULES, Parameters
@@ -146,13 +146,10 @@ def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, in
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:
-    """What infotexts call an uploaded upscaler: as the block does that it was uploaded for, else as its file.
-
-    Cog puts "tmp" and eight letters before an uploaded file's name.
-    """
+    """What infotexts call an uploaded upscaler: as the block does that it was uploaded for, else as its file."""
     if called and called not in UPSCALERS:
         return called
-    name = re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
+    name = name_of_upload(stem)
     return f"{name} (uploaded)" if name in UPSCALERS else name
 
 

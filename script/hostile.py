@@ -38,7 +38,7 @@ Json = dict[str, Any]
 
 SCHEMA: Json = json.loads(COMMITTED.read_text(encoding="utf-8"))
 INPUTS = schema_inputs(SCHEMA)
-FILES = [name for name, field in INPUTS.items() if field.get("format") == "uri"]
+FILES = [name for name, field in INPUTS.items() if "uri" in (field.get("format"), field.get("items", {}).get("format"))]
 ANSWER_SECONDS = 30.0
 """For one answer and for the server to be ready again, on one slow core."""
 
@@ -242,6 +242,8 @@ def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
         return st.booleans()
     if name in ("image", "mask"):
         return pictures()
+    if name == "control_images":
+        return st.lists(pictures(), max_size=2)
     if kind == "string":
         return st.just("") if name in ("generation_data", "hires_upscaler_file") else st.text(max_size=60) | odd_texts()
     low, high = CHEAP.get(name, (rules.get("minimum", -(2**31)), rules.get("maximum", 2**31)))

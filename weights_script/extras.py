@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.extras import ExtraFile, Extras, LoraTag, in_folders, lora_tags, missing_loras, training_name
+from pipelines.extras import (
+    ExtraFile,
+    Extras,
+    LoraTag,
+    in_folders,
+    lora_tags,
+    missing_loras,
+    name_of_upload,
+    training_name,
+)
 from pipelines.pasted import Parameters
 from pipelines.request import ControlSettings
 from pipelines.units import read_lines as read_controls
@@ -107,7 +116,7 @@ def _controls(
         known = entry is not None and entry.webui_hash == control.model_hash  # the same in another number format
         found.append(replace(control, model=name, model_hash="" if known else control.model_hash))
     if uploaded and Path(uploaded) not in {file.path for file in files.values()}:
-        name = _plain(Path(uploaded))
+        name = _plain(name_of_upload(Path(uploaded).stem))
         files[name] = ExtraFile.at(Path(uploaded))
         found.append(ControlSettings(model=name))
     return files, tuple(found)
@@ -154,7 +163,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], cache: Path) -> tuple[str,
         raise ModelError(f"{line.field}: {error}") from error
     file = ExtraFile.at(path)
     stem = training_name(file) or path.stem if path.stem.isdigit() else path.stem
-    return line.name or re.sub(r"[<>:,=]", "_", stem), file
+    return line.name or _plain(stem), file
 
 
 def _address(line: Line, here: Mapping[str, ExtraFile]) -> str:
@@ -222,20 +231,17 @@ def _json(line: Line, text: str, pick: Any) -> Any:
 
 
 def _name_of_upload(path: Path, data: Parameters, extras: Extras) -> str:
-    """The one LoRA that the prompts name and that is not here, else the file's name.
-
-    Cog puts "tmp" and eight letters before an uploaded file's name.
-    """
+    """The one LoRA that the prompts name and that is not here, else the file's name."""
     prompts = data.prompt, data.hires_prompt
     missing = {tag.name for prompt in prompts for tag in missing_loras(prompt, extras)}
     if len(missing) == 1:
         return missing.pop()
-    return _plain(path)
+    return _plain(name_of_upload(path.stem))
 
 
-def _plain(path: Path) -> str:
-    """An uploaded file's name, without what tags and infotexts cannot hold."""
-    return re.sub(r"[<>:,=]", "_", re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.stem))
+def _plain(name: str) -> str:
+    """The name without what tags and infotexts cannot hold."""
+    return re.sub(r"[<>:,=]", "_", name)
 
 
 def _tagged(data: Parameters, weights: Mapping[str, tuple[float, ...]]) -> Parameters:

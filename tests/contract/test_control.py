@@ -4,9 +4,9 @@ import pytest
 from PIL import ImageOps
 
 from pipelines.loader import load
+from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
-from tests.contract.test_extras import data_uri
 from tests.contract.test_img2img import IMAGE, uri
 from tests.controls import random_control, write
 from weights_script.resolve import resolve

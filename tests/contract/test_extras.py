@@ -1,11 +1,9 @@
 """A LoRA that is sent along changes its own picture and no other."""
 
-import base64
-from pathlib import Path
-
 import pytest
 
 from pipelines.loader import load
+from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from tests.adapters import kohya, write
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
@@ -18,10 +16,6 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
     networks = load(resolve(None, None).files)
     path = tmp_path_factory.mktemp("lora") / "some.safetensors"
     return data_uri(write(path, kohya(networks.unet, networks.text.model)).path)
-
-
-def data_uri(path: Path) -> str:
-    return f"data:application/octet-stream;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) -> None:
