@@ -71,15 +71,25 @@ class Chunk:
         return painted(folder / f"{self.name}.npy", self.first, self.count, self.shape, self.small)
 
 
+OTHERS = {
+    "large0": (0, 2000, SHAPES[0], False),
+    "wide0": (1, 2000, SHAPES[1], True),
+    "tall0": (1, 4000, SHAPES[2], True),
+    "large_wide0": (3, 2000, SHAPES[1], False),
+    "large_tall0": (3, 4000, SHAPES[2], False),
+}
+"""The other shapes, each beside a chunk of squares: its index, offset of the first scene, shape, halved or not."""
+
+
 def chunks(squares: int) -> list[Chunk]:
-    """What the UNet learns from: mostly 128 px squares, some 3:2 and 2:3, and some 256 px squares for highres fix."""
+    """What the UNet learns from: mostly 128 px squares, some 3:2 and 2:3; all three at twice that for highres fix."""
     result: list[Chunk] = []
     for index in range(squares):
         first = 100_000 + 10_000 * index
         result.append(Chunk(f"square{index}", first, 2000, SHAPES[0], True))
-        if index == 0:
-            result.append(Chunk("large0", first + 2000, 1500, SHAPES[0], False))
-        if index == 1:
-            result.append(Chunk("wide0", first + 2000, 1500, SHAPES[1], True))
-            result.append(Chunk("tall0", first + 4000, 1500, SHAPES[2], True))
+        result += [
+            Chunk(name, first + offset, 1500, shape, small)
+            for name, (beside, offset, shape, small) in OTHERS.items()
+            if beside == index
+        ]
     return result

@@ -16,12 +16,14 @@ from PIL import Image, ImageDraw
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.measure import held_out
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
+from pipelines.catalog import LATENT_NETWORK
 from pipelines.extras import NO_EXTRAS, in_folders
-from pipelines.highres import FINAL, Picture
+from pipelines.highres import FINAL, UPSCALED, Picture
 from pipelines.highres import render as draw
 from pipelines.loader import Networks, load
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.upscale import Upscaler, load_upscaler
 from weights_script.resolve import resolve
 
 Pixels = NDArray[np.uint8]
@@ -46,9 +48,11 @@ PROMPTS = (
 )
 
 
-def kinds(networks: Networks, request: GenerationRequest, phases: bool = False) -> dict[str, Pixels]:
+def kinds(
+    networks: Networks, request: GenerationRequest, phases: bool = False, upscaler: Upscaler | None = None
+) -> dict[str, Pixels]:
     """The pictures of a request by their kind: the finished one, or with `phases` draft and upscaled, too."""
-    events = draw(networks, request, make_plan(request), show_phases=phases)
+    events = draw(networks, request, make_plan(request), show_phases=phases, upscaler=upscaler)
     return {event.kind: event.pixels for event in events if isinstance(event, Picture)}
 
 
@@ -140,6 +144,25 @@ def by_adapter(networks: Networks) -> Image.Image:
     return page(pictures, captions, 128)
 
 
+def by_upscaler(networks: Networks) -> Image.Image:
+    """A draft enlarged in four ways, before it is refined."""
+    ways = {
+        "Lanczos": None,
+        "4x-tiny (ESRGAN)": load_upscaler(TESTS / "upscalers" / "4x-tiny.safetensors", networks.device),
+        "Latent": None,
+        LATENT_NETWORK: load_upscaler(TESTS / "upscalers" / "x2-tiny", networks.device),
+    }
+    rows = []
+    for prompt in PROMPTS[:4]:
+        hires = [HiresSettings(steps=1, upscaler=name) for name in ways]
+        made = [
+            kinds(networks, replace(BASE, prompt=prompt, hires=each), phases=True, upscaler=network)[UPSCALED]
+            for each, network in zip(hires, ways.values(), strict=True)
+        ]
+        rows.append(made)
+    return page(rows, [list(ways)] * len(rows), 192)
+
+
 SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
     "phases": by_phase,
     "guidance": by_guidance,
@@ -148,6 +171,7 @@ SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
     "held-out": by_prompt,
     "shapes": by_shape,
     "adapters": by_adapter,
+    "upscalers": by_upscaler,
 }
 
 

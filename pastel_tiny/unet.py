@@ -21,12 +21,12 @@ from pastel_tiny.scenes import scene
 from pastel_tiny.session import Session, resume
 from pastel_tiny.text import Encoder
 
-BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6}
+BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6, "large_wide": 4, "large_tall": 4}
 SHARES = (
-    {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.07},
-    {"square": 0.50, "wide": 0.05, "tall": 0.05, "large": 0.40},
+    {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.05, "large_wide": 0.01, "large_tall": 0.01},
+    {"square": 0.30, "wide": 0.05, "tall": 0.05, "large": 0.26, "large_wide": 0.17, "large_tall": 0.17},
 )
-"""How often each shape comes, before and after LATE: first what is where, then the 256 px that highres fix needs."""
+"""How often each shape comes, before and after LATE: first what is where, then the double size for highres fix."""
 LATE = 0.7
 TEST = Chunk("test128", TEST_SEED, 64, (256, 256), True)
 
@@ -38,6 +38,11 @@ class Batch:
     kind: str
     latents: Tensor
     contexts: Tensor
+
+
+def _kind(name: str) -> str:
+    """The shape of a chunk's pictures, as BATCH and SHARES name it."""
+    return name.rstrip("0123456789")
 
 
 class Source:
@@ -59,9 +64,9 @@ class Source:
     def batch(self, done: float) -> Batch:
         """One batch of one shape, by how much of the training (0 to 1) is done."""
         share = SHARES[done > LATE]
-        kinds = sorted({name.rstrip("0123456789") for name in self.ready})
+        kinds = sorted({_kind(name) for name in self.ready})
         kind = self.rng.choices(kinds, [share[kind] for kind in kinds])[0]
-        names = [name for name in self.ready if name.startswith(kind)]
+        names = [name for name in self.ready if _kind(name) == kind]
         rows, contexts = [], []
         for _ in range(BATCH[kind] * self.times):
             latents, described_as = self.ready[self.rng.choice(names)]
@@ -146,8 +151,8 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: in
 
 def _step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
     """One step of the optimizer; gives the loss."""
-    # 256 px pictures teach what highres fix does, which starts from a picture and not from pure noise
-    times = torch.randint(0, 700 if batch.kind == "large" else 1000, (len(batch.latents),))
+    # the twofold size teaches what highres fix does, which starts from a picture and not from pure noise
+    times = torch.randint(0, 800 if batch.kind.startswith("large") else 1000, (len(batch.latents),))
     # only the common shape is worth a compilation
     with torch.compiler.set_stance("default" if batch.kind == "square" else "force_eager"):
         error = noise_error(run.network, batch.latents, batch.contexts, times, torch.randn_like(batch.latents))

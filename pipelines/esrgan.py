@@ -78,7 +78,7 @@ def _starts(side: int) -> list[int]:
 
 
 @contextmanager
-def _torchvision_or_a_stand_in() -> Iterator[None]:
+def torchvision_or_a_stand_in() -> Iterator[None]:
     """spandrel imports three names of torchvision, for two architectures that are no upscalers (LaMa, RestoreFormer).
 
     torchvision's wheels fit only some builds of torch and none is needed here. Where it does not import, modules with
@@ -105,7 +105,7 @@ def _torchvision_or_a_stand_in() -> Iterator[None]:
 def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
     """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
     try:
-        with _torchvision_or_a_stand_in():
+        with torchvision_or_a_stand_in():
             from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict  # here: it is large
     except ImportError as error:
         raise ModelError(

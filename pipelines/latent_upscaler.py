@@ -65,7 +65,7 @@ class LatentUpscaler:
             yield x[:, :, :height, :width]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def load_latent_upscaler(folder: Path, device: Device) -> LatentUpscaler:
     """Read a diffusers folder. Raises ModelError: it cannot be read, or holds another kind of model."""
     unet: UNet2DConditionModel = from_subfolder(UNet2DConditionModel, folder / "unet", device)

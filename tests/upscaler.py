@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipelines.esrgan import _torchvision_or_a_stand_in
+from pipelines.esrgan import torchvision_or_a_stand_in
 
 
 def write_upscaler(path: Path) -> Path:
     """Write one as safetensors."""
-    with _torchvision_or_a_stand_in():
+    with torchvision_or_a_stand_in():
         from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
     torch.manual_seed(1)
