@@ -39,7 +39,7 @@ from pipelines.reproduce import (
     size_of,
     with_inputs,
 )
-from pipelines.request import GenerationRequest, HiresSettings, plain
+from pipelines.request import CONTROLS_MAX, GenerationRequest, HiresSettings, plain
 from pipelines.safety import SafetyChecker, load_safety_checker
 from pipelines.units import read_lines
 from pipelines.upscale import Upscaler, load_upscaler
@@ -515,6 +515,9 @@ def _picture(inputs: dict[str, Any], name: str) -> Any:
 
 
 def _control_images(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    if (count := len(inputs["control_images"])) > CONTROLS_MAX:  # told before each takes its memory
+        rule = f"at most {CONTROLS_MAX} pictures, as there are at most so many ControlNets"
+        raise InvalidInput("control_images", f"{count} sent", rule, "Leave some out.")
     for sent in inputs["control_images"]:
         _check_file("control_images", sent)
     return tuple(picture.read(sent, "control_images") for sent in inputs["control_images"])

@@ -3,7 +3,7 @@ arXiv:2302.05543), with the weights, shares of the steps and modes of WebUI's ex
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,12 @@ def _added(unit: Unit, images: Tensor, time: Tensor, contexts: Tensor, rows: int
     scaled = [part * (unit.settings.weight * soft ** (last - place)) for place, part in enumerate((*down, mid))]
     without = rows - len(images)
     return [F.pad(part, (0, 0, 0, 0, 0, 0, 0, without)) for part in scaled] if without else scaled
+
+
+def in_hires(control: ControlSettings) -> ControlSettings:
+    """The unit in a hires pass: WebUI's extension softens Canny's there in every mode, as it leaves hard edges."""
+    softened = control.preprocessor == "canny" and control.mode == "balanced"
+    return replace(control, mode="prompt") if softened else control
 
 
 def controls_of(

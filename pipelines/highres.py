@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.conditioning import PromptEncoder, Prompts
-from pipelines.control import Controls, controls_of
+from pipelines.control import Controls, controls_of, in_hires
 from pipelines.denoiser import GuidedDenoiser, LatentMask
 from pipelines.device import Stopwatch
 from pipelines.extras import lora_tags
@@ -27,7 +27,7 @@ from pipelines.masks import Canvas, prepare
 from pipelines.memory import memory_errors_say_what_fits, room_beside, rows_at_once
 from pipelines.noise import Noise
 from pipelines.plan import HighresPlan, PassPlan
-from pipelines.request import GenerationRequest
+from pipelines.request import ControlSettings, GenerationRequest
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import ALPHAS, sigmas, timesteps
 from pipelines.unet import set_freeu
@@ -137,13 +137,13 @@ def _phases(
     if request.image and canvas:
         noise = _noise(networks, request, plan, plan.first)
         start, mask = start_from(networks, request.image, canvas, plan, noise, init_latents)
-    controls = _controls(networks, request, plan.first, canvas)
+    controls = _controls(networks, request, plan.first, request.controls, canvas)
     latents = yield from _sample(networks, request, plan, plan.first, BASE, prompts, controls, start, mask, canvas)
     watch.mark(BASE)
     if plan.hires:
         start = yield from _upscale(networks, request, plan, latents, show_phases, watch, upscaler, canvas)
         networks.adapters.apply(hires_loras)
-        controls = _controls(networks, request, plan.hires, canvas)
+        controls = _controls(networks, request, plan.hires, list(map(in_hires, request.controls)), canvas)
         latents = yield from _sample(networks, request, plan, plan.hires, REFINE, hires_prompts, controls, start)
         watch.mark(REFINE)
     yield from _decode(networks, latents, FINAL, watch, DECODE, canvas)
@@ -158,10 +158,16 @@ def _loras(request: GenerationRequest) -> tuple[list[Use], list[Use]]:
     return first, hires
 
 
-def _controls(networks: Networks, request: GenerationRequest, part: PassPlan, canvas: Canvas | None) -> Controls | None:
+def _controls(
+    networks: Networks,
+    request: GenerationRequest,
+    part: PassPlan,
+    settings: Sequence[ControlSettings],
+    canvas: Canvas | None,
+) -> Controls | None:
     """The request's ControlNets in a pass, with maps of its size."""
-    loaded = [networks.controls[request.extras.controls[control.model]] for control in request.controls]
-    return controls_of(part, request.controls, loaded, canvas, networks.device)
+    loaded = [networks.controls[request.extras.controls[control.model]] for control in settings]
+    return controls_of(part, settings, loaded, canvas, networks.device)
 
 
 def _prompt_encoder(networks: Networks, request: GenerationRequest) -> PromptEncoder:

@@ -13,6 +13,8 @@ from pipelines.request import CONTROLS_MAX, ControlSettings
 
 _SETTING = r"(?:[-+]?[\d.]+|\w+\s*=\s*[^,=:/]*)"
 _LINE = re.compile(rf"(.+?)(?:\s*:\s*({_SETTING}(?:\s*,\s*{_SETTING})*))?")
+_NO_NAME = re.compile(r":\s|^(?!.*://).*[:=,;]")
+"""What a line's name has when its settings could not be read: files and repositories have none of it, links some."""
 _FIELD_OF = {
     "weight": "weight",
     "start": "start",
@@ -39,6 +41,9 @@ def _read_line(line: str) -> ControlSettings:
     match = _LINE.fullmatch(line)
     assert match is not None  # any line is at least a name
     source, settings = match.groups()
+    if _NO_NAME.search(source):
+        fix = "Write canny: 0.8, or canny: weight=0.8, start=0, end=0.6."
+        raise InvalidInput("controls", line, "after a colon come a weight, and settings between commas", fix)
     values: dict[str, object] = {}
     for setting in settings.split(",") if settings else ():
         key, equals, value = setting.partition("=")
@@ -46,7 +51,7 @@ def _read_line(line: str) -> ControlSettings:
         if key not in _FIELD_OF:
             raise InvalidInput("controls", line, f"{key} is no setting", f"Known are {', '.join(_FIELD_OF)}.")
         try:
-            values[_FIELD_OF[key]] = float(value) if key in _NUMBERS else value
+            values[_FIELD_OF[key]] = float(value) if key in _NUMBERS else value.lower()
         except ValueError:
             raise InvalidInput("controls", line, f"{key} must be a number", "Write canny: weight=0.8.") from None
     return ControlSettings(model=source, **values)  # type: ignore[arg-type]

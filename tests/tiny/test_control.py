@@ -3,7 +3,7 @@
 import copy
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pastel_tiny.captions import caption
 from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.render import render as painted
 from pastel_tiny.scenes import scene
+from pipelines import highres
 from pipelines.conditioning import PromptEncoder
 from pipelines.control import ControlNets, Controls, controls_of, load_control
 from pipelines.denoiser import GuidedDenoiser
@@ -28,7 +29,7 @@ from pipelines.errors import ModelError
 from pipelines.extras import ExtraFile, Extras, in_folders
 from pipelines.highres import PassResult, Picture, render
 from pipelines.loader import Networks
-from pipelines.plan import make_plan
+from pipelines.plan import PassPlan, make_plan
 from pipelines.preprocess import canny
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.schedules import sigma_to_t
@@ -129,6 +130,34 @@ def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Net
     with_it = latents(networks, asked(file, UNIT, hires=hires))
     assert all(map(torch.equal, without, with_none))
     assert not any(map(torch.equal, without, with_it))
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "mode", "modes"),
+    [
+        ("canny", "balanced", ["balanced", "prompt"]),
+        ("canny", "control", ["control", "control"]),
+        ("lineart", "balanced", ["balanced", "balanced"]),
+    ],
+)
+def test_canny_is_soft_in_the_hires_pass(
+    networks: Networks,
+    file: ExtraFile,
+    monkeypatch: pytest.MonkeyPatch,
+    preprocessor: str,
+    mode: str,
+    modes: list[str],
+) -> None:
+    """A rule of WebUI's extension, for this preprocessor alone."""
+    seen = []
+
+    def spy(part: PassPlan, settings: Sequence[ControlSettings], *rest: Any) -> Controls | None:
+        seen.extend(settings)
+        return controls_of(part, settings, *rest)
+
+    monkeypatch.setattr(highres, "controls_of", spy)
+    latents(networks, asked(file, replace(UNIT, preprocessor=preprocessor, mode=mode), hires=HiresSettings(steps=2)))
+    assert [control.mode for control in seen] == modes
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE", "DDIM"])
