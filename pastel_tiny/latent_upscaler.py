@@ -41,7 +41,7 @@ def build_unet() -> UNet2DConditionModel:
         act_fn="gelu",
         attention_head_dim=8,
         norm_num_groups=None,
-        block_out_channels=(32, 32, 64, 64),
+        block_out_channels=(48, 48, 96, 96),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         time_cond_proj_dim=2 * NOISE_LEVELS + WIDTH,

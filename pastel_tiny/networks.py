@@ -130,23 +130,23 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
         if isinstance(block, ResnetBlock2D):  # a residual branch starts with nothing to add
             nn.init.zeros_(block.conv2.weight), nn.init.zeros_(block.conv2.bias)
             if block.conv_shortcut is not None:
-                _identity(block.conv_shortcut, [(k, k, 1.0) for k in range(6)])
+                identity(block.conv_shortcut, [(k, k, 1.0) for k in range(6)])
         elif isinstance(block, Downsample2D):
-            _identity(block.conv, [(k, k, 1.0) for k in range(6)], mean=True)
+            identity(block.conv, [(k, k, 1.0) for k in range(6)], mean=True)
         elif isinstance(block, Upsample2D):
-            _identity(block.conv, [(k, k, 1.0) for k in range(6)])
+            identity(block.conv, [(k, k, 1.0) for k in range(6)])
     for attention in (vae.encoder.mid_block.attentions[0], vae.decoder.mid_block.attentions[0]):
         nn.init.zeros_(attention.to_out[0].weight)
     pairs = [(2 * c + side, c, 1.0 - 2.0 * side) for c in range(3) for side in (0, 1)]
     back = [(c, 2 * c + side, 2.4 * (1.0 - 2.0 * side)) for c in range(3) for side in (0, 1)]
     for side in (vae.encoder, vae.decoder):
-        _identity(side.conv_in, pairs, bias=[2.0, -2.0] * 3)
-        _identity(side.conv_out, back, bias=[-2.0] * 3)
-    _identity(vae.quant_conv, [(c, c, 1.0) for c in range(8)])
-    _identity(vae.post_quant_conv, [(c, c, 1.0) for c in range(4)])
+        identity(side.conv_in, pairs, bias=[2.0, -2.0] * 3)
+        identity(side.conv_out, back, bias=[-2.0] * 3)
+    identity(vae.quant_conv, [(c, c, 1.0) for c in range(8)])
+    identity(vae.post_quant_conv, [(c, c, 1.0) for c in range(4)])
 
 
-def _identity(
+def identity(
     conv: nn.Conv2d, taps: list[tuple[int, int, float]], mean: bool = False, bias: list[float] | None = None
 ) -> None:
     """Let some outputs copy (weighted) inputs only; with `mean` average the 2 x 2 pixels under a stride of two."""

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import __main__ as command
 from pipelines.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
+from pipelines.checkpoint import UNET_PREFIX
 from pipelines.errors import InvalidInput
 from pipelines.highres import BASE, PassResult, Picture, Step, render
-from pipelines.loader import Networks
+from pipelines.loader import Networks, load
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from tests.tiny.test_command import BLOCK, run
@@ -176,3 +177,77 @@ def test_the_command_draws_from_pictures_and_from_the_latents_that_it_kept(
     for part in ("made from another picture", "made with a mask", "holds 2 tensors, none of which is called"):
         assert part in told
     assert command.PASS_NAMES[BASE, False] == "0_img2img"
+
+
+# --- checkpoints for inpainting ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inpainting(embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    """The embedded model with five channels more, as a file: it makes a little of the mask and of what is around."""
+    tensors = load_file(embedded.files.checkpoint)
+    first = f"{UNET_PREFIX}input_blocks.0.0.weight"
+    more = torch.randn(len(tensors[first]), 5, 3, 3, generator=torch.Generator().manual_seed(0)) / 20
+    tensors[first] = torch.cat([tensors[first], more.half()], dim=1)
+    path = tmp_path_factory.mktemp("inpainting") / "inpainting.safetensors"
+    save_file(tensors, path)
+    return load(replace(embedded.files, checkpoint=path))
+
+
+def seen_beside_latents(networks: Networks, asked: GenerationRequest) -> list[torch.Tensor]:
+    """What the UNet is shown of mask and picture, (rows, 5, h, w) at every call."""
+    seen: list[torch.Tensor] = []
+    hook = networks.plain_unet.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:, 4:].clone()))
+    try:
+        list(render(networks, asked, make_plan(asked)))
+    finally:
+        hook.remove()
+    return seen
+
+
+def encoded(networks: Networks, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return networks.vae.encode(pixels, torch.zeros(4, pixels.shape[1] // 8, pixels.shape[2] // 8))
+
+
+def test_a_checkpoint_for_inpainting_sees_the_mask_and_what_is_around_it(inpainting: Networks) -> None:
+    """The mask first, then the latents of the picture, grey where it is masked; WebUI and diffusers do the same."""
+    assert inpainting.unet.config.in_channels == 9
+    calls = seen_beside_latents(inpainting, request(mask=MaskSettings(picture=MASK, blur=(0, 0))))
+    grey = torch.from_numpy(np.asarray(PICTURE).copy()).permute(2, 0, 1) / 255
+    grey[:, :, :32] = 0.5
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :, :4] = 1
+    expected = torch.cat([mask, encoded(inpainting, grey)])
+    assert len(calls) > 1
+    assert all(torch.allclose(row, expected, atol=1e-4) for call in calls for row in call)
+
+
+@pytest.mark.parametrize("image", [None, ImageSettings(picture=PICTURE)])
+def test_without_a_mask_it_is_told_to_draw_everything_in_both_passes(
+    inpainting: Networks, image: ImageSettings | None
+) -> None:
+    asked = replace(request(HiresSettings(steps=2)), image=image)
+    calls = seen_beside_latents(inpainting, asked)
+    for side in (64, 128):
+        nothing = torch.cat(
+            [torch.ones(1, side // 8, side // 8), encoded(inpainting, torch.full((3, side, side), 0.5))]
+        )
+        rows = [row for call in calls for row in call if row.shape == nothing.shape]
+        assert rows
+        assert all(torch.allclose(row, nothing, atol=1e-4) for row in rows)
+
+
+def test_what_is_around_the_mask_changes_what_it_draws(inpainting: Networks) -> None:
+    """By the channels alone: from noise, with a mask over all but a corner that the comparison leaves out."""
+    mask = Image.new("L", (64, 64), 255)
+    mask.paste(0, (48, 48, 64, 64))
+    pictures = PICTURE, Image.eval(PICTURE, lambda value: 255 - value)
+    settings = [
+        ImageSettings(
+            picture=each, denoising_strength=1, mask=MaskSettings(picture=mask, content="latent nothing", blur=(0, 0))
+        )
+        for each in pictures
+    ]
+    first, second = (drawn(inpainting, replace(request(), image=each))[0] for each in settings)
+    assert np.abs(first[:32, :32].astype(int) - second[:32, :32]).max() > 0
