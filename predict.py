@@ -44,6 +44,7 @@ from pipelines.safety import SafetyChecker, load_safety_checker
 from pipelines.units import read_lines
 from pipelines.upscale import Upscaler, load_upscaler
 from pipelines.wildcards import with_picks
+from pipelines.worker import Worker
 from weights_script.extras import bring
 from weights_script.resolve import resolve, upscaler_file
 
@@ -111,9 +112,10 @@ class Predictor(BasePredictor):
         self.model = resolve(str(weights) if weights else None, os.environ.get("PASTEL_MODEL"))
         print(f"Model: {self.model.description}")
         marks.append(time.perf_counter())
-        networks = load(self.model.files, best_device())
+        self.worker = Worker()
+        networks = self.worker.run(load, self.model.files, best_device())
         marks.append(time.perf_counter())
-        self.networks = sped_up(networks, self.model.width, self.model.height)
+        self.networks = self.worker.run(sped_up, networks, self.model.width, self.model.height)
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
@@ -398,9 +400,9 @@ class Predictor(BasePredictor):
         upscaler = self._upscaler(request.by)
         print(f"Plan: {request.describe()}")
         started = time.perf_counter()
-        made = Picture(FINAL, 0, enlarge(request, upscaler))
+        made = Picture(FINAL, 0, self.worker.run(enlarge, request, upscaler))
         self._report({UPSCALE: time.perf_counter() - started})
-        if not passes(made, checker):
+        if not self.worker.run(passes, made, checker):
             raise AllPicturesFlagged()
         self.outputs.clear()
         self.outputs = OutputFolder()
@@ -459,7 +461,8 @@ class Predictor(BasePredictor):
         self.outputs.clear()
         self.outputs = OutputFolder()
         embeddings: tuple[tuple[str, str], ...] = ()
-        count, events = 0, render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
+        made = render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
+        count, events = 0, self.worker.each(made)
         with Bars() as bars, closing(events):
             try:
                 for event in events:
@@ -468,7 +471,7 @@ class Predictor(BasePredictor):
                     elif isinstance(event, PassResult):
                         bars.close()
                         embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-                    elif isinstance(event, Picture) and passes(event, checker):
+                    elif isinstance(event, Picture) and self.worker.run(passes, event, checker):
                         identity = self.networks.identity
                         text = parameters.of_picture(request, plan, identity, event.index, embeddings)
                         self.outputs.begin(event.pixels, f"{event.kind}-{event.index}", file_format, text)
@@ -489,7 +492,7 @@ class Predictor(BasePredictor):
         """The upscaler that is asked for, if it is one with weights of its own."""
         file = upscaler_file(hires)
         try:
-            return load_upscaler(file, self.networks.device) if file else None
+            return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
             name = "hires_upscaler_file" if hires and hires.upscaler_file else "hires_upscaler"
             raise ModelError(f"{name}: {error}") from error

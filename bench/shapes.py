@@ -34,9 +34,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the tables; returns seconds, slopes and the peaks of memory."""
-    from bench.peers import networks
+    from bench.peers import both
 
-    own = networks(arguments.full)
+    own, _ = both(arguments.full, arguments.sizes[0])
     by_size = {size**2: picture(size, STEPS) for size in arguments.sizes}
     by_steps = {steps: picture(arguments.sizes[1], steps) for steps in arguments.steps}
     figures = {

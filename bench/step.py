@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from bench.peers import both
 
     own, plain = both(not arguments.embedded, arguments.sizes[0])
+    torch.compiler.set_stance("default")  # a GPU's policy is to compile nothing after setup, levers neither
     steps = {
         "ours": ours(own),
         "ours, row by row": ours(own, rows=1),

@@ -175,7 +175,8 @@ class TextEncoder:
         weighted = plain * weights[..., None]
         if emphasis == "No norm":
             return weighted
-        return weighted * (plain[places].mean() / weighted[places].mean())
+        all_texts = torch.tensor(places).to(self.device, non_blocking=True)
+        return weighted * (plain[all_texts].mean() / weighted[all_texts].mean())
 
     @contextmanager
     def _replaced(self, tokens: Tensor, table: EmbeddingTable) -> Iterator[None]:

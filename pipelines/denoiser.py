@@ -5,6 +5,7 @@ scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2
 prediction: for one x and sigma that is the same as on the denoised picture.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ class GuidedDenoiser:
         controls: Controls | None = None,
     ) -> None:
         """`rows` of the batch go through the UNet at once."""
-        self._unet = unet
+        self._unet, self._dtype = unet, unet.dtype  # which diffusers finds by walking through a thousand modules
         self._mask = mask
         self._channels = channels
         self._controls = controls
@@ -114,7 +115,7 @@ class GuidedDenoiser:
             positive, negative = self._prompts.at(self.calls)
             together = positive.shape[1] == negative.shape[1]
             batches = [torch.cat([positive, negative])] if together else [positive, negative]
-            self._contexts = [batch.to(self._unet.dtype).repeat_interleave(images, dim=0) for batch in batches]
+            self._contexts = [batch.to(self._dtype).repeat_interleave(images, dim=0) for batch in batches]
             self._key = key
         return self._contexts
 
@@ -127,11 +128,13 @@ class GuidedDenoiser:
         prompts = len(contexts) // len(x)
         if self._channels is not None:
             x = torch.cat([x, self._channels.expand(len(x), -1, -1, -1)], dim=1)
-        images = torch.cat([x.to(self._unet.dtype)] * prompts)
+        images = torch.cat([x.to(self._dtype)] * prompts)
 
         def parts() -> Tensor:
-            starts = range(0, len(images), self._rows)
-            split = zip(images.split(self._rows), contexts.split(self._rows), starts, strict=True)
+            calls = math.ceil(len(images) / self._rows)
+            rows = math.ceil(len(images) / calls)  # evenly: a last call of one row would run uncompiled
+            starts = range(0, len(images), rows)
+            split = zip(images.split(rows), contexts.split(rows), starts, strict=True)
             made = [self._call(few, time, each, conditional - start) for few, each, start in split]
             return made[0] if len(made) == 1 else torch.cat(made)
 

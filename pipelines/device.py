@@ -2,8 +2,8 @@
 
 CPU: float32, the format of the parity promise, and everything as torch has it: there, other memory formats, compiling
 and sliced attention cost more than they gain. CUDA: float16, the format that checkpoints of this kind are published in;
-the VAE falls back to float32 by itself when a decode is not finite (`vae.py`). From tensor cores on (capability 7.0,
-T4 and V100) channels come last in memory and networks are compiled (`compiled.py`). MPS: float16, as a best effort.
+the VAE falls back to float32 by itself when a decode is not finite (`vae.py`); channels come last in memory and
+networks are compiled (`compiled.py`). MPS: float16, as a best effort.
 Attention is torch's own choice everywhere, and guidance one batch. Nothing here changes a plan or a sampler: those work
 on float32 latents everywhere.
 """
@@ -12,17 +12,22 @@ import os
 import time
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipelines.errors import DeviceError
 
 # oneDNN, which computes convolutions on a CPU, keeps the last 1024 it prepared, of every size that was ever drawn: 500
 # predictions of mixed sizes ended at 1,307 MB, with 256 at 798 MB. A picture of the embedded model needs 73.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
-TENSOR_CORES = (7, 0)
-"""The CUDA capability that has them."""
+OLDEST_GPU = (7, 5)
+"""The CUDA capability (T4, RTX 20) from which on torch's builds for CUDA 13 have kernels."""
+DRIVER = Path("/dev/nvidiactl")
+"""There where the system shows an NVIDIA GPU."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,21 @@ class Device:
 
 
 def best_device() -> Device:
-    """CUDA where there is one, else MPS, else the CPU. PASTEL_COMPILE=0 leaves compiling out."""
+    """CUDA where there is one, else MPS, else the CPU. PASTEL_COMPILE=0 leaves compiling out.
+
+    Raises DeviceError for a GPU that this build of torch cannot use: it would draw on the CPU, and nobody would know.
+    """
+    hide = "Or hide the GPU (CUDA_VISIBLE_DEVICES=-1) and draw on the CPU."
     if torch.cuda.is_available():
-        able = torch.cuda.get_device_capability() >= TENSOR_CORES
-        return Device(
-            torch.device("cuda"),
-            torch.float16 if able else torch.float32,
-            compiled=able and os.environ.get("PASTEL_COMPILE") != "0",
+        if (capability := torch.cuda.get_device_capability()) < OLDEST_GPU:
+            name, found = torch.cuda.get_device_name(), "{}.{}".format(*capability)
+            needed = "{}.{}".format(*OLDEST_GPU)
+            raise DeviceError(f"{name} has CUDA capability {found}; torch needs {needed}. Use a newer GPU. {hide}")
+        return Device(torch.device("cuda"), torch.float16, compiled=os.environ.get("PASTEL_COMPILE") != "0")
+    if torch.version.cuda and DRIVER.exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        raise DeviceError(
+            f"There is an NVIDIA GPU, and torch, made for CUDA {torch.version.cuda}, cannot use it; its driver is "
+            f"most likely too old. Update it (CUDA 13 needs 580 or newer). {hide}"
         )
     if torch.backends.mps.is_available():
         return Device(torch.device("mps"), torch.float16)

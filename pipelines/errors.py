@@ -16,6 +16,10 @@ class InvalidInput(PastelError, ValueError):
         super().__init__(f"{field}={shown}: {rule}. {fix}")
 
 
+class DeviceError(PastelError):
+    """There is a GPU, and it cannot be used."""
+
+
 class ModelError(PastelError):
     """A checkpoint, VAE or other weight file cannot be used. Raised while loading, before any prediction."""
 

@@ -24,7 +24,7 @@ from pipelines.latent_upscaler import LatentUpscaler
 from pipelines.loader import Networks
 from pipelines.lora import Use
 from pipelines.masks import Canvas, prepare
-from pipelines.memory import memory_errors_say_what_fits, room_beside, rows_at_once
+from pipelines.memory import memory_errors_say_what_fits, room_left, rows_at_once
 from pipelines.noise import Noise
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import ControlSettings, GenerationRequest
@@ -210,7 +210,7 @@ def _sample(
     initial = noise.initial()
     x, levels = START[part.sampler.timesteps](part, levels, initial, start)
     channels = extra_channels(networks, part, canvas)
-    room = room_beside(networks.footprint.weights, networks.device.place)
+    room = room_left(networks.device.place)
     rows = rows_at_once(networks.footprint, x[0, 0].numel(), len(x) * prompts.rows, room)
     scales = request.guidance_scale, request.guidance_rescale
     denoiser = GuidedDenoiser(networks.unet, prompts, *scales, rows, mask, channels, controls)

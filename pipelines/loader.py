@@ -80,12 +80,12 @@ class Networks:
 
     @cached_property
     def _footprint(self) -> Footprint:
-        return Footprint.of(self.unet, self.vae.network, self.text.model)
+        return Footprint.of(self.unet, self.vae.network)
 
     @property
     def footprint(self) -> Footprint:
-        """Bytes that these networks take, the ControlNets of the present prediction among them."""
-        return self._footprint.under(self.controls.networks)
+        """Bytes that these networks take, under the ControlNets of the present prediction if it has any."""
+        return self._footprint.under_controls() if self.controls.networks else self._footprint
 
 
 def load(files: ModelFiles, device: Device | None = None) -> Networks:

@@ -8,17 +8,15 @@ import ctypes
 import logging
 import mmap
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from pipelines.errors import OutOfMemory
 from pipelines.plan import LATENT_PIXELS, HighresPlan
@@ -40,32 +38,26 @@ ROOM_USED = 0.85
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that the networks of one model take."""
+    """Bytes that the networks of one model take, beside their weights."""
 
-    weights: int
     unet: int
     """Per latent pixel and row of the batch; a guided image is two rows."""
     vae: int
     """Per pixel of the one picture that is decoded at a time."""
 
     @classmethod
-    def of(cls, unet: "UNet2DConditionModel | GraphedUNet", vae: AutoencoderKL, text: CLIPTextModel) -> "Footprint":
+    def of(cls, unet: "UNet2DConditionModel | GraphedUNet", vae: AutoencoderKL) -> "Footprint":
         """Counted from the networks' shapes and number formats."""
         first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
         return cls(
-            weights=sum(weight.nbytes for network in (unet, vae, text) for weight in network.parameters()),
             unet=UNET_TENSORS * unet.config.block_out_channels[0] * unet.dtype.itemsize,
             # Either the last level's first block, which still has the channels of the level before, or the others.
             vae=max(5 * first, 3 * second) * vae.dtype.itemsize,
         )
 
-    def under(self, controls: Collection[ControlNetModel]) -> "Footprint":
-        """The same with ControlNets beside: their weights, and what they add to the UNet while that is at its peak."""
-        if not controls:
-            return self
-        weights = sum(weight.nbytes for network in controls for weight in network.parameters())
-        unet = self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS
-        return replace(self, weights=self.weights + weights, unet=unet)
+    def under_controls(self) -> "Footprint":
+        """The same with what ControlNets add to the UNet while that is at its peak, however many they are."""
+        return replace(self, unet=self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS)
 
     def pixels(self, room: int) -> int:
         """How large a picture fits into so many bytes: guided row by row and decoded in tiles."""
@@ -85,17 +77,18 @@ def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int 
     return max(1, min(fit, rows))
 
 
-def room_beside(weights: int, device: torch.device) -> int | None:
-    """Bytes that the device has beside our weights and what other processes hold; None where nobody can tell."""
+def room_left(device: torch.device) -> int | None:
+    """Bytes that the device has beside what is held there, by us or others; None where nobody can tell."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - weights
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up; the CPU's raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocator gave up; the CPU's, CUDA's runtime and its libraries raise plain RuntimeErrors."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def thriftily(work: Callable[[], Result], less: Callable[[], Result], saving: str) -> Result:
@@ -152,8 +145,8 @@ def memory_errors_say_what_fits(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        taken = footprint()  # only now: what the plan needs beside the model is loaded
-        fit = what_fits(plan, taken, room_beside(taken.weights, device))
+        release_memory(error)
+        fit = what_fits(plan, footprint(), room_left(device))  # only now: the ControlNets are there
         raise OutOfMemory(f"No memory left for {plan.describe()}. {fit}") from error
 
 

@@ -80,10 +80,9 @@ SOURCES: dict[str, Source] = {"NV": philox_normals, "CPU": torch_normals, "GPU":
 def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     """Spherical interpolation of noise (C, H, W); as in WebUI, between its vectors along H."""
     cosine = (start / start.norm(dim=1, keepdim=True) * (end / end.norm(dim=1, keepdim=True))).sum(1, keepdim=True)
-    if cosine.mean() > 0.9995:
-        return start.lerp(end, weight)
     angle = cosine.acos()
-    return ((1 - weight) * angle).sin() / angle.sin() * start + (weight * angle).sin() / angle.sin() * end
+    between = ((1 - weight) * angle).sin() / angle.sin() * start + (weight * angle).sin() / angle.sin() * end
+    return torch.where(cosine.mean() > 0.9995, start.lerp(end, weight), between)  # no `if`: the host would wait for it
 
 
 class Noise:

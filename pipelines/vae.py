@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.errors import NonFiniteError
 from pipelines.memory import thriftily
@@ -85,8 +85,8 @@ class VAE:
 
         def in_tiles() -> Result:
             self.network.tile_sample_min_size, self.network.tile_latent_min_size = TILE, TILE // 8
-            self.network.enable_tiling()
             try:
+                self.network.enable_tiling()
                 return work()
             finally:
                 self.network.disable_tiling()
@@ -95,8 +95,8 @@ class VAE:
 
     def _in_float32(self, latent: Tensor) -> Decoding:
         dtype = self.network.dtype
-        self.network.to(torch.float32)
         try:
+            nn.Module.to(self.network, torch.float32)  # diffusers' own warns
             return self._begin(latent, None)
-        finally:
-            self.network.to(dtype)
+        finally:  # also where memory ended halfway
+            nn.Module.to(self.network, dtype)

@@ -1,6 +1,7 @@
 """On an NVIDIA GPU: the same picture as on the CPU, by the numbers that half precision allows."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,15 @@ from torch._dynamo.utils import counters
 
 from pipelines.compiled import sped_up
 from pipelines.device import Device, best_device
+from pipelines.extras import in_folders
 from pipelines.graphs import GraphedUNet
 from pipelines.highres import BASE, REFINE, Finished, PassResult, Picture, render
 from pipelines.loader import Networks, load
 from pipelines.noise import Noise
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.worker import Worker
+from script.schema import ROOT
 from weights_script.resolve import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -80,23 +84,39 @@ def test_the_host_waits_for_nothing_before_the_copy(fast: Networks) -> None:
 
 
 def test_memory_is_what_was_computed() -> None:
+    """Beside what is held already: weights, other tests' networks, and the workspaces of CUDA's libraries."""
     networks = load(resolve(None, None).files)
     asked = replace(REQUEST, width=256, height=256, num_outputs=4)
     picture(networks, asked)
+    held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     picture(networks, asked)
     rows, pixels = 8, (512 // 8) ** 2
-    computed = networks.footprint.weights + max(
-        networks.footprint.unet * rows * pixels, networks.footprint.vae * 512 * 512
+    computed = max(networks.footprint.unet * rows * pixels, networks.footprint.vae * 512 * 512)
+    assert torch.cuda.max_memory_allocated() - held == pytest.approx(computed, rel=0.25)
+
+
+def test_what_setup_warmed_up_serves_requests_of_any_thread() -> None:
+    """Nine sizes make the first one forgotten; LoRAs and a failure in between leave what was recorded as it was."""
+    worker = Worker()
+    networks = worker.run(lambda: sped_up(load(resolve(None, None).files), 128, 128))
+    expected = picture(networks, REQUEST)
+    sizes = [replace(REQUEST, width=64 * k, height=64, hires=None) for k in range(1, 10)]
+    with_lora = replace(
+        REQUEST, prompt="a snowman <lora:snowman:1>", extras=in_folders(ROOT / "tests" / "data" / "loras", None)
     )
-    assert torch.cuda.max_memory_allocated() == pytest.approx(computed, rel=0.25)
+    for asked in (*sizes, with_lora, REQUEST, REQUEST):
+        with ThreadPoolExecutor(1) as another:
+            found = another.submit(worker.run, picture, networks, asked).result()
+    assert decibels(found, expected) > 40
+    torch.compiler.set_stance("default")
 
 
 def test_nv_noise_is_what_the_gpu_draws() -> None:
     seeds, shape = (1, 2**32 - 1), (4, 64, 64)
     nv, gpu = (Noise(seeds, shape, source=source, device=torch.device("cuda")) for source in ("NV", "GPU"))
     for _ in range(3):
-        assert torch.allclose(nv.draw(), gpu.draw(), atol=1e-6)
+        assert torch.allclose(nv.draw(), gpu.draw(), atol=1e-4)  # cuRAND's sine and logarithm are of single precision
 
 
 def test_phases_are_timed_on_the_device() -> None:

@@ -94,7 +94,7 @@ def on_meta(networks: Networks) -> dict[str, Any]:
 def test_the_footprint_is_what_the_networks_hold(networks: Networks, model: str, dtype: torch.dtype) -> None:
     parts = meta_networks() if model == "full size" else on_meta(networks)
     unet, decoder = (parts[name].to(dtype) for name in ("unet", "vae"))
-    footprint = Footprint.of(unet, decoder, meta_networks()["text"])
+    footprint = Footprint.of(unet, decoder)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
@@ -112,8 +112,7 @@ def test_the_footprint_under_controls_is_what_they_and_the_unet_hold() -> None:
     unet = meta_networks()["unet"].to(torch.float16)
     with torch.device("meta"):
         controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False).half() for _ in range(2)]
-    plain = Footprint.of(unet, meta_networks()["vae"], meta_networks()["text"])
-    footprint = plain.under(controls)
+    footprint = Footprint.of(unet, meta_networks()["vae"]).under_controls()
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=torch.float16)
@@ -128,7 +127,6 @@ def test_the_footprint_under_controls_is_what_they_and_the_unet_hold() -> None:
         return unet(images, time, contexts, **residuals)
 
     assert footprint.unet * 64 * 96 * 2 == pytest.approx(peak(drawn), rel=0.05)
-    assert footprint.weights - plain.weights == sum(w.nbytes for c in controls for w in c.parameters())
 
 
 def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(
@@ -174,7 +172,7 @@ def test_a_picture_that_cannot_be_decoded_at_once_is_decoded_in_tiles(
 
 
 def test_what_does_not_fit_even_so_is_an_error_that_tells_a_size_that_fits(networks: Networks) -> None:
-    room = mock.patch.object(memory, "room_beside", return_value=networks.footprint.unet * 16 * 16 * 3)
+    room = mock.patch.object(memory, "room_left", return_value=networks.footprint.unet * 16 * 16 * 3)
     short = mock.patch.object(networks.unet, "forward", side_effect=SHORT)
     with room, short, pytest.raises(OutOfMemory, match=r"No memory left for 1 x 128x128, .*\. hires_scale=1.7 fits\."):
         pictures(networks, request(width=128, height=128))
@@ -197,12 +195,12 @@ def plan(**fields: Any) -> HighresPlan:
     ],
 )
 def test_advice(fields: dict[str, Any], latent_pixels: int, advice: str) -> None:
-    footprint = Footprint(weights=0, unet=1000, vae=100)
+    footprint = Footprint(unet=1000, vae=100)
     assert memory.what_fits(plan(**fields), footprint, latent_pixels * 1000) == advice
 
 
 def test_advice_where_nobody_knows_the_room() -> None:
-    advice = memory.what_fits(plan(), Footprint(weights=0, unet=1, vae=1), None)
+    advice = memory.what_fits(plan(), Footprint(unet=1, vae=1), None)
     assert advice == "Use a smaller hires_scale or size than 256x128, or num_outputs=1."
 
 
