@@ -417,7 +417,7 @@ class Predictor(BasePredictor):
             soft=inputs["mask_soft"],
             controls=_control_images(inputs),
         )
-        size = size_of(pictures.image, inputs, (self.model.width, self.model.height))
+        size = size_of(pictures, inputs, (self.model.width, self.model.height))
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
         for name in ("lora_file", "control_file"):
@@ -441,7 +441,7 @@ class Predictor(BasePredictor):
         check_pictured(read_lines(inputs["controls"]), pictures)  # before one is fetched
         extras, data = bring(data, inputs)
         if block is not None:
-            found = obstacles(data, self.networks.identity, upscalers, pictures, extras)
+            found = obstacles(data, self.networks.identity, upscalers, pictures, extras, block)
             self.record_metric("not_honoured", [obstacle.text for obstacle in found])
             print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
             data = honour(data, found, inputs["strict"])

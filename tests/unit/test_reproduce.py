@@ -253,7 +253,7 @@ def test_a_request_from_a_picture_reads_back_with_the_picture(
         assume(False)
     data = pasted.read(of_picture(request_, plan, MODEL, 0))
     pictures = Pictures(image=IMAGE, mask=image.mask.picture if image.mask else None)
-    again = request_from(data, pictures=pictures)
+    again = request_from(with_inputs(data, {"image": IMAGE}), pictures=pictures)
     assert again.image == image
     assert drawn(again) == drawn(request_)
     assert not [each for each in obstacles(data, MODEL, pictures=pictures) if each.other_picture]
@@ -327,6 +327,52 @@ def test_a_block_of_a_masked_picture_needs_the_mask() -> None:
     assert obstacles(data, MODEL, pictures=Pictures(image=IMAGE, mask=IMAGE)) == []
 
 
+@pytest.mark.parametrize(
+    ("block", "inputs", "pictures"),
+    [
+        (f"a\n{HIRES}", {"hires_denoising_strength": 0.4}, Pictures()),
+        (f"a\n{PLAIN}", {"image": "x", "mask_blur": 8}, Pictures(image=IMAGE)),
+        (f"a\n{PLAIN}", {"outpaint_left": 8}, Pictures()),
+    ],
+)
+def test_what_inputs_ask_for_is_not_taken_for_what_the_block_was_made_with(
+    block: str, inputs: dict[str, object], pictures: Pictures
+) -> None:
+    pasted_block = pasted.read(block)
+    assert obstacles(with_inputs(pasted_block, inputs), MODEL, pictures=pictures, block=pasted_block) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "blur"),
+    [
+        ("", 4),
+        (", Denoising strength: 0.5, Hires upscale: 2", 4),
+        (", Denoising strength: 0.5", 0),
+        (", Mask blur: 9", 9),
+    ],
+)
+def test_a_mask_over_a_block_that_was_made_from_no_picture_has_the_forms_blur(end: str, blur: int) -> None:
+    pictures = Pictures(image=IMAGE, mask=IMAGE)
+    request = request_from(with_inputs(pasted.read(f"a\n{PLAIN}{end}"), {"image": "x"}), pictures=pictures)
+    assert request.image is not None
+    assert request.image.mask == MaskSettings(picture=IMAGE, blur=(blur, blur))
+
+
+@pytest.mark.parametrize("inputs", [{}, {"hires_scale": 1.5}])
+def test_an_image_leaves_out_the_highres_fix_of_a_block_that_was_made_from_none(inputs: dict[str, object]) -> None:
+    block, pictures = pasted.read(f"a\n{HIRES}"), Pictures(image=IMAGE)
+    data = with_inputs(block, {"image": "x", **inputs})
+    assert request_from(data, pictures=pictures).hires is None
+    (told,) = obstacles(data, MODEL, pictures=pictures, block=block)
+    assert (told.text, told.other_picture) == (
+        "its highres fix is left out, as there is an image (hires asks for it)",
+        False,
+    )
+    asked = with_inputs(block, {"image": "x", "hires": True})
+    assert request_from(asked, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
+    assert obstacles(asked, MODEL, pictures=pictures, block=block) == []
+
+
 def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_another() -> None:
     pictures = Pictures(image=IMAGE)
     data = with_inputs(pasted.read(f"a\n{PLAIN}"), {"image": "x", "denoising_strength": 0.3})
@@ -335,15 +381,19 @@ def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_anot
     assert (request.image.denoising_strength, request.hires) == (0.3, None)
     enlarged = request_from(with_inputs(data, {"image": "x", "hires": True}), pictures=pictures)
     assert enlarged.hires == HiresSettings(denoising_strength=0.3)
-    other = with_inputs(data, {"image": "x", "hires_denoising_strength": 0.5})
+    other = with_inputs(data, {"image": "x", "hires": True, "hires_denoising_strength": 0.5})
     assert request_from(other, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
 
 
 def test_the_size_is_the_images_with_what_is_added_or_the_models_own() -> None:
-    inputs = {"inpaint_area": "Whole picture", **{f"outpaint_{side}": 64 for side in SIDES}}
-    assert size_of(None, inputs, (448, 640)) == (448, 640)
-    assert size_of(IMAGE, inputs, (448, 640)) == (768, 608)
-    assert size_of(IMAGE, inputs | {"inpaint_area": "Only masked"}, (448, 640)) == (448, 640)
+    inputs = {"inpaint_area": "Whole picture", **{f"outpaint_{side}": 0 for side in SIDES}}
+    wider, part = {f"outpaint_{side}": 64 for side in SIDES}, {"inpaint_area": "Only masked"}
+    image, masked = Pictures(image=IMAGE), Pictures(image=IMAGE, mask=IMAGE)
+    assert size_of(Pictures(), inputs, (448, 640)) == (448, 640)
+    assert size_of(image, inputs | wider, (448, 640)) == (768, 608)
+    assert size_of(image, inputs | wider | part, (448, 640)) == (448, 640)
+    assert size_of(masked, inputs | part, (448, 640)) == (448, 640)
+    assert size_of(image, inputs | part, (448, 640)) == IMAGE.size  # there is no part
 
 
 @pytest.mark.parametrize("end", ["Masked content: black", "Inpaint area: all", "Outpaint: 1 2 3", "Mask blur: a"])
@@ -394,6 +444,8 @@ def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
         (f"a\n{PLAIN}, Script: SD upscale", "Script: SD upscale"),
         (f"a\n{PLAIN}, sag_enabled: True", "sag_enabled: True"),
         (f"a\n{PLAIN}, CFG rescale: 0.7", "CFG rescale: 0.7"),  # of others, who rescale the noise
+        (f"a\n{PLAIN}, Conditional mask weight: 0.5", "Conditional mask weight: 0.5"),
+        (f"a\n{PLAIN}, Init image hash: 0123", "Init image hash: 0123"),
     ],
 )
 def test_what_is_refused(block: str, told: str) -> None:
@@ -409,10 +461,19 @@ def test_what_is_refused(block: str, told: str) -> None:
         "Model: pastelmix-better-vae-fp16.safetensors",
         "Model: anime\\PastelMix-Better-VAE-fp16 [0f0eaaa61e]".partition(" [")[0],
         "Variation seed: -1, Variation seed strength: 0",
+        "Conditional mask weight: 1.0",  # WebUI writes it for every picture of an inpainting checkpoint
+        "Seed resize from: -1x-1",
+        "Noise multiplier: 1.0",
     ],
 )
 def test_what_is_fine(end: str) -> None:
     assert obstacles(pasted.read(f"a <lora:x:0>\n{PLAIN}, {end}"), MODEL) == []
+
+
+def test_the_hash_of_the_image_is_told_where_one_was_sent() -> None:
+    data = pasted.read(f"a\n{PLAIN}, Denoising strength: 0.5, Init image hash: 0123")
+    (found,) = obstacles(data, MODEL, pictures=Pictures(image=IMAGE))
+    assert (found.text, found.other_picture) == ("Init image hash: 0123 is not understood", False)
 
 
 def test_a_folders_hash_is_not_compared() -> None:
