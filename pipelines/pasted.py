@@ -294,7 +294,9 @@ def read(text: str) -> Parameters:
     said = {name: value for name, value in values.items() if value is not None}
     warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
     doubts += _doubts(parsed, values, resources)
-    return replace(Parameters(), **said, warnings=warnings + of_controls, doubts=doubts)
+    data = replace(Parameters(), **said, warnings=warnings + of_controls, doubts=doubts)
+    unsaid = data.from_picture and data.mask_blur is None  # no blur is not told
+    return replace(data, mask_blur=0) if unsaid else data
 
 
 def _controls(

@@ -1,7 +1,7 @@
 """Pasted generation data and flat inputs -> the request that draws the same picture, and what stands in its way."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,41 @@ def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, in
         changes["outpaint"] = tuple(given.get(name, pixels) for name, pixels in sides)
     of_hires = any(name.startswith("hires_") or name == "denoising_strength" for name in given)
     changes["hires"] = given.get("hires", data.hires and data.from_picture if image else data.hires or of_hires)
-    if data.mask_blur is None and not data.from_picture:  # else the block means none
-        changes.setdefault("mask_blur", MaskSettings.blur[0])
     if not image and not changes["hires"] and (data.hires or of_hires):
         changes["denoising_strength"] = None
     return replace(data, **changes)
+
+
+def from_data(data: Parameters, changed: Collection[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What data with the `changed` inputs over it sets otherwise than the form's `defaults` do, by the inputs' names;
+    without the prompts."""
+    values: dict[str, Any] = {name: getattr(data, field) for name, field in _FIELD_OF.items() if "prompt" not in name}
+    sizes = ("width", "height"), ("hires_width", "hires_height"), _OUTPAINT
+    for names, numbers in zip(sizes, (data.size, data.hires_resize, data.outpaint), strict=True):
+        values |= zip(names, numbers or (), strict=False)
+    if not data.hires:
+        values = {name: value for name, value in values.items() if not name.startswith("hires_")}
+    values["hires"] = data.hires
+    return {
+        name: value for name, value in values.items() if name not in changed and value not in (None, defaults[name])
+    }
+
+
+_OF_MASK = ("mask_invert", "mask_blur", "mask_soft", "masked_content", "inpaint_area", "inpaint_padding")
+
+
+def idle(changed: Collection[str], request: GenerationRequest) -> Iterator[str]:
+    """Of the inputs that were changed, those that do nothing in this request: a line for the log on each kind."""
+    image, hires = request.image, request.hires
+    for names, there, what in (
+        (("resize_mode",), image, "an image"),
+        (_OF_MASK, image and image.mask, "a mask or outpainting"),
+        ([name for name in changed if name.startswith("hires_")], hires, "the highres fix (hires)"),
+        (("denoising_strength",), image or hires, "an image or the highres fix"),
+    ):
+        found = [name for name in names if name in changed]
+        if found and not there:
+            yield f"Without {what} nothing comes of {', '.join(found)}."
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:
@@ -283,7 +313,7 @@ def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:
     mask = MaskSettings(
         picture=pictures.mask,
         invert=data.mask_invert,
-        blur=(data.mask_blur or 0, data.mask_blur or 0),
+        blur=MaskSettings.blur if data.mask_blur is None else (data.mask_blur, data.mask_blur),
         content=data.masked_content,
         area=data.inpaint_area,
         padding=data.inpaint_padding,
@@ -475,7 +505,7 @@ def _of_pictures(data: Parameters, block: Parameters, pictures: Pictures) -> Ite
         yield Obstacle(told, other_picture=True, instead={"outpaint": Parameters.outpaint})
     if pictures.image is not None and block.hires and not data.hires:
         yield Obstacle("its highres fix is left out, as there is an image (hires asks for it)", other_picture=False)
-    said = block.mask_blur, block.mask_invert, block.masked_content, block.inpaint_area
+    said = block.mask_blur or None, block.mask_invert, block.masked_content, block.inpaint_area
     unmasked = Parameters.mask_blur, Parameters.mask_invert, Parameters.masked_content, Parameters.inpaint_area
     if pictures.mask is None and not any(block.outpaint) and said != unmasked:
         yield Obstacle("it was made with a mask (mask, --mask)", other_picture=True)

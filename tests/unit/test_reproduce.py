@@ -1,5 +1,6 @@
 """Pasted generation data becomes a request; what stands in its way is told."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,17 @@ from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import Pictures, honour, name_of_upscaler, obstacles, request_from, size_of, with_inputs
+from pipelines.reproduce import (
+    Pictures,
+    from_data,
+    honour,
+    idle,
+    name_of_upscaler,
+    obstacles,
+    request_from,
+    size_of,
+    with_inputs,
+)
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -305,6 +316,50 @@ def test_the_hires_pass_can_be_turned_off_on_and_changed() -> None:
     assert request_from(with_inputs(resized, {"hires_width": 512})).hires == HiresSettings(
         resize_to=(512, 0), denoising_strength=0.5
     )
+
+
+SCHEMA = json.loads((Path(__file__).parents[2] / ".cog/openapi_schema.json").read_text())
+FORM = {name: field.get("default") for name, field in SCHEMA["components"]["schemas"]["Input"]["properties"].items()}
+
+
+def test_what_comes_from_a_block_is_told_where_the_form_says_otherwise() -> None:
+    inputs = {"seed": 9, "hires": False}
+    assert from_data(with_inputs(pasted.read(PUBLISHED), inputs), inputs, FORM) == {
+        "num_inference_steps": 40,
+        "guidance_scale": 12,
+        "schedule_type": "Karras",
+        "clip_skip": 2,
+        "rng": "GPU",
+        "ensd": 31337,
+        "width": 640,
+        "height": 512,
+    }
+    hires = from_data(pasted.read(f"a\n{HIRES}"), {}, FORM)
+    assert (hires["hires"], hires["denoising_strength"]) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "pictures", "told"),
+    [
+        (
+            ["mask_blur", "inpaint_area"],
+            Pictures(image=IMAGE),
+            ["a mask or outpainting nothing comes of mask_blur, inp"],
+        ),
+        (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
+        (["resize_mode"], Pictures(), ["Without an image nothing comes of resize_mode."]),
+        (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (hires) nothing comes of hires_scale."]),
+        (
+            ["denoising_strength", "steps"],
+            Pictures(),
+            ["an image or the highres fix nothing comes of denoising_strength"],
+        ),
+    ],
+)
+def test_inputs_that_do_nothing_are_told(changed: list[str], pictures: Pictures, told: list[str]) -> None:
+    lines = list(idle(changed, request_from(pasted.read(f"a\n{PLAIN}"), pictures=pictures)))
+    assert len(lines) == len(told)
+    assert all(words in line for words, line in zip(told, lines, strict=True))
 
 
 def test_a_picture_without_a_block_is_the_inputs() -> None:
