@@ -332,18 +332,23 @@ def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:
 def _hires(data: Parameters, upscalers: Mapping[str, Path]) -> HiresSettings:
     upscaler = data.hires_upscaler or HiresSettings.upscaler
     strength = data.hires_denoising_strength or data.denoising_strength
-    return HiresSettings(
-        scale=data.hires_upscale or HiresSettings.scale,
-        resize_to=data.hires_resize or (0, 0),
-        upscaler=upscaler,
-        upscaler_file=None if upscaler in LATENT_UPSCALERS + PIXEL_UPSCALERS else upscalers.get(upscaler),
-        steps=data.hires_steps or 0,
-        denoising_strength=HiresSettings.denoising_strength if strength is None else strength,
-        prompt=data.hires_prompt,
-        negative_prompt=data.hires_negative_prompt,
-        sampler=data.hires_sampler or SAME_SAMPLER,
-        schedule_type=data.hires_schedule_type or SAME_SCHEDULE,
-    )
+    try:
+        return HiresSettings(
+            scale=data.hires_upscale or HiresSettings.scale,
+            resize_to=data.hires_resize or (0, 0),
+            upscaler=upscaler,
+            upscaler_file=None if upscaler in LATENT_UPSCALERS + PIXEL_UPSCALERS else upscalers.get(upscaler),
+            steps=data.hires_steps or 0,
+            denoising_strength=HiresSettings.denoising_strength if strength is None else strength,
+            prompt=data.hires_prompt,
+            negative_prompt=data.hires_negative_prompt,
+            sampler=data.hires_sampler or SAME_SAMPLER,
+            schedule_type=data.hires_schedule_type or SAME_SCHEDULE,
+        )
+    except InvalidInput as error:
+        if error.field == "denoising_strength" and data.hires_denoising_strength:
+            raise InvalidInput("hires_denoising_strength", error.value, error.rule, error.fix) from None
+        raise
 
 
 # --- what stands in the way -------------------------------------------------------------------------------------------

@@ -559,6 +559,10 @@ def test_a_better_vae_that_a_block_does_not_name() -> None:
         ("Clip skip: 13", "generation_data='Clip skip: 13': must be a whole number from 1 to 12"),
         ("Denoising strength: 0, Hires upscale: 2", "generation_data='Denoising strength: 0'"),
         ("Denoising strength: 1, Hires resize: 4x4", "generation_data='Hires resize: 4x4': 64 x 64 would become 4 x 4"),
+        (
+            "Denoising strength: 0.5, Hires upscale: 2, Hires denoising strength: 3",
+            "generation_data='Hires denoising strength: 3'",
+        ),
         ("Variation seed: -1, Variation seed strength: 0.5", "generation_data='Variation seed: -1'"),
         ("Schedule rho: -1", "generation_data='Schedule rho: -1'"),
         ("FreeU: 1 2", "generation_data='FreeU: 1 2': must be the four numbers"),
@@ -574,6 +578,10 @@ def test_an_input_that_cannot_be_drawn_is_called_by_its_name() -> None:
     data = pasted.read(f"a\n{PLAIN}")
     with pytest.raises(InvalidInput, match=r"^clip_skip=13"):
         request_from(with_inputs(data, {"clip_skip": 13}), block=data)
+    with pytest.raises(InvalidInput, match=r"^hires_denoising_strength=0.005: below 0.01"):
+        request_from(with_inputs(data, {"denoising_strength": 0.6, "hires_denoising_strength": 0.005}), block=data)
+    with pytest.raises(InvalidInput, match=r"^denoising_strength=0.005: below 0.01"):
+        request_from(with_inputs(data, {"denoising_strength": 0.005}), block=data)
 
 
 @pytest.mark.parametrize(
