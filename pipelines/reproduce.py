@@ -509,7 +509,9 @@ def _of_pictures(data: Parameters, block: Parameters, pictures: Pictures) -> Ite
         told = "its Denoising strength is of a pass from a picture: it was made from another picture (image, --init)"
         yield Obstacle(told, other_picture=True, instead={"outpaint": Parameters.outpaint})
     if pictures.image is not None and block.hires and not data.hires:
-        yield Obstacle("its highres fix is left out, as there is an image (hires asks for it)", other_picture=False)
+        yield Obstacle(
+            "its highres fix is left out, as there is an image (hires=true asks for it)", other_picture=False
+        )
     said = block.mask_blur or None, block.mask_invert, block.masked_content, block.inpaint_area
     unmasked = Parameters.mask_blur, Parameters.mask_invert, Parameters.masked_content, Parameters.inpaint_area
     if pictures.mask is None and not any(block.outpaint) and said != unmasked:

@@ -420,7 +420,7 @@ def test_an_image_leaves_out_the_highres_fix_of_a_block_that_was_made_from_none(
     assert request_from(data, pictures=pictures).hires is None
     (told,) = obstacles(data, MODEL, pictures=pictures, block=block)
     assert (told.text, told.other_picture) == (
-        "its highres fix is left out, as there is an image (hires asks for it)",
+        "its highres fix is left out, as there is an image (hires=true asks for it)",
         False,
     )
     asked = with_inputs(block, {"image": "x", "hires": True})
