@@ -29,10 +29,11 @@ from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
 from pipelines.reproduce import (
-    SET_BY_DATA,
     Pictures,
     check_pictured,
+    from_data,
     honour,
+    idle,
     name_of_upscaler,
     obstacles,
     request_from,
@@ -150,7 +151,7 @@ class Predictor(BasePredictor):
             max_length=50000,
         ),
         generation_data: str = Input(
-            description="Paste a picture's generation data to get that picture. Inputs that you change win over it.",
+            description="Paste a picture's generation data to get that picture. Inputs win unless at their default.",
             default="",
             max_length=50000,
         ),
@@ -419,7 +420,7 @@ class Predictor(BasePredictor):
             soft=inputs["mask_soft"],
             controls=_control_images(inputs),
         )
-        size = size_of(pictures.image, inputs, (self.model.width, self.model.height))
+        size = size_of(pictures, inputs, (self.model.width, self.model.height))
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
         for name in ("lora_file", "control_file"):
@@ -429,25 +430,29 @@ class Predictor(BasePredictor):
             _check_file("hires_upscaler_file", file)
             inputs["hires_upscaler"] = name_of_upscaler(file.stem, block.hires_upscaler if block else None)
             upscalers[inputs["hires_upscaler"]] = file
+        defaults = input_defaults()
+        changed = {name: inputs[name] for name, default in defaults.items() if inputs[name] != default}
         if block is None:
             if inputs["hires"] is None:
                 inputs["hires"] = pictures.image is None
             data = with_inputs(Parameters(), inputs, size)
         else:
-            defaults = input_defaults()
-            changed = {name: inputs[name] for name in SET_BY_DATA if inputs[name] != defaults[name]}
-            data = with_inputs(block, changed | {"image": inputs["image"]}, size)
+            data = with_inputs(block, changed, size)
+            settings = from_data(data, changed, defaults)
+            print("From the generation data: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
         if inputs["dynamic_prompts"] or inputs["wildcards"].strip():
             data = with_picks(data, inputs["wildcards"])
             print(f"Prompt: {data.prompt}")
         check_pictured(read_lines(inputs["controls"]), pictures)  # before one is fetched
         extras, data = bring(data, inputs)
         if block is not None:
-            found = obstacles(data, self.networks.identity, upscalers, pictures, extras)
+            found = obstacles(data, self.networks.identity, upscalers, pictures, extras, block)
             self.record_metric("not_honoured", [obstacle.text for obstacle in found])
             print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
             data = honour(data, found, inputs["strict"])
-        return request_from(data, size, count, upscalers, block, pictures, extras)
+        request = request_from(data, size, count, upscalers, block, pictures, extras)
+        print("".join(f"{line}\n" for line in idle(changed, request)), end="")
+        return request
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool

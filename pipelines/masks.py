@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from pipelines.errors import InvalidInput
 from pipelines.picture import Size, flat, resize
-from pipelines.request import FINAL_PIXELS_MAX, SIDE_MIN, ImageSettings, MaskSettings
+from pipelines.request import FINAL_PIXELS_MAX, SIDE_MIN, ImageSettings, MaskSettings, check_croppable
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
@@ -74,7 +74,9 @@ def prepare(settings: ImageSettings, size: Size) -> Canvas:
         log.warning("The mask is black everywhere: the whole picture is drawn anew.")
         return Canvas(picture=_whole(picture, settings, size))
     if settings.only_masked:
-        box = crop_region(mask, size, settings.mask.padding)
+        left, top, right, bottom = box = crop_region(mask, size, settings.mask.padding)
+        fix = "Use inpaint_area Whole picture, or width and height of the masked part's aspect."
+        check_croppable("width", size, (right - left, bottom - top), fix)  # what is drawn goes back there
         overlay, picture, mask = _overlay(picture, mask), *(resize(i.crop(box), size, "fill") for i in (picture, mask))
     else:
         box, picture, mask = None, _whole(picture, settings, size), resize(mask, size, settings.resize_mode)

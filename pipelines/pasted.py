@@ -70,7 +70,7 @@ class Parameters:
     hires_denoising_strength: float | None = None
     """Of the hires pass after a first pass from a picture; `denoising_strength` is then that of the first."""
     mask_invert: bool = False
-    mask_blur: int = 0
+    mask_blur: int | None = None
     masked_content: str = "original"
     inpaint_area: str = WHOLE_PICTURE
     inpaint_padding: int = 32
@@ -86,6 +86,12 @@ class Parameters:
     """What is done otherwise than the block says, and changes little or nothing."""
     doubts: tuple[str, ...] = ()
     """What makes the picture of these values another one than the block's."""
+
+    @property
+    def from_picture(self) -> bool:
+        """Made from another picture: a denoising strength without a hires pass is that of a pass from one."""
+        alone = self.denoising_strength is not None and not self.hires
+        return alone or self.hires_denoising_strength is not None or any(self.outpaint)
 
 
 @dataclass(frozen=True)
@@ -254,6 +260,9 @@ _NEUTRAL = {key: str(value) for key, value in DEFAULTS.items()} | {
     "Beta schedule alpha": "0.6",
     "Beta schedule beta": "0.6",
     "Hires Module 1": "Use same choices",  # Forge
+    "Conditional mask weight": "1",  # written with every picture of an inpainting checkpoint
+    "Noise multiplier": "1",
+    "Seed resize from": "-1x-1",
 }
 """Values that ask for nothing."""
 _OFF = frozenset(("false", "none", "disable", "disabled", "0", "0.0", ""))
@@ -285,7 +294,9 @@ def read(text: str) -> Parameters:
     said = {name: value for name, value in values.items() if value is not None}
     warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
     doubts += _doubts(parsed, values, resources)
-    return replace(Parameters(), **said, warnings=warnings + of_controls, doubts=doubts)
+    data = replace(Parameters(), **said, warnings=warnings + of_controls, doubts=doubts)
+    unsaid = data.from_picture and data.mask_blur is None  # no blur is not told
+    return replace(data, mask_blur=0) if unsaid else data
 
 
 def _controls(

@@ -6,12 +6,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import InvalidInput
-from pipelines.request import FINAL_PIXELS_MAX
+from pipelines.request import INPUT_PIXELS_MAX, check_croppable, scaled_size
 
-INPUT_PIXELS_MAX = 8 * FINAL_PIXELS_MAX
-"""Of an input picture; told by its header, before a pixel is read."""
-COVERED_PIXELS_MAX = 2 * INPUT_PIXELS_MAX
-"""Of a picture enlarged to cover another aspect, before it is cropped."""
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
 
 Size = tuple[int, int]
@@ -26,7 +22,7 @@ def read(path: Path, field: str) -> Image.Image:
     fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file."
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > INPUT_PIXELS_MAX:
+            if image.width * image.height > INPUT_PIXELS_MAX:  # told by its header, before a pixel is read
                 size, most = f"{image.width}x{image.height}", f"{INPUT_PIXELS_MAX / 1e6:.1f} million pixels"
                 raise InvalidInput(field, size, f"at most {most} are read", "Scale it down.")
             image.load()
@@ -59,7 +55,10 @@ def resize(image: Image.Image, size: Size, mode: str) -> Image.Image:
     """The RGB or L picture in another size, by a resize mode; "latent" fills here, as WebUI does with masks."""
     if mode == "stretch":
         return image.resize(size, Image.Resampling.LANCZOS)
-    scaled = _scaled(image, size, cover=mode == "crop")
+    if mode == "crop":
+        fix = "Use resize_mode fill, or width and height of its aspect."
+        check_croppable("image", image.size, size, fix)
+    scaled = image.resize(scaled_size(image.size, size, cover=mode == "crop"), Image.Resampling.LANCZOS)
     (width, height), (inner, tall) = size, scaled.size
     left, top = width // 2 - inner // 2, height // 2 - tall // 2
     whole = Image.new(image.mode, size)
@@ -71,16 +70,3 @@ def resize(image: Image.Image, size: Size, mode: str) -> Image.Image:
         for edge, x in ((0, 0), (inner, left + inner)):
             whole.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
     return whole
-
-
-def _scaled(image: Image.Image, size: Size, cover: bool) -> Image.Image:
-    """The picture in its own aspect, so large that it covers the size, or that it fits inside."""
-    width, height = size
-    if (width * image.height > height * image.width) == cover:
-        height = max(1, image.height * width // image.width)
-    else:
-        width = max(1, image.width * height // image.height)
-    if width * height > COVERED_PIXELS_MAX:
-        told, rule = "{}x{}".format(*image.size), "is of too different an aspect to be cropped to {}x{}".format(*size)
-        raise InvalidInput("image", told, rule, "Use resize_mode fill, or width and height of its aspect.")
-    return image.resize((width, height), Image.Resampling.LANCZOS)

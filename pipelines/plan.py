@@ -3,7 +3,7 @@
 The rules are stable-diffusion-webui 1.10.1's; `docs/parity.md` compares what comes of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipelines.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
@@ -17,6 +17,7 @@ from pipelines.request import (
     GenerationRequest,
     HiresSettings,
     ScheduleSettings,
+    check_croppable,
     enlarged_size,
 )
 
@@ -155,6 +156,7 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
     hires = _hires_pass(request, request.hires, upscale) if request.hires and upscale else None
     if hires:
         _check_runs("hires_steps", hires.asked, hires)
+    _check_pictured(request, [part for part in (first, hires) if part])
     return HighresPlan(
         seeds=tuple(request.seed + (0 if varied else k) for k in count),
         variation_seeds=tuple(noise.variation_seed + k for k in count),
@@ -164,6 +166,17 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
         hires=hires,
         controls=request.controls,
     )
+
+
+def _check_pictured(request: GenerationRequest, parts: Iterable[PassPlan]) -> None:
+    """That every ControlNet's picture can be cropped: to each pass, or to the image that only a part is drawn of."""
+    for control in request.controls:
+        if control.picture is None or control.resize_mode != "crop":
+            continue
+        sizes = [(part.width, part.height) for part in parts if part.steps_under(control)]
+        for size in [request.image.size] if request.image and request.image.only_masked else sizes:
+            fix = "Use resize=stretch in controls, or a picture of that aspect."
+            check_croppable("control_images", control.picture.size, size, fix)
 
 
 def _first_step(request: GenerationRequest) -> int:

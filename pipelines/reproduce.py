@@ -1,7 +1,7 @@
 """Pasted generation data and flat inputs -> the request that draws the same picture, and what stands in its way."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,21 +107,23 @@ class Pictures:
 NO_PICTURES = Pictures()
 
 
-def size_of(image: Picture | None, inputs: Mapping[str, Any], model: tuple[int, int]) -> tuple[int, int]:
+def size_of(pictures: Pictures, inputs: Mapping[str, Any], model: tuple[int, int]) -> tuple[int, int]:
     """The size where nobody says one: the image's, with what outpainting adds; the model's own without an image, and
     for the part of it that alone is drawn."""
-    if image is None or inputs["inpaint_area"] == ONLY_MASKED:
+    left, top, right, bottom = sides = [inputs[name] for name in _OUTPAINT]
+    part = inputs["inpaint_area"] == ONLY_MASKED and (pictures.mask is not None or any(sides))
+    if pictures.image is None or part:
         return model
-    left, top, right, bottom = (inputs[name] for name in _OUTPAINT)
-    return size_to_draw(image.size[0] + left + right, image.size[1] + top + bottom)
+    width, height = pictures.image.size
+    return size_to_draw(width + left + right, height + top + bottom)
 
 
 def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, int] = DEFAULT_SIZE) -> Parameters:
     """The data with the inputs, by their names, in place of what it says.
 
-    An input of the hires pass turns it on unless `hires` is an input, too; with an `image`, the denoising strength is
-    that of the pass from it. `size` is that of a picture where neither
-    says one. None is no input.
+    An input of the hires pass turns it on unless `hires` is an input, too. With an `image` only `hires` does, or data
+    of a picture that was made from one, and the denoising strength is that of the pass from it. `size` is that of a
+    picture where neither says one. None is no input.
     """
     given = {
         name: plain(value) if isinstance(value, float) else value for name, value in inputs.items() if value is not None
@@ -138,11 +140,43 @@ def with_inputs(data: Parameters, inputs: Mapping[str, Any], size: tuple[int, in
     if given.keys() & set(_OUTPAINT):
         sides = zip(_OUTPAINT, data.outpaint, strict=True)
         changes["outpaint"] = tuple(given.get(name, pixels) for name, pixels in sides)
-    of_hires = any(name.startswith("hires_") or (name == "denoising_strength" and not image) for name in given)
-    changes["hires"] = given.get("hires", data.hires or of_hires)
+    of_hires = any(name.startswith("hires_") or name == "denoising_strength" for name in given)
+    changes["hires"] = given.get("hires", data.hires and data.from_picture if image else data.hires or of_hires)
     if not image and not changes["hires"] and (data.hires or of_hires):
         changes["denoising_strength"] = None
     return replace(data, **changes)
+
+
+def from_data(data: Parameters, changed: Collection[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What data with the `changed` inputs over it sets otherwise than the form's `defaults` do, by the inputs' names;
+    without the prompts."""
+    values: dict[str, Any] = {name: getattr(data, field) for name, field in _FIELD_OF.items() if "prompt" not in name}
+    sizes = ("width", "height"), ("hires_width", "hires_height"), _OUTPAINT
+    for names, numbers in zip(sizes, (data.size, data.hires_resize, data.outpaint), strict=True):
+        values |= zip(names, numbers or (), strict=False)
+    if not data.hires:
+        values = {name: value for name, value in values.items() if not name.startswith("hires_")}
+    values["hires"] = data.hires
+    return {
+        name: value for name, value in values.items() if name not in changed and value not in (None, defaults[name])
+    }
+
+
+_OF_MASK = ("mask_invert", "mask_blur", "mask_soft", "masked_content", "inpaint_area", "inpaint_padding")
+
+
+def idle(changed: Collection[str], request: GenerationRequest) -> Iterator[str]:
+    """Of the inputs that were changed, those that do nothing in this request: a line for the log on each kind."""
+    image, hires = request.image, request.hires
+    for names, there, what in (
+        (("resize_mode",), image, "an image"),
+        (_OF_MASK, image and image.mask, "a mask or outpainting"),
+        ([name for name in changed if name.startswith("hires_")], hires, "the highres fix (hires)"),
+        (("denoising_strength",), image or hires, "an image or the highres fix"),
+    ):
+        found = [name for name in names if name in changed]
+        if found and not there:
+            yield f"Without {what} nothing comes of {', '.join(found)}."
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:
@@ -279,7 +313,7 @@ def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:
     mask = MaskSettings(
         picture=pictures.mask,
         invert=data.mask_invert,
-        blur=(data.mask_blur, data.mask_blur),
+        blur=MaskSettings.blur if data.mask_blur is None else (data.mask_blur, data.mask_blur),
         content=data.masked_content,
         area=data.inpaint_area,
         padding=data.inpaint_padding,
@@ -298,18 +332,23 @@ def _image(data: Parameters, pictures: Pictures) -> ImageSettings | None:
 def _hires(data: Parameters, upscalers: Mapping[str, Path]) -> HiresSettings:
     upscaler = data.hires_upscaler or HiresSettings.upscaler
     strength = data.hires_denoising_strength or data.denoising_strength
-    return HiresSettings(
-        scale=data.hires_upscale or HiresSettings.scale,
-        resize_to=data.hires_resize or (0, 0),
-        upscaler=upscaler,
-        upscaler_file=None if upscaler in LATENT_UPSCALERS + PIXEL_UPSCALERS else upscalers.get(upscaler),
-        steps=data.hires_steps or 0,
-        denoising_strength=HiresSettings.denoising_strength if strength is None else strength,
-        prompt=data.hires_prompt,
-        negative_prompt=data.hires_negative_prompt,
-        sampler=data.hires_sampler or SAME_SAMPLER,
-        schedule_type=data.hires_schedule_type or SAME_SCHEDULE,
-    )
+    try:
+        return HiresSettings(
+            scale=data.hires_upscale or HiresSettings.scale,
+            resize_to=data.hires_resize or (0, 0),
+            upscaler=upscaler,
+            upscaler_file=None if upscaler in LATENT_UPSCALERS + PIXEL_UPSCALERS else upscalers.get(upscaler),
+            steps=data.hires_steps or 0,
+            denoising_strength=HiresSettings.denoising_strength if strength is None else strength,
+            prompt=data.hires_prompt,
+            negative_prompt=data.hires_negative_prompt,
+            sampler=data.hires_sampler or SAME_SAMPLER,
+            schedule_type=data.hires_schedule_type or SAME_SCHEDULE,
+        )
+    except InvalidInput as error:
+        if error.field == "denoising_strength" and data.hires_denoising_strength:
+            raise InvalidInput("hires_denoising_strength", error.value, error.rule, error.fix) from None
+        raise
 
 
 # --- what stands in the way -------------------------------------------------------------------------------------------
@@ -341,8 +380,12 @@ def obstacles(
     upscalers: Mapping[str, Path] | None = None,
     pictures: Pictures = NO_PICTURES,
     extras: Extras = NO_EXTRAS,
+    block: Parameters | None = None,
 ) -> list[Obstacle]:
-    """What of a block cannot be honoured with this model, these upscalers, pictures, LoRAs and embeddings."""
+    """What of a block cannot be honoured with this model, these upscalers, pictures, LoRAs and embeddings.
+
+    `data` is the `block` with inputs over it; without one it is the block itself.
+    """
     return [
         *_of_missing(data),
         *_of_model(data, model),
@@ -350,8 +393,8 @@ def obstacles(
         *_of_names(data, upscalers or {}),
         *_of_networks(data, extras),
         *_of_controls(data, pictures, extras),
-        *_of_pictures(data, pictures),
-        *_of_keys(data),
+        *_of_pictures(data, block or data, pictures),
+        *_of_keys(data, pictures),
     ]
 
 
@@ -460,23 +503,26 @@ def _of_controls(data: Parameters, pictures: Pictures, extras: Extras) -> Iterat
         yield Obstacle(told, other_picture=True, instead={"controls": ()})
 
 
-def _of_pictures(data: Parameters, pictures: Pictures) -> Iterator[Obstacle]:
-    """What was made from a picture needs it; a Denoising strength alone is that of a pass from one."""
-    outpainted = any(data.outpaint)
-    alone = data.denoising_strength is not None and not data.hires
-    if pictures.image is None and (alone or outpainted or data.hires_denoising_strength is not None):
+def _of_pictures(data: Parameters, block: Parameters, pictures: Pictures) -> Iterator[Obstacle]:
+    """What was made from a picture needs it; and what was not, but shall be, is left without its hires pass."""
+    if pictures.image is None and block.from_picture:
         told = "its Denoising strength is of a pass from a picture: it was made from another picture (image, --init)"
         yield Obstacle(told, other_picture=True, instead={"outpaint": Parameters.outpaint})
-    said = data.mask_blur, data.mask_invert, data.masked_content, data.inpaint_area
+    if pictures.image is not None and block.hires and not data.hires:
+        yield Obstacle(
+            "its highres fix is left out, as there is an image (hires=true asks for it)", other_picture=False
+        )
+    said = block.mask_blur or None, block.mask_invert, block.masked_content, block.inpaint_area
     unmasked = Parameters.mask_blur, Parameters.mask_invert, Parameters.masked_content, Parameters.inpaint_area
-    if pictures.mask is None and not outpainted and said != unmasked:
+    if pictures.mask is None and not any(block.outpaint) and said != unmasked:
         yield Obstacle("it was made with a mask (mask, --mask)", other_picture=True)
 
 
-def _of_keys(data: Parameters) -> Iterator[Obstacle]:
+def _of_keys(data: Parameters, pictures: Pictures) -> Iterator[Obstacle]:
     yield from (Obstacle(doubt, other_picture=True) for doubt in data.doubts)
     edits = any(len(schedule(prompt, 1000)) > 1 for prompt in (data.prompt, data.negative_prompt))
     for warning in data.warnings:
         yield Obstacle(warning, other_picture=edits and warning.startswith(OLD_RULES))
     for key, value in data.unknown.items():
-        yield Obstacle(f"{key}: {value} is not understood", other_picture=bool(_OTHER_PICTURE.search(key)))
+        sent = key == "Init image hash" and pictures.image is not None
+        yield Obstacle(f"{key}: {value} is not understood", bool(_OTHER_PICTURE.search(key)) and not sent)

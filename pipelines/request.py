@@ -39,6 +39,11 @@ FINAL_PIXELS_MAX = 2048 * 2048
 COVERED_PIXELS_MAX = 2 * FINAL_PIXELS_MAX
 """Of an enlarged draft before it is cropped to another aspect."""
 
+INPUT_PIXELS_MAX = 8 * FINAL_PIXELS_MAX
+"""Of an input picture."""
+CROPPED_PIXELS_MAX = 2 * INPUT_PIXELS_MAX
+"""Of one enlarged to cover another aspect, before it is cropped."""
+
 OUTPAINT_MAX = 512
 """Pixels a side: so far the colours of the picture's edge reach."""
 
@@ -409,6 +414,21 @@ def size_to_draw(width: int, height: int) -> tuple[int, int]:
         return min(max(int(side * scale) // 8 * 8, SIDE_MIN), SIDE_MAX)
 
     return fitted(width), fitted(height)
+
+
+def scaled_size(own: tuple[int, int], size: tuple[int, int], *, cover: bool) -> tuple[int, int]:
+    """A picture's size in its own aspect, so large that it covers `size`, or that it fits inside."""
+    width, height = size
+    if (width * own[1] > height * own[0]) == cover:
+        return width, max(1, own[1] * width // own[0])
+    return max(1, own[0] * height // own[1]), height
+
+
+def check_croppable(name: str, own: tuple[int, int], size: tuple[int, int], fix: str) -> None:
+    """That a picture enlarged to cover `size` does not take all memory. Raises InvalidInput that names the input."""
+    if math.prod(scaled_size(own, size, cover=True)) > CROPPED_PIXELS_MAX:
+        rule = "is of too different an aspect to be cropped to {}x{}".format(*size)
+        raise InvalidInput(name, "{}x{}".format(*own), rule, fix)
 
 
 def plain(number: float) -> float:

@@ -17,6 +17,10 @@ from pipelines.request import random_seed
 PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 LEVELS = 10
 """Wildcards that name wildcards, how deep."""
+BRACES_MAX = 50
+"""Braces in braces, how deep: each level is another search of the whole text."""
+PICKS_MAX = 100
+"""Options of one pair of braces at once: each is drawn from all that are left."""
 LENGTH_MAX = 200_000
 """Characters of a text with the options of all its wildcards in it."""
 
@@ -64,8 +68,12 @@ def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> s
     """
     random = Random(f"{seed} {field.removeprefix('hires_')}")
     text = _with_options(field, text, wildcards)
-    while _INNERMOST.search(text):
-        text = _INNERMOST.sub(lambda found: _pick(found[1], random), text)
+    for _ in range(BRACES_MAX + 1):
+        text, found = _INNERMOST.subn(lambda braces: _pick(field, braces[1], random), text)
+        if not found:
+            break
+    else:
+        raise InvalidInput(field, text, f"has braces in braces, more than {BRACES_MAX} deep", "Write fewer.")
     if "{" in text or "}" in text:
         raise InvalidInput(field, text, "has a { or } without the other", "Close it, or turn dynamic_prompts off.")
     return text
@@ -94,13 +102,15 @@ def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
     raise InvalidInput(field, text, f"wildcards name each other more than {LEVELS} deep", "Let none come to itself.")
 
 
-def _pick(body: str, random: Random) -> str:
-    """What stands between two braces -> one option of it, or as many as it says, none twice."""
+def _pick(field: str, body: str, random: Random) -> str:
+    """What stands between two braces -> one option of it, or as many as it says, none twice. Raises InvalidInput."""
     several = _SEVERAL.fullmatch(body)
     low, dash, high, between, listed = several.groups() if several else ("1", "", "", None, body)
     options = [_weighted(option) for option in listed.split("|")]
     least = int(low or 1)
     most = int(high or len(options)) if dash else least
+    if min(max(least, most), len(options)) > PICKS_MAX:
+        raise InvalidInput(field, f"{{{body}}}", f"picks more than {PICKS_MAX} at once", "Say how many: {2$$a|b|c}.")
     count = least + int(random.random() * (max(most - least, 0) + 1))
     picked = []
     for _ in range(min(count, len(options))):

@@ -47,11 +47,15 @@ def test_the_same_picture_to_the_last_bit(server: CogServer, made: tuple[str, st
 
 def test_an_input_that_was_changed_wins(server: CogServer, made: tuple[str, str]) -> None:
     _, text = made
-    (uri,) = draw(server, {"generation_data": text, "seed": 77, "hires": False, "guidance_scale": 3})["output"]
+    inputs = {"seed": 77, "hires": False, "guidance_scale": 3, "mask_blur": 9}
+    done = draw(server, {"generation_data": text} | inputs)
+    (uri,) = done["output"]
     changed = parameters(picture(uri))
     assert "CFG scale: 3, Seed: 77," in changed
     assert "Hires" not in changed
     assert "ENSD: 31337, RNG: CPU" in changed
+    assert "From the generation data: num_inference_steps=2, sampler=Euler a, " in done["logs"]
+    assert "Without a mask or outpainting nothing comes of mask_blur.\n" in done["logs"]
 
 
 OTHER = (

@@ -9,7 +9,7 @@ from PIL import Image
 from script import grid
 from script.cog_server import CogServer
 
-ALL_CELLS = "width=128", "height=128", "num_inference_steps=2", "hires=false", "seed=4294967295"
+ALL_CELLS = "width=128", "height=128", "num_inference_steps=2", "hires=false", "seed=5"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -23,9 +23,9 @@ def test_a_failed_cell_leaves_the_others_and_ends_with_status_1(
 ) -> None:
     sheet, kept = tmp_path / "grid.webp", tmp_path / "kept"
     options = ["--url", f"http://127.0.0.1:{server.port}", "-o", str(sheet), "--keep", str(kept)]
-    assert run(monkeypatch, *options, "--x", "num_outputs=1,2", "--y", "prompt~=sun,moon") == 1
+    assert run(monkeypatch, *options, "--x", "freeu=,1 2", "--y", "prompt~=sun,moon") == 1
     told = capsys.readouterr().err
-    assert told.count("InvalidInput: seed=4294967295: the last of 2 pictures would pass") == 2
+    assert told.count("InvalidInput: freeu='1 2': must be the four numbers") == 2
     assert [Image.open(kept / name).info["parameters"].split("\n")[0] for name in ("1.png", "2.png")] == [
         f"masterpiece, best quality, a pink {what} over the sea" for what in ("sun", "moon")
     ]

@@ -1,22 +1,32 @@
 """script/grid: axes, their cells, and the sheet. tests/contract/test_grid.py draws one."""
 
+import re
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from script.client import Failure
-from script.grid import cells, laid_out, read_axis, starting_from
+from script.grid import cells, check_cell, laid_out, read_axis, starting_from
 from script.sheet import FAILED_PAPER, GAP, SMALLEST, sheet
 
 FIELDS: dict[str, dict[str, Any]] = {
     "prompt": {"type": "string", "default": "a sun", "maxLength": 40},
     "negative_prompt": {"type": "string", "default": ""},
     "seed": {"type": "integer"},
-    "guidance_scale": {"type": "number", "minimum": 1, "maximum": 30},
-    "sampler": {"type": "string", "enum": ["Euler a", "DPM++ 2M"], "allOf": [{"$ref": "#/x"}]},
+    "guidance_scale": {"type": "number", "default": 7, "minimum": 1, "maximum": 30},
+    "sampler": {
+        "type": "string",
+        "default": "DPM++ 2M",
+        "enum": ["Euler a", "DPM++ 2M"],
+        "allOf": [{"$ref": "#/x"}],
+    },
     "hires": {"type": "boolean"},
+    "hires_scale": {"type": "number", "default": 2},
+    "generation_data": {"type": "string", "default": ""},
+    "num_outputs": {"type": "integer", "default": 1},
 }
+BLOCK = "a sun\nSteps: 20, Sampler: Euler a, CFG scale: 12, Seed: 3, Size: 64x64"
 
 
 def test_values_take_the_types_of_the_schema() -> None:
@@ -80,6 +90,46 @@ def test_all_cells_share_a_seed_unless_it_is_an_axis() -> None:
     assert len(seeds) == 1
     axes = [read_axis("--x", "seed=5,7", FIELDS)]
     assert [inputs["seed"] for _, inputs in cells(axes, starting_from({}, axes, False, FIELDS))] == [5, 7]
+
+
+def test_generation_data_keeps_its_seed() -> None:
+    axes = [read_axis("--x", "guidance_scale=5,8", FIELDS)]
+    assert "seed" not in starting_from({"generation_data": BLOCK}, axes, True, FIELDS)
+    assert "seed" in starting_from({"generation_data": BLOCK.replace("Seed: 3, ", "")}, axes, True, FIELDS)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"guidance_scale": 7.0},
+        {"sampler": "DPM++ 2M"},
+        {"hires_scale": 2, "seed": 1},
+        {"prompt": "a sun", "hires": False},
+    ],
+)
+def test_a_default_is_drawn_as_it_is_called_unless_generation_data_says_otherwise(inputs: dict[str, Any]) -> None:
+    check_cell(inputs, FIELDS)
+    name, value = next(iter(inputs.items()))
+    moon = BLOCK.replace("sun", "moon")
+    with pytest.raises(Failure, match=rf"^{name}={re.escape(str(value))}: .* write 'generation_data~="):
+        check_cell(inputs | {"generation_data": moon}, FIELDS)
+
+
+def test_what_agrees_with_generation_data_or_is_no_default_is_drawn_as_it_is_called() -> None:
+    block = BLOCK.replace("12", "7").replace("Euler a", "DPM++ 2M")
+    check_cell({"generation_data": block, "guidance_scale": 7.0, "sampler": "DPM++ 2M", "seed": 4}, FIELDS)
+    check_cell({"generation_data": BLOCK, "guidance_scale": 5, "hires_scale": 2, "hires": True}, FIELDS)
+
+
+def test_the_way_around_reaches_into_generation_data() -> None:
+    axes = [read_axis("--x", "generation_data~=CFG scale: 12,CFG scale: 7", FIELDS)]
+    (_, first), (_, second) = cells(axes, {"generation_data": BLOCK})
+    assert (first["generation_data"], second["generation_data"]) == (BLOCK, BLOCK.replace("12", "7"))
+
+
+def test_a_cell_of_several_pictures_is_refused() -> None:
+    with pytest.raises(Failure, match=r"^num_outputs=2: a cell shows one picture"):
+        check_cell({"num_outputs": 2}, FIELDS)
 
 
 def test_the_sheet_has_every_picture_at_its_place() -> None:

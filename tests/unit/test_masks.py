@@ -131,6 +131,13 @@ def test_what_is_not_masked_comes_back_exactly() -> None:
     assert not result[15:25, 25:35].any()
 
 
+def test_a_part_that_could_not_be_pasted_back_is_refused_before_it_is_drawn() -> None:
+    picture = Image.new("RGB", (16_384, 64))
+    mask = MaskSettings(picture=Image.new("L", picture.size, 255), area="Only masked")
+    with pytest.raises(InvalidInput, match=r"^width='512x512': is of too .* cropped to 16384x64"):
+        canvas_of(picture, (512, 512), mask=mask)
+
+
 def test_only_masked_is_pasted_back_at_the_pictures_size() -> None:
     picture, mask = noise(200, 150), box_mask((200, 150), (20, 10, 40, 30))
     settings = MaskSettings(picture=mask, blur=(0, 0), area="Only masked", padding=10)

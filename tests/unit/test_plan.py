@@ -2,14 +2,23 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import InvalidInput
+from pipelines.extras import ExtraFile, Extras
 from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, NoiseSettings
+from pipelines.request import (
+    ControlSettings,
+    GenerationRequest,
+    HiresSettings,
+    ImageSettings,
+    MaskSettings,
+    NoiseSettings,
+)
 from tests.unit.sized import Sized
 
 
@@ -52,6 +61,30 @@ def test_from_a_picture_one_step_more_than_the_strengths_share_is_run(
     first = plan_of(image=image, num_inference_steps=steps, sampler=sampler).first
     assert (first.schedule_steps, first.first_step, first.steps) == (steps, first_step, run)
     assert first.refines
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "size"),
+    [
+        ({"hires": HiresSettings()}, {}, "128x128"),
+        ({"width": 128}, {}, "128x64"),
+        ({"hires": HiresSettings()}, {"weight": 0}, None),
+        ({"hires": HiresSettings()}, {"resize_mode": "stretch"}, None),
+        ({"image": ImageSettings(picture=Sized((640, 480)), mask=MaskSettings(area="Only masked"))}, {}, "640x480"),
+        ({}, {}, None),
+    ],
+)
+def test_a_control_image_too_thin_to_cover_a_pass_is_refused_before_anything_is_drawn(
+    fields: dict[str, object], settings: dict[str, object], size: str | None
+) -> None:
+    control = ControlSettings(model="x", picture=Sized((2, 30_000)), **settings)  # type: ignore[arg-type]
+    here = Extras(controls={"x": ExtraFile(Path("x"), 0, 0)})
+    asked = {"width": 64, "height": 64, "controls": (control,), "extras": here} | fields
+    if size is None:
+        assert plan_of(**asked)  # type: ignore[arg-type]
+        return
+    with pytest.raises(InvalidInput, match=f"control_images='2x30000': is of too different .* to {size}. Use resize=s"):
+        plan_of(**asked)  # type: ignore[arg-type]
 
 
 def test_a_strength_at_which_nothing_is_drawn_is_refused() -> None:

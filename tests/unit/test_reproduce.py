@@ -1,5 +1,6 @@
 """Pasted generation data becomes a request; what stands in its way is told."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,17 @@ from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import Pictures, honour, name_of_upscaler, obstacles, request_from, size_of, with_inputs
+from pipelines.reproduce import (
+    Pictures,
+    from_data,
+    honour,
+    idle,
+    name_of_upscaler,
+    obstacles,
+    request_from,
+    size_of,
+    with_inputs,
+)
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -253,7 +264,7 @@ def test_a_request_from_a_picture_reads_back_with_the_picture(
         assume(False)
     data = pasted.read(of_picture(request_, plan, MODEL, 0))
     pictures = Pictures(image=IMAGE, mask=image.mask.picture if image.mask else None)
-    again = request_from(data, pictures=pictures)
+    again = request_from(with_inputs(data, {"image": IMAGE}), pictures=pictures)
     assert again.image == image
     assert drawn(again) == drawn(request_)
     assert not [each for each in obstacles(data, MODEL, pictures=pictures) if each.other_picture]
@@ -307,6 +318,50 @@ def test_the_hires_pass_can_be_turned_off_on_and_changed() -> None:
     )
 
 
+SCHEMA = json.loads((Path(__file__).parents[2] / ".cog/openapi_schema.json").read_text())
+FORM = {name: field.get("default") for name, field in SCHEMA["components"]["schemas"]["Input"]["properties"].items()}
+
+
+def test_what_comes_from_a_block_is_told_where_the_form_says_otherwise() -> None:
+    inputs = {"seed": 9, "hires": False}
+    assert from_data(with_inputs(pasted.read(PUBLISHED), inputs), inputs, FORM) == {
+        "num_inference_steps": 40,
+        "guidance_scale": 12,
+        "schedule_type": "Karras",
+        "clip_skip": 2,
+        "rng": "GPU",
+        "ensd": 31337,
+        "width": 640,
+        "height": 512,
+    }
+    hires = from_data(pasted.read(f"a\n{HIRES}"), {}, FORM)
+    assert (hires["hires"], hires["denoising_strength"]) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "pictures", "told"),
+    [
+        (
+            ["mask_blur", "inpaint_area"],
+            Pictures(image=IMAGE),
+            ["a mask or outpainting nothing comes of mask_blur, inp"],
+        ),
+        (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
+        (["resize_mode"], Pictures(), ["Without an image nothing comes of resize_mode."]),
+        (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (hires) nothing comes of hires_scale."]),
+        (
+            ["denoising_strength", "steps"],
+            Pictures(),
+            ["an image or the highres fix nothing comes of denoising_strength"],
+        ),
+    ],
+)
+def test_inputs_that_do_nothing_are_told(changed: list[str], pictures: Pictures, told: list[str]) -> None:
+    lines = list(idle(changed, request_from(pasted.read(f"a\n{PLAIN}"), pictures=pictures)))
+    assert len(lines) == len(told)
+    assert all(words in line for words, line in zip(told, lines, strict=True))
+
+
 def test_a_picture_without_a_block_is_the_inputs() -> None:
     inputs = {"prompt": "a", "seed": 3, "rng": "NV", "hires": False}
     made = request_from(with_inputs(Parameters(), inputs), (448, 640))
@@ -327,6 +382,52 @@ def test_a_block_of_a_masked_picture_needs_the_mask() -> None:
     assert obstacles(data, MODEL, pictures=Pictures(image=IMAGE, mask=IMAGE)) == []
 
 
+@pytest.mark.parametrize(
+    ("block", "inputs", "pictures"),
+    [
+        (f"a\n{HIRES}", {"hires_denoising_strength": 0.4}, Pictures()),
+        (f"a\n{PLAIN}", {"image": "x", "mask_blur": 8}, Pictures(image=IMAGE)),
+        (f"a\n{PLAIN}", {"outpaint_left": 8}, Pictures()),
+    ],
+)
+def test_what_inputs_ask_for_is_not_taken_for_what_the_block_was_made_with(
+    block: str, inputs: dict[str, object], pictures: Pictures
+) -> None:
+    pasted_block = pasted.read(block)
+    assert obstacles(with_inputs(pasted_block, inputs), MODEL, pictures=pictures, block=pasted_block) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "blur"),
+    [
+        ("", 4),
+        (", Denoising strength: 0.5, Hires upscale: 2", 4),
+        (", Denoising strength: 0.5", 0),
+        (", Mask blur: 9", 9),
+    ],
+)
+def test_a_mask_over_a_block_that_was_made_from_no_picture_has_the_forms_blur(end: str, blur: int) -> None:
+    pictures = Pictures(image=IMAGE, mask=IMAGE)
+    request = request_from(with_inputs(pasted.read(f"a\n{PLAIN}{end}"), {"image": "x"}), pictures=pictures)
+    assert request.image is not None
+    assert request.image.mask == MaskSettings(picture=IMAGE, blur=(blur, blur))
+
+
+@pytest.mark.parametrize("inputs", [{}, {"hires_scale": 1.5}])
+def test_an_image_leaves_out_the_highres_fix_of_a_block_that_was_made_from_none(inputs: dict[str, object]) -> None:
+    block, pictures = pasted.read(f"a\n{HIRES}"), Pictures(image=IMAGE)
+    data = with_inputs(block, {"image": "x", **inputs})
+    assert request_from(data, pictures=pictures).hires is None
+    (told,) = obstacles(data, MODEL, pictures=pictures, block=block)
+    assert (told.text, told.other_picture) == (
+        "its highres fix is left out, as there is an image (hires=true asks for it)",
+        False,
+    )
+    asked = with_inputs(block, {"image": "x", "hires": True})
+    assert request_from(asked, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
+    assert obstacles(asked, MODEL, pictures=pictures, block=block) == []
+
+
 def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_another() -> None:
     pictures = Pictures(image=IMAGE)
     data = with_inputs(pasted.read(f"a\n{PLAIN}"), {"image": "x", "denoising_strength": 0.3})
@@ -335,15 +436,19 @@ def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_anot
     assert (request.image.denoising_strength, request.hires) == (0.3, None)
     enlarged = request_from(with_inputs(data, {"image": "x", "hires": True}), pictures=pictures)
     assert enlarged.hires == HiresSettings(denoising_strength=0.3)
-    other = with_inputs(data, {"image": "x", "hires_denoising_strength": 0.5})
+    other = with_inputs(data, {"image": "x", "hires": True, "hires_denoising_strength": 0.5})
     assert request_from(other, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
 
 
 def test_the_size_is_the_images_with_what_is_added_or_the_models_own() -> None:
-    inputs = {"inpaint_area": "Whole picture", **{f"outpaint_{side}": 64 for side in SIDES}}
-    assert size_of(None, inputs, (448, 640)) == (448, 640)
-    assert size_of(IMAGE, inputs, (448, 640)) == (768, 608)
-    assert size_of(IMAGE, inputs | {"inpaint_area": "Only masked"}, (448, 640)) == (448, 640)
+    inputs = {"inpaint_area": "Whole picture", **{f"outpaint_{side}": 0 for side in SIDES}}
+    wider, part = {f"outpaint_{side}": 64 for side in SIDES}, {"inpaint_area": "Only masked"}
+    image, masked = Pictures(image=IMAGE), Pictures(image=IMAGE, mask=IMAGE)
+    assert size_of(Pictures(), inputs, (448, 640)) == (448, 640)
+    assert size_of(image, inputs | wider, (448, 640)) == (768, 608)
+    assert size_of(image, inputs | wider | part, (448, 640)) == (448, 640)
+    assert size_of(masked, inputs | part, (448, 640)) == (448, 640)
+    assert size_of(image, inputs | part, (448, 640)) == IMAGE.size  # there is no part
 
 
 @pytest.mark.parametrize("end", ["Masked content: black", "Inpaint area: all", "Outpaint: 1 2 3", "Mask blur: a"])
@@ -394,6 +499,8 @@ def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
         (f"a\n{PLAIN}, Script: SD upscale", "Script: SD upscale"),
         (f"a\n{PLAIN}, sag_enabled: True", "sag_enabled: True"),
         (f"a\n{PLAIN}, CFG rescale: 0.7", "CFG rescale: 0.7"),  # of others, who rescale the noise
+        (f"a\n{PLAIN}, Conditional mask weight: 0.5", "Conditional mask weight: 0.5"),
+        (f"a\n{PLAIN}, Init image hash: 0123", "Init image hash: 0123"),
     ],
 )
 def test_what_is_refused(block: str, told: str) -> None:
@@ -409,10 +516,19 @@ def test_what_is_refused(block: str, told: str) -> None:
         "Model: pastelmix-better-vae-fp16.safetensors",
         "Model: anime\\PastelMix-Better-VAE-fp16 [0f0eaaa61e]".partition(" [")[0],
         "Variation seed: -1, Variation seed strength: 0",
+        "Conditional mask weight: 1.0",  # WebUI writes it for every picture of an inpainting checkpoint
+        "Seed resize from: -1x-1",
+        "Noise multiplier: 1.0",
     ],
 )
 def test_what_is_fine(end: str) -> None:
     assert obstacles(pasted.read(f"a <lora:x:0>\n{PLAIN}, {end}"), MODEL) == []
+
+
+def test_the_hash_of_the_image_is_told_where_one_was_sent() -> None:
+    data = pasted.read(f"a\n{PLAIN}, Denoising strength: 0.5, Init image hash: 0123")
+    (found,) = obstacles(data, MODEL, pictures=Pictures(image=IMAGE))
+    assert (found.text, found.other_picture) == ("Init image hash: 0123 is not understood", False)
 
 
 def test_a_folders_hash_is_not_compared() -> None:
@@ -443,6 +559,10 @@ def test_a_better_vae_that_a_block_does_not_name() -> None:
         ("Clip skip: 13", "generation_data='Clip skip: 13': must be a whole number from 1 to 12"),
         ("Denoising strength: 0, Hires upscale: 2", "generation_data='Denoising strength: 0'"),
         ("Denoising strength: 1, Hires resize: 4x4", "generation_data='Hires resize: 4x4': 64 x 64 would become 4 x 4"),
+        (
+            "Denoising strength: 0.5, Hires upscale: 2, Hires denoising strength: 3",
+            "generation_data='Hires denoising strength: 3'",
+        ),
         ("Variation seed: -1, Variation seed strength: 0.5", "generation_data='Variation seed: -1'"),
         ("Schedule rho: -1", "generation_data='Schedule rho: -1'"),
         ("FreeU: 1 2", "generation_data='FreeU: 1 2': must be the four numbers"),
@@ -458,6 +578,10 @@ def test_an_input_that_cannot_be_drawn_is_called_by_its_name() -> None:
     data = pasted.read(f"a\n{PLAIN}")
     with pytest.raises(InvalidInput, match=r"^clip_skip=13"):
         request_from(with_inputs(data, {"clip_skip": 13}), block=data)
+    with pytest.raises(InvalidInput, match=r"^hires_denoising_strength=0.005: below 0.01"):
+        request_from(with_inputs(data, {"denoising_strength": 0.6, "hires_denoising_strength": 0.005}), block=data)
+    with pytest.raises(InvalidInput, match=r"^denoising_strength=0.005: below 0.01"):
+        request_from(with_inputs(data, {"denoising_strength": 0.005}), block=data)
 
 
 @pytest.mark.parametrize(

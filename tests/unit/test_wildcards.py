@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -77,6 +78,8 @@ def test_without_a_seed_a_random_one_is_kept_that_brings_the_same(seed: int | No
         ("a b}", ["without the other"]),
         ("__size__", ["prompt='__size__'", "no such wildcard", "colour, sun"]),
         ("${a=b}", ["variables"]),
+        ("{" * 51 + "a" + "}" * 51, ["more than 50 deep"]),
+        ("{2-$$" + "a|" * 100 + "b}", ["more than 100 at once"]),
     ],
 )
 def test_what_cannot_be_resolved_is_named(text: str, words: list[str]) -> None:
@@ -101,6 +104,21 @@ def test_wildcards_without_end_are_refused_at_once(lines: str) -> None:
     with pytest.raises(InvalidInput, match="wildcards"):
         resolve("prompt", "__x__", read_wildcards(lines), 1)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 8000 + "a" + "}" * 8000, "{8000$$" + "1::a|" * 8000 + "b}"], ids=["deep", "many"]
+)
+def test_braces_take_no_time(text: str) -> None:
+    started = time.monotonic()
+    with suppress(InvalidInput):
+        resolve("prompt", text, {}, 1)
+    assert time.monotonic() - started < 1
+
+
+def test_as_many_levels_and_picks_as_are_said() -> None:
+    assert resolve("prompt", "{" * 50 + "a" + "}" * 50, {}, 1) == "a"
+    assert resolve("prompt", "{100$$" + "a|" * 99 + "a}", {}, 1) == ", ".join("a" * 100)
 
 
 @given(st.text(st.sampled_from("{}|$_-:. 2ab")), st.integers(0, 2**32 - 1))
