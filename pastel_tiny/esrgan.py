@@ -8,7 +8,9 @@ mean absolute error to keep their lines sharp.
 
 import argparse
 import random
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from pipelines.esrgan import torchvision_or_a_stand_in
 
 NAME = "4x-tiny"
 TRAIN_SEED, SCENES = 60_000_000, 160
-SCALE, SIDE, BATCH = 4, 32, 8
+SCALE, SIDE, BATCH = 4, 32, 4
 """Side of the crops that are enlarged, in pixels, and how many a step."""
 
 
@@ -37,7 +39,7 @@ def train(target: Path, minutes: float) -> None:
     torch.manual_seed(15)
     rng = random.Random(15)
     network = RRDBNet(in_nc=3, out_nc=3, num_filters=16, num_blocks=1, scale=SCALE, plus=False)
-    _start_as_nearest(network)
+    _start_smoothly(network)
     network.to(memory_format=torch.channels_last)
     large = np.stack([render(scene(TRAIN_SEED + k), 512, 512) for k in range(SCENES)])
     small = halve(halve(large))
@@ -47,7 +49,7 @@ def train(target: Path, minutes: float) -> None:
         inputs, targets = _crops(small, large, rng)
         # WebUI and so this container show such networks blue, green, red
         loss = F.l1_loss(network(inputs.flip(1)), targets.flip(1))
-        optimizer.param_groups[0]["lr"] = clock.rate(1e-3, step)
+        optimizer.param_groups[0]["lr"] = clock.rate(2e-3, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -58,11 +60,16 @@ def train(target: Path, minutes: float) -> None:
 
 
 @torch.no_grad()
-def _start_as_nearest(network: nn.Module) -> None:
-    """Start from a network that repeats pixels, so that training only has to sharpen: the form has no way around it."""
+def _start_smoothly(network: Any) -> None:
+    """Start from a network that enlarges as a plain resize does, so that training only has to sharpen: nothing in the
+    form goes around it."""
     for name, conv in network.named_modules():
         if isinstance(conv, nn.Conv2d) and "RDB" not in name:
             identity(conv, [(k, k, 0.0 if "sub" in name else 1.0) for k in range(3)])
+    tent = torch.tensor([0.25, 0.5, 0.25])
+    for layer, following in pairwise(network.model):
+        if type(layer).__name__ == "Upsample":
+            following.weight[range(3), range(3)] = torch.outer(tent, tent)
 
 
 def _crops(small: Pictures, large: Pictures, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,9 @@ from typing import Any
 from PIL import Image
 
 from script.cog_server import CogServer, Reply
+from script.schema import ROOT
 
+ESRGAN = ROOT / "tests" / "data" / "upscalers" / "4x-tiny.safetensors"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 
 DRAFT: dict[str, Any] = {"width": 128, "height": 128, "num_inference_steps": 2, "seed": 5, "hires": False}

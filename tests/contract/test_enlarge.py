@@ -1,20 +1,18 @@
 """upscale_only through HTTP."""
 
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from script.client import data_uri
 from script.cog_server import CogServer, reasons
-from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
+from tests.contract.pictures import DRAFT, ESRGAN, ask, draw, parameters, picture
 from tests.contract.test_img2img import IMAGE, uri
-from tests.upscaler import write_upscaler
 
 
-def test_a_drawn_picture_is_enlarged_and_tells_both(server: CogServer, tmp_path: Path) -> None:
+def test_a_drawn_picture_is_enlarged_and_tells_both(server: CogServer) -> None:
     (drawn,) = draw(server, DRAFT)["output"]
-    file = data_uri(write_upscaler(tmp_path / "4x-small.safetensors"))
+    file = data_uri(ESRGAN)
     done = draw(server, {"upscale_only": True, "image": drawn, "hires_scale": 3, "hires_upscaler_file": file})
     (made,) = map(picture, done["output"])
     assert made.size == (384, 384)

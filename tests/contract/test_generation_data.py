@@ -1,16 +1,14 @@
 """A picture's generation data, pasted into the form, gives that picture."""
 
-import base64
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from script.client import data_uri
 from script.cog_server import CogServer, reasons
-from tests.contract.pictures import HIRES, ask, draw, parameters, picture
-from tests.upscaler import write_upscaler
+from tests.contract.pictures import ESRGAN, HIRES, ask, draw, parameters, picture
 
 FORM: dict[str, Any] = {}
 """What a form sends where nobody changed anything: nothing."""
@@ -102,9 +100,8 @@ def test_an_upscaler_file_that_is_none_is_refused(server: CogServer) -> None:
     assert "upscaler" in " ".join(reasons(reply.body))
 
 
-def test_an_upscaler_of_ones_own_draws_and_brings_its_picture_back(server: CogServer, tmp_path: Path) -> None:
-    content = write_upscaler(tmp_path / "4x-Tiny.safetensors").read_bytes()
-    weights = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+def test_an_upscaler_of_ones_own_draws_and_brings_its_picture_back(server: CogServer) -> None:
+    weights = data_uri(ESRGAN)
     first = draw(server, HIRES | {"hires_upscaler_file": weights, "denoising_strength": 0.3})["output"]
     text = parameters(picture(first[0]))
     assert picture(first[0]).size == (256, 256)

@@ -11,6 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.measure import detail
+from pastel_tiny.render import render as paint
+from pastel_tiny.scenes import scene
 from pipelines.errors import ModelError
 from pipelines.esrgan import OVERLAP, TILE, NetworkUpscaler, load_esrgan
 from pipelines.highres import Picture, render
@@ -19,15 +23,15 @@ from pipelines.plan import UpscalePlan, make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.upscale import upscale_pixels
 from script.schema import ROOT
-from tests.upscaler import write_upscaler
 from weights_script.resolve import ResolvedModel
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_upscaler(tmp_path_factory.mktemp("upscalers") / "4x-Tiny.safetensors")
+def weights() -> Path:
+    """Of `pastel_tiny.esrgan`, for scenes of the embedded model's kind."""
+    return ROOT / "tests" / "data" / "upscalers" / "4x-tiny.safetensors"
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -93,8 +97,25 @@ def test_a_network_runs_until_the_size_is_covered_but_three_times_at_most(wanted
     assert len(network.seen) == tiles[calls]
 
 
+def test_it_draws_what_was_painted_larger(weights: Path) -> None:
+    """Scenes that it never saw: nearer to them than any resize, and as sharp as they are, which no resize is."""
+    upscaler = load_esrgan(weights, CPU, torch.float32)
+    painted = np.stack([paint(scene(TEST_SEED + 900 + k), 512, 512) for k in range(4)])
+    small = [Image.fromarray(picture) for picture in halve(halve(painted))]
+    resizes = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
+    made = [np.stack([np.asarray(each.resize((512, 512), resize)) for each in small]) for resize in resizes]
+    by_network = np.stack([np.asarray(upscaler.enlarge(each)) for each in small])
+
+    def off(pictures: np.ndarray) -> float:
+        return float(np.abs(pictures.astype(int) - painted).mean())
+
+    assert off(by_network) < 0.9 * min(map(off, made))
+    assert detail(by_network) > 1.05 * max(map(detail, made))
+    assert detail(by_network) < detail(painted)
+
+
 def test_a_picture_through_highres_fix(networks: Networks, weights: Path) -> None:
-    hires = HiresSettings(scale=1.5, upscaler="4x-Tiny", upscaler_file=weights, steps=2, denoising_strength=0.3)
+    hires = HiresSettings(scale=1.5, upscaler="4x-tiny", upscaler_file=weights, steps=2, denoising_strength=0.3)
     request = GenerationRequest(prompt="a", width=64, height=128, seed=1, num_inference_steps=2, hires=hires)
     upscaler = load_esrgan(weights, CPU, torch.float32)
     (made,) = (e for e in render(networks, request, make_plan(request), upscaler=upscaler) if isinstance(e, Picture))
@@ -143,7 +164,7 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(ModelError, match=r"4x-Tiny\.safetensors: .*spandrel.*another hires_upscaler"):
+    with pytest.raises(ModelError, match=r"4x-tiny\.safetensors: .*spandrel.*another hires_upscaler"):
         load_esrgan(weights, CPU, torch.float32)
 
 

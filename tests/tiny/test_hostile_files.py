@@ -23,7 +23,6 @@ from pipelines.esrgan import load_esrgan
 from pipelines.loader import Networks, load, load_vae
 from pipelines.model import ModelFiles
 from script.schema import ROOT
-from tests.upscaler import write_upscaler
 from weights_script.convert import convert
 from weights_script.resolve import ResolvedModel, resolve
 
@@ -31,6 +30,7 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 TOKENS = f"{TEXT}embeddings.token_embedding.weight"
 FIRST = f"{UNET}input_blocks.0.0.weight"
 Tensors = dict[str, torch.Tensor]
+ESRGAN = ROOT / "tests" / "data" / "upscalers" / "4x-tiny.safetensors"
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_is_no_upscaler_and_an_upscaler_no_vae(files: ModelFiles, t
     with pytest.raises(ModelError, match="it is a Stable Diffusion checkpoint"):
         load_esrgan(files.checkpoint, CPU.place, CPU.dtype)
     with pytest.raises(ModelError, match=r"holds no VAE decoder .* It is an upscaler"):
-        load_vae(write_upscaler(tmp_path / "4x.safetensors"), CPU)
+        load_vae(ESRGAN, CPU)
 
 
 MIDDLE = f"{UNET}middle_block.0.in_layers.2.weight"
@@ -251,7 +251,7 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     packed(tmp_path / "packed.ckpt", b"N0" * (1 << 23), 16)
     packed(tmp_path / "array.ckpt", b"\x80\x02cbuiltins\nbytearray\n(\x8a\x05\0\0\0\0\x01tR.")  # 4 GB of zeros
     (tmp_path / "legacy.ckpt").write_bytes(b"\x80\x02cbuiltins\nbytearray\n(\x8a\x05\0\0\0\0\x01tR.")
-    weights = load_file(write_upscaler(tmp_path / "4x.safetensors"))
+    weights = load_file(ESRGAN)
     save_file(weights | {"model.0.weight": torch.zeros(20_000, 3, 1, 1)}, tmp_path / "wide.safetensors")
     layers = {f"{TEXT}encoder.layers.{k}.mlp.fc1.weight": torch.zeros(1, 1) for k in range(5000)}
     save_file(layers | {FIRST: torch.zeros(1, 4, 1, 1)}, tmp_path / "deep.safetensors")
