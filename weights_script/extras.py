@@ -158,7 +158,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], cache: Path) -> tuple[str,
             path = path if path.is_file() else next(path.glob("*.safetensors"))
         else:
             path = fetch_url(_address(line, here), cache / FETCHED, at_most=LARGEST)
-            os.utime(path)  # for `_forget_old`
+            os.utime(path.parent)  # for `_forget_old`; the file's own time is a part of what it is known by
     except ModelError as error:
         raise ModelError(f"{line.field}: {error}") from error
     file = ExtraFile.at(path)
@@ -260,11 +260,10 @@ def _tagged(data: Parameters, weights: Mapping[str, tuple[float, ...]]) -> Param
 def _forget_old(fetched: Path, kept: set[Path]) -> None:
     """Remove the fetched files that were not used for the longest time, until the rest has room.
 
-    Each lies in a folder of its own, beside its lock.
+    Each lies in a folder of its own, beside its lock; the folder's time is when it was last used.
     """
-    folders = {folder: [path.stat() for path in folder.iterdir()] for folder in fetched.glob("urls/*")}
     room = CACHE_MAX
-    for folder, files in sorted(folders.items(), key=lambda item: -max((file.st_mtime for file in item[1]), default=0)):
-        room -= sum(file.st_size for file in files)
+    for folder in sorted(fetched.glob("urls/*"), key=lambda folder: folder.stat().st_mtime, reverse=True):
+        room -= sum(path.stat().st_size for path in folder.iterdir())
         if room < 0 and not any(path.parent == folder for path in kept):
             shutil.rmtree(folder, ignore_errors=True)

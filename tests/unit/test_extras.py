@@ -269,9 +269,17 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
     size = fetched[0].stat().st_size
     for age, path in enumerate(fetched):
         (path.parent / ".a.safetensors.lock").touch()
-        os.utime(path.parent / ".a.safetensors.lock", (1, 1))
-        os.utime(path, (1000 - age, 1000 - age))
+        os.utime(path.parent, (1000 - age, 1000 - age))
     monkeypatch.setattr(lines, "CACHE_MAX", 2 * size)
     monkeypatch.setattr("weights_script.fetch.fetch_url", lambda url, folder, at_most: fetched[3])
     bring(Parameters(), NOTHING | {"loras": "a/b/c.safetensors"})
     assert [path.exists() for path in fetched] == [True, False, False, True]
+
+
+def test_a_fetched_file_is_the_same_for_the_next_request(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """By what it is known decides whether its hash, its merged weights and its network are kept."""
+    fetched = write(cache / "fetched" / "urls" / "0" / "a.safetensors")
+    os.utime(fetched, (1000, 1000))
+    monkeypatch.setattr("weights_script.fetch.fetch_url", lambda *_, **__: fetched)
+    inputs = NOTHING | {"loras": "a/b/c.safetensors", "embeddings": "a/b/c.safetensors", "controls": "a/b/c.safetensors"}
+    assert bring(Parameters(), inputs) == bring(Parameters(), inputs)
