@@ -243,7 +243,10 @@ def test_a_block_asks_for_the_file_of_its_model(cache: Path, file: ExtraFile) ->
     extras, data = bring(own, INPUTS)
     assert list(extras.controls) == ["own_canny"]
     assert data.controls == own.controls
-    with pytest.raises(ModelError, match=r"controls: canny cannot be had.*HF_HUB_OFFLINE.*send it in control_file"):
+    with pytest.raises(
+        ModelError,
+        match=r"controls='control_v11p_sd15_canny': canny cannot be had.*HF_HUB_OFFLINE.*send it in control_file",
+    ):
         bring(Parameters(controls=(CANNY,)), INPUTS)  # known by the manifest
 
 
