@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 
 CHUNK = 1 << 20
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RESERVED = ":/?#[]@!$&'()*+,;=%"
+"""What has a meaning in an address; what else is not plain, such as a space, is sent by its code."""
 STATUS_HINTS = {
     401: "gone, private or gated",
     403: "not allowed, or gated",
@@ -122,7 +124,10 @@ def ask(url: str, headers: dict[str, str], token: str, timeout: float) -> HTTPRe
 
     Raises SourceFailed, Interrupted or RangeRefused.
     """
-    request = Request(url, headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers)
+    request = Request(
+        urllib.parse.quote(url, safe=_RESERVED),
+        headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers,
+    )
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:

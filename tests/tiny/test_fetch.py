@@ -379,6 +379,13 @@ def test_names_from_urls_stay_inside_the_cache(server: Server, tmp_path: Path) -
     assert fetch_url(f"{server.address}/models/6297", tmp_path).name == "6297.safetensors"
 
 
+def test_an_address_as_people_write_it(server: Server, tmp_path: Path) -> None:
+    server.script["/a%20sn%C3%B6w.safetensors"] = [GOOD]
+    path = fetch_url(f"{server.address}/a snöw.safetensors?token=se cret", tmp_path, patience=HURRY)
+    assert path.read_bytes() == DATA
+    assert server.seen[0][0].endswith("?token=se%20cret")
+
+
 # ---------------------------------------------------------------- Hugging Face
 
 REPOSITORY = "someone/some-model"
