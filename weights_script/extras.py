@@ -62,6 +62,11 @@ class Line:
     def __str__(self) -> str:
         return f"{self.field}={redacted(self.source)!r}"
 
+    @property
+    def or_sent(self) -> str:
+        """The end of an advice: the input for a file of one's own, where there is one."""
+        return f", or send the file in {OWN_FILE[self.field]}." if self.field in OWN_FILE else "."
+
 
 def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Parameters]:
     """What the inputs of LoRAs, embeddings and ControlNets and the cache's folders hold; the data that asks for it.
@@ -179,9 +184,8 @@ def _fix(line: Line, failure: "SourceFailed") -> str:
 
     if "civitai.com/" in line.source.lower():
         return "Check the link; for a file that CivitAI gives to members only put ?token= and your API key at its end."
-    own = f", or send the file in {OWN_FILE[line.field]}" if line.field in OWN_FILE else ""
-    denied = isinstance(failure, Denied)
-    return f"{'Name one that is open to everybody' if denied else 'Check the line'}{own}."
+    fix = "Name one that is open to everybody" if isinstance(failure, Denied) else "Check the line"
+    return fix + line.or_sent
 
 
 def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
@@ -189,7 +193,13 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     from weights_script import hub
 
     source = f"https://{line.source}" if _WITHOUT_SCHEME.fullmatch(line.source) else line.source
-    address = urllib.parse.urlsplit(source if "://" in source else "")
+    elsewhere = InvalidInput(
+        line.field, line.source, f"must be an https address of {', '.join(HOSTS)}", f"Put the file there{line.or_sent}"
+    )
+    try:
+        address = urllib.parse.urlsplit(source if "://" in source else "")
+    except ValueError as error:
+        raise elsewhere from error
     page = _HUB_PAGE.fullmatch(address.path)
     repository = _REPOSITORY.fullmatch(source)
     mirror = urllib.parse.urlsplit(hub.endpoint())
@@ -202,9 +212,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
             raise InvalidInput(line.field, line.source, "nothing of this name is here", fix)
         return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):
-        rule = f"must be an https address of {', '.join(HOSTS)}"
-        own = f", or send it in {OWN_FILE[line.field]}" if line.field in OWN_FILE else ""
-        raise InvalidInput(line.field, line.source, rule, f"Put the file there{own}.")
+        raise elsewhere
     if page and (ours or host == "huggingface.co"):
         return _on_the_hub(line, shelf, page[1], page[2] or "main", page[3])
     if host.endswith("civitai.com") and (model := _CIVITAI_PAGE.fullmatch(address.path)):

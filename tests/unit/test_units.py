@@ -254,7 +254,7 @@ def test_a_block_asks_for_the_file_of_its_model(cache: Path, file: ExtraFile) ->
     ("line", "words"),
     [
         ("nothing", "controls='nothing': nothing of this name is here.*one of those here: own_canny"),
-        ("https://example.com/a.safetensors", "must be an https address of .*or send it in control_file"),
+        ("https://example.com/a.safetensors", "must be an https address of .*or send the file in control_file"),
     ],
 )
 def test_lines_that_name_nothing(cache: Path, line: str, words: str) -> None:
