@@ -91,7 +91,7 @@ def is_safetensors(path: Path) -> bool:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
     pickled = start.startswith((b"PK\x03\x04", b"\x80\x02"))
     if start[8:9] != b"{" and not pickled:
-        raise ModelError(f"{path}: {_what_else(start)}. Give a .safetensors file, or a .ckpt that torch saved.")
+        raise ModelError(f"{path}: {_what_else(start)}. Give a .safetensors file.")
     return not pickled
 
 
@@ -129,7 +129,7 @@ def unpickle(path: Path) -> Any:
         reason = f"it asks for {asked_for[1]}" if asked_for else in_one_line(error)
         raise ModelError(
             f"{path}: cannot be read as plain weights ({reason}); nothing in it was run. "
-            "Pickles that need code are refused; use a .safetensors version of this checkpoint."
+            "Pickles that need code are refused; use a .safetensors version of it."
         ) from error
 
 

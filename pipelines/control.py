@@ -53,7 +53,8 @@ class ControlNets:
         self._loaded = {file: network for file, network in self._loaded.items() if file in wanted}
         for file in wanted:
             if file not in self._loaded:
-                self._loaded[file] = load_control(file.path, self._unet, self._device)
+                with file.blamed():
+                    self._loaded[file] = load_control(file.path, self._unet, self._device)
 
 
 def load_control(path: Path, unet: Mapping[str, Any], device: Device) -> ControlNetModel:

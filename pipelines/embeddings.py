@@ -46,7 +46,8 @@ class EmbeddingTable:
 
     def _unit(self, name: str) -> tuple[int, ...]:
         if name not in self._units:
-            vectors = read_embedding(self._files[name], self._width)
+            with self._files[name].blamed():
+                vectors = read_embedding(self._files[name], self._width)
             first = -1 - len(self._rows)
             self._units[name] = tuple(range(first, first - len(vectors), -1))
             self._rows += vectors

@@ -1,4 +1,7 @@
-"""Named errors. Each message says what was wrong and what to do about it."""
+"""Named errors. Each message says what was wrong and what to do about it, and no secret."""
+
+import os
+import re
 
 
 class PastelError(Exception):
@@ -10,7 +13,7 @@ class InvalidInput(PastelError, ValueError):
 
     def __init__(self, field: str, value: object, rule: str, fix: str) -> None:
         self.field, self.value, self.rule, self.fix = field, value, rule, fix
-        shown = repr(value)
+        shown = repr(redacted(value) if isinstance(value, str) else value)
         if len(shown) > 80:
             shown = f"{shown[:60]}... ({len(shown)} characters)"
         super().__init__(f"{field}={shown}: {rule}. {fix}")
@@ -44,6 +47,15 @@ class AllPicturesFlagged(PastelError):
             "Every picture was flagged as explicit and left out (the log has the scores). Try another prompt or seed, "
             "or set disable_safety_checker if your use allows it."
         )
+
+
+def redacted(text: str) -> str:
+    """The text without passwords and queries in its links (tokens, signatures), and without Hugging Face tokens."""
+    text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
+    text = re.sub(r"((?:https?://|(?<![\w.-])(?:[\w-]+\.)+[a-z]+/)[^\s?#]*)[?#]\S*", r"\1", text)
+    secret = os.environ.get("HF_TOKEN")
+    text = text.replace(secret, "***") if secret else text
+    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
 
 
 def in_one_line(error: BaseException) -> str:

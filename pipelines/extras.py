@@ -4,12 +4,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, ModelError
 from pipelines.prompt import NetworkTag, cut_networks
 
 LORA_KINDS = ("lora", "lyco")
@@ -33,12 +34,23 @@ class ExtraFile:
     path: Path
     size: int
     modified: int
+    origin: str = field(default="", compare=False)
+    """The input that brought it; empty for what lies in a folder here."""
 
     @classmethod
-    def at(cls, path: Path) -> "ExtraFile":
+    def at(cls, path: Path, origin: str = "") -> "ExtraFile":
         """Raises OSError where there is no file."""
         state = path.stat()
-        return cls(path, state.st_size, state.st_mtime_ns)
+        return cls(path, state.st_size, state.st_mtime_ns, origin)
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """A ModelError that is raised inside names the input, and not the place where its file was put."""
+        try:
+            yield
+        except ModelError as error:
+            reason = str(error).removeprefix(f"{self.path}: ")
+            raise ModelError(f"{self.origin or self.path}: {reason}") from error
 
     @property
     def sha256(self) -> str:

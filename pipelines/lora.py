@@ -82,7 +82,7 @@ class Adapters:
         wanted = tuple(use for use in uses if use.tag.acts)
         if wanted == self._merged:
             return
-        read = [(use.tag, read_lora(use.file.path, self._layers)) for use in wanted]
+        read = [(use.tag, read_lora(use.file, self._layers)) for use in wanted]
         self._merged = None  # until all is done: what is interrupted is undone by the next call
         for layer, original in self._originals:
             layer.weight.copy_(original)
@@ -101,8 +101,13 @@ class Adapters:
         layer.weight.copy_(merged)
 
 
-def read_lora(path: Path, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:
-    """What a file adds to which layers. Raises ModelError, which names the file and the reason."""
+def read_lora(file: ExtraFile, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:
+    """What a file adds to which layers. Raises ModelError, which names the input or the file, and the reason."""
+    with file.blamed():
+        return _read(file.path, layers)
+
+
+def _read(path: Path, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:
     if not is_safetensors(path):
         raise ModelError(f"{path}: a pickle. LoRAs are read as .safetensors only: give that version of it.")
     tensors = map_tensors(path)

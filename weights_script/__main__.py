@@ -10,10 +10,11 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import ModelError
 from weights_script.download import Expected, amount
-from weights_script.extras import FETCHED, OWN_FOLDERS
+from weights_script.extras import OWN_FOLDERS
 from weights_script.fetch import cache_folder, ensure, present
 from weights_script.ledger import NAME, Ledger, sha256_of
 from weights_script.manifest import Entry, load_manifest
+from weights_script.shelf import FETCHED
 
 
 def show(entries: dict[str, Entry], options: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def read_text(url: str, *, token: str = "", patience: Patience = PATIENCE) -> st
 
     def attempt() -> str:
         with ask(url, {}, token, patience.timeout) as response:
-            return b"".join(read_chunks(response, patience, LONGEST_TEXT)).decode()
+            return b"".join(read_chunks(response, patience, LONGEST_TEXT)).decode(errors="replace")
 
     return patiently(attempt, patience, lambda: 0)
 

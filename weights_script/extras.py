@@ -1,16 +1,13 @@
 """LoRAs, embeddings and ControlNets that a request names or brings along -> files here, which it then asks for."""
 
-import json
-import os
 import re
-import shutil
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import InvalidInput, ModelError
+from pipelines.errors import InvalidInput, ModelError, redacted
 from pipelines.extras import (
     ExtraFile,
     Extras,
@@ -26,16 +23,14 @@ from pipelines.request import ControlSettings
 from pipelines.units import read_lines as read_controls
 from weights_script.manifest import Entry, load_manifest
 
+if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
+    from weights_script.shelf import Shelf
+    from weights_script.web import SourceFailed
+
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 """Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
 OWN_FOLDERS = ("loras", "embeddings", "controlnets")
 """In the cache: what whoever runs the container has put there."""
-FETCHED = "fetched"
-"""In the cache: what requests brought."""
-LARGEST = 2 << 30
-"""Bytes of one file: a LoRA of every layer at full rank has less."""
-CACHE_MAX = 16 << 30
-"""Bytes of fetched files that are kept; those not used for the longest time go first."""
 LINES_MAX = 32
 OWN_FILE = {"loras": "lora_file", "controls": "control_file"}
 """Input -> the one for a file of one's own."""
@@ -49,6 +44,7 @@ USUAL = (
 """The file to take of a repository that holds several, the best first."""
 
 _LINE = re.compile(r"(?:([^=:/?<>]+)=)?\s*(.+?)((?:\s*:\s*[-+]?(?:\d+\.?\d*|\.\d+)){0,2})")
+_WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
 _HUB_PAGE = re.compile(r"/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve|raw|tree)/([^/]+)(?:/(.+))?)?/?")
 _CIVITAI_PAGE = re.compile(r"/models/(\d+)(?:/.*)?")
@@ -63,6 +59,14 @@ class Line:
     source: str
     weights: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return f"{self.field}={redacted(self.source)!r}"
+
+    @property
+    def or_sent(self) -> str:
+        """The end of an advice: the input for a file of one's own, where there is one."""
+        return f", or send the file in {OWN_FILE[self.field]}." if self.field in OWN_FILE else "."
+
 
 def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Parameters]:
     """What the inputs of LoRAs, embeddings and ControlNets and the cache's folders hold; the data that asks for it.
@@ -70,29 +74,31 @@ def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Paramete
     Raises InvalidInput for a line that names nothing, and ModelError where a file cannot be had.
     """
     from weights_script.fetch import cache_folder
+    from weights_script.shelf import Shelf
 
     cache = cache_folder()
+    shelf = Shelf(cache)
     extras = in_folders(*(cache / folder for folder in OWN_FOLDERS))
     brought: dict[str, ExtraFile] = {}
     weights: dict[str, tuple[float, ...]] = {}
-    for line in read_lines("loras", inputs["loras"]):
-        name, file = _found(line, extras.loras, cache)
+    lines, uploaded = list(read_lines("loras", inputs["loras"])), inputs["lora_file"]
+    for line in lines:
+        name, file = _found(line, extras.loras, shelf)
+        if len(lines) == 1 and not (uploaded or line.name or line.source in extras.loras):
+            name = _as_prompted(name, data, extras)
         brought[name], weights[name] = file, line.weights
-    named = {_found(line, extras.embeddings, cache) for line in read_lines("embeddings", inputs["embeddings"])}
+    named = {_found(line, extras.embeddings, shelf) for line in read_lines("embeddings", inputs["embeddings"])}
     extras |= Extras(loras=brought, embeddings=dict(named))
-    if uploaded := inputs["lora_file"]:
-        name = _name_of_upload(uploaded, data, extras)
-        extras |= Extras(loras={name: ExtraFile.at(Path(uploaded))})
+    if uploaded:
+        name = _as_prompted(_plain(name_of_upload(Path(uploaded).stem)), data, extras)
+        extras |= Extras(loras={name: _uploaded("lora_file", uploaded)})
         weights[name] = ()
-    controls, guided = _controls(data, inputs, extras.controls, cache)
-    extras |= Extras(controls=controls)
-    used = *brought.values(), *dict(named).values(), *controls.values()
-    _forget_old(cache / FETCHED, {file.path for file in used})
-    return extras, replace(_tagged(data, weights), controls=guided)
+    controls, guided = _controls(data, inputs, extras.controls, shelf)
+    return extras | Extras(controls=controls), replace(_tagged(data, weights), controls=guided)
 
 
 def _controls(
-    data: Parameters, inputs: Mapping[str, Any], here: Mapping[str, ExtraFile], cache: Path
+    data: Parameters, inputs: Mapping[str, Any], here: Mapping[str, ExtraFile], shelf: "Shelf"
 ) -> tuple[dict[str, ExtraFile], tuple[ControlSettings, ...]]:
     """The ControlNets of the input `controls`, or else of the data, and their files.
 
@@ -106,9 +112,9 @@ def _controls(
         entry = _entry(control.model, "controls")
         plain_name = entry is None and control.model not in here and "/" not in control.model
         if plain_name and uploaded:
-            name, file = control.model, ExtraFile.at(Path(uploaded))
+            name, file = control.model, _uploaded("control_file", uploaded)
         elif lines or entry or control.model in here:
-            name, file = _found(Line("controls", "", control.model, ()), here, cache)
+            name, file = _found(Line("controls", "", control.model, ()), here, shelf)
         else:
             found.append(control)  # generation data's, and not here: it is told
             continue
@@ -117,9 +123,14 @@ def _controls(
         found.append(replace(control, model=name, model_hash="" if known else control.model_hash))
     if uploaded and Path(uploaded) not in {file.path for file in files.values()}:
         name = _plain(name_of_upload(Path(uploaded).stem))
-        files[name] = ExtraFile.at(Path(uploaded))
+        files[name] = _uploaded("control_file", uploaded)
         found.append(ControlSettings(model=name))
     return files, tuple(found)
+
+
+def _uploaded(field: str, path: Path) -> ExtraFile:
+    path = Path(path)
+    return ExtraFile.at(path, f"{field}={name_of_upload(path.name)!r}")
 
 
 def _entry(name: str, field: str) -> Entry | None:
@@ -145,98 +156,103 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
         yield Line(field, (name or "").strip(), source, tuple(map(float, numbers.split(":")[1:])))
 
 
-def _found(line: Line, here: Mapping[str, ExtraFile], cache: Path) -> tuple[str, ExtraFile]:
+def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[str, ExtraFile]:
     """Name and file of a line, fetched if need be."""
     if line.source in here:
-        return line.name or line.source, here[line.source]
-    from weights_script.fetch import ensure, fetch_url
+        return line.name or line.source, replace(here[line.source], origin=str(line))
+    from weights_script.fetch import cache_folder, ensure
+    from weights_script.web import SourceFailed
 
     entry = _entry(line.source, line.field)
     try:
         if entry:
-            path = ensure(entry, cache)
+            path = ensure(entry, cache_folder())
             path = path if path.is_file() else next(path.glob("*.safetensors"))
         else:
-            path = fetch_url(_address(line, here), cache / FETCHED, at_most=LARGEST)
-            os.utime(path)  # for `_forget_old`
+            path = shelf.fetch(_address(line, here, shelf))
+    except SourceFailed as failure:
+        raise ModelError(f"{line}: {failure}. {_fix(line, failure)}") from failure
     except ModelError as error:
-        raise ModelError(f"{line.field}: {error}") from error
-    file = ExtraFile.at(path)
+        raise ModelError(f"{line}: {error}") from error
+    file = ExtraFile.at(path, str(line))
     stem = training_name(file) or path.stem if path.stem.isdigit() else path.stem
     return line.name or _plain(stem), file
 
 
-def _address(line: Line, here: Mapping[str, ExtraFile]) -> str:
+def _fix(line: Line, failure: "SourceFailed") -> str:
+    from weights_script.web import Denied
+
+    if "civitai.com/" in line.source.lower():
+        return "Check the link; for a file that CivitAI gives to members only put ?token= and your API key at its end."
+    fix = "Name one that is open to everybody" if isinstance(failure, Denied) else "Check the line"
+    return fix + line.or_sent
+
+
+def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     """Where a link, or a repository of the Hub, has its file. Raises InvalidInput for other places."""
     from weights_script import hub
 
-    address = urllib.parse.urlsplit(line.source if "://" in line.source else "")
+    source = f"https://{line.source}" if _WITHOUT_SCHEME.fullmatch(line.source) else line.source
+    elsewhere = InvalidInput(
+        line.field, line.source, f"must be an https address of {', '.join(HOSTS)}", f"Put the file there{line.or_sent}"
+    )
+    try:
+        address = urllib.parse.urlsplit(source if "://" in source else "")
+    except ValueError as error:
+        raise elsewhere from error
     page = _HUB_PAGE.fullmatch(address.path)
-    repository = _REPOSITORY.fullmatch(line.source)
+    repository = _REPOSITORY.fullmatch(source)
     mirror = urllib.parse.urlsplit(hub.endpoint())
     ours = (address.scheme, address.netloc) == (mirror.scheme, mirror.netloc)
-    host = address.hostname or ""
+    host = (address.hostname or "").removeprefix("www.")
     if not address.netloc:
         if repository is None:
             shown = ", ".join(sorted(here)[:20]) or "none"
             fix = f"Use an https address or owner/repository, or one of those here: {shown}."
             raise InvalidInput(line.field, line.source, "nothing of this name is here", fix)
-        return _on_the_hub(line, repository[1], "main", repository[2])
+        return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):
-        rule = f"must be an https address of {', '.join(HOSTS)}"
-        own = f", or send it in {OWN_FILE[line.field]}" if line.field in OWN_FILE else ""
-        raise InvalidInput(line.field, line.source, rule, f"Put the file there{own}.")
+        raise elsewhere
     if page and (ours or host == "huggingface.co"):
-        return _on_the_hub(line, page[1], page[2] or "main", page[3])
+        return _on_the_hub(line, shelf, page[1], page[2] or "main", page[3])
     if host.endswith("civitai.com") and (model := _CIVITAI_PAGE.fullmatch(address.path)):
-        return _on_civitai(line, model[1], urllib.parse.parse_qs(address.query).get("modelVersionId", []))
-    return line.source
+        return _on_civitai(shelf, model[1], dict(urllib.parse.parse_qsl(address.query)))
+    return source
 
 
-def _on_the_hub(line: Line, repository: str, revision: str, file: str | None) -> str:
+def _on_the_hub(line: Line, shelf: "Shelf", repository: str, revision: str, file: str | None) -> str:
     from weights_script import hub
-    from weights_script.download import read_text
     from weights_script.manifest import Source
 
-    source = Source(repo=repository, revision=revision)
-    if not file:
-        url = f"{hub.endpoint()}/api/models/{repository}/revision/{urllib.parse.quote(revision, safe='')}"
-        names = _json(
-            line, read_text(url, token=hub.token_for(url)), lambda told: [s["rfilename"] for s in told["siblings"]]
-        )
+    def the_weights(told: Any) -> str:
+        names = [sibling["rfilename"] for sibling in told["siblings"]]
         weights = [name for name in names if name.endswith(".safetensors")]
         weights = [name for name in USUAL if name in weights][:1] or weights
         if len(weights) != 1:
             shown = ", ".join(weights[:20]) or "none"
             rule = f"must hold one .safetensors file, its files are: {shown}"
             raise InvalidInput(line.field, line.source, rule, f"Write {repository}/FILE.")
-        file = weights[0]
-    return hub.file_url(source, urllib.parse.unquote(file))
+        return str(weights[0])
+
+    if not file:
+        url = f"{hub.endpoint()}/api/models/{repository}/revision/{urllib.parse.quote(revision, safe='')}"
+        file = shelf.listed(url, the_weights)
+    return hub.file_url(Source(repo=repository, revision=revision), urllib.parse.unquote(file))
 
 
-def _on_civitai(line: Line, model: str, version: list[str]) -> str:
-    from weights_script.download import read_text
-
-    if not version:
-        told = read_text(f"https://civitai.com/api/v1/models/{model}")
-        version = [str(_json(line, told, lambda told: told["modelVersions"][0]["id"]))]
-    return f"https://civitai.com/api/download/models/{urllib.parse.quote(version[0], safe='')}"
-
-
-def _json(line: Line, text: str, pick: Any) -> Any:
-    try:
-        return pick(json.loads(text))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelError(f"{line.field}: {line.source}: answered with something else than a listing.") from error
+def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
+    """`token` in the link's query is the asker's own API key."""
+    key = f"?{urllib.parse.urlencode({'token': query['token']})}" if "token" in query else ""
+    version = query.get("modelVersionId") or shelf.listed(
+        f"https://civitai.com/api/v1/models/{model}{key}", lambda told: str(told["modelVersions"][0]["id"])
+    )
+    return f"https://civitai.com/api/download/models/{urllib.parse.quote(version, safe='')}{key}"
 
 
-def _name_of_upload(path: Path, data: Parameters, extras: Extras) -> str:
-    """The one LoRA that the prompts name and that is not here, else the file's name."""
-    prompts = data.prompt, data.hires_prompt
-    missing = {tag.name for prompt in prompts for tag in missing_loras(prompt, extras)}
-    if len(missing) == 1:
-        return missing.pop()
-    return _plain(name_of_upload(path.stem))
+def _as_prompted(name: str, data: Parameters, extras: Extras) -> str:
+    """The one LoRA that the prompts name and that is not here, else this name."""
+    missing = {tag.name for prompt in (data.prompt, data.hires_prompt) for tag in missing_loras(prompt, extras)}
+    return missing.pop() if len(missing) == 1 else name
 
 
 def _plain(name: str) -> str:
@@ -245,26 +261,11 @@ def _plain(name: str) -> str:
 
 
 def _tagged(data: Parameters, weights: Mapping[str, tuple[float, ...]]) -> Parameters:
-    """The data whose prompts ask for these LoRAs: by a line's weight, else at 1 where they do not name it."""
+    """The data whose prompts ask for these LoRAs: where they do not name one, by its line's weights, else at 1."""
     prompts = {"prompt": data.prompt, **({"hires_prompt": data.hires_prompt} if data.hires_prompt else {})}
     for field, prompt in prompts.items():
         present = {tag.name for tag in lora_tags(prompt, field)}
-        asked = {name: (*given, 1.0) for name, given in weights.items() if given or name not in present}
-        tags = (
-            LoraTag(name, te=given[1] if len(given) > 2 else given[0], unet=given[0]) for name, given in asked.items()
-        )
+        asked = {name: given or (1.0,) for name, given in weights.items() if name not in present}
+        tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in asked.items())
         prompts[field] = " ".join((prompt, *map(str, tags)))
     return replace(data, prompt=prompts["prompt"], hires_prompt=prompts.get("hires_prompt", ""))
-
-
-def _forget_old(fetched: Path, kept: set[Path]) -> None:
-    """Remove the fetched files that were not used for the longest time, until the rest has room.
-
-    Each lies in a folder of its own, beside its lock.
-    """
-    folders = {folder: [path.stat() for path in folder.iterdir()] for folder in fetched.glob("urls/*")}
-    room = CACHE_MAX
-    for folder, files in sorted(folders.items(), key=lambda item: -max((file.st_mtime for file in item[1]), default=0)):
-        room -= sum(file.st_size for file in files)
-        if room < 0 and not any(path.parent == folder for path in kept):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, redacted
 from weights_script import hub
 from weights_script.download import Expected, download
 from weights_script.ledger import Ledger, sha256_of
 from weights_script.manifest import Entry, Source
-from weights_script.web import PATIENCE, Patience, SourceFailed, Unreachable, redacted
+from weights_script.web import PATIENCE, Denied, Patience, SourceFailed, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def ensure(entry: Entry, cache: Path, patience: Patience = PATIENCE) -> Path:
         try:
             return _from_source(entry, source, cache, patience)
         except SourceFailed as failure:
-            tried.append(f"{source}: {failure}")
+            tried.append(f"{source}: {failure}{for_operators(failure)}")
             log.warning("%s: %s: %s", entry.name, source, failure)
             if isinstance(failure, Unreachable):
                 unreachable.add(host)
@@ -74,6 +74,11 @@ OWN_FILE = {
 """What to do without an entry, by its kind."""
 
 
+def for_operators(failure: SourceFailed) -> str:
+    """What whoever runs the container can do about it."""
+    return "; for a gated repository accept its terms and set HF_TOKEN" if isinstance(failure, Denied) else ""
+
+
 def present(entry: Entry, cache: Path) -> Path | None:
     """The entry's path if it is here and whole, without any network."""
     if entry.embedded:
@@ -85,11 +90,17 @@ def present(entry: Entry, cache: Path) -> Path | None:
 
 
 def fetch_url(
-    url: str, cache: Path, sha256: str = "", patience: Patience = PATIENCE, at_most: int | None = None
+    url: str,
+    cache: Path,
+    sha256: str = "",
+    patience: Patience = PATIENCE,
+    at_most: int | None = None,
+    token: str | None = None,
 ) -> Path:
     """A weight file by its address, of `at_most` so many bytes. A name without a known suffix is taken for safetensors.
 
-    Raises ModelError for anything but http and https, and when the file cannot be had.
+    `token` is sent instead of the operator's. Raises ModelError for anything but http and https, and SourceFailed when
+    the file cannot be had.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -100,10 +111,7 @@ def fetch_url(
     stated = Expected(sha256=sha256, at_most=at_most)
     if Ledger(cache).vouches(key, stated):
         return cache / key
-    try:
-        return _file(cache, key, url, stated, None, patience)
-    except SourceFailed as failure:
-        raise ModelError(f"{redacted(url)}: {failure}. Check the address, or give a local path.") from failure
+    return _file(cache, key, url, stated, None, patience, token)
 
 
 def _stated(entry: Entry) -> Expected:
@@ -140,7 +148,7 @@ def _from_source(entry: Entry, source: Source, cache: Path, patience: Patience) 
 
 
 def _folder(entry: Entry, source: Source, cache: Path, patience: Patience) -> Path:
-    _refuse_offline()
+    refuse_offline()
     key = _folder_key(entry, source)
     files = hub.folder_files(source, patience)
     for name, listed in files.items():
@@ -151,7 +159,15 @@ def _folder(entry: Entry, source: Source, cache: Path, patience: Patience) -> Pa
     return cache / key
 
 
-def _file(cache: Path, key: str, url: str, stated: Expected, found: Path | None, patience: Patience) -> Path:
+def _file(
+    cache: Path,
+    key: str,
+    url: str,
+    stated: Expected,
+    found: Path | None,
+    patience: Patience,
+    token: str | None = None,
+) -> Path:
     """One file at its place in the cache, recorded. `found` is a copy elsewhere that may serve."""
     target = cache / key
     ledger = Ledger(cache)
@@ -163,8 +179,9 @@ def _file(cache: Path, key: str, url: str, stated: Expected, found: Path | None,
             _link(found, target)
             ledger.add(key, digest, str(found))
             return target
-        _refuse_offline()
-        digest = download(url, target, expected, token=hub.token_for(url), patience=patience)
+        refuse_offline()
+        token = hub.token_for(url) if token is None else token
+        digest = download(url, target, expected, token=token, patience=patience)
         if not expected.sha256:
             log.info("%s: no hash is published; %s is trusted from now on", target.name, digest)
         ledger.add(key, digest, url)
@@ -179,7 +196,7 @@ def _link(found: Path, target: Path) -> None:
     beside.replace(target)
 
 
-def _refuse_offline() -> None:
+def refuse_offline() -> None:
     if hub.offline():
         raise SourceFailed("not here, and HF_HUB_OFFLINE forbids to fetch it")
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, redacted
 from weights_script.download import Expected
-from weights_script.web import redacted
 
 NAME = "weights.lock.json"
 
@@ -67,12 +66,25 @@ class Ledger:
 
     def add(self, key: str, sha256: str, source: str) -> Record:
         record = Record(size=(self.cache / key).stat().st_size, sha256=sha256, source=redacted(source))
-        with FileLock(self.path.with_name(f".{NAME}.lock")):
-            table = self.records() | {key: record}
-            fresh = self.path.with_name(f"{NAME}.new")
-            fresh.write_text(json.dumps({name: asdict(value) for name, value in sorted(table.items())}, indent=1))
-            fresh.replace(self.path)
+        with self._alone():
+            self._write(self.records() | {key: record})
         return record
+
+    def forget_missing(self) -> None:
+        """Drop the records of files that are not here any more: what is fetched in their place may be another."""
+        with self._alone():
+            records = self.records()
+            here = {key: record for key, record in records.items() if (self.cache / key).exists()}
+            if here != records:
+                self._write(here)
+
+    def _alone(self) -> FileLock:
+        return FileLock(self.path.with_name(f".{NAME}.lock"))
+
+    def _write(self, records: dict[str, Record]) -> None:
+        fresh = self.path.with_name(f"{NAME}.new")
+        fresh.write_text(json.dumps({name: asdict(value) for name, value in sorted(records.items())}, indent=1))
+        fresh.replace(self.path)
 
 
 def sha256_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, redacted
 from pipelines.model import ModelFiles
 from pipelines.request import HiresSettings
 from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
@@ -37,7 +37,7 @@ def resolve(weights: str | None, model: str | None) -> ResolvedModel:
         checkpoint, sha256 = _path_or_url("COG_WEIGHTS", weights)
         # A file that the manifest knows by its name brings that entry's picture size with it.
         entry = next((entry for entry in entries.values() if checkpoint.name in _file_names(entry)), None)
-        return _resolved(checkpoint, sha256, f"COG_WEIGHTS={weights}", _vae("", entries), entry, entries)
+        return _resolved(checkpoint, sha256, f"COG_WEIGHTS={redacted(weights)}", _vae("", entries), entry, entries)
     reason = f"PASTEL_MODEL={model}" if model else "the embedded default: neither COG_WEIGHTS nor PASTEL_MODEL is set"
     entry = _named("PASTEL_MODEL", model or DEFAULT_MODEL, "model", entries)
     checkpoint = _entry_path(reason, entry)
@@ -127,11 +127,16 @@ def _path_or_url(setting: str, value: str) -> tuple[Path, str]:
         except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, a home of nobody
             raise ModelError(f"{setting}={value}: cannot be looked up ({error}). Give another path.") from error
         raise ModelError(f"{setting}={value}: no such file or folder. Give a path, or an http or https URL.")
-    from weights_script.fetch import cache_folder, fetch_url
+    from weights_script.fetch import cache_folder, fetch_url, for_operators
     from weights_script.ledger import Ledger
+    from weights_script.web import SourceFailed
 
     try:
         path = fetch_url(value, cache_folder())
+    except SourceFailed as failure:
+        reason = f"{failure}{for_operators(failure)}"
+        fix = "Check the address, or give a local path."
+        raise ModelError(f"{setting}: {redacted(value)}: {reason}. {fix}") from failure
     except ModelError as error:
         raise ModelError(f"{setting}: {error}") from error
     record = Ledger(cache_folder()).get(str(path.relative_to(cache_folder())))

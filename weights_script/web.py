@@ -6,7 +6,6 @@ The standard library's client is enough and honours the proxy variables, so that
 import email.utils
 import http.client
 import logging
-import os
 import re
 import ssl
 import time
@@ -20,16 +19,18 @@ from http.client import HTTPMessage, HTTPResponse
 from typing import IO, TypeVar, cast
 from urllib.request import Request
 
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, redacted
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 CHUNK = 1 << 20
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RESERVED = ":/?#[]@!$&'()*+,;=%"
+"""What has a meaning in an address; what else is not plain, such as a space, is sent by its code."""
 STATUS_HINTS = {
-    401: "gone, private or gated; for a gated repository accept its terms and set HF_TOKEN",
-    403: "not allowed; for a gated repository accept its terms and set HF_TOKEN",
+    401: "gone, private or gated",
+    403: "not allowed, or gated",
     404: "no such file there",
     410: "gone",
 }
@@ -68,6 +69,14 @@ class SourceFailed(ModelError):
 
 class Unreachable(SourceFailed):
     """No connection to the server came about."""
+
+
+class Refused(SourceFailed):
+    """The server answered that it does not give the file."""
+
+
+class Denied(Refused):
+    """HTTP 401 or 403: it may give the file to others."""
 
 
 class Interrupted(Exception):
@@ -110,21 +119,15 @@ def patiently(
             sleep(wait)
 
 
-def redacted(text: str) -> str:
-    """The text without passwords and queries in its URLs (signed links), and without Hugging Face tokens."""
-    text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
-    text = re.sub(r"(https?://[^\s?#]*)[?#]\S*", r"\1", text)
-    secret = os.environ.get("HF_TOKEN")
-    text = text.replace(secret, "***") if secret else text
-    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
-
-
 def ask(url: str, headers: dict[str, str], token: str, timeout: float) -> HTTPResponse:
     """The answer to a GET; `token` is sent to the URL's own host only.
 
     Raises SourceFailed, Interrupted or RangeRefused.
     """
-    request = Request(url, headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers)
+    request = Request(
+        urllib.parse.quote(url, safe=_RESERVED),
+        headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers,
+    )
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
@@ -161,7 +164,7 @@ def _from_status(error: urllib.error.HTTPError) -> Exception:
     text = f"HTTP {error.code}: {STATUS_HINTS.get(error.code, error.reason)}"
     if error.code in TRY_AGAIN:
         return Interrupted(text, _retry_after(error.headers.get("Retry-After", "")))
-    return SourceFailed(text)
+    return (Denied if error.code in (401, 403) else Refused)(text)
 
 
 def _retry_after(value: str) -> float | None:

@@ -339,7 +339,9 @@ def test_other_files_are_refused_before_anything_is_drawn(
     networks: Networks, tmp_path: Path, change: Callable[[Tensors], Tensors], words: str
 ) -> None:
     broken = write(tmp_path / "broken.safetensors", change(random_control(networks.unet)))
-    with mock.patch.object(networks.unet, "forward") as drawn, pytest.raises(ModelError, match=words):
+    broken = replace(broken, origin="control_file='broken'")
+    told = f"^control_file='broken': .*{words}"
+    with mock.patch.object(networks.unet, "forward") as drawn, pytest.raises(ModelError, match=told):
         draw(networks, asked(broken, UNIT))
     assert not drawn.called
 

@@ -1,6 +1,7 @@
 """Textual inversion: which words stand for vectors, where those come to lie, and which files are refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,9 @@ def test_what_is_no_embedding_of_this_model_is_refused(
     networks: Networks, tmp_path: Path, vectors: Callable[[int], Tensor], told: str
 ) -> None:
     width = width_of(networks)
-    table = EmbeddingTable({"bad": write(tmp_path, "bad", vectors(width))}, networks.text.tokenize, width)
-    with pytest.raises(ModelError, match=told):
+    bad = replace(write(tmp_path, "bad", vectors(width)), origin="embeddings='a/b/c.pt'")
+    table = EmbeddingTable({"bad": bad}, networks.text.tokenize, width)
+    with pytest.raises(ModelError, match=rf"^embeddings='a/b/c\.pt': .*{told}"):
         list(table.units(networks.text.tokenize("bad")))
 
 

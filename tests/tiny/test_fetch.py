@@ -19,7 +19,7 @@ from unittest.mock import Mock
 import pytest
 from filelock import FileLock
 
-from pipelines.errors import InvalidInput, ModelError
+from pipelines.errors import InvalidInput, ModelError, redacted
 from pipelines.pasted import Parameters
 from tests.tiny.misbehaving import Answer, Server, running
 from tests.unit.test_extras import NOTHING
@@ -30,7 +30,8 @@ from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
 from weights_script.manifest import Entry, Licence, Source
-from weights_script.web import Patience, SourceFailed, redacted
+from weights_script.resolve import resolve
+from weights_script.web import Patience, SourceFailed
 
 DATA = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -103,7 +104,7 @@ REFUSED: dict[str, tuple[Expected, list[Answer], str]] = {
     "pointer": (NOTHING_KNOWN, [Answer(body=b"version https://git-lfs.github.com/spec/v1\n")], "pointer"),
     "empty": (NOTHING_KNOWN, [Answer()], "empty"),
     "encoded": (KNOWN, [replace(GOOD, headers={"Content-Encoding": "gzip"})], "encoded as gzip"),
-    "401": (KNOWN, [Answer(status=401)], "HF_TOKEN"),
+    "401": (KNOWN, [Answer(status=401)], "gone, private or gated"),
     "404": (KNOWN, [Answer(status=404)], "no such file"),
     "503 for ever": (KNOWN, [Answer(status=503)], "HTTP 503"),
     "429 for an hour": (KNOWN, [Answer(status=429, headers={"Retry-After": "3600"})], "3600 s"),
@@ -378,6 +379,13 @@ def test_names_from_urls_stay_inside_the_cache(server: Server, tmp_path: Path) -
     assert fetch_url(f"{server.address}/models/6297", tmp_path).name == "6297.safetensors"
 
 
+def test_an_address_as_people_write_it(server: Server, tmp_path: Path) -> None:
+    server.script["/a%20sn%C3%B6w.safetensors"] = [GOOD]
+    path = fetch_url(f"{server.address}/a snöw.safetensors?token=se cret", tmp_path, patience=HURRY)
+    assert path.read_bytes() == DATA
+    assert server.seen[0][0].endswith("?token=se%20cret")
+
+
 # ---------------------------------------------------------------- Hugging Face
 
 REPOSITORY = "someone/some-model"
@@ -462,8 +470,9 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 def test_secrets_are_left_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "odd-token")
-    text = "https://me:pass@host/x?token=abc and odd-token and hf_abcdefghij, https://host/y#z"
-    assert redacted(text) == "https://host/x and *** and hf_***, https://host/y"
+    text = "https://me:pass@host/x?token=abc and odd-token and hf_abcdefghij, https://host/y#z www.host.com/x?token=abc"
+    assert redacted(text) == "https://host/x and *** and hf_***, https://host/y www.host.com/x"
+    assert redacted("a cat/dog? (1girl:1.2), 3.5/4?") == "a cat/dog? (1girl:1.2), 3.5/4?"
 
 
 def test_offline_fetches_nothing(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -622,6 +631,96 @@ def test_a_repository_of_one_lora(
     name = fetched.removesuffix(".safetensors")
     assert extras.loras[name].path.read_bytes() == DATA
     assert data.prompt == f"a <lora:{name}:0.5>"
+
+
+@pytest.fixture
+def hub_of_loras(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server as a Hub with the repositories some/lora and other/lora, of one file each."""
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("PASTEL_CACHE", str(tmp_path))
+    for owner, content in {"some": DATA, "other": OTHER}.items():
+        listing = json.dumps({"siblings": [{"rfilename": f"{owner}.safetensors"}]}).encode()
+        server.script[f"/api/models/{owner}/lora/revision/main"] = [Answer(body=listing)]
+        server.script[f"/{owner}/lora/resolve/main/{owner}.safetensors"] = [Answer(body=content)]
+    return server
+
+
+def brought(line: str) -> Path:
+    """The file of the one line of `loras`."""
+    (file,) = bring(Parameters(), NOTHING | {"loras": line})[0].loras.values()
+    return file.path
+
+
+@pytest.mark.parametrize(("share", "sent"), [("", None), ("1", "Bearer hf_secretsecretsecret")])
+def test_a_request_has_the_operators_token_only_where_it_is_shared(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: str, sent: str | None
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    monkeypatch.setenv("PASTEL_SHARE_TOKEN", share)
+    brought("some/lora")
+    assert [headers.get("Authorization") for _, headers in hub_of_loras.seen] == [sent, sent]
+    fetch_url(f"{hub_of_loras.address}/some/lora/resolve/main/some.safetensors", tmp_path)  # COG_WEIGHTS
+    assert hub_of_loras.seen[-1][1]["Authorization"] == "Bearer hf_secretsecretsecret"
+
+
+def test_only_whoever_runs_the_container_is_told_of_the_token(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(status=401)]
+    with pytest.raises(ModelError, match=r"^loras='some/lora': HTTP 401.*lora_file\.$") as caught:
+        brought("some/lora")
+    assert "HF_TOKEN" not in str(caught.value)
+    hub_of_loras.script["/private"] = [Answer(status=403)]
+    with pytest.raises(ModelError, match=r"HTTP 403: .*HF_TOKEN"):
+        ensure(entry(at(hub_of_loras, "/private")), tmp_path, HURRY)
+    with pytest.raises(ModelError, match=r"COG_WEIGHTS: .*/private: HTTP 403: .*HF_TOKEN\. Check the address"):
+        resolve(f"{hub_of_loras.address}/private?token=secret", None)
+
+
+def test_a_request_brings_no_more_than_there_is_room(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
+    first = brought("some/lora")
+    with pytest.raises(ModelError, match=r"^loras='other/lora': too large: 300 kB, at most 1 kB are taken"):
+        bring(Parameters(), NOTHING | {"loras": "some/lora\nother/lora"})
+    assert first.exists()
+    assert brought("other/lora").exists()
+    assert not first.exists()
+
+
+def test_what_was_forgotten_may_come_back_as_another(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
+    brought("some/lora")
+    brought("other/lora")
+    newer = DATA[::-1]
+    hub_of_loras.script["/some/lora/resolve/main/some.safetensors"] = [Answer(body=newer)]
+    assert brought("some/lora").read_bytes() == newer
+
+
+@pytest.mark.parametrize("offline", ["", "1"], ids=["down", "offline"])
+def test_a_repository_whose_file_is_here_needs_no_hub(
+    hub_of_loras: Server, monkeypatch: pytest.MonkeyPatch, offline: str
+) -> None:
+    before = brought("some/lora")
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(status=503)]
+    assert brought("some/lora") == before
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(status=401)]
+    with pytest.raises(ModelError, match="HTTP 401"):
+        brought("some/lora")
+
+
+@pytest.mark.parametrize(
+    "listing", [b"[]", b'{"siblings": [{}]}', b"<html>", b"\xff", b'{"siblings": [{"rfilename": 1}]}']
+)
+def test_a_listing_that_is_none_is_told(hub_of_loras: Server, listing: bytes) -> None:
+    hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]
+    with pytest.raises(ModelError, match=r"^loras='some/lora': answered with something else than a listing"):
+        brought("some/lora")
 
 
 def test_a_controlnet_by_its_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,5 +251,13 @@ def test_what_is_no_lora_is_refused_with_the_weights_untouched(clean: Networks, 
 def test_a_pickle_is_refused_unread(clean: Networks, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
-    with pytest.raises(ModelError, match="a pickle"):
+    with pytest.raises(ModelError, match=f"^{path}: a pickle"):
         clean.adapters.apply([use(ExtraFile.at(path))])
+
+
+def test_a_broken_file_is_told_by_its_input(clean: Networks, tmp_path: Path) -> None:
+    path = tmp_path / "tmpab12cd34my.safetensors"
+    path.write_bytes(b"no weights")
+    told = r"^lora_file='my.safetensors': neither safetensors nor .* bytes\. Give a \.safetensors file\.$"
+    with pytest.raises(ModelError, match=told):
+        clean.adapters.apply([use(ExtraFile.at(path, "lora_file='my.safetensors'"))])

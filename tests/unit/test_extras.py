@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,8 +19,9 @@ from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.reproduce import honour, obstacles, request_from
 from pipelines.request import GenerationRequest, HiresSettings
-from weights_script import extras as lines
+from weights_script import shelf
 from weights_script.extras import bring
+from weights_script.web import Denied
 
 BODY = b"tensors"
 
@@ -173,6 +175,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Extras) -> Path
     [
         ("x", "a", "a <lora:x:1>"),
         ("x", "a <lora:x:0.5>", "a <lora:x:0.5>"),
+        ("x:0.8", "a <lora:x:0.5>", "a <lora:x:0.5>"),
         (" x : 0.8 ", "a", "a <lora:x:0.8>"),
         ("x:0.8:-0.3\n", "a", "a <lora:x:-0.3:0.8>"),
         ("mine = x:2", "a", "a <lora:mine:2>"),
@@ -195,6 +198,7 @@ def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) ->
         ("https://example.com/c.safetensors", "must be an https address of"),
         ("https://huggingface.co.example.com/c.safetensors", "must be an https address of"),
         ("https://user@example.com:1@huggingface.co.evil/c", "must be an https address of"),
+        ("https://[huggingface.co/a", "must be an https address of"),
         ("file:///etc/passwd", "must be an https address of|nothing of this name"),
         ("../../etc/passwd", "nothing of this name"),
         ("a/b/../../../c", "nothing of this name"),
@@ -219,7 +223,16 @@ def test_other_places_are_refused(line: str, told: str) -> None:
             "https://civitai.com/api/download/models/34",
         ),
         ("https://civitai.com/api/download/models/34", "https://civitai.com/api/download/models/34"),
+        (
+            "https://civitai.com/models/12?modelVersionId=34&token=a%26b",
+            "https://civitai.com/api/download/models/34?token=a%26b",
+        ),
+        ("https://civitai.com/api/download/models/34?token=ab", "https://civitai.com/api/download/models/34?token=ab"),
         ("https://x.replicate.delivery/y/c.safetensors", "https://x.replicate.delivery/y/c.safetensors"),
+        ("www.civitai.com/models/12?modelVersionId=34", "https://civitai.com/api/download/models/34"),
+        ("x.replicate.delivery/y/c.safetensors", "https://x.replicate.delivery/y/c.safetensors"),
+        ("huggingface.co/a/b/blob/main/c.safetensors", "https://huggingface.co/a/b/resolve/main/c.safetensors"),
+        ("https://www.huggingface.co/a/b/blob/main/c.bin", "https://huggingface.co/a/b/resolve/main/c.bin"),
     ],
 )
 def test_links_are_turned_into_their_files(
@@ -227,11 +240,11 @@ def test_links_are_turned_into_their_files(
 ) -> None:
     asked: list[str] = []
 
-    def fetch(url: str, cache: Path, at_most: int) -> Path:
+    def fetch(url: str, cache: Path, **_: object) -> Path:
         asked.append(url)
         return write(tmp_path / "34.safetensors", ss_output_name="a, name")
 
-    monkeypatch.setattr("weights_script.fetch.fetch_url", fetch)
+    monkeypatch.setattr(shelf, "fetch_url", fetch)
     extras, data = bring(Parameters(prompt="a"), NOTHING | {"loras": f"{line}:0.5"})
     assert asked == [address]
     assert data.prompt == "a <lora:a_ name:0.5>"
@@ -239,13 +252,123 @@ def test_links_are_turned_into_their_files(
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("line", "listing", "address"),
+    [
+        (
+            "civitai.com/models/12?token=secret",
+            "https://civitai.com/api/v1/models/12?token=secret",
+            "https://civitai.com/api/download/models/34?token=secret",
+        ),
+        (
+            "huggingface.co/a/b",
+            "https://huggingface.co/api/models/a/b/revision/main",
+            "https://huggingface.co/a/b/resolve/main/c.safetensors",
+        ),
+    ],
+)
+def test_a_page_is_asked_for_its_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, listing: str, address: str
+) -> None:
+    asked: list[str] = []
+
+    def read_text(url: str, **_: object) -> str:
+        asked.append(url)
+        return json.dumps({"modelVersions": [{"id": 34}, {"id": 5}], "siblings": [{"rfilename": "c.safetensors"}]})
+
+    def fail(url: str, *_: object, **__: object) -> Path:
+        asked.append(url)
+        raise Denied("HTTP 401: gone, private or gated")
+
+    monkeypatch.setattr(shelf, "read_text", read_text)
+    monkeypatch.setattr(shelf, "fetch_url", fail)
+    with pytest.raises(ModelError, match="HTTP 401") as caught:
+        bring(Parameters(), NOTHING | {"loras": line})
+    assert asked == [listing, address]
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("field", "line", "told"),
+    [
+        (
+            "loras",
+            "nobody/nothing/a.safetensors",
+            "loras='nobody/nothing/a.safetensors': HTTP 401: gone. "
+            "Name one that is open to everybody, or send the file in lora_file.",
+        ),
+        ("embeddings", "a/b/c.pt", "embeddings='a/b/c.pt': HTTP 401: gone. Name one that is open to everybody."),
+        (
+            "controls",
+            "https://civitai.com/models/1?modelVersionId=2&token=secret: 0.5",
+            "controls='https://civitai.com/models/1': HTTP 401: gone. Check the link; for a file that CivitAI gives to "
+            "members only put ?token= and your API key at its end.",
+        ),
+    ],
+)
+def test_what_is_not_given_to_us_is_told_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, field: str, line: str, told: str
+) -> None:
+    monkeypatch.setattr(shelf, "fetch_url", Mock(side_effect=Denied("HTTP 401: gone")))
+    with pytest.raises(ModelError) as caught:
+        bring(Parameters(), NOTHING | {field: line})
+    assert str(caught.value) == told
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("field", "key"), [("loras", "token=secret"), ("controls", "token=secret: 1, of=2")])
+def test_a_line_that_is_refused_is_shown_without_its_key(field: str, key: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{field}='https://example.com/a") as caught:
+        bring(Parameters(), NOTHING | {field: f"https://example.com/a?{key}"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("cache")
 def test_what_cannot_be_had_names_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Path:
         raise ModelError("gone")
 
-    monkeypatch.setattr("weights_script.fetch.fetch_url", fail)
-    with pytest.raises(ModelError, match=r"^embeddings: gone"):
+    monkeypatch.setattr(shelf, "fetch_url", fail)
+    with pytest.raises(ModelError, match=r"^embeddings='a/b/c\.pt': gone"):
         bring(Parameters(), NOTHING | {"embeddings": "a/b/c.pt"})
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("prompt", "name", "expected"),
+    [
+        ("a <lora:mine:0.5>", "mine", "a <lora:mine:0.5>"),
+        ("a", "some", "a <lora:some:1>"),
+        ("a <lora:y:1> <lora:z:1>", "some", "a <lora:y:1> <lora:z:1> <lora:some:1>"),
+    ],
+)
+@pytest.mark.parametrize("weight", ["", ":0.8"])
+def test_one_line_without_a_name_is_what_the_prompt_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompt: str, name: str, expected: str, weight: str
+) -> None:
+    """What the prompt says of it counts, and not the line's weight."""
+    fetched = write(tmp_path / "some.safetensors")
+    monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
+    extras, data = bring(Parameters(prompt=prompt), NOTHING | {"loras": f"a/b/some.safetensors{weight}"})
+    assert extras.loras[name].path == fetched
+    assert data.prompt == expected.replace("some:1", f"some{weight or ':1'}")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "added"),
+    [
+        ({"loras": "a/b/some.safetensors\na/b/other.safetensors"}, ["some", "other"]),
+        ({"loras": "named = a/b/some.safetensors"}, ["named"]),
+        ({"loras": "x"}, ["x"]),
+    ],
+)
+def test_other_lines_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, inputs: dict[str, str], added: list[str]
+) -> None:
+    monkeypatch.setattr(shelf, "fetch_url", lambda url, *_, **__: write(cache / url.rpartition("/")[2]))
+    _, data = bring(Parameters(prompt="a <lora:mine:0.5>"), NOTHING | inputs)
+    assert data.prompt == " ".join(["a <lora:mine:0.5>", *(f"<lora:{name}:1>" for name in added)])
 
 
 @pytest.mark.usefixtures("cache")
@@ -261,6 +384,7 @@ def test_an_uploaded_file_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, 
     uploaded = write(tmp_path / "tmpab12_xyzsome.safetensors")
     extras, data = bring(Parameters(prompt=prompt), NOTHING | {"lora_file": uploaded})
     assert extras.loras[name].path == uploaded
+    assert extras.loras[name].origin == "lora_file='some.safetensors'"
     assert data.prompt == expected
 
 
@@ -269,9 +393,21 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
     size = fetched[0].stat().st_size
     for age, path in enumerate(fetched):
         (path.parent / ".a.safetensors.lock").touch()
-        os.utime(path.parent / ".a.safetensors.lock", (1, 1))
-        os.utime(path, (1000 - age, 1000 - age))
-    monkeypatch.setattr(lines, "CACHE_MAX", 2 * size)
-    monkeypatch.setattr("weights_script.fetch.fetch_url", lambda url, folder, at_most: fetched[3])
+        os.utime(path.parent, (1000 - age, 1000 - age))
+    monkeypatch.setattr(shelf, "ROOM", 2 * size)
+    monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched[3])
     bring(Parameters(), NOTHING | {"loras": "a/b/c.safetensors"})
     assert [path.exists() for path in fetched] == [True, False, False, True]
+
+
+def test_a_fetched_file_is_the_same_for_the_next_request(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """By what it is known decides whether its hash, its merged weights and its network are kept."""
+    fetched = write(cache / "fetched" / "urls" / "0" / "a.safetensors")
+    os.utime(fetched, (1000, 1000))
+    monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
+    inputs = NOTHING | {
+        "loras": "a/b/c.safetensors",
+        "embeddings": "a/b/c.safetensors",
+        "controls": "a/b/c.safetensors",
+    }
+    assert bring(Parameters(), inputs) == bring(Parameters(), inputs)

@@ -249,7 +249,10 @@ def test_a_block_asks_for_the_file_of_its_model(cache: Path, file: ExtraFile) ->
     extras, data = bring(own, INPUTS)
     assert list(extras.controls) == ["own_canny"]
     assert data.controls == own.controls
-    with pytest.raises(ModelError, match=r"controls: canny cannot be had.*HF_HUB_OFFLINE.*send it in control_file"):
+    with pytest.raises(
+        ModelError,
+        match=r"controls='control_v11p_sd15_canny': canny cannot be had.*HF_HUB_OFFLINE.*send it in control_file",
+    ):
         bring(Parameters(controls=(CANNY,)), INPUTS)  # known by the manifest
 
 
@@ -257,7 +260,7 @@ def test_a_block_asks_for_the_file_of_its_model(cache: Path, file: ExtraFile) ->
     ("line", "words"),
     [
         ("nothing", "controls='nothing': nothing of this name is here.*one of those here: own_canny"),
-        ("https://example.com/a.safetensors", "must be an https address of .*or send it in control_file"),
+        ("https://example.com/a.safetensors", "must be an https address of .*or send the file in control_file"),
     ],
 )
 def test_lines_that_name_nothing(cache: Path, line: str, words: str) -> None:
