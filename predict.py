@@ -351,6 +351,10 @@ class Predictor(BasePredictor):
             default="",
             max_length=10000,
         ),
+        embedding_file: Optional[Path] = Input(
+            description="A textual inversion of your own (.safetensors, .pt). Name it in embeddings: my_style.",
+            default=None,
+        ),
         controls: str = Input(
             description="ControlNets, one a line: canny: 0.8, or owner/repository: weight=1, start=0, end=0.6.",
             default="",
@@ -423,7 +427,7 @@ class Predictor(BasePredictor):
         size = size_of(pictures, inputs, (self.model.width, self.model.height))
         block = pasted.read(text) if text else None
         upscalers: dict[str, pathlib.Path] = {}
-        for name in ("lora_file", "control_file"):
+        for name in ("lora_file", "embedding_file", "control_file"):
             if inputs[name]:
                 _check_file(name, inputs[name])
         if file := inputs["hires_upscaler_file"]:

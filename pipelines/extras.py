@@ -27,6 +27,11 @@ def name_of_upload(stem: str) -> str:
     return re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
 
 
+def in_hashes(name: str) -> str:
+    """The name without what would end it in an infotext's list of hashes."""
+    return re.sub("[:,]", "", name)
+
+
 @dataclass(frozen=True)
 class ExtraFile:
     """A file at one moment: what is written over it later is another one."""

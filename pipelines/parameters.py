@@ -1,11 +1,10 @@
 """What a finished picture tells of how it was made: request and plan -> infotext, key for key as WebUI writes it."""
 
-import re
 from collections.abc import Iterable, Iterator
 
 from pipelines import __version__, infotext
 from pipelines.catalog import ONLY_MASKED
-from pipelines.extras import lora_tags
+from pipelines.extras import in_hashes, lora_tags
 from pipelines.model import ModelIdentity
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import (
@@ -83,8 +82,8 @@ def _loras(request: GenerationRequest) -> dict[str, str]:
 
 
 def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
-    """`name: digits, name: digits`, the names without what would end them."""
-    told = (f"{re.sub('[:,]', '', name)}: {sha256[:EXTRA_HASH_DIGITS]}" for name, sha256 in named)
+    """`name: digits, name: digits`."""
+    told = (f"{in_hashes(name)}: {sha256[:EXTRA_HASH_DIGITS]}" for name, sha256 in named)
     return ", ".join(told) or None
 
 

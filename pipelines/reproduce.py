@@ -16,7 +16,15 @@ from pipelines.catalog import (
     UPSCALERS,
 )
 from pipelines.errors import InvalidInput
-from pipelines.extras import LORA_KINDS, NO_EXTRAS, Extras, missing_loras, name_of_upload, without_missing
+from pipelines.extras import (
+    LORA_KINDS,
+    NO_EXTRAS,
+    Extras,
+    in_hashes,
+    missing_loras,
+    name_of_upload,
+    without_missing,
+)
 from pipelines.infotext import version_of
 from pipelines.model import ModelIdentity
 from pipelines.pasted import OLD_RULES, Parameters
@@ -177,6 +185,10 @@ def idle(changed: Collection[str], request: GenerationRequest) -> Iterator[str]:
         found = [name for name in names if name in changed]
         if found and not there:
             yield f"Without {what} nothing comes of {', '.join(found)}."
+    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    for name, file in request.extras.embeddings.items():
+        if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
+            yield f"No prompt says {name}, so that nothing comes of {file.origin}."
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:
@@ -472,16 +484,17 @@ def _of_networks(data: Parameters, extras: Extras) -> Iterator[Obstacle]:
     for lora in {lora: None for prompt in prompts.values() for lora in missing_loras(prompt, extras)}:
         told = f"{lora}: no LoRA of this name is here; bring it in loras or lora_file (--lora-dir)"
         yield Obstacle(told, other_picture=True, instead=instead)
-    for name in data.lora_hashes.keys() - {tag.args[0] for tag in tags}:
+    for name in data.lora_hashes.keys() - {in_hashes(tag.args[0]) for tag in tags}:
         yield Obstacle(f"the LoRA {name} is not in its prompt, so that its multiplier is not known", other_picture=True)
     for what, hashes, files in (
         ("LoRA", data.lora_hashes, extras.loras),
         ("embedding", data.ti_hashes, extras.embeddings),
     ):
+        here = {in_hashes(name): file for name, file in files.items()}
         for name, digits in hashes.items():
-            if name in files and not files[name].hashed_as(digits):
+            if name in here and not here[name].hashed_as(digits):
                 yield Obstacle(f"made with another {what} {name} ({digits}) than the one here", other_picture=True)
-    for name in data.ti_hashes.keys() - extras.embeddings.keys():
+    for name in data.ti_hashes.keys() - set(map(in_hashes, extras.embeddings)):
         told = f"the embedding {name} is not here; bring it in embeddings (--embeddings-dir)"
         yield Obstacle(told, other_picture=True)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipelines.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, NO_PREPROCESSOR, PREPROCESSORS
 from pipelines.errors import InvalidInput
+from pipelines.extras import in_hashes
 from pipelines.request import CONTROLS_MAX, ControlSettings
 
 _SETTING = r"(?:[-+]?[\d.]+|\w+\s*=\s*[^,=:/]*)"
@@ -79,7 +80,7 @@ def write_unit(control: ControlSettings, short_hash: str) -> str:
     """The unit as an infotext tells it."""
     fields = {
         "Module": PREPROCESSORS[control.preprocessor],
-        "Model": f"{re.sub('[,:]', '', control.model)} [{short_hash}]",
+        "Model": f"{in_hashes(control.model)} [{short_hash}]",
         "Weight": f"{control.weight:g}",
         "Resize Mode": CONTROL_RESIZE_MODES[control.resize_mode],
         "Processor Res": "512",  # as the extension does, which takes no notice of it in pictures that are Pixel Perfect

@@ -32,7 +32,7 @@ HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 OWN_FOLDERS = ("loras", "embeddings", "controlnets")
 """In the cache: what whoever runs the container has put there."""
 LINES_MAX = 32
-OWN_FILE = {"loras": "lora_file", "controls": "control_file"}
+OWN_FILE = {"loras": "lora_file", "embeddings": "embedding_file", "controls": "control_file"}
 """Input -> the one for a file of one's own."""
 KIND_OF = {"loras": "adapter", "embeddings": "adapter", "controls": "controlnet"}
 """Input -> the kind of the manifest's entries that it may name."""
@@ -64,8 +64,8 @@ class Line:
 
     @property
     def or_sent(self) -> str:
-        """The end of an advice: the input for a file of one's own, where there is one."""
-        return f", or send the file in {OWN_FILE[self.field]}." if self.field in OWN_FILE else "."
+        """The end of an advice: the input for a file of one's own."""
+        return f", or send the file in {OWN_FILE[self.field]}."
 
 
 def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Parameters]:
@@ -87,14 +87,28 @@ def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Paramete
         if len(lines) == 1 and not (uploaded or line.name or line.source in extras.loras):
             name = _as_prompted(name, data, extras)
         brought[name], weights[name] = file, line.weights
-    named = {_found(line, extras.embeddings, shelf) for line in read_lines("embeddings", inputs["embeddings"])}
-    extras |= Extras(loras=brought, embeddings=dict(named))
+    extras |= Extras(loras=brought, embeddings=dict(_embeddings(inputs, extras.embeddings, shelf)))
     if uploaded:
         name = _as_prompted(_plain(name_of_upload(Path(uploaded).stem)), data, extras)
         extras |= Extras(loras={name: _uploaded("lora_file", uploaded)})
         weights[name] = ()
     controls, guided = _controls(data, inputs, extras.controls, shelf)
     return extras | Extras(controls=controls), replace(_tagged(data, weights), controls=guided)
+
+
+def _embeddings(
+    inputs: Mapping[str, Any], here: Mapping[str, ExtraFile], shelf: "Shelf"
+) -> Iterator[tuple[str, ExtraFile]]:
+    """Those of the lines. `embedding_file` is the one of a plain name that nothing here has, else it has its own."""
+    uploaded = inputs["embedding_file"]
+    name = _plain(name_of_upload(Path(uploaded).stem)) if uploaded else ""
+    for line in read_lines("embeddings", inputs["embeddings"]):
+        if uploaded and not line.name and line.source not in here and "/" not in line.source:
+            name = line.source
+        else:
+            yield _found(line, here, shelf)
+    if uploaded:
+        yield name, _uploaded("embedding_file", uploaded)
 
 
 def _controls(

@@ -1,6 +1,5 @@
 """upscale_only through HTTP."""
 
-
 import pytest
 from PIL import Image
 

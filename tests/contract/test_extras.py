@@ -7,6 +7,7 @@ import pytest
 from pipelines.loader import load
 from script.client import data_uri
 from script.cog_server import CogServer, reasons
+from script.schema import ROOT
 from tests.adapters import kohya, write
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
 from weights_script.resolve import resolve
@@ -30,6 +31,20 @@ def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) 
     again = draw(server, {"generation_data": text, "lora_file": lora})
     assert again["output"] == [changed]
     assert again["metrics"]["not_honoured"] == []
+
+
+def test_an_embedding_of_ones_own_is_called_by_the_name_it_is_given(server: CogServer) -> None:
+    file = data_uri(ROOT / "tests" / "data" / "embeddings" / "afterglow.safetensors")
+    sea = DRAFT | {"prompt": "the sea under a mine sky"}
+    (before,) = draw(server, sea)["output"]
+    done = draw(server, sea | {"embedding_file": file, "embeddings": "mine"})
+    (changed,) = done["output"]
+    assert changed != before
+    assert 'TI hashes: "mine: ' in parameters(picture(changed))
+    assert "nothing comes of" not in done["logs"]
+    unsaid = draw(server, sea | {"embedding_file": file, "embeddings": "yours"})
+    assert unsaid["output"] == [before]
+    assert "No prompt says yours, so that nothing comes of embedding_file=" in unsaid["logs"]
 
 
 def test_one_that_is_not_here_is_named(server: CogServer) -> None:

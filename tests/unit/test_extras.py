@@ -136,6 +136,20 @@ def test_hashes_are_written_and_read_back(here: Extras) -> None:
     assert [each.other_picture for each in obstacles(data, MODEL)] == [True] * 3
 
 
+def test_names_with_a_comma_are_known_again(tmp_path: Path) -> None:
+    """Infotexts leave it out, as it would end the name."""
+    write(tmp_path / "loras" / "x, v2.safetensors")
+    write(tmp_path / "embeddings" / "e, v2.safetensors")
+    here = in_folders(tmp_path / "loras", tmp_path / "embeddings")
+    request = GenerationRequest(prompt="a <lora:x, v2:1>", width=64, height=64, seed=1, hires=None, extras=here)
+    digest = here.embeddings["e, v2"].sha256
+    text = of_picture(request, make_plan(request), MODEL, 0, [("e, v2", digest)])
+    assert 'Lora hashes: "x v2: ' in text
+    assert obstacles(pasted.read(text), MODEL, extras=here) == []
+    (other,) = obstacles(pasted.read(text.replace(digest[:12], "0" * 12)), MODEL, extras=here)
+    assert "another embedding e v2" in other.text
+
+
 @pytest.mark.parametrize(
     ("end", "told"),
     [
@@ -158,7 +172,14 @@ def test_without_strict_the_tags_of_what_is_missing_go(here: Extras) -> None:
 
 # --- what a request brings along
 
-NOTHING: dict[str, Any] = {"controls": "", "control_file": None, "loras": "", "embeddings": "", "lora_file": None}
+NOTHING: dict[str, Any] = {
+    "controls": "",
+    "control_file": None,
+    "loras": "",
+    "embeddings": "",
+    "lora_file": None,
+    "embedding_file": None,
+}
 
 
 @pytest.fixture
@@ -298,7 +319,12 @@ def test_a_page_is_asked_for_its_file(
             "loras='nobody/nothing/a.safetensors': HTTP 401: gone. "
             "Name one that is open to everybody, or send the file in lora_file.",
         ),
-        ("embeddings", "a/b/c.pt", "embeddings='a/b/c.pt': HTTP 401: gone. Name one that is open to everybody."),
+        (
+            "embeddings",
+            "a/b/c.pt",
+            "embeddings='a/b/c.pt': HTTP 401: gone. "
+            "Name one that is open to everybody, or send the file in embedding_file.",
+        ),
         (
             "controls",
             "https://civitai.com/models/1?modelVersionId=2&token=secret: 0.5",
@@ -386,6 +412,17 @@ def test_an_uploaded_file_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, 
     assert extras.loras[name].path == uploaded
     assert extras.loras[name].origin == "lora_file='some.safetensors'"
     assert data.prompt == expected
+
+
+@pytest.mark.parametrize(("lines", "name"), [("", "some"), ("mine", "mine"), ("here", "some"), ("here\nmine", "mine")])
+def test_an_uploaded_embedding_has_the_name_that_nothing_here_has(
+    tmp_path: Path, cache: Path, lines: str, name: str
+) -> None:
+    write(cache / "embeddings" / "here.safetensors")
+    uploaded = write(tmp_path / "tmpab12_xyzsome.pt")
+    extras, _ = bring(Parameters(prompt="a"), NOTHING | {"embedding_file": uploaded, "embeddings": lines})
+    assert extras.embeddings[name].path == uploaded
+    assert extras.embeddings.keys() == {name, "here", "e"}
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

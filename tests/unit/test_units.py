@@ -213,7 +213,10 @@ def test_the_steps_at_which_it_acts(file: ExtraFile, start: float, end: float, s
     assert plan.describe().endswith(f"; ControlNet x_canny (canny) at 1 in steps {told} and {told}")
 
 
-INPUTS: dict[str, Any] = {"loras": "", "embeddings": "", "lora_file": None, "controls": "", "control_file": None}
+INPUTS: dict[str, Any] = {
+    **dict.fromkeys(("loras", "embeddings", "controls"), ""),
+    **dict.fromkeys(("lora_file", "embedding_file", "control_file")),
+}
 
 
 @pytest.fixture
