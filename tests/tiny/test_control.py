@@ -205,7 +205,9 @@ def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Networ
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(images, *args, **kwargs)
 
-    request = asked(file, replace(UNIT, mode="control"), prompt="a boat AND a sun", num_outputs=2)
+    request = asked(
+        file, replace(UNIT, mode="control"), prompt="a boat AND a sun", num_outputs=2, num_inference_steps=2
+    )
     wanted = latents(networks, request)
     with mock.patch.object(networks.unet, "forward", little_room):
         found = latents(networks, request)
