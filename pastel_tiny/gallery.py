@@ -118,11 +118,14 @@ def by_shape(networks: Networks) -> Image.Image:
     """3:2, 2:3 and squares, with highres fix."""
     hires = HiresSettings(steps=20, denoising_strength=0.55)
     sizes = ((192, 128), (128, 192), (128, 128))
-    row = [
-        kinds(networks, replace(BASE, prompt=PROMPTS[0], width=width, height=height, hires=hires))[FINAL]
-        for width, height in sizes
+    rows = [
+        [
+            kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, hires=hires))[FINAL]
+            for width, height in sizes
+        ]
+        for prompt in PROMPTS[:3]
     ]
-    return page([row], [[f"{2 * width}x{2 * height}" for width, height in sizes]], 256)
+    return page(rows, [[f"{2 * width}x{2 * height}" for width, height in sizes]] * len(rows), 256)
 
 
 def by_adapter(networks: Networks) -> Image.Image:
@@ -146,21 +149,20 @@ def by_adapter(networks: Networks) -> Image.Image:
 
 def by_upscaler(networks: Networks) -> Image.Image:
     """A draft enlarged in four ways, before it is refined."""
-    ways = {
-        "Lanczos": None,
-        "4x-tiny (ESRGAN)": load_upscaler(TESTS / "upscalers" / "4x-tiny.safetensors", networks.device),
-        "Latent": None,
-        LATENT_NETWORK: load_upscaler(TESTS / "upscalers" / "x2-tiny", networks.device),
-    }
-    rows = []
-    for prompt in PROMPTS[:4]:
-        hires = [HiresSettings(steps=1, upscaler=name) for name in ways]
-        made = [
-            kinds(networks, replace(BASE, prompt=prompt, hires=each), phases=True, upscaler=network)[UPSCALED]
-            for each, network in zip(hires, ways.values(), strict=True)
+    files = {"4x-tiny": TESTS / "upscalers" / "4x-tiny.safetensors", LATENT_NETWORK: TESTS / "upscalers" / "x2-tiny"}
+    networked = {name: load_upscaler(file, networks.device) for name, file in files.items()}
+    ways = [
+        HiresSettings(steps=1, upscaler=name, upscaler_file=files.get(name))
+        for name in ("Lanczos", "4x-tiny", "Latent", LATENT_NETWORK)
+    ]
+    rows = [
+        [
+            kinds(networks, replace(BASE, prompt=prompt, hires=way), True, networked.get(way.upscaler))[UPSCALED]
+            for way in ways
         ]
-        rows.append(made)
-    return page(rows, [list(ways)] * len(rows), 192)
+        for prompt in PROMPTS[:4]
+    ]
+    return page(rows, [[way.upscaler for way in ways]] * len(rows), 192)
 
 
 SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
