@@ -131,12 +131,13 @@ class GuidedDenoiser:
         images = torch.cat([x.to(self._dtype)] * prompts)
 
         def parts() -> Tensor:
+            if len(images) <= self._rows:
+                return self._call(images, time, contexts, conditional)
             calls = math.ceil(len(images) / self._rows)
             rows = math.ceil(len(images) / calls)  # evenly: a last call of one row would run uncompiled
             starts = range(0, len(images), rows)
             split = zip(images.split(rows), contexts.split(rows), starts, strict=True)
-            made = [self._call(few, time, each, conditional - start) for few, each, start in split]
-            return made[0] if len(made) == 1 else torch.cat(made)
+            return torch.cat([self._call(few, time, each, conditional - start) for few, each, start in split])
 
         def one_by_one() -> Tensor:
             self._rows = 1  # more would fail again at every step

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from pipelines.checkpoint import check_finite, check_plain, is_safetensors, no_larger_than
 from pipelines.device import Device
@@ -19,9 +20,10 @@ WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, t
 
 @contextmanager
 def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """A network is built inside; what diffusers and transformers raise at other names and shapes -> ModelError."""
+    """A network is built inside, uninitialised; what diffusers and transformers raise at other names and shapes ->
+    ModelError."""
     try:
-        with no_larger_than(tensors.values()):
+        with no_larger_than(tensors.values()), no_init_weights():
             yield
     except ModelError:
         raise
