@@ -54,22 +54,22 @@ def test_rescaling_is_diffusers_on_the_denoised_latents(
     assert not torch.allclose(denoised(noisy, eps), expected, atol=1e-2)
 
 
-def test_rescaling_takes_the_harshness_of_much_guidance_back(networks: Networks) -> None:
-    def harshness(pixels: np.ndarray) -> float:
-        """The share of colour values at an end of the range."""
-        return float(((pixels < 8) | (pixels > 247)).mean())
-
-    plain, rescaled = (
-        np.stack([picture(networks, seed=seed, guidance_scale=20, guidance_rescale=by) for seed in (1, 2, 3)])
-        for by in (0, 0.7)
+def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Networks) -> None:
+    """To about that of usual guidance. Colours at an end of the range do not tell: pure ones lie there."""
+    usual, much, rescaled = (
+        np.stack(
+            [picture(networks, seed=seed, guidance_scale=scale, guidance_rescale=by) for seed in range(1, 9)]
+        ).std()
+        for scale, by in ((7, 0), (20, 0), (20, 0.7))
     )
-    assert harshness(rescaled) < harshness(plain) / 2
+    assert much > 1.1 * usual
+    assert abs(rescaled - usual) < abs(much - usual) / 2
 
 
 def test_freeu_is_diffusers_and_off_again_after_it(networks: Networks, prompts: Prompts, noisy: torch.Tensor) -> None:
     before = picture(networks)
     changed = picture(networks, freeu=FREEU)
-    assert np.abs(changed.astype(int) - before).mean() > 1
+    assert (changed != before).mean() > 0.2  # without it every value is the same
     with_freeu = predicted(networks, prompts, noisy, 7, 0)  # a prediction leaves the networks as it used them
     assert (picture(networks) == before).all()
     plain = predicted(networks, prompts, noisy, 7, 0)
