@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from pastel_tiny.dataset import halve, tensor
 from pastel_tiny.measure import Pictures
 from pastel_tiny.networks import identity
+from pastel_tiny.pack import write
 from pastel_tiny.progress import Clock, Log
 from pastel_tiny.render import render
 from pastel_tiny.scenes import scene
@@ -55,8 +55,7 @@ def train(target: Path, minutes: float) -> None:
         optimizer.step()
         step += 1
         log.add(step, clock, {"loss": float(loss.detach())})
-    halves = {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
-    save_file(halves, target, {"format": "pt", "modelspec.license": "MIT"})
+    write(target, network.state_dict(), NAME)
 
 
 @torch.no_grad()

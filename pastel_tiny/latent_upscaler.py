@@ -19,11 +19,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pastel_tiny.dataset import chunks
 from pastel_tiny.latents import encoded
-from pastel_tiny.networks import half_precision, here
-from pastel_tiny.progress import Log
-from pastel_tiny.session import resume
+from pastel_tiny.networks import Average, half_precision, here
+from pastel_tiny.progress import Clock, Log
+from pastel_tiny.session import Session
 from pipelines.device import Device
 from pipelines.latent_upscaler import NOISE_LEVELS, LatentUpscaler, load_latent_upscaler
+from pipelines.prompt import END, START
 
 WIDTH = 16
 BATCH, SIDE = 8, 24
@@ -66,9 +67,9 @@ def begin(target: Path) -> LatentUpscaler:
         intermediate_size=2 * WIDTH,
         num_attention_heads=2,
         num_hidden_layers=1,
-        bos_token_id=49406,
-        eos_token_id=49407,
-        pad_token_id=49407,
+        bos_token_id=START,
+        eos_token_id=END,
+        pad_token_id=END,
     )
     text = CLIPTextModel(config)
     torch.nn.init.zeros_(text.get_input_embeddings().weight)
@@ -108,7 +109,7 @@ class Pairs:
         ]
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Crops (B, 4, 12, 12) and (B, 4, 24, 24), half of them mirrored: a house has no left."""
+        """Crops (B, 4, 12, 12) and (B, 4, 24, 24) of the same places."""
         rows = []
         for _ in range(BATCH):
             small, large = self.rng.choice(self.pairs)
@@ -129,7 +130,7 @@ def train(folder: Path, target: Path, minutes: float) -> None:
     upscaler, pairs, log = begin(target), Pairs(folder), Log(target.with_suffix(".csv"))
     unet = upscaler.unet.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
-    run = resume(target.with_suffix(".pt"), unet, optimizer, minutes)
+    run = Session(unet, Average(unet, 0.998), optimizer, Clock(minutes), 0)  # too short to be taken up again
     while run.clock.done < 1:
         loss = loss_of(upscaler, *pairs.batch())
         run.descend(loss, 2e-3)
