@@ -9,9 +9,9 @@ from PIL import Image
 from pipelines import infotext, picture
 from pipelines.catalog import LATENT_UPSCALERS, NETWORK_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.errors import InvalidInput
-from pipelines.picture import Size
 from pipelines.plan import UpscalePlan
-from pipelines.request import FINAL_PIXELS_MAX, INPUT_PIXELS_MAX, SIDE_MIN, HiresSettings, enlarged_size
+from pipelines.request import HiresSettings
+from pipelines.sizes import FINAL_PIXELS_MAX, INPUT_PIXELS_MAX, SIDE_MIN, Size, enlarged_size
 from pipelines.upscale import Upscaler, upscale_pixels
 from pipelines.vae import Pixels
 
@@ -56,7 +56,7 @@ class Enlargement:
     @property
     def covered(self) -> Size:
         """(width, height) before the crop, which there is where both sides are given."""
-        return enlarged_size(*self.image.size, self.by)
+        return enlarged_size(self.image.size, self.by.scale, self.by.resize_to)
 
     @property
     def size(self) -> Size:

@@ -103,6 +103,16 @@ class Block:
     fields: dict[str, str]
 
 
+def fields_of(line: str) -> dict[str, str]:
+    """The `key: value` pairs of one line, unquoted, in their order."""
+    return {key: unquote(value.strip()) for key, value in _FIELD.findall(line) if value}
+
+
+def rest_of(line: str) -> str:
+    """What of a line is in no `key: value` pair."""
+    return _FIELD.sub("", line).strip(" ,")
+
+
 def split(text: str) -> Block:
     """Cut an infotext into its parts. The last line counts as fields if it holds three or more. Never raises."""
     *lines, last = text.strip().split("\n")

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from pipelines.errors import InvalidInput
-from pipelines.picture import Size, flat, resize
-from pipelines.request import FINAL_PIXELS_MAX, SIDE_MIN, ImageSettings, MaskSettings, check_croppable
+from pipelines.picture import flat, resize
+from pipelines.request import ImageSettings, MaskSettings
+from pipelines.sizes import FINAL_PIXELS_MAX, SIDE_MIN, Size, check_croppable
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels

@@ -3,16 +3,15 @@
 from collections.abc import Iterable, Iterator
 
 from pipelines import __version__, infotext
-from pipelines.catalog import ONLY_MASKED
 from pipelines.extras import in_hashes, lora_tags
 from pipelines.model import ModelIdentity
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import (
+    CONTROLS_MAX,
     SAME_SAMPLER,
+    SETTINGS,
     GenerationRequest,
-    HiresSettings,
     ImageSettings,
-    MaskSettings,
     ScheduleSettings,
 )
 from pipelines.units import write_unit
@@ -24,6 +23,55 @@ EXTRA_HASH_DIGITS = 12
 """The same of LoRAs and embeddings."""
 
 
+ORDER = (
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Guidance rescale",
+    "FreeU",
+    "Seed",
+    "Size",
+    "Model hash",
+    "Model",
+    "VAE hash",
+    "VAE",
+    "Variation seed",
+    "Variation seed strength",
+    "Denoising strength",
+    "Clip skip",
+    "ENSD",
+    "RNG",
+    "Mask mode",
+    "Mask blur",
+    "Inpaint area",
+    "Masked area padding",
+    "Masked content",
+    "Outpaint",
+    "Hires sampler",
+    "Hires prompt",
+    "Hires negative prompt",
+    "Hires schedule type",
+    "Hires upscale",
+    "Hires resize",
+    "Hires steps",
+    "Hires upscaler",
+    "Hires denoising strength",
+    *(f"ControlNet {number}" for number in range(CONTROLS_MAX)),
+    "Lora hashes",
+    "TI hashes",
+    "Emphasis",
+    "Discard penultimate sigma",
+    "Schedule min sigma",
+    "Schedule max sigma",
+    "Schedule rho",
+    "Beta schedule alpha",
+    "Beta schedule beta",
+    "Pad conds",
+)
+"""WebUI's order of keys. Others come after them, and the version last."""
+
+
 def of_picture(
     request: GenerationRequest,
     plan: HighresPlan,
@@ -32,38 +80,56 @@ def of_picture(
     embeddings: Iterable[tuple[str, str]] = (),
 ) -> str:
     """The infotext of picture `index` of a batch; `embeddings` are names and SHA-256 of those that it used."""
+    fields = {
+        **_plain_fields(request),
+        **_first_pass_fields(request, plan, index),
+        **_model_fields(model),
+        **_mask_fields(request.image),
+        **_hires_fields(request, plan),
+        **_control_fields(request),
+        "Lora hashes": _hashes(_loras(request).items()),
+        "TI hashes": _hashes(embeddings),
+        **_schedule_fields(request.schedule, list(_passes(plan))),
+    }
+    place = {key: number for number, key in enumerate(ORDER)}
+    ordered = sorted(fields.items(), key=lambda field: place.get(field[0], len(ORDER)))
+    return infotext.write(request.prompt, request.negative_prompt, {**dict(ordered), "Version": VERSION})
+
+
+def _plain_fields(request: GenerationRequest) -> dict[str, object]:
+    """Settings that are written where they differ from what a block's silence means. Those that have a rule of their
+    own are written over these."""
+    rows = {name: SETTINGS[name] for name in request.values if SETTINGS[name].key and SETTINGS[name].written}
+    values = {row.key: (request.values[name], row.unsaid) for name, row in rows.items()}
+    texts = {"Prompt", "Negative prompt"}
+    return {key: value for key, (value, unsaid) in values.items() if value != unsaid and key not in texts}
+
+
+def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int) -> dict[str, object]:
     noise = request.noise
     varied = noise.variation_strength > 0
-    fields: dict[str, object] = {
+    return {
         "Steps": request.num_inference_steps,
         "Sampler": request.sampler,
         "Schedule type": _spacing(plan.first) or request.schedule_type,
         "CFG scale": request.guidance_scale,
-        "Guidance rescale": request.guidance_rescale or None,
-        "FreeU": request.freeu,
         "Seed": plan.seeds[index],
         "Size": f"{request.width}x{request.height}",
+        "Variation seed": plan.variation_seeds[index] if varied else None,
+        "Variation seed strength": noise.variation_strength if varied else None,
+        "Denoising strength": _strength(request),
+        "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
+        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
+    }
+
+
+def _model_fields(model: ModelIdentity) -> dict[str, object]:
+    return {
         "Model hash": model.sha256[:HASH_DIGITS] or None,
         "Model": model.name,
         "VAE hash": model.vae_sha256[:HASH_DIGITS] or None,
         "VAE": model.vae_name or None,
-        "Variation seed": plan.variation_seeds[index] if varied else None,
-        "Variation seed strength": noise.variation_strength if varied else None,
-        "Denoising strength": _strength(request),
-        "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
-        "RNG": noise.source if noise.source != "GPU" else None,
-        **(_mask_fields(request.image, request.image.mask) if request.image and request.image.mask else {}),
-        **(_hires_fields(request, request.hires, plan) if request.hires else {}),
-        **_control_fields(request),
-        "Lora hashes": _hashes(_loras(request).items()),
-        "TI hashes": _hashes(embeddings),
-        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
-        **_schedule_fields(request.schedule, list(_passes(plan))),
-        "Pad conds": request.pad_conds or None,
-        "Version": VERSION,
     }
-    return infotext.write(request.prompt, request.negative_prompt, fields)
 
 
 def _control_fields(request: GenerationRequest) -> dict[str, object]:
@@ -93,16 +159,15 @@ def _strength(request: GenerationRequest) -> float | None:
     return part.denoising_strength if part else None
 
 
-def _mask_fields(image: ImageSettings, mask: MaskSettings) -> dict[str, object]:
-    """Keys of inpainting. WebUI tells nothing of a blur that differs across and down."""
-    across, down = mask.blur
-    only_masked = mask.area == ONLY_MASKED
+def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
+    """Keys of inpainting. WebUI does not tell a blur that differs across and down."""
+    if image is None or image.mask is None:
+        return {}
+    mask, (across, down) = image.mask, image.mask.blur
     return {
         "Mask mode": "Inpaint not masked" if mask.invert else None,
         "Mask blur": across if across == down and across else None,
-        "Inpaint area": mask.area if only_masked else None,
-        "Masked area padding": mask.padding if only_masked else None,
-        "Masked content": mask.content if mask.content != "original" else None,
+        "Masked area padding": mask.padding if image.only_masked else None,
         "Outpaint": " ".join(map(str, image.outpaint)) if any(image.outpaint) else None,
     }
 
@@ -158,20 +223,21 @@ def _emphasizes(request: GenerationRequest) -> bool:
     return any(bracket in prompt for prompt in prompts for bracket in "([")
 
 
-def _hires_fields(request: GenerationRequest, hires: HiresSettings, plan: HighresPlan) -> dict[str, object]:
+def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
     """Keys of the hires pass; what equals the first pass's is left out."""
+    hires = request.hires
+    if hires is None:
+        return {}
     width, height = hires.resize_to
     resized = bool(width or height)
+    negative = hires.negative_prompt
     return {
         "Hires sampler": hires.sampler if hires.sampler not in (SAME_SAMPLER, request.sampler) else None,
         "Hires prompt": hires.prompt if hires.prompt not in ("", request.prompt) else None,
-        "Hires negative prompt": hires.negative_prompt
-        if hires.negative_prompt not in ("", request.negative_prompt)
-        else None,
+        "Hires negative prompt": negative if negative not in ("", request.negative_prompt) else None,
         "Hires schedule type": _hires_schedule(request, plan),
         "Hires upscale": None if resized else hires.scale,
         "Hires resize": f"{width}x{height}" if resized else None,
-        "Hires steps": hires.steps or None,
         "Hires upscaler": hires.upscaler,
         "Hires denoising strength": hires.denoising_strength if request.image else None,
     }

@@ -1,86 +1,61 @@
-"""Generation data as people paste it -> typed values: WebUI's of all versions, Forge's, SD.Next's, CivitAI's.
+"""Generation data as people paste it -> settings: WebUI's of all versions, Forge's, SD.Next's, CivitAI's.
 
-`read` first makes a block of the text that WebUI's parser understands (`infotext.parse`), then types and names of ours
-of what that finds. Nothing is lost silently: what is not understood is in `unknown`, `warnings` and `doubts`.
+`read` takes a whole block. It first makes a block of the text that WebUI's parser understands (`infotext.parse`), then
+values of our settings from what that finds. Nothing is lost silently: what is not understood is in `unknown`,
+`warnings` and `doubts`. `read_settings` takes single settings, in the same words.
 """
 
+import difflib
 import json
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.catalog import (
-    INPAINT_AREAS,
-    MASKED_CONTENTS,
-    NOISE_SOURCES,
-    SAMPLERS,
-    SCHEDULE_TYPES,
-    UPSCALERS,
-    WHOLE_PICTURE,
-)
+from pipelines.catalog import SAMPLERS, SCHEDULE_TYPES, UPSCALERS
 from pipelines.errors import InvalidInput
-from pipelines.infotext import DEFAULTS, DOWNCAST, NEGATIVE, OLD_BEHAVIOUR, OLD_EDITING, Value, parse, split, version_of
+from pipelines.infotext import (
+    DEFAULTS,
+    DOWNCAST,
+    NEGATIVE,
+    OLD_BEHAVIOUR,
+    OLD_EDITING,
+    Value,
+    fields_of,
+    parse,
+    rest_of,
+    split,
+    unquote,
+    version_of,
+)
 from pipelines.request import ControlSettings
+from pipelines.settings import Setting, Values
+from pipelines.table import BY_KEY, PAIRS
 from pipelines.units import read_unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """An infotext, typed and cleaned. None: the block does not say. Other defaults are what WebUI takes then."""
+class GenerationData:
+    """What a text of generation data says."""
 
-    prompt: str = ""
-    negative_prompt: str = ""
-    steps: int | None = None
-    sampler: str | None = None
-    schedule_type: str = "Automatic"
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0
-    freeu: str = ""
-    seed: int | None = None
-    size: tuple[int, int] | None = None
-    """(width, height), as the hires sizes."""
+    values: Values = field(default_factory=dict[str, Any])
+    """Settings by name: only those that it says."""
+    whole: bool = True
+    """It is a block that describes a whole picture. What it does not say is then as WebUI would have it."""
+    hires: bool = False
+    """There is a denoising strength and at least one key of the hires pass."""
     model_hash: str | None = None
     model: str | None = None
     vae_hash: str | None = None
     vae: str | None = None
-    clip_skip: int = 1
-    ensd: int = 0
-    rng: str = "GPU"
-    emphasis: str = "Original"
-    pad_conds: bool = False
-    discard_penultimate: bool = False
-    sigma_min: float = 0
-    sigma_max: float = 0
-    rho: float = 0
-    variation_seed: int | None = None
-    variation_strength: float = 0.0
-    denoising_strength: float | None = None
-    hires: bool = False
-    """There is a denoising strength and at least one key of the hires pass."""
-    hires_upscale: float | None = None
-    hires_resize: tuple[int, int] | None = None
-    hires_steps: int | None = None
-    hires_upscaler: str | None = None
-    hires_sampler: str | None = None
-    hires_schedule_type: str | None = None
-    hires_prompt: str = ""
-    hires_negative_prompt: str = ""
-    hires_denoising_strength: float | None = None
-    """Of the hires pass after a first pass from a picture; `denoising_strength` is then that of the first."""
-    mask_invert: bool = False
-    mask_blur: int | None = None
-    masked_content: str = "original"
-    inpaint_area: str = WHOLE_PICTURE
-    inpaint_padding: int = 32
-    outpaint: tuple[int, ...] = (0, 0, 0, 0)
     version: str | None = None
-    lora_hashes: dict[str, str] = field(default_factory=dict)
-    ti_hashes: dict[str, str] = field(default_factory=dict)
+    lora_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    ti_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     controls: tuple[ControlSettings, ...] = ()
     """ControlNets, whose pictures no block holds."""
-    unknown: dict[str, str] = field(default_factory=dict)
+    wildcards: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Options of the wildcards that it defines, by name."""
+    unknown: Mapping[str, str] = field(default_factory=dict[str, str])
     """Keys that are not understood here and whose values are not WebUI's defaults."""
     warnings: tuple[str, ...] = ()
     """What is done otherwise than the block says, and changes little or nothing."""
@@ -90,59 +65,19 @@ class Parameters:
     @property
     def from_picture(self) -> bool:
         """Made from another picture: a denoising strength without a hires pass is that of a pass from one."""
-        alone = self.denoising_strength is not None and not self.hires
-        return alone or self.hires_denoising_strength is not None or any(self.outpaint)
+        said = self.values
+        alone = "denoising_strength" in said and not self.hires
+        return alone or "hires_denoising_strength" in said or any(said.get("outpaint", ()))
 
-
-@dataclass(frozen=True)
-class _Key:
-    """Where a key's value goes, how it is read (ValueError: it cannot be), and what it should have been."""
-
-    name: str
-    convert: Callable[[str], object]
-    expected: str
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[-+]?[0-9]{1,19}(\.0+)?", text):
-        raise ValueError(text)
-    return int(text.partition(".")[0])
-
-
-def _number(text: str) -> float:
-    """A whole number stays one: 7 and 7.0 are written as they were read."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(text)
-    return int(text) if re.fullmatch(r"[-+]?[0-9]{1,15}", text) else number
-
-
-def _clip_skip(text: str) -> int:
-    """Other programs write 0 for none, or count from the end with a minus."""
-    return abs(_whole(text)) or 1
-
-
-def _pair(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"([0-9]{1,5})\s*[xX\u00d7]\s*([0-9]{1,5})", text)
-    if match is None:
-        raise ValueError(text)
-    width, height = int(match[1]), int(match[2])
-    return (width, height) if width or height else None
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts in which networks may be named, by the settings that hold them."""
+        names = ("prompt", "hires_prompt") if self.hires else ("prompt",)
+        return {name: self.values.get(name, "") for name in names}
 
 
 def _model_name(text: str) -> str | None:
     return None if text.casefold() in ("", "none", "automatic") else text
-
-
-def _noise_source(text: str) -> str:
-    if text.upper() not in NOISE_SOURCES:
-        raise ValueError(text)
-    return text.upper()
-
-
-def _margins(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[0-9]{1,5}( [0-9]{1,5}){3}", text):
-        raise ValueError(text)
-    return tuple(map(int, text.split()))
 
 
 def _hashes(text: str) -> dict[str, str]:
@@ -151,87 +86,16 @@ def _hashes(text: str) -> dict[str, str]:
     return {name.strip(): digest.strip() for name, colon, digest in triples if colon}
 
 
-def _whole_key(name: str) -> _Key:
-    return _Key(name, _whole, "a whole number")
-
-
-def _number_key(name: str) -> _Key:
-    return _Key(name, _number, "a number")
-
-
-def _size_key(name: str) -> _Key:
-    return _Key(name, _pair, "two whole numbers, such as 512x768")
-
-
-def _text_key(name: str) -> _Key:
-    return _Key(name, str, "text")
-
-
-def _choice_key(name: str, choices: tuple[str, ...]) -> _Key:
-    folded = {choice.casefold(): choice for choice in choices}
-
-    def convert(text: str) -> str:
-        if text.casefold() not in folded:
-            raise ValueError(text)
-        return folded[text.casefold()]
-
-    return _Key(name, convert, "one of " + ", ".join(choices))
-
-
-def _flag_key(name: str) -> _Key:
-    return _Key(name, lambda text: text.casefold() == "true", "True or False")
-
-
-def _model_key(name: str) -> _Key:
-    return _Key(name, _model_name, "a name")
-
-
-_KEYS: dict[str, _Key] = {
-    "Prompt": _text_key("prompt"),
-    "Negative prompt": _text_key("negative_prompt"),
-    "Steps": _whole_key("steps"),
-    "Sampler": _text_key("sampler"),
-    "Schedule type": _text_key("schedule_type"),
-    "CFG scale": _number_key("guidance_scale"),
-    "Guidance rescale": _number_key("guidance_rescale"),
-    "FreeU": _text_key("freeu"),
-    "Seed": _whole_key("seed"),
-    "Size": _size_key("size"),
-    "Model hash": _model_key("model_hash"),
-    "Model": _model_key("model"),
-    "VAE hash": _model_key("vae_hash"),
-    "VAE": _model_key("vae"),
-    "Clip skip": _Key("clip_skip", _clip_skip, "a whole number"),
-    "ENSD": _whole_key("ensd"),
-    "RNG": _Key("rng", _noise_source, "one of " + ", ".join(NOISE_SOURCES)),
-    "Emphasis": _text_key("emphasis"),
-    "Pad conds": _flag_key("pad_conds"),
-    "Discard penultimate sigma": _flag_key("discard_penultimate"),
-    "Schedule min sigma": _number_key("sigma_min"),
-    "Schedule max sigma": _number_key("sigma_max"),
-    "Schedule rho": _number_key("rho"),
-    "Variation seed": _whole_key("variation_seed"),
-    "Variation seed strength": _number_key("variation_strength"),
-    "Denoising strength": _number_key("denoising_strength"),
-    "Hires upscale": _number_key("hires_upscale"),
-    "Hires resize": _size_key("hires_resize"),
-    "Hires steps": _whole_key("hires_steps"),
-    "Hires upscaler": _text_key("hires_upscaler"),
-    "Hires sampler": _text_key("hires_sampler"),
-    "Hires schedule type": _text_key("hires_schedule_type"),
-    "Hires prompt": _text_key("hires_prompt"),
-    "Hires negative prompt": _text_key("hires_negative_prompt"),
-    "Hires denoising strength": _number_key("hires_denoising_strength"),
-    "Mask mode": _Key("mask_invert", lambda text: text.casefold() == "inpaint not masked", "Inpaint (not) masked"),
-    "Mask blur": _whole_key("mask_blur"),
-    "Masked content": _choice_key("masked_content", MASKED_CONTENTS),
-    "Inpaint area": _choice_key("inpaint_area", INPAINT_AREAS),
-    "Masked area padding": _whole_key("inpaint_padding"),
-    "Outpaint": _Key("outpaint", _margins, "four whole numbers: left, top, right, bottom"),
-    "Version": _text_key("version"),
-    "Lora hashes": _Key("lora_hashes", _hashes, "names and hashes"),
-    "TI hashes": _Key("ti_hashes", _hashes, "names and hashes"),
+_FACTS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "Model hash": ("model_hash", _model_name),
+    "Model": ("model", _model_name),
+    "VAE hash": ("vae_hash", _model_name),
+    "VAE": ("vae", _model_name),
+    "Version": ("version", str),
+    "Lora hashes": ("lora_hashes", _hashes),
+    "TI hashes": ("ti_hashes", _hashes),
 }
+"""Keys that tell what made a picture, instead of setting something: the attribute, and how the value is read."""
 
 _OTHER_NAMES: dict[str, str] = {
     "cfg": "CFG scale",
@@ -243,7 +107,7 @@ _OTHER_NAMES: dict[str, str] = {
     "subseed strength": "Variation seed strength",
 }
 """Keys of other programs, in lower case. Ours match in any case, too."""
-_NAMES = {key.casefold(): key for key in _KEYS} | _OTHER_NAMES
+_NAMES = {key.casefold(): key for key in (*BY_KEY, *PAIRS, *_FACTS)} | _OTHER_NAMES
 
 _WITHOUT_EFFECT = frozenset(
     {key for key, *_ in OLD_BEHAVIOUR}
@@ -271,32 +135,136 @@ _OFF = frozenset(("false", "none", "disable", "disabled", "0", "0.0", ""))
 _HIRES_KEYS = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 
 
-def read(text: str) -> Parameters:
-    """The typed reading of a block as people paste it: from WebUI, Forge, SD.Next, CivitAI, or an old version.
+def read(text: str) -> GenerationData:
+    """What a block says, as people paste it: from WebUI, Forge, SD.Next, CivitAI, or an old version.
 
     Raises InvalidInput("generation_data", ...) that names the key for a value that cannot be read.
     """
     text, left_out = _whole_block(text)
     text, resources = _lift_json(text)
     parsed = parse(text)
-    fields, written = _join_sizes(parsed), {*split(text).fields, "Prompt", "Negative prompt"}
-    # What stands there wins over WebUI's defaults, and exact names over others such as "seed" or "CFG".
-    named = sorted(fields, key=lambda key: (key in written) + (key in written and key in _KEYS))
-    known = {_NAMES[key.casefold()]: fields[key] for key in named if key.casefold() in _NAMES}
-    values: dict[str, Any] = {_KEYS[key].name: _convert(key, value) for key, value in known.items()}
+    fields = _written(parsed, split(text).fields)
+    known = _known(fields)
+    values = _values(known)
+    hires = "denoising_strength" in values and any(key in known for key in _HIRES_KEYS)
+    size = (values["width"], values["height"]) if "width" in values else None
+    controls, of_controls, doubts = _controls(fields, size)
+    warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
+    facts = _facts(known, resources.get("Hashes"))
+    data = GenerationData(
+        values=values,
+        hires=hires,
+        controls=controls,
+        unknown=_not_understood(fields),
+        warnings=warnings + of_controls,
+        doubts=doubts + _doubts(parsed, facts, resources),
+        **facts,
+    )
+    if data.from_picture and "mask_blur" not in values:  # WebUI does not tell a blur of 0
+        return replace(data, values={**values, "mask_blur": (0, 0)})
+    return data
+
+
+def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
+    """What the block says, without the defaults that WebUI's parser adds."""
+    fields = _join_sizes(parsed)
+    said = {*written, "Prompt", "Negative prompt", "Hires resize"}
+    return {key: value for key, value in fields.items() if key in said}
+
+
+def _known(fields: Mapping[str, str]) -> dict[str, str]:
+    """The fields whose keys are understood, under our spelling. An exact name wins over other programs' names."""
+    exact_last = sorted(fields, key=lambda key: key in _NAMES.values())
+    return {_NAMES[key.casefold()]: fields[key] for key in exact_last if key.casefold() in _NAMES}
+
+
+def _values(known: Mapping[str, str]) -> dict[str, Any]:
+    """Settings by name. Raises InvalidInput for a value that cannot be read."""
+    values: dict[str, Any] = {}
+    for key, text in known.items():
+        if key in PAIRS:
+            values |= _pair(key, text)
+        elif key in BY_KEY:
+            values[BY_KEY[key].name] = _value(BY_KEY[key], text)
     _split_schedule(values, "")
     _split_schedule(values, "hires_")
     values["hires_upscaler"] = _own_name(_UPSCALERS, values.get("hires_upscaler"))
-    _add_civitai_hashes(values, resources.get("Hashes"))
-    values["hires"] = values.get("denoising_strength") is not None and any(key in known for key in _HIRES_KEYS)
-    values["unknown"] = _not_understood(fields)
-    values["controls"], of_controls, doubts = _controls(fields, values.get("size"))
-    said = {name: value for name, value in values.items() if value is not None}
-    warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
-    doubts += _doubts(parsed, values, resources)
-    data = replace(Parameters(), **said, warnings=warnings + of_controls, doubts=doubts)
-    unsaid = data.from_picture and data.mask_blur is None  # no blur is not told
-    return replace(data, mask_blur=0) if unsaid else data
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _value(row: Setting, text: str) -> Any:
+    try:
+        return row.rule.read(text)
+    except ValueError:
+        raise _unreadable(row.key, text, row.rule.words) from None
+
+
+def _pair(key: str, text: str) -> dict[str, int]:
+    """Width and height. 0x0 says nothing."""
+    match = re.fullmatch(r"([0-9]{1,5})\s*[xX\u00d7]\s*([0-9]{1,5})", text)
+    if match is None:
+        raise _unreadable(key, text, "two whole numbers, such as 512x768")
+    sides = int(match[1]), int(match[2])
+    return dict(zip(PAIRS[key], sides, strict=True)) if any(sides) else {}
+
+
+def _unreadable(key: str, text: str, words: str) -> InvalidInput:
+    return InvalidInput("generation_data", f"{key}: {text}", f"{key} must be {words}", "Correct it, or remove it.")
+
+
+def _facts(known: Mapping[str, str], civitai_hashes: object) -> dict[str, Any]:
+    facts = {name: read_fact(known[key]) for key, (name, read_fact) in _FACTS.items() if key in known}
+    _add_civitai_hashes(facts, civitai_hashes)
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+# --- single settings --------------------------------------------------------------------------------------------------
+
+
+def holds_settings(text: str) -> bool:
+    """Whether the text is single settings, and not a whole block: every line begins with `key:`, and there is neither a
+    prompt nor the line of parameters that a block has."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    whole = _PARAMETER_LINE.search(text) is not None and "Seed:" in text
+    return not whole and all(re.match(r"\s*\w[\w /()-]*:", line) for line in lines)
+
+
+def read_settings(text: str) -> GenerationData:
+    """Single settings in the words of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
+
+    Raises InvalidInput for a key that is not understood.
+    """
+    fields: dict[str, str] = {}
+    for line in filter(str.strip, text.splitlines()):
+        fields |= _fields_of_line(line.strip())
+    for key in fields:
+        if key.casefold() not in _NAMES:
+            raise _no_such_key(key, fields[key])
+    values = _values(_known(fields))
+    hires = "denoising_strength" in values and any(key in fields for key in _HIRES_KEYS)
+    return GenerationData(values=values, whole=False, hires=hires)
+
+
+def _fields_of_line(line: str) -> dict[str, str]:
+    """`key: value` pairs between commas. A line with a single key may have commas in its value, unquoted."""
+    fields = fields_of(line)
+    if len(fields) == 1:
+        (key,) = fields
+        return {key: unquote(line.partition(":")[2].strip())}
+    if rest := rest_of(line):
+        fix = 'Write "key: value" between commas or one a line, and a value that holds commas in quotation marks.'
+        raise InvalidInput("generation_data", rest, "belongs to no setting", fix)
+    return fields
+
+
+def _no_such_key(key: str, value: str) -> InvalidInput:
+    names = {folded: own for folded, own in _NAMES.items() if own not in _FACTS}
+    similar = [names[folded] for folded in difflib.get_close_matches(key.casefold(), names, n=3, cutoff=0.6)]
+    fix = f"Did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else "docs/inputs.md lists the settings."
+    return InvalidInput("generation_data", f"{key}: {value}", f"there is no setting {key}", fix)
+
+
+# --- what a block says beside its settings ----------------------------------------------------------------------------
 
 
 def _controls(
@@ -324,14 +292,6 @@ def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
             size = f"{fields.pop(f'{key}-1')}x{fields.pop(f'{key}-2')}"
             fields |= {key: size} if size != "0x0" else {}
     return fields
-
-
-def _convert(key: str, value: str) -> object:
-    try:
-        return _KEYS[key].convert(value)
-    except ValueError:
-        rule = f"{key} must be {_KEYS[key].expected}"
-        raise InvalidInput("generation_data", f"{key}: {value}", rule, "Correct it, or remove it.") from None
 
 
 def _not_understood(fields: Mapping[str, str]) -> dict[str, str]:
@@ -386,18 +346,18 @@ def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[st
     return tuple(warning for holds, warning in told if holds)
 
 
-def _doubts(parsed: Mapping[str, Value], values: Mapping[str, Any], resources: Mapping[str, object]) -> tuple[str, ...]:
+def _doubts(parsed: Mapping[str, Value], facts: Mapping[str, Any], resources: Mapping[str, object]) -> tuple[str, ...]:
     told = (
         (
             re.search(r"(?<![\w:])Steps: ?\d+, ", f"{parsed['Prompt']}\n{parsed['Negative prompt']}"),
             "Steps stand in the prompt: the line of parameters must be the last one, and in one piece",
         ),
         (
-            "comfy" in str(values.get("version")).casefold(),
+            "comfy" in str(facts.get("version")).casefold(),
             "made with ComfyUI, which draws other noise and weighs prompts in another way",
         ),
     )
-    return (*(doubt for holds, doubt in told if holds), *_of_civitai(values, resources.get("Civitai resources")))
+    return (*(doubt for holds, doubt in told if holds), *_of_civitai(facts, resources.get("Civitai resources")))
 
 
 OLD_RULES = "the rules for prompt editing"
@@ -429,12 +389,12 @@ def _whole_block(text: str) -> tuple[str, str]:
     return text[: starts[-1]] + line, " ".join(" ".join(below).split())
 
 
-def _of_civitai(values: Mapping[str, Any], resources: object) -> list[str]:
+def _of_civitai(facts: Mapping[str, Any], resources: object) -> list[str]:
     """What CivitAI's own generator tells of networks, which its prompts do not name, and of the checkpoint."""
     told = []
     for each in resources if isinstance(resources, list) else ():
         kind, name = (str(each.get(key, "")) for key in ("type", "modelName")) if isinstance(each, dict) else ("", "")
-        if kind == "checkpoint" and not (values.get("model") or values.get("model_hash")):
+        if kind == "checkpoint" and not (facts.get("model") or facts.get("model_hash")):
             told.append(f"made with what CivitAI calls {name}, which cannot be compared with the checkpoint here")
         elif kind and kind != "checkpoint":
             told.append(f"the {kind} {name} of CivitAI is not applied here")
@@ -461,14 +421,14 @@ def _lift_json(text: str) -> tuple[str, dict[str, object]]:
     return "".join([*kept, text[position:]]), lifted
 
 
-def _add_civitai_hashes(values: dict[str, Any], hashes: object) -> None:
+def _add_civitai_hashes(facts: dict[str, Any], hashes: object) -> None:
     """`{"model": ..., "vae": ..., "lora:name": ..., "embed:name": ...}` fills in what the other keys do not say."""
     for key, digest in hashes.items() if isinstance(hashes, dict) else ():
         kind, _, name = str(key).partition(":")
         if kind in ("lora", "embed"):
-            values.setdefault("lora_hashes" if kind == "lora" else "ti_hashes", {}).setdefault(name, str(digest))
-        elif kind in ("model", "vae") and values.get(f"{kind}_hash") is None:
-            values[f"{kind}_hash"] = str(digest)
+            facts.setdefault("lora_hashes" if kind == "lora" else "ti_hashes", {}).setdefault(name, str(digest))
+        elif kind in ("model", "vae") and facts.get(f"{kind}_hash") is None:
+            facts[f"{kind}_hash"] = str(digest)
 
 
 _SCHEDULES = {name.casefold(): name for name in SCHEDULE_TYPES} | {

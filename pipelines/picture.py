@@ -6,12 +6,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import InvalidInput
-from pipelines.request import INPUT_PIXELS_MAX, check_croppable, scaled_size
+from pipelines.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
-
-Size = tuple[int, int]
-"""(width, height)"""
 
 
 def read(path: Path, field: str) -> Image.Image:

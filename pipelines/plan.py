@@ -17,9 +17,8 @@ from pipelines.request import (
     GenerationRequest,
     HiresSettings,
     ScheduleSettings,
-    check_croppable,
-    enlarged_size,
 )
+from pipelines.sizes import check_croppable, enlarged_size
 
 LATENT_PIXELS = 8
 """Pixels a side that one latent stands for."""
@@ -211,7 +210,7 @@ def _network_notes(request: GenerationRequest) -> Iterator[str]:
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
     """ "Resize to" with both sides given covers the target, keeps the aspect and crops what stands over."""
-    width, height = enlarged_size(request.width, request.height, hires)
+    width, height = enlarged_size((request.width, request.height), hires.scale, hires.resize_to)
     to_width, to_height = hires.resize_to
     if not (to_width and to_height):
         return UpscalePlan(upscaler=hires.upscaler, width=width, height=height)

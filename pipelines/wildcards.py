@@ -7,14 +7,10 @@ two parsers along.
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from random import Random
 
 from pipelines.errors import InvalidInput
-from pipelines.pasted import Parameters
-from pipelines.request import random_seed
 
-PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 LEVELS = 10
 """Wildcards that name wildcards, how deep."""
 BRACES_MAX = 50
@@ -24,6 +20,7 @@ PICKS_MAX = 100
 LENGTH_MAX = 200_000
 """Characters of a text with the options of all its wildcards in it."""
 
+_LINE = re.compile(r"\s*wildcard\s+([^:\s]*)\s*:", re.IGNORECASE)
 _WILDCARD = re.compile(r"__([\w/.-]+?)__")
 _VARIABLE = re.compile(r"(?<!\$)\$\{[^{}]*\}?")
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
@@ -32,33 +29,31 @@ _SEVERAL = re.compile(r"\s*(\d{0,4})(-?)(\d{0,4})\$\$(?:(.*?)\$\$)?(.*)", re.DOT
 _WEIGHTED = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})::(.*)", re.DOTALL)
 
 
-def with_picks(data: Parameters, wildcards: str) -> Parameters:
-    """The data with its prompts resolved by its seed; by a random one, which it then has, where it has none.
-
-    Raises InvalidInput.
-    """
-    seed = random_seed() if data.seed is None or data.seed == -1 else data.seed
-    known = read_wildcards(wildcards)
-    prompts = {name: resolve(name, getattr(data, name), known, seed) for name in PROMPTS}
-    return replace(data, seed=seed, **prompts)  # type: ignore[arg-type]
-
-
-def read_wildcards(text: str) -> dict[str, str]:
-    """A line `name: a | b | c` for each, as name -> `a | b | c`; empty lines and those after # are left out.
+def lift_wildcards(text: str) -> tuple[str, dict[str, str]]:
+    """The text without its lines `Wildcard colour: red | blue`, and the options of each wildcard by its name.
 
     Raises InvalidInput.
     """
     wildcards: dict[str, str] = {}
+    kept = []
     for line in text.splitlines():
-        name, colon, options = (part.strip() for part in line.partition(":"))
-        if not line.strip() or line.lstrip().startswith("#"):
+        match = _LINE.match(line)
+        if match is None:
+            kept.append(line)
             continue
-        if not colon or not options or not _WILDCARD.fullmatch(f"__{name}__"):
-            raise InvalidInput("wildcards", line, "a line names a wildcard and its options", "Write name: a | b | c.")
+        name, options = match[1], line[match.end() :].strip()
+        if not options or not _WILDCARD.fullmatch(f"__{name}__"):
+            rule = "a line of a wildcard has a name and its options"
+            raise InvalidInput("generation_data", line, rule, "Write Wildcard colour: red | blue.")
         if name in wildcards:
-            raise InvalidInput("wildcards", name, "there are two lines of that name", "Join them.")
+            raise InvalidInput("generation_data", f"Wildcard {name}", "there are two lines of that name", "Join them.")
         wildcards[name] = options
-    return wildcards
+    return ("\n".join(kept), wildcards) if wildcards else (text, {})
+
+
+def with_picks(prompts: Mapping[str, str], wildcards: Mapping[str, str], seed: int) -> dict[str, str]:
+    """The prompts, by the settings that hold them, with their options picked by the seed. Raises InvalidInput."""
+    return {name: resolve(name, prompt, wildcards, seed) for name, prompt in prompts.items()}
 
 
 def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> str:
@@ -75,7 +70,7 @@ def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> s
     else:
         raise InvalidInput(field, text, f"has braces in braces, more than {BRACES_MAX} deep", "Write fewer.")
     if "{" in text or "}" in text:
-        raise InvalidInput(field, text, "has a { or } without the other", "Close it, or turn dynamic_prompts off.")
+        raise InvalidInput(field, text, "has a { or } without the other", "Close it, or leave Dynamic prompts out.")
     return text
 
 
@@ -85,7 +80,9 @@ def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
     def options(found: re.Match[str]) -> str:
         if found[1] not in wildcards:
             known = ", ".join(wildcards) or "none"
-            raise InvalidInput(field, found[0], f"no such wildcard; those of wildcards are: {known}", "Add its line.")
+            raise InvalidInput(
+                field, found[0], f"there is no such wildcard; there are: {known}", "Add a line Wildcard NAME: a | b."
+            )
         alone = text.endswith("$$", 0, found.start()) and text.startswith("}", found.end())
         return wildcards[found[1]] if alone else f"{{{wildcards[found[1]]}}}"
 

@@ -9,6 +9,8 @@ from pipelines.noise import SOURCES
 from pipelines.output import WRITERS
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import SCHEDULES
+from pipelines.settings import Number, Whole
+from pipelines.table import ROWS
 from pipelines.upscale import LATENT, PIXEL
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / ".cog/openapi_schema.json").read_text())["components"]["schemas"]
@@ -34,7 +36,8 @@ def test_the_form_offers_all_of_them() -> None:
 def test_the_forms_ranges_are_the_requests() -> None:
     """Cog refuses what the request would refuse, so that a client gets one 422 that lists everything."""
     fields = SCHEMAS["Input"]["properties"]
-    for name in fields.keys() & request.RANGES.keys():
-        allowed = request.RANGES[name]
-        assert (fields[name]["minimum"], fields[name]["maximum"]) == (allowed.low, allowed.high), name
+    for name in fields.keys() & ROWS.keys():
+        rule = ROWS[name].rule
+        if isinstance(rule, Number | Whole):
+            assert (fields[name]["minimum"], fields[name]["maximum"]) == (rule.low, rule.high), name
     assert fields["prompt"]["maxLength"] == fields["negative_prompt"]["maxLength"] == request.PROMPT_MAX

@@ -21,9 +21,9 @@ def asked(size: tuple[int, int], told: str = "", **how: Any) -> Enlargement:
     [
         ({"scale": 2}, (274, 146)),
         ({"scale": 1}, (137, 73)),
-        ({"resize_to": (400, 0)}, (400, 213)),
-        ({"resize_to": (0, 100)}, (187, 100)),
-        ({"resize_to": (300, 300)}, (300, 300)),
+        ({"width": 400, "height": 0}, (400, 213)),
+        ({"width": 0, "height": 100}, (187, 100)),
+        ({"width": 300, "height": 300}, (300, 300)),
     ],
 )
 @pytest.mark.parametrize("upscaler", ["Nearest", "Lanczos", "None"])
@@ -36,7 +36,7 @@ def test_the_result_has_the_size_that_is_asked(how: dict[str, Any], size: tuple[
 def test_both_sides_keep_the_aspect_and_crop_in_the_middle() -> None:
     image = Image.new("RGB", (120, 64), "red")
     image.paste("blue", (28, 0, 92, 64))
-    request = Enlargement(image=image, by=HiresSettings(upscaler="Nearest", resize_to=(128, 128)))
+    request = Enlargement(image=image, by=HiresSettings(upscaler="Nearest", width=128, height=128))
     assert request.covered == (240, 128)
     assert np.array_equal(enlarge(request, None), np.asarray(Image.new("RGB", (128, 128), "blue")))
 
@@ -51,7 +51,7 @@ def test_nearest_is_every_pixel_twice() -> None:
     [
         ((64, 64), {"upscaler": "Latent"}, "hires_upscaler", ["without drawing there are none", "Lanczos"]),
         ((3000, 3000), {"scale": 2}, "hires_scale", ["3000x3000 would become 6000x6000", "at most 33.6 million"]),
-        ((2000, 64), {"resize_to": (64, 4096)}, "hires_width", ["would become 128000x4096"]),
+        ((2000, 64), {"width": 64, "height": 4096}, "hires_width", ["would become 128000x4096"]),
         ((16, 300), {"scale": 2}, "hires_scale", ["would become 32x600", "at least 64"]),
         ((2056, 2048), {"upscaler": "R-ESRGAN 4x+", "scale": 1}, "image", ["at most 4.2 million", "2056x2048"]),
     ],
@@ -70,7 +70,7 @@ def test_limits_are_known_before_the_work(
     [
         ("", {"scale": 2}, "Postprocess upscale by: 2, Postprocess upscaler: Lanczos"),
         ("a\nSteps: 2", {"scale": 1.5}, "a\nSteps: 2, Postprocess upscale by: 1.5, Postprocess upscaler: Lanczos"),
-        ("", {"resize_to": (128, 0)}, "Postprocess upscale to: 128x128, Postprocess upscaler: Lanczos"),
+        ("", {"width": 128, "height": 0}, "Postprocess upscale to: 128x128, Postprocess upscaler: Lanczos"),
     ],
 )
 def test_generation_data_is_kept_and_what_was_done_added(told: str, how: dict[str, Any], text: str) -> None:

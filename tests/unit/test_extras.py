@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from pipelines.reproduce import honour, obstacles, request_from
 
 from pipelines import pasted
 from pipelines.errors import InvalidInput, ModelError
@@ -17,7 +18,6 @@ from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import honour, obstacles, request_from
 from pipelines.request import GenerationRequest, HiresSettings
 from weights_script import shelf
 from weights_script.extras import bring

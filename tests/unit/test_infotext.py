@@ -16,7 +16,7 @@ from sd_parsers import ParserManager
 
 from pipelines.errors import InvalidInput
 from pipelines.infotext import parse, quote, split, unquote, write
-from pipelines.pasted import Parameters, read
+from pipelines.pasted import GenerationData, read
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
 with_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
@@ -186,32 +186,39 @@ def test_long_texts_are_read_in_linear_time(unit: str) -> None:
 
 
 def test_read() -> None:
-    assert read(WRITTEN) == Parameters(
-        prompt=PROMPT,
-        negative_prompt=NEGATIVE,
-        steps=10,
-        sampler="DPM++ 2M",
-        schedule_type="Karras",
-        guidance_scale=7.0,
-        seed=1234,
-        size=(128, 192),
+    assert read(WRITTEN) == GenerationData(
+        values={
+            "prompt": PROMPT,
+            "negative_prompt": NEGATIVE,
+            "num_inference_steps": 10,
+            "sampler": "DPM++ 2M",
+            "schedule_type": "Karras",
+            "guidance_scale": 7,
+            "seed": 1234,
+            "width": 128,
+            "height": 192,
+            "denoising_strength": 0.55,
+            "rng": "CPU",
+            "hires_prompt": "a, b",
+            "hires_width": 256,
+            "hires_height": 256,
+            "hires_steps": 6,
+            "hires_upscaler": "Latent",
+        },
+        hires=True,
         model_hash="89aa3d4988",
         model="tiny_sd15",
-        denoising_strength=0.55,
-        rng="CPU",
         ti_hashes={"tinyemb1": "5c944ffa3bf2"},
-        hires=True,
-        hires_prompt="a, b",
-        hires_resize=(256, 256),
-        hires_steps=6,
-        hires_upscaler="Latent",
         version="v1.10.1",
     )
 
 
-def test_what_a_block_does_not_say() -> None:
-    assert read("a") == Parameters(prompt="a")
-    assert (Parameters().clip_skip, Parameters().rng, Parameters().schedule_type) == (1, "GPU", "Automatic")
+def size(found: GenerationData, prefix: str = "") -> tuple[int | None, int | None]:
+    return found.values.get(f"{prefix}width"), found.values.get(f"{prefix}height")
+
+
+def test_only_what_a_block_says_is_in_its_values() -> None:
+    assert read("a") == GenerationData(values={"prompt": "a", "negative_prompt": ""})
 
 
 @pytest.mark.parametrize(
@@ -229,21 +236,21 @@ def test_what_a_block_does_not_say() -> None:
 )
 def test_sampler_names(sampler: str, own: str | None, schedule_type: str) -> None:
     found = read(f"a\nSteps: 1, Seed: 1, Sampler: {sampler}, Schedule type: simple")
-    assert (found.sampler, found.schedule_type) == (own, schedule_type)
+    assert (found.values.get("sampler"), found.values.get("schedule_type")) == (own, schedule_type)
 
 
 def test_the_hires_pass_may_name_its_sampler_in_the_old_way() -> None:
     block = f"a\n{SHORT}, Denoising strength: 0.5, Hires upscale: 1.5, Hires sampler: DPM++ SDE Karras"
     found = read(block)
-    assert (found.hires_sampler, found.hires_schedule_type) == ("DPM++ SDE", "Karras")
-    assert (found.hires, found.hires_upscale) == (True, 1.5)
-    assert read(f"a\n{SHORT}, Hires sampler: Use same sampler").hires_sampler is None
+    assert (found.values.get("hires_sampler"), found.values.get("hires_schedule_type")) == ("DPM++ SDE", "Karras")
+    assert (found.hires, found.values.get("hires_scale")) == (True, 1.5)
+    assert "hires_sampler" not in read(f"a\n{SHORT}, Hires sampler: Use same sampler").values
 
 
 def test_hires_needs_a_strength_and_a_key() -> None:
     assert not read(f"a\n{SHORT}, Denoising strength: 0.5").hires
     found = read(f"a\n{SHORT}, Hires upscale: 2, Hires upscaler: None")
-    assert (found.hires, found.hires_upscaler) == (False, "None")
+    assert (found.hires, found.values.get("hires_upscaler")) == (False, "None")
     assert "Denoising strength" in found.warnings[0]
 
 
@@ -312,7 +319,11 @@ def test_a_block_is_found_in_what_people_paste(block: str) -> None:
     }
     found = read(variants.get(block) or block.format(whole))
     assert replace(found, warnings=()) == read(whole)
-    assert (found.prompt, found.negative_prompt, found.guidance_scale) == ("a cat, (b:1.2)", "c", 5)
+    assert (found.values.get("prompt"), found.values.get("negative_prompt"), found.values.get("guidance_scale")) == (
+        "a cat, (b:1.2)",
+        "c",
+        5,
+    )
 
 
 def test_what_stands_below_the_parameters_is_told() -> None:
@@ -336,14 +347,23 @@ def test_keys_in_other_cases_win_over_what_webui_adds() -> None:
         "a\nsteps: 30, sampler: euler, seed: 3, size: 64x72, clip skip: 2, rng: CPU, scheduler: karras, "
         "denoising strength: 0.5, hires upscale: 2, hires sampler: Heun, hires prompt: dog, hires upscaler: lanczos"
     )
-    assert (found.steps, found.sampler, found.schedule_type, found.seed) == (30, "Euler", "Karras", 3)
-    assert (found.size, found.clip_skip, found.rng) == ((64, 72), 2, "CPU")
-    assert (found.hires_sampler, found.hires_prompt, found.hires_upscaler) == ("Heun", "dog", "Lanczos")
+    assert (
+        found.values.get("num_inference_steps"),
+        found.values.get("sampler"),
+        found.values.get("schedule_type"),
+        found.values.get("seed"),
+    ) == (30, "Euler", "Karras", 3)
+    assert (size(found), found.values.get("clip_skip"), found.values.get("rng")) == ((64, 72), 2, "CPU")
+    assert (
+        found.values.get("hires_sampler"),
+        found.values.get("hires_prompt"),
+        found.values.get("hires_upscaler"),
+    ) == ("Heun", "dog", "Lanczos")
 
 
 @pytest.mark.parametrize(("told", "meant"), [("0", 1), ("-2", 2), ("2", 2)])
 def test_clip_skip_of_other_programs(told: str, meant: int) -> None:
-    assert read(f"a\n{SHORT}, Clip skip: {told}").clip_skip == meant
+    assert read(f"a\n{SHORT}, Clip skip: {told}").values["clip_skip"] == meant
 
 
 def test_values_that_turn_an_unknown_thing_off_ask_for_nothing() -> None:
@@ -368,7 +388,11 @@ def test_civitai() -> None:
         'Civitai resources: [{"type":"checkpoint","modelVersionId":1,"modelName":"Dream, on"}], '
         'Hashes: {"model": "4199bcdd14", "lora:add_detail": "7c6bad76eb", "embed:easy": "c74b4e810b"}, Model: rev'
     )
-    assert (found.sampler, found.schedule_type, found.clip_skip) == ("DPM++ 2M", "Karras", 2)
+    assert (found.values.get("sampler"), found.values.get("schedule_type"), found.values.get("clip_skip")) == (
+        "DPM++ 2M",
+        "Karras",
+        2,
+    )
     assert (found.model_hash, found.model, found.vae_hash) == ("4199bcdd14", "rev", None)
     assert (found.lora_hashes, found.ti_hashes) == ({"add_detail": "7c6bad76eb"}, {"easy": "c74b4e810b"})
     assert not found.unknown
@@ -387,7 +411,7 @@ def test_sdnext() -> None:
         "Hires upscale: 1.5, Hires resize: 0x0, Hires size: 1152x1728, Denoising strength: 0.5, "
         "Hires sampler: DPM++ SDE, VAE: Automatic"
     )
-    assert (found.hires, found.hires_upscale, found.hires_resize) == (True, 1.5, None)
+    assert (found.hires, found.values.get("hires_scale"), size(found, "hires_")) == (True, 1.5, (None, None))
     assert (found.vae, found.unknown, found.warnings) == (None, {}, ())
 
 
@@ -397,7 +421,7 @@ def test_forge() -> None:
         "Denoising strength: 0.7, Hires Module 1: Use same choices, Hires CFG Scale: 6, Hires upscale: 2, "
         "Hires upscaler: Latent, Module 1: vae-ft-mse, Version: f2.0.1v1.10.1-previous-636-gb835f24a"
     )
-    assert (found.schedule_type, found.vae, found.hires) == ("SGM Uniform", "vae-ft-mse", True)
+    assert (found.values.get("schedule_type"), found.vae, found.hires) == ("SGM Uniform", "vae-ft-mse", True)
     assert (found.unknown, found.warnings) == ({}, ())
 
 
@@ -406,7 +430,7 @@ def test_an_old_version() -> None:
         "a\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 9, Size: 1024x1024, Model hash: 45dee52b, "
         "Batch size: 4, Batch pos: 1, Denoising strength: 0.7, First pass size: 0x0"
     )
-    assert (found.size, found.hires, found.hires_resize) == ((512, 512), True, (1024, 1024))
+    assert (size(found), found.hires, size(found, "hires_")) == ((512, 512), True, (1024, 1024))
     assert not found.unknown
 
 
@@ -448,5 +472,5 @@ def test_webuis_infotexts_are_written_again_to_the_letter() -> None:
         for text in case["infotexts"]:
             block = split(text)
             assert write(block.prompt, block.negative_prompt, block.fields) == text, name
-            assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"]), name
+            assert math.isclose(read(text).values["guidance_scale"], case["params"]["cfg_scale"]), name
             assert read(text).hires == case["params"].get("enable_hr", False), name

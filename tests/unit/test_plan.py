@@ -94,15 +94,15 @@ def test_a_strength_at_which_nothing_is_drawn_is_refused() -> None:
 
 
 def test_resize_to_covers_and_crops_latents() -> None:
-    plan = plan_of(128, 192, hires=HiresSettings(resize_to=(256, 256)))
+    plan = plan_of(128, 192, hires=HiresSettings(width=256, height=256))
     assert plan.upscale is not None
     assert (plan.upscale.width, plan.upscale.height, plan.upscale.crop) == (256, 384, (0, 16))
     assert plan.final_size == (256, 256)
 
 
 def test_resize_to_with_one_side_keeps_the_aspect() -> None:
-    assert plan_of(128, 192, hires=HiresSettings(resize_to=(256, 0))).final_size == (256, 384)
-    assert plan_of(128, 192, hires=HiresSettings(resize_to=(0, 288))).final_size == (192, 288)
+    assert plan_of(128, 192, hires=HiresSettings(width=256, height=0)).final_size == (256, 384)
+    assert plan_of(128, 192, hires=HiresSettings(width=0, height=288)).final_size == (192, 288)
 
 
 def test_every_image_has_the_next_seed() -> None:
@@ -143,7 +143,7 @@ def test_exactly_the_steps_asked_for_are_run(steps: int, hires_steps: int, stren
     resize=st.tuples(st.integers(64, 1024), st.integers(64, 1024)),
 )
 def test_resize_to_ends_within_one_latent_of_the_target(width: int, height: int, resize: tuple[int, int]) -> None:
-    plan = plan_of(width, height, hires=HiresSettings(resize_to=resize))
+    plan = plan_of(width, height, hires=HiresSettings(width=resize[0], height=resize[1]))
     for got, wanted in zip(plan.final_size, resize, strict=True):
         assert got % 8 == 0
         assert math.isclose(got, wanted, abs_tol=8)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipelines.reproduce import Pictures, honour, obstacles, request_from
 
 from pipelines import pasted
 from pipelines.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, PREPROCESSORS
@@ -14,7 +15,6 @@ from pipelines.model import ModelIdentity
 from pipelines.parameters import of_picture
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import Pictures, honour, obstacles, request_from
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
 from pipelines.units import read_lines, read_unit, write_unit
 from tests.unit.sized import Sized

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import InvalidInput
-from pipelines.pasted import Parameters
-from pipelines.wildcards import read_wildcards, resolve, with_picks
+from pipelines.wildcards import lift_wildcards, resolve, with_picks
 
-WILDCARDS = read_wildcards("# seasons and colours\n\ncolour: red | blue | dark {green|grey}\nsun: a __colour__ sun\n")
+TEXT = "a sea\nWildcard colour: red | blue | dark {green|grey}\nSteps: 3\nwildcard sun: a __colour__ sun\n"
+REST, WILDCARDS = lift_wildcards(TEXT)
 
 
 def seen(text: str, seeds: int = 200) -> Counter[str]:
@@ -58,23 +58,21 @@ def test_the_same_seed_picks_the_same_for_ever() -> None:
 
 def test_a_hires_prompt_picks_as_the_prompt_does_and_a_negative_one_by_itself() -> None:
     options = f"{{{'|'.join(map(str, range(1000)))}}}"
-    data = with_picks(Parameters(prompt=options, hires_prompt=options, negative_prompt=options, seed=3), "")
-    assert data.hires_prompt == data.prompt
-    assert data.negative_prompt != data.prompt
+    prompts = dict.fromkeys(("prompt", "hires_prompt", "negative_prompt"), options)
+    made = with_picks(prompts, {}, seed=3)
+    assert made["hires_prompt"] == made["prompt"]
+    assert made["negative_prompt"] != made["prompt"]
 
 
-@pytest.mark.parametrize("seed", [None, -1])
-def test_without_a_seed_a_random_one_is_kept_that_brings_the_same(seed: int | None) -> None:
-    text = "{a|b|c|d|e|f|g|h}" * 5
-    data = with_picks(Parameters(prompt=text, seed=seed), "")
-    assert data.seed is not None
-    assert resolve("prompt", text, {}, data.seed) == data.prompt
+def test_lines_of_wildcards_are_taken_out_of_generation_data() -> None:
+    assert REST == "a sea\nSteps: 3"
+    assert WILDCARDS == {"colour": "red | blue | dark {green|grey}", "sun": "a __colour__ sun"}
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a {b|c", ["prompt=", "without the other", "dynamic_prompts off"]),
+        ("a {b|c", ["prompt=", "without the other", "leave Dynamic prompts out"]),
         ("a b}", ["without the other"]),
         ("__size__", ["prompt='__size__'", "no such wildcard", "colour, sun"]),
         ("${a=b}", ["variables"]),
@@ -88,21 +86,23 @@ def test_what_cannot_be_resolved_is_named(text: str, words: list[str]) -> None:
     assert [word for word in words if word not in str(error.value)] == []
 
 
-@pytest.mark.parametrize("lines", ["colour red", "colour:", ": red", "a b: red", "a: b\na: c"])
+@pytest.mark.parametrize(
+    "lines", ["Wildcard colour:", "Wildcard : red", "Wildcard é{: red", "Wildcard a: b\nWildcard a: c"]
+)
 def test_a_line_that_is_none_is_named(lines: str) -> None:
-    with pytest.raises(InvalidInput, match=r"^wildcards="):
-        read_wildcards(lines)
+    with pytest.raises(InvalidInput, match=r"^generation_data="):
+        lift_wildcards(lines)
 
 
 @pytest.mark.parametrize(
-    "lines",
-    ["x: a | __x__", "x: __y__ __y__\ny: __x__ __x__", "x: " + "__y__" * 5000 + "\ny: " + "a" * 20000],
+    "wildcards",
+    [{"x": "a | __x__"}, {"x": "__y__ __y__", "y": "__x__ __x__"}, {"x": "__y__" * 5000, "y": "a" * 20000}],
     ids=["itself", "each other", "long"],
 )
-def test_wildcards_without_end_are_refused_at_once(lines: str) -> None:
+def test_wildcards_without_end_are_refused_at_once(wildcards: dict[str, str]) -> None:
     started = time.monotonic()
     with pytest.raises(InvalidInput, match="wildcards"):
-        resolve("prompt", "__x__", read_wildcards(lines), 1)
+        resolve("prompt", "__x__", wildcards, 1)
     assert time.monotonic() - started < 5
 
 

@@ -1,6 +1,5 @@
-"""Pasted generation data becomes a request; what stands in its way is told."""
+"""The form and generation data become one request; what stands in the way of a picture is told."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,18 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines import pasted
+from pipelines.asked import (
+    NO_PICTURES,
+    Asked,
+    Pictures,
+    name_of_upscaler,
+    pick,
+    read_data,
+    said_by_data,
+    settle,
+    unused_inputs,
+)
+from pipelines.asked import request_from as request_of
 from pipelines.catalog import (
     EMPHASES,
     INPAINT_AREAS,
@@ -20,26 +30,16 @@ from pipelines.catalog import (
     UPSCALERS,
 )
 from pipelines.errors import InvalidInput
-from pipelines.extras import ExtraFile, Extras
+from pipelines.extras import NO_EXTRAS, ExtraFile, Extras
+from pipelines.inputs import AUTOMATIC, Inputs, filled_in
 from pipelines.model import ModelIdentity
+from pipelines.obstacles import Obstacle, drop_unsupported
+from pipelines.obstacles import obstacles as found_obstacles
 from pipelines.parameters import of_picture
-from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
-from pipelines.reproduce import (
-    Pictures,
-    from_data,
-    honour,
-    idle,
-    name_of_upscaler,
-    obstacles,
-    request_from,
-    size_of,
-    with_inputs,
-)
 from pipelines.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
-    SIDES,
     FreeU,
     GenerationRequest,
     HiresSettings,
@@ -63,8 +63,40 @@ Hires steps: 20, Hires upscaler: Latent"""
 HERE = Extras(loras={"NAI-cutesexyrobutts": ExtraFile(Path("x.safetensors"), 0, 0)})
 
 
+IMAGE = Sized((640, 480))
+MODELS_OWN = {"width": 448, "height": 640, "clip_skip": 2}
+Upscalers = dict[str, Path]
+
+
+def asked(text: str, pictures: Pictures = NO_PICTURES, upscalers: Upscalers | None = None, **said: object) -> Asked:
+    """What the form with these inputs over this generation data asks for."""
+    highres_fix, aspect_ratio = said.pop("highres_fix", AUTOMATIC), said.pop("aspect_ratio", Inputs.aspect_ratio)
+    inputs = Inputs(said=filled_in(said), highres_fix=str(highres_fix), aspect_ratio=str(aspect_ratio))
+    return replace(settle(inputs, read_data(text), MODELS_OWN, pictures), upscalers=upscalers or {})
+
+
+def request_from(
+    text: str,
+    pictures: Pictures = NO_PICTURES,
+    upscalers: Upscalers | None = None,
+    extras: Extras = NO_EXTRAS,
+    **said: object,
+) -> GenerationRequest:
+    return request_of(asked(text, pictures, upscalers, **said), pictures=pictures, extras=extras)
+
+
+def obstacles(
+    text: str,
+    model: ModelIdentity = MODEL,
+    upscalers: Upscalers | None = None,
+    pictures: Pictures = NO_PICTURES,
+    **said: object,
+) -> list[Obstacle]:
+    return found_obstacles(asked(text, pictures, upscalers, **said), model, pictures)
+
+
 def test_a_published_block() -> None:
-    request = request_from(pasted.read(PUBLISHED), extras=HERE)
+    request = request_from(PUBLISHED, extras=HERE)
     assert request.hires is not None
     assert (request.width, request.height, request.seed) == (640, 512, 2416682767)
     assert (request.num_inference_steps, request.guidance_scale, request.clip_skip) == (40, 12, 2)
@@ -88,15 +120,14 @@ def test_a_published_block() -> None:
             sampler="Euler a",
             schedule_type="Beta",
             noise=NoiseSettings(source="CPU", ensd=5, variation_seed=9, variation_strength=0.25),
-            hires=HiresSettings(resize_to=(256, 192), upscaler="Lanczos", steps=3, prompt="x, y", sampler="Heun"),
+            hires=HiresSettings(width=256, height=192, upscaler="Lanczos", steps=3, prompt="x, y", sampler="Heun"),
         ),
     ],
 )
 def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRequest) -> None:
     written = of_picture(request_, make_plan(request_), MODEL, 0)
-    read = pasted.read(written)
-    assert request_from(read) == request_
-    assert obstacles(read, MODEL) == []
+    assert request_from(written) == request_
+    assert obstacles(written) == []
 
 
 @pytest.mark.parametrize(
@@ -140,27 +171,27 @@ def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRe
     ],
 )
 def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
-    found = [each.text for each in obstacles(pasted.read(block), MODEL) if each.other_picture]
+    found = [each.text for each in obstacles(block, MODEL) if each.other_picture]
     assert len(found) == 1
     assert told in found[0]
 
 
 def test_old_versions_weaken_with_brackets_as_now() -> None:
-    data = pasted.read(f"[blurry]\n{PLAIN}, Version: v1.5.2")
+    data = f"[blurry]\n{PLAIN}, Version: v1.5.2"
     assert not any(each.other_picture for each in obstacles(data, MODEL))
     assert any("half precision" in each.text for each in obstacles(data, MODEL))
 
 
 def test_unknown_keys_are_told_but_do_no_harm() -> None:
-    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Mood: fine"), MODEL)
+    (found,) = obstacles(f"a\n{PLAIN}, Mood: fine", MODEL)
     assert (found.text, found.other_picture) == ("Mood: fine is not understood", False)
 
 
 def test_what_cannot_be_drawn_names_its_field() -> None:
-    with pytest.raises(InvalidInput, match="hires_upscaler='4x-UltraSharp'"):
-        request_from(pasted.read(PUBLISHED.replace("upscaler: Latent", "upscaler: 4x-UltraSharp")))
-    with pytest.raises(InvalidInput, match="sampler="):
-        request_from(pasted.read("a\nSteps: 20, Sampler: Turbo, CFG scale: 7, Seed: 1, Size: 64x64"))
+    with pytest.raises(InvalidInput, match="generation_data='Hires upscaler: 4x-UltraSharp'"):
+        request_from(PUBLISHED.replace("upscaler: Latent", "upscaler: 4x-UltraSharp"))
+    with pytest.raises(InvalidInput, match="generation_data='Sampler: Turbo'"):
+        request_from("a\nSteps: 20, Sampler: Turbo, CFG scale: 7, Seed: 1, Size: 64x64")
 
 
 # --- what a request and its infotext say is the same picture
@@ -170,9 +201,11 @@ TEXTS = st.text(st.sampled_from("ab (),:[]|"), max_size=12).map(str.strip)
 
 @st.composite
 def requests(draw: st.DrawFn) -> GenerationRequest:
+    width, height = draw(st.sampled_from([(0, 0), (256, 0), (192, 256)]))
     hires = HiresSettings(
         scale=draw(st.sampled_from([1, 1.5, 2])),
-        resize_to=draw(st.sampled_from([(0, 0), (256, 0), (192, 256)])),
+        width=width,
+        height=height,
         upscaler=draw(st.sampled_from(UPSCALERS)),
         steps=draw(st.integers(0, 30).filter(lambda steps: steps == 0 or steps > 3)),
         denoising_strength=draw(st.sampled_from([0.4, 0.75, 1, 1.0])),
@@ -250,9 +283,6 @@ def images(draw: st.DrawFn) -> ImageSettings:
     )
 
 
-IMAGE = Sized((640, 480))
-
-
 @given(requests(), images())
 def test_a_request_from_a_picture_reads_back_with_the_picture(
     request_: GenerationRequest, image: ImageSettings
@@ -262,13 +292,13 @@ def test_a_request_from_a_picture_reads_back_with_the_picture(
         plan = make_plan(request_)
     except InvalidInput:
         assume(False)
-    data = pasted.read(of_picture(request_, plan, MODEL, 0))
+    written = of_picture(request_, plan, MODEL, 0)
     pictures = Pictures(image=IMAGE, mask=image.mask.picture if image.mask else None)
-    again = request_from(with_inputs(data, {"image": IMAGE}), pictures=pictures)
+    again = request_from(written, pictures)
     assert again.image == image
     assert drawn(again) == drawn(request_)
-    assert not [each for each in obstacles(data, MODEL, pictures=pictures) if each.other_picture]
-    assert any("another picture" in each.text for each in obstacles(data, MODEL))
+    assert not [each for each in obstacles(written, pictures=pictures) if each.other_picture]
+    assert any("another picture" in each.text for each in obstacles(written))
 
 
 @given(requests())
@@ -279,7 +309,7 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
     except InvalidInput:
         assume(False)
     written = of_picture(request_, plan, MODEL, 0)
-    again = request_from(pasted.read(written))
+    again = request_from(written)
     assert drawn(again) == drawn(request_)
     assert of_picture(again, make_plan(again), MODEL, 0) == written
 
@@ -287,114 +317,141 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
 # --- inputs over a block
 
 
-def block(**changes: object) -> GenerationRequest:
-    return request_from(with_inputs(pasted.read(PUBLISHED), changes), extras=HERE)
+def block(**said: object) -> GenerationRequest:
+    return request_from(PUBLISHED, extras=HERE, **said)
 
 
-def test_an_input_wins_over_the_block() -> None:
+def test_the_form_wins_over_the_block() -> None:
     assert block(seed=7, guidance_scale=5.0, sampler="Euler a") == replace(
         block(), seed=7, guidance_scale=5, sampler="Euler a"
     )
     assert (block(width=512).width, block(width=512).height) == (512, 512)
-    assert block(rng="CPU", ensd=0).noise == NoiseSettings(source="CPU")
+    assert (block(aspect_ratio="1:1").width, block(aspect_ratio="1:1").height) == (512, 512)
+    assert (block(aspect_ratio="2:3", width=640).width, block(aspect_ratio="2:3").height) == (640, 640)
 
 
-def test_no_input_leaves_the_block_as_it_is() -> None:
-    assert block() == block(seed=None, width=None) == request_from(pasted.read(PUBLISHED), extras=HERE)
+def test_an_empty_form_leaves_the_block_as_it_is() -> None:
+    assert block() == block(seed=None, width=None, prompt="")
+    assert (block().clip_skip, block().noise.source) == (2, "GPU")
+    silent = request_from(f"a\n{PLAIN}")
+    assert (silent.clip_skip, silent.noise.source, silent.negative_prompt) == (1, "GPU", "")  # as WebUI would have it
+
+
+def test_without_a_block_the_models_own_settings_hold() -> None:
+    made = request_from("", prompt="a", seed=3)
+    assert made == GenerationRequest(prompt="a", width=448, height=640, seed=3, clip_skip=2)
+    assert request_from("RNG: CPU", prompt="a", seed=3) == replace(made, noise=NoiseSettings(source="CPU"))
+    assert request_from("Clip skip: 1", prompt="a", seed=3, clip_skip=3).clip_skip == 3
+
+
+@pytest.mark.parametrize(("ratio", "size"), [("1:1", (512, 512)), ("16:9", (704, 384)), ("9:16", (384, 704))])
+def test_an_aspect_ratio_keeps_the_models_count_of_pixels(ratio: str, size: tuple[int, int]) -> None:
+    made = request_from("", prompt="a", aspect_ratio=ratio)
+    assert (made.width, made.height) == size
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_no_seed_is_a_random_one(seed: int | None) -> None:
+    assert request_from("", prompt="a", seed=seed).seed != request_from("Seed: -1", prompt="a", seed=seed).seed
 
 
 def test_the_hires_pass_can_be_turned_off_on_and_changed() -> None:
-    assert block(hires=False).hires is None
-    first_pass = pasted.read(f"a\n{PLAIN}")
+    assert block(highres_fix="Off").hires is None
+    first_pass = f"a\n{PLAIN}"
     assert request_from(first_pass).hires is None
-    turned_on = request_from(with_inputs(first_pass, {"hires_scale": 1.5})).hires
-    assert turned_on == HiresSettings(scale=1.5)
-    resized = pasted.read(f"a\n{HIRES.replace('upscale: 2', 'resize: 256x192')}")
-    assert request_from(with_inputs(resized, {"hires_scale": 3.0})).hires == HiresSettings(
-        scale=3, denoising_strength=0.5
-    )
-    assert request_from(with_inputs(resized, {"hires_width": 512})).hires == HiresSettings(
-        resize_to=(512, 0), denoising_strength=0.5
-    )
+    assert request_from(first_pass, hires_scale=1.5).hires == HiresSettings(scale=1.5)
+    assert request_from(first_pass, highres_fix="On").hires == HiresSettings()
+    assert request_from("", highres_fix="Automatic").hires == HiresSettings()
+    assert request_from("", highres_fix="Automatic", pictures=Pictures(image=IMAGE)).hires is None
+    resized = f"a\n{HIRES.replace('upscale: 2', 'resize: 256x192')}"
+    assert request_from(resized, hires_scale=3.0).hires == HiresSettings(scale=3, denoising_strength=0.5)
+    assert request_from("Hires resize: 512x0").hires == HiresSettings(width=512)
 
 
-SCHEMA = json.loads((Path(__file__).parents[2] / ".cog/openapi_schema.json").read_text())
-FORM = {name: field.get("default") for name, field in SCHEMA["components"]["schemas"]["Input"]["properties"].items()}
-
-
-def test_what_comes_from_a_block_is_told_where_the_form_says_otherwise() -> None:
-    inputs = {"seed": 9, "hires": False}
-    assert from_data(with_inputs(pasted.read(PUBLISHED), inputs), inputs, FORM) == {
-        "num_inference_steps": 40,
-        "guidance_scale": 12,
-        "schedule_type": "Karras",
-        "clip_skip": 2,
-        "rng": "GPU",
-        "ensd": 31337,
-        "width": 640,
-        "height": 512,
-    }
-    hires = from_data(pasted.read(f"a\n{HIRES}"), {}, FORM)
-    assert (hires["hires"], hires["denoising_strength"]) == (True, 0.5)
+def test_single_settings_reach_the_request() -> None:
+    text = "ENSD: 31337, Hires sampler: Euler a, Variation seed: 5, Variation seed strength: 0.1\nHires prompt: a, b"
+    made = request_from(text, prompt="c")
+    assert made.noise == NoiseSettings(ensd=31337, variation_seed=5, variation_strength=0.1)
+    assert made.hires == HiresSettings(sampler="Euler a", prompt="a, b")
+    assert request_from("Hires denoising strength: 0.4").hires == HiresSettings(denoising_strength=0.4)
 
 
 @pytest.mark.parametrize(
-    ("changed", "pictures", "told"),
+    ("text", "told"),
     [
-        (
-            ["mask_blur", "inpaint_area"],
-            Pictures(image=IMAGE),
-            ["a mask or outpainting nothing comes of mask_blur, inp"],
-        ),
-        (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
-        (["resize_mode"], Pictures(), ["Without an image nothing comes of resize_mode."]),
-        (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (hires) nothing comes of hires_scale."]),
-        (
-            ["denoising_strength", "steps"],
-            Pictures(),
-            ["an image or the highres fix nothing comes of denoising_strength"],
-        ),
+        ("ENDS: 3", "generation_data='ENDS: 3': there is no setting ENDS. Did you mean ENSD?"),
+        ("Frobnicate: 3", "docs/inputs.md lists the settings"),
+        ("ENSD: 1, and so on, RNG: CPU", "generation_data='and so on': belongs to no setting"),
+        ("RNG: TPU", "generation_data='RNG: TPU': RNG must be one of NV, CPU, GPU"),
+        ("Strict: perhaps", "Strict must be True or False"),
     ],
 )
-def test_inputs_that_do_nothing_are_told(changed: list[str], pictures: Pictures, told: list[str]) -> None:
-    lines = list(idle(changed, request_from(pasted.read(f"a\n{PLAIN}"), pictures=pictures)))
+def test_single_settings_that_cannot_be_read_are_named(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_data(text)
+    assert told in str(caught.value)
+
+
+def test_dynamic_prompts_pick_by_the_seed() -> None:
+    text = "a {red|blue} sun\n" + PLAIN
+    assert pick(asked(text))["prompt"] == "a {red|blue} sun"
+    resolved = pick(asked(text + ", Dynamic prompts: True"))
+    assert resolved["prompt"] in ("a red sun", "a blue sun")
+    assert resolved == pick(asked(text + ", Dynamic prompts: True"))
+    wild = pick(asked("Wildcard hue: red | red", prompt="a __hue__ sun"))
+    assert wild["prompt"] == "a red sun"
+    assert request_of(wild).seed == wild["seed"]  # a random one is kept, and draws what was picked
+
+
+def test_what_comes_from_a_block_is_told() -> None:
+    told = said_by_data(asked(PUBLISHED, seed=9))
+    assert "num_inference_steps=40" in told
+    assert "ensd=31337" in told
+    assert "seed=" not in told.replace("variation_seed", "")
+    assert "prompt" not in told
+
+
+@pytest.mark.parametrize(
+    ("chosen", "pictures", "told"),
+    [
+        (["mask_blur", "inpaint_area"], Pictures(image=IMAGE), ["a mask or outpainting, mask_blur, inpaint_area does"]),
+        (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
+        (["resize_mode"], Pictures(), ["Without an image, resize_mode does nothing."]),
+        (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (highres_fix), hires_scale does nothing."]),
+        (["denoising_strength", "steps"], Pictures(), ["an image or the highres fix, denoising_strength does nothing"]),
+    ],
+)
+def test_inputs_that_do_nothing_are_told(chosen: list[str], pictures: Pictures, told: list[str]) -> None:
+    lines = list(unused_inputs(chosen, request_from(f"a\n{PLAIN}", pictures)))
     assert len(lines) == len(told)
     assert all(words in line for words, line in zip(told, lines, strict=True))
 
 
-def test_a_picture_without_a_block_is_the_inputs() -> None:
-    inputs = {"prompt": "a", "seed": 3, "rng": "NV", "hires": False}
-    made = request_from(with_inputs(Parameters(), inputs), (448, 640))
-    assert made == GenerationRequest(prompt="a", width=448, height=640, seed=3, hires=None)
-
-
 def test_what_belongs_to_a_picture_needs_one() -> None:
-    with pytest.raises(InvalidInput, match=r"^mask=.*there is no image to do that with"):
-        request_from(Parameters(), pictures=Pictures(mask=IMAGE))
-    with pytest.raises(InvalidInput, match=r"^outpaint_top=8: there is no image"):
-        request_from(with_inputs(Parameters(), {"outpaint_top": 8}))
+    with pytest.raises(InvalidInput, match=r"^mask=.*there is no image"):
+        request_from("", pictures=Pictures(mask=IMAGE))
+    with pytest.raises(InvalidInput, match=r"^outpaint=.*there is no image"):
+        request_from("", outpaint=(0, 8, 0, 0))
 
 
 def test_a_block_of_a_masked_picture_needs_the_mask() -> None:
-    data = pasted.read(f"a\n{PLAIN}, Denoising strength: 0.5, Mask blur: 4")
-    (found,) = obstacles(data, MODEL, pictures=Pictures(image=IMAGE))
+    data = f"a\n{PLAIN}, Denoising strength: 0.5, Mask blur: 4"
+    (found,) = obstacles(data, pictures=Pictures(image=IMAGE))
     assert "with a mask" in found.text
-    assert obstacles(data, MODEL, pictures=Pictures(image=IMAGE, mask=IMAGE)) == []
+    assert obstacles(data, pictures=Pictures(image=IMAGE, mask=IMAGE)) == []
 
 
 @pytest.mark.parametrize(
-    ("block", "inputs", "pictures"),
+    ("text", "said", "pictures"),
     [
-        (f"a\n{HIRES}", {"hires_denoising_strength": 0.4}, Pictures()),
-        (f"a\n{PLAIN}", {"image": "x", "mask_blur": 8}, Pictures(image=IMAGE)),
-        (f"a\n{PLAIN}", {"outpaint_left": 8}, Pictures()),
+        (f"a\n{PLAIN}", {"mask_blur": 8}, Pictures(image=IMAGE)),
+        (f"a\n{PLAIN}", {"outpaint": (8, 0, 0, 0)}, Pictures()),
     ],
 )
-def test_what_inputs_ask_for_is_not_taken_for_what_the_block_was_made_with(
-    block: str, inputs: dict[str, object], pictures: Pictures
+def test_what_the_form_asks_for_is_not_taken_for_what_the_block_was_made_with(
+    text: str, said: dict[str, object], pictures: Pictures
 ) -> None:
-    pasted_block = pasted.read(block)
-    assert obstacles(with_inputs(pasted_block, inputs), MODEL, pictures=pictures, block=pasted_block) == []
+    assert obstacles(text, pictures=pictures, **said) == []
 
 
 @pytest.mark.parametrize(
@@ -407,78 +464,77 @@ def test_what_inputs_ask_for_is_not_taken_for_what_the_block_was_made_with(
     ],
 )
 def test_a_mask_over_a_block_that_was_made_from_no_picture_has_the_forms_blur(end: str, blur: int) -> None:
-    pictures = Pictures(image=IMAGE, mask=IMAGE)
-    request = request_from(with_inputs(pasted.read(f"a\n{PLAIN}{end}"), {"image": "x"}), pictures=pictures)
+    request = request_from(f"a\n{PLAIN}{end}", Pictures(image=IMAGE, mask=IMAGE))
     assert request.image is not None
     assert request.image.mask == MaskSettings(picture=IMAGE, blur=(blur, blur))
 
 
-@pytest.mark.parametrize("inputs", [{}, {"hires_scale": 1.5}])
-def test_an_image_leaves_out_the_highres_fix_of_a_block_that_was_made_from_none(inputs: dict[str, object]) -> None:
-    block, pictures = pasted.read(f"a\n{HIRES}"), Pictures(image=IMAGE)
-    data = with_inputs(block, {"image": "x", **inputs})
-    assert request_from(data, pictures=pictures).hires is None
-    (told,) = obstacles(data, MODEL, pictures=pictures, block=block)
+@pytest.mark.parametrize("said", [{}, {"hires_scale": 1.5}])
+def test_an_image_leaves_out_the_highres_fix_of_a_block_that_was_made_from_none(said: dict[str, object]) -> None:
+    text, pictures = f"a\n{HIRES}", Pictures(image=IMAGE)
+    assert request_from(text, pictures, **said).hires is None
+    (told,) = obstacles(text, pictures=pictures, **said)
     assert (told.text, told.other_picture) == (
-        "its highres fix is left out, as there is an image (hires=true asks for it)",
+        "its highres fix is left out, as there is an image (highres_fix=On asks for it)",
         False,
     )
-    asked = with_inputs(block, {"image": "x", "hires": True})
-    assert request_from(asked, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
-    assert obstacles(asked, MODEL, pictures=pictures, block=block) == []
+    assert request_from(text, pictures, highres_fix="On").hires == HiresSettings(denoising_strength=0.5)
+    assert obstacles(text, pictures=pictures, highres_fix="On") == []
 
 
 def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_another() -> None:
-    pictures = Pictures(image=IMAGE)
-    data = with_inputs(pasted.read(f"a\n{PLAIN}"), {"image": "x", "denoising_strength": 0.3})
-    request = request_from(data, pictures=pictures)
+    pictures, text = Pictures(image=IMAGE), f"a\n{PLAIN}"
+    request = request_from(text, pictures, denoising_strength=0.3)
     assert request.image is not None
     assert (request.image.denoising_strength, request.hires) == (0.3, None)
-    enlarged = request_from(with_inputs(data, {"image": "x", "hires": True}), pictures=pictures)
+    enlarged = request_from(text, pictures, denoising_strength=0.3, highres_fix="On")
     assert enlarged.hires == HiresSettings(denoising_strength=0.3)
-    other = with_inputs(data, {"image": "x", "hires": True, "hires_denoising_strength": 0.5})
-    assert request_from(other, pictures=pictures).hires == HiresSettings(denoising_strength=0.5)
+    other = request_from("Hires denoising strength: 0.5", pictures, denoising_strength=0.3, highres_fix="On")
+    assert other.hires == HiresSettings(denoising_strength=0.5)
 
 
 def test_the_size_is_the_images_with_what_is_added_or_the_models_own() -> None:
-    inputs = {"inpaint_area": "Whole picture", **{f"outpaint_{side}": 0 for side in SIDES}}
-    wider, part = {f"outpaint_{side}": 64 for side in SIDES}, {"inpaint_area": "Only masked"}
+    def size(pictures: Pictures = NO_PICTURES, **said: object) -> tuple[int, int]:
+        found = asked("", pictures, **said)
+        return found["width"], found["height"]
+
+    wider, part = {"outpaint": (64, 64, 64, 64)}, {"inpaint_area": "Only masked"}
     image, masked = Pictures(image=IMAGE), Pictures(image=IMAGE, mask=IMAGE)
-    assert size_of(Pictures(), inputs, (448, 640)) == (448, 640)
-    assert size_of(image, inputs | wider, (448, 640)) == (768, 608)
-    assert size_of(image, inputs | wider | part, (448, 640)) == (448, 640)
-    assert size_of(masked, inputs | part, (448, 640)) == (448, 640)
-    assert size_of(image, inputs | part, (448, 640)) == IMAGE.size  # there is no part
+    assert size() == (448, 640)
+    assert size(image, **wider) == (768, 608)
+    assert size(image, **wider, **part) == (448, 640)
+    assert size(masked, **part) == (448, 640)
+    assert size(image, **part) == IMAGE.size  # there is no part
 
 
-@pytest.mark.parametrize("end", ["Masked content: black", "Inpaint area: all", "Outpaint: 1 2 3", "Mask blur: a"])
+@pytest.mark.parametrize("end", ["Masked content: black", "Inpaint area: all", "Outpaint: 1 2 3x", "Mask blur: a"])
 def test_keys_of_inpainting_that_cannot_be_read(end: str) -> None:
     with pytest.raises(InvalidInput, match=f"generation_data='{end}'"):
-        pasted.read(f"a\n{PLAIN}, {end}")
+        read_data(f"a\n{PLAIN}, {end}")
 
 
 # --- strict
 
 
 def test_strict_refuses_another_picture_and_says_all_of_it() -> None:
-    data = pasted.read(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp, Model hash: deadbeef00, Mood: fine")
-    found = obstacles(data, MODEL)
+    data = asked(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp, Model hash: deadbeef00, Mood: fine")
+    found = found_obstacles(data, MODEL)
     assert len(found) == 3
     with pytest.raises(InvalidInput) as refused:
-        honour(data, found, strict=True)
+        drop_unsupported(data, found, strict=True)
     assert "4x-UltraSharp" in str(refused.value)
     assert "deadbeef00" in str(refused.value)
     assert "Mood" not in str(refused.value)
-    drawn_anyway = request_from(honour(data, found, strict=False))
+    drawn_anyway = request_of(drop_unsupported(data, found, strict=False))
     assert drawn_anyway.hires is not None
     assert drawn_anyway.hires.upscaler == "Lanczos"
 
 
 def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
     brought = {"4x-UltraSharp": Path("/x/4x-UltraSharp.pth")}
-    data = pasted.read(f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp")
-    assert obstacles(data, MODEL, brought) == []
-    hires = request_from(data, upscalers=brought).hires
+    text = f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp"
+    assert obstacles(text, upscalers=brought) == []
+    hires = request_from(text, upscalers=brought).hires
     assert hires is not None
     assert (hires.upscaler, hires.upscaler_file) == ("4x-UltraSharp", brought["4x-UltraSharp"])
 
@@ -504,7 +560,7 @@ def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
     ],
 )
 def test_what_is_refused(block: str, told: str) -> None:
-    (found,) = obstacles(pasted.read(block), MODEL)
+    (found,) = obstacles(block, MODEL)
     assert found.other_picture
     assert told in found.text
 
@@ -522,34 +578,34 @@ def test_what_is_refused(block: str, told: str) -> None:
     ],
 )
 def test_what_is_fine(end: str) -> None:
-    assert obstacles(pasted.read(f"a <lora:x:0>\n{PLAIN}, {end}"), MODEL) == []
+    assert obstacles(f"a <lora:x:0>\n{PLAIN}, {end}", MODEL) == []
 
 
 def test_the_hash_of_the_image_is_told_where_one_was_sent() -> None:
-    data = pasted.read(f"a\n{PLAIN}, Denoising strength: 0.5, Init image hash: 0123")
-    (found,) = obstacles(data, MODEL, pictures=Pictures(image=IMAGE))
+    data = f"a\n{PLAIN}, Denoising strength: 0.5, Init image hash: 0123"
+    (found,) = obstacles(data, pictures=Pictures(image=IMAGE))
     assert (found.text, found.other_picture) == ("Init image hash: 0123 is not understood", False)
 
 
 def test_a_folders_hash_is_not_compared() -> None:
     folder = replace(MODEL, name="pastel-mix", sha256="c" * 64, folder=True, vae_name="vae", vae_folder=True)
     block = f"a\n{PLAIN}, Model hash: 0f0eaaa61e, Model: pastelmix, VAE hash: 735e4c3a44, VAE: x.pt"
-    found = obstacles(pasted.read(block), folder)
+    found = obstacles(block, folder)
     assert [each.other_picture for each in found] == [False, False]
     assert all("here is" in each.text for each in found)
 
 
 def test_an_old_hash_is_told_and_no_more() -> None:
-    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 45dee52b"), MODEL)
+    (found,) = obstacles(f"a\n{PLAIN}, Model hash: 45dee52b", MODEL)
     assert not found.other_picture
     assert "8 digits" in found.text
 
 
 def test_a_better_vae_that_a_block_does_not_name() -> None:
     better = replace(MODEL, vae_name="better.safetensors", vae_sha256="b" * 64)
-    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 0f0eaaa61e, Version: v1.10.1"), better)
+    (found,) = obstacles(f"a\n{PLAIN}, Model hash: 0f0eaaa61e, Version: v1.10.1", better)
     assert found.other_picture
-    (found,) = obstacles(pasted.read(f"a\n{PLAIN}, Model hash: 0f0eaaa61e"), better)
+    (found,) = obstacles(f"a\n{PLAIN}, Model hash: 0f0eaaa61e", better)
     assert not found.other_picture
 
 
@@ -563,25 +619,24 @@ def test_a_better_vae_that_a_block_does_not_name() -> None:
             "Denoising strength: 0.5, Hires upscale: 2, Hires denoising strength: 3",
             "generation_data='Hires denoising strength: 3'",
         ),
-        ("Variation seed: -1, Variation seed strength: 0.5", "generation_data='Variation seed: -1'"),
+        ("Variation seed: -2, Variation seed strength: 0.5", "generation_data='Variation seed: -2'"),
         ("Schedule rho: -1", "generation_data='Schedule rho: -1'"),
-        ("FreeU: 1 2", "generation_data='FreeU: 1 2': must be the four numbers"),
+        ("FreeU: 1 2", "generation_data='FreeU: 1 2': FreeU must be the four numbers"),
     ],
 )
 def test_a_value_of_the_block_that_cannot_be_drawn_is_shown_as_it_was_pasted(end: str, told: str) -> None:
-    data = pasted.read(f"a\n{PLAIN}, {end}")
     with pytest.raises(InvalidInput, match=re.escape(told)):
-        request_from(data, block=data)
+        request_from(f"a\n{PLAIN}, {end}")
 
 
 def test_an_input_that_cannot_be_drawn_is_called_by_its_name() -> None:
-    data = pasted.read(f"a\n{PLAIN}")
+    text = f"a\n{PLAIN}"
     with pytest.raises(InvalidInput, match=r"^clip_skip=13"):
-        request_from(with_inputs(data, {"clip_skip": 13}), block=data)
-    with pytest.raises(InvalidInput, match=r"^hires_denoising_strength=0.005: below 0.01"):
-        request_from(with_inputs(data, {"denoising_strength": 0.6, "hires_denoising_strength": 0.005}), block=data)
+        request_from(text, clip_skip=13)
     with pytest.raises(InvalidInput, match=r"^denoising_strength=0.005: below 0.01"):
-        request_from(with_inputs(data, {"denoising_strength": 0.005}), block=data)
+        request_from(text, denoising_strength=0.005, highres_fix="On")
+    with pytest.raises(InvalidInput, match=r"^generation_data='Hires denoising strength: 0.005': below 0.01"):
+        request_from(f"{text}, Hires denoising strength: 0.005", Pictures(image=IMAGE), highres_fix="On")
 
 
 @pytest.mark.parametrize(
@@ -598,7 +653,6 @@ def test_names_of_uploaded_upscalers(stem: str, called: str | None, name: str) -
 
 
 def test_a_file_never_takes_the_place_of_an_upscaler_without_weights() -> None:
-    data = pasted.read(f"a\n{HIRES}, Hires upscaler: Lanczos")
-    hires = request_from(data, upscalers={"Lanczos": Path("/x/Lanczos.pth")}).hires
+    hires = request_from(f"a\n{HIRES}, Hires upscaler: Lanczos", upscalers={"Lanczos": Path("/x/Lanczos.pth")}).hires
     assert hires is not None
     assert hires.upscaler_file is None
