@@ -6,6 +6,7 @@ This is how to check parity with a WebUI of one's own: give it the checkpoint an
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,17 +14,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines import pasted, picture
+from pipelines import picture
+from pipelines.asked import WEBUI_SIZE, Pictures, read_data, request_from, settle
 from pipelines.catalog import NOISE_SOURCES, RESIZE_MODES
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.extras import in_folders
 from pipelines.highres import BASE, PassResult, Picture, render
+from pipelines.inputs import Inputs, filled_in
 from pipelines.loader import Networks, load
 from pipelines.model import ModelFiles
+from pipelines.obstacles import drop_unsupported, obstacles
 from pipelines.output import FileFormat, read_parameters, write
 from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
-from pipelines.reproduce import Pictures, honour, obstacles, request_from, with_inputs
 from pipelines.request import GenerationRequest
 from pipelines.upscale import load_upscaler
 from weights_script.resolve import upscaler_file
@@ -34,27 +37,21 @@ HIRES_NAME = "1_hires"
 
 def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
-    block = pasted.read(read_parameters(path))
-    data = with_inputs(block, {"rng": options.rng})
+    data = read_data(read_parameters(path))
     pictures = Pictures(
         image=picture.read(options.init, "init") if options.init else None,
         mask=picture.read(options.mask, "mask") if options.mask else None,
-        resize_mode=options.resize_mode,
         controls=tuple(picture.read(path, "control") for path in options.control),
     )
-    upscalers = {file.stem: file for file in options.upscaler}
+    inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
+    asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
+    asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
     extras = in_folders(options.lora_dir, options.embeddings_dir, options.controlnet_dir)
-    found = obstacles(data, networks.identity, upscalers, pictures, extras)
+    found = obstacles(asked, networks.identity, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
-    return request_from(
-        honour(data, found, options.strict),
-        count=options.num_outputs,
-        upscalers=upscalers,
-        block=block,
-        pictures=pictures,
-        extras=extras,
-    )
+    asked = drop_unsupported(asked, found, options.strict)
+    return request_from(asked, options.num_outputs, pictures, extras)
 
 
 def read_latents(path: Path) -> Tensor:
@@ -153,9 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--init-latent", type=Path, metavar="FILE", help="latents to start from in place of the encoded --init"
     )
-    parser.add_argument(
-        "--resize-mode", choices=RESIZE_MODES, default=RESIZE_MODES[0], help="how --init comes to the blocks' size"
-    )
+    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how --init comes to the blocks' size")
     parser.add_argument("--num-outputs", type=int, default=1, help="pictures a block, with seeds counting up")
     parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source instead of the block's")
     parser.add_argument("--keep-latents", action="store_true", help="also write what each pass was made of")

@@ -70,6 +70,11 @@ class Asked:
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers, by the names that generation data calls them."""
 
+    @property
+    def resolved(self) -> bool:
+        """Whether dynamic prompts are on."""
+        return bool(self["dynamic_prompts"] or self.data.wildcards)
+
     def __getitem__(self, name: str) -> Any:
         """The value of a setting, or its default."""
         return self.values.get(name, ROWS[name].default)
@@ -140,7 +145,7 @@ def pick(asked: Asked) -> Asked:
 
     Does nothing unless dynamic prompts are on, or a wildcard is defined. Raises InvalidInput.
     """
-    if not (asked["dynamic_prompts"] or asked.data.wildcards):
+    if not asked.resolved:
         return asked
     seed = seed_of(asked)
     prompts = {name: asked[name] or "" for name in _PROMPTS}

@@ -2,15 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pipelines import infotext, picture
+from pipelines.asked import Asked
 from pipelines.catalog import LATENT_UPSCALERS, NETWORK_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.errors import InvalidInput
 from pipelines.plan import UpscalePlan
 from pipelines.request import HiresSettings
+from pipelines.settings import of_group
 from pipelines.sizes import FINAL_PIXELS_MAX, INPUT_PIXELS_MAX, SIDE_MIN, Size, enlarged_size
 from pipelines.upscale import Upscaler, upscale_pixels
 from pipelines.vae import Pixels
@@ -34,7 +37,7 @@ class Enlargement:
     def __post_init__(self) -> None:
         if self.by.upscaler in LATENT_UPSCALERS:
             rule = "enlarges latents, and without drawing there are none"
-            fix = f"Use {', '.join((*PIXEL_UPSCALERS[1:], *NETWORK_UPSCALERS))} or a hires_upscaler_file."
+            fix = f"Use {', '.join((*PIXEL_UPSCALERS[1:], *NETWORK_UPSCALERS))} or an upscaler of your own in files."
             raise InvalidInput("hires_upscaler", self.by.upscaler, rule, fix)
         self._check_size()
         network = self.by.upscaler not in PIXEL_UPSCALERS
@@ -77,6 +80,22 @@ class Enlargement:
             "Postprocess upscaler": self.by.upscaler,
         }
         return ", ".join(filter(None, (self.told, infotext.write("", "", fields))))
+
+
+def enlargement(asked: Asked, image: Any, told: str) -> Enlargement:
+    """The enlargement of the decoded image; None where none was sent. `told` is the generation data inside it.
+
+    Raises InvalidInput.
+    """
+    if image is None:
+        raise InvalidInput("image", "nothing", "Upscale only enlarges an image", "Send one.")
+    own = of_group(HiresSettings, {name: value for name, value in asked.values.items() if name in SIZED})
+    file = asked.upscalers.get(asked["hires_upscaler"])
+    return Enlargement(image=image, by=HiresSettings(**{**own, "upscaler_file": file}), told=told)
+
+
+SIZED = ("hires_scale", "hires_width", "hires_height", "hires_upscaler")
+"""The settings that say how a picture is enlarged."""
 
 
 def enlarge(request: Enlargement, network: Upscaler | None) -> Pixels:

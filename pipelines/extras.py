@@ -27,6 +27,11 @@ def name_of_upload(stem: str) -> str:
     return re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
 
 
+def plain_name(name: str) -> str:
+    """The name without what tags and infotexts cannot hold."""
+    return re.sub(r"[<>:,=]", "_", name)
+
+
 def in_hashes(name: str) -> str:
     """The name without what would end it in an infotext's list of hashes."""
     return re.sub("[:,]", "", name)
@@ -212,5 +217,5 @@ def check_present(field: str, prompt: str, extras: Extras) -> None:
     """Raise InvalidInput for a LoRA that is not here: the picture would be another one."""
     for tag in missing_loras(prompt, extras, field):
         here = ", ".join(sorted(extras.loras)[:20]) or "none"
-        fix = "Bring it in loras or lora_file (--lora-dir), or take the tag out."
+        fix = "Bring it in loras or files (--lora-dir), or take the tag out."
         raise InvalidInput(field, str(tag), f"no LoRA of this name is here; here are: {here}", fix)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import InvalidInput
+from pipelines.request import SETTINGS
 from pipelines.settings import Values
 from pipelines.sizes import Size
 
@@ -42,13 +44,26 @@ class Inputs:
     controls: str = ""
 
 
-def filled_in(values: Values) -> dict[str, Any]:
-    """The inputs that are not empty. Sliders send 7.0 for 7, and generation data shows whole numbers without a
-    fraction."""
-    return {name: whole(value) for name, value in values.items() if value is not None and value != ""}
+def filled_in(**inputs: Any) -> dict[str, Any]:
+    """The settings that are not empty, in their own types. Raises InvalidInput for a text that cannot be read.
+
+    Sliders send 7.0 for 7, and generation data shows whole numbers without a fraction.
+    """
+    values = {name: value for name, value in inputs.items() if value is not None and value != ""}
+    if isinstance(values.get("outpaint"), str):
+        values["outpaint"] = _outpaint(values["outpaint"])
+    return {name: _whole(value) for name, value in values.items()}
 
 
-def whole(value: Any) -> Any:
+def _outpaint(text: str) -> Any:
+    row = SETTINGS["outpaint"]
+    try:
+        return row.rule.read(text)
+    except ValueError:
+        raise InvalidInput("outpaint", text, f"must be {row.rule.words}", row.hint) from None
+
+
+def _whole(value: Any) -> Any:
     """7 for 7.0; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -4,6 +4,7 @@ PNG holds them in the text chunk `parameters`, WebP and JPEG in EXIF's UserComme
 WebUI, CivitAI and metadata readers find them.
 """
 
+import secrets
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ class OutputFolder:
         """Raises OutputError."""
         with _explained():
             self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+        self._id = secrets.token_hex(4)
         self._writers = ThreadPoolExecutor(4)
         self._begun: deque[Future[Path]] = deque()
 
@@ -66,8 +68,11 @@ class OutputFolder:
             yield self._begun.popleft().result()
 
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
-        """Write the picture as `name` with the format's ending; returns the path. Raises OutputError."""
-        path = Path(self._folder.name) / f"{name}.{file_format.name}"
+        """Write the picture as `name` with this prediction's id and the format's ending; returns the path.
+
+        The id makes names unique, so that pictures of several predictions can be stored together. Raises OutputError.
+        """
+        path = Path(self._folder.name) / f"{name}-{self._id}.{file_format.name}"
         with _explained():
             try:
                 write(pixels, path, file_format, parameters)

@@ -1,11 +1,15 @@
 """Input pictures: read safely from whatever people upload, and brought to a size by WebUI's resize modes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipelines.asked import Pictures
 from pipelines.errors import InvalidInput
+from pipelines.inputs import Inputs
+from pipelines.request import CONTROLS_MAX
 from pipelines.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
@@ -28,6 +32,29 @@ def read(path: Path, field: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises many kinds at broken pictures, and at those made to take all memory
         raise InvalidInput(field, path.name, f"cannot be read as a picture ({error})", fix) from error
+
+
+def read_pictures(inputs: Inputs) -> Pictures:
+    """The pictures of a request, decoded. Raises InvalidInput that names the input."""
+    if (count := len(inputs.control_images)) > CONTROLS_MAX:  # told before each takes its memory
+        rule = f"at most {CONTROLS_MAX} pictures, as there are at most so many ControlNets"
+        raise InvalidInput("control_images", f"{count} sent", rule, "Leave some out.")
+    return Pictures(
+        image=_sent(inputs.image, "image"),
+        mask=_sent(inputs.mask, "mask"),
+        controls=tuple(read(path, "control_images") for path in _files(inputs.control_images, "control_images")),
+    )
+
+
+def _sent(path: Path | None, field: str) -> Image.Image | None:
+    return read(_files((path,), field)[0], field) if path else None
+
+
+def _files(sent: Sequence[Path], field: str) -> Sequence[Path]:
+    for each in sent:
+        if not isinstance(each, Path):  # a text that Cog took for no address
+            raise InvalidInput(field, each, "must be a file", "Send a data, http or https URL.")
+    return sent
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

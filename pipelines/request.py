@@ -587,7 +587,7 @@ class GenerationRequest(Checked):
 
     def _check_control(self, control: ControlSettings) -> None:
         if control.model not in self.extras.controls:
-            fix = "Name a file, repository or address in controls, or send it in control_file (--controlnet-dir)."
+            fix = "Name a file, repository or address in controls, or send it in files (--controlnet-dir)."
             raise InvalidInput("controls", control.model, "no ControlNet of this name is here", fix)
         if control.picture is None and self.image is None:
             raise nothing_to_follow(control)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipelines.request import SETTINGS
-from pipelines.settings import Checked, Flag, Setting, rows, setting
+from pipelines.settings import Checked, Flag, Setting, Text, rows, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,14 @@ class Handling(Checked):
         False,
         key="Upscale only",
         about="Only enlarge the image, by the hires upscaler and scale; nothing is drawn.",
+    )
+    file_names: str = setting(
+        "file_names",
+        Text(1000),
+        "",
+        key="File names",
+        about="What the files are called, in their order and between commas. Files that are sent as data URIs need it: "
+        "they have no names of their own.",
     )
 
 

@@ -7,7 +7,6 @@ import argparse
 import base64
 import json
 import mimetypes
-import os
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from pipelines.pasted import holds_settings
 from script.cog_server import CogServer, Event, Refused, ServerError
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED
@@ -28,8 +28,6 @@ Json = dict[str, Any]
 SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
 SETUP_SECONDS = 3600
 """A model of gigabytes may have to be fetched first."""
-BEST = {"guidance_scale": 5}
-"""For the embedded model: at the form's default of 7, which suits full-sized ones, its colours are harsh."""
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -40,30 +38,33 @@ class Failure(Exception):
 def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
     """`name=value` texts as the JSON types of the schema. Raises Failure."""
     inputs: Json = {}
+    names: list[str] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise Failure(f"-i {assignment}: write name=value")
         if name not in fields:
             raise Failure(f"-i {assignment}: there is no input {name}; --list shows them all")
+        if name == "files":
+            names = [Path(item).stem for item in text.removeprefix("@").split(",@")]
         try:
             inputs[name] = read_value(name, text, fields[name])
         except Failure as error:
             raise Failure(f"-i {error}") from error
-    return inputs
+    return with_file_names(inputs, names)
 
 
-def with_best(inputs: Json) -> Json:
-    """The inputs, over those at which the embedded model is at its best where that is the model in use."""
-    if os.environ.get("COG_WEIGHTS") or os.environ.get("PASTEL_MODEL") or inputs.get("generation_data"):
+def with_file_names(inputs: Json, names: Sequence[str]) -> Json:
+    """The inputs with the names of files that were read here: a data URI, as which a file is sent, has none."""
+    if not names:
         return inputs
-    missing = {name: value for name, value in BEST.items() if name not in inputs}
-    for name, value in missing.items():
-        print(
-            f"The small embedded model is at its best with {name}={value:g}; -i {name}=... overrules that.",
-            file=sys.stderr,
-        )
-    return missing | inputs
+    said = inputs.get("generation_data", "")
+    told = f"File names: {', '.join(names)}"
+    if said.strip() and not holds_settings(said):
+        told = f'{said.rstrip()}, File names: "{", ".join(names)}"'  # a block has all its settings in its last line
+    else:
+        told = f"{said}\n{told}".strip()
+    return inputs | {"generation_data": told}
 
 
 def read_value(name: str, text: str, field: Json) -> Any:
@@ -184,7 +185,7 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(", ".join(flat(predict(with_best(read_inputs(options.input, fields)), options.output))))
+        print(", ".join(flat(predict(read_inputs(options.input, fields), options.output))))
     except (Failure, ServerError, Refused) as error:
         print(f"script/predict: {error}", file=sys.stderr)
         return 1

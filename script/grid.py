@@ -24,9 +24,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from pipelines import pasted
+from pipelines.asked import RANDOM, read_data
 from pipelines.errors import InvalidInput
-from pipelines.reproduce import SET_BY_DATA, with_inputs
 from script.client import (
     SETUP_SECONDS,
     Failure,
@@ -34,7 +33,6 @@ from script.client import (
     read_value,
     save,
     show_log,
-    with_best,
 )
 from script.cog_server import POLL_SECONDS, CogClient, CogServer, Refused, ServerError
 from script.compatibility import inputs as schema_inputs
@@ -103,34 +101,26 @@ def cells(axes: Sequence[Axis], inputs: Json) -> Iterator[tuple[str, Json]]:
         yield ", ".join(axis.captions()[number] for axis, number in steps), made
 
 
-def starting_from(inputs: Json, axes: Sequence[Axis], ours: bool, fields: dict[str, Json]) -> Json:
+def starting_from(inputs: Json, axes: Sequence[Axis], fields: dict[str, Json]) -> Json:
     """The inputs of all cells: one seed for all, and the default of what is searched in. Raises InvalidInput."""
     set_by_axes = {axis.name: axis.values[0] for axis in axes if not axis.replaces}
     inputs = inputs | set_by_axes
-    inputs = with_best(inputs) if ours else inputs
-    if "seed" in fields and "seed" not in inputs and pasted.read(inputs.get("generation_data", "")).seed in (None, -1):
+    if "seed" in fields and _seed_of(inputs) == RANDOM:
         inputs["seed"] = secrets.randbelow(SEEDS)
         print(f"Every picture has seed {inputs['seed']}.", file=sys.stderr)
     return {axis.name: fields[axis.name].get("default", "") for axis in axes if axis.replaces} | inputs
 
 
-def check_cell(inputs: Json, fields: dict[str, Json]) -> None:
-    """That a cell's one picture is what it is called. Raises Failure; InvalidInput for what is no generation data."""
+def _seed_of(inputs: Json) -> int:
+    """The seed that the inputs or their generation data say; -1 where they say none. Raises InvalidInput."""
+    said: int = read_data(inputs.get("generation_data", "")).values.get("seed", RANDOM)
+    return inputs.get("seed", said)
+
+
+def check_cell(inputs: Json) -> None:
+    """Check that a cell has one picture. Raises Failure."""
     if (count := inputs.get("num_outputs", 1)) > 1:
         raise Failure(f"num_outputs={count}: a cell shows one picture; write seed=VALUE,VALUE for an axis of several")
-    text = str(inputs.get("generation_data", ""))
-    if not text.strip():
-        return
-    given = {name: inputs[name] for name in sorted(SET_BY_DATA & inputs.keys())}
-    counts = {name: value for name, value in given.items() if value != fields[name].get("default")}
-    counts["image"] = inputs.get("image")
-    block = pasted.read(text)
-    drawn = vars(with_inputs(block, counts))
-    for name in (name for name in given if name not in counts):
-        called = vars(with_inputs(block, counts | {name: given[name]}))
-        if any(value not in (None, called[field]) for field, value in drawn.items()):  # None: the default is drawn
-            rule = f"{name}={given[name]}: is the default, over which generation_data wins"
-            raise Failure(f"{rule}; write 'generation_data~=TEXT,TEXT' for an axis that changes its text")
 
 
 @contextmanager
@@ -238,10 +228,10 @@ def plot(options: argparse.Namespace) -> bool:
     fields = schema_inputs(schema_of(options.url))
     named = {"--x": options.x, "--y": options.y, "--z": options.z}
     axes = [read_axis(option, text, fields) for option, text in named.items() if text]
-    inputs = starting_from(read_inputs(options.input, fields), axes, options.url is None, fields)
+    inputs = starting_from(read_inputs(options.input, fields), axes, fields)
     wanted = list(cells(axes, inputs))
     for _, made in wanted:
-        check_cell(made, fields)
+        check_cell(made)
     with tempfile.TemporaryDirectory(prefix="grid-") as scratch:
         done = draw_all(options.url, wanted, options.keep or Path(scratch))
     laid_out(axes, done).save(options.output)

@@ -67,7 +67,8 @@ def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> Gen
     p, options = case["params"], case["options"]
     hires = HiresSettings(
         scale=p.get("hr_scale", 2.0),
-        resize_to=(p.get("hr_resize_x", 0), p.get("hr_resize_y", 0)),
+        width=p.get("hr_resize_x", 0),
+        height=p.get("hr_resize_y", 0),
         upscaler=p.get("hr_upscaler", "Latent"),
         steps=p.get("hr_second_pass_steps", 0),
         prompt=p.get("hr_prompt", ""),

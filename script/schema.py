@@ -175,7 +175,7 @@ def read_field(source: Source, order: int, parameter: ast.arg, call: ast.expr) -
     if not isinstance(call, ast.Call) or source.segment(call.func) != "Input":
         raise source.refusal(parameter, "give every input an Input(...)")
     given = {keyword.arg or "**": keyword for keyword in call.keywords}
-    if unknown := given.keys() - CONSTRAINTS.keys() - {"default", "description", "choices"}:
+    if unknown := given.keys() - CONSTRAINTS.keys() - {"default", "description", "choices", "deprecated"}:
         raise source.refusal(call, f"{', '.join(sorted(unknown))} is not supported here")
     choices = source.value(given.pop("choices")) if "choices" in given else None
     values = {key: number(source.value(keyword)) for key, keyword in given.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.asked import Asked, name_of_upscaler
 from pipelines.errors import InvalidInput, ModelError, redacted
 from pipelines.extras import (
     ExtraFile,
@@ -15,13 +16,14 @@ from pipelines.extras import (
     in_folders,
     lora_tags,
     missing_loras,
-    name_of_upload,
+    plain_name,
     training_name,
 )
-from pipelines.pasted import Parameters
+from pipelines.inputs import Inputs
 from pipelines.request import ControlSettings
 from pipelines.units import read_lines as read_controls
 from weights_script.manifest import Entry, load_manifest
+from weights_script.uploads import Uploads, sort_uploads
 
 if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
     from weights_script.shelf import Shelf
@@ -32,9 +34,7 @@ HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 OWN_FOLDERS = ("loras", "embeddings", "controlnets")
 """In the cache: what whoever runs the container has put there."""
 LINES_MAX = 32
-OWN_FILE = {"loras": "lora_file", "embeddings": "embedding_file", "controls": "control_file"}
-"""Input -> the one for a file of one's own."""
-KIND_OF = {"loras": "adapter", "embeddings": "adapter", "controls": "controlnet"}
+KIND_OF = {"loras": "adapter", "controls": "controlnet"}
 """Input -> the kind of the manifest's entries that it may name."""
 USUAL = (
     "pytorch_lora_weights.safetensors",
@@ -62,14 +62,13 @@ class Line:
     def __str__(self) -> str:
         return f"{self.field}={redacted(self.source)!r}"
 
-    @property
-    def or_sent(self) -> str:
-        """The end of an advice: the input for a file of one's own."""
-        return f", or send the file in {OWN_FILE[self.field]}."
+
+OR_SENT = ", or send the file in files."
+"""The end of an advice."""
 
 
-def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Parameters]:
-    """What the inputs of LoRAs, embeddings and ControlNets and the cache's folders hold; the data that asks for it.
+def load_only(asked: Asked, inputs: Inputs) -> tuple[Extras, Asked]:
+    """The LoRAs, embeddings and ControlNets that the form and the cache's folders hold, and what asks for them.
 
     Raises InvalidInput for a line that names nothing, and ModelError where a file cannot be had.
     """
@@ -78,73 +77,79 @@ def bring(data: Parameters, inputs: Mapping[str, Any]) -> tuple[Extras, Paramete
 
     cache = cache_folder()
     shelf = Shelf(cache)
-    extras = in_folders(*(cache / folder for folder in OWN_FOLDERS))
-    brought: dict[str, ExtraFile] = {}
-    weights: dict[str, tuple[float, ...]] = {}
-    lines, uploaded = list(read_lines("loras", inputs["loras"])), inputs["lora_file"]
+    here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
+    uploads = sort_uploads(inputs.files, asked["file_names"])
+    loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
+    extras = here | Extras(loras=loras, embeddings=uploads.embeddings)
+    extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
+    upscalers = {name: file.path for name, file in uploads.upscalers.items()}
+    return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
+
+
+def _with_upscaler(asked: Asked) -> Asked:
+    """An upscaler that was sent is used, unless the form names another."""
+    if not asked.upscalers or "hires_upscaler" in asked.chosen:
+        return asked
+    called, sent = asked.data.values.get("hires_upscaler"), dict(asked.upscalers)
+    if called in sent:
+        return asked
+    (own, path), *_ = sent.items()
+    name = name_of_upscaler(own, called)
+    return replace(asked.with_values(hires_upscaler=name), upscalers={**sent, name: path})
+
+
+Weights = dict[str, tuple[float, ...]]
+
+
+def _loras(
+    asked: Asked, text: str, here: Extras, shelf: "Shelf", uploads: Uploads
+) -> tuple[dict[str, ExtraFile], Weights]:
+    """The LoRAs of the lines and of the files, and the multipliers that the lines give them."""
+    found: dict[str, ExtraFile] = {}
+    weights: Weights = {}
+    lines = list(read_lines("loras", text))
     for line in lines:
-        name, file = _found(line, extras.loras, shelf)
-        if len(lines) == 1 and not (uploaded or line.name or line.source in extras.loras):
-            name = _as_prompted(name, data, extras)
-        brought[name], weights[name] = file, line.weights
-    extras |= Extras(loras=brought, embeddings=dict(_embeddings(inputs, extras.embeddings, shelf)))
-    if uploaded:
-        name = _as_prompted(_plain(name_of_upload(Path(uploaded).stem)), data, extras)
-        extras |= Extras(loras={name: _uploaded("lora_file", uploaded)})
-        weights[name] = ()
-    controls, guided = _controls(data, inputs, extras.controls, shelf)
-    return extras | Extras(controls=controls), replace(_tagged(data, weights), controls=guided)
-
-
-def _embeddings(
-    inputs: Mapping[str, Any], here: Mapping[str, ExtraFile], shelf: "Shelf"
-) -> Iterator[tuple[str, ExtraFile]]:
-    """Those of the lines. `embedding_file` is the one of a plain name that nothing here has, else it has its own."""
-    uploaded = inputs["embedding_file"]
-    name = _plain(name_of_upload(Path(uploaded).stem)) if uploaded else ""
-    for line in read_lines("embeddings", inputs["embeddings"]):
-        if uploaded and not line.name and line.source not in here and "/" not in line.source:
-            name = line.source
-        else:
-            yield _found(line, here, shelf)
-    if uploaded:
-        yield name, _uploaded("embedding_file", uploaded)
+        name, file = _found(line, here.loras, shelf)
+        if len(lines) == 1 and not (uploads.loras or line.name or line.source in here.loras):
+            name = _as_prompted(name, asked, here)
+        found[name], weights[name] = file, line.weights
+    for name, file in uploads.loras.items():
+        known = here | Extras(loras={**found, **uploads.loras})
+        called = _as_prompted(name, asked, known) if len(uploads.loras) == 1 else name
+        found[called], weights[called] = file, ()
+    return found, weights
 
 
 def _controls(
-    data: Parameters, inputs: Mapping[str, Any], here: Mapping[str, ExtraFile], shelf: "Shelf"
-) -> tuple[dict[str, ExtraFile], tuple[ControlSettings, ...]]:
-    """The ControlNets of the input `controls`, or else of the data, and their files.
+    asked: Asked, text: str, extras: Extras, shelf: "Shelf", uploads: Uploads
+) -> tuple[Extras, tuple[ControlSettings, ...]]:
+    """The ControlNets of the form's lines, or else of the generation data, and their files.
 
-    `control_file` is the one that is called by a plain name that nothing here has; with no such line it acts as it is.
+    A file that no line names is called by the one plain name that nothing here has; with no such line it acts as it is.
     """
-    lines, uploaded = read_controls(inputs["controls"]), inputs["control_file"]
-    asked = lines or list(data.controls)
+    lines = read_controls(text)
+    wanted, sent = lines or list(asked.controls), dict(uploads.controls)
     files: dict[str, ExtraFile] = {}
     found: list[ControlSettings] = []
-    for control in asked:
+    for control in wanted:
         entry = _entry(control.model, "controls")
-        plain_name = entry is None and control.model not in here and "/" not in control.model
-        if plain_name and uploaded:
-            name, file = control.model, _uploaded("control_file", uploaded)
-        elif lines or entry or control.model in here:
-            name, file = _found(Line("controls", "", control.model, ()), here, shelf)
+        unnamed = entry is None and control.model not in extras.controls and "/" not in control.model
+        if control.model in sent:
+            name, file = control.model, sent.pop(control.model)
+        elif unnamed and len(sent) == 1:
+            name, file = control.model, sent.popitem()[1]
+        elif lines or entry or control.model in extras.controls:
+            name, file = _found(Line("controls", "", control.model, ()), extras.controls, shelf)
         else:
-            found.append(control)  # generation data's, and not here: it is told
+            found.append(control)  # generation data names it, and it is not here: that is told later
             continue
         files[name] = file
         known = entry is not None and entry.webui_hash == control.model_hash  # the same in another number format
         found.append(replace(control, model=name, model_hash="" if known else control.model_hash))
-    if uploaded and Path(uploaded) not in {file.path for file in files.values()}:
-        name = _plain(name_of_upload(Path(uploaded).stem))
-        files[name] = _uploaded("control_file", uploaded)
+    for name, file in sent.items():
+        files[name] = file
         found.append(ControlSettings(model=name))
-    return files, tuple(found)
-
-
-def _uploaded(field: str, path: Path) -> ExtraFile:
-    path = Path(path)
-    return ExtraFile.at(path, f"{field}={name_of_upload(path.name)!r}")
+    return extras | Extras(controls=files), tuple(found)
 
 
 def _entry(name: str, field: str) -> Entry | None:
@@ -190,7 +195,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[s
         raise ModelError(f"{line}: {error}") from error
     file = ExtraFile.at(path, str(line))
     stem = training_name(file) or path.stem if path.stem.isdigit() else path.stem
-    return line.name or _plain(stem), file
+    return line.name or plain_name(stem), file
 
 
 def _fix(line: Line, failure: "SourceFailed") -> str:
@@ -199,7 +204,7 @@ def _fix(line: Line, failure: "SourceFailed") -> str:
     if "civitai.com/" in line.source.lower():
         return "Check the link; for a file that CivitAI gives to members only put ?token= and your API key at its end."
     fix = "Name one that is open to everybody" if isinstance(failure, Denied) else "Check the line"
-    return fix + line.or_sent
+    return fix + OR_SENT
 
 
 def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
@@ -208,7 +213,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
 
     source = f"https://{line.source}" if _WITHOUT_SCHEME.fullmatch(line.source) else line.source
     elsewhere = InvalidInput(
-        line.field, line.source, f"must be an https address of {', '.join(HOSTS)}", f"Put the file there{line.or_sent}"
+        line.field, line.source, f"must be an https address of {', '.join(HOSTS)}", f"Put the file there{OR_SENT}"
     )
     try:
         address = urllib.parse.urlsplit(source if "://" in source else "")
@@ -263,23 +268,19 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
     return f"https://civitai.com/api/download/models/{urllib.parse.quote(version, safe='')}{key}"
 
 
-def _as_prompted(name: str, data: Parameters, extras: Extras) -> str:
+def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
     """The one LoRA that the prompts name and that is not here, else this name."""
-    missing = {tag.name for prompt in (data.prompt, data.hires_prompt) for tag in missing_loras(prompt, extras)}
+    missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
     return missing.pop() if len(missing) == 1 else name
 
 
-def _plain(name: str) -> str:
-    """The name without what tags and infotexts cannot hold."""
-    return re.sub(r"[<>:,=]", "_", name)
-
-
-def _tagged(data: Parameters, weights: Mapping[str, tuple[float, ...]]) -> Parameters:
-    """The data whose prompts ask for these LoRAs: where they do not name one, by its line's weights, else at 1."""
-    prompts = {"prompt": data.prompt, **({"hires_prompt": data.hires_prompt} if data.hires_prompt else {})}
+def _tagged(asked: Asked, weights: Weights) -> Asked:
+    """What is asked for, with prompts that ask for these LoRAs: where they do not name one, by its line's multipliers,
+    else at 1."""
+    prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
     for field, prompt in prompts.items():
         present = {tag.name for tag in lora_tags(prompt, field)}
-        asked = {name: given or (1.0,) for name, given in weights.items() if name not in present}
-        tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in asked.items())
+        wanted = {name: given or (1.0,) for name, given in weights.items() if name not in present}
+        tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in wanted.items())
         prompts[field] = " ".join((prompt, *map(str, tags)))
-    return replace(data, prompt=prompts["prompt"], hires_prompt=prompts.get("hires_prompt", ""))
+    return asked.with_values(**prompts)

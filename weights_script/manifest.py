@@ -82,7 +82,8 @@ class Entry:
     """Entry of the better VAE to put over this model's own."""
     width: int = TRAINED_SIZE[0]
     height: int = TRAINED_SIZE[1]
-    clip_skip: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a request takes that does not say otherwise, by the settings' names: the author's advice."""
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -114,7 +115,7 @@ ENTRY_FIELDS: dict[str, type] = {
     "vae": str,
     "width": int,
     "height": int,
-    "clip_skip": int,
+    "settings": dict,
 }
 REQUIRED = ("kind", "format", "base", "licence", "sources")
 
@@ -151,7 +152,6 @@ ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
     ("hashes", lambda e: all(map(_full_hash, e.hashes.values())), "must be 64 small hexadecimal digits each"),
     ("width", lambda e: e.width > 0 and e.width % 8 == 0, "must be a positive multiple of 8"),
     ("height", lambda e: e.height > 0 and e.height % 8 == 0, "must be a positive multiple of 8"),
-    ("clip_skip", lambda e: 1 <= e.clip_skip <= 12, "must be 1-12"),
 )
 
 

@@ -8,6 +8,7 @@ from pipelines.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
 from pipelines.errors import ModelError, redacted
 from pipelines.model import ModelFiles
 from pipelines.request import HiresSettings
+from pipelines.settings import Values
 from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
 
 
@@ -16,11 +17,8 @@ class ResolvedModel:
     """A model whose files are here."""
 
     files: ModelFiles
-    width: int
-    """Of a picture, in pixels, when the request names none; `height` likewise."""
-    height: int
-    clip_skip: int
-    """What the model's author advises; 1 where nothing is known."""
+    settings: Values
+    """What a request takes that does not say otherwise: width and height, and what the model's author advises."""
     safety_checker: Path | None
     description: str
     """What is loaded, why this one, and from where: for the log."""
@@ -50,6 +48,8 @@ def _resolved(
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.name  # as WebUI names models
     checker = _safety_checker(entries)
     width, height = entry.picture_size if entry else TRAINED_SIZE
+    advised = entry.settings if entry else {}
+    shown = ", ".join(f"{name} {value}" for name, value in advised.items() if "prompt" not in name)
     return ResolvedModel(
         files=ModelFiles(
             name=name,
@@ -57,12 +57,10 @@ def _resolved(
             vae=vae,
             sha256=sha256 if checkpoint.is_file() else "",
         ),
-        width=width,
-        height=height,
-        clip_skip=entry.clip_skip if entry else 1,
+        settings={"width": width, "height": height, **advised},
         safety_checker=checker,
         description=f"{name} ({reason}) from {checkpoint}; VAE: {vae.name if vae else 'its own'}; "
-        f"{f'its author advises clip_skip {entry.clip_skip}; ' if entry and entry.clip_skip > 1 else ''}"
+        f"{f'its own settings: {shown}; ' if shown else ''}"
         f"safety checker: {checker or 'off, PASTEL_SAFETY_CHECKER names none'}",
     )
 

@@ -1,0 +1,74 @@
+"""Files that a request brings -> LoRAs, embeddings, ControlNets and upscalers, told apart by their content."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.errors import InvalidInput
+from pipelines.extras import ExtraFile, name_of_upload, plain_name, training_name
+
+FILES_MAX = 16
+"""Files of one request. Each is looked into before anything is drawn."""
+NAMELESS = "file"
+"""What the server calls a file that was sent as a data URI."""
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """Files by their names, of each kind."""
+
+    loras: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    embeddings: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    controls: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    upscalers: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+
+
+def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
+    """The files by kind and name. `names`, between commas, go before the files' own.
+
+    Raises InvalidInput for a file that is none of these, and for a name that two files have.
+    """
+    if len(files) > FILES_MAX:
+        raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
+    uploads, given = Uploads(), [name.strip() for name in names.split(",")]
+    for number, path in enumerate(files):
+        file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
+        kind = _kind_of(file)
+        name = (given[number] if number < len(given) else "") or _own_name(file)
+        here = getattr(uploads, kind)
+        if name in here:
+            fix = "Give each its own in generation_data: File names: first, second."
+            raise InvalidInput("files", name, "two files have this name", fix)
+        here[name] = file
+    return uploads
+
+
+def _own_name(file: ExtraFile) -> str:
+    """The file's own name; of a LoRA without one, the name that it was trained under."""
+    stem = name_of_upload(file.path.stem)
+    trained = training_name(file) if stem == NAMELESS and file.path.suffix != ".pt" else ""
+    return plain_name(trained or stem)
+
+
+def _kind_of(file: ExtraFile) -> str:
+    from pipelines.checkpoint import kind_of, map_tensors  # here: they import torch, which is there when files are sent
+
+    with file.blamed():
+        tensors = map_tensors(file.path)
+    kind = kind_of(tensors)
+    what = kind.what if kind else "an embedding" if len(tensors) == 1 else "unknown"
+    for words, group in GROUPS.items():
+        if words in what:
+            return group
+    fix = "Send a LoRA, an embedding, a ControlNet or an upscaler."
+    raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", fix)
+
+
+GROUPS = {
+    "LoRA": "loras",
+    "embedding": "embeddings",
+    "ControlNet": "controls",
+    "upscaler": "upscalers",
+    "unknown": "upscalers",  # the library for upscalers knows more kinds than we can tell, and says what it does not
+}
+"""Kind of a file by the words for what it is -> the field of `Uploads`."""
