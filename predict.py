@@ -29,7 +29,7 @@ from pipelines.asked import (
 from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge, enlargement
-from pipelines.errors import AllPicturesFlagged, ModelError
+from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
 from pipelines.inputs import Inputs, filled_in
 from pipelines.loader import load
@@ -44,7 +44,7 @@ from pipelines.safety import SafetyChecker, load_safety_checker
 from pipelines.units import read_lines
 from pipelines.upscale import Upscaler, load_upscaler
 from pipelines.worker import Worker
-from weights_script.extras import load_only
+from weights_script.extras import Library
 from weights_script.resolve import resolve, upscaler_file
 
 ASPECT_RATIOS = ["model's own", "1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9"]
@@ -103,12 +103,15 @@ UPSCALERS = [
 class Predictor(BasePredictor):
     """One model, ready; one prediction at a time."""
 
+    @clean_errors()
     def setup(self, weights: Optional[Path] = None) -> None:
         """Make a model ready: COG_WEIGHTS, else the one that PASTEL_MODEL names, else the embedded default."""
         imports, marks = time.process_time(), [time.perf_counter()]
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.basicConfig(level=logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(CleanFormatter("%(message)s"))
         self.model = resolve(str(weights) if weights else None, os.environ.get("PASTEL_MODEL"))
-        print(f"Model: {self.model.description}")
+        say(f"Model: {self.model.description}")
         marks.append(time.perf_counter())
         self.worker = Worker()
         networks = self.worker.run(load, self.model.files, best_device())
@@ -117,6 +120,7 @@ class Predictor(BasePredictor):
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
+        self.library = Library()
         marks.append(time.perf_counter())
         found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
         print(
@@ -314,46 +318,48 @@ class Predictor(BasePredictor):
         )
         file_format = FileFormat(output_format, output_quality)
         checker = None if disable_safety_checker else self.safety
-        try:
-            pictures = read_pictures(inputs)
-            asked = pick(settle(inputs, read_data(generation_data), self.model.settings, pictures))
-            if asked["upscale_only"]:
-                yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
-            else:
-                request = self._request(asked, inputs, pictures, num_outputs)
-                yield from self._draw(request, file_format, checker, show_phases)
-        except BaseException as error:  # cancelling is one, too
-            release_memory(error)
-            raise
-        finally:
-            trim_heap()
+        with clean_errors():
+            try:
+                pictures = read_pictures(inputs)
+                asked = pick(settle(inputs, read_data(generation_data), self.model.settings, pictures))
+                if asked["upscale_only"]:
+                    yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
+                else:
+                    request = self._request(asked, inputs, pictures, num_outputs)
+                    yield from self._draw(request, file_format, checker, show_phases)
+            except BaseException as error:  # cancelling is one, too
+                release_memory(error)
+                raise
+            finally:
+                self.library.release()
+                trim_heap()
 
     def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures, count: int) -> GenerationRequest:
         """The request. Fetches the networks that it names; says in the log where its settings come from."""
         if told := said_by_data(asked):
-            print(f"From the generation data: {told}")
+            say(f"From the generation data: {told}")
         if asked.resolved:
-            print(f"Prompt: {asked['prompt']}")
+            say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
-        extras, asked = load_only(asked, inputs)
+        extras, asked = self.library.load_only(asked, inputs)
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)
             self.record_metric("not_honoured", [obstacle.text for obstacle in found])
-            print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
+            say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked["strict"])
         request = request_from(asked, count, pictures, extras)
-        print("".join(f"{line}\n" for line in unused_inputs(asked.chosen, request)), end="")
+        say("\n".join(unused_inputs(asked.chosen, request)))
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
         """The request to enlarge a picture only."""
-        _, asked = load_only(asked, inputs)
+        _, asked = self.library.load_only(asked, inputs)
         return enlargement(asked, pictures.image, parameters_in(inputs.image) if inputs.image else "")
 
     def _enlarge(self, request: Enlargement, file_format: FileFormat, checker: SafetyChecker | None) -> Path:
         """Enlarge, log and save the picture."""
         upscaler = self._upscaler(request.by)
-        print(f"Plan: {request.describe()}")
+        say(f"Plan: {request.describe()}")
         started = time.perf_counter()
         made = Picture(FINAL, 0, self.worker.run(enlarge, request, upscaler))
         self._report({UPSCALE: time.perf_counter() - started})
@@ -371,7 +377,7 @@ class Predictor(BasePredictor):
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        print("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         self.outputs = OutputFolder()

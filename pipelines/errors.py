@@ -1,11 +1,29 @@
-"""Named errors. Each message says what was wrong and what to do about it, and no secret."""
+"""Named errors, and the one place that cleans every text that leaves: errors, log lines and names.
 
+Each message says what was wrong and what to do about it. It holds no secret, no control character, and is never long: a
+server may choke on megabytes of text, and a file or a request can bring them.
+"""
+
+import logging
 import os
 import re
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TEXT_MAX = 2000
+"""Characters of an error or a log line."""
+NAME_MAX = 100
+"""Characters of a name that a file or a request brings."""
+READ_MAX = 20 * TEXT_MAX
+"""Characters of a text that are looked at. What lies beyond them is never shown."""
 
 
 class PastelError(Exception):
     """Base of every error that this project raises on purpose."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
 
 
 class InvalidInput(PastelError, ValueError):
@@ -13,10 +31,14 @@ class InvalidInput(PastelError, ValueError):
 
     def __init__(self, field: str, value: object, rule: str, fix: str) -> None:
         self.field, self.value, self.rule, self.fix = field, value, rule, fix
-        shown = repr(redacted(value) if isinstance(value, str) else value)
-        if len(shown) > 80:
-            shown = f"{shown[:60]}... ({len(shown)} characters)"
-        super().__init__(f"{field}={shown}: {rule}. {fix}")
+        told = repr(shown(value, 200) if isinstance(value, str) else value)
+        if len(told) > 80:
+            told = f"{told[:60]}... ({len(value) if isinstance(value, str) else len(told)} characters)"
+        super().__init__(f"{field}={told}: {rule}. {fix}")
+
+
+class UnexpectedError(PastelError):
+    """Something failed that nobody foresaw. The log has the traceback."""
 
 
 class DeviceError(PastelError):
@@ -49,16 +71,121 @@ class AllPicturesFlagged(PastelError):
         )
 
 
-def redacted(text: str) -> str:
-    """The text without passwords and queries in its links (tokens, signatures), and without Hugging Face tokens."""
-    text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
-    text = re.sub(r"((?:https?://|(?<![\w.-])(?:[\w-]+\.)+[a-z]+/)[^\s?#]*)[?#]\S*", r"\1", text)
-    secret = os.environ.get("HF_TOKEN")
-    text = text.replace(secret, "***") if secret else text
-    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+log = logging.getLogger(__name__)
+
+_WORD = re.compile(r"[^\s'\"<>]+")
+"""A run of text in which an address would stand."""
+_TOKEN = re.compile(r"\b(hf|r8|sk|ghp)_[A-Za-z0-9]{8,}")
+_CREDENTIAL = re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\"]+")
+_ASSIGNED = re.compile(r"(?i)\b(token|api_?key|access_?token|signature|password|secret)=[^\s&'\"]+")
+_HOST = re.compile(r"\.[A-Za-z][^.]*$|^(\d+\.){3}\d+(:\d+)?$")
+"""How the name of a host ends that has no scheme before it: with letters, or it is four numbers."""
+_END = re.compile(r"[).,:;\]}]*$")
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict.fromkeys(
+    (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), ""
+)
+"""Control characters, which become spaces, and those that turn the direction of a text, which go."""
+
+
+def shown(text: str, longest: int = TEXT_MAX) -> str:
+    """The text as it may be shown: bounded, in valid Unicode, without control characters and secrets.
+
+    Takes time in proportion to the text's length.
+    """
+    whole = len(text)
+    text = text[:READ_MAX].encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)
+    text = redacted(text)
+    if len(text) <= longest and whole <= READ_MAX:
+        return text
+    end = f"... ({whole} characters)"
+    return text[: max(0, longest - len(end))] + end
+
+
+def shown_name(name: str) -> str:
+    """A name that a file or a request brings, as it may be shown and written into generation data."""
+    return shown(" ".join(name[: 2 * NAME_MAX].split()), 2 * NAME_MAX)[:NAME_MAX].strip()
+
+
+def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
+    """The text without what may be secret: user names, queries and fragments of addresses, and tokens.
+
+    An address is known by its structure, in whatever spelling. `secrets` are values that are known to be secret.
+    """
+    for secret in (*secrets, os.environ.get("HF_TOKEN", "")):
+        if len(secret) >= 4:
+            text = text.replace(secret, "***")
+    text = _without_queries(text)
+    text = _CREDENTIAL.sub(r"\1 ***", text)
+    text = _ASSIGNED.sub(r"\1=***", text)
+    return _TOKEN.sub(r"\1_***", text)
+
+
+def _without_queries(text: str) -> str:
+    """Each address without its user name, query and fragment. A query in quotation marks ends where they do: a token
+    may hold a space."""
+    pieces: list[str] = []
+    done = 0
+    for match in _WORD.finditer(text):
+        if match.start() < done:
+            continue
+        word = match[0]
+        plain = _address_without_query(word)
+        if plain is None:
+            continue
+        end = match.end()
+        quote = text[match.start() - 1] if match.start() else ""
+        if quote in ("'", '"') and plain != word:
+            closing = text.find(quote, end)
+            end = closing if closing >= 0 else end
+        pieces += (text[done : match.start()], plain)
+        done = end
+    return "".join((*pieces, text[done:]))
+
+
+def _address_without_query(word: str) -> str | None:
+    """The word without what may be secret in it; None where it is no address."""
+    if "%3a" in word.lower() or "%3f" in word.lower():
+        word = urllib.parse.unquote(urllib.parse.unquote(word))
+    head = re.split(r"[?#]", word, maxsplit=1)[0]
+    scheme, separator, rest = head.rpartition("://")
+    host, slash, path = (rest if separator else head).partition("/")
+    if not separator and not (slash and _HOST.search(host)):
+        return None
+    host = host.rpartition("@")[2]
+    end = _END.search(word) if head != word else None
+    return f"{scheme}{separator}{host}{slash}{path}{end[0] if end else ''}"
 
 
 def in_one_line(error: BaseException) -> str:
     """What a library's error says, for a message of ours: its first line, and the next where that only announces it."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    text = str(error)[:READ_MAX].strip()
+    lines = [line.strip() for line in text.splitlines()[:2]] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Inside, every error that leaves is one of ours, and brings no other one along whose text was not cleaned."""
+    try:
+        yield
+    except PastelError as error:
+        raise error from None
+    except Exception as error:
+        log.exception("Unexpected error")
+        raise UnexpectedError(f"{type(error).__name__}: {in_one_line(error)}. This is a fault of ours.") from None
+
+
+class CleanFormatter(logging.Formatter):
+    """Formats log records so that each line may be shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return "\n".join(shown(line).rstrip() for line in text[:READ_MAX].splitlines())
+
+
+def say(text: str) -> None:
+    """Print lines for the log of a prediction."""
+    for line in text.splitlines():
+        print(shown(line))

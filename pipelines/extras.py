@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from pipelines.errors import InvalidInput, ModelError
+from pipelines.errors import InvalidInput, ModelError, shown_name
 from pipelines.prompt import NetworkTag, cut_networks
 
 LORA_KINDS = ("lora", "lyco")
@@ -24,12 +24,12 @@ _HEADER_MAX = 100 << 20
 
 def name_of_upload(stem: str) -> str:
     """What a file was called that was uploaded: Cog puts "tmp" and eight letters before it."""
-    return re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
+    return shown_name(re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem))
 
 
 def plain_name(name: str) -> str:
-    """The name without what tags and infotexts cannot hold."""
-    return re.sub(r"[<>:,=]", "_", name)
+    """The name as tags and generation data can hold it: short, and without what would end it there."""
+    return re.sub(r"[<>:,=\"]", "_", shown_name(name))
 
 
 def in_hashes(name: str) -> str:
@@ -109,7 +109,7 @@ def training_name(file: ExtraFile) -> str:
     try:
         with file.path.open("rb") as stream:
             header = stream.read(8 + min(length, _HEADER_MAX))[8:]
-        return str(json.loads(header)["__metadata__"]["ss_output_name"])
+        return plain_name(str(json.loads(header)["__metadata__"]["ss_output_name"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.asked import NO_PICTURES, RANDOM, Asked, Pictures
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, shown
 from pipelines.extras import LORA_KINDS, NO_EXTRAS, Extras, in_hashes, missing_loras, without_missing
 from pipelines.infotext import version_of
 from pipelines.model import ModelIdentity
@@ -35,9 +35,15 @@ _OTHER_PICTURE = re.compile(
 """Keys of what draws another picture if it is left out."""
 
 
+OBSTACLE_MAX = 300
+"""Characters of an obstacle's text."""
+OBSTACLES_MAX = 50
+"""Obstacles that are told: a text may hold thousands of keys that nobody knows."""
+
+
 @dataclass(frozen=True)
 class Obstacle:
-    """Something that generation data asks for and that is not done here."""
+    """Something that generation data asks for and that is not done here. Its text may be shown."""
 
     text: str
     other_picture: bool
@@ -46,6 +52,9 @@ class Obstacle:
     """Settings that could not be drawn, and what takes their place."""
     controls: tuple[ControlSettings, ...] | None = None
     """The ControlNets that are left; None: all of them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", shown(self.text, OBSTACLE_MAX))
 
 
 def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked:
@@ -66,7 +75,7 @@ def obstacles(
     asked: Asked, model: ModelIdentity, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
 ) -> list[Obstacle]:
     """What of a block of generation data cannot be honoured with this model, these pictures and these networks."""
-    return [
+    found = [
         *_of_missing(asked.data, asked),
         *_of_model(asked.data, model),
         *_of_vae(asked.data, model),
@@ -76,6 +85,8 @@ def obstacles(
         *_of_pictures(asked, pictures),
         *_of_keys(asked, pictures),
     ]
+    worst_first = sorted(found, key=lambda obstacle: not obstacle.other_picture)
+    return found if len(found) <= OBSTACLES_MAX else worst_first[:OBSTACLES_MAX]
 
 
 def _of_missing(data: GenerationData, asked: Asked) -> Iterator[Obstacle]:

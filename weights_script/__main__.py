@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from pipelines.errors import ModelError
+from weights_script.claims import FOLDER as CLAIMS
+from weights_script.claims import claim
 from weights_script.download import Expected, amount
 from weights_script.extras import OWN_FOLDERS
 from weights_script.fetch import cache_folder, ensure, present
@@ -64,17 +64,14 @@ def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     spared = OWN_FOLDERS if options.all else (*OWN_FOLDERS, FETCHED)
     kept = set[Path]() if options.all else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
     freed = 0
-    files = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    files = [path for path in cache.rglob("*") if path.is_file() and CLAIMS not in path.parts]
     for path in sorted(path for path in files if path not in kept and path.relative_to(cache).parts[0] not in spared):
-        if _in_use(path):
+        if _in_use(cache, path):
             print(f"kept {path.relative_to(cache)}: being fetched just now")
             continue
         freed += path.stat().st_size
         path.unlink()
         print(f"deleted {path.relative_to(cache)}")
-    for lock in cache.rglob(".*.lock"):
-        if not _in_use(lock):
-            lock.unlink(missing_ok=True)
     for folder in sorted((path for path in options.cache.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -82,14 +79,12 @@ def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     return 0
 
 
-def _in_use(path: Path) -> bool:
-    """Whether another process holds the lock under which this file, or its part, is fetched."""
-    name = path.name.removeprefix(".").removesuffix(".lock").removesuffix(".json").removesuffix(".part")
-    try:
-        with FileLock(path.with_name(f".{name}.lock"), timeout=0):
-            return False
-    except Timeout:
-        return True
+def _in_use(cache: Path, path: Path) -> bool:
+    """Whether another process fetches into this file's folder."""
+    held = claim(cache, path.parent.relative_to(cache).as_posix(), alone=True, wait=False)
+    if held is not None:
+        held.release()
+    return held is None
 
 
 def convert(entries: dict[str, Entry], options: argparse.Namespace) -> int:

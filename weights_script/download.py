@@ -24,7 +24,9 @@ from pipelines.errors import ModelError
 from weights_script.segments import Segments
 from weights_script.web import (
     CHUNK,
+    OPEN,
     PATIENCE,
+    Access,
     Interrupted,
     Patience,
     RangeRefused,
@@ -81,22 +83,24 @@ class NoRoom(ModelError):
     """The disk is full, so no other source would help."""
 
 
-def download(url: str, target: Path, expected: Expected, *, token: str = "", patience: Patience = PATIENCE) -> str:
+def download(
+    url: str, target: Path, expected: Expected, *, access: Access = OPEN, patience: Patience = PATIENCE
+) -> str:
     """Fetch the URL to `target` and return its SHA-256. The caller sees to it that no other process does the same.
 
-    Until then the bytes lie in `target` + ".part", from where the next try or the next run goes on. `token` is a
-    bearer token for the URL's own host. Raises SourceFailed, or NoRoom.
+    Until then the bytes lie in `target` + ".part", from where the next try or the next run goes on.
+    Raises SourceFailed, or NoRoom.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    job = _Job(url=url, part=_Part(target), expected=expected, token=token, patience=patience)
+    job = _Job(url=url, part=_Part(target), expected=expected, access=access, patience=patience)
     return patiently(job.attempt, patience, lambda: job.part.size)
 
 
-def read_text(url: str, *, token: str = "", patience: Patience = PATIENCE) -> str:
+def read_text(url: str, *, access: Access = OPEN, patience: Patience = PATIENCE) -> str:
     """A small document, such as a repository's listing, with the same retries. Raises SourceFailed."""
 
     def attempt() -> str:
-        with ask(url, {}, token, patience.timeout) as response:
+        with ask(url, {}, access, patience.timeout) as response:
             return b"".join(read_chunks(response, patience, LONGEST_TEXT)).decode(errors="replace")
 
     return patiently(attempt, patience, lambda: 0)
@@ -156,7 +160,7 @@ class _Job:
     url: str
     part: _Part
     expected: Expected
-    token: str
+    access: Access
     patience: Patience
     pieced: bool = False
     """What lies in the part came in more than one answer."""
@@ -186,7 +190,7 @@ class _Job:
         if kept and self.part.version():
             headers["If-Range"] = self.part.version()
         try:
-            with ask(self.url, headers, self.token, self.patience.timeout) as response:
+            with ask(self.url, headers, self.access, self.patience.timeout) as response:
                 return self.take(response, kept)
         except RangeRefused:
             self.part.discard()
@@ -251,7 +255,7 @@ class _Job:
         response.close()
         self.pieced = True
         rest = Segments(
-            url=self.url, token=self.token, version=version, start=offset, end=length, patience=self.patience
+            url=self.url, access=self.access, version=version, start=offset, end=length, patience=self.patience
         )
         try:
             with closing(rest.in_order()) as segments:

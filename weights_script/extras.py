@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.asked import Asked, name_of_upscaler
-from pipelines.errors import InvalidInput, ModelError, redacted
+from pipelines.errors import InvalidInput, ModelError, redacted, shown
 from pipelines.extras import (
     ExtraFile,
     Extras,
@@ -46,6 +46,8 @@ USUAL = (
 _LINE = re.compile(r"(?:([^=:/?<>]+)=)?\s*(.+?)((?:\s*:\s*[-+]?(?:\d+\.?\d*|\.\d+)){0,2})")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
+_USER = re.compile(r"^((?:[^/@]*://)?)[^/]*@")
+"""What stands before the host of an address."""
 _HUB_PAGE = re.compile(r"/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve|raw|tree)/([^/]+)(?:/(.+))?)?/?")
 _CIVITAI_PAGE = re.compile(r"/models/(\d+)(?:/.*)?")
 
@@ -60,30 +62,58 @@ class Line:
     weights: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{self.field}={redacted(self.source)!r}"
+        return f"{self.field}={shown(self.address, 200)!r}"
+
+    @property
+    def address(self) -> str:
+        """The source without its user name and query, in which there may be secrets of any characters."""
+        return _USER.sub(r"\1", re.split(r"[?#]", self.source, maxsplit=1)[0])
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown again, in every spelling: the values of the source's query."""
+        head, *rest = re.split(r"[?#]", self.source)
+        user = found[0] if (found := _USER.search(head)) else ""
+        pairs = [pair for query in rest for pair in (query, *query.split("&"))]
+        values = [*pairs, *(pair.partition("=")[2] for pair in pairs), *re.split(r"[/:@]+", user)[1:]]
+        spelled = [*values, *map(urllib.parse.unquote, values), *map(urllib.parse.unquote_plus, values)]
+        return tuple(sorted(set(spelled), key=len, reverse=True))
 
 
 OR_SENT = ", or send the file in files."
 """The end of an advice."""
 
 
-def load_only(asked: Asked, inputs: Inputs) -> tuple[Extras, Asked]:
-    """The LoRAs, embeddings and ControlNets that the form and the cache's folders hold, and what asks for them.
+class Library:
+    """The LoRAs, embeddings and ControlNets that requests may use. What one uses is kept until it is released."""
 
-    Raises InvalidInput for a line that names nothing, and ModelError where a file cannot be had.
-    """
-    from weights_script.fetch import cache_folder
-    from weights_script.shelf import Shelf
+    def __init__(self) -> None:
+        self._shelf: Shelf | None = None
 
-    cache = cache_folder()
-    shelf = Shelf(cache)
-    here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
-    uploads = sort_uploads(inputs.files, asked["file_names"])
-    loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
-    extras = here | Extras(loras=loras, embeddings=uploads.embeddings)
-    extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
-    upscalers = {name: file.path for name, file in uploads.upscalers.items()}
-    return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
+    def release(self) -> None:
+        """Let go of the files of the last request: others may delete them from the cache."""
+        if self._shelf:
+            self._shelf.close()
+        self._shelf = None
+
+    def load_only(self, asked: Asked, inputs: Inputs) -> tuple[Extras, Asked]:
+        """What the form and the cache's folders hold, and what asks for it.
+
+        Raises InvalidInput for a line that names nothing, and ModelError where a file cannot be had.
+        """
+        from weights_script.fetch import cache_folder
+        from weights_script.shelf import Shelf
+
+        self.release()
+        cache = cache_folder()
+        shelf = self._shelf = Shelf(cache)
+        here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
+        uploads = sort_uploads(inputs.files, asked["file_names"])
+        loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
+        extras = here | Extras(loras=loras, embeddings=uploads.embeddings)
+        extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
+        upscalers = {name: file.path for name, file in uploads.upscalers.items()}
+        return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
 
 
 def _with_upscaler(asked: Asked) -> Asked:
@@ -170,7 +200,9 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
     for line in lines:
         match = _LINE.fullmatch(line)
         if match is None:
-            raise InvalidInput(field, line, "names nothing", "Write a name, an address or owner/repository.")
+            raise InvalidInput(
+                field, re.split(r"[?#]", line)[0], "names nothing", "Write a name, an address or owner/repository."
+            )
         name, source, numbers = match.groups()
         yield Line(field, (name or "").strip(), source, tuple(map(float, numbers.split(":")[1:])))
 
@@ -190,9 +222,11 @@ def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[s
         else:
             path = shelf.fetch(_address(line, here, shelf))
     except SourceFailed as failure:
-        raise ModelError(f"{line}: {failure}. {_fix(line, failure)}") from failure
+        raise ModelError(f"{line}: {redacted(str(failure), line.secrets)}. {_fix(line, failure)}") from None
+    except InvalidInput as error:
+        raise InvalidInput(line.field, line.address, redacted(error.rule, line.secrets), error.fix) from None
     except ModelError as error:
-        raise ModelError(f"{line}: {error}") from error
+        raise ModelError(f"{line}: {redacted(str(error), line.secrets)}") from None
     file = ExtraFile.at(path, str(line))
     stem = training_name(file) or path.stem if path.stem.isdigit() else path.stem
     return line.name or plain_name(stem), file
@@ -213,12 +247,14 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
 
     source = f"https://{line.source}" if _WITHOUT_SCHEME.fullmatch(line.source) else line.source
     elsewhere = InvalidInput(
-        line.field, line.source, f"must be an https address of {', '.join(HOSTS)}", f"Put the file there{OR_SENT}"
+        line.field, line.address, f"must be an https address of {', '.join(HOSTS)}", f"Put the file there{OR_SENT}"
     )
     try:
         address = urllib.parse.urlsplit(source if "://" in source else "")
     except ValueError as error:
         raise elsewhere from error
+    if "@" in address.netloc:
+        raise InvalidInput(line.field, line.address, "must hold no user name", "Leave out what stands before the @.")
     page = _HUB_PAGE.fullmatch(address.path)
     repository = _REPOSITORY.fullmatch(source)
     mirror = urllib.parse.urlsplit(hub.endpoint())
@@ -228,7 +264,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
         if repository is None:
             shown = ", ".join(sorted(here)[:20]) or "none"
             fix = f"Use an https address or owner/repository, or one of those here: {shown}."
-            raise InvalidInput(line.field, line.source, "nothing of this name is here", fix)
+            raise InvalidInput(line.field, line.address, "nothing of this name is here", fix)
         return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):
         raise elsewhere
@@ -250,7 +286,7 @@ def _on_the_hub(line: Line, shelf: "Shelf", repository: str, revision: str, file
         if len(weights) != 1:
             shown = ", ".join(weights[:20]) or "none"
             rule = f"must hold one .safetensors file, its files are: {shown}"
-            raise InvalidInput(line.field, line.source, rule, f"Write {repository}/FILE.")
+            raise InvalidInput(line.field, line.address, rule, f"Write {repository}/FILE.")
         return str(weights[0])
 
     if not file:

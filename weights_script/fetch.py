@@ -7,17 +7,16 @@ import os
 import re
 import urllib.parse
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from pipelines.errors import ModelError, redacted
+from pipelines.errors import NAME_MAX, ModelError, redacted
 from weights_script import hub
+from weights_script.claims import claim
 from weights_script.download import Expected, download
 from weights_script.ledger import Ledger, sha256_of
 from weights_script.manifest import Entry, Source
-from weights_script.web import PATIENCE, Denied, Patience, SourceFailed, Unreachable
+from weights_script.web import PATIENCE, Access, Denied, Patience, SourceFailed, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ OWN_FILE = {
     "upscaler": "choose another upscaler",
     "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or not at all",
     "adapter": "leave it out",
-    "controlnet": "send it in control_file",
+    "controlnet": "send it in files",
 }
 """What to do without an entry, by its kind."""
 
@@ -95,23 +94,38 @@ def fetch_url(
     sha256: str = "",
     patience: Patience = PATIENCE,
     at_most: int | None = None,
-    token: str | None = None,
+    access: Access | None = None,
 ) -> Path:
     """A weight file by its address, of `at_most` so many bytes. A name without a known suffix is taken for safetensors.
 
-    `token` is sent instead of the operator's. Raises ModelError for anything but http and https, and SourceFailed when
-    the file cannot be had.
+    `access` is used instead of the operator's own. Raises ModelError for anything but http and https, and SourceFailed
+    when the file cannot be had, or is no weight file.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ModelError(f"{redacted(url)}: not an http or https URL. Give one of those, or a local path.")
-    name = re.sub(r"[^\w.-]", "_", urllib.parse.unquote(Path(parts.path).name)).lstrip(".") or "weights"
-    name = name if name.endswith(SUFFIXES) else f"{name}.safetensors"
-    key = f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
+    key = f"{url_key(url)}/{_file_name(parts.path)}"
     stated = Expected(sha256=sha256, at_most=at_most)
     if Ledger(cache).vouches(key, stated):
         return cache / key
-    return _file(cache, key, url, stated, None, patience, token)
+    return _file(cache, key, url, stated, None, patience, access)
+
+
+def url_key(url: str) -> str:
+    """The folder of the cache in which the file of an address lies."""
+    return f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+
+
+def _file_name(path: str) -> str:
+    """A short and plain name for the file of an address, with a suffix of weights."""
+    name = re.sub(r"[^\w.-]", "_", urllib.parse.unquote(Path(path).name)).lstrip(".") or "weights"
+    stem, suffix = (Path(name).stem, Path(name).suffix) if name.endswith(SUFFIXES) else (name, ".safetensors")
+    return shorter(stem, NAME_MAX) + suffix
+
+
+def shorter(name: str, longest: int) -> str:
+    """The beginning of a name that has so many bytes at most: file systems count bytes."""
+    return name.encode()[:longest].decode(errors="ignore")
 
 
 def _stated(entry: Entry) -> Expected:
@@ -166,12 +180,12 @@ def _file(
     stated: Expected,
     found: Path | None,
     patience: Patience,
-    token: str | None = None,
+    access: Access | None = None,
 ) -> Path:
     """One file at its place in the cache, recorded. `found` is a copy elsewhere that may serve."""
     target = cache / key
     ledger = Ledger(cache)
-    with _alone(target):
+    with _alone(cache, key):
         if ledger.vouches(key, stated):  # Another process was faster.
             return target
         expected = ledger.expectation(key, stated)
@@ -180,8 +194,10 @@ def _file(
             ledger.add(key, digest, str(found))
             return target
         refuse_offline()
-        token = hub.token_for(url) if token is None else token
-        digest = download(url, target, expected, token=token, patience=patience)
+        access = Access(token=hub.token_for(url)) if access is None else access
+        digest = download(url, target, expected, access=access, patience=patience)
+        if len(expected.sha256) < 64 and target.name.endswith(SUFFIXES):
+            _check_weights(target)
         if not expected.sha256:
             log.info("%s: no hash is published; %s is trusted from now on", target.name, digest)
         ledger.add(key, digest, url)
@@ -201,19 +217,39 @@ def refuse_offline() -> None:
         raise SourceFailed("not here, and HF_HUB_OFFLINE forbids to fetch it")
 
 
-@contextmanager
-def _alone(target: Path) -> Generator[None]:
-    """Only one process fetches a file; the kernel frees the lock of one that is killed."""
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
+def _check_weights(target: Path) -> None:
+    """Read a fetched file as what it should be before it is trusted: a server may answer with an error in its place.
+
+    Raises SourceFailed, and deletes the file.
+    """
+    from pipelines.checkpoint import map_tensors  # here: it imports torch
+
     try:
+        found = map_tensors(target)
+        if not found:
+            raise ModelError(f"{target}: holds no tensors")
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{target}: ").rstrip(".")
+        target.unlink(missing_ok=True)
+        raise SourceFailed(f"sent no weights ({reason})") from error
+
+
+@contextmanager
+def _alone(cache: Path, key: str) -> Generator[None]:
+    """Only one process fetches into a folder; the kernel ends the claim of one that is killed."""
+    target, folder = cache / key, key.rpartition("/")[0]
+    try:
+        held = claim(cache, folder, alone=True, wait=False)
+        if held is None:
+            log.info("%s: another process is fetching it; waiting", target.name)
+            held = claim(cache, folder, alone=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process is fetching it; waiting", target.name)
-        lock.acquire()
     except OSError as error:
         raise ModelError(f"{target.parent}: cannot be written ({error.strerror}). Set PASTEL_CACHE.") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    assert held is not None  # it was waited for
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # not empty: what came is kept
+                target.parent.rmdir()

@@ -13,7 +13,7 @@ from typing import Any
 
 from weights_script.download import Expected, read_text
 from weights_script.manifest import Source
-from weights_script.web import Patience, SourceFailed
+from weights_script.web import Access, Patience, SourceFailed
 
 ALWAYS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
 OPTIONAL_FOLDERS = ("scheduler/", "tokenizer/")
@@ -33,10 +33,15 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
+def is_ours(url: str) -> bool:
+    """Whether the address is one of the Hub, or of its mirror that HF_ENDPOINT names."""
+    ours, theirs = urllib.parse.urlsplit(endpoint()), urllib.parse.urlsplit(url)
+    return (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
+
+
 def token_for(url: str) -> str:
     """The user's token, for the Hub's own address and no other."""
-    ours, theirs = urllib.parse.urlsplit(endpoint()), urllib.parse.urlsplit(url)
-    if (ours.scheme, ours.netloc) != (theirs.scheme, theirs.netloc):
+    if not is_ours(url):
         return ""
     from huggingface_hub import get_token
 
@@ -61,7 +66,7 @@ def folder_files(source: Source, patience: Patience) -> dict[str, Expected]:
     revision = urllib.parse.quote(source.revision, safe="")
     url = f"{endpoint()}/api/models/{source.repo}/revision/{revision}?blobs=true"
     try:
-        siblings = json.loads(read_text(url, token=token_for(url), patience=patience))["siblings"]
+        siblings = json.loads(read_text(url, access=Access(token=token_for(url)), patience=patience))["siblings"]
         stated = {item["rfilename"]: _stated(item) for item in siblings}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceFailed("answered with something else than a repository's listing") from error

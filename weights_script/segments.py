@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from weights_script.web import (
+    Access,
     Interrupted,
     Patience,
     RangeRefused,
@@ -35,7 +36,7 @@ class Segments:
 
     url: str
     """Asked anew for every segment, though it may redirect to a signed address: such signatures run out."""
-    token: str
+    access: Access
     version: str
     """Strong ETag or date."""
     start: int
@@ -78,7 +79,7 @@ class Segments:
         def attempt() -> None:
             headers = {"Range": f"bytes={start + len(got)}-{end - 1}", "If-Range": self.version}
             try:
-                response = ask(self.url, headers, self.token, self.patience.timeout)
+                response = ask(self.url, headers, self.access, self.patience.timeout)
             except RangeRefused:
                 raise SourceFailed("refused to send a part of the file") from None
             with response:

@@ -1,88 +1,149 @@
-"""What requests brought: fetched as anybody may, kept within a bound, the least recently used forgotten first."""
+"""LRU cache of the files that requests name: downloaded anonymously, and kept within a bound."""
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import NAME_MAX, shown
 from weights_script import hub
-from weights_script.download import read_text
-from weights_script.fetch import fetch_url, refuse_offline
+from weights_script.claims import Claim, claim
+from weights_script.download import NoRoom, read_text
+from weights_script.fetch import fetch_url, refuse_offline, url_key
 from weights_script.ledger import Ledger
-from weights_script.web import PATIENCE, Refused, SourceFailed
+from weights_script.web import PATIENCE, Access, Refused, SourceFailed
 
 FETCHED = "fetched"
 """The shelf's folder in the cache."""
 LARGEST = 2 << 30
 """Bytes of one file: a LoRA of every layer at full rank has less."""
 ROOM = 16 << 30
-"""Bytes of all files. The manifest's own ControlNets lie elsewhere and do not count: no request can add one to them."""
+"""Bytes of all files, those included that came only in part. The manifest's own ControlNets lie elsewhere and do not
+count: no request can add one to them."""
+FOLDERS_MAX = 1000
+"""Files, and answers of listings, that are kept at most, however small they are."""
 HURRY = replace(PATIENCE, tries=1, connects=1, timeout=5.0)
 """With a server whose answer is known from before."""
 
 
 class Shelf:
-    """The shelf of one request: what it used stays until its end.
+    """The shelf of one request: what it used stays until it is closed, in this process and in others.
 
     Each file, and each answer of a listing, lies in a folder of its own, whose time is when it was last used.
     """
 
     def __init__(self, cache: Path) -> None:
         self._folder = cache / FETCHED
-        self._used: set[Path] = set()
+        self._used: dict[str, Claim] = {}
+
+    def close(self) -> None:
+        """Let go of what was used."""
+        for held in self._used.values():
+            held.release()
+        self._used.clear()
 
     def fetch(self, url: str) -> Path:
         """The file at an address. Raises SourceFailed, also for more than there is room, and other ModelErrors."""
-        room = ROOM - sum(path.stat().st_size for path in self._used)
-        path = fetch_url(url, self._folder, at_most=max(0, min(LARGEST, room)), token=_token(url))
-        self._used.add(path)
-        os.utime(path.parent)  # not the file, whose time is a part of what it is known by
-        with suppress(FileNotFoundError):  # another container is at it: the next file bounds it again
-            self._forget_old()
+        key = url_key(url)
+        room = max(0, min(LARGEST, ROOM - sum(_size(self._folder / used) for used in self._used)))
+        self._make_room(room if not (self._folder / key).is_dir() else 0)
+        try:
+            path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+        except NoRoom:
+            if not self._make_room(ROOM):
+                raise
+            path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+        self._hold(key)
+        if not path.is_file():  # another process deleted it before it was held
+            path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+        with suppress(OSError):
+            os.utime(path.parent)  # not the file, whose time is a part of what it is known by
         return path
+
+    def _hold(self, key: str) -> None:
+        held = self._used.get(key) or claim(self._folder, key)
+        assert held is not None  # it was waited for
+        self._used[key] = held
 
     def listed(self, url: str, pick: Callable[[Any], str]) -> str:
         """What `pick` takes of a listing's JSON; what it took the last time, where the server cannot be reached.
 
         Raises SourceFailed.
         """
-        note = self._folder / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16] / "picked"
+        note = self._folder / url_key(url) / "picked"
         known = note.read_text() if note.is_file() else ""
         try:
             refuse_offline()
-            text = read_text(url, token=_token(url), patience=HURRY if known else PATIENCE)
+            text = read_text(url, access=_access(url), patience=HURRY if known else PATIENCE)
         except SourceFailed as failure:
             if isinstance(failure, Refused) or not known:
                 raise
         else:
-            try:
-                known = pick(json.loads(text))
-            except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-                raise SourceFailed("answered with something else than a listing") from error
+            known = _picked(text, pick)
+        self._make_room(0)
         with suppress(OSError):  # a cache that cannot be written is told with the file
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(known)
             os.utime(note.parent)
         return known
 
-    def _forget_old(self) -> None:
-        """Remove what was not used for the longest time, until the rest has room."""
-        kept = {path.parent for path in self._used}
-        folders = sorted(self._folder.glob("urls/*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        sizes = accumulate(sum(path.stat().st_size for path in folder.iterdir()) for folder in folders)
-        old = [folder for folder, size in zip(folders, sizes, strict=True) if size > ROOM and folder not in kept]
-        for folder in old:
-            shutil.rmtree(folder, ignore_errors=True)
-        if old:
+    def _make_room(self, more: int) -> bool:
+        """Delete what was not used for the longest time, until so many bytes more would have room; whether anything was
+        deleted. What this request uses stays, and so does what another process fetches or uses."""
+        folders = list(self._by_age())
+        total, count, gone = sum(_size(folder) for folder in folders), len(folders), 0
+        for folder in folders:
+            if total + more <= ROOM and count < FOLDERS_MAX:
+                break
+            key = folder.relative_to(self._folder).as_posix()
+            held = None if key in self._used else claim(self._folder, key, alone=True, wait=False)
+            if held is None:
+                continue
+            with held:
+                total, count, gone = total - _size(folder), count - 1, gone + 1
+                shutil.rmtree(folder, ignore_errors=True)
+        if gone:
             Ledger(self._folder).forget_missing()
+        return gone > 0
+
+    def _by_age(self) -> Iterator[Path]:
+        """The folders, the one that was not used for the longest time first."""
+        ages = []
+        for folder in self._folder.glob("urls/*"):
+            with suppress(FileNotFoundError):  # another process deleted it
+                ages.append((folder.stat().st_mtime, folder))
+        yield from (folder for _, folder in sorted(ages))
 
 
-def _token(url: str) -> str:
-    """The operator's token, only where it is shared: with it a request sees what is private to the operator."""
-    return hub.token_for(url) if os.environ.get("PASTEL_SHARE_TOKEN") == "1" else ""
+def _picked(text: str, pick: Callable[[Any], str]) -> str:
+    """What `pick` takes of a listing. Raises SourceFailed for an answer that is none."""
+    try:
+        picked = pick(json.loads(text))
+    except (json.JSONDecodeError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceFailed("answered with something else than a listing") from error
+    if len(picked) > 2 * NAME_MAX or shown(picked) != picked:
+        raise SourceFailed("answered with a listing whose names cannot be used")
+    return picked
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a folder's files. Another process may delete them meanwhile."""
+    total = 0
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                total += path.stat().st_size
+    return total
+
+
+def _access(url: str) -> Access:
+    """Strangers name these addresses: public hosts only, but for the Hub's mirror that the operator names.
+
+    The operator's token goes along only where it is shared: with it a request sees what is private to the operator.
+    """
+    token = hub.token_for(url) if os.environ.get("PASTEL_SHARE_TOKEN") == "1" else ""
+    return Access(token=token, public=not hub.is_ours(url))

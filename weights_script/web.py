@@ -20,6 +20,7 @@ from typing import IO, TypeVar, cast
 from urllib.request import Request
 
 from pipelines.errors import ModelError, redacted
+from weights_script.public import PrivateAddress, PublicHTTP, PublicHTTPS, is_public, private_addresses_allowed
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -60,6 +61,19 @@ class Patience:
 PATIENCE = Patience()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """With what rights an address is asked for."""
+
+    token: str = ""
+    """A bearer token, which is sent to the address's own host only."""
+    public: bool = False
+    """Only hosts of the public internet may be connected to: a stranger named the address."""
+
+
+OPEN = Access()
+
+
 class SourceFailed(ModelError):
     """This source cannot give the file; another may. The text holds no token."""
 
@@ -95,6 +109,14 @@ class RangeRefused(Exception):
     """HTTP 416: the server does not continue from where it was asked to."""
 
 
+def refuse_private(url: str) -> None:
+    """Raise SourceFailed for an address whose host is not one of the public internet, as far as names can be resolved
+    here. Connections check what they really connect to; this is for what a proxy connects to, and tells it early."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if not is_public(host):
+        raise SourceFailed(f"{host} is not a host of the public internet, and only those are asked for files")
+
+
 def patiently(
     attempt: Callable[[], Result],
     patience: Patience,
@@ -119,22 +141,26 @@ def patiently(
             sleep(wait)
 
 
-def ask(url: str, headers: dict[str, str], token: str, timeout: float) -> HTTPResponse:
-    """The answer to a GET; `token` is sent to the URL's own host only.
-
-    Raises SourceFailed, Interrupted or RangeRefused.
-    """
+def ask(url: str, headers: dict[str, str], access: Access, timeout: float) -> HTTPResponse:
+    """The answer to a GET. Raises SourceFailed, Interrupted or RangeRefused."""
     request = Request(
         urllib.parse.quote(url, safe=_RESERVED),
         headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers,
     )
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    if access.token:
+        request.add_unredirected_header("Authorization", f"Bearer {access.token}")
+    handlers: list[urllib.request.BaseHandler] = [_Redirects()]
+    if access.public and not private_addresses_allowed():
+        handlers = [_PublicRedirects(), PublicHTTP(), PublicHTTPS()]
     try:
-        return cast(HTTPResponse, urllib.request.build_opener(_Redirects).open(request, timeout=timeout))
+        if len(handlers) > 1:
+            refuse_private(url)
+        return cast(HTTPResponse, urllib.request.build_opener(*handlers).open(request, timeout=timeout))
     except urllib.error.HTTPError as error:
         raise _from_status(error) from error
     except urllib.error.URLError as error:
+        if isinstance(error.reason, PrivateAddress):
+            raise SourceFailed(str(error.reason)) from error
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise SourceFailed(f"its certificate cannot be verified ({_reason(error.reason)})") from error
         raise NoConnection(f"cannot be reached ({_reason(error.reason)})") from error
@@ -156,6 +182,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if request is not None and secret and (old.scheme, old.netloc) == (new.scheme, new.netloc):
             request.add_unredirected_header("Authorization", secret)
         return request
+
+
+class _PublicRedirects(_Redirects):
+    """Follows redirects to hosts of the public internet only."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        refuse_private(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _from_status(error: urllib.error.HTTPError) -> Exception:

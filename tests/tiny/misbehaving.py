@@ -1,5 +1,6 @@
 """A web server on the loopback address that gives a scripted answer to each request. Only for tests."""
 
+import random
 import re
 import threading
 import time
@@ -8,6 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
+
+import numpy as np
+from safetensors.numpy import save
+
+
+def weights(seed: int) -> bytes:
+    """A weight file of 300,000 bytes and its header."""
+    return save({"x": np.frombuffer(random.Random(seed).randbytes(300_000), np.uint8)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,37 +5,39 @@ import hashlib
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
+import urllib.parse
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from filelock import FileLock
 
+from pipelines.asked import NO_DATA, Asked, settle
 from pipelines.errors import InvalidInput, ModelError, redacted
-from pipelines.pasted import Parameters
-from tests.tiny.misbehaving import Answer, Server, running
-from tests.unit.test_extras import NOTHING
+from pipelines.extras import Extras
+from pipelines.inputs import Inputs
+from tests.tiny.misbehaving import Answer, Server, running, weights
 from weights_script import __main__ as command_line
+from weights_script.claims import claim
 from weights_script.download import Expected, NoRoom, _Part, download
-from weights_script.extras import bring
+from weights_script.extras import Library
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
 from weights_script.manifest import Entry, Licence, Source
+from weights_script.public import is_public_ip
 from weights_script.resolve import resolve
-from weights_script.web import Patience, SourceFailed
+from weights_script.web import Access, Patience, SourceFailed
 
-DATA = random.Random(0).randbytes(300_000)
+DATA = weights(0)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-OTHER = random.Random(1).randbytes(len(DATA))
+OTHER = weights(1)
 GOOD = Answer(body=DATA)
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 HURRY = Patience(timeout=0.4, first_wait=0.01, longest_wait=0.5, slowest=1e6)
@@ -571,7 +573,6 @@ def test_clean_leaves_what_a_fetch_recorded(
     monkeypatch.setattr(command_line, "load_manifest", lambda: {"some-model": entry(at(server, "/good"))})
     assert run(monkeypatch, tmp_path, "fetch", "some-model") == 0
     path = Path(capsys.readouterr().out.strip())
-    (path.parent / "other.safetensors.part").write_bytes(bytes(1000))
     (tmp_path / "stranger.txt").write_bytes(b"x")
     busy = path.parent / "busy.safetensors.part"
     busy.write_bytes(b"x")
@@ -579,12 +580,13 @@ def test_clean_leaves_what_a_fetch_recorded(
     for lora in (own, brought):
         lora.parent.mkdir(parents=True)
         lora.write_bytes(b"x")
-    with FileLock(path.parent / ".busy.safetensors.lock"):
+    held = claim(tmp_path, "some-model", alone=True)
+    assert held is not None
+    with held:
         assert run(monkeypatch, tmp_path, "clean") == 0
     told = capsys.readouterr().out
-    assert "other.safetensors.part" in told
+    assert "some-model/busy.safetensors.part: being fetched" in told
     assert "stranger.txt" in told
-    assert "busy.safetensors.part: being fetched" in told
     assert path.exists()
     assert busy.exists()
     assert brought.exists()
@@ -593,7 +595,112 @@ def test_clean_leaves_what_a_fetch_recorded(
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [own]
 
 
+# --- what may be connected to, and what is kept
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:169.254.169.254", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::808:808", True),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_public_addresses(address: str, public: bool) -> None:
+    assert is_public_ip(address) is public
+
+
+PUBLIC = Access(public=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "0"])
+def test_a_stranger_names_no_host_of_our_network(server: Server, tmp_path: Path, host: str) -> None:
+    url = f"http://{host}:{server.server_port}/good"
+    with pytest.raises(SourceFailed, match="not a host of the public internet"):
+        fetch_url(url, tmp_path, patience=HURRY, access=PUBLIC)
+    assert server.seen == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_name_that_resolves_otherwise_a_moment_later_is_not_connected_to(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: a public address when it is looked at, ours when it is connected to."""
+    monkeypatch.setattr("weights_script.web.is_public", lambda host: True)
+    with pytest.raises(SourceFailed, match="not a host of the public internet"):
+        fetch_url(f"{server.address}/good", tmp_path, patience=HURRY, access=PUBLIC)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:1/x", "file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_redirects_are_checked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    host = f"127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("weights_script.web.is_public", lambda name: name == "first.example")
+    monkeypatch.setattr("weights_script.public.is_public_ip", lambda ip: True)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *a, **o: [(2, 1, 6, "", ("127.0.0.1", server.server_port))])
+    server.script["/moved"] = [Answer(status=302, headers={"Location": target})]
+    with pytest.raises(SourceFailed, match=r"not a host of the public internet|not allowed"):
+        fetch_url(f"http://first.example:{host.partition(':')[2]}/moved", tmp_path, patience=HURRY, access=PUBLIC)
+    assert [path for path, _ in server.seen] == ["/moved"]
+
+
+def test_the_operator_may_allow_private_hosts(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASTEL_ALLOW_PRIVATE_ADDRESSES", "1")
+    server.script["/good"] = [GOOD]
+    assert fetch_url(f"{server.address}/good", tmp_path, patience=HURRY, access=PUBLIC).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error": "rate limited"}', b"not found", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(60), bytes(300)],
+    ids=["json", "text", "empty pickle", "zip", "zeros"],
+)
+def test_an_answer_that_is_no_weights_is_not_trusted(server: Server, tmp_path: Path, body: bytes) -> None:
+    server.script["/weights"] = [Answer(body=body), GOOD]
+    with pytest.raises(SourceFailed, match=r"sent no weights|pointer instead"):
+        fetch_url(f"{server.address}/weights", tmp_path, patience=HURRY)
+    assert Ledger(tmp_path).records() == {}
+    assert fetch_url(f"{server.address}/weights", tmp_path, patience=HURRY).read_bytes() == DATA
+
+
+def test_failing_lines_leave_nothing_behind(server: Server, tmp_path: Path) -> None:
+    for number in range(50):
+        with pytest.raises(SourceFailed):
+            fetch_url(f"{server.address}/gone-{number}", tmp_path, patience=HURRY)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.parent.name == "urls"] == []
+
+
+def test_a_long_name_is_shortened(server: Server, tmp_path: Path) -> None:
+    name = "\u00fc" * 300
+    server.script[f"/{urllib.parse.quote(name)}.safetensors"] = [GOOD]
+    path = fetch_url(f"{server.address}/{urllib.parse.quote(name)}.safetensors", tmp_path, patience=HURRY)
+    assert len(path.name.encode()) <= 120
+    assert path.suffix == ".safetensors"
+
+
 # --- LoRAs of a request
+
+
+def load(**lines: str) -> tuple[Extras, Asked]:
+    """What a request with these lines loads."""
+    inputs = Inputs(said={"prompt": "a"}, **lines)  # type: ignore[arg-type]
+    library = Library()
+    try:
+        return library.load_only(settle(inputs, NO_DATA, {"width": 64, "height": 64}), inputs)
+    finally:
+        library.release()
 
 
 @pytest.mark.parametrize("answer", [GOOD, replace(GOOD, chunked=True)], ids=["stated", "as it comes"])
@@ -622,15 +729,14 @@ def test_a_repository_of_one_lora(
     listing = json.dumps({"siblings": [{"rfilename": name} for name in files]}).encode()
     server.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]
     server.script[f"/some/lora/resolve/main/{fetched}"] = [GOOD]
-    inputs = NOTHING | {"loras": "some/lora:0.5"}
     if not fetched:
         with pytest.raises(InvalidInput, match=r"loras='some/lora': must hold one \.safetensors file"):
-            bring(Parameters(), inputs)
+            load(loras="some/lora:0.5")
         return
-    extras, data = bring(Parameters(prompt="a"), inputs)
+    extras, asked = load(loras="some/lora:0.5")
     name = fetched.removesuffix(".safetensors")
     assert extras.loras[name].path.read_bytes() == DATA
-    assert data.prompt == f"a <lora:{name}:0.5>"
+    assert asked["prompt"] == f"a <lora:{name}:0.5>"
 
 
 @pytest.fixture
@@ -647,7 +753,7 @@ def hub_of_loras(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def brought(line: str) -> Path:
     """The file of the one line of `loras`."""
-    (file,) = bring(Parameters(), NOTHING | {"loras": line})[0].loras.values()
+    (file,) = load(loras=line)[0].loras.values()
     return file.path
 
 
@@ -667,7 +773,7 @@ def test_only_whoever_runs_the_container_is_told_of_the_token(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(status=401)]
-    with pytest.raises(ModelError, match=r"^loras='some/lora': HTTP 401.*lora_file\.$") as caught:
+    with pytest.raises(ModelError, match=r"^loras='some/lora': HTTP 401.*send the file in files\.$") as caught:
         brought("some/lora")
     assert "HF_TOKEN" not in str(caught.value)
     hub_of_loras.script["/private"] = [Answer(status=403)]
@@ -683,7 +789,7 @@ def test_a_request_brings_no_more_than_there_is_room(
     monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
     first = brought("some/lora")
     with pytest.raises(ModelError, match=r"^loras='other/lora': too large: 300 kB, at most 1 kB are taken"):
-        bring(Parameters(), NOTHING | {"loras": "some/lora\nother/lora"})
+        load(loras="some/lora\nother/lora")
     assert first.exists()
     assert brought("other/lora").exists()
     assert not first.exists()
@@ -695,7 +801,7 @@ def test_what_was_forgotten_may_come_back_as_another(
     monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
     brought("some/lora")
     brought("other/lora")
-    newer = DATA[::-1]
+    newer = weights(2)
     hub_of_loras.script["/some/lora/resolve/main/some.safetensors"] = [Answer(body=newer)]
     assert brought("some/lora").read_bytes() == newer
 
@@ -732,7 +838,71 @@ def test_a_controlnet_by_its_name(server: Server, tmp_path: Path, monkeypatch: p
     listing = json.dumps({"siblings": [listed, {"rfilename": "README.md"}]}).encode()
     server.script[f"/api/models/{repository}/revision/main"] = [Answer(body=listing)]
     server.script[f"/{repository}/resolve/main/{file}"] = [GOOD]
-    extras, data = bring(Parameters(prompt="a"), NOTHING | {"controls": "canny: 0.8"})
-    (control,) = data.controls
+    extras, asked = load(controls="canny: 0.8")
+    (control,) = asked.controls
     assert (control.weight, control.preprocessor) == (0.8, "canny")
     assert extras.controls[control.model].path.read_bytes() == DATA
+
+
+def test_parts_count_and_what_another_process_uses_stays(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weights_script.shelf.ROOM", 2 * len(DATA))
+    used = brought("some/lora")
+    part = tmp_path / "fetched" / "urls" / "0123456789abcdef" / "x.safetensors.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(len(DATA)))
+    held = claim(tmp_path / "fetched", used.parent.relative_to(tmp_path / "fetched").as_posix())
+    assert held is not None
+    with held:
+        assert brought("other/lora").exists()
+    assert used.exists()  # though it was used before the part came
+    assert not part.exists()
+
+
+def test_many_small_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_of_loras: Server) -> None:
+    monkeypatch.setattr("weights_script.shelf.FOLDERS_MAX", 5)
+    for number in range(20):
+        (tmp_path / "fetched" / "urls" / f"{number:016x}").mkdir(parents=True)
+    brought("some/lora")
+    assert len(list((tmp_path / "fetched" / "urls").iterdir())) <= 5 + 1
+
+
+EVICTOR = """
+import sys
+from pathlib import Path
+import weights_script.shelf as shelf
+shelf.ROOM = 1
+for _ in range(200):
+    shelf.Shelf(Path(sys.argv[1]))._make_room(0)
+print("done")
+"""
+
+
+def test_a_process_that_makes_room_takes_nothing_from_one_that_fetches(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process deletes whatever it may while this one fetches and reads: no file vanishes in between."""
+    evictor = subprocess.Popen([sys.executable, "-c", EVICTOR, str(tmp_path)], stdout=subprocess.PIPE)
+    library = Library()
+    inputs = Inputs(said={"prompt": "a"}, loras="some/lora")
+    asked = settle(inputs, NO_DATA, {"width": 64, "height": 64})
+    try:
+        while evictor.poll() is None:
+            (file,) = library.load_only(asked, inputs)[0].loras.values()
+            assert file.path.read_bytes() == DATA
+            library.release()
+    finally:
+        evictor.kill()
+        evictor.wait()
+
+
+def test_a_token_is_in_no_text_whatever_is_in_it(hub_of_loras: Server, tmp_path: Path) -> None:
+    for line in (
+        "CIVITAI.COM/api/download/models/5?token=SE CRET",
+        "https://civitai.com/models/5?token=SE%43RET",
+        "https://SECRET:SECRET@civitai.com/x?a=1#SECRET",
+    ):
+        with pytest.raises((ModelError, InvalidInput)) as caught:
+            brought(line)
+        assert "CRET" not in str(caught.value)

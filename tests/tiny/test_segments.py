@@ -15,17 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.misbehaving import Answer, Server
+from tests.tiny.misbehaving import Answer, Server, weights
 from weights_script.download import Expected, download
 from weights_script.fetch import fetch_url
 from weights_script.segments import CONNECTIONS, Segments
-from weights_script.web import Patience, SourceFailed
+from weights_script.web import OPEN, Patience, SourceFailed
 
 pytestmark = pytest.mark.usefixtures("no_settings", "small_segments")
 
 SEGMENT = 1 << 14
-DATA = random.Random(0).randbytes(300_000)
-OTHER = random.Random(1).randbytes(len(DATA))
+DATA, OTHER = weights(0), weights(1)
 GOOD = Answer(body=DATA)
 OLD = Answer(body=OTHER, etag='"v0"')
 GONE = Answer(status=404)
@@ -160,7 +159,7 @@ def rest(server: Server, answer: Answer) -> Segments:
     server.script["/weights"] = [answer]
     patience = replace(HURRY, slowest=0, first_wait=0.5)
     url = f"{server.address}/weights"
-    return Segments(url=url, token="", version='"v1"', start=0, end=len(DATA), patience=patience)
+    return Segments(url=url, access=OPEN, version='"v1"', start=0, end=len(DATA), patience=patience)
 
 
 def test_who_has_enough_stops_the_connections(server: Server) -> None:

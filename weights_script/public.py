@@ -1,0 +1,93 @@
+"""Connections to hosts of the public internet only, for addresses that strangers name.
+
+Without this a request could have the container ask its own network for files: the metadata service of a cloud, say. The
+address that is connected to is the one that was checked, so that a name that resolves to another one a moment later
+(DNS rebinding) is no way around it.
+"""
+
+import http.client
+import ipaddress
+import os
+import socket
+import urllib.request
+from http.client import HTTPResponse
+from typing import Any
+
+ALLOW = "PASTEL_ALLOW_PRIVATE_ADDRESSES"
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class PrivateAddress(OSError):
+    """The host has an address that is not one of the public internet."""
+
+
+def private_addresses_allowed() -> bool:
+    """Whether the operator allows requests to name hosts of private networks."""
+    return os.environ.get(ALLOW) == "1"
+
+
+def is_public_ip(text: str) -> bool:
+    """Whether an IP address is one of the public internet; those that carry an IPv4 address are judged by it."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inside = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if address in _NAT64:
+            inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inside is not None:
+            return is_public_ip(str(inside))
+    return address.is_global and not address.is_multicast
+
+
+def is_public(host: str) -> bool:
+    """Whether all addresses of a host are public. True for a name that cannot be resolved here: whoever connects to it
+    finds out."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    return bool(host) and all(is_public_ip(str(place[0])) for *_, place in found)
+
+
+def connect(
+    address: tuple[str, int], timeout: float | None = None, source_address: tuple[str, int] | None = None
+) -> socket.socket:
+    """Connect to a host of the public internet, at the address that was checked. Raises PrivateAddress."""
+    host, port = address
+    failure: OSError = OSError(f"{host} has no address")
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for *_, place in found:
+        if not is_public_ip(str(place[0])):
+            raise PrivateAddress(f"{host} is not a host of the public internet, and only those are asked for files")
+    for *_, place in found:
+        try:
+            return socket.create_connection((str(place[0]), port), timeout, source_address)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+class _PublicConnection(http.client.HTTPConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = connect
+
+
+class _PublicSecureConnection(http.client.HTTPSConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = connect  # the certificate is checked against the name, as ever
+
+
+class PublicHTTP(urllib.request.HTTPHandler):
+    """Connects to public hosts only, but for a proxy, which the operator names."""
+
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(http.client.HTTPConnection if req.has_proxy() else _PublicConnection, req)
+
+
+class PublicHTTPS(urllib.request.HTTPSHandler):
+    """The same with TLS."""
+
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        proxied = getattr(req, "_tunnel_host", None)
+        return self.do_open(http.client.HTTPSConnection if proxied else _PublicSecureConnection, req)
