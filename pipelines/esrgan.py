@@ -20,13 +20,13 @@ from pipelines.checkpoint import (
     UPSCALER,
     check_finite,
     check_plain,
-    is_safetensors,
+    content_of,
     kind_of,
-    map_tensors,
+    mapped,
     no_larger_than,
-    unpickle,
 )
 from pipelines.errors import ModelError, in_one_line
+from pipelines.headers import Stored
 
 TILE, OVERLAP = 192, 8
 """Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
@@ -114,7 +114,8 @@ def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkU
         ) from error
     weights: dict[str, torch.Tensor] = {}
     try:
-        weights = canonicalize_state_dict(map_tensors(path) if is_safetensors(path) else unpickle(path))
+        stored = canonicalize_state_dict(content_of(path))
+        weights = mapped(path, {name: each for name, each in stored.items() if isinstance(each, Stored)})
         check_plain(path, weights)
         with no_larger_than(weights.values()):
             descriptor = ModelLoader(device=place).load_from_state_dict(weights)

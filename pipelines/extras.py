@@ -1,7 +1,6 @@
 """LoRA, embedding and ControlNet files by their names, and what a prompt's tags ask of them. No tensors."""
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipelines.errors import InvalidInput, ModelError
+from pipelines.headers import read_header
 from pipelines.prompt import NetworkTag, cut_networks
 
 LORA_KINDS = ("lora", "lyco")
@@ -19,12 +19,13 @@ EMBEDDING_SUFFIXES = (".safetensors", ".pt")
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
-_HEADER_MAX = 100 << 20
+FILE_NAME_MAX = 200
+"""Characters; file systems end at 255 bytes."""
 
 
 def name_of_upload(stem: str) -> str:
-    """What a file was called that was uploaded: Cog puts "tmp" and eight letters before it."""
-    return re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem)
+    """What an uploaded file was called: Cog puts "tmp" and eight letters before its name."""
+    return one_line(re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem))
 
 
 def in_hashes(name: str) -> str:
@@ -100,13 +101,16 @@ def _header_length(path: Path) -> int:
 @lru_cache(4096)
 def training_name(file: ExtraFile) -> str:
     """The name that a LoRA had when it was trained, by which WebUI calls it in prompts; empty where none is told."""
-    length = _header_length(file.path)
     try:
-        with file.path.open("rb") as stream:
-            header = stream.read(8 + min(length, _HEADER_MAX))[8:]
-        return str(json.loads(header)["__metadata__"]["ss_output_name"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return one_line(read_header(file.path).texts.get("ss_output_name", ""))
+    except (ValueError, RecursionError):
         return ""
+
+
+def one_line(name: str) -> str:
+    """A file's name, fit for a line of an infotext: without control characters, and of a length that people write."""
+    printable = "".join(letter if letter.isprintable() else "_" for letter in name[:FILE_NAME_MAX])
+    return printable.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
