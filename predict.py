@@ -21,6 +21,7 @@ from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge
 from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
+from pipelines.esrgan import Trials
 from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
 from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
@@ -120,6 +121,8 @@ class Predictor(BasePredictor):
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
+        self.trials = Trials()
+        picture.DECODER.start()  # it imports by itself, while the server gets ready
         marks.append(time.perf_counter())
         found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
         print(
@@ -501,6 +504,8 @@ class Predictor(BasePredictor):
         """The upscaler that is asked for, if it is one with weights of its own."""
         file = upscaler_file(hires)
         try:
+            if hires and hires.upscaler_file:
+                self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
             name = "hires_upscaler_file" if hires and hires.upscaler_file else "hires_upscaler"
