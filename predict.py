@@ -30,13 +30,14 @@ from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge, enlargement
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
+from pipelines.esrgan import Trials
 from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
 from pipelines.inputs import Inputs, filled_in
 from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
 from pipelines.obstacles import drop_unsupported, obstacles
 from pipelines.output import FileFormat, OutputFolder, parameters_in
-from pipelines.picture import read_pictures
+from pipelines.picture import DECODER, read_pictures
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
 from pipelines.request import GenerationRequest, HiresSettings
@@ -121,6 +122,8 @@ class Predictor(BasePredictor):
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
         self.library = Library()
+        self.trials = Trials()
+        DECODER.start()  # it imports by itself, while the server gets ready
         marks.append(time.perf_counter())
         found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
         print(
@@ -414,6 +417,8 @@ class Predictor(BasePredictor):
         """The upscaler that is asked for, if it is one with weights of its own."""
         file = upscaler_file(hires)
         try:
+            if hires and hires.upscaler_file:
+                self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
             name = "files" if hires and hires.upscaler_file else "hires_upscaler"

@@ -1,13 +1,12 @@
 """Weight files -> tensors by their original (LDM) names, with named errors for files that are something else.
 
-Only what is safe to read, told by its content and not by its ending: safetensors, and pickles through torch's
-`weights_only` unpickler, which runs no code. Tensors are mapped: names, shapes and types are known before any
-of them is in memory, so a wrong file is refused at the price of its header.
+Only what is safe to read, told by its content and not by its ending: safetensors (headers.py), and pickles that torch
+wrote, of which nothing is run (pickles.py). Tensors are mapped: names, shapes and types are known before any of them is
+in memory, so a wrong file is refused at the price of its header.
 """
 
 import mmap
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +14,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pipelines.errors import ModelError, in_one_line
+from pipelines.headers import Stored, check_name, read_header
+from pipelines.pickles import read_pickle
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."
 WANTED = (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX)
+NUMBER_FORMATS: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""Number formats by their names in headers."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +90,55 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises ModelError when the file is missing, cut, or of no readable form.
     """
+    content = content_of(path)
+    with _pickle_errors(path):
+        return mapped(path, _flat(content))
+
+
+def content_of(path: Path) -> Any:
+    """What the file holds, with `Stored` for each tensor: by name in safetensors, in dicts of any form in a pickle.
+
+    Raises ModelError.
+    """
     if is_safetensors(path):
-        with _read_errors(path), safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    content = unpickle(path)
+        with _header_errors(path):
+            return read_header(path).tensors
+    with _pickle_errors(path):
+        return read_pickle(path)
+
+
+def _flat(content: Any) -> dict[str, Stored]:
+    """The tensors of a pickle by their names, those of dicts inside it by both names. Raises ValueError."""
     content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    groups = {f"{name}.": value for name, value in content.items() if isinstance(value, Mapping)}
-    nested = {f"{group}{name}": value for group, values in groups.items() for name, value in values.items()}
-    return {str(name): value for name, value in (nested | dict(content)).items() if isinstance(value, Tensor)}
+    groups = {"": content} if isinstance(content, Mapping) else {}
+    groups |= {f"{name}.": group for name, group in groups.get("", {}).items() if isinstance(group, dict)}
+    distinct = {id(group): (prefix, group) for prefix, group in groups.items()}  # one could stand there many times
+    found: dict[str, Stored] = {}
+    for prefix, group in distinct.values():
+        for name, value in group.items():
+            if isinstance(value, Stored):
+                check_name(f"{prefix}{name}", found)
+                found[f"{prefix}{name}"] = value
+    return found
+
+
+def mapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """These tensors of the file, whose pages come into memory when they are read. Written pages stay in the process."""
+    with path.open("rb") as stream:
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    return {name: _tensor(content, each) for name, each in stored.items()}
+
+
+def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
+    kind = NUMBER_FORMATS[stored.kind]
+    if stored.extent == 0:
+        return torch.empty(stored.shape, dtype=kind)
+    if stored.start % kind.itemsize == 0:
+        values = torch.frombuffer(content, dtype=kind, count=stored.extent, offset=stored.start)
+    else:  # processors want values at multiples of their size, and old files do not care
+        size = stored.extent * kind.itemsize
+        values = torch.frombuffer(content, dtype=torch.uint8, count=size, offset=stored.start).clone().view(kind)
+    return values.as_strided(stored.shape, stored.strides)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -109,48 +171,23 @@ def _what_else(start: bytes) -> str:
 
 
 @contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def _header_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}). Fetch it again.") from error
 
 
-def unpickle(path: Path) -> Any:
-    """The content of a pickle that torch wrote, tensors mapped where its form allows. Runs no code.
-
-    Raises ModelError.
-    """
+@contextmanager
+def _pickle_errors(path: Path) -> Iterator[None]:
+    """Inside, what is raised at a pickle that cannot be read -> ModelError with the reason."""
     try:
-        zipped = _refuse_bombs(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch raises many kinds here, all mean the same to the user
-        asked_for = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked_for[1]}" if asked_for else in_one_line(error)
+        yield
+    except Exception as error:  # zipfile raises many kinds, all mean the same to the user
         raise ModelError(
-            f"{path}: cannot be read as plain weights ({reason}); nothing in it was run. "
+            f"{path}: cannot be read as plain weights ({in_one_line(error)}); nothing in it was run. "
             "Pickles that need code are refused; use a .safetensors version of it."
         ) from error
-
-
-def _refuse_bombs(path: Path) -> bool:
-    """Raise ValueError for small files that ask for much memory; returns whether the file is of torch's zip form.
-
-    torch never packs what it stores, and weights need no bytearray, which torch's unpickler makes of any size.
-    """
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        zipped = content[:2] == b"PK"
-        suspicious = not zipped and content.find(b"bytearray") >= 0
-        if zipped:
-            with zipfile.ZipFile(stream) as archive:
-                members = archive.infolist()
-                if sum(member.file_size for member in members) > len(content):
-                    raise ValueError("its members are packed and hold more than the file")
-                scripts = [member for member in members if member.filename.endswith("data.pkl")]
-                suspicious = any(b"bytearray" in archive.read(member) for member in scripts)
-    if suspicious:
-        raise ValueError("it asks for a bytearray, which weights do not need")
-    return zipped
 
 
 def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -30,6 +30,8 @@ SOFT = 0.825
 """Where prompt or ControlNet is more important, each residual has this share of the next deeper one."""
 FORMS = ("time_embed.0.weight", "control_model.time_embed.0.weight", "time_embedding.linear_1.weight")
 """A ControlNet's first layer in the three layouts that are published: LDM's with and without prefix, and diffusers'."""
+TENSORS_MAX = 2000
+"""In a ControlNet's file; what renames them takes the square of their number in time."""
 
 
 class ControlNets:
@@ -68,6 +70,10 @@ def load_control(path: Path, unet: Mapping[str, Any], device: Device) -> Control
         kind = kind_of(tensors)
         what = f"{kind.what}, and no ControlNet" if kind and kind.what != "a ControlNet" else "no ControlNet"
         raise ModelError(f"{path}: {what}. Give one that was made for Stable Diffusion 1.x.")
+    if len(tensors) > TENSORS_MAX:
+        raise ModelError(
+            f"{path}: holds {len(tensors)} tensors, and a ControlNet of Stable Diffusion 1.x has about 340."
+        )
     config = {name: unet[name] for name in ("block_out_channels", "down_block_types", "layers_per_block")}
     config |= {"cross_attention_dim": unet["cross_attention_dim"], "attention_head_dim": unet["attention_head_dim"]}
     with built_of(path, "ControlNet", tensors), torch.device("meta"):

@@ -4,7 +4,9 @@ Pictures go through in tiles of 192 pixels that overlap by 8 and are faded into 
 so memory does not grow with the picture.
 """
 
+import hashlib
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,23 +22,30 @@ from pipelines.checkpoint import (
     UPSCALER,
     check_finite,
     check_plain,
-    is_safetensors,
+    content_of,
     kind_of,
-    map_tensors,
+    mapped,
     no_larger_than,
-    unpickle,
 )
 from pipelines.errors import ModelError, in_one_line
+from pipelines.headers import Stored
+from pipelines.isolation import Failed, Helper, Limits
 
 TILE, OVERLAP = 192, 8
 """Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
+SCALE_MAX = 8
+"""A tile that is enlarged 16 times takes gigabytes in every layer."""
+TENSORS_MAX = 5000
+"""In an upscaler's file; the largest known networks have 2,500."""
+NUMBER_MAX = 1000
+"""In the name of an upscaler's tensor: of its layers and blocks."""
 
 
 class NetworkUpscaler:
     """One network, ready: enlarges pictures by its own whole factor."""
 
     def __init__(self, descriptor: Any, scale: int) -> None:  # spandrel is not importable everywhere
-        self._descriptor, self.scale = descriptor, scale
+        self.descriptor, self.scale = descriptor, scale
 
     def enlarge(self, picture: Image.Image) -> Image.Image:
         """RGB picture -> `scale` times its size."""
@@ -54,8 +63,8 @@ class NetworkUpscaler:
         """One tile, enlarged. Beyond the picture's edge it is black."""
         # WebUI hands the channels over as blue, green, red, as the first ESRGAN was trained
         pixels = np.asarray(picture.crop((x, y, x + TILE, y + TILE)))[:, :, ::-1].astype(np.float32) / 255
-        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self._descriptor.device, self._descriptor.dtype)
-        output = self._descriptor(batch)[0].float().clamp(0, 1).mul(255).round().byte()
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.descriptor.device, self.descriptor.dtype)
+        output = self.descriptor(batch)[0].float().clamp(0, 1).mul(255).round().byte()
         return Image.fromarray(np.ascontiguousarray(output.permute(1, 2, 0).cpu().numpy()[:, :, ::-1]))
 
     def _fade(self, width: int, over_another: bool, down: bool = False) -> Image.Image:
@@ -102,32 +111,94 @@ def torchvision_or_a_stand_in() -> Iterator[None]:
         yield
 
 
-def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
-    """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
+def import_spandrel() -> Any:
+    """spandrel, which is large and seldom needed. Raises ImportError."""
+    with torchvision_or_a_stand_in():
+        import spandrel
+
+    return spandrel
+
+
+class Trials:
+    """Tries upscalers of strangers in a process of its own (trial.py), and remembers those that passed by their hash.
+
+    What such a network is made of stands in its file in many ways: shapes, counts, numbers in names, values. One that
+    is made to do harm asks for all memory, or for hours, or for values beside a table, which ends a GPU's context.
+    """
+
+    def __init__(self) -> None:
+        self._passed: set[str] = set()
+
+    def check(self, path: Path) -> None:
+        """Raise ModelError for an upscaler that cannot be built and run within bounds."""
+        _named_tensors(path)  # what a look at the names can tell takes no process
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            if sha256 in self._passed:
+                return
+            limits = Limits(memory=3 * path.stat().st_size + (300 << 20), processor=20, seconds=60)
+            helper = Helper("pipelines.trial")  # it holds 200 MB, so it ends with its one job
+            try:
+                wrong, output = helper.run("trial", stream, limits, path=str(path))
+            except Failed as failed:
+                raise ModelError(f"{path.name}: not an upscaler that can be read ({failed}).") from failed
+            finally:
+                helper.stop()
+        output.close()
+        if wrong:
+            raise ModelError(wrong)
+        self._passed.add(sha256)
+
+
+def _named_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of an upscaler's file, by the names that spandrel knows. Raises ModelError.
+
+    spandrel loops over the numbers in names and takes sizes from empty tensors, so both are bounded here.
+    """
     try:
-        with torchvision_or_a_stand_in():
-            from spandrel import ImageModelDescriptor, ModelLoader, canonicalize_state_dict  # here: it is large
+        content = import_spandrel().canonicalize_state_dict(content_of(path))
+        stored = {name: each for name, each in content.items() if isinstance(each, Stored)}
     except ImportError as error:
         raise ModelError(
             f"{path.name}: upscalers of this kind need the package spandrel, which does not import here ({error}). "
             "Install requirements-upscalers.txt, or choose another hires_upscaler."
         ) from error
-    weights: dict[str, torch.Tensor] = {}
+    except Exception as error:  # of keys that are no text, and of our own
+        said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
+    kind = kind_of(stored)
+    numbers = (int(number) for name in stored for number in re.findall(r"\d+", name))
+    wrong = {
+        f"it is {kind.what if kind else ''}": kind not in (None, UPSCALER),
+        f"it holds {len(stored)} tensors": len(stored) > TENSORS_MAX,
+        "one of its tensors is empty": any(0 in each.shape for each in stored.values()),
+        "a number in its tensors' names is too large": any(number > NUMBER_MAX for number in numbers),
+    }
+    for reason in (reason for reason, holds in wrong.items() if holds):
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({reason}).")
+    return stored
+
+
+def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
+    """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
+    stored = _named_tensors(path)
+    spandrel = import_spandrel()
     try:
-        weights = canonicalize_state_dict(map_tensors(path) if is_safetensors(path) else unpickle(path))
+        weights = mapped(path, stored)
         check_plain(path, weights)
         with no_larger_than(weights.values()):
-            descriptor = ModelLoader(device=place).load_from_state_dict(weights)
+            descriptor = spandrel.ModelLoader(device=place).load_from_state_dict(weights)
     except Exception as error:  # spandrel and torch raise a dozen kinds
-        kind, said = kind_of(weights), in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
-        reason = f"it is {kind.what}" if kind not in (None, UPSCALER) else said
-        raise ModelError(f"{path.name}: not an upscaler that can be read ({reason}).") from error
+        said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
     check_finite(path.name, descriptor.model.state_dict())
-    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != "SR":
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose != "SR":
         raise ModelError(
             f"{path.name}: holds a {descriptor.architecture.name} network, which does not enlarge pictures."
         )
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
         raise ModelError(f"{path.name}: made for pictures of {descriptor.input_channels} channels instead of 3.")
+    if descriptor.scale > SCALE_MAX:
+        raise ModelError(f"{path.name}: enlarges {descriptor.scale} times; at most {SCALE_MAX} times is run here.")
     wanted = dtype if dtype == torch.float32 or descriptor.supports_half else torch.float32
     return NetworkUpscaler(descriptor.to(place, wanted).eval(), descriptor.scale)

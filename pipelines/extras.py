@@ -1,7 +1,6 @@
 """LoRA, embedding and ControlNet files by their names, and what a prompt's tags ask of them. No tensors."""
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipelines.errors import InvalidInput, ModelError, shown_name
+from pipelines.headers import read_header
 from pipelines.prompt import NetworkTag, cut_networks
 
 LORA_KINDS = ("lora", "lyco")
@@ -19,7 +19,6 @@ EMBEDDING_SUFFIXES = (".safetensors", ".pt")
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
-_HEADER_MAX = 100 << 20
 
 
 def name_of_upload(stem: str) -> str:
@@ -105,12 +104,9 @@ def _header_length(path: Path) -> int:
 @lru_cache(4096)
 def training_name(file: ExtraFile) -> str:
     """The name that a LoRA had when it was trained, by which WebUI calls it in prompts; empty where none is told."""
-    length = _header_length(file.path)
     try:
-        with file.path.open("rb") as stream:
-            header = stream.read(8 + min(length, _HEADER_MAX))[8:]
-        return plain_name(str(json.loads(header)["__metadata__"]["ss_output_name"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return plain_name(read_header(file.path).texts.get("ss_output_name", ""))
+    except (ValueError, RecursionError):
         return ""
 
 

@@ -19,6 +19,9 @@ from pipelines.extras import ExtraFile, LoraTag
 RANK_MAX = 4096
 """More would only cost time: no layer of Stable Diffusion 1.x has a larger one."""
 
+STEP_MAX = 1 << 24
+"""Values: a layer of 1280 to 1280 channels and 3 x 3 pixels has 14.7 million."""
+
 Parts = Mapping[str, Tensor]
 _SPELLINGS = (
     (re.compile(r"^base_model\.model\."), ""),
@@ -176,7 +179,7 @@ def change(parts: Parts, shape: torch.Size, rank: int | None) -> Tensor:
 def _lora(parts: Parts, rank: int | None) -> tuple[Tensor, int]:
     up, down = parts["lora_up.weight"].flatten(1), parts["lora_down.weight"].flatten(1)
     if "lora_mid.weight" in parts:
-        return torch.einsum("nmkl,in,mj->ijkl", parts["lora_mid.weight"], up, down), len(down)
+        return _around_core(parts["lora_mid.weight"], up.T, down), len(down)
     return up[:, :rank] @ down[:rank], len(down)
 
 
@@ -184,7 +187,7 @@ def _loha(parts: Parts, rank: int | None) -> tuple[Tensor, int]:
     def factor(number: int) -> Tensor:
         a, b = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
         core = parts.get(f"hada_t{number}")
-        return a @ b if core is None else torch.einsum("ijkl,ip,jr->prkl", core, a, b)
+        return a @ b if core is None else _around_core(core, a, b)
 
     return factor(1) * factor(2), len(parts["hada_w1_b"])
 
@@ -197,11 +200,22 @@ def _lokr(parts: Parts, rank: int | None) -> tuple[Tensor, int | None]:
             return parts[name]
         a, b, core = parts[f"{name}_a"], parts[f"{name}_b"], parts.get("lokr_t2")
         if core is not None and name == "lokr_w2":
-            return torch.einsum("ijkl,ip,jr->prkl", core, a, b)
+            return _around_core(core, a, b)
         return a @ b.flatten(1)
 
     first, second = factor("lokr_w1"), factor("lokr_w2")
     return torch.kron(first[(...,) + (None,) * (second.dim() - 2)], second), next(iter(ranks), None)
+
+
+def _around_core(core: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """core (i, j, k, l), first (i, p), second (j, r) -> (p, r, k, l).
+
+    The step between is (j, k, l, p), and a small file can make it huge. Raises ValueError for one that is.
+    """
+    between = core.numel() // max(1, len(first)) * first.shape[1]
+    if between > STEP_MAX:
+        raise ValueError(f"its product takes a step of {between} values")
+    return torch.einsum("ijkl,ip,jr->prkl", core, first, second)
 
 
 _METHODS: Mapping[str, Callable[[Parts, int | None], tuple[Tensor, int | None]]] = {

@@ -16,16 +16,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from pipelines.decoding import EXIF_IFD, USER_COMMENT
 from pipelines.errors import InvalidInput, OutputError
+from pipelines.isolation import Failed
+from pipelines.picture import DECODER, limits
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
 
-EXIF_IFD = 0x8769
-USER_COMMENT = 0x9286
 PARAMETERS_MAX = 1_000_000
 """Characters; prompts have a hundredth of that."""
 JPEG_SEGMENT = 65_533
@@ -140,7 +141,7 @@ def read_parameters(path: Path) -> str:
     """The generation parameters inside a picture of ours or WebUI's, or of a text file. Raises InvalidInput."""
     try:
         text = _inside(path)
-    except Exception as error:  # Pillow raises many kinds at broken pictures, and at those made to take all memory
+    except (OSError, ValueError, Failed) as error:
         raise _unreadable(path, f"cannot be read ({error})") from error
     if not text.strip():
         raise _unreadable(path, "holds no generation parameters")
@@ -167,23 +168,10 @@ def _inside(path: Path) -> str:
     """The text of a picture, "" for none, or of a text file; not much more of it than is allowed."""
     if not path.is_file():  # a pipe would be waited for
         raise OSError("no such file")
-    try:
-        with Image.open(path, formats=("PNG", "WEBP", "JPEG", "AVIF")) as image:
-            text, comment = image.info.get("parameters"), image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    except UnidentifiedImageError:
-        with path.open(encoding="utf-8") as stream:
-            return stream.read(PARAMETERS_MAX + 1)
-    if isinstance(text, str) and text.strip():
-        return text
-    return _comment(comment) if isinstance(comment, bytes) else ""
-
-
-def _comment(comment: bytes) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then the text; some programs write the text alone."""
-    kind, content = comment[:8], comment[8:]
-    if kind == b"UNICODE\0":
-        # big-endian as WebUI writes it; in other programs' little-endian "Steps" begins at an even place
-        little = content.find("Steps".encode("utf-16-le")) % 2 == 0
-        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").removeprefix("\ufeff")
-    known = kind in (b"ASCII\0\0\0", bytes(8))
-    return (content if known else comment).decode("utf-8", errors="replace")
+    with path.open("rb") as stream:
+        answer, output = DECODER.run("parameters", stream, limits(path), characters_max=PARAMETERS_MAX)
+    output.close()
+    if answer is not None:
+        return str(answer)
+    with path.open(encoding="utf-8") as text:
+        return text.read(PARAMETERS_MAX + 1)

@@ -1,37 +1,48 @@
 """Input pictures: read safely from whatever people upload, and brought to a size by WebUI's resize modes."""
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines.asked import Pictures
 from pipelines.errors import InvalidInput
 from pipelines.inputs import Inputs
+from pipelines.isolation import Failed, Helper, Limits
 from pipelines.request import CONTROLS_MAX
 from pipelines.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
 
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
+BYTES_MAX = 300_000_000
+"""Of a file: as many as the largest picture has that is not packed at all."""
+DECODER = Helper("pipelines.decoding")
 
 
 def read(path: Path, field: str) -> Image.Image:
     """An uploaded picture, upright, of 8 bits: L, RGB or RGBA; of an animation the first frame.
 
-    Raises InvalidInput that names the input `field`.
+    It is decoded in a process of its own. Raises InvalidInput that names the input `field`.
     """
     fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file."
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > INPUT_PIXELS_MAX:  # told by its header, before a pixel is read
-                size, most = f"{image.width}x{image.height}", f"{INPUT_PIXELS_MAX / 1e6:.1f} million pixels"
-                raise InvalidInput(field, size, f"at most {most} are read", "Scale it down.")
-            image.load()
-            return ImageOps.exif_transpose(_in_8_bits(image))
-    except InvalidInput:
-        raise
-    except Exception as error:  # Pillow raises many kinds at broken pictures, and at those made to take all memory
+        with path.open("rb") as stream:
+            answer, output = DECODER.run("pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX)
+    except (OSError, Failed) as error:
         raise InvalidInput(field, path.name, f"cannot be read as a picture ({error})", fix) from error
+    width, height = answer["size"]
+    with output:
+        if "mode" not in answer:
+            most = f"{INPUT_PIXELS_MAX / 1e6:.1f} million pixels"
+            raise InvalidInput(field, f"{width}x{height}", f"at most {most} are read", "Scale it down.")
+        with mmap.mmap(output.fileno(), 0, access=mmap.ACCESS_READ) as pixels:
+            return Image.frombytes(answer["mode"], (width, height), pixels)  # type: ignore[arg-type]  # any buffer
+
+
+def limits(path: Path) -> Limits:
+    """What decoding a picture may take: the largest WebP takes 700 MB. Raises Failed for a file that is too large."""
+    if path.stat().st_size > BYTES_MAX:
+        raise Failed(f"it has more than {BYTES_MAX // 1_000_000} MB")
+    return Limits(memory=(900 << 20) + 2 * path.stat().st_size, processor=10, seconds=30)
 
 
 def read_pictures(inputs: Inputs) -> Pictures:
@@ -55,15 +66,6 @@ def _files(sent: Sequence[Path], field: str) -> Sequence[Path]:
         if not isinstance(each, Path):  # a text that Cog took for no address
             raise InvalidInput(field, each, "must be a file", "Send a data, http or https URL.")
     return sent
-
-
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # grey of 16 bits
-        eight = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) // 257).astype(np.uint8))
-        eight.info, eight.getexif = image.info, image.getexif  # type: ignore[method-assign]
-        return eight
-    transparent = "A" in image.mode.upper() or "transparency" in image.info
-    return image.convert("RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB")
 
 
 def flat(image: Image.Image) -> Image.Image:

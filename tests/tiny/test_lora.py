@@ -217,6 +217,21 @@ def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]
     return {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
 
+def thin_core(tensors: dict[str, Tensor], method: str) -> dict[str, Tensor]:
+    """Parts of a few megabytes whose product fits, by way of a step that takes gigabytes."""
+    layer = f"lora_unet_{CONV.replace('.', '_')}"
+    channels, rank = len(tensors[f"{layer}.lora_up.weight"]), 4096
+    core = torch.zeros(1, rank, channels * 9, 1)
+    if method == "lora":
+        parts = {"lora_up.weight": torch.zeros(channels, 1), "lora_down.weight": torch.zeros(rank, 1)}
+        parts |= {"lora_mid.weight": core}
+    else:
+        sides = {"a": torch.zeros(1, channels), "b": torch.zeros(rank, 1)}
+        parts = {f"hada_w{k}_{side}": sides[side].clone() for k in (1, 2) for side in "ab"}
+        parts |= {"hada_t1": core, "hada_t2": core.clone()}
+    return {f"{layer}.{name}": part for name, part in parts.items()}
+
+
 UP = f"lora_unet_{LINEAR.replace('.', '_')}.lora_up.weight"
 HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "a checkpoint": (lambda _: {"model.diffusion_model.out.2.weight": torch.ones(2)}, "a Stable Diffusion checkpoint"),
@@ -236,6 +251,8 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
         "of rank 5000",
     ),
     "nothing": (lambda _: {}, "holds no tensors"),
+    "a core between a thin up and a thin down": (lambda t: thin_core(t, "lora"), "takes a step of"),
+    "a core of LoHa": (lambda t: thin_core(t, "hada"), "takes a step of"),
 }
 
 

@@ -9,9 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PURE = (
     "pasted",
+    "pickles",
     "catalog",
     "errors",
     "extras",
+    "headers",
     "infotext",
     "model",
     "parameters",

@@ -1,0 +1,176 @@
+"""Pickles as torch writes them, read without torch; and as attackers write them."""
+
+import os
+import pickle
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines.checkpoint import map_tensors
+from pipelines.headers import Stored
+from pipelines.pickles import Inert, read_pickle
+from tests.attacks import pickled, storage, tensor, text, zipped
+
+KINDS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16,
+)  # fmt: skip
+
+
+def some() -> dict[str, Tensor]:
+    """Tensors of every number format and of the layouts that real files have."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(5, 7, generator=generator)
+    shapes = (), (0,), (3,), (2, 3, 5, 7)
+    made = {f"{k} {shape}": torch.rand(shape, generator=generator).to(k) for k in KINDS for shape in shapes}
+    return made | {"transposed": base.T, "part": base[1:3, 2:5], "tied": base, "expanded by one": base[0].expand(1, 7)}
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    bits = [each.contiguous().reshape(-1).view(torch.uint8).tolist() for each in (found, expected)]
+    return (found.dtype, found.shape, bits[0]) == (expected.dtype, expected.shape, bits[1])
+
+
+@pytest.mark.parametrize("zipped_form", [True, False])
+def test_tensors_are_what_torch_reads(tmp_path: Path, zipped_form: bool) -> None:
+    path, tensors = tmp_path / "a.ckpt", some()
+    if not zipped_form:  # torch itself cannot read what it writes of these in that form
+        tensors = {name: value for name, value in tensors.items() if "float8" not in name and "uint16" not in name}
+    torch.save({"state_dict": OrderedDict(tensors)}, path, _use_new_zipfile_serialization=zipped_form)
+    expected = torch.load(path, weights_only=True)["state_dict"]
+    found = map_tensors(path)
+    assert found.keys() == expected.keys() == tensors.keys()
+    for name, value in expected.items():
+        assert same(found[name], value), name
+        assert found[name].stride() == value.stride() or value.numel() < 2, name
+
+
+@pytest.mark.parametrize("zipped_form", [True, False])
+def test_what_stands_beside_weights_is_read_over(tmp_path: Path, zipped_form: bool) -> None:
+    """A module's state, parameters, and what trainers keep."""
+    layer = nn.Linear(3, 2)
+    content = {
+        "state_dict": layer.state_dict(),
+        "parameter": nn.Parameter(torch.ones(2)),
+        "numbers": [1, -1, 300, 70_000, 2**40, -(2**70), 0.5, True, None, "☃", ("a", (1,)), {"b": b"\xff"}],
+        "others": [torch.Size((1, 2)), torch.device("cpu"), Counter("aab"), {1, 2}],
+    }
+    path = tmp_path / "a.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped_form)
+    found = read_pickle(path)
+    assert list(map_tensors(path)) == ["weight", "bias"]
+    assert isinstance(found["parameter"], Stored)
+    assert found["numbers"][:-2] == content["numbers"][:-2]
+    assert found["numbers"][-2] == ("a", (1,))
+    assert all(isinstance(other, Inert) for other in found["others"])
+
+
+def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
+    """Their texts are bytes, and an OrderedDict is called with its items."""
+    pair = b"](U\x01a" + tensor((2,), (1,)) + b"e"
+    path = tmp_path / "a.pth"
+    path.write_bytes(zipped(b"\x80\x02ccollections\nOrderedDict\n](" + pair + b"e\x85R.", **{"data/0": bytes(16)}))
+    assert map_tensors(path)["a"].tolist() == [0, 0]
+
+
+class Call:
+    """Unpickling it would call the function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize("zipped_form", [True, False])
+def test_every_name_from_outside_is_refused_by_name(tmp_path: Path, zipped_form: bool) -> None:
+    path, proof = tmp_path / "a.pt", tmp_path / "ran"
+    for value, name in (
+        (Call(os.system, f"touch {proof}"), "posix.system"),
+        (Call(eval, f"open({str(proof)!r}, 'w')"), "__builtin__.eval"),
+        (Call(getattr, Path, "touch"), "__builtin__.getattr"),
+        (Namespace(a=1), "argparse.Namespace"),
+        (bytearray(3), "__builtin__.bytearray"),
+        (torch.zeros(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
+    ):
+        torch.save({"a": value}, path, _use_new_zipfile_serialization=zipped_form)
+        with pytest.raises(ValueError, match=f"^it asks for {name}$"):
+            read_pickle(path)
+    assert not proof.exists()
+
+
+GOOD = {"data/0": bytes(16)}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (pickle.dumps({"a": 1}, protocol=2), "none that torch wrote"),
+        (pickle.dumps({"a": 1}, protocol=4), "instruction b'.x95'"),
+        (zipped(b"\x80\x02"), "cut or too long"),
+        (zipped(b"\x80\x02."), "takes more from the stack"),
+        (zipped(b"\x80\x02}t."), "lacks a mark"),
+        (zipped(b"\x80\x02(a."), "takes more from the stack"),
+        (zipped(b"\x80\x02h\x07."), "did not remember"),
+        (zipped(b"\x80\x02NNR."), "what cannot be called"),
+        (zipped(b"\x80\x02ctorch\nfloat16\n)R."), "it calls torch.float16"),
+        (zipped(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R."), "too many or too few"),
+        (zipped(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + b"N" * 999 + b"tR."), "too many or too few"),
+        (zipped(b"\x80\x02c" + b"x" * 300 + b"\n\n."), "a name in its pickle is too long"),
+        (zipped(b"\x80\x02}]Ns."), "no plain value"),
+        (zipped(b"\x80\x02Na."), "takes more from the stack"),
+        (zipped(b"\x80\x02NNa."), "adds to what is no list"),
+        (zipped(b"\x80\x02NQ."), "names storages in no known way"),
+        (zipped(b"\x80\x02" + storage(4, "StrangeStorage") + b".", **GOOD), "it asks for torch.StrangeStorage"),
+        (zipped(b"\x80\x02(" + storage(4) + storage(5) + b"t.", **GOOD), "names one storage in two ways"),
+        (zipped(pickled(tensor((2,), (1,)))), "a storage is missing"),
+        (zipped(pickled(tensor((2,), (1, 1))), **GOOD), "more sizes than strides"),
+        (zipped(pickled(tensor((1,) * 9, (1,) * 9)), **GOOD), "no readable shape"),
+        (zipped(pickled(tensor((2,), (1,))), **GOOD, byteorder=b"big"), "big-endian"),
+        (zipped(pickled(text("a")), **{"b/data.pkl": b""}), "none that torch wrote"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_torch_does_not_write_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        read_pickle(path)
+
+
+def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for form in (True, False):
+        torch.save({"a": torch.ones(5), "b": [torch.ones(3)]}, path, _use_new_zipfile_serialization=form)
+        whole = path.read_bytes()
+        for length in range(0, len(whole) - 1, 7):
+            path.write_bytes(whole[:length] or b"\0")
+            with pytest.raises((ValueError, zipfile.BadZipFile)):
+                read_pickle(path)
+
+
+def test_changed_bytes_never_raise_what_is_not_caught(tmp_path: Path) -> None:
+    """Whatever is read from a changed file lies inside it."""
+    path, chance = tmp_path / "a.pt", torch.Generator().manual_seed(0)
+    for form in (True, False):
+        torch.save({"a": torch.ones(5), "b": nn.Linear(2, 2).state_dict()}, path, _use_new_zipfile_serialization=form)
+        whole = path.read_bytes()
+        for _ in range(500):
+            changed = bytearray(whole)
+            for place in torch.randint(len(whole), (3,), generator=chance).tolist():
+                changed[place] = int(torch.randint(256, (), generator=chance))
+            path.write_bytes(changed)
+            try:
+                found = map_tensors(path)
+            except Exception as error:
+                assert type(error).__name__ == "ModelError"  # noqa: PT017
+            else:
+                assert sum(tensor.nbytes for tensor in found.values()) < 10 * len(whole)
