@@ -25,6 +25,7 @@ from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Pictur
 from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
 from pipelines.output import FileFormat, OutputFolder, parameters_in
+from pipelines.parts import in_parts_on
 from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
@@ -113,8 +114,10 @@ class Predictor(BasePredictor):
         self.model = resolve(str(weights) if weights else None, os.environ.get("PASTEL_MODEL"))
         print(f"Model: {self.model.description}")
         marks.append(time.perf_counter())
-        self.worker = Worker()
-        networks = self.worker.run(load, self.model.files, best_device())
+        device = best_device()
+        self.worker = Worker(within=in_parts_on(device.place))
+        self.fetchers = Worker(threads=4)  # one may still wait for a server that a cancelled prediction asked
+        networks = self.worker.run(load, self.model.files, device)
         marks.append(time.perf_counter())
         self.networks = self.worker.run(sped_up, networks, self.model.width, self.model.height)
         marks.append(time.perf_counter())
@@ -382,6 +385,7 @@ class Predictor(BasePredictor):
             else:
                 yield from self._draw(request, file_format, checker, show_phases)
         except BaseException as error:  # cancelling is one, too
+            self.outputs.stop()
             release_memory(error)
             raise
         finally:
@@ -410,9 +414,10 @@ class Predictor(BasePredictor):
         if not self.worker.run(passes, made, checker):
             raise AllPicturesFlagged()
         self.outputs.clear()
-        self.outputs = OutputFolder()
         self.record_metric("image_output_count", 1)
-        return Path(self.outputs.save(made.pixels, f"{made.kind}-{made.index}", file_format, request.generation_data()))
+        self.outputs.begin(made.pixels, f"{made.kind}-{made.index}", file_format, request.generation_data())
+        (path,) = self.outputs.saved(wait=True)
+        return Path(path)
 
     def _request(self, inputs: dict[str, Any]) -> GenerationRequest:
         """The request of the inputs, by name; over generation data those count that differ from their default."""
@@ -448,7 +453,7 @@ class Predictor(BasePredictor):
             data = with_picks(data, inputs["wildcards"])
             print(f"Prompt: {data.prompt}")
         check_pictured(read_lines(inputs["controls"]), pictures)  # before one is fetched
-        extras, data = bring(data, inputs)
+        extras, data = self.fetchers.run(bring, data, inputs)
         if block is not None:
             found = obstacles(data, self.networks.identity, upscalers, pictures, extras, block)
             self.record_metric("not_honoured", [obstacle.text for obstacle in found])
@@ -468,7 +473,6 @@ class Predictor(BasePredictor):
         print("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
-        self.outputs = OutputFolder()
         embeddings: tuple[tuple[str, str], ...] = ()
         made = render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
         count, events = 0, self.worker.each(made)
@@ -499,7 +503,7 @@ class Predictor(BasePredictor):
 
     def _upscaler(self, hires: HiresSettings | None) -> Upscaler | None:
         """The upscaler that is asked for, if it is one with weights of its own."""
-        file = upscaler_file(hires)
+        file = self.fetchers.run(upscaler_file, hires)
         try:
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:

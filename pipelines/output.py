@@ -7,18 +7,17 @@ WebUI, CivitAI and metadata readers find them.
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import InvalidInput, OutputError
+from pipelines.worker import Task, Worker, stop_if_asked
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
@@ -41,29 +40,36 @@ class FileFormat:
 
 class OutputFolder:
     """The files of one prediction, written in the background. Cog reads a file after it was handed out and deletes
-    none, so they live until the next prediction's folder replaces them."""
+    none, so they live until the next prediction clears the folder."""
 
     def __init__(self) -> None:
         """Raises OutputError."""
-        with _explained():
-            self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
-        self._writers = ThreadPoolExecutor(4)
-        self._begun: deque[Future[Path]] = deque()
+        self._writers = Worker(threads=4)
+        self._begun: deque[Task[Path]] = deque()
+        self._folder = _new_folder()
 
     def clear(self) -> None:
-        """Delete the files; those that are still to be written are not."""
-        self._writers.shutdown(cancel_futures=True)
+        """Delete the files and begin a new folder. Raises OutputError."""
+        self.stop()
         self._folder.cleanup()
+        self._folder = _new_folder()
+
+    def stop(self) -> None:
+        """Have no file written that is not yet; does not wait for those that are half written."""
+        for task in self._begun:
+            task.stop()
+        self._begun.clear()
 
     def begin(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> None:
         """Begin to `save`; what that prints belongs to the prediction that asks for it."""
-        self._begun.append(self._writers.submit(copy_context().run, self.save, pixels, name, file_format, parameters))
+        self._begun.append(self._writers.begin(self.save, pixels, name, file_format, parameters))
 
     def saved(self, wait: bool) -> Iterator[Path]:
         """The files that are written by now, or with `wait` all that were begun, in the order in which they were
         begun. Raises OutputError."""
-        while self._begun and (wait or self._begun[0].done()):
-            yield self._begun.popleft().result()
+        while self._begun and (wait or self._begun[0].done):
+            self._begun[0].wait()
+            yield self._begun.popleft().outcome()
 
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture as `name` with the format's ending; returns the path. Raises OutputError."""
@@ -75,6 +81,11 @@ class OutputFolder:
                 path.unlink(missing_ok=True)  # half a picture
                 raise
         return path
+
+
+def _new_folder() -> tempfile.TemporaryDirectory[str]:
+    with _explained():
+        return tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
 
 
 @contextmanager
@@ -89,12 +100,20 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
+class _Encoded(BytesIO):
+    """An encoded picture in memory. Pillow writes PNGs to it piece by piece, between which the work can be stopped."""
+
+    def write(self, data: Any) -> int:
+        stop_if_asked()
+        return super().write(data)
+
+
 def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
     """Write the picture to a path, its generation parameters inside.
 
     It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.
     """
-    encoded = BytesIO()
+    encoded = _Encoded()
     WRITERS[file_format.name](Image.fromarray(pixels), encoded, file_format.quality, parameters)
     path.write_bytes(encoded.getvalue())
 

@@ -7,12 +7,13 @@ import os
 import re
 import urllib.parse
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from pipelines.errors import ModelError, redacted
+from pipelines.worker import pause
 from weights_script import hub
 from weights_script.download import Expected, download
 from weights_script.ledger import Ledger, sha256_of
@@ -210,7 +211,10 @@ def _alone(target: Path) -> Generator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         log.info("%s: another process is fetching it; waiting", target.name)
-        lock.acquire()
+        while not lock.is_locked:
+            pause(lock.poll_interval)
+            with suppress(Timeout):
+                lock.acquire(timeout=0)
     except OSError as error:
         raise ModelError(f"{target.parent}: cannot be written ({error.strerror}). Set PASTEL_CACHE.") from error
     try:
