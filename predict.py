@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines import parameters, pasted, picture
+from pipelines import parameters, pasted, picture, watchdog
 from pipelines.compiled import sped_up
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge
@@ -123,6 +123,7 @@ class Predictor(BasePredictor):
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
+        self.watchdog = watchdog.start()
         marks.append(time.perf_counter())
         found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
         print(
@@ -376,14 +377,19 @@ class Predictor(BasePredictor):
         ),
     ) -> Iterator[Path]:
         """Draw the pictures; each comes as soon as it is decoded."""
-        request = self._enlargement(locals()) if upscale_only else self._request(locals())
-        file_format = FileFormat(output_format, output_quality)
-        checker = None if disable_safety_checker else self.safety
+        with self.watchdog.working():
+            yield from self._predict(locals())
+
+    def _predict(self, inputs: dict[str, Any]) -> Iterator[Path]:
+        """Make the request of the inputs and do it."""
+        request = self._enlargement(inputs) if inputs["upscale_only"] else self._request(inputs)
+        file_format = FileFormat(inputs["output_format"], inputs["output_quality"])
+        checker = None if inputs["disable_safety_checker"] else self.safety
         try:
             if isinstance(request, Enlargement):
                 yield self._enlarge(request, file_format, checker)
             else:
-                yield from self._draw(request, file_format, checker, show_phases)
+                yield from self._draw(request, file_format, checker, inputs["show_phases"])
         except BaseException as error:  # cancelling is one, too
             self.outputs.stop()
             release_memory(error)
