@@ -14,7 +14,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines import parameters
+from pipelines import parameters, watchdog
 from pipelines.asked import (
     Asked,
     Pictures,
@@ -37,6 +37,7 @@ from pipelines.loader import load
 from pipelines.memory import release_memory, trim_heap
 from pipelines.obstacles import drop_unsupported, obstacles
 from pipelines.output import FileFormat, OutputFolder, parameters_in
+from pipelines.parts import in_parts_on
 from pipelines.picture import DECODER, read_pictures
 from pipelines.plan import make_plan
 from pipelines.progress import Bars
@@ -114,8 +115,10 @@ class Predictor(BasePredictor):
         self.model = resolve(str(weights) if weights else None, os.environ.get("PASTEL_MODEL"))
         say(f"Model: {self.model.description}")
         marks.append(time.perf_counter())
-        self.worker = Worker()
-        networks = self.worker.run(load, self.model.files, best_device())
+        device = best_device()
+        self.worker = Worker(within=in_parts_on(device.place))
+        self.fetchers = Worker(threads=4)  # one may still wait for a server that a cancelled prediction asked
+        networks = self.worker.run(load, self.model.files, device)
         marks.append(time.perf_counter())
         self.networks = self.worker.run(sped_up, networks, self.model.settings["width"], self.model.settings["height"])
         marks.append(time.perf_counter())
@@ -124,6 +127,7 @@ class Predictor(BasePredictor):
         self.library = Library()
         self.trials = Trials()
         DECODER.start()  # it imports by itself, while the server gets ready
+        self.watchdog = watchdog.start()
         marks.append(time.perf_counter())
         found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
         print(
@@ -321,7 +325,7 @@ class Predictor(BasePredictor):
         )
         file_format = FileFormat(output_format, output_quality)
         checker = None if disable_safety_checker else self.safety
-        with clean_errors():
+        with clean_errors(), self.watchdog.working():
             try:
                 pictures = read_pictures(inputs)
                 asked = pick(settle(inputs, read_data(generation_data), self.model.settings, pictures))
@@ -331,6 +335,7 @@ class Predictor(BasePredictor):
                     request = self._request(asked, inputs, pictures, num_outputs)
                     yield from self._draw(request, file_format, checker, show_phases)
             except BaseException as error:  # cancelling is one, too
+                self.outputs.stop()
                 release_memory(error)
                 raise
             finally:
@@ -344,7 +349,7 @@ class Predictor(BasePredictor):
         if asked.resolved:
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
-        extras, asked = self.library.load_only(asked, inputs)
+        extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)
             self.record_metric("not_honoured", [obstacle.text for obstacle in found])
@@ -356,7 +361,7 @@ class Predictor(BasePredictor):
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
         """The request to enlarge a picture only."""
-        _, asked = self.library.load_only(asked, inputs)
+        _, asked = self.fetchers.run(self.library.load_only, asked, inputs)
         return enlargement(asked, pictures.image, parameters_in(inputs.image) if inputs.image else "")
 
     def _enlarge(self, request: Enlargement, file_format: FileFormat, checker: SafetyChecker | None) -> Path:
@@ -369,9 +374,10 @@ class Predictor(BasePredictor):
         if not self.worker.run(passes, made, checker):
             raise AllPicturesFlagged()
         self.outputs.clear()
-        self.outputs = OutputFolder()
         self.record_metric("image_output_count", 1)
-        return Path(self.outputs.save(made.pixels, made.kind, file_format, request.generation_data()))
+        self.outputs.begin(made.pixels, made.kind, file_format, request.generation_data())
+        (path,) = self.outputs.saved(wait=True)
+        return Path(path)
 
     def _draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
@@ -383,7 +389,6 @@ class Predictor(BasePredictor):
         say("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
-        self.outputs = OutputFolder()
         embeddings: tuple[tuple[str, str], ...] = ()
         made = render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
         count, events = 0, self.worker.each(made)
@@ -415,7 +420,7 @@ class Predictor(BasePredictor):
 
     def _upscaler(self, hires: HiresSettings | None) -> Upscaler | None:
         """The upscaler that is asked for, if it is one with weights of its own."""
-        file = upscaler_file(hires)
+        file = self.fetchers.run(upscaler_file, hires)
         try:
             if hires and hires.upscaler_file:
                 self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it

@@ -30,6 +30,7 @@ from pipelines.checkpoint import (
 from pipelines.errors import ModelError, in_one_line
 from pipelines.headers import Stored
 from pipelines.isolation import Failed, Helper, Limits
+from pipelines.worker import stop_if_asked
 
 TILE, OVERLAP = 192, 8
 """Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
@@ -54,6 +55,7 @@ class NetworkUpscaler:
         for y in rows:
             strip = Image.new("RGB", (whole.width, TILE * self.scale))
             for x in columns:
+                stop_if_asked()
                 strip.paste(self._tile(picture, x, y), (x * self.scale, 0), self._fade(TILE, x > 0))
             whole.paste(strip, (0, y * self.scale), self._fade(picture.width, y > 0, down=True))
         return whole

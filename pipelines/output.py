@@ -8,13 +8,11 @@ import secrets
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -23,6 +21,7 @@ from pipelines.decoding import EXIF_IFD, USER_COMMENT
 from pipelines.errors import InvalidInput, OutputError
 from pipelines.isolation import Failed
 from pipelines.picture import DECODER, limits
+from pipelines.worker import Task, Worker, stop_if_asked
 
 if TYPE_CHECKING:
     from pipelines.vae import Pixels
@@ -43,30 +42,36 @@ class FileFormat:
 
 class OutputFolder:
     """The files of one prediction, written in the background. Cog reads a file after it was handed out and deletes
-    none, so they live until the next prediction's folder replaces them."""
+    none, so they live until the next prediction clears the folder."""
 
     def __init__(self) -> None:
         """Raises OutputError."""
-        with _explained():
-            self._folder = tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
-        self._id = secrets.token_hex(4)
-        self._writers = ThreadPoolExecutor(4)
-        self._begun: deque[Future[Path]] = deque()
+        self._writers = Worker(threads=4)
+        self._begun: deque[Task[Path]] = deque()
+        self._folder, self._id = _new_folder(), _new_id()
 
     def clear(self) -> None:
-        """Delete the files; those that are still to be written are not."""
-        self._writers.shutdown(cancel_futures=True)
+        """Delete the files and begin a new folder. Raises OutputError."""
+        self.stop()
         self._folder.cleanup()
+        self._folder, self._id = _new_folder(), _new_id()
+
+    def stop(self) -> None:
+        """Have no file written that is not yet; does not wait for those that are half written."""
+        for task in self._begun:
+            task.stop()
+        self._begun.clear()
 
     def begin(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> None:
         """Begin to `save`; what that prints belongs to the prediction that asks for it."""
-        self._begun.append(self._writers.submit(copy_context().run, self.save, pixels, name, file_format, parameters))
+        self._begun.append(self._writers.begin(self.save, pixels, name, file_format, parameters))
 
     def saved(self, wait: bool) -> Iterator[Path]:
         """The files that are written by now, or with `wait` all that were begun, in the order in which they were
         begun. Raises OutputError."""
-        while self._begun and (wait or self._begun[0].done()):
-            yield self._begun.popleft().result()
+        while self._begun and (wait or self._begun[0].done):
+            self._begun[0].wait()
+            yield self._begun.popleft().outcome()
 
     def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture as `name` with this prediction's id and the format's ending; returns the path.
@@ -83,6 +88,16 @@ class OutputFolder:
         return path
 
 
+def _new_id() -> str:
+    """What makes the names of one prediction's files unlike those of all others."""
+    return secrets.token_hex(4)
+
+
+def _new_folder() -> tempfile.TemporaryDirectory[str]:
+    with _explained():
+        return tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """What the system refuses, as OutputError."""
@@ -95,12 +110,20 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
+class _Encoded(BytesIO):
+    """An encoded picture in memory. Pillow writes PNGs to it piece by piece, between which the work can be stopped."""
+
+    def write(self, data: Any) -> int:
+        stop_if_asked()
+        return super().write(data)
+
+
 def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
     """Write the picture to a path, its generation parameters inside.
 
     It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.
     """
-    encoded = BytesIO()
+    encoded = _Encoded()
     WRITERS[file_format.name](Image.fromarray(pixels), encoded, file_format.quality, parameters)
     path.write_bytes(encoded.getvalue())
 

@@ -81,7 +81,7 @@ def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 
 def _in_use(cache: Path, path: Path) -> bool:
     """Whether another process fetches into this file's folder."""
-    held = claim(cache, path.parent.relative_to(cache).as_posix(), alone=True, wait=False)
+    held = claim(cache, path.parent.relative_to(cache).as_posix(), alone=True)
     if held is not None:
         held.release()
     return held is None

@@ -9,6 +9,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from pipelines.worker import pause
+
 FOLDER = "claims"
 
 
@@ -37,7 +39,17 @@ class Claim:
         self.release()
 
 
-def claim(cache: Path, key: str, *, alone: bool = False, wait: bool = True) -> Claim | None:
+POLL_SECONDS = 0.1
+
+
+def wait_for_claim(cache: Path, key: str, *, alone: bool = False) -> Claim:
+    """A claim that is waited for. Raises Stopped where this thread's work is told to stop, and OSError."""
+    while (held := claim(cache, key, alone=alone)) is None:
+        pause(POLL_SECONDS)
+    return held
+
+
+def claim(cache: Path, key: str, *, alone: bool = False) -> Claim | None:
     """A claim on the entry `key`, `alone` or shared with others; None where it cannot be had without waiting.
 
     Raises OSError where the cache cannot be written.
@@ -45,7 +57,7 @@ def claim(cache: Path, key: str, *, alone: bool = False, wait: bool = True) -> C
     folder = cache / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-    mode = (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
+    mode = (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

@@ -14,7 +14,7 @@ from pipelines.errors import NAME_MAX, ModelError, in_one_line, redacted
 from pipelines.headers import read_header
 from pipelines.pickles import read_pickle
 from weights_script import hub
-from weights_script.claims import claim
+from weights_script.claims import claim, wait_for_claim
 from weights_script.download import Expected, download
 from weights_script.ledger import Ledger, sha256_of
 from weights_script.manifest import Entry, Source
@@ -240,14 +240,13 @@ def _alone(cache: Path, key: str) -> Generator[None]:
     """Only one process fetches into a folder; the kernel ends the claim of one that is killed."""
     target, folder = cache / key, key.rpartition("/")[0]
     try:
-        held = claim(cache, folder, alone=True, wait=False)
+        held = claim(cache, folder, alone=True)
         if held is None:
             log.info("%s: another process is fetching it; waiting", target.name)
-            held = claim(cache, folder, alone=True)
+            held = wait_for_claim(cache, folder, alone=True)
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"{target.parent}: cannot be written ({error.strerror}). Set PASTEL_CACHE.") from error
-    assert held is not None  # it was waited for
     with held:
         try:
             yield

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.errors import NAME_MAX, shown
 from weights_script import hub
-from weights_script.claims import Claim, claim
+from weights_script.claims import Claim, claim, wait_for_claim
 from weights_script.download import NoRoom, read_text
 from weights_script.fetch import fetch_url, refuse_offline, url_key
 from weights_script.ledger import Ledger
@@ -39,9 +39,11 @@ class Shelf:
     def __init__(self, cache: Path) -> None:
         self._folder = cache / FETCHED
         self._used: dict[str, Claim] = {}
+        self._closed = False
 
     def close(self) -> None:
-        """Let go of what was used."""
+        """Let go of what was used, and of what is still to come."""
+        self._closed = True
         for held in self._used.values():
             held.release()
         self._used.clear()
@@ -65,9 +67,10 @@ class Shelf:
         return path
 
     def _hold(self, key: str) -> None:
-        held = self._used.get(key) or claim(self._folder, key)
-        assert held is not None  # it was waited for
-        self._used[key] = held
+        if key not in self._used:
+            self._used[key] = wait_for_claim(self._folder, key)
+        if self._closed:  # the request was cancelled meanwhile
+            self.close()
 
     def listed(self, url: str, pick: Callable[[Any], str]) -> str:
         """What `pick` takes of a listing's JSON; what it took the last time, where the server cannot be reached.
@@ -100,7 +103,7 @@ class Shelf:
             if total + more <= ROOM and count < FOLDERS_MAX:
                 break
             key = folder.relative_to(self._folder).as_posix()
-            held = None if key in self._used else claim(self._folder, key, alone=True, wait=False)
+            held = None if key in self._used else claim(self._folder, key, alone=True)
             if held is None:
                 continue
             with held:

@@ -20,6 +20,7 @@ from typing import IO, TypeVar, cast
 from urllib.request import Request
 
 from pipelines.errors import ModelError, redacted
+from pipelines.worker import pause, stop_if_asked
 from weights_script.public import PrivateAddress, PublicHTTP, PublicHTTPS, is_public, private_addresses_allowed
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def patiently(
     attempt: Callable[[], Result],
     patience: Patience,
     progress: Callable[[], int],
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], object] = pause,
 ) -> Result:
     """Try until it works, or until it failed too often without `progress` (in bytes). Raises SourceFailed."""
     failures = 0
@@ -222,6 +223,7 @@ def read_chunks(response: HTTPResponse, patience: Patience, limit: int | None) -
     """The body as it comes. A broken or slow connection raises Interrupted, more than `limit` bytes SourceFailed."""
     started, got = time.monotonic(), 0
     while chunk := _next_chunk(response, got):
+        stop_if_asked()
         got += len(chunk)
         if limit is not None and got > limit:
             raise SourceFailed("wrong length: longer than expected")

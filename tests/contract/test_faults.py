@@ -1,7 +1,4 @@
-"""A disk without room, a folder that is gone, a worker that is killed, an id that is no name of a folder.
-
-The last two show coglet's own behaviour (docs/reliability.md), so that a change of it is noticed.
-"""
+"""A disk without room, a folder that is gone, a worker that is killed, an id that is no name of a folder."""
 
 import resource
 import shutil
@@ -14,10 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.watchdog import LOOK_SECONDS
 from script.cog_server import CogServer, reasons
 from script.hostile import workers
 from tests.contract.conftest import StartServer
 from tests.contract.pictures import DRAFT, HIRES, LONG, ask, draw
+
+GUARD_SECONDS = 60
+"""What hangs ends; nothing is measured."""
 
 
 @contextmanager
@@ -55,8 +56,8 @@ def test_the_pictures_before_the_disk_was_full_are_kept(server: CogServer) -> No
 
 
 def test_a_server_that_loses_its_folder_and_then_its_worker(start_server: StartServer) -> None:
-    """Without its folder it says so and goes on. Without its worker it tells the client at once, but starts no other
-    one: its health says that it needs a new container."""
+    """Without its folder it says so and goes on. Without its worker it tells the client at once and, as Cog starts no
+    other one, is ended with an error, so that whoever runs it starts another server."""
     with tempfile.TemporaryDirectory() as folder:
         server = start_server({"TMPDIR": folder})
         server.wait_until_ready()
@@ -74,16 +75,36 @@ def test_a_server_that_loses_its_folder_and_then_its_worker(start_server: StartS
             psutil.Process(worker).kill()
         *_, done = events
         assert (done.data["status"], done.data["error"]) == ("failed", "Worker crashed")
-        assert server.status() == "UNHEALTHY"
-        assert server.predict(DRAFT).status == 409
-        assert server.stop() == 0
+        assert server.process.wait(GUARD_SECONDS) != 0
+        assert "its worker is gone" in "".join(server.lines)
 
 
-def test_an_id_that_is_no_name_of_a_folder_takes_the_only_slot(start_server: StartServer) -> None:
-    server = start_server({})
+def test_an_id_that_takes_the_only_slot_ends_the_server(start_server: StartServer) -> None:
+    """And a prediction that lasts longer than a slot may be taken does not, nor the time without any."""
+    server = start_server({"PASTEL_WATCHDOG": "1"})
     server.wait_until_ready()
+    begun = time.monotonic()
+    while time.monotonic() < begun + 3 * LOOK_SECONDS:
+        draw(server, DRAFT | {"num_inference_steps": 20})
+    time.sleep(2 * LOOK_SECONDS)
+    server.wait_until_ready(GUARD_SECONDS)
     reply = server.request("POST", "/predictions", {"id": "a\0b", "input": DRAFT})
     assert "Failed to create output dir" in reply.body["error"]
+    assert server.process.wait(GUARD_SECONDS) != 0
+    assert "nothing runs" in "".join(server.lines)
+
+
+def test_without_the_watchdog_coglet_lives_on_and_refuses_everything(start_server: StartServer) -> None:
+    """Its own behaviour (docs/reliability.md), so that a change of it is noticed."""
+    server = start_server({"PASTEL_WATCHDOG": "off"})
+    server.wait_until_ready()
+    assert psutil.Process(workers(server)[0]).children() == []
+    server.request("POST", "/predictions", {"id": "a\0b", "input": DRAFT})
     time.sleep(1)
     assert server.status() == "BUSY"
     assert server.predict(DRAFT).status == 409
+    for worker in workers(server):
+        psutil.Process(worker).kill()
+    time.sleep(1)
+    assert server.status() == "UNHEALTHY"
+    assert server.stop() == 0

@@ -24,7 +24,8 @@ def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:
         raise NonFiniteError("the second one")
 
     predictor: Any = predict.Predictor()
-    predictor.outputs, predictor.record_metric, predictor.worker = OutputFolder(), mock.Mock(), Worker()
+    predictor.outputs, predictor.record_metric = OutputFolder(), mock.Mock()
+    predictor.worker = predictor.fetchers = Worker()
     predictor.networks = SimpleNamespace(device=SimpleNamespace(queues=True), identity=None)
     request = GenerationRequest(prompt="", seed=1, width=64, height=64, num_outputs=2, hires=None)
     with (
