@@ -17,7 +17,7 @@ from typing import Any, Optional
 from cog import BasePredictor, Input, Path, streaming
 
 from pipelines import parameters, pasted, picture
-from pipelines.compiled import sped_up
+from pipelines.compiled import compile_model
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge
 from pipelines.errors import AllPicturesFlagged, InvalidInput, ModelError
@@ -116,7 +116,7 @@ class Predictor(BasePredictor):
         self.worker = Worker()
         networks = self.worker.run(load, self.model.files, best_device())
         marks.append(time.perf_counter())
-        self.networks = self.worker.run(sped_up, networks, self.model.width, self.model.height)
+        self.networks = self.worker.run(compile_model, networks, self.model.width, self.model.height)
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()

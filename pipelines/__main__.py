@@ -18,7 +18,8 @@ from pipelines.catalog import NOISE_SOURCES, RESIZE_MODES
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.extras import in_folders
 from pipelines.highres import BASE, PassResult, Picture, render
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.model import ModelFiles
 from pipelines.output import FileFormat, read_parameters, write
 from pipelines.parameters import of_picture
@@ -32,7 +33,7 @@ PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}
 HIRES_NAME = "1_hires"
 
 
-def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
+def read_request(path: Path, model: Model, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
     block = pasted.read(read_parameters(path))
     data = with_inputs(block, {"rng": options.rng})
@@ -44,7 +45,7 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
     )
     upscalers = {file.stem: file for file in options.upscaler}
     extras = in_folders(options.lora_dir, options.embeddings_dir, options.controlnet_dir)
-    found = obstacles(data, networks.identity, upscalers, pictures, extras)
+    found = obstacles(data, model.identity, upscalers, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     return request_from(
@@ -73,21 +74,21 @@ def read_latents(path: Path) -> Tensor:
         raise InvalidInput("init_latent", path.name, rule, "Give a safetensors file that holds them.") from error
 
 
-def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
+def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
     """Write `<stem>-<k>.png`, and `<stem>.safetensors` if the latents are to be kept."""
     plan = make_plan(request)
     file = upscaler_file(request.hires)
-    upscaler = load_upscaler(file, networks.device) if file else None
+    upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
     embeddings: tuple[tuple[str, str], ...] = ()
     init_latents = read_latents(options.init_latent) if options.init_latent else None
-    for event in render(networks, request, plan, upscaler=upscaler, init_latents=init_latents):
+    for event in render(model, request, plan, upscaler=upscaler, init_latents=init_latents):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
-            text = of_picture(request, plan, networks.identity, event.index, embeddings)
+            text = of_picture(request, plan, model.identity, event.index, embeddings)
             write(event.pixels, path, FileFormat("png"), text)
             yield path
     if options.keep_latents:
@@ -103,8 +104,8 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
     found = {
         "noise": result.noise,
         levels: torch.tensor(result.sigmas),
-        "cond": positive,
-        "uncond": negative,
+        "cond": positive.tokens,
+        "uncond": negative.tokens,
         "latent": result.sampled,
     }
     if result.start is not None:
@@ -175,14 +176,14 @@ def main() -> int:
         return 1
     try:
         files = ModelFiles(name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae)
-        networks = load(files)
+        model = load(files)
         options.output.mkdir(parents=True, exist_ok=True)
     except (PastelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path in options.infotext:
         try:
-            for made in draw(networks, read_request(path, networks, options), path.stem, options):
+            for made in draw(model, read_request(path, model, options), path.stem, options):
                 print(made)
         except PastelError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
