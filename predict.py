@@ -26,7 +26,7 @@ from pipelines.asked import (
     settle,
     unused_inputs,
 )
-from pipelines.compiled import sped_up
+from pipelines.compiled import compile_model
 from pipelines.device import best_device
 from pipelines.enlarge import Enlargement, enlarge, enlargement
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
@@ -120,7 +120,9 @@ class Predictor(BasePredictor):
         self.fetchers = Worker(threads=4)  # one may still wait for a server that a cancelled prediction asked
         networks = self.worker.run(load, self.model.files, device)
         marks.append(time.perf_counter())
-        self.networks = self.worker.run(sped_up, networks, self.model.settings["width"], self.model.settings["height"])
+        self.networks = self.worker.run(
+            compile_model, networks, self.model.settings["width"], self.model.settings["height"]
+        )
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 
 from bench import peers
 from bench.full_size import SCHEDULER
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
 
@@ -59,7 +59,7 @@ def scale_of(unet: UNet2DConditionModel) -> float:
     return unet.config.block_out_channels[0] / 320
 
 
-def composition(networks: Networks, request: GenerationRequest) -> Callable[[], Any]:
+def composition(networks: Model, request: GenerationRequest) -> Callable[[], Any]:
     """The program for one picture of the request's sizes and steps; returns what draws. It enlarges by 2 only."""
     plan = make_plan(request)
     hires = plan.hires
@@ -67,7 +67,7 @@ def composition(networks: Networks, request: GenerationRequest) -> Callable[[], 
     assert (hires.width, hires.height) == (plan.first.width * 2, plan.first.height * 2)
     first, third = peers.pipelines(networks)
     torch.manual_seed(0)
-    unet = upscaler_unet(networks.unet.config.cross_attention_dim, scale_of(networks.unet))
+    unet = upscaler_unet(networks.unet.network.config.cross_attention_dim, scale_of(networks.unet.network))
     second = StableDiffusionLatentUpscalePipeline(
         vae=networks.vae.network,
         text_encoder=networks.text.model,

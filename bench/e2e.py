@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import report
 from pipelines.highres import render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"one": figures, "several": shared}
 
 
-def ours(networks: Networks, request: GenerationRequest) -> Callable[[], object]:
+def ours(networks: Model, request: GenerationRequest) -> Callable[[], object]:
     """What draws the request: pixels, without files."""
     return lambda: list(render(networks, request, make_plan(request)))
 

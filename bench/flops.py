@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from bench import report
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import LATENT_PIXELS, HighresPlan, make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.unet import fit_any_size
@@ -73,11 +73,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"networks": costs, "plan": phases}
 
 
-def on_meta(networks: Networks) -> dict[str, Any]:
+def on_meta(networks: Model) -> dict[str, Any]:
     """The same networks without weights."""
     with torch.device("meta"):
         found = {
-            "unet": UNet2DConditionModel.from_config(networks.unet.config),
+            "unet": UNet2DConditionModel.from_config(networks.unet.network.config),
             "vae": AutoencoderKL.from_config(networks.vae.network.config),
             "text": CLIPTextModel(networks.text.model.config),
         }

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from pastel_tiny.pack import unet_key, vae_weights
-from pipelines.checkpoint import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from pastel_tiny.pack import unet_weights, vae_weights
+from pipelines.layouts import UNET_PREFIX, VAE_PREFIX
 from pipelines.model import TOKENIZER
+from pipelines.sd1 import SD1
 from weights_script.fetch import cache_folder
 
 UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -99,10 +100,9 @@ def meta_networks() -> dict[str, Any]:
 def _weights() -> dict[str, Tensor]:
     """Small random values under LDM's names: activations stay finite through every layer."""
     networks = {name: _filled(network) for name, network in meta_networks().items()}
-    unet = {UNET_PREFIX + unet_key(name): value for name, value in networks["unet"].state_dict().items()}
-    vae = {VAE_PREFIX + name: value for name, value in vae_weights(networks["vae"]).items()}
+    unet, vae = unet_weights(networks["unet"], UNET_PREFIX), vae_weights(networks["vae"], VAE_PREFIX)
     text = {
-        f"{TEXT_PREFIX}text_model.{name.removeprefix('text_model.')}": value
+        f"{SD1.text.prefix}text_model.{name.removeprefix('text_model.')}": value
         for name, value in networks["text"].state_dict().items()
     }
     return {name: value.contiguous() for name, value in (unet | vae | text).items()}

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,35 +10,42 @@ from torch import Tensor
 
 from bench import report
 from pipelines.catalog import SAMPLERS
-from pipelines.conditioning import Conditioning, Part, Prompts
-from pipelines.denoiser import GuidedDenoiser
+from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
 from pipelines.device import best_device
+from pipelines.loader import load
 from pipelines.noise import Noise
+from pipelines.prompts import Part, Prompts, ScheduledPrompt
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import sigmas
+from pipelines.unet_call import Condition, UNet, UNetCall
+from weights_script.resolve import resolve
 
 SAMPLER, SCALE, STEPS = "DPM++ 2M", 7.0, 20
 
 
-class Stub:
+class Stub(UNet):
     """A UNet that calls its input noise."""
 
-    dtype = torch.float32
-    config = SimpleNamespace(in_channels=4)
+    def __call__(self, call: UNetCall) -> Tensor:
+        return call.images
 
-    def __call__(self, images: Tensor, time: Tensor, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
-        return (images,)
+
+def nothing(images: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    """The same for diffusers' loop."""
+    return images
 
 
 def ours(place: torch.device, size: int) -> Callable[[], object]:
     """A pass as `highres.py` runs it, without its events."""
-    row = Conditioning((Part(1.0, ((STEPS, torch.zeros(77, 768, device=place)),)),))
-    levels = sigmas("Karras", STEPS, SAMPLERS[SAMPLER])
+    model = load(resolve(None, None).files)
+    model = replace(model, unet=Stub(model.unet.network))
+    row = ScheduledPrompt((Part(1.0, ((STEPS, Condition(torch.zeros(1, 77, 768, device=place))),)),))
+    levels = sigmas(model.noise, "Karras", STEPS, SAMPLERS[SAMPLER])
     x = torch.randn(1, 4, size, size, device=place)
     noise = Noise([1], (4, size, size), device=place)
 
     def draw() -> None:
-        denoiser = GuidedDenoiser(Stub(), Prompts(row, row), SCALE, 0, rows=2)
+        denoiser = GuidedDenoiser([Stage(model, Prompts(row, row))], Guidance(SCALE), rows=2)
         for _ in ALGORITHMS[SAMPLER](denoiser, x * levels[0], levels, noise):
             pass
 
@@ -49,7 +56,7 @@ def diffusers(place: torch.device, size: int) -> Callable[[], object]:
     """The loop of a plain diffusers program."""
     from bench.peers import scheduler
 
-    unet, solver = Stub(), scheduler()
+    solver = scheduler()
     start, context = torch.randn(1, 4, size, size, device=place), torch.zeros(2, 77, 768, device=place)
 
     def draw() -> None:
@@ -57,8 +64,7 @@ def diffusers(place: torch.device, size: int) -> Callable[[], object]:
         latents = start * solver.init_noise_sigma
         for t in solver.timesteps:
             images = solver.scale_model_input(torch.cat([latents] * 2), t)
-            noise = unet(images, t, encoder_hidden_states=context, return_dict=False)[0]
-            unconditional, conditional = noise.chunk(2)
+            unconditional, conditional = nothing(images, t, context).chunk(2)
             guided = unconditional + SCALE * (conditional - unconditional)
             latents = solver.step(guided, t, latents, return_dict=False)[0]
 

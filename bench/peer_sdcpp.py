@@ -18,7 +18,7 @@ import torch
 from bench import report
 from bench.setup import PEERS
 from pipelines.highres import Step, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def ours(networks: Networks, size: int, steps: int) -> Callable[[], list[float]]:
+def ours(networks: Model, size: int, steps: int) -> Callable[[], list[float]]:
     """What draws a picture and returns the moments at which its steps were done."""
     request = GenerationRequest(
         prompt=PROMPT,

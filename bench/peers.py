@@ -13,33 +13,35 @@ from torch.nn import functional as F
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from bench.full_size import SCHEDULER, checkpoint
-from pipelines.compiled import sped_up
+from pipelines.compiled import compile_model
 from pipelines.device import best_device
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.model import TOKENIZER, ModelFiles
 from pipelines.plan import PassPlan, make_plan
 from pipelines.request import GenerationRequest
 from weights_script.resolve import resolve
 
 
-def networks(full: bool) -> Networks:
+def networks(full: bool) -> Model:
     """Ours: the embedded model, or a Stable Diffusion 1.5 of full size with random weights."""
     if full:
         return load(ModelFiles(name="random", checkpoint=checkpoint(), vae=None, sha256="0"), best_device())
     return load(resolve(None, None).files, best_device())
 
 
-def both(full: bool, side: int) -> tuple[Networks, Networks]:
+def both(full: bool, side: int) -> tuple[Model, Model]:
     """Ours as setup leaves them, and the peers': the same ones where nothing is compiled."""
     plain = networks(full)
-    return (sped_up(networks(full), side, side), plain) if plain.device.compiled else (plain, plain)
+    return (compile_model(networks(full), side, side), plain) if plain.device.compiled else (plain, plain)
 
 
-def plain_unet(networks: Networks) -> UNet2DConditionModel:
+def plain_unet(networks: Model) -> UNet2DConditionModel:
     """diffusers' own UNet, without our changes, over the same tensors."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(networks.unet.config, sample_size=64)  # the pipelines compare it
-    unet.load_state_dict(networks.unet.state_dict(), assign=True)
+        config = networks.unet.network.config
+        unet = UNet2DConditionModel.from_config(config, sample_size=64)  # the pipelines compare the size
+    unet.load_state_dict(networks.unet.network.state_dict(), assign=True)
     return unet.eval()
 
 
@@ -48,7 +50,7 @@ def scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(**SCHEDULER, use_karras_sigmas=True)
 
 
-def pipelines(networks: Networks) -> tuple[StableDiffusionPipeline, StableDiffusionImg2ImgPipeline]:
+def pipelines(networks: Model) -> tuple[StableDiffusionPipeline, StableDiffusionImg2ImgPipeline]:
     """Text to image and image to image, which share everything."""
     first = StableDiffusionPipeline(
         vae=networks.vae.network,
@@ -71,7 +73,7 @@ def refinement(part: PassPlan) -> dict[str, Any]:
     return {"num_inference_steps": part.schedule_steps, "strength": min(1, (part.asked + 0.5) / part.schedule_steps)}
 
 
-def fused(networks: Networks, request: GenerationRequest) -> Callable[[], Any]:
+def fused(networks: Model, request: GenerationRequest) -> Callable[[], Any]:
     """Our three phases in diffusers: latents stay latents and the prompts are encoded once. Returns what draws."""
     first, second = pipelines(networks)
     plan = make_plan(request)

@@ -14,7 +14,7 @@ from typing import Any
 from bench import flops, report
 from bench.e2e import ours
 from bench.setup import PEERS, peak_memory
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.memory import trim_heap
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
@@ -66,7 +66,7 @@ def picture(size: int, steps: int) -> GenerationRequest:
     )
 
 
-def grown(networks: Networks, requests: dict[int, GenerationRequest], rounds: int) -> dict[str, dict[int, float]]:
+def grown(networks: Model, requests: dict[int, GenerationRequest], rounds: int) -> dict[str, dict[int, float]]:
     """Median seconds, and TFLOP, by what was varied."""
     on_meta = flops.on_meta(networks)
     contestants = {str(amount): ours(networks, request) for amount, request in requests.items()}
@@ -85,7 +85,7 @@ def slope(amounts: Sequence[float], values: Sequence[float]) -> float:
     return statistics.linear_regression([math.log(x) for x in amounts], [math.log(y) for y in values]).slope
 
 
-def peak_by_quarter(networks: Networks, sizes: Sequence[int], predictions: int) -> list[float]:
+def peak_by_quarter(networks: Model, sizes: Sequence[int], predictions: int) -> list[float]:
     """The most GB that the process ever held, after each quarter of so many pictures of these sizes in turn."""
     peaks = []
     for number in range(predictions):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bench import report
-from pipelines.conditioning import Conditioning, Part, Prompts
-from pipelines.denoiser import GuidedDenoiser
-from pipelines.loader import Networks
+from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.loaded_model import Model
+from pipelines.prompts import Part, Prompts, ScheduledPrompt
+from pipelines.unet_call import Condition, UNet
 
 SIGMA, TIME, SCALE = 1.0, 500.0, 7.0
 Step = Callable[[Tensor], Tensor]
@@ -28,20 +29,20 @@ LEVERS: dict[str, Callable[[Any], Any]] = {
 """What the device's policy takes or leaves."""
 
 
-def changed(networks: Networks, change: Callable[[Any], Any]) -> Any:
-    """A copy of the UNet, changed."""
-    return change(deepcopy(networks.unet))
+def changed(networks: Model, change: Callable[[Any], Any]) -> UNet:
+    """Return a copy of the UNet, changed."""
+    return UNet(change(deepcopy(networks.unet.network)))
 
 
-def ours(networks: Networks, rows: int = 2) -> Step:
+def ours(networks: Model, rows: int = 2) -> Step:
     """As the samplers call it."""
     positive, negative = _embeddings(networks)
-    prompts = Prompts(_conditioning(positive), _conditioning(negative))
-    denoiser = GuidedDenoiser(networks.unet, prompts, SCALE, 0, rows)
+    prompts = Prompts(_constant(positive), _constant(negative))
+    denoiser = GuidedDenoiser([Stage(networks, prompts)], Guidance(SCALE), rows)
     return lambda x: denoiser(x, SIGMA, TIME)
 
 
-def diffusers(networks: Networks, sliced: bool) -> Step:
+def diffusers(networks: Model, sliced: bool) -> Step:
     """As a plain program calls it."""
     from bench.peers import plain_unet
 
@@ -60,13 +61,13 @@ def diffusers(networks: Networks, sliced: bool) -> Step:
     return step
 
 
-def _conditioning(embedding: Tensor) -> Conditioning:
-    return Conditioning((Part(1.0, ((1, embedding),)),))
+def _constant(embedding: Tensor) -> ScheduledPrompt:
+    return ScheduledPrompt((Part(1.0, ((1, Condition(embedding[None])),)),))
 
 
-def _embeddings(networks: Networks) -> Tensor:
+def _embeddings(networks: Model) -> Tensor:
     """Stand-ins for two encoded prompts (2, 77, width)."""
-    shape = 2, 77, networks.unet.config.cross_attention_dim
+    shape = 2, 77, networks.unet.network.config.cross_attention_dim
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(networks.device.place)
 
 

@@ -26,7 +26,8 @@ from pastel_tiny.networks import PlainAttention, half_precision
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.unet import noise_error, weights
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from weights_script.resolve import resolve
 
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000
@@ -73,12 +74,12 @@ class Change(nn.Module):
         return weight + (self.up @ self.down).view_as(weight)
 
 
-def lora(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
+def lora(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a snowman's LoRA by Kohya's names, and the file's metadata.
 
     A quarter of what it learns from are the model's own scenes, so that it draws what is asked for still.
     """
-    modules = [(name, module) for name, module in networks.unet.named_modules() if LAYERS.fullmatch(name)]
+    modules = [(name, module) for name, module in networks.unet.network.named_modules() if LAYERS.fullmatch(name)]
     changes = {name: Change(module.weight) for name, module in modules}
     for name, module in modules:
         parametrize.register_parametrization(module, "weight", changes[name])
@@ -95,7 +96,7 @@ def lora(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, {"ss_output_name": SNOWMAN, "ss_network_dim": str(RANK), "ss_network_alpha": str(RANK)}
 
 
-def embedding(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
+def embedding(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The vectors of a word for a coral sky, one for each of its tokens; they begin as the middle of two colours."""
     table = networks.text.model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
@@ -116,24 +117,26 @@ def embedding(networks: Networks) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def train(
-    networks: Networks,
+    networks: Model,
     scenes: Sequence[Scene],
     told: Callable[[str], str],
     parameters: Sequence[nn.Parameter],
     course: Course,
 ) -> None:
     """Teach the parameters what scenes look like, by their captions as `told`; nothing else learns."""
-    assert isinstance(networks.unet, UNet2DConditionModel)
-    networks.unet.set_attn_processor(PlainAttention())
+    assert isinstance(networks.unet.network, UNet2DConditionModel)
+    networks.unet.network.set_attn_processor(PlainAttention())
     latents, rng = torch.stack([encoded(networks, each) for each in scenes]), random.Random(0)
     optimizer = torch.optim.Adam(parameters, course.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, course.rate, course.steps, pct_start=0.1)
     for step in range(course.steps):
         rows = rng.sample(range(len(scenes)), course.batch)
-        contexts = networks.text.encode([told(caption(scenes[row], rng)[0]) for row in rows], 1).tensors
+        texts = [told(caption(scenes[row], rng)[0]) for row in rows]
+        contexts = torch.cat([condition.tokens for condition in networks.text.encode(texts, 1).conditions])
         times = torch.randint(course.least_noise, 1000, (course.batch,))
         noise = torch.randn(course.batch, *latents.shape[1:])
-        loss = (weights(times) * noise_error(networks.unet, latents[rows], torch.stack(contexts), times, noise)).mean()
+        error = noise_error(networks.unet.network, latents[rows], contexts, times, noise)
+        loss = (weights(times) * error).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -143,7 +146,7 @@ def train(
 
 
 @torch.no_grad()
-def encoded(networks: Networks, shown: Scene) -> Tensor:
+def encoded(networks: Model, shown: Scene) -> Tensor:
     """A scene's latents (4, 16, 16)."""
     picture = torch.from_numpy(halve(render(shown, 256, 256)[None])[0])
     with half_precision():
@@ -159,7 +162,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     networks = load(resolve(None, None).files)
-    for network in (networks.unet, networks.text.model, networks.vae.network):
+    for network in (networks.unet.network, networks.text.model, networks.vae.network):
         network.requires_grad_(False)
     tensors, metadata = {"lora": lora, "embedding": embedding}[options.what](networks)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from pipelines.catalog import LATENT_NETWORK
 from pipelines.extras import NO_EXTRAS, in_folders
 from pipelines.highres import FINAL, UPSCALED, Picture
 from pipelines.highres import render as draw
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.upscale import Upscaler, load_upscaler
@@ -49,7 +50,7 @@ PROMPTS = (
 
 
 def kinds(
-    networks: Networks, request: GenerationRequest, phases: bool = False, upscaler: Upscaler | None = None
+    networks: Model, request: GenerationRequest, phases: bool = False, upscaler: Upscaler | None = None
 ) -> dict[str, Pixels]:
     """The pictures of a request by their kind: the finished one, or with `phases` draft and upscaled, too."""
     events = draw(networks, request, make_plan(request), show_phases=phases, upscaler=upscaler)
@@ -72,14 +73,14 @@ def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], si
     return sheet
 
 
-def by_phase(networks: Networks) -> Image.Image:
+def by_phase(networks: Model) -> Image.Image:
     """Draft, upscaled, refined."""
     hires = HiresSettings(steps=20, denoising_strength=0.55)
     drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=hires), phases=True) for prompt in PROMPTS[:4]]
     return page([list(each.values()) for each in drawn], [list(each) for each in drawn], 192)
 
 
-def by_guidance(networks: Networks) -> Image.Image:
+def by_guidance(networks: Model) -> Image.Image:
     """Guidance 1, 4 and 7."""
     scales = (1.0, 4.0, 7.0)
     rows = [
@@ -89,7 +90,7 @@ def by_guidance(networks: Networks) -> Image.Image:
     return page(rows, [[f"{scale:g}: {prompt}" for prompt in PROMPTS] for scale in scales], 128)
 
 
-def by_sampler(networks: Networks) -> Image.Image:
+def by_sampler(networks: Model) -> Image.Image:
     """The same noise through different samplers."""
     samplers = ("DPM++ 2M", "DPM++ SDE", "Euler a", "Euler", "DDIM", "UniPC")
     rows = [
@@ -99,14 +100,14 @@ def by_sampler(networks: Networks) -> Image.Image:
     return page(rows, [samplers] * len(rows), 128)
 
 
-def by_vae(networks: Networks) -> Image.Image:
+def by_vae(networks: Model) -> Image.Image:
     """The stock autoencoder's decoder above, the better one's below; the latents are the same."""
     stock = load(replace(resolve(None, None).files, vae=None))
     rows = [[kinds(each, replace(BASE, prompt=prompt))[FINAL] for prompt in PROMPTS] for each in (stock, networks)]
     return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], 128)
 
 
-def by_prompt(networks: Networks) -> Image.Image:
+def by_prompt(networks: Model) -> Image.Image:
     """Held-out prompts one after the other, the seed counting up: not chosen."""
     asked = [each.prompt for each in held_out(24, 5)]
     pictures = [kinds(networks, replace(BASE, prompt=prompt, seed=seed))[FINAL] for seed, prompt in enumerate(asked)]
@@ -114,7 +115,7 @@ def by_prompt(networks: Networks) -> Image.Image:
     return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], 128)
 
 
-def by_shape(networks: Networks) -> Image.Image:
+def by_shape(networks: Model) -> Image.Image:
     """3:2, 2:3 and squares, with highres fix."""
     hires = HiresSettings(steps=20, denoising_strength=0.55)
     sizes = ((192, 128), (128, 192), (128, 128))
@@ -128,7 +129,7 @@ def by_shape(networks: Networks) -> Image.Image:
     return page(rows, [[f"{2 * width}x{2 * height}" for width, height in sizes]] * len(rows), 256)
 
 
-def by_adapter(networks: Networks) -> Image.Image:
+def by_adapter(networks: Model) -> Image.Image:
     """A LoRA at 0, 0.5 and 1; and an embedding's word without its file and with it."""
     here = in_folders(TESTS / "loras", TESTS / "embeddings")
     rows = [
@@ -147,7 +148,7 @@ def by_adapter(networks: Networks) -> Image.Image:
     return page(pictures, captions, 128)
 
 
-def by_upscaler(networks: Networks) -> Image.Image:
+def by_upscaler(networks: Model) -> Image.Image:
     """A draft enlarged in four ways, before it is refined."""
     files = {"4x-tiny": TESTS / "upscalers" / "4x-tiny.safetensors", LATENT_NETWORK: TESTS / "upscalers" / "x2-tiny"}
     networked = {name: load_upscaler(file, networks.device) for name, file in files.items()}
@@ -165,7 +166,7 @@ def by_upscaler(networks: Networks) -> Image.Image:
     return page(rows, [[way.upscaler for way in ways]] * len(rows), 192)
 
 
-SHEETS: dict[str, Callable[[Networks], Image.Image]] = {
+SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "phases": by_phase,
     "guidance": by_guidance,
     "samplers": by_sampler,

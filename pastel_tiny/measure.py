@@ -22,7 +22,8 @@ from pastel_tiny.scenes import Scene, scene
 from pipelines.extras import NO_EXTRAS, Extras
 from pipelines.highres import FINAL, Picture
 from pipelines.highres import render as draw
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from weights_script.resolve import resolve
@@ -60,7 +61,7 @@ def held_out(count: int, seed: int) -> list[Asked]:
 
 
 def drawn(
-    networks: Networks,
+    networks: Model,
     prompts: Sequence[str],
     guidance: float,
     negative: str = "",
@@ -109,7 +110,7 @@ UNSAID = (
 """Prompts, what the judge sees that they leave open, and the word for it."""
 
 
-def taken_away(judge: Judge, networks: Networks, prompt: str, name: str, thing: str) -> tuple[str, float, float]:
+def taken_away(judge: Judge, networks: Model, prompt: str, name: str, thing: str) -> tuple[str, float, float]:
     """What a prompt that leaves it open shows most, its share, and its share when the negative prompt names it."""
     plain = np.stack(list(drawn(networks, [prompt] * 24, 5.0)))
     value = Counter(each[name] for each in judge.see(plain)).most_common(1)[0][0]

@@ -21,7 +21,8 @@ from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.extras import in_folders
 from pipelines.highres import BASE, PassResult, Picture, render
 from pipelines.inputs import Inputs, filled_in
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.model import ModelFiles
 from pipelines.obstacles import drop_unsupported, obstacles
 from pipelines.output import FileFormat, read_parameters, write
@@ -35,7 +36,7 @@ PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}
 HIRES_NAME = "1_hires"
 
 
-def read_request(path: Path, networks: Networks, options: argparse.Namespace) -> GenerationRequest:
+def read_request(path: Path, model: Model, options: argparse.Namespace) -> GenerationRequest:
     """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
     data = read_data(read_parameters(path))
     pictures = Pictures(
@@ -47,7 +48,7 @@ def read_request(path: Path, networks: Networks, options: argparse.Namespace) ->
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
     extras = in_folders(options.lora_dir, options.embeddings_dir, options.controlnet_dir)
-    found = obstacles(asked, networks.identity, pictures, extras)
+    found = obstacles(asked, model.identity, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     asked = drop_unsupported(asked, found, options.strict)
@@ -70,21 +71,21 @@ def read_latents(path: Path) -> Tensor:
         raise InvalidInput("init_latent", path.name, rule, "Give a safetensors file that holds them.") from error
 
 
-def draw(networks: Networks, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
+def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
     """Write `<stem>-<k>.png`, and `<stem>.safetensors` if the latents are to be kept."""
     plan = make_plan(request)
     file = upscaler_file(request.hires)
-    upscaler = load_upscaler(file, networks.device) if file else None
+    upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
     embeddings: tuple[tuple[str, str], ...] = ()
     init_latents = read_latents(options.init_latent) if options.init_latent else None
-    for event in render(networks, request, plan, upscaler=upscaler, init_latents=init_latents):
+    for event in render(model, request, plan, upscaler=upscaler, init_latents=init_latents):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
-            text = of_picture(request, plan, networks.identity, event.index, embeddings)
+            text = of_picture(request, plan, model.identity, event.index, embeddings)
             write(event.pixels, path, FileFormat("png"), text)
             yield path
     if options.keep_latents:
@@ -100,8 +101,8 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
     found = {
         "noise": result.noise,
         levels: torch.tensor(result.sigmas),
-        "cond": positive,
-        "uncond": negative,
+        "cond": positive.tokens,
+        "uncond": negative.tokens,
         "latent": result.sampled,
     }
     if result.start is not None:
@@ -170,14 +171,14 @@ def main() -> int:
         return 1
     try:
         files = ModelFiles(name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae)
-        networks = load(files)
+        model = load(files)
         options.output.mkdir(parents=True, exist_ok=True)
     except (PastelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path in options.infotext:
         try:
-            for made in draw(networks, read_request(path, networks, options), path.stem, options):
+            for made in draw(model, read_request(path, model, options), path.stem, options):
                 print(made)
         except PastelError as error:
             print(f"error: {path}: {error}", file=sys.stderr)

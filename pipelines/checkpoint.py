@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from pipelines.detection import FAMILIES, Shaped, family_of, not_run, sign_of
 from pipelines.errors import ModelError, in_one_line
+from pipelines.family import Family
 from pipelines.headers import Stored, check_name, read_header
+from pipelines.layouts import UNET_PREFIX, VAE_PREFIX
 from pipelines.pickles import read_pickle
 
-UNET_PREFIX = "model.diffusion_model."
-VAE_PREFIX = "first_stage_model."
-TEXT_PREFIX = "cond_stage_model.transformer."
-WANTED = (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX)
 NUMBER_FORMATS: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -62,12 +61,7 @@ VAE_FILE = Kind("a VAE", r"^(decoder|encoder)\.conv_in\.", "Name it with PASTEL_
 UPSCALER = Kind(
     "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Give it as hires_upscaler_file."
 )
-KINDS = (  # the first that fits: other families and what is trained beside a checkpoint have some of its names
-    Kind("an SDXL checkpoint", r"^conditioner\.embedders\.(1\.|0\.transformer\.)"),
-    Kind("an SDXL refiner", r"^conditioner\.embedders\."),
-    Kind("a Stable Diffusion 2.x checkpoint", r"^cond_stage_model\.model\."),
-    Kind("a Stable Diffusion 3 checkpoint", r"(^|\.)joint_blocks\.\d"),
-    Kind("a Flux checkpoint or a relative of it", r"(^|\.)double_blocks\.\d"),
+KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
     Kind("a LoRA", r"lora_(up|down|A|B)\b|\.lora\.|\.(hada|lokr)_w1", "Give the checkpoint that it was made for."),
     Kind("a ControlNet", r"^(control_model|controlnet_\w+|input_hint_block)\.", "Give the checkpoint that it guides."),
@@ -79,9 +73,12 @@ KINDS = (  # the first that fits: other families and what is trained beside a ch
 )
 
 
-def kind_of(names: Iterable[str]) -> Kind | None:
-    """What a file with these tensors is; None for what is not known."""
-    text = "\n".join(names)
+def kind_of(tensors: Mapping[str, Shaped]) -> Kind | None:
+    """Return what a file with these tensors is; None if that is not known."""
+    sign = sign_of(tensors)
+    if sign and sign.family not in FAMILIES:
+        return Kind(sign.what, sign.pattern, not_run(sign))
+    text = "\n".join(tensors)
     return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), None)
 
 
@@ -139,6 +136,14 @@ def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
         size = stored.extent * kind.itemsize
         values = torch.frombuffer(content, dtype=torch.uint8, count=size, offset=stored.start).clone().view(kind)
     return values.as_strided(stored.shape, stored.strides)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file tells of itself; nothing for a pickle. Raises ModelError for other files."""
+    if not is_safetensors(path):
+        return {}
+    with _header_errors(path):
+        return dict(read_header(path).texts)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -243,36 +248,34 @@ def weight_file(folder: Path) -> Path | None:
     return next((files[0] for files in found if files), None)
 
 
-def split_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
-    """(UNet, VAE, text encoder) tensors of a Stable Diffusion 1.x single file, prefixes kept for the UNet and VAE.
+def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
+    """Return the (UNet, VAE, text encoder) tensors of a single file; UNet's and VAE's keep their prefixes.
 
-    Text tensors come without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged checkpoints
-    of this kind are published both with and without `text_model.` in their names.
-    Raises ModelError for another kind of file.
+    Text tensors come without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged checkpoints are
+    published both with and without `text_model.` in their names. Raises ModelError for a file without a text encoder.
     """
-    refuse_other_kinds(path, tensors)
+    prefix = family.text.prefix
     unet = {name: value for name, value in tensors.items() if name.startswith(UNET_PREFIX)}
     vae = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
     text = {
-        name.removeprefix(TEXT_PREFIX).removeprefix("text_model."): value
+        name.removeprefix(prefix).removeprefix("text_model."): value
         for name, value in tensors.items()
-        if name.startswith(TEXT_PREFIX)
+        if name.startswith(prefix)
     }
     if not text:
-        raise ModelError(
-            f"{path}: holds no text encoder ({TEXT_PREFIX}*). Give the whole checkpoint, not its UNet alone."
-        )
+        raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
     text.pop("embeddings.position_ids", None)  # an index 0..76, which some checkpoints hold in broken float16
     return unet, vae, text
 
 
-def refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
-    """Raise ModelError for a file that is no Stable Diffusion 1.x checkpoint by its tensors' names: say what it is."""
-    kind = kind_of(names)
+def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:
+    """Return the family of a single-file checkpoint. Raises ModelError, which names what the file is instead."""
+    kind = kind_of(tensors)
     if kind is None:
         raise ModelError(f"{path}: holds no UNet ({UNET_PREFIX}*), so it is not a Stable Diffusion checkpoint.")
     if kind is not CHECKPOINT:
         raise ModelError(f"{path}: {kind.what}. {kind.instead}")
+    return family_of(path, sign_of(tensors))
 
 
 def vae_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

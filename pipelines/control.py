@@ -1,86 +1,24 @@
-"""ControlNet: a copy of the UNet's first half that sees a map and adds to what the UNet knows (Zhang et al. 2023,
-arXiv:2302.05543), with the weights, shares of the steps and modes of WebUI's extension.
-"""
+"""What ControlNets add to the UNet in a pass, with the weights, shares of the steps and modes of WebUI's extension."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.checkpoint import is_safetensors, kind_of, map_tensors
 from pipelines.device import Device
-from pipelines.errors import ModelError
-from pipelines.extras import ExtraFile
 from pipelines.masks import Canvas
-from pipelines.network import built_of, fill
 from pipelines.picture import flat, resize
 from pipelines.plan import PassPlan
 from pipelines.request import ControlSettings
-from pipelines.unet import fit_any_norm
+from pipelines.unet_call import UNetCall
 
 SOFT = 0.825
-"""Where prompt or ControlNet is more important, each residual has this share of the next deeper one."""
-FORMS = ("time_embed.0.weight", "control_model.time_embed.0.weight", "time_embedding.linear_1.weight")
-"""A ControlNet's first layer in the three layouts that are published: LDM's with and without prefix, and diffusers'."""
-TENSORS_MAX = 2000
-"""In a ControlNet's file; what renames them takes the square of their number in time."""
-
-
-class ControlNets:
-    """The ControlNets of one prediction, kept for the next one as far as it asks for the same."""
-
-    def __init__(self, unet: Mapping[str, Any], device: Device) -> None:
-        """`unet` is the configuration of the UNet that they guide."""
-        self._unet, self._device = unet, device
-        self._loaded: dict[ExtraFile, ControlNetModel] = {}
-
-    def __getitem__(self, file: ExtraFile) -> ControlNetModel:
-        return self._loaded[file]
-
-    @property
-    def networks(self) -> Collection[ControlNetModel]:
-        return self._loaded.values()
-
-    def bring(self, files: Iterable[ExtraFile]) -> None:
-        """Have exactly these loaded. Raises ModelError for a file that does not fit the UNet."""
-        wanted = dict.fromkeys(files)
-        self._loaded = {file: network for file, network in self._loaded.items() if file in wanted}
-        for file in wanted:
-            if file not in self._loaded:
-                with file.blamed():
-                    self._loaded[file] = load_control(file.path, self._unet, self._device)
-
-
-def load_control(path: Path, unet: Mapping[str, Any], device: Device) -> ControlNetModel:
-    """The ControlNet of a safetensors file, by LDM's or diffusers' names. Raises ModelError."""
-    if not is_safetensors(path):
-        raise ModelError(f"{path}: a pickle. ControlNets are read as .safetensors only: give that version of it.")
-    tensors = map_tensors(path)
-    if "difference" in tensors:
-        raise ModelError(f"{path}: holds only differences to another model. Give the whole ControlNet.")
-    if not any(name in tensors for name in FORMS) or not any("zero_convs" in n or "controlnet_" in n for n in tensors):
-        kind = kind_of(tensors)
-        what = f"{kind.what}, and no ControlNet" if kind and kind.what != "a ControlNet" else "no ControlNet"
-        raise ModelError(f"{path}: {what}. Give one that was made for Stable Diffusion 1.x.")
-    if len(tensors) > TENSORS_MAX:
-        raise ModelError(
-            f"{path}: holds {len(tensors)} tensors, and a ControlNet of Stable Diffusion 1.x has about 340."
-        )
-    config = {name: unet[name] for name in ("block_out_channels", "down_block_types", "layers_per_block")}
-    config |= {"cross_attention_dim": unet["cross_attention_dim"], "attention_head_dim": unet["attention_head_dim"]}
-    with built_of(path, "ControlNet", tensors), torch.device("meta"):
-        network, converted = ControlNetModel(**config), convert_controlnet_checkpoint(tensors, config)
-    fit_any_norm(network)
-    there = {name: tensor for name, tensor in converted.items() if tensor is not None}  # what diffusers looked for
-    return fill(path, network, there, device).eval()
+"""Where prompt or ControlNet is more important, each residual has this share of the next deeper one's weight."""
 
 
 @dataclass(frozen=True)
@@ -94,44 +32,41 @@ class Unit:
     """Its map (1, 3, H, W)."""
 
 
+@dataclass(frozen=True)
 class Controls:
     """The ControlNets of one pass."""
 
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self._units = units
+    units: Sequence[Unit]
 
-    def residuals(
-        self, images: Tensor, time: Tensor, contexts: Tensor, step: int, conditional: int
-    ) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """What the UNet takes beside images (B, C, h, w), time () and contexts (B, tokens, width) at a step.
+    def residuals(self, call: UNetCall, step: int, conditional: int) -> tuple[Tensor, ...]:
+        """Return what the UNet takes beside the call at a step: (rows, C, h, w) for each level, the deepest last.
 
-        The first `conditional` rows are the prompt's, the others the negative prompt's. Nothing where nothing acts.
+        The first `conditional` rows are the prompt's, the others the negative prompt's. Empty if no unit acts.
         """
         total: list[Tensor] = []
-        for unit in self._units:
-            rows = conditional if unit.settings.mode == "control" else len(images)
+        for unit in self.units:
+            rows = conditional if unit.settings.mode == "control" else len(call.images)
             if step in unit.steps and rows:
-                added = _added(unit, images[:rows, :4], time, contexts[:rows], len(images))
+                added = _added(unit, call, rows)
                 total = [one + other for one, other in zip(total, added, strict=True)] if total else added
-        if not total:
-            return {}
-        *down, mid = total
-        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+        return tuple(total)
 
 
-def _added(unit: Unit, images: Tensor, time: Tensor, contexts: Tensor, rows: int) -> list[Tensor]:
-    """A unit's residuals, the deepest last, for its rows and zeros for those after them."""
-    shown = unit.shown.expand(len(images), -1, -1, -1)
-    down, mid = unit.network(images, time, contexts, shown, return_dict=False)
+def _added(unit: Unit, call: UNetCall, rows: int) -> list[Tensor]:
+    """Return a unit's residuals for the first rows of the call, and zeros for those after them."""
+    shown = unit.shown.expand(rows, -1, -1, -1)
+    # an inpainting UNet sees more channels than the latents, which are all that a ControlNet was made for
+    images, tokens = call.images[:rows, :4], call.condition.tokens[:rows]
+    down, mid = unit.network(images, call.time, tokens, shown, return_dict=False)
     last = len(down)
     soft = SOFT if unit.settings.mode != "balanced" else 1.0
     scaled = [part * (unit.settings.weight * soft ** (last - place)) for place, part in enumerate((*down, mid))]
-    without = rows - len(images)
+    without = len(call.images) - rows
     return [F.pad(part, (0, 0, 0, 0, 0, 0, 0, without)) for part in scaled] if without else scaled
 
 
 def in_hires(control: ControlSettings) -> ControlSettings:
-    """The unit in a hires pass: WebUI's extension softens Canny's there in every mode, as it leaves hard edges."""
+    """Return the unit for a hires pass, where WebUI's extension softens Canny in every mode: it leaves hard edges."""
     softened = control.preprocessor == "canny" and control.mode == "balanced"
     return replace(control, mode="prompt") if softened else control
 
@@ -143,7 +78,7 @@ def controls_of(
     canvas: Canvas | None,
     device: Device,
 ) -> Controls | None:
-    """The ControlNets that act in a pass, with their maps in its size; None where none does.
+    """Return the ControlNets that act in a pass, with maps of its size; None if none does.
 
     A unit without a picture of its own sees what the first pass started from, the `canvas`.
     """

@@ -1,25 +1,27 @@
 """The UNet with classifier-free guidance as a denoiser D(x, sigma).
 
 All sampling arithmetic stays in float32 outside; the UNet gets its own dtype. Guidance is `u + sum_i (c_i - u) w_i
-scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2206.01714), computed on the noise
-prediction: for one x and sigma that is the same as on the denoised picture.
+scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2206.01714). It acts on the UNet's raw
+output, which the model's prediction then converts once: for one x and sigma that is the same as guiding the denoised
+pictures.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
+import numpy as np
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from pipelines.conditioning import Prompts
 from pipelines.control import Controls
-from pipelines.graphs import GraphedUNet
-from pipelines.memory import thriftily
+from pipelines.loaded_model import Model
+from pipelines.memory import with_fallback
 from pipelines.parts import SHORT_SECONDS, at_once
-from pipelines.schedules import SIGMAS, sigma_to_t
+from pipelines.prompts import Prompts
+from pipelines.unet_call import Condition, UNetCall
 
 
 @dataclass(frozen=True)
@@ -30,133 +32,176 @@ class LatentMask:
     kept: Tensor
 
     def blend(self, latents: Tensor) -> Tensor:
-        """The latents where they are drawn, over those that are kept."""
+        """Return the latents where they are drawn, and those that are kept elsewhere."""
         return latents * self.drawn + self.kept * (1 - self.drawn)
 
 
-class GuidedDenoiser:
-    """The denoiser of one pass. It counts its calls, which is what prompt editing goes by; `step`, which ControlNets go
-    by, is set by whoever walks the steps.
+@dataclass(frozen=True)
+class Stage:
+    """A part of a pass that one model draws."""
 
-    With a `mask` it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
-    of a timestep sampler is shown. `channels` (1, n, h, w) are those that the UNet takes beside the latents.
+    model: Model
+    prompts: Prompts
+    channels: Tensor | None = None
+    """What the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    starts_at: float = 0.0
+    """The share of the model's noise, from 0 to 1, that must be gone before this stage takes over."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the prompt is followed."""
+
+    scale: float
+    rescale: float = 0.0
+    """How much of the contrast that a high scale adds is taken back, from 0 to 1."""
+
+
+class GuidedDenoiser:
+    """The denoiser of one pass, which may change its model on the way.
+
+    It counts its calls, which prompt editing goes by. ControlNets go by `step`, which whoever walks the steps sets.
+    With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
+    of a timestep sampler sees.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel | GraphedUNet,
-        prompts: Prompts,
-        guidance_scale: float,
-        guidance_rescale: float,
+        stages: Sequence[Stage],
+        guidance: Guidance,
         rows: int,
         mask: LatentMask | None = None,
-        channels: Tensor | None = None,
         controls: Controls | None = None,
     ) -> None:
-        """`rows` of the batch go through the UNet at once."""
-        self._unet, self._dtype = unet, unet.dtype  # which diffusers finds by walking through a thousand modules
+        """`stages` are in the order of the pass. `rows` of a batch go through the UNet at once."""
+        self._stage, *self._later = stages
+        self.noise = self._stage.model.noise
+        self._guidance = guidance
+        self._rows = rows
         self._mask = mask
-        self._channels = channels
         self._controls = controls
-        self._prompts = prompts
-        self._scale = guidance_scale
-        self._rescale = guidance_rescale
         self.calls = self.step = 0
         self._short = False
-        self._rows = rows
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        self._dtype = self._stage.model.unet.network.dtype  # which diffusers finds by walking through 1000 modules
         self._key: tuple[int, ...] = ()
-        self._contexts: list[Tensor] = []
+        self._conditions: list[Condition] = []
+
+    def _advance(self, t: int) -> None:
+        """Go on to the next stage once timestep t has reached it. WebUI compares in single precision."""
+        trained = len(self.noise.alphas)
+        share = np.float32((trained - 1 - t) / trained)
+        while self._later and share >= np.float32(self._later[0].starts_at):
+            self._stage = self._later.pop(0)
+            self._begin_stage()
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
-        """x (B, 4, h, w) with noise of deviation sigma -> the denoised latents, guided.
+        """Denoise x (B, 4, h, w), whose noise has the deviation sigma; return the guided picture's latents.
 
-        `t` is the timestep to tell the UNet; None: the fractional one that belongs to sigma.
+        `t` is the timestep that the UNet is told; None: the fractional one that belongs to sigma.
         """
+        self._advance(self.noise.nearest(sigma))
         scaled = x * (sigma**2 + 1) ** -0.5
-        eps, _ = self._eps(scaled, sigma_to_t(sigma) if t is None else t, sigma)
-        denoised = x.sub(eps, alpha=sigma)
+        output, _ = self._guided(scaled, self.noise.t_of(sigma) if t is None else t, sigma)
+        denoised = self._stage.model.prediction.denoised(x, sigma, output)
         return self._mask.blend(denoised) if self._mask else denoised
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Variance-preserving x (B, 4, h, w) at a timestep -> guided and unconditional noise prediction."""
-        return self._eps(self._mask.blend(x) if self._mask else x, t, SIGMAS[round(t)])
+        """Return the guided and the unconditional noise of a variance-preserving x (B, 4, h, w) at a timestep."""
+        self._advance(int(t))
+        x = self._mask.blend(x) if self._mask else x
+        guided, unconditional = self._guided(x, t, self.noise.sigma_of(t))
+        prediction, alpha = self._stage.model.prediction, self.noise.alphas[int(t)]
+        return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional)
 
-    def _eps(self, x: Tensor, t: float, sigma: float) -> tuple[Tensor, Tensor]:
-        contexts = self._contexts_for(x.shape[0])
+    def _guided(self, x: Tensor, t: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """Return the guided and the unconditional output for a variance-preserving x at the noise level sigma."""
+        conditions = self._conditions_for(len(x))
+        weights = self._stage.prompts.positive.weights
         self.calls += 1
-        count = len(self._prompts.positive.weights) * len(x)
-        *conditional, unconditional = (
-            row
-            for place, context in enumerate(contexts)
-            for row in self._predict(x, t, context, conditional=count if place == 0 else 0)
-        )
-        guided = self._guided(conditional, unconditional, self._scale)
-        if self._rescale:
-            guided = self._rescaled(guided, self._guided(conditional, unconditional, 1), x, sigma)
+        conditional_rows = len(weights) * len(x)
+        outputs = list(self._predict(x, t, conditions[0], conditional_rows))
+        for condition in conditions[1:]:
+            outputs += self._predict(x, t, condition, 0)
+        *conditional, unconditional = outputs
+        guided = _combined(conditional, weights, unconditional, self._guidance.scale)
+        if self._guidance.rescale:
+            plain = _combined(conditional, weights, unconditional, 1)
+            guided = self._rescaled(guided, plain, x * (sigma**2 + 1) ** 0.5, sigma)
         return guided, unconditional
 
-    def _guided(self, conditional: list[Tensor], unconditional: Tensor, scale: float) -> Tensor:
-        guided = unconditional
-        for part, weight in zip(conditional, self._prompts.positive.weights, strict=True):
-            guided = torch.add(guided, part - unconditional, alpha=weight * scale)
-        return guided
-
     def _rescaled(self, guided: Tensor, plain: Tensor, x: Tensor, sigma: float) -> Tensor:
-        """The guided noise whose denoised latents are, by the rescale's share, spread as those without guidance.
+        """Return the output whose denoised latents have, by the rescale's share, the spread of those without guidance.
 
-        It is the latents' spread that guidance exaggerates; the noise's own must stay, or some of it is left in them.
+        Guidance exaggerates the spread of the latents. Rescaling the noise itself would leave some of it in them.
         """
-        noisy = x * (sigma**2 + 1) ** 0.5
-        denoised, wanted = (noisy.sub(eps, alpha=sigma) for eps in (guided, plain))
+        prediction = self._stage.model.prediction
+        denoised, wanted = (prediction.denoised(x, sigma, output) for output in (guided, plain))
         ratio = wanted.std((1, 2, 3), keepdim=True) / denoised.std((1, 2, 3), keepdim=True)
-        return (noisy - denoised * torch.lerp(torch.ones_like(ratio), ratio, self._rescale)) / sigma
+        rescaled = denoised * torch.lerp(torch.ones_like(ratio), ratio, self._guidance.rescale)
+        return prediction.output(x, sigma, rescaled)
 
-    def _contexts_for(self, images: int) -> list[Tensor]:
-        """Embeddings (rows * images, tokens, width), the negative prompt's last: one batch, or two where chunk counts
-        differ. They are made anew only where prompt editing changes them, which a pass mostly never does."""
-        key = self._prompts.places(self.calls)
+    def _conditions_for(self, images: int) -> list[Condition]:
+        """Return conditions of (prompts * images) rows, the negative prompt's last: one batch, or two where the prompts
+        have different numbers of chunks. They are made again only when prompt editing changes them."""
+        prompts, calls = self._stage.prompts, self.calls
+        key = prompts.places(calls)
         if key != self._key:
-            positive, negative = self._prompts.at(self.calls)
-            together = positive.shape[1] == negative.shape[1]
-            batches = [torch.cat([positive, negative])] if together else [positive, negative]
-            self._contexts = [batch.to(self._dtype).repeat_interleave(images, dim=0) for batch in batches]
+            positive, negative = prompts.at(calls)
+            together = positive.tokens.shape[1] == negative.tokens.shape[1]
+            batches = [Condition.cat([positive, negative])] if together else [positive, negative]
+            self._conditions = [
+                batch.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0)) for batch in batches
+            ]
             self._key = key
-        return self._contexts
+        return self._conditions
 
-    def _predict(self, x: Tensor, t: float, contexts: Tensor, conditional: int) -> tuple[Tensor, ...]:
-        """The noise (B, 4, h, w) for every B of the contexts (rows, tokens, width), as many rows at once as fit.
+    def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
+        """Return the UNet's output (B, 4, h, w) for every B rows of the condition, computing as many at once as fit.
 
         The first `conditional` rows are the prompt's.
         """
         time = torch.full((), t, dtype=torch.float32, device=x.device)
-        prompts = len(contexts) // len(x)
-        if self._channels is not None:
-            x = torch.cat([x, self._channels.expand(len(x), -1, -1, -1)], dim=1)
-        images = torch.cat([x.to(self._dtype)] * prompts)
-
-        def parts() -> Tensor:
-            if len(images) <= self._rows:
-                return self._call(images, time, contexts, conditional)
-            calls = math.ceil(len(images) / self._rows)
-            rows = math.ceil(len(images) / calls)  # evenly: a last call of one row would run uncompiled
-            starts = range(0, len(images), rows)
-            split = zip(images.split(rows), contexts.split(rows), starts, strict=True)
-            return torch.cat([self._call(few, time, each, conditional - start) for few, each, start in split])
+        prompts = len(condition) // len(x)
+        channels = self._stage.channels
+        if channels is not None:
+            x = torch.cat([x, channels.expand(len(x), -1, -1, -1)], dim=1)
+        call = UNetCall(torch.cat([x.to(self._dtype)] * prompts), time, condition)
 
         def one_by_one() -> Tensor:
             self._rows = 1  # more would fail again at every step
-            return parts()
+            return self._in_parts(call, conditional)
 
-        noise = thriftily(parts, one_by_one, "the rest of this pass takes one row of the batch at a time")
-        return noise.float().chunk(prompts)
+        told = "the rest of this pass takes one row of the batch at a time"
+        output = with_fallback(lambda: self._in_parts(call, conditional), one_by_one, told)
+        return output.float().chunk(prompts)
 
-    def _call(self, images: Tensor, time: Tensor, contexts: Tensor, conditional: int) -> Tensor:
-        residuals = {}
+    def _in_parts(self, call: UNetCall, conditional: int) -> Tensor:
+        """Compute a call, at most `rows` rows at once."""
+        total = len(call.images)
+        if total <= self._rows:
+            return self._compute(call, conditional)
+        parts = math.ceil(total / self._rows)
+        rows = math.ceil(total / parts)  # evenly: a last call of one row would run uncompiled
+        outputs = [self._compute(part, conditional - k * rows) for k, part in enumerate(call.split(rows))]
+        return torch.cat(outputs)
+
+    def _compute(self, call: UNetCall, conditional: int) -> Tensor:
         if self._controls:
-            rows = min(max(conditional, 0), len(images))
-            residuals = self._controls.residuals(images, time, contexts, self.step, rows)
+            rows = min(max(conditional, 0), len(call.images))
+            call = replace(call, residuals=self._controls.residuals(call, self.step, rows))
         started = perf_counter()
         with at_once() if self._short else nullcontext():
-            noise: Tensor = self._unet(images, time, encoder_hidden_states=contexts, return_dict=False, **residuals)[0]
-        self._short = images.device.type == "cpu" and perf_counter() - started < SHORT_SECONDS
-        return noise
+            output: Tensor = self._stage.model.unet(call)
+        self._short = call.images.device.type == "cpu" and perf_counter() - started < SHORT_SECONDS
+        return output
+
+
+def _combined(conditional: Sequence[Tensor], weights: Sequence[float], unconditional: Tensor, scale: float) -> Tensor:
+    """Return the outputs of a prompt's parts, guided away from the unconditional one."""
+    guided = unconditional
+    for part, weight in zip(conditional, weights, strict=True):
+        guided = torch.add(guided, part - unconditional, alpha=weight * scale)
+    return guided

@@ -20,7 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from pipelines.device import Device
 from pipelines.errors import ModelError
-from pipelines.loader import folder_errors, from_subfolder, read_config
+from pipelines.folders import folder_errors, from_subfolder, read_config
 from pipelines.noise import Noise
 from pipelines.prompt import END, START
 

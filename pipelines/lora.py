@@ -1,20 +1,24 @@
 """LoRA and its relatives: small files whose products are added to a model's weights, and taken away again.
 
 W + up @ down * alpha / rank * multiplier (Hu et al. 2021, arXiv:2106.09685), in float32; LoHa and LoKr as in the
-LyCORIS paper (Yeh et al. 2023, arXiv:2309.14859). Names are Kohya's, diffusers' or PEFT's.
+LyCORIS paper (Yeh et al. 2023, arXiv:2309.14859). Names are Kohya's, diffusers' or PEFT's; layers go by LDM's or
+diffusers' names.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from pipelines.checkpoint import check_finite, check_plain, is_safetensors, kind_of, map_tensors
 from pipelines.errors import ModelError, in_one_line
 from pipelines.extras import ExtraFile, LoraTag
+from pipelines.family import TextTower
+from pipelines.layouts import unet_layout
 
 RANK_MAX = 4096
 """More would only cost time: no layer of Stable Diffusion 1.x has a larger one."""
@@ -34,14 +38,14 @@ _SPELLINGS = (
 )
 """Other programs' names -> Kohya's."""
 _NAME = re.compile(r"(.+?)\.(lora_(?:up|down|mid)\.weight|alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))")
-_OF_UNET = ("lora_unet_", "unet_", "")
-_OF_TEXT = ("lora_te_text_model_", "text_encoder_text_model_", "text_encoder_", "text_model_")
+UNET_PREFIXES = ("lora_unet_", "unet_", "")
+"""What the names of the UNet's layers begin with, dots written as underscores."""
 _OTHER_FAMILIES = re.compile(r"^(lora_te[123]_|text_encoder_[23]\.|(lora_)?transformer)")
 
 
 @dataclass(frozen=True)
-class Use:
-    """A LoRA at the multipliers of a prompt's tag."""
+class LoraUse:
+    """A LoRA with the multipliers of a prompt's tag."""
 
     file: ExtraFile
     tag: LoraTag
@@ -62,31 +66,41 @@ class _Layer:
 
 
 class Adapters:
-    """The LoRAs in the weights of one model, merged in place: compiled networks and CUDA graphs go on working.
+    """The LoRAs in the weights of one model.
 
-    Weights that are touched are kept as they were, in the host's memory, and come back bit for bit before anything else
-    is merged. Whatever ends a prediction, the next one begins with exactly what it asks for; if that is the same,
-    nothing has to be done.
+    They are merged in place, so compiled networks and CUDA graphs keep working. The host's memory keeps the weights
+    that are changed as they were; they are restored bit for bit before anything else is merged. However a prediction
+    ends, the next one starts with exactly what it asks for; if that is the same set, nothing is done.
     """
 
-    def __init__(self, unet: nn.Module, text: nn.Module) -> None:
-        self._layers = {
-            prefix + name.replace(".", "_"): _Layer(module, network is text)
-            for network, prefixes in ((unet, _OF_UNET), (text, _OF_TEXT))
-            for name, module in network.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-            for prefix in prefixes
-        }
+    def __init__(self, unet: UNet2DConditionModel, text: nn.Module, tower: TextTower) -> None:
+        """UNet layers go by diffusers' names and by LDM's, text layers by those of the family's text tower."""
+        layout = unet_layout(unet.config.down_block_types)
+        self._layers: dict[str, _Layer] = {}
+        for name, module in _adaptable(unet):
+            layer = _Layer(module, of_text=False)
+            self._name(layer, UNET_PREFIXES, name)
+            self._name(layer, UNET_PREFIXES, layout.to_ldm(name))
+        for name, module in _adaptable(text):
+            self._name(_Layer(module, of_text=True), tower.lora_prefixes, name)
         self._originals: list[tuple[_Layer, Tensor]] = []
-        self._merged: tuple[Use, ...] | None = ()
+        self._merged: tuple[LoraUse, ...] | None = ()
 
-    def apply(self, uses: Sequence[Use]) -> None:
-        """Have exactly these in the weights. Raises ModelError, with the weights untouched, for a file that is none."""
+    def _name(self, layer: _Layer, prefixes: Sequence[str], name: str) -> None:
+        """Let LoRA files call the layer by this name after any of the prefixes."""
+        for prefix in prefixes:
+            self._layers[prefix + name.replace(".", "_")] = layer
+
+    def apply(self, uses: Sequence[LoraUse]) -> None:
+        """Have exactly these in the weights.
+
+        Raises ModelError, with the weights untouched, for a file that is not a LoRA of this model.
+        """
         wanted = tuple(use for use in uses if use.tag.acts)
         if wanted == self._merged:
             return
         read = [(use.tag, read_lora(use.file, self._layers)) for use in wanted]
-        self._merged = None  # until all is done: what is interrupted is undone by the next call
+        self._merged = None  # until all is done, so that the next call undoes an interrupted one
         for layer, original in self._originals:
             layer.weight.copy_(original)
         self._originals.clear()
@@ -102,6 +116,13 @@ class Adapters:
             multiplier = tag.te if layer.of_text else tag.unet
             merged = merged + change(there, layer.weight.shape, tag.rank) * multiplier
         layer.weight.copy_(merged)
+
+
+def _adaptable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers that LoRAs may change, with their names."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            yield name, module
 
 
 def read_lora(file: ExtraFile, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:

@@ -1,7 +1,7 @@
-"""How much memory a plan takes, known without doing it, and how work gets by with less where there is not enough.
+"""How much memory a plan takes, computed beforehand, and how work runs with less if there is not enough.
 
-The figures are of activations, beside the weights, with fused attention. They grow with the pixels and with nothing
-else; `tests/tiny/test_memory.py` counts every tensor that the networks make and finds the same.
+The figures count activations beside the weights, with fused attention. They grow with the number of pixels and with
+nothing else; `tests/tiny/test_memory.py` counts every tensor that the networks make and finds the same.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -21,24 +21,21 @@ from torch import Tensor
 from pipelines.errors import OutOfMemory
 from pipelines.plan import LATENT_PIXELS, HighresPlan
 
-if TYPE_CHECKING:
-    from pipelines.graphs import GraphedUNet
-
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 UNET_TENSORS = 26
-"""The UNet at its peak holds so many tensors of its first level's channels, for every latent pixel."""
+"""For every latent pixel the UNet at its peak holds this many tensors with the channels of its first level."""
 CONTROL_TENSORS = 6
-"""So many more of them are what ControlNets add to the UNet's levels, summed, however many they are."""
+"""ControlNets, however many, add this many more of them: what they give to the UNet's levels, summed."""
 
 ROOM_USED = 0.85
-"""Of the free memory: an allocator leaves holes."""
+"""The share of the free memory that is planned with, because an allocator leaves holes."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that the networks of one model take, beside their weights."""
+    """The bytes that the networks of one model take beside their weights."""
 
     unet: int
     """Per latent pixel and row of the batch; a guided image is two rows."""
@@ -46,8 +43,8 @@ class Footprint:
     """Per pixel of the one picture that is decoded at a time."""
 
     @classmethod
-    def of(cls, unet: "UNet2DConditionModel | GraphedUNet", vae: AutoencoderKL) -> "Footprint":
-        """Counted from the networks' shapes and number formats."""
+    def of(cls, unet: UNet2DConditionModel, vae: AutoencoderKL) -> "Footprint":
+        """Compute it from the networks' shapes and number formats."""
         first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
         return cls(
             unet=UNET_TENSORS * unet.config.block_out_channels[0] * unet.dtype.itemsize,
@@ -56,16 +53,16 @@ class Footprint:
         )
 
     def under_controls(self) -> "Footprint":
-        """The same with what ControlNets add to the UNet while that is at its peak, however many they are."""
+        """Return the same with what ControlNets add to the UNet at its peak, however many they are."""
         return replace(self, unet=self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS)
 
     def pixels(self, room: int) -> int:
-        """How large a picture fits into so many bytes: guided row by row and decoded in tiles."""
+        """Return how many pixels a picture may have to fit into this many bytes, row by row and decoded in tiles."""
         return room * LATENT_PIXELS**2 // self.unet
 
 
 def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int | None) -> int:
-    """How many of a batch's rows the UNet takes at once in so many bytes, told where it is not all of them."""
+    """Return how many rows of a batch the UNet takes at once in this many bytes; log it if that is not all of them."""
     if room is None:
         return rows
     need = footprint.unet * latent_pixels
@@ -78,7 +75,7 @@ def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int 
 
 
 def room_left(device: torch.device) -> int | None:
-    """Bytes that the device has beside what is held there, by us or others; None where nobody can tell."""
+    """Return the bytes that are free on the device, our allocator's reserve included; None if that is unknown."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -86,25 +83,25 @@ def room_left(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up; the CPU's, CUDA's runtime and its libraries raise plain RuntimeErrors."""
+    """Return whether an allocator gave up. The CPU's, CUDA's runtime and its libraries raise plain RuntimeErrors."""
     said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
-def thriftily(work: Callable[[], Result], less: Callable[[], Result], saving: str) -> Result:
-    """Do the work; where memory runs out, say so and do it the way that needs less. Only once: that may raise, too."""
+def with_fallback(work: Callable[[], Result], fallback: Callable[[], Result], told: str) -> Result:
+    """Run the work; on out-of-memory, log and run the fallback once, which may raise too."""
     try:
         return work()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         release_memory(error)
-    log.warning("Out of memory: %s.", saving)
-    return less()
+    log.warning("Out of memory: %s.", told)
+    return fallback()
 
 
 def release_memory(error: BaseException) -> None:
-    """After failed or cancelled work: let go of what its frames hold, and give the GPU's memory back."""
+    """After failed or cancelled work, let go of what its frames hold and give the GPU's memory back."""
     traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -117,16 +114,17 @@ _trim = getattr(_libc, "malloc_trim", None)  # glibc's own
 def trim_heap() -> None:
     """Hand freed memory of the process back to the system.
 
-    glibc keeps it, and with pictures of many sizes its holes add up: 500 predictions ended at 798 MB, and so at 604 MB.
+    glibc keeps it, and with pictures of many sizes its holes add up: 500 predictions ended at 798 MB without this
+    function and at 604 MB with it.
     """
     if _trim is not None:
         _trim(0)
 
 
 def drop_pages(tensor: Tensor) -> None:
-    """Take a mapped file's pages under the tensor out of memory; they would be read again where they are needed.
+    """Drop the pages of a mapped file that a tensor lies on; they are read again if they are needed.
 
-    Not for tensors that are no part of a file: those would lose their values.
+    Only for tensors of mapped files: others would lose their values.
     """
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -139,7 +137,7 @@ def drop_pages(tensor: Tensor) -> None:
 def memory_errors_say_what_fits(
     plan: HighresPlan, footprint: Callable[[], Footprint], device: torch.device
 ) -> Iterator[None]:
-    """Turn the allocator's last word into OutOfMemory, which tells the sizes that fit."""
+    """Turn an allocator's error into OutOfMemory, which names a size that fits."""
     try:
         yield
     except RuntimeError as error:
@@ -151,11 +149,11 @@ def memory_errors_say_what_fits(
 
 
 def what_fits(plan: HighresPlan, footprint: Footprint, room: int | None) -> str:
-    """Advice in one sentence: the largest picture of the plan's shape that has room, by the inputs that ask for it."""
+    """Return one sentence of advice: the inputs that ask for the largest picture of the plan's shape that fits."""
     width, height = plan.final_size
     if room is None:
         return f"Use a smaller hires_scale or size than {width}x{height}, or num_outputs=1."
-    # what did not fit by this count's word either must become smaller all the same
+    # work that failed must become smaller even if this count says that it fits
     pixels = min(footprint.pixels(room), width * height * 0.8)
     scale = (pixels / (plan.first.width * plan.first.height)) ** 0.5
     if plan.hires and scale >= 1.05:

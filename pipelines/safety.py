@@ -20,7 +20,7 @@ from transformers.models.clip.configuration_clip import CLIPConfig
 from pipelines.checkpoint import map_tensors
 from pipelines.device import Device
 from pipelines.errors import ModelError, in_one_line
-from pipelines.loader import read_config
+from pipelines.folders import read_config
 from pipelines.network import built_of, fill
 from pipelines.vae import Pixels
 

@@ -20,11 +20,15 @@ from torch import Tensor
 
 from pipelines.errors import NonFiniteError
 from pipelines.noise import Noise
-from pipelines.schedules import ALPHAS, interpolate, karras, lcm_timestep
+from pipelines.noise_schedule import NoiseSchedule
+from pipelines.schedules import interpolate, karras, lcm_timestep
 
 
 class Denoiser(Protocol):
     """The guided network, in the two parametrisations that samplers use."""
+
+    noise: NoiseSchedule
+    """Of the model."""
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
         """Denoised image at a noise level > 0 (variance exploding); `t` overrides the timestep of that level."""
@@ -363,7 +367,7 @@ def lcm(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> It
     The boundary scalings of the paper differ from 0 and 1 by less than 1e-5 at those timesteps and are left out.
     """
     for sigma, sigma_next in _steps(sigmas):
-        x = model(x, sigma, lcm_timestep(sigma))
+        x = model(x, sigma, lcm_timestep(model.noise, sigma))
         if sigma_next:
             x = x.add(noise.draw(), alpha=sigma_next)
         yield x
@@ -373,7 +377,7 @@ def ddim(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -
     """Song et al. 2020, equation 12 with eta 0; ends at the first timestep, without calling the model there."""
     for t, t_next in _timestep_pairs(timesteps):
         eps, _ = model.eps(x, t)
-        x = _ddim_step(x, eps, eps, t, t_next)
+        x = _ddim_step(model.noise, x, eps, eps, t, t_next)
         yield x
 
 
@@ -381,7 +385,7 @@ def ddim_cfgpp(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: No
     """CFG++ (Chung et al. 2024): guidance divided by 12.5 as in WebUI, new noise in the unconditional direction."""
     for t, t_next in _timestep_pairs(timesteps):
         eps, unconditional = model.eps(x, t)
-        x = _ddim_step(x, unconditional.lerp(eps, 1 / 12.5), unconditional, t, t_next)
+        x = _ddim_step(model.noise, x, unconditional.lerp(eps, 1 / 12.5), unconditional, t, t_next)
         yield x
 
 
@@ -391,11 +395,11 @@ def plms(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -
     for t, t_next in _timestep_pairs(timesteps):
         past = [model.eps(x, t)[0], *past[:3]]
         if len(past) == 1:
-            predicted = _ddim_step(x, past[0], past[0], t, t_next)
+            predicted = _ddim_step(model.noise, x, past[0], past[0], t, t_next)
             eps = past[0].lerp(model.eps(predicted, t_next)[0], 0.5)
         else:
             eps = _combine(_ADAMS_BASHFORTH[len(past)], past)
-        x = _ddim_step(x, eps, eps, t, t_next)
+        x = _ddim_step(model.noise, x, eps, eps, t, t_next)
         yield x
 
 
@@ -410,9 +414,9 @@ def _timestep_pairs(timesteps: Sequence[float]) -> Iterator[tuple[int, int]]:
     return pairwise(int(t) for t in reversed(timesteps))
 
 
-def _ddim_step(x: Tensor, eps: Tensor, direction: Tensor, t: int, t_next: int) -> Tensor:
-    """x without the noise eps of timestep t, with noise in the given direction for the next timestep."""
-    alpha, alpha_next = ALPHAS[t], ALPHAS[t_next]
+def _ddim_step(noise: NoiseSchedule, x: Tensor, eps: Tensor, direction: Tensor, t: int, t_next: int) -> Tensor:
+    """Take the noise eps of timestep t out of x, and put noise in the given direction in for the next timestep."""
+    alpha, alpha_next = noise.alphas[t], noise.alphas[t_next]
     clean = x.sub(eps, alpha=math.sqrt(1 - alpha)) * math.sqrt(alpha_next / alpha)
     return clean.add(direction, alpha=math.sqrt(1 - alpha_next))
 
@@ -423,13 +427,15 @@ def unipc(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) 
     Its times are its own, evenly spaced from the end of training down; of the timesteps only their number counts, and
     in the hires pass where they start. WebUI refuses fewer than 3 steps; here the order falls.
     """
-    times = np.linspace(_unipc_start(timesteps), 0, len(timesteps) + 1).tolist() if timesteps else []
+    times: list[float] = []
+    if timesteps:
+        times = np.linspace(_unipc_start(timesteps, len(model.noise.alphas)), 0, len(timesteps) + 1).tolist()
     past: list[_UniPCPoint] = []
     for left, (t, t_next) in zip(range(len(timesteps), 0, -1), pairwise(times), strict=True):
         if not past:
             past = [_unipc_point(model, x, t)]
         used = past[: min(3, left)]
-        predicted = _unipc_update(x, used, _marginal(t_next), used[1:])
+        predicted = _unipc_update(x, used, _marginal(model.noise, t_next), used[1:])
         if left > 1:
             newest = _unipc_point(model, predicted, t_next)
             x = _unipc_update(x, used, newest[:2], [*used[1:], newest])
@@ -439,25 +445,24 @@ def unipc(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) 
         yield x
 
 
-_LOG_ALPHAS = tuple(math.log(alpha) for alpha in ALPHAS)
 _UniPCPoint = tuple[float, float, Tensor]
 """Signal and noise level of a time, and the denoised image there."""
 
 
-def _unipc_start(timesteps: Sequence[float]) -> float:
+def _unipc_start(timesteps: Sequence[float], trained: int) -> float:
     """The end of training for the timesteps of a whole schedule, the last of them for the part of a hires pass."""
-    spacing = timesteps[1] - timesteps[0] if len(timesteps) > 1 else len(ALPHAS)
-    return len(ALPHAS) - 1 if timesteps[-1] + spacing > len(ALPHAS) else timesteps[-1]
+    spacing = timesteps[1] - timesteps[0] if len(timesteps) > 1 else trained
+    return trained - 1 if timesteps[-1] + spacing > trained else timesteps[-1]
 
 
-def _marginal(t: float) -> tuple[float, float]:
+def _marginal(noise: NoiseSchedule, t: float) -> tuple[float, float]:
     """Signal and noise level of a fractional timestep, linear in log alpha as in UniPC's own code."""
-    alpha = math.exp(interpolate(_LOG_ALPHAS, t))
+    alpha = math.exp(interpolate(noise.log_alphas, t))
     return math.sqrt(alpha), math.sqrt(1 - alpha)
 
 
 def _unipc_point(model: Denoiser, x: Tensor, t: float) -> _UniPCPoint:
-    signal, level = _marginal(t)
+    signal, level = _marginal(model.noise, t)
     return signal, level, x.sub(model.eps(x, t)[0], alpha=level) / signal
 
 

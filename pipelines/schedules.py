@@ -5,8 +5,7 @@ that a sampling loop never waits for a tensor.
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,85 +13,58 @@ import torch
 from torch import Tensor
 
 from pipelines.catalog import SamplerInfo
+from pipelines.noise_schedule import NoiseSchedule
 from pipelines.request import ScheduleSettings
 
-
-def _cumulative_alphas() -> Tensor:
-    """The 1000 cumulative alphas of SD 1.5's scaled-linear betas, float32 from a float64 product."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0).float()
+DEFAULTS = ScheduleSettings()
 
 
-_ALPHAS = _cumulative_alphas()
-_TABLE = ((1 - _ALPHAS) / _ALPHAS) ** 0.5
-_LCM_STRIDE = 20
-_LCM_TABLE = _TABLE[_LCM_STRIDE - 1 :: _LCM_STRIDE]
-"""The 50 levels that latent consistency models were distilled on: timesteps 19, 39 ... 999."""
-
-ALPHAS: tuple[float, ...] = tuple(_ALPHAS.tolist())
-"""Cumulative alpha of timesteps 0 to 999."""
-SIGMAS: tuple[float, ...] = tuple(_TABLE.tolist())
-"""Noise level of timesteps 0 to 999 in the variance-exploding form: 0.0292 to 14.61."""
-_LOG_SIGMAS: tuple[float, ...] = tuple(_TABLE.log().tolist())
-
-
-def sigma_to_t(sigma: float) -> float:
-    """Fractional timestep in [0, 999] of a noise level > 0, linear in log sigma between table entries."""
-    return _position(_LOG_SIGMAS, sigma)
-
-
-def _position(logs: Sequence[float], sigma: float) -> float:
-    """Fractional position of a noise level > 0 in an ascending table of log sigmas, at most its ends."""
-    log_sigma = math.log(sigma)
-    low = min(max(bisect_right(logs, log_sigma) - 1, 0), len(logs) - 2)
-    weight = (log_sigma - logs[low]) / (logs[low + 1] - logs[low])
-    return low + min(max(weight, 0.0), 1.0)
-
-
-def t_to_sigma(t: float) -> float:
-    """Noise level of a fractional timestep in [0, 999]; the inverse of `sigma_to_t`."""
-    return math.exp(interpolate(_LOG_SIGMAS, t))
+LCM_STRIDE = 20
+"""Latent consistency models were distilled on timesteps 19, 39 ... 999."""
 
 
 def interpolate(table: tuple[float, ...], position: float) -> float:
-    """Entry of a table at a fractional position, linear between entries."""
+    """Return the entry of a table at a fractional position, linear between entries."""
     low = min(int(position), len(table) - 2)
     return table[low] + (position - low) * (table[low + 1] - table[low])
 
 
-def lcm_timestep(sigma: float) -> int:
-    """The distilled timestep of a latent consistency model that is nearest to a noise level > 0 in log sigma."""
+def lcm_timestep(noise: NoiseSchedule, sigma: float) -> int:
+    """Return the distilled timestep of a latent consistency model nearest to a noise level > 0 in log sigma."""
     log_sigma = math.log(sigma)
-    distilled = range(_LCM_STRIDE - 1, len(_LOG_SIGMAS), _LCM_STRIDE)
-    return min(distilled, key=lambda t: abs(_LOG_SIGMAS[t] - log_sigma))
+    distilled = range(LCM_STRIDE - 1, len(noise.log_sigmas), LCM_STRIDE)
+    return min(distilled, key=lambda t: abs(noise.log_sigmas[t] - log_sigma))
 
 
 def timesteps(steps: int) -> list[int]:
-    """Integer timesteps, ascending, for the samplers that walk them (DDIM family, UniPC).
+    """Return ascending integer timesteps for the samplers that walk them (DDIM family, UniPC).
 
-    As in WebUI, more than `steps` of them where `steps` does not divide 1000.
+    As in WebUI, there are more than `steps` of them where `steps` does not divide 1000.
     """
     return [min(t + 1, 999) for t in range(0, 1000, max(1000 // steps, 1))]
 
 
 def sigmas(
+    noise: NoiseSchedule,
     schedule_type: str,
     steps: int,
     sampler: SamplerInfo,
-    settings: ScheduleSettings | None = None,
+    settings: ScheduleSettings = DEFAULTS,
 ) -> list[float]:
-    """Descending noise levels of a whole pass: `steps` + 1 values ending in 0, with two exceptions of WebUI.
+    """Return the descending noise levels of a whole pass: `steps` + 1 values that end in 0.
 
-    "KL Optimal" ends at the lowest level instead of 0, and "DDIM" is longer where `steps` does not divide 1000.
-    Some types walk levels of the model and take no others from the settings; WebUI's old Karras range is 0.1 to 10.
+    There are two exceptions, as in WebUI: "KL Optimal" ends at the lowest level instead of 0, and "DDIM" has more
+    levels where `steps` does not divide 1000. Some types walk the model's own levels and ignore a range in the
+    settings. WebUI's old range for Karras is 0.1 to 10.
     """
-    settings = settings or ScheduleSettings()
     discard = settings.discard_penultimate or sampler.drops_penultimate
-    table = _LCM_TABLE if sampler.name == "LCM" else _TABLE
-    low, high = settings.sigma_min or table[0].item(), settings.sigma_max or table[-1].item()
+    known = noise.every(LCM_STRIDE) if sampler.name == "LCM" else noise
+    low, high = settings.sigma_min or known.sigmas[0], settings.sigma_max or known.sigmas[-1]
     name = sampler.automatic if schedule_type == "Automatic" else schedule_type
-    schedule = partial(SCHEDULES[name], rho=settings.rho) if settings.rho and name in WITH_RHO else SCHEDULES[name]
-    values: list[float] = schedule(steps + discard, table, low, high).tolist()
+    schedule = SCHEDULES[name]
+    if settings.rho and name in WITH_RHO:
+        schedule = partial(schedule, rho=settings.rho)
+    values: list[float] = schedule(steps + discard, known, low, high).tolist()
     return values[:-2] + values[-1:] if discard else values
 
 
@@ -100,43 +72,44 @@ def _to_zero(values: Tensor) -> Tensor:
     return torch.cat([values, values.new_zeros(1)])
 
 
-def _at(table: Tensor, positions: Tensor) -> Tensor:
-    """Noise levels at fractional positions of a table, linear in log sigma."""
-    logs, low, high = table.log(), positions.floor().long(), positions.ceil().long()
+def _at(noise: NoiseSchedule, positions: Tensor) -> Tensor:
+    """Return the noise levels at fractional timesteps, linear in log sigma."""
+    logs, low, high = torch.tensor(noise.log_sigmas), positions.floor().long(), positions.ceil().long()
     weight = positions.frac()
     return ((1 - weight) * logs[low] + weight * logs[high]).exp()
 
 
-def _uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """Evenly spaced timesteps, both ends included."""
-    return _to_zero(_at(table, torch.linspace(len(table) - 1, 0, n)))
+def _uniform(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
+    """Space timesteps evenly, both ends included."""
+    return _to_zero(_at(noise, torch.linspace(len(noise.sigmas) - 1, 0, n)))
 
 
-def _sgm_uniform(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """Evenly spaced timesteps without the last one, as in Stability AI's generative-models."""
-    return _to_zero(_at(table, _between(table, low, high, n + 1)[:-1]))
+def _sgm_uniform(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
+    """Space timesteps evenly without the last one, as Stability AI's generative-models does."""
+    return _to_zero(_at(noise, _between(noise, low, high, n + 1)[:-1]))
 
 
-def _between(table: Tensor, low: float, high: float, n: int) -> Tensor:
-    """Fractional positions in the table, evenly spaced from the level `high` down to `low`."""
-    logs = table.log().tolist()
-    return torch.linspace(_position(logs, high), _position(logs, low), n)
+def _between(noise: NoiseSchedule, low: float, high: float, n: int) -> Tensor:
+    """Return n evenly spaced fractional timesteps, from the level `high` down to `low`."""
+    return torch.linspace(noise.t_of(high), noise.t_of(low), n)
 
 
-def _normal(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """Evenly spaced timesteps, both ends included, between the levels that are asked for."""
-    return _to_zero(_at(table, _between(table, low, high, n)))
+def _normal(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
+    """Space timesteps evenly, both ends included, between the levels that were asked for."""
+    return _to_zero(_at(noise, _between(noise, low, high, n)))
 
 
-def _simple(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """Table entries from the top, evenly spaced and rounded down; entries repeat where n exceeds the table."""
+def _simple(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
+    """Take table entries from the top, evenly spaced and rounded down; they repeat where n exceeds the table."""
+    table = noise.sigmas
     stride = len(table) / n  # rounded before it is multiplied, as in WebUI: i * 1000 / n is another entry at 38 steps
-    return _to_zero(table[[-1 - int(i * stride) for i in range(n)]])
+    return _to_zero(torch.tensor([table[-1 - int(i * stride)] for i in range(n)]))
 
 
-def _ddim(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """Table entries 1, 1 + k, 1 + 2k ... of DDIM's own spacing (Song et al. 2020)."""
-    return _to_zero(table[1 :: max(len(table) // n, 1)].flip(0))
+def _ddim(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
+    """Take table entries 1, 1 + k, 1 + 2k ..., which is DDIM's own spacing (Song et al. 2020)."""
+    table = noise.sigmas
+    return _to_zero(torch.tensor(table[1 :: max(len(table) // n, 1)][::-1]))
 
 
 def karras(n: int, low: float, high: float, rho: float = 7.0) -> list[float]:
@@ -146,39 +119,35 @@ def karras(n: int, low: float, high: float, rho: float = 7.0) -> list[float]:
     return levels
 
 
-def _karras(n: int, table: Tensor, low: float, high: float, rho: float = 7.0) -> Tensor:
+def _karras(n: int, noise: NoiseSchedule, low: float, high: float, rho: float = 7.0) -> Tensor:
     return torch.tensor(karras(n, low, high, rho))
 
 
-def _exponential(n: int, table: Tensor, low: float, high: float) -> Tensor:
+def _exponential(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
     """Evenly spaced in log sigma."""
     return _to_zero(torch.linspace(math.log(high), math.log(low), n).exp())
 
 
-def _polyexponential(n: int, table: Tensor, low: float, high: float, rho: float = 1.0) -> Tensor:
+def _polyexponential(n: int, noise: NoiseSchedule, low: float, high: float, rho: float = 1.0) -> Tensor:
     """Polynomial in log sigma; of degree 1 unless told otherwise, so "Exponential" but for rounding."""
     ramp = torch.linspace(1, 0, n) ** rho
     return _to_zero((ramp * (math.log(high) - math.log(low)) + math.log(low)).exp())
 
 
-def _kl_optimal(n: int, table: Tensor, low: float, high: float) -> Tensor:
+def _kl_optimal(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
     """Sabour et al. 2024 ("Align Your Steps"), theorem 3.1: evenly spaced in arctan sigma; does not end in 0."""
     ramp = torch.arange(n + 1) / n
     return (ramp * torch.tensor(low).atan() + (1 - ramp) * torch.tensor(high).atan()).tan()
 
 
-_ALIGNED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
-"""Sabour et al. 2024: the levels that they optimised for SD 1.5 at ten steps."""
-
-
-def _align_your_steps(n: int, table: Tensor, low: float, high: float) -> Tensor:
-    """The optimised levels, interpolated in log sigma to n of them."""
-    knots = np.linspace(0, 1, len(_ALIGNED))
-    levels = np.exp(np.interp(np.linspace(0, 1, n), knots, np.log(_ALIGNED[::-1])))
+def _align_your_steps(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
+    """Interpolate the levels that Sabour et al. 2024 optimised for the family to n of them, in log sigma."""
+    knots = np.linspace(0, 1, len(noise.aligned))
+    levels = np.exp(np.interp(np.linspace(0, 1, n), knots, np.log(noise.aligned[::-1])))
     return _to_zero(torch.from_numpy(levels[::-1].astype(np.float32)))
 
 
-def _beta(n: int, table: Tensor, low: float, high: float) -> Tensor:
+def _beta(n: int, noise: NoiseSchedule, low: float, high: float) -> Tensor:
     """Quantiles of the beta distribution with both parameters 0.6 (Lee et al. 2024), stretched over the range."""
     levels = low + beta_quantiles(1 - torch.linspace(0, 1, n, dtype=torch.float64), 0.6) * (high - low)
     return _to_zero(levels.float())
@@ -205,7 +174,7 @@ def _lower_beta(x: Tensor, shape: float) -> Tensor:
 
 
 Schedule = Callable[..., Tensor]
-"""(steps, the model's table of sigmas ascending, lowest, highest sigma) -> sigmas as they are run."""
+"""(steps, the model's noise schedule, lowest sigma, highest sigma) -> the sigmas of the steps, descending."""
 
 WITH_RHO = ("Karras", "Polyexponential")
 """Those that take the exponent `rho`, too."""

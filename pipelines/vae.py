@@ -9,20 +9,20 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from pipelines.errors import NonFiniteError
-from pipelines.memory import thriftily
+from pipelines.memory import with_fallback
 
 TILE = 512
-"""Side of the VAE's tiles in pixels, where a picture does not fit as a whole."""
+"""Side of the VAE's tiles in pixels, used where a whole picture does not fit."""
 Result = TypeVar("Result")
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 """One picture: (height, width, 3), 8 bits a channel."""
 
 
 class Decoding:
-    """A picture on its way: on a GPU its work and its copy to the host are queued, and only `pixels` waits for them."""
+    """A picture being decoded. On a GPU the work and the copy to the host are queued; only `pixels` waits for them."""
 
     def __init__(self, picture: Tensor, finite: Tensor, again: Callable[[], "Decoding"] | None) -> None:
-        """uint8 (H, W, 3) and a truth value on the device; `again` decodes anew where the picture is not finite."""
+        """Take uint8 (H, W, 3) and a truth value on the device; `again` decodes once more if it is not finite."""
         self._picture, self._finite = _to_host(picture), _to_host(finite)
         self._copied = torch.cuda.Event() if picture.is_cuda else None
         if self._copied:
@@ -30,7 +30,7 @@ class Decoding:
         self._again = again
 
     def pixels(self) -> Pixels:
-        """The picture. Raises NonFiniteError: never a black picture."""
+        """Return the picture. Raises NonFiniteError instead of returning a black one."""
         if self._copied:
             self._copied.synchronize()
         if bool(self._finite):
@@ -44,7 +44,7 @@ class Decoding:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """The tensor in memory of the host, once what is queued on the device is done; such memory has to be pinned."""
+    """Return a copy in the host's memory, valid once the device's queue is done; for that the memory is pinned."""
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
 
 
@@ -56,32 +56,32 @@ class VAE:
         self.scale = scale
 
     def decode(self, latent: Tensor) -> Pixels:
-        """One latent (4, h, w) -> pixels (8h, 8w, 3), truncated to 8 bits as WebUI truncates. Raises NonFiniteError."""
+        """Decode a latent (4, h, w) to pixels (8h, 8w, 3), truncated to 8 bits as in WebUI. Raises NonFiniteError."""
         return self.begin(latent).pixels()
 
     def begin(self, latent: Tensor) -> Decoding:
-        """Begin to decode one latent (4, h, w).
+        """Start decoding a latent (4, h, w).
 
-        Half precision can overflow inside the decoder. Then the decode is repeated in float32.
+        Half precision can overflow inside the decoder; the latent is then decoded again in float32.
         """
         half = self.network.dtype != torch.float32
         return self._begin(latent, (lambda: self._in_float32(latent)) if half else None)
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """uint8-like pixels in [0, 1] (3, H, W) -> scaled latent (4, H/8, W/8), sampled with the given noise."""
+        """Encode pixels (3, H, W) in [0, 1] to a scaled latent (4, H/8, W/8), sampled with the given noise."""
         image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype, non_blocking=True)
-        posterior = self._thriftily(lambda: self.network.encode(image)).latent_dist
+        posterior = self._whole_or_tiled(lambda: self.network.encode(image)).latent_dist
         latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device, non_blocking=True)
         return latent[0] * self.scale
 
     def _begin(self, latent: Tensor, again: Callable[[], Decoding] | None) -> Decoding:
         scaled = (latent / self.scale)[None].to(self.network.dtype)
-        image = self._thriftily(lambda: self.network.decode(scaled)).sample[0].float()
+        image = self._whole_or_tiled(lambda: self.network.decode(scaled)).sample[0].float()
         pixels = ((image + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)  # truncates, as WebUI does
         return Decoding(pixels.permute(1, 2, 0).contiguous(), image.isfinite().all(), again)
 
-    def _thriftily(self, work: Callable[[], Result]) -> Result:
-        """Do the work at once, or where memory is short in overlapping tiles, whose seams may be visible."""
+    def _whole_or_tiled(self, work: Callable[[], Result]) -> Result:
+        """Run the work on the whole picture or, if memory runs out, in overlapping tiles, whose seams may show."""
 
         def in_tiles() -> Result:
             self.network.tile_sample_min_size, self.network.tile_latent_min_size = TILE, TILE // 8
@@ -91,7 +91,7 @@ class VAE:
             finally:
                 self.network.disable_tiling()
 
-        return thriftily(work, in_tiles, f"the VAE works in tiles of {TILE} px, whose seams may show")
+        return with_fallback(work, in_tiles, f"the VAE works in tiles of {TILE} px, whose seams may show")
 
     def _in_float32(self, latent: Tensor) -> Decoding:
         dtype = self.network.dtype

@@ -23,7 +23,8 @@ from pipelines.__main__ import tensors_of
 from pipelines.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
 from pipelines.extras import Extras, in_folders
 from pipelines.highres import BASE, PassResult, Picture, render
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.masks import Canvas, prepare
 from pipelines.model import ModelFiles
 from pipelines.parameters import VERSION, of_picture
@@ -118,7 +119,7 @@ def _image_of(p: Json, tensors: Mapping[str, Tensor]) -> ImageSettings:
     )
 
 
-def compare(networks: Networks, folder: Path, name: str, case: Json) -> Comparison:
+def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
     """Draw one case of the folder and compare everything that its file holds."""
     expected = load_file(folder / "cases" / f"{name}.safetensors")
     request = request_of(case, expected, extras_of(folder))
@@ -126,8 +127,8 @@ def compare(networks: Networks, folder: Path, name: str, case: Json) -> Comparis
     found = Comparison(name)
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
-        _compare_canvas(found, networks, prepare(request.image, plan.final_size), expected)
-    for event in render(networks, request, plan, init_latents=expected.get("0_img2img_init_latent")):
+        _compare_canvas(found, model, prepare(request.image, plan.final_size), expected)
+    for event in render(model, request, plan, init_latents=expected.get("0_img2img_init_latent")):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -135,15 +136,15 @@ def compare(networks: Networks, folder: Path, name: str, case: Json) -> Comparis
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
             found.pixel = max(found.pixel, int(difference.max()))
-            text = of_picture(request, plan, networks.identity, event.index, embeddings)
+            text = of_picture(request, plan, model.identity, event.index, embeddings)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
 
 
 @torch.inference_mode()
-def _compare_canvas(found: Comparison, networks: Networks, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
+def _compare_canvas(found: Comparison, model: Model, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
     pixels = torch.from_numpy(np.asarray(canvas.picture) / np.float32(255)).permute(2, 0, 1)
-    mean = networks.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / networks.vae.scale
+    mean = model.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / model.vae.scale
     found.masks.append(_apart(mean[None], expected["0_img2img_vae_mean"][:1]) < 1e-4)
     if canvas.overlay is not None:
         found.masks.append(np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy()))
@@ -175,9 +176,9 @@ def _without_version(text: str) -> str:
 def run(folder: Path) -> Iterator[Comparison]:
     """Compare every case of a folder; the checkpoint is loaded once."""
     (checkpoint,) = folder.glob("*.safetensors")
-    networks = load(ModelFiles(name=checkpoint.stem, checkpoint=checkpoint, vae=None))
+    model = load(ModelFiles(name=checkpoint.stem, checkpoint=checkpoint, vae=None))
     for name, case in cases(folder).items():
-        yield compare(networks, folder, name, case)
+        yield compare(model, folder, name, case)
 
 
 def row(found: Comparison) -> str:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.extras import ExtraFile, Extras, LoraTag
-from pipelines.lora import Use
+from pipelines.lora import LoraUse
 
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "mid_block.resnets.0.conv1"
@@ -41,8 +41,8 @@ def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> ExtraFile:
     return ExtraFile.at(path)
 
 
-def use(file: ExtraFile, te: float = 1, unet: float = 1, rank: int | None = None) -> Use:
-    return Use(file, LoraTag(file.path.stem, te, unet, rank))
+def use(file: ExtraFile, te: float = 1, unet: float = 1, rank: int | None = None) -> LoraUse:
+    return LoraUse(file, LoraTag(file.path.stem, te, unet, rank))
 
 
 def extras(*files: ExtraFile) -> Extras:

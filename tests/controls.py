@@ -1,17 +1,15 @@
 """Small ControlNets for the embedded model, made where a test needs one."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pastel_tiny.pack import unet_key
 from pipelines.extras import ExtraFile
+from pipelines.layouts import control_layout
 
 
 def random_control(unet: Any, seed: int = 0) -> dict[str, Tensor]:
@@ -26,16 +24,7 @@ def random_control(unet: Any, seed: int = 0) -> dict[str, Tensor]:
 
 def by_ldm_names(tensors: dict[str, Tensor], prefix: str = "control_model.") -> dict[str, Tensor]:
     """The same as its authors published it."""
-    return {prefix + _ldm_name(name): tensor for name, tensor in tensors.items()}
-
-
-def _ldm_name(name: str) -> str:
-    if name in (layers := DIFFUSERS_TO_LDM_MAPPING["controlnet"]["layers"]):
-        return str(layers[name])
-    if found := re.fullmatch(r"controlnet_cond_embedding\.blocks\.(\d)\.(.*)", name):
-        return f"input_hint_block.{2 * int(found[1]) + 2}.{found[2]}"
-    name = re.sub(r"^controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0.", name)
-    return unet_key(name.replace("controlnet_mid_block.", "middle_block_out.0."))
+    return control_layout(4).tensors_to_ldm(tensors, prefix)
 
 
 def write(path: Path, tensors: dict[str, Tensor]) -> ExtraFile:

@@ -11,18 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.checkpoint import (
-    TEXT_PREFIX,
-    UNET_PREFIX,
-    VAE_PREFIX,
-    WANTED,
-    check_plain,
-    is_finite,
-    map_tensors,
-    refuse_other_kinds,
-    vae_tensors,
-)
+from pipelines.checkpoint import check_plain, family_of_file, is_finite, map_tensors, read_metadata, vae_tensors
+from pipelines.detection import MARKERS, SPECS
 from pipelines.errors import ModelError
+from pipelines.layouts import UNET_PREFIX, VAE_PREFIX
 
 EMA_PREFIX = "model_ema."
 """LDM's moving average of the UNet: names without their dots, so that `a.b` is at `model_ema.ab`."""
@@ -39,8 +31,9 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
     if target.suffix != ".safetensors":
         raise ModelError(f"{target}: must end in .safetensors, the format that is written.")
     found = map_tensors(source)
-    refuse_other_kinds(source, found)
-    tensors = {name: tensor for name, tensor in found.items() if name.startswith(WANTED)}
+    text_prefix = family_of_file(source, found).text.prefix
+    wanted = UNET_PREFIX, VAE_PREFIX, text_prefix
+    tensors = {name: tensor for name, tensor in found.items() if name.startswith(wanted) or name in MARKERS}
     if ema:
         tensors |= _moving_average(source, found, tensors)
     check_plain(source, tensors)
@@ -48,8 +41,9 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
         better = vae_tensors(vae, map_tensors(vae))
         check_plain(vae, better)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)} | better
-    tensors.pop(f"{TEXT_PREFIX}text_model.embeddings.position_ids", None)  # 0..76, in some files in broken float16
-    _write(target, tensors, half)
+    tensors.pop(f"{text_prefix}text_model.embeddings.position_ids", None)  # 0..76, in some files in broken float16
+    declared = {name: text for name, text in read_metadata(source).items() if name in SPECS}
+    _write(target, tensors, half, declared)
 
 
 def _moving_average(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,8 +56,8 @@ def _moving_average(path: Path, found: Mapping[str, Tensor], tensors: Mapping[st
     return {name: found[averaged[name]] for name in names}
 
 
-def _write(target: Path, tensors: Mapping[str, Tensor], half: bool) -> None:
-    """A safetensors file, tensor by tensor: the length of the header, the header, the bytes."""
+def _write(target: Path, tensors: Mapping[str, Tensor], half: bool, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, tensor by tensor: the length of the header, the header, the bytes."""
     kinds = {name: tensor.dtype for name, tensor in tensors.items()}
     if half:
         kinds |= {name: torch.float16 for name, dtype in kinds.items() if dtype.is_floating_point}
@@ -74,7 +68,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], half: bool) -> None:
         end = offset + tensor.numel() * kinds[name].itemsize
         header[name] = {"dtype": _NAMES[kinds[name]], "shape": tensor.shape, "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    text = json.dumps({"__metadata__": {"format": "pt", **metadata}} | header).encode()
     text += b" " * (-len(text) % 8)
     part = target.with_name(f"{target.name}.part")
     try:

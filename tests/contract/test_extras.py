@@ -18,7 +18,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random LoRA of the embedded model, as a data URI."""
     networks = load(resolve(None, None).files)
     path = tmp_path_factory.mktemp("lora") / "some.safetensors"
-    return data_uri(write(path, kohya(networks.unet, networks.text.model)).path)
+    return data_uri(write(path, kohya(networks.unet.network, networks.text.model)).path)
 
 
 def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipelines.compiled import sped_up
+from pipelines.compiled import compile_model
 from pipelines.device import Device, best_device
 from pipelines.extras import in_folders
 from pipelines.graphs import GraphedUNet
 from pipelines.highres import BASE, REFINE, Finished, PassResult, Picture, render
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.noise import Noise
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
@@ -30,11 +31,11 @@ REQUEST = GenerationRequest(
 
 
 def draw(device: Device) -> np.ndarray:
-    networks: Networks = load(resolve(None, None).files, device)
+    networks = load(resolve(None, None).files, device)
     return picture(networks, REQUEST)
 
 
-def picture(networks: Networks, request: GenerationRequest) -> np.ndarray:
+def picture(networks: Model, request: GenerationRequest) -> np.ndarray:
     """The last one."""
     *_, last = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
     return last.astype(float)
@@ -50,27 +51,27 @@ def test_half_precision_draws_the_picture_of_the_cpu() -> None:
 
 
 @pytest.fixture(scope="module")
-def fast() -> Iterator[Networks]:
+def fast() -> Iterator[Model]:
     """Compiled and warmed up, as setup leaves them."""
-    yield sped_up(load(resolve(None, None).files), 128, 128)
+    yield compile_model(load(resolve(None, None).files), 128, 128)
     torch.compiler.set_stance("default")
 
 
-def test_compiled_networks_draw_the_picture_of_the_cpu(fast: Networks) -> None:
+def test_compiled_networks_draw_the_picture_of_the_cpu(fast: Model) -> None:
     assert isinstance(fast.unet, GraphedUNet), "left out: see the log"
     expected = draw(Device(torch.device("cpu"), torch.float32))
     for _ in range(2):  # recorded, then replayed
         assert decibels(picture(fast, REQUEST), expected) > 40
 
 
-def test_no_request_waits_for_the_compiler(fast: Networks) -> None:
+def test_no_request_waits_for_the_compiler(fast: Model) -> None:
     made = counters["stats"]["unique_graphs"]
     for size in ((128, 128), (192, 128), (72, 200), (64, 64)):
         picture(fast, replace(REQUEST, width=size[0], height=size[1], num_outputs=2))
     assert counters["stats"]["unique_graphs"] == made
 
 
-def test_the_host_waits_for_nothing_before_the_copy(fast: Networks) -> None:
+def test_the_host_waits_for_nothing_before_the_copy(fast: Model) -> None:
     """A size that was drawn before: recording one waits."""
     picture(fast, REQUEST)
     events = render(fast, REQUEST, make_plan(REQUEST))
@@ -99,7 +100,7 @@ def test_memory_is_what_was_computed() -> None:
 def test_what_setup_warmed_up_serves_requests_of_any_thread() -> None:
     """Nine sizes make the first one forgotten; LoRAs and a failure in between leave what was recorded as it was."""
     worker = Worker()
-    networks = worker.run(lambda: sped_up(load(resolve(None, None).files), 128, 128))
+    networks = worker.run(lambda: compile_model(load(resolve(None, None).files), 128, 128))
     expected = picture(networks, REQUEST)
     sizes = [replace(REQUEST, width=64 * k, height=64, hires=None) for k in range(1, 10)]
     with_lora = replace(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from tests.tiny.misbehaving import Server, running
 from weights_script.resolve import ResolvedModel, resolve
 
@@ -17,7 +18,7 @@ def embedded() -> ResolvedModel:
 
 
 @pytest.fixture(scope="session")
-def networks(embedded: ResolvedModel) -> Networks:
+def networks(embedded: ResolvedModel) -> Model:
     return load(embedded.files)
 
 

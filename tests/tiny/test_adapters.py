@@ -20,7 +20,7 @@ from pastel_tiny.probe import (
 )
 from pastel_tiny.scenes import scene
 from pipelines.extras import NO_EXTRAS, Extras, in_folders
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from script.schema import ROOT
 
 DATA = ROOT / "tests" / "data"
@@ -43,14 +43,14 @@ def extras() -> Extras:
 
 
 @pytest.fixture(autouse=True)
-def clean(networks: Networks) -> Iterator[None]:
+def clean(networks: Model) -> Iterator[None]:
     """Other tests share the networks: no LoRA stays in them."""
     yield
     networks.adapters.apply([])
 
 
 def pictures(
-    networks: Networks, prompts: tuple[str, ...], extras: Extras = NO_EXTRAS, negative: str = "", count: int = 6
+    networks: Model, prompts: tuple[str, ...], extras: Extras = NO_EXTRAS, negative: str = "", count: int = 6
 ) -> Pictures:
     """Of several seeds, the prompts in turn."""
     asked = [prompts[seed % len(prompts)] for seed in range(count)]
@@ -67,7 +67,7 @@ def test_the_probe_knows_unseen_drawings_and_takes_noise_for_nothing(probe: Prob
     assert probe.share(noise(10, seed=1)) == 0
 
 
-def test_a_lora_draws_what_the_model_cannot(networks: Networks, judge: Judge, probe: Probe, extras: Extras) -> None:
+def test_a_lora_draws_what_the_model_cannot(networks: Model, judge: Judge, probe: Probe, extras: Extras) -> None:
     plain, with_it = pictures(networks, WITH_SNOWMAN), pictures(networks, tagged(1), extras)
     assert probe.share(plain) == 0
     assert probe.share(with_it) >= 0.8
@@ -76,7 +76,7 @@ def test_a_lora_draws_what_the_model_cannot(networks: Networks, judge: Judge, pr
     assert np.array_equal(pictures(networks, tagged(0), extras, count=1), plain[:1])
 
 
-def test_an_embedding_draws_what_no_word_names(networks: Networks, extras: Extras) -> None:
+def test_an_embedding_draws_what_no_word_names(networks: Model, extras: Extras) -> None:
     def away(word: str, extras: Extras = NO_EXTRAS) -> float:
         prompts = tuple(prompt.replace(AFTERGLOW, word) for prompt in WITH_AFTERGLOW)
         return from_coral(pictures(networks, prompts, extras, count=3))
@@ -84,7 +84,7 @@ def test_an_embedding_draws_what_no_word_names(networks: Networks, extras: Extra
     assert away(AFTERGLOW, extras) < 0.75 * min(away(word) for word in (AFTERGLOW, *NEAREST_WORDS))
 
 
-def test_an_embedding_in_the_negative_prompt_takes_it_away(networks: Networks, extras: Extras) -> None:
+def test_an_embedding_in_the_negative_prompt_takes_it_away(networks: Model, extras: Extras) -> None:
     """Where the prompt leaves the sky open, its colour is farther from coral."""
     open_sky = ("a white house on the green hills", "a red boat on the sea")
     plain, against = (pictures(networks, open_sky, extras, negative) for negative in ("", f"{AFTERGLOW} sky"))

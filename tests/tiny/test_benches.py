@@ -13,7 +13,7 @@ from bench.composition import composition
 from bench.full_size import meta_networks
 from bench.peers import fused
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 
@@ -60,7 +60,7 @@ def test_a_picture_of_full_size_costs_what_was_published() -> None:
     )
 
 
-def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Networks) -> None:
+def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model) -> None:
     calls: list[int] = []
 
     def count(*_: Any) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import __main__ as command
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from tests.adapters import kohya, write
 from weights_script.resolve import ResolvedModel
 
@@ -104,11 +104,11 @@ def test_an_upscaler_that_is_not_here_is_told_with_its_name(
 
 
 def test_loras_and_embeddings_are_found_in_their_folders(
-    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, networks: Networks, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, networks: Model, tmp_path: Path
 ) -> None:
     loras, embeddings = tmp_path / "loras", tmp_path / "embeddings"
     loras.mkdir(), embeddings.mkdir()
-    write(loras / "some.safetensors", kohya(networks.unet, networks.text.model))
+    write(loras / "some.safetensors", kohya(networks.unet.network, networks.text.model))
     width = networks.text.model.config.hidden_size
     write(embeddings / "zeta.safetensors", {"emb_params": torch.ones(2, width)})
     (tmp_path / "plain.txt").write_text(BLOCK)

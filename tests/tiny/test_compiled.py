@@ -16,14 +16,16 @@ from torch._dynamo.utils import counters
 
 from pipelines import compiled, graphs
 from pipelines.catalog import SAMPLERS
-from pipelines.compiled import sped_up
+from pipelines.compiled import compile_model
 from pipelines.device import Device
 from pipelines.extras import Extras, in_folders
 from pipelines.graphs import GraphedUNet
 from pipelines.highres import BASE, REFINE, PassResult, Picture, render
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.plan import make_plan
 from pipelines.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
+from pipelines.unet_call import Condition, UNetCall
 from script.schema import ROOT
 from tests.controls import random_control, write
 from weights_script.resolve import ResolvedModel
@@ -40,19 +42,19 @@ def request(**fields: Any) -> GenerationRequest:
     return GenerationRequest(**{**small, "hires": HiresSettings(steps=3), **fields})
 
 
-def picture(networks: Networks, asked: GenerationRequest) -> np.ndarray:
+def picture(networks: Model, asked: GenerationRequest) -> np.ndarray:
     return next(e.pixels.astype(int) for e in render(networks, asked, make_plan(asked)) if isinstance(e, Picture))
 
 
 @pytest.fixture
-def own(embedded: ResolvedModel) -> Iterator[Networks]:
+def own(embedded: ResolvedModel) -> Iterator[Model]:
     """Networks that a test may change, and torch's compiler as it was after it."""
     yield load(embedded.files)
     torch.compiler.set_stance("default")
     torch.compiler.reset()
 
 
-def test_one_compilation_serves_every_usual_size(own: Networks) -> None:
+def test_one_compilation_serves_every_usual_size(own: Model) -> None:
     asked = [
         request(height=128),
         request(width=192, height=128, num_outputs=3, hires=None),
@@ -73,7 +75,7 @@ def test_one_compilation_serves_every_usual_size(own: Networks) -> None:
     assert max(np.abs(one - other).max() for one, other in zip(found, expected, strict=True)) <= 1
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(own: Networks, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_compiled_runs_as_it_is(own: Model, caplog: pytest.LogCaptureFixture) -> None:
     broken = mock.patch.object(torch, "compile", side_effect=RuntimeError("no compiler"))
     with caplog.at_level("WARNING"), broken:
         networks = compiled.compiled(own, 64, 128, recorded, backend="eager")
@@ -84,7 +86,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(own: Networks, caplog: pytest.Log
     assert not counters["stats"]  # nor is what was told to compile before the error
 
 
-def test_what_draws_another_picture_is_not_used(own: Networks, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_draws_another_picture_is_not_used(own: Model, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level("WARNING"),
         mock.patch.object(torch, "compile", side_effect=lambda network, **_: network),
@@ -95,8 +97,8 @@ def test_what_draws_another_picture_is_not_used(own: Networks, caplog: pytest.Lo
     assert "the picture differs by" in caplog.text
 
 
-def test_a_cpu_is_left_alone(networks: Networks) -> None:
-    assert sped_up(networks, 128, 128) is networks
+def test_a_cpu_is_left_alone(networks: Model) -> None:
+    assert compile_model(networks, 128, 128) is networks
 
 
 class Counted:
@@ -120,14 +122,14 @@ class Counted:
         return counted, output
 
 
-def inputs(side: int, value: float) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.full((2, 4, side, side), value), torch.tensor(3.0), torch.full((2, 77, 8), value)
+def call(side: int, value: float) -> UNetCall:
+    return UNetCall(torch.full((2, 4, side, side), value), torch.tensor(3.0), Condition(torch.full((2, 77, 8), value)))
 
 
 def test_a_size_is_recorded_when_it_comes_again_and_replayed_with_new_values() -> None:
     counted = Counted()
     unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, counted.record)
-    results = [unet(*inputs(8, value))[0] for value in (1.0, 2.0, 5.0)]
+    results = [unet(call(8, value)) for value in (1.0, 2.0, 5.0)]
     assert (counted.recordings, counted.replays) == (1, 2)
     assert [float(result.mean()) for result in results] == [4.0, 8.0, 20.0]  # each a tensor of its own
 
@@ -136,7 +138,7 @@ def test_freeu_is_not_taken_for_what_was_recorded() -> None:
     counted = Counted()
     unet = GraphedUNet(mock.MagicMock(up_blocks=[block := mock.Mock(b1=None)]), counted.call, counted.record)
     for block.b1 in (None, 1.5, None, None):
-        unet(*inputs(8, 1.0))
+        unet(call(8, 1.0))
     assert (counted.recordings, counted.replays) == (1, 2)
 
 
@@ -145,11 +147,11 @@ def test_the_least_used_sizes_are_forgotten() -> None:
     unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, counted.record)
     for side in range(8, 8 + graphs.GRAPHS + 1):
         for _ in range(2):
-            unet(*inputs(side, 1.0))
-    unet(*inputs(9, 1.0))
-    unet(*inputs(8, 1.0))  # the thread may be another by now: it warms up first
+            unet(call(side, 1.0))
+    unet(call(9, 1.0))
+    unet(call(8, 1.0))  # the thread may be another by now: it warms up first
     assert counted.recordings == graphs.GRAPHS + 1
-    unet(*inputs(8, 1.0))
+    unet(call(8, 1.0))
     assert counted.recordings == graphs.GRAPHS + 2
 
 
@@ -158,13 +160,13 @@ def test_large_sizes_are_not_recorded() -> None:
     unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, counted.record)
     for side in (96, 112):
         for _ in range(3):
-            unet(*inputs(side, 1.0))
+            unet(call(side, 1.0))
     assert (counted.recordings, counted.replays) == (1, 2)
 
 
-def test_under_a_control_the_plain_network_computes(networks: Networks, tmp_path: Path) -> None:
+def test_under_a_control_the_plain_network_computes(networks: Model, tmp_path: Path) -> None:
     """Steps without it go on as graphs; those with it neither record nor replay one."""
-    file = write(tmp_path / "some.safetensors", random_control(networks.unet))
+    file = write(tmp_path / "some.safetensors", random_control(networks.unet.network))
     shown = Image.effect_noise((128, 64), 60)
     half = ControlSettings(model="some", picture=shown, end=0.4)
     under = request(controls=(half,), extras=Extras(controls={"some": file}), num_inference_steps=5, hires=None)
@@ -175,11 +177,11 @@ def test_under_a_control_the_plain_network_computes(networks: Networks, tmp_path
         recordings.append(output)
         return replay, output
 
-    faster = replace(networks, unet=GraphedUNet(networks.unet, networks.unet, record))
+    faster = replace(networks, unet=GraphedUNet(networks.unet.network, networks.unet.network, record))
     for asked in (under, request(hires=None), under):
         assert np.array_equal(picture(faster, asked), picture(networks, asked))
     assert len(recordings) == 1
-    networks.controls.bring([])
+    networks.controls.load_only([])
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not permitted")])
@@ -189,17 +191,17 @@ def test_what_cannot_be_recorded_is_computed_and_not_tried_again(
     counted, record = Counted(), mock.Mock(side_effect=error)
     unet = GraphedUNet(mock.MagicMock(up_blocks=[mock.Mock(b1=None)]), counted.call, record)
     with caplog.at_level("WARNING"):
-        results = [float(unet(*inputs(8, value))[0].mean()) for value in (1.0, 2.0, 5.0)]
+        results = [float(unet(call(8, value)).mean()) for value in (1.0, 2.0, 5.0)]
     assert results == [4.0, 8.0, 20.0]
     assert record.call_count == 1
     assert f"CUDA graphs cannot be recorded ({error})" in caplog.text
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"DPM adaptive"}))  # whose step depends on the result
-def test_no_step_waits_for_the_device(own: Networks, sampler: str) -> None:
+def test_no_step_waits_for_the_device(own: Model, sampler: str) -> None:
     """Reading a value back from the meta device is an error; both passes are done before the first."""
     meta = torch.device("meta")
-    for network in (own.unet, own.vae.network, own.text.model):
+    for network in (own.unet.network, own.vae.network, own.text.model):
         network.to(meta)
     own.text.device = meta
     asked = request(prompt="(pink:1.2) sun AND [red:blue:2] house", num_outputs=2, sampler=sampler)

@@ -6,16 +6,16 @@ from torch import Tensor
 
 from pipelines.errors import InvalidInput
 from pipelines.highres import render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
 from pipelines.prompt import chunks
 from pipelines.request import GenerationRequest, HiresSettings
 
 
 @pytest.fixture
-def encode(networks: Networks):  # type: ignore[no-untyped-def]
+def encode(networks: Model):  # type: ignore[no-untyped-def]
     def encoded(text: str, emphasis: str = "Original") -> Tensor:
-        return networks.text.encode([text], 1, emphasis).tensors[0]
+        return networks.text.encode([text], 1, emphasis).conditions[0].tokens[0]
 
     return encoded
 
@@ -33,10 +33,10 @@ def test_without_the_norm_a_vector_is_only_scaled(encode) -> None:  # type: igno
     assert not torch.allclose(original[1], plain[1], rtol=1e-4)
 
 
-def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Networks) -> None:  # type: ignore[no-untyped-def]
+def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Model) -> None:  # type: ignore[no-untyped-def]
     text = "a (pink:1.5) sun BREAK sea"
     (chunk,) = chunks([(text, 1.0)], networks.text.tokenize)
-    expected = networks.text._hidden(torch.tensor([chunk.tokens]), 1)[0]
+    expected = networks.text.model(input_ids=torch.tensor([chunk.tokens])).last_hidden_state[0]
     assert torch.equal(encode(text, "None"), expected)
     assert encode(text).shape[0] == 2 * 77
 
@@ -52,7 +52,7 @@ def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Network
         ("\ufb01ne &lt;b&gt;", [3797, 283, 321, 285]),
     ],
 )
-def test_tokens_are_those_of_webuis_tokeniser(networks: Networks, text: str, tokens: list[int]) -> None:
+def test_tokens_are_those_of_webuis_tokeniser(networks: Model, text: str, tokens: list[int]) -> None:
     assert networks.text.tokenize(text) == tokens
 
 
@@ -62,7 +62,7 @@ def test_tokens_are_those_of_webuis_tokeniser(networks: Networks, text: str, tok
     ids=["rare letters", "BREAK", "long"],
 )
 def test_a_prompt_of_too_many_chunks_is_refused_before_anything_is_drawn(
-    networks: Networks, field: str, text: str
+    networks: Model, field: str, text: str
 ) -> None:
     hires, texts = HiresSettings(), {field: text}
     if field.startswith("hires_"):

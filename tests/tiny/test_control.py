@@ -21,18 +21,19 @@ from pastel_tiny.captions import caption
 from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.render import render as painted
 from pastel_tiny.scenes import scene
-from pipelines import highres
-from pipelines.conditioning import PromptEncoder
-from pipelines.control import ControlNets, Controls, controls_of, load_control
-from pipelines.denoiser import GuidedDenoiser
+from pipelines import drawing
+from pipelines.control import Controls, controls_of
+from pipelines.controlnets import ControlNets, load_control
+from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
 from pipelines.errors import ModelError
 from pipelines.extras import ExtraFile, Extras, in_folders
 from pipelines.highres import PassResult, Picture, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import PassPlan, make_plan
 from pipelines.preprocess import canny
+from pipelines.prompts import PromptEncoder
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
-from pipelines.schedules import sigma_to_t
+from pipelines.unet_call import UNet, UNetCall
 from script.schema import ROOT
 from tests.controls import by_ldm_names, random_control, write
 
@@ -41,14 +42,14 @@ UNIT = ControlSettings(model="some", picture=SHOWN, preprocessor="none")
 
 
 @pytest.fixture(scope="module")
-def file(networks: Networks, tmp_path_factory: pytest.TempPathFactory) -> ExtraFile:
-    return write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(networks.unet))
+def file(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> ExtraFile:
+    return write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(networks.unet.network))
 
 
 @pytest.fixture(autouse=True)
-def none_left(networks: Networks) -> Iterator[None]:
+def none_left(networks: Model) -> Iterator[None]:
     yield
-    networks.controls.bring([])
+    networks.controls.load_only([])
 
 
 def asked(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> GenerationRequest:
@@ -58,12 +59,12 @@ def asked(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> Generat
     )
 
 
-def draw(networks: Networks, request: GenerationRequest) -> NDArray[np.uint8]:
+def draw(networks: Model, request: GenerationRequest) -> NDArray[np.uint8]:
     (pixels,) = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
     return pixels
 
 
-def latents(networks: Networks, request: GenerationRequest) -> list[Tensor]:
+def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
     """Of every pass."""
     return [e.latents for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult)]
 
@@ -76,21 +77,21 @@ def latents(networks: Networks, request: GenerationRequest) -> list[Tensor]:
     ("prompt", "rows"), [("a boat", 2), ("a boat AND a sun", 3), ("a BREAK boat", 2), ("a boat AND a sun", 1)]
 )
 def test_a_step_is_what_diffusers_networks_make_of_it(
-    networks: Networks, file: ExtraFile, mode: str, prompt: str, rows: int
+    networks: Model, file: ExtraFile, mode: str, prompt: str, rows: int
 ) -> None:
     """Each row by itself, and the guidance by hand."""
     control = replace(UNIT, mode=mode, weight=0.7)
     request = asked(file, control)
-    network = load_control(file.path, networks.unet.config, networks.device)
+    network = load_control(file.path, networks.unet.network.config, networks.device)
     with torch.inference_mode():
         prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode(prompt, "night", 4)
         controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
         x, sigma = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0)) * 3, 3.0
-        found = GuidedDenoiser(networks.unet, prompts, 5.0, 0, rows, controls=controls)(x, sigma)
+        found = GuidedDenoiser([Stage(networks, prompts)], Guidance(5.0), rows, controls=controls)(x, sigma)
 
-        positive, negative = prompts.at(0)
+        positive, negative = (condition.tokens for condition in prompts.at(0))
         shown = torch.from_numpy(np.asarray(SHOWN).copy()).permute(2, 0, 1)[None] / 255
-        time, scaled = torch.tensor(sigma_to_t(sigma)), x * (sigma**2 + 1) ** -0.5
+        time, scaled = torch.tensor(networks.noise.t_of(sigma)), x * (sigma**2 + 1) ** -0.5
         noises = []
         for number, context in enumerate([*positive, *negative]):
             down, mid = network(scaled, time, context[None], shown, 0.7, return_dict=False)
@@ -99,13 +100,13 @@ def test_a_step_is_what_diffusers_networks_make_of_it(
                 soft = [0.0] * 13
             added = [part * share for part, share in zip((*down, mid), soft, strict=True)]
             options = {"down_block_additional_residuals": added[:-1], "mid_block_additional_residual": added[-1]}
-            noises.append(networks.unet(scaled, time, context[None], **options).sample)
+            noises.append(networks.unet.network(scaled, time, context[None], **options).sample)
         *conditional, unconditional = noises
         guided = unconditional + sum(5.0 * (part - unconditional) for part in conditional)
     assert torch.allclose(found, x - sigma * guided, atol=2e-4)
 
 
-def test_units_add_up(networks: Networks, file: ExtraFile) -> None:
+def test_units_add_up(networks: Model, file: ExtraFile) -> None:
     (whole,) = latents(networks, asked(file, replace(UNIT, weight=1)))
     (halves,) = latents(networks, asked(file, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25)))
     (half,) = latents(networks, asked(file, replace(UNIT, weight=0.5)))
@@ -113,17 +114,17 @@ def test_units_add_up(networks: Networks, file: ExtraFile) -> None:
     assert not torch.allclose(whole, half, atol=0.1)
 
 
-def test_a_checkpoint_for_inpainting_is_led_by_the_latents_alone(networks: Networks, file: ExtraFile) -> None:
+def test_a_checkpoint_for_inpainting_is_led_by_the_latents_alone(networks: Model, file: ExtraFile) -> None:
     """Of nine channels, five of which this UNet makes nothing of."""
-    unet = copy.deepcopy(networks.plain_unet)
+    unet = copy.deepcopy(networks.unet.network)
     unet.register_to_config(in_channels=9)
     unet.conv_in.weight.data = torch.nn.functional.pad(unet.conv_in.weight.data, (0, 0, 0, 0, 0, 5))
     (expected,) = latents(networks, asked(file, UNIT))
-    (found,) = latents(replace(networks, unet=unet), asked(file, UNIT))
+    (found,) = latents(replace(networks, unet=UNet(unet)), asked(file, UNIT))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Networks, file: ExtraFile) -> None:
+def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Model, file: ExtraFile) -> None:
     hires = HiresSettings(steps=2)
     without = latents(networks, asked(file, hires=hires))
     with_none = latents(networks, asked(file, replace(UNIT, weight=0), hires=hires))
@@ -141,7 +142,7 @@ def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Net
     ],
 )
 def test_canny_is_soft_in_the_hires_pass(
-    networks: Networks,
+    networks: Model,
     file: ExtraFile,
     monkeypatch: pytest.MonkeyPatch,
     preprocessor: str,
@@ -155,20 +156,20 @@ def test_canny_is_soft_in_the_hires_pass(
         seen.extend(settings)
         return controls_of(part, settings, *rest)
 
-    monkeypatch.setattr(highres, "controls_of", spy)
+    monkeypatch.setattr(drawing, "controls_of", spy)
     latents(networks, asked(file, replace(UNIT, preprocessor=preprocessor, mode=mode), hires=HiresSettings(steps=2)))
     assert [control.mode for control in seen] == modes
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE", "DDIM"])
-def test_it_acts_between_start_and_end_in_both_passes(networks: Networks, file: ExtraFile, sampler: str) -> None:
+def test_it_acts_between_start_and_end_in_both_passes(networks: Model, file: ExtraFile, sampler: str) -> None:
     control = replace(UNIT, start=0.25, end=0.5)
     request = asked(file, control, sampler=sampler, num_inference_steps=9, hires=HiresSettings(steps=5))
     plan, steps = make_plan(request), list[int]()
     whole = Controls.residuals
 
-    def noted(self: Controls, images: Tensor, time: Tensor, contexts: Tensor, step: int, rows: int) -> Any:
-        made = whole(self, images, time, contexts, step, rows)
+    def noted(self: Controls, call: UNetCall, step: int, rows: int) -> Any:
+        made = whole(self, call, step, rows)
         if made:
             steps.append(step)
         return made
@@ -181,7 +182,7 @@ def test_it_acts_between_start_and_end_in_both_passes(networks: Networks, file: 
     assert len(wanted) == 3
 
 
-def test_a_map_has_the_size_of_its_pass(networks: Networks, file: ExtraFile) -> None:
+def test_a_map_has_the_size_of_its_pass(networks: Model, file: ExtraFile) -> None:
     sizes: list[tuple[int, ...]] = []
     whole = ControlNets.__getitem__
 
@@ -197,8 +198,8 @@ def test_a_map_has_the_size_of_its_pass(networks: Networks, file: ExtraFile) -> 
     assert sizes == [(64, 128), (96, 192)]
 
 
-def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Networks, file: ExtraFile) -> None:
-    forward, most = networks.unet.forward, 1
+def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Model, file: ExtraFile) -> None:
+    forward, most = networks.unet.network.forward, 1
 
     def little_room(images: Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(images) > most:
@@ -209,17 +210,17 @@ def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Networ
         file, replace(UNIT, mode="control"), prompt="a boat AND a sun", num_outputs=2, num_inference_steps=2
     )
     wanted = latents(networks, request)
-    with mock.patch.object(networks.unet, "forward", little_room):
+    with mock.patch.object(networks.unet.network, "forward", little_room):
         found = latents(networks, request)
     assert torch.allclose(found[0], wanted[0], atol=1e-3)
 
 
-def test_the_smallest_picture(networks: Networks, file: ExtraFile) -> None:
+def test_the_smallest_picture(networks: Model, file: ExtraFile) -> None:
     """A group of the deepest level is a single value there."""
     assert draw(networks, asked(file, UNIT, width=64, prompt="a BREAK b")).shape == (64, 64, 3)
 
 
-def test_a_lora_changes_what_is_controlled_and_goes_again(networks: Networks, file: ExtraFile) -> None:
+def test_a_lora_changes_what_is_controlled_and_goes_again(networks: Model, file: ExtraFile) -> None:
     extras = replace(in_folders(ROOT / "tests" / "data" / "loras", None), controls={"some": file})
     (before,) = latents(networks, asked(file, UNIT))
     (changed,) = latents(networks, asked(file, UNIT, prompt="a boat <lora:snowman:1>", extras=extras))
@@ -242,7 +243,7 @@ def astray(picture: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
     return float(away[edges(picture)].mean())
 
 
-def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks: Networks) -> None:
+def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks: Model) -> None:
     """The prompts tell what is there, and only the map where."""
     extras = in_folders(None, None, ROOT / "tests" / "data" / "controlnets")
     free, led = [], []
@@ -268,29 +269,29 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def shown_to(networks: Networks, request: GenerationRequest) -> list[Tensor]:
+def shown_to(networks: Model, request: GenerationRequest) -> list[Tensor]:
     """The maps (3, H, W) of the first pass."""
     maps: list[Tensor] = []
     whole = controls_of
 
     def noted(*arguments: Any) -> Any:
         made = whole(*arguments)
-        maps.extend(unit.shown[0] for unit in made._units)
+        maps.extend(unit.shown[0] for unit in made.units)
         return made
 
-    with mock.patch("pipelines.highres.controls_of", noted):
+    with mock.patch("pipelines.drawing.controls_of", noted):
         draw(networks, request)
     return maps
 
 
-def test_without_a_picture_of_its_own_it_sees_the_image(networks: Networks, file: ExtraFile) -> None:
+def test_without_a_picture_of_its_own_it_sees_the_image(networks: Model, file: ExtraFile) -> None:
     image = Image.effect_noise((64, 64), 60).convert("RGB")
     request = asked(file, replace(UNIT, picture=None), width=64, image=ImageSettings(picture=image))
     (shown,) = shown_to(networks, request)
     assert torch.equal((shown * 255).round().byte(), torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
 
 
-def test_inpainting_is_shown_the_image_and_what_of_it_is_masked(networks: Networks, file: ExtraFile) -> None:
+def test_inpainting_is_shown_the_image_and_what_of_it_is_masked(networks: Model, file: ExtraFile) -> None:
     image, mask = Image.new("RGB", (64, 64), "white"), Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     settings = ImageSettings(picture=image, mask=MaskSettings(picture=mask, blur=(0, 0)))
@@ -300,7 +301,7 @@ def test_inpainting_is_shown_the_image_and_what_of_it_is_masked(networks: Networ
     assert (shown[:, :, 32:] == 1).all()
 
 
-def test_where_only_the_masked_part_is_drawn_its_part_of_the_map_is_shown(networks: Networks, file: ExtraFile) -> None:
+def test_where_only_the_masked_part_is_drawn_its_part_of_the_map_is_shown(networks: Model, file: ExtraFile) -> None:
     image, mask, control = Image.new("RGB", (128, 128)), Image.new("L", (128, 128)), Image.new("RGB", (256, 256))
     mask.paste(255, (64, 64, 128, 128))
     control.paste("white", (128, 128, 256, 256))
@@ -315,10 +316,10 @@ def test_where_only_the_masked_part_is_drawn_its_part_of_the_map_is_shown(networ
 
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 def test_a_file_by_its_authors_names_is_the_same_network(
-    networks: Networks, file: ExtraFile, tmp_path: Path, prefix: str
+    networks: Model, file: ExtraFile, tmp_path: Path, prefix: str
 ) -> None:
-    theirs = write(tmp_path / "ldm.safetensors", by_ldm_names(random_control(networks.unet), prefix))
-    wanted, found = (load_control(f.path, networks.unet.config, networks.device) for f in (file, theirs))
+    theirs = write(tmp_path / "ldm.safetensors", by_ldm_names(random_control(networks.unet.network), prefix))
+    wanted, found = (load_control(f.path, networks.unet.network.config, networks.device) for f in (file, theirs))
     assert found.state_dict().keys() == wanted.state_dict().keys()
     assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
 
@@ -342,24 +343,24 @@ Tensors = dict[str, Tensor]
     ],
 )
 def test_other_files_are_refused_before_anything_is_drawn(
-    networks: Networks, tmp_path: Path, change: Callable[[Tensors], Tensors], words: str
+    networks: Model, tmp_path: Path, change: Callable[[Tensors], Tensors], words: str
 ) -> None:
-    broken = write(tmp_path / "broken.safetensors", change(random_control(networks.unet)))
+    broken = write(tmp_path / "broken.safetensors", change(random_control(networks.unet.network)))
     broken = replace(broken, origin="control_file='broken'")
     told = f"^control_file='broken': .*{words}"
-    with mock.patch.object(networks.unet, "forward") as drawn, pytest.raises(ModelError, match=told):
+    with mock.patch.object(networks.unet.network, "forward") as drawn, pytest.raises(ModelError, match=told):
         draw(networks, asked(broken, UNIT))
     assert not drawn.called
 
 
-def test_a_pickle_is_refused(networks: Networks, tmp_path: Path) -> None:
+def test_a_pickle_is_refused(networks: Model, tmp_path: Path) -> None:
     path = tmp_path / "control.pth"
     path.write_bytes(pickle.dumps({}, protocol=2))
     with pytest.raises(ModelError, match=r"a pickle\. ControlNets are read as \.safetensors only"):
-        load_control(path, networks.unet.config, networks.device)
+        load_control(path, networks.unet.network.config, networks.device)
 
 
-def test_it_is_kept_for_the_next_prediction_that_asks_for_it_and_no_longer(networks: Networks, file: ExtraFile) -> None:
+def test_it_is_kept_for_the_next_prediction_that_asks_for_it_and_no_longer(networks: Model, file: ExtraFile) -> None:
     draw(networks, asked(file, UNIT))
     loaded = networks.controls[file]
     under = networks.footprint.unet

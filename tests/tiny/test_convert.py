@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.checkpoint import VAE_PREFIX
 from pipelines.errors import ModelError
+from pipelines.layouts import VAE_PREFIX
 from script.schema import ROOT
 from weights_script.convert import EMA_PREFIX, convert
 from weights_script.resolve import ResolvedModel

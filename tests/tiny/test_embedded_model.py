@@ -28,7 +28,8 @@ from pastel_tiny.measure import (
 )
 from pastel_tiny.render import render
 from pastel_tiny.scenes import scene
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
 
@@ -46,7 +47,7 @@ def asked() -> list[Asked]:
 
 
 @pytest.fixture(scope="module")
-def pictures(networks: Networks, asked: list[Asked]) -> Pictures:
+def pictures(networks: Model, asked: list[Asked]) -> Pictures:
     return np.stack(list(drawn(networks, [each.prompt for each in asked], 5.0)))
 
 
@@ -67,7 +68,7 @@ def test_prompts_are_followed(judge: Judge, pictures: Pictures, asked: list[Aske
     assert found["subject"] >= 0.75
 
 
-def test_subjects_are_recognised(judge: Judge, networks: Networks) -> None:
+def test_subjects_are_recognised(judge: Judge, networks: Model) -> None:
     """On more prompts than the other tests, as luck decides with twenty."""
     many = [each for each in held_out(48, seed=1) if "subject" in each.named]
     drawings = np.stack(list(drawn(networks, [each.prompt for each in many], 5.0)))
@@ -82,15 +83,13 @@ def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list
         assert others[name] < found[name] - 0.2, name
 
 
-def test_guidance_makes_pictures_follow(
-    judge: Judge, networks: Networks, pictures: Pictures, asked: list[Asked]
-) -> None:
+def test_guidance_makes_pictures_follow(judge: Judge, networks: Model, pictures: Pictures, asked: list[Asked]) -> None:
     loose = np.stack(list(drawn(networks, [each.prompt for each in asked], 1.0)))
     weak, strong = accuracy(judge, loose, asked), accuracy(judge, pictures, asked)
     assert weak["sky"] + weak["ground_colour"] < strong["sky"] + strong["ground_colour"]
 
 
-def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Networks) -> None:
+def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Model) -> None:
     prompts = ["a house on the green hills"] * 12
     with_it, without = (
         share(judge, np.stack(list(drawn(networks, prompts, 5.0, negative))), "sky", "blue")
@@ -100,7 +99,7 @@ def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Netw
 
 
 def test_highres_fix_draws_detail_that_resizing_does_not(
-    networks: Networks, pictures: Pictures, asked: list[Asked]
+    networks: Model, pictures: Pictures, asked: list[Asked]
 ) -> None:
     prompts = [each.prompt for each in asked[:6]]
     finals = np.stack(list(drawn(networks, prompts, 5.0, hires=HIRES)))
@@ -112,7 +111,7 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
 
 
 @pytest.mark.parametrize("size", [(128, 192), (192, 128)])
-def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Networks, size: tuple[int, int]) -> None:
+def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Model, size: tuple[int, int]) -> None:
     """Weights that never saw such pictures at twice the size filled 74 % of the circle at 2:3, often with two suns."""
     suns = np.stack(list(drawn(networks, [SUN] * 4, 5.0, hires=HIRES, size=size)))
     assert roundness(suns) > 0.8
@@ -121,14 +120,14 @@ def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Networks, s
     assert roundness(side_by_side) < 0.8
 
 
-def test_the_better_vae_is_better(networks: Networks, embedded: ResolvedModel) -> None:
+def test_the_better_vae_is_better(networks: Model, embedded: ResolvedModel) -> None:
     drawings = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(48)])
     stock = load(replace(embedded.files, vae=None))
     errors = [saturation_error(each, drawings) for each in (stock, networks)]
     assert errors[1] <= 0.9 * errors[0]
 
 
-def saturation_error(networks: Networks, drawings: Pictures) -> float:
+def saturation_error(networks: Model, drawings: Pictures) -> float:
     """Mean absolute error of max - min over the channels, in bytes, of pictures that go through the autoencoder."""
     back = []
     for picture in drawings:

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.conditioning import PromptEncoder
 from pipelines.embeddings import EmbeddingTable, read_embedding
 from pipelines.errors import ModelError
 from pipelines.extras import ExtraFile
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.prompt import CHUNK_LENGTH, chunks, parse_attention
+from pipelines.prompts import PromptEncoder
 
 
-def width_of(networks: Networks) -> int:
+def width_of(networks: Model) -> int:
     return int(networks.text.model.config.hidden_size)
 
 
@@ -28,14 +28,14 @@ def write(folder: Path, name: str, vectors: Tensor, key: str = "emb_params") -> 
 
 
 @pytest.fixture
-def files(networks: Networks, tmp_path: Path) -> dict[str, ExtraFile]:
+def files(networks: Model, tmp_path: Path) -> dict[str, ExtraFile]:
     """One vector, and three whose name begins with the same word."""
     width = width_of(networks)
     found = {"zeta": write(tmp_path, "zeta", torch.ones(1, width))}
     return found | {"zeta-long": write(tmp_path, "zeta-long", torch.full((3, width), 2.0), "clip_vec")}
 
 
-def slots(networks: Networks, files: dict[str, ExtraFile], text: str) -> list[list[tuple[int, int, float]]]:
+def slots(networks: Model, files: dict[str, ExtraFile], text: str) -> list[list[tuple[int, int, float]]]:
     """(position, vector, weight) of every vector in each chunk."""
     table = networks.text.embedding_table(files)
     made = chunks(parse_attention(text), networks.text.tokenize, table.units)
@@ -50,23 +50,23 @@ def slots(networks: Networks, files: dict[str, ExtraFile], text: str) -> list[li
 
 
 def test_the_longest_name_wins_in_any_case_and_each_vector_has_the_pieces_weight(
-    networks: Networks, files: dict[str, ExtraFile]
+    networks: Model, files: dict[str, ExtraFile]
 ) -> None:
     (found,) = slots(networks, files, "a (ZETA-Long:1.5) Zeta")
     assert found == [(2, -1, 1.5), (3, -2, 1.5), (4, -3, 1.5), (5, -4, 1.0)]
 
 
-def test_a_name_across_two_pieces_is_none(networks: Networks, files: dict[str, ExtraFile]) -> None:
+def test_a_name_across_two_pieces_is_none(networks: Model, files: dict[str, ExtraFile]) -> None:
     assert slots(networks, files, "(ze:1.1)ta") == [[]]
 
 
-def test_vectors_that_do_not_fit_open_a_chunk(networks: Networks, files: dict[str, ExtraFile]) -> None:
+def test_vectors_that_do_not_fit_open_a_chunk(networks: Model, files: dict[str, ExtraFile]) -> None:
     first, second = slots(networks, files, "cat " * (CHUNK_LENGTH - 2) + "zeta-long")
     assert first == []
     assert [place for place, *_ in second] == [1, 2, 3]
 
 
-def test_vectors_replace_the_tokens_before_positions_are_added(networks: Networks, tmp_path: Path) -> None:
+def test_vectors_replace_the_tokens_before_positions_are_added(networks: Model, tmp_path: Path) -> None:
     """The embedding of a word's own vector is the word."""
     (sun,) = networks.text.tokenize("sun")
     vector = networks.text.model.embeddings.token_embedding.weight[sun].detach().float().clone()
@@ -75,13 +75,13 @@ def test_vectors_replace_the_tokens_before_positions_are_added(networks: Network
     with torch.inference_mode():
         word, named = encode("a (sun:1.3) sat", "", 5), encode("a (zeta:1.3) sat", "zeta", 5)
         plain = PromptEncoder(networks.text, 1).encode("a (zeta:1.3) sat", "", 5)
-    assert torch.equal(word.positive.at(0), named.positive.at(0))
-    assert not torch.equal(plain.positive.at(0), named.positive.at(0))
+    assert torch.equal(word.positive.at(0).tokens, named.positive.at(0).tokens)
+    assert not torch.equal(plain.positive.at(0).tokens, named.positive.at(0).tokens)
     assert [name for name, _ in named.embeddings] == ["zeta", "zeta"]
     assert plain.embeddings == ()
 
 
-def test_a_pickle_of_webui_is_read_safely(networks: Networks, tmp_path: Path) -> None:
+def test_a_pickle_of_webui_is_read_safely(networks: Model, tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     vectors = torch.nn.Parameter(torch.ones(2, width_of(networks)))
     torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "old", "step": 1}, path)
@@ -102,7 +102,7 @@ def test_a_pickle_of_webui_is_read_safely(networks: Networks, tmp_path: Path) ->
     ],
 )
 def test_what_is_no_embedding_of_this_model_is_refused(
-    networks: Networks, tmp_path: Path, vectors: Callable[[int], Tensor], told: str
+    networks: Model, tmp_path: Path, vectors: Callable[[int], Tensor], told: str
 ) -> None:
     width = width_of(networks)
     bad = replace(write(tmp_path, "bad", vectors(width)), origin="embeddings='a/b/c.pt'")
@@ -111,7 +111,7 @@ def test_what_is_no_embedding_of_this_model_is_refused(
         list(table.units(networks.text.tokenize("bad")))
 
 
-def test_a_checkpoint_is_no_embedding(networks: Networks, tmp_path: Path) -> None:
+def test_a_checkpoint_is_no_embedding(networks: Model, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     save_file({"model.diffusion_model.a": torch.ones(1), "b": torch.ones(1)}, path)
     with pytest.raises(ModelError, match="a Stable Diffusion checkpoint"):

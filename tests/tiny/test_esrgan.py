@@ -18,7 +18,7 @@ from pastel_tiny.scenes import scene
 from pipelines.errors import ModelError
 from pipelines.esrgan import OVERLAP, TILE, NetworkUpscaler, load_esrgan
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import UpscalePlan, make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.upscale import upscale_pixels
@@ -114,7 +114,7 @@ def test_it_draws_what_was_painted_larger(weights: Path) -> None:
     assert detail(by_network) < detail(painted)
 
 
-def test_a_picture_through_highres_fix(networks: Networks, weights: Path) -> None:
+def test_a_picture_through_highres_fix(networks: Model, weights: Path) -> None:
     hires = HiresSettings(scale=1.5, upscaler="4x-tiny", upscaler_file=weights, steps=2, denoising_strength=0.3)
     request = GenerationRequest(prompt="a", width=64, height=128, seed=1, num_inference_steps=2, hires=hires)
     upscaler = load_esrgan(weights, CPU, torch.float32)

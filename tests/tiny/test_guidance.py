@@ -7,18 +7,18 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from pipelines.conditioning import PromptEncoder, Prompts
-from pipelines.denoiser import GuidedDenoiser
+from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
+from pipelines.prompts import PromptEncoder, Prompts
 from pipelines.request import FreeU, GenerationRequest
-from pipelines.schedules import ALPHAS
+from pipelines.sd1 import SD1
 
 FREEU = FreeU(1.5, 1.6, 0.9, 0.2)
 
 
-def picture(networks: Networks, **fields: object) -> np.ndarray:
+def picture(networks: Model, **fields: object) -> np.ndarray:
     small = {"prompt": "a pink sun over the sea", "width": 128, "height": 128, "seed": 7, "num_inference_steps": 8}
     asked = GenerationRequest(**{**small, "hires": None, **fields})  # type: ignore[arg-type]
     return next(e.pixels for e in render(networks, asked, make_plan(asked)) if isinstance(e, Picture))
@@ -30,31 +30,30 @@ def noisy() -> torch.Tensor:
 
 
 @pytest.fixture
-def prompts(networks: Networks) -> Iterator[Prompts]:
+def prompts(networks: Model) -> Iterator[Prompts]:
     with torch.inference_mode():
         yield PromptEncoder(networks.text, 1, "Original", False).encode("a red boat AND stars :0.5", "a cow", 20)
 
 
-def predicted(networks: Networks, prompts: Prompts, x: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
+def predicted(networks: Model, prompts: Prompts, x: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
     with torch.inference_mode():
-        return GuidedDenoiser(networks.unet, prompts, scale, rescale, rows=6).eps(x, 500)[0]
+        return GuidedDenoiser([Stage(networks, prompts)], Guidance(scale, rescale), rows=6).eps(x, 500)[0]
 
 
 def denoised(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """The latents that are left when the noise is taken away at timestep 500."""
-    return (x - (1 - ALPHAS[500]) ** 0.5 * eps) / ALPHAS[500] ** 0.5
+    alpha = SD1.noise.alphas[500]
+    return (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
 
 
-def test_rescaling_is_diffusers_on_the_denoised_latents(
-    networks: Networks, prompts: Prompts, noisy: torch.Tensor
-) -> None:
+def test_rescaling_is_diffusers_on_the_denoised_latents(networks: Model, prompts: Prompts, noisy: torch.Tensor) -> None:
     eps, unguided, rescaled = (predicted(networks, prompts, noisy, *by) for by in ((9, 0), (1, 0), (9, 0.7)))
     expected = rescale_noise_cfg(denoised(noisy, eps), denoised(noisy, unguided), 0.7)
     assert torch.allclose(denoised(noisy, rescaled), expected, atol=1e-5)
     assert not torch.allclose(denoised(noisy, eps), expected, atol=1e-2)
 
 
-def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Networks) -> None:
+def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Model) -> None:
     """To about that of usual guidance. Colours at an end of the range do not tell: pure ones lie there."""
     usual, much, rescaled = (
         np.stack(
@@ -66,14 +65,14 @@ def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Networks) 
     assert abs(rescaled - usual) < abs(much - usual) / 2
 
 
-def test_freeu_is_diffusers_and_off_again_after_it(networks: Networks, prompts: Prompts, noisy: torch.Tensor) -> None:
+def test_freeu_is_diffusers_and_off_again_after_it(networks: Model, prompts: Prompts, noisy: torch.Tensor) -> None:
     before = picture(networks)
     changed = picture(networks, freeu=FREEU)
     assert (changed != before).mean() > 0.2  # without it every value is the same
-    with_freeu = predicted(networks, prompts, noisy, 7, 0)  # a prediction leaves the networks as it used them
-    assert (picture(networks) == before).all()
-    plain = predicted(networks, prompts, noisy, 7, 0)
-    networks.plain_unet.enable_freeu(b1=1.5, b2=1.6, s1=0.9, s2=0.2)
+    plain = predicted(networks, prompts, noisy, 7, 0)  # a prediction leaves FreeU off
+    with networks.using([], [], FREEU):
+        with_freeu = predicted(networks, prompts, noisy, 7, 0)
+    networks.unet.network.enable_freeu(b1=1.5, b2=1.6, s1=0.9, s2=0.2)
     expected = predicted(networks, prompts, noisy, 7, 0)
     assert torch.equal(with_freeu, expected)
     assert not torch.equal(plain, expected)

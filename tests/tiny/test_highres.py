@@ -11,7 +11,7 @@ import torch
 from pipelines import catalog, highres
 from pipelines.errors import NonFiniteError
 from pipelines.highres import BASE, DRAFT, FINAL, REFINE, UPSCALED, Event, Finished, PassResult, Picture, Step, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.vae import VAE
@@ -29,19 +29,19 @@ def request(**fields: object) -> GenerationRequest:
     return GenerationRequest(**{**defaults, **fields})  # type: ignore[arg-type]
 
 
-def events(networks: Networks, asked: GenerationRequest, *, show_phases: bool = False) -> Iterator[Event]:
+def events(networks: Model, asked: GenerationRequest, *, show_phases: bool = False) -> Iterator[Event]:
     return render(networks, asked, make_plan(asked), show_phases=show_phases)
 
 
-def pictures(networks: Networks, asked: GenerationRequest) -> list[np.ndarray]:
+def pictures(networks: Model, asked: GenerationRequest) -> list[np.ndarray]:
     return [event.pixels for event in events(networks, asked) if isinstance(event, Picture)]
 
 
-def passes(networks: Networks, asked: GenerationRequest) -> list[PassResult]:
+def passes(networks: Model, asked: GenerationRequest) -> list[PassResult]:
     return [event for event in events(networks, asked) if isinstance(event, PassResult)]
 
 
-def test_phases_run_in_order_and_exactly_the_planned_steps(networks: Networks) -> None:
+def test_phases_run_in_order_and_exactly_the_planned_steps(networks: Model) -> None:
     seen = list(events(networks, request(), show_phases=True))
     kinds = [
         (event.phase if isinstance(event, (Step, PassResult)) else event.kind)
@@ -55,7 +55,7 @@ def test_phases_run_in_order_and_exactly_the_planned_steps(networks: Networks) -
 
 
 @pytest.mark.parametrize("sampler", catalog.SAMPLERS)
-def test_every_sampler_runs_the_steps_that_the_plan_says_in_both_passes(networks: Networks, sampler: str) -> None:
+def test_every_sampler_runs_the_steps_that_the_plan_says_in_both_passes(networks: Model, sampler: str) -> None:
     asked = request(sampler=sampler, width=64, height=64, num_inference_steps=6, hires=HiresSettings(steps=5, scale=1))
     plan = make_plan(asked)
     done = {event.phase: event.number for event in render(networks, asked, plan) if isinstance(event, Step)}
@@ -65,7 +65,7 @@ def test_every_sampler_runs_the_steps_that_the_plan_says_in_both_passes(networks
 
 
 @pytest.mark.parametrize("schedule_type", catalog.SCHEDULE_TYPES)
-def test_every_schedule_runs_the_steps_that_the_plan_says(networks: Networks, schedule_type: str) -> None:
+def test_every_schedule_runs_the_steps_that_the_plan_says(networks: Model, schedule_type: str) -> None:
     hires = HiresSettings(steps=3, scale=1, denoising_strength=0.35)
     asked = request(
         schedule_type=schedule_type, sampler="Euler", width=64, height=64, num_inference_steps=6, hires=hires
@@ -76,20 +76,20 @@ def test_every_schedule_runs_the_steps_that_the_plan_says(networks: Networks, sc
     assert done == {BASE: plan.first.steps, REFINE: plan.hires.steps}
 
 
-def test_the_unet_runs_once_a_step_for_both_halves_of_guidance(networks: Networks) -> None:
-    with mock.patch.object(networks.unet, "forward", wraps=networks.unet.forward) as unet:
+def test_the_unet_runs_once_a_step_for_both_halves_of_guidance(networks: Model) -> None:
+    with mock.patch.object(networks.unet.network, "forward", wraps=networks.unet.network.forward) as unet:
         list(events(networks, request()))
     assert unet.call_count == 4 + 3
     assert {call.args[0].shape[0] for call in unet.call_args_list} == {2}
 
 
-def test_the_prompt_is_encoded_once_for_both_passes(networks: Networks) -> None:
+def test_the_prompt_is_encoded_once_for_both_passes(networks: Model) -> None:
     with mock.patch.object(networks.text.model, "forward", wraps=networks.text.model.forward) as text:
         list(events(networks, request()))
     assert text.call_count == 2  # positive and negative
 
 
-def test_latents_stay_latents(networks: Networks) -> None:
+def test_latents_stay_latents(networks: Model) -> None:
     with (
         mock.patch.object(networks.vae, "begin", wraps=networks.vae.begin) as decode,
         mock.patch.object(networks.vae, "encode", wraps=networks.vae.encode) as encode,
@@ -100,7 +100,7 @@ def test_latents_stay_latents(networks: Networks) -> None:
         assert (decode.call_count, encode.call_count) == (3, 1)
 
 
-def test_sizes(networks: Networks) -> None:
+def test_sizes(networks: Model) -> None:
     asked = request(width=128, height=192, hires=HiresSettings(steps=2, scale=1.5))
     (picture,) = pictures(networks, asked)
     assert picture.shape == (288, 192, 3)
@@ -109,7 +109,7 @@ def test_sizes(networks: Networks) -> None:
     assert second.latents.shape == (1, 4, 36, 24)
 
 
-def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Networks) -> None:
+def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Model) -> None:
     batch = pictures(networks, request(num_outputs=2, sampler="Euler a"))
     alone = [pictures(networks, request(seed=7 + k, sampler="Euler a"))[0] for k in range(2)]
     assert not np.array_equal(*batch)
@@ -119,30 +119,30 @@ def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Networks) ->
         assert difference.max() <= 2
 
 
-def test_the_same_request_gives_the_same_picture(networks: Networks) -> None:
+def test_the_same_request_gives_the_same_picture(networks: Model) -> None:
     first, second = pictures(networks, request()), pictures(networks, request())
     assert np.array_equal(first[0], second[0])
 
 
-def test_prompt_seed_and_negative_prompt_matter(networks: Networks) -> None:
+def test_prompt_seed_and_negative_prompt_matter(networks: Model) -> None:
     (base,) = pictures(networks, request())
     for change in ({"prompt": "a green hill, yellow sky"}, {"seed": 8}, {"negative_prompt": "pink, sea"}):
         (other,) = pictures(networks, request(**change))
         assert np.abs(base.astype(int) - other.astype(int)).mean() > 1, change
 
 
-def test_without_hires_there_is_one_pass_and_one_picture(networks: Networks) -> None:
+def test_without_hires_there_is_one_pass_and_one_picture(networks: Model) -> None:
     seen = list(events(networks, request(hires=None), show_phases=True))
     assert [event.kind for event in seen if isinstance(event, Picture)] == [FINAL]
     assert {event.phase for event in seen if isinstance(event, Step)} == {BASE}
 
 
-def test_sizes_that_are_no_multiple_of_64_draw(networks: Networks) -> None:
+def test_sizes_that_are_no_multiple_of_64_draw(networks: Model) -> None:
     (picture,) = pictures(networks, request(width=136, height=200, hires=None))
     assert picture.shape == (200, 136, 3)
 
 
-def test_inference_mode_does_not_leak_into_the_caller(networks: Networks) -> None:
+def test_inference_mode_does_not_leak_into_the_caller(networks: Model) -> None:
     stream = events(networks, request())
     next(stream)
     assert not torch.is_inference_mode_enabled()
@@ -150,7 +150,7 @@ def test_inference_mode_does_not_leak_into_the_caller(networks: Networks) -> Non
     assert not torch.is_inference_mode_enabled()
 
 
-def test_a_closed_stream_leaves_nothing_behind(networks: Networks) -> None:
+def test_a_closed_stream_leaves_nothing_behind(networks: Model) -> None:
     """What cancelling does: the next prediction is the same as if it had been the first."""
     (expected,) = pictures(networks, request())
     stream = events(networks, request(seed=99))
@@ -161,7 +161,7 @@ def test_a_closed_stream_leaves_nothing_behind(networks: Networks) -> None:
     assert np.array_equal(picture, expected)
 
 
-def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks: Networks) -> None:
+def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks: Model) -> None:
     broken = torch.full((1, 4, 16, 16), torch.nan)
     with mock.patch.object(highres, "_sample", side_effect=lambda *_: _return(broken)), pytest.raises(NonFiniteError):
         list(events(networks, request(hires=None)))
@@ -172,7 +172,7 @@ def _return(value: torch.Tensor) -> Iterator[Event]:
     return value
 
 
-def test_a_half_precision_overflow_is_decoded_again_in_float32(networks: Networks) -> None:
+def test_a_half_precision_overflow_is_decoded_again_in_float32(networks: Model) -> None:
     """A far too loud first layer is infinite in float16; in float32 the norms after it even it out."""
     network = copy.deepcopy(networks.vae.network)
     loud = network.decoder.conv_in.weight.data
@@ -187,7 +187,7 @@ def test_a_half_precision_overflow_is_decoded_again_in_float32(networks: Network
     assert np.abs(picture.astype(int) - expected.astype(int)).mean() < 3
 
 
-def test_the_smallest_picture_with_prompts_of_different_lengths(networks: Networks) -> None:
+def test_the_smallest_picture_with_prompts_of_different_lengths(networks: Model) -> None:
     """Then the two go through the UNet one by one, and a group of its deepest level is a single value."""
     asked = request(prompt="a sun BREAK the sea", width=64, height=64, hires=None)
     assert [pixels.shape for pixels in pictures(networks, asked)] == [(64, 64, 3)]

@@ -24,7 +24,8 @@ from pipelines.embeddings import read_embedding
 from pipelines.errors import ModelError
 from pipelines.esrgan import load_esrgan
 from pipelines.extras import ExtraFile
-from pipelines.loader import Networks, load, load_vae
+from pipelines.loaded_model import Model
+from pipelines.loader import load, load_vae
 from pipelines.model import ModelFiles
 from script.schema import ROOT
 from tests import attacks
@@ -337,9 +338,9 @@ def test_what_is_no_file(files: ModelFiles, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(networks: Networks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("diffusers")
-    networks.unet.save_pretrained(path / "unet")
+    networks.unet.network.save_pretrained(path / "unet")
     networks.vae.network.save_pretrained(path / "vae")
     networks.text.model.save_pretrained(path / "text_encoder")
     DDIMScheduler().save_pretrained(path / "scheduler")

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import __main__ as command
 from pipelines.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
-from pipelines.checkpoint import UNET_PREFIX
 from pipelines.errors import InvalidInput
 from pipelines.highres import BASE, PassResult, Picture, Step, render
-from pipelines.loader import Networks, load
+from pipelines.layouts import UNET_PREFIX
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from tests.tiny.test_command import BLOCK, run
@@ -51,7 +52,7 @@ def request(hires: HiresSettings | None = None, **image: Any) -> GenerationReque
     )
 
 
-def drawn(networks: Networks, asked: GenerationRequest, **options: Any) -> list[np.ndarray]:
+def drawn(networks: Model, asked: GenerationRequest, **options: Any) -> list[np.ndarray]:
     events = render(networks, asked, make_plan(asked), **options)
     return [event.pixels for event in events if isinstance(event, Picture)]
 
@@ -60,7 +61,7 @@ def apart(pixels: np.ndarray, picture: Image.Image = PICTURE) -> float:
     return float(np.abs(pixels.astype(int) - np.asarray(picture)).mean())
 
 
-def test_the_less_strength_the_nearer_the_picture(networks: Networks) -> None:
+def test_the_less_strength_the_nearer_the_picture(networks: Model) -> None:
     differences = [apart(drawn(networks, request(denoising_strength=strength))[0]) for strength in (0, 0.5, 1)]
     assert differences[0] < 20, "no more than the VAE loses of a picture so small"
     assert differences == sorted(differences)
@@ -68,14 +69,14 @@ def test_the_less_strength_the_nearer_the_picture(networks: Networks) -> None:
 
 
 @pytest.mark.parametrize("content", MASKED_CONTENTS)
-def test_what_is_not_masked_comes_back_exactly(networks: Networks, content: str) -> None:
+def test_what_is_not_masked_comes_back_exactly(networks: Model, content: str) -> None:
     (pixels,) = drawn(networks, request(mask=MaskSettings(picture=MASK, content=content)))
     assert np.array_equal(pixels[:, 44:], np.asarray(PICTURE)[:, 44:])
     assert np.abs(pixels[:, :20].astype(int) - np.asarray(PICTURE)[:, :20]).mean() > 5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_draws_only_under_the_mask(networks: Networks, sampler: str) -> None:
+def test_every_sampler_draws_only_under_the_mask(networks: Model, sampler: str) -> None:
     asked = replace(request(mask=MaskSettings(picture=MASK)), sampler=sampler)
     plan = make_plan(asked)
     events = list(render(networks, asked, plan))
@@ -88,7 +89,7 @@ def test_every_sampler_draws_only_under_the_mask(networks: Networks, sampler: st
     assert torch.isfinite(result.latents).all()
 
 
-def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Networks) -> None:
+def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Model) -> None:
     asked = request(mask=MaskSettings(picture=MASK, content="latent noise"))
     batch = drawn(networks, replace(asked, num_outputs=2))
     alone = drawn(networks, replace(asked, seed=8))
@@ -97,12 +98,12 @@ def test_an_image_of_a_batch_is_the_one_of_its_seed_alone(networks: Networks) ->
 
 
 @pytest.mark.parametrize("mode", RESIZE_MODES)
-def test_a_picture_of_any_size_is_drawn_at_the_size_asked_for(networks: Networks, mode: str) -> None:
+def test_a_picture_of_any_size_is_drawn_at_the_size_asked_for(networks: Model, mode: str) -> None:
     (pixels,) = drawn(networks, request(picture=ramp(101, 75), resize_mode=mode))
     assert pixels.shape == (64, 64, 3)
 
 
-def test_highres_fix_after_a_picture_and_after_only_a_part_of_one(networks: Networks) -> None:
+def test_highres_fix_after_a_picture_and_after_only_a_part_of_one(networks: Model) -> None:
     hires = HiresSettings(scale=1.5, steps=2)
     for upscaler in ("Latent", "Lanczos"):
         (pixels,) = drawn(networks, request(replace(hires, upscaler=upscaler)))
@@ -114,14 +115,14 @@ def test_highres_fix_after_a_picture_and_after_only_a_part_of_one(networks: Netw
     assert not np.array_equal(draft, pixels)
 
 
-def test_outpainting_keeps_the_picture(networks: Networks) -> None:
+def test_outpainting_keeps_the_picture(networks: Model) -> None:
     asked = replace(request(outpaint=(0, 16, 48, 0), mask=MaskSettings(blur=(0, 0))), width=112, height=80)
     (pixels,) = drawn(networks, asked)
     assert pixels.shape == (80, 112, 3)
     assert np.array_equal(pixels[16:, :64], np.asarray(PICTURE))
 
 
-def test_prompt_editing_counts_the_steps_asked_for(networks: Networks) -> None:
+def test_prompt_editing_counts_the_steps_asked_for(networks: Model) -> None:
     """At half strength 4 of 6 steps run; what is edited after 5 of 6 never changes."""
     asked = request(denoising_strength=0.5)
     late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{step}]") for step in (5, 2))
@@ -130,7 +131,7 @@ def test_prompt_editing_counts_the_steps_asked_for(networks: Networks) -> None:
     assert not np.array_equal(plain, other)
 
 
-def test_latents_that_are_given_take_the_place_of_the_encoded_picture(networks: Networks) -> None:
+def test_latents_that_are_given_take_the_place_of_the_encoded_picture(networks: Model) -> None:
     asked = request()
     events = render(networks, asked, make_plan(asked))
     (expected,) = (event for event in events if isinstance(event, PassResult))
@@ -142,7 +143,7 @@ def test_latents_that_are_given_take_the_place_of_the_encoded_picture(networks: 
         drawn(networks, asked, init_latents=torch.zeros(1, 4, 9, 8))
 
 
-def test_an_empty_mask_is_told_before_anything_is_drawn(networks: Networks) -> None:
+def test_an_empty_mask_is_told_before_anything_is_drawn(networks: Model) -> None:
     asked = request(mask=MaskSettings(picture=Image.new("L", (64, 64))))
     events: Iterator[object] = render(networks, asked, make_plan(asked))
     with pytest.raises(InvalidInput, match="nothing would be drawn"):
@@ -183,7 +184,7 @@ def test_the_command_draws_from_pictures_and_from_the_latents_that_it_kept(
 
 
 @pytest.fixture(scope="module")
-def inpainting(embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Networks:
+def inpainting(embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The embedded model with five channels more, as a file: it makes a little of the mask and of what is around."""
     tensors = load_file(embedded.files.checkpoint)
     first = f"{UNET_PREFIX}input_blocks.0.0.weight"
@@ -194,10 +195,12 @@ def inpainting(embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory
     return load(replace(embedded.files, checkpoint=path))
 
 
-def seen_beside_latents(networks: Networks, asked: GenerationRequest) -> list[torch.Tensor]:
+def seen_beside_latents(networks: Model, asked: GenerationRequest) -> list[torch.Tensor]:
     """What the UNet is shown of mask and picture, (rows, 5, h, w) at every call."""
     seen: list[torch.Tensor] = []
-    hook = networks.plain_unet.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:, 4:].clone()))
+    hook = networks.unet.network.register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0][:, 4:].clone())
+    )
     try:
         list(render(networks, asked, make_plan(asked)))
     finally:
@@ -205,14 +208,14 @@ def seen_beside_latents(networks: Networks, asked: GenerationRequest) -> list[to
     return seen
 
 
-def encoded(networks: Networks, pixels: torch.Tensor) -> torch.Tensor:
+def encoded(networks: Model, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return networks.vae.encode(pixels, torch.zeros(4, pixels.shape[1] // 8, pixels.shape[2] // 8))
 
 
-def test_a_checkpoint_for_inpainting_sees_the_mask_and_what_is_around_it(inpainting: Networks) -> None:
+def test_a_checkpoint_for_inpainting_sees_the_mask_and_what_is_around_it(inpainting: Model) -> None:
     """The mask first, then the latents of the picture, grey where it is masked; WebUI and diffusers do the same."""
-    assert inpainting.unet.config.in_channels == 9
+    assert inpainting.unet.network.config.in_channels == 9
     calls = seen_beside_latents(inpainting, request(mask=MaskSettings(picture=MASK, blur=(0, 0))))
     grey = torch.from_numpy(np.asarray(PICTURE).copy()).permute(2, 0, 1) / 255
     grey[:, :, :32] = 0.5
@@ -225,7 +228,7 @@ def test_a_checkpoint_for_inpainting_sees_the_mask_and_what_is_around_it(inpaint
 
 @pytest.mark.parametrize("image", [None, ImageSettings(picture=PICTURE)])
 def test_without_a_mask_it_is_told_to_draw_everything_in_both_passes(
-    inpainting: Networks, image: ImageSettings | None
+    inpainting: Model, image: ImageSettings | None
 ) -> None:
     asked = replace(request(HiresSettings(steps=2)), image=image)
     calls = seen_beside_latents(inpainting, asked)
@@ -238,7 +241,7 @@ def test_without_a_mask_it_is_told_to_draw_everything_in_both_passes(
         assert all(torch.allclose(row, nothing, atol=1e-4) for row in rows)
 
 
-def test_what_is_around_the_mask_changes_what_it_draws(inpainting: Networks) -> None:
+def test_what_is_around_the_mask_changes_what_it_draws(inpainting: Model) -> None:
     """By the channels alone: from noise, with a mask over all but a corner that the comparison leaves out."""
     mask = Image.new("L", (64, 64), 255)
     mask.paste(0, (48, 48, 64, 64))

@@ -20,7 +20,7 @@ from pipelines.device import Device
 from pipelines.errors import ModelError
 from pipelines.highres import REFINE, UPSCALE, PassResult, Step, render
 from pipelines.latent_upscaler import LatentUpscaler
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.model import TOKENIZER
 from pipelines.noise import Noise
 from pipelines.plan import make_plan
@@ -51,7 +51,7 @@ def enlarged(upscaler: LatentUpscaler, latents: torch.Tensor, seeds: tuple[int, 
     return last
 
 
-def test_it_is_diffusers(networks: Networks, upscaler: LatentUpscaler) -> None:
+def test_it_is_diffusers(networks: Model, upscaler: LatentUpscaler) -> None:
     pipeline = StableDiffusionLatentUpscalePipeline(
         vae=networks.vae.network,
         text_encoder=CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32),
@@ -74,7 +74,7 @@ def test_it_is_diffusers(networks: Networks, upscaler: LatentUpscaler) -> None:
     assert torch.allclose(enlarged(upscaler, latents, (1, 2)), expected, atol=1e-4)
 
 
-def encoded(networks: Networks, pictures: Sequence[Pixels]) -> torch.Tensor:
+def encoded(networks: Model, pictures: Sequence[Pixels]) -> torch.Tensor:
     """(B, 4, h, w)."""
     one_by_one = []
     for picture in pictures:
@@ -84,7 +84,7 @@ def encoded(networks: Networks, pictures: Sequence[Pixels]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_it_enlarges_better_than_interpolation(networks: Networks, upscaler: LatentUpscaler) -> None:
+def test_it_enlarges_better_than_interpolation(networks: Model, upscaler: LatentUpscaler) -> None:
     """Scenes that it never saw, against the same scenes painted at twice the size."""
     painted = np.stack([paint(scene(TEST_SEED + 900 + k), 256, 256) for k in range(6)])
     small, large = encoded(networks, halve(painted)), encoded(networks, painted)
@@ -109,7 +109,7 @@ def test_any_size_is_doubled(upscaler: LatentUpscaler, size: tuple[int, int]) ->
 
 @pytest.mark.parametrize(("scale", "side"), [(2, 256), (1.5, 192), (3, 384)])
 def test_it_is_the_second_phase_and_fits_any_scale(
-    networks: Networks, upscaler: LatentUpscaler, scale: float, side: int
+    networks: Model, upscaler: LatentUpscaler, scale: float, side: int
 ) -> None:
     hires = HiresSettings(scale=scale, steps=1, upscaler=LATENT_NETWORK)
     request = GenerationRequest(

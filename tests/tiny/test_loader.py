@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from pipelines import loader
 from pipelines.errors import ModelError
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.model import ModelFiles
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest
@@ -32,7 +33,7 @@ def tensors(files: ModelFiles) -> Tensors:
     return load_file(files.checkpoint)
 
 
-def picture(networks: Networks) -> np.ndarray:
+def picture(networks: Model) -> np.ndarray:
     request = GenerationRequest(
         prompt="a pink sun over the sea", width=64, height=64, seed=3, num_inference_steps=2, hires=None
     )
@@ -40,8 +41,8 @@ def picture(networks: Networks) -> np.ndarray:
     return pixels
 
 
-def test_a_diffusers_folder_draws_the_same_picture(networks: Networks, files: ModelFiles, tmp_path: Path) -> None:
-    networks.unet.save_pretrained(tmp_path / "unet")
+def test_a_diffusers_folder_draws_the_same_picture(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+    networks.unet.network.save_pretrained(tmp_path / "unet")
     networks.vae.network.save_pretrained(tmp_path / "vae")
     networks.text.model.save_pretrained(tmp_path / "text_encoder")
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
@@ -50,7 +51,7 @@ def test_a_diffusers_folder_draws_the_same_picture(networks: Networks, files: Mo
 
 
 def test_a_pickled_checkpoint_draws_the_same_picture(
-    networks: Networks, files: ModelFiles, tensors: Tensors, tmp_path: Path
+    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": tensors, "global_step": 7}, path)
@@ -58,7 +59,7 @@ def test_a_pickled_checkpoint_draws_the_same_picture(
 
 
 def test_text_encoder_names_without_text_model(
-    networks: Networks, files: ModelFiles, tensors: Tensors, tmp_path: Path
+    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path
 ) -> None:
     """Merged checkpoints of this kind are often published so."""
     path = tmp_path / "model.safetensors"
@@ -66,7 +67,7 @@ def test_text_encoder_names_without_text_model(
     assert np.array_equal(picture(load(replace(files, checkpoint=path))), picture(networks))
 
 
-def test_the_better_vae_is_the_one_that_decodes(networks: Networks, files: ModelFiles) -> None:
+def test_the_better_vae_is_the_one_that_decodes(networks: Model, files: ModelFiles) -> None:
     assert files.vae is not None
     stock = load(replace(files, vae=None))
     better = load_file(files.vae)["decoder.conv_out.weight"].float()
@@ -83,7 +84,7 @@ def test_a_vae_that_was_not_applied_is_an_error(files: ModelFiles, monkeypatch: 
         load(files)
 
 
-def test_a_vae_folder(networks: Networks, files: ModelFiles, tmp_path: Path) -> None:
+def test_a_vae_folder(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a diffusers folder"):
         load(replace(files, vae=tmp_path))
     networks.vae.network.save_pretrained(tmp_path)
@@ -92,8 +93,8 @@ def test_a_vae_folder(networks: Networks, files: ModelFiles, tmp_path: Path) -> 
     assert folder.identity.vae_sha256
 
 
-def test_folders_of_other_families(networks: Networks, files: ModelFiles, tmp_path: Path) -> None:
-    networks.unet.save_pretrained(tmp_path / "unet")
+def test_folders_of_other_families(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+    networks.unet.network.save_pretrained(tmp_path / "unet")
     networks.vae.network.save_pretrained(tmp_path / "vae")
     networks.text.model.save_pretrained(tmp_path / "text_encoder")
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
@@ -102,7 +103,7 @@ def test_folders_of_other_families(networks: Networks, files: ModelFiles, tmp_pa
 
 
 def test_an_inpainting_checkpoint_is_shown_a_mask_and_what_is_around_it(
-    networks: Networks, files: ModelFiles, tensors: Tensors, tmp_path: Path
+    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path
 ) -> None:
     path, name = tmp_path / "inpainting.safetensors", "model.diffusion_model.input_blocks.0.0.weight"
     more = torch.zeros(len(tensors[name]), 5, 3, 3)
@@ -110,7 +111,7 @@ def test_an_inpainting_checkpoint_is_shown_a_mask_and_what_is_around_it(
     inpainting = load(replace(files, checkpoint=path))
     assert np.abs(picture(inpainting).astype(int) - picture(networks)).max() <= 1, "blind to what is new"
 
-    with mock.patch.object(inpainting.unet, "forward", wraps=inpainting.unet.forward) as unet:
+    with mock.patch.object(inpainting.unet.network, "forward", wraps=inpainting.unet.network.forward) as unet:
         picture(inpainting)
     mask, grey = unet.call_args.args[0][:, 4], unet.call_args.args[0][:, 5:]
     assert bool((mask == 1).all()), "without a mask all is masked"

@@ -19,7 +19,8 @@ from pipelines.checkpoint import map_tensors
 from pipelines.errors import ModelError
 from pipelines.extras import NO_EXTRAS, ExtraFile, Extras
 from pipelines.highres import Picture, Step, render
-from pipelines.loader import Networks, load
+from pipelines.loaded_model import Model
+from pipelines.loader import load
 from pipelines.lora import change
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
@@ -29,23 +30,23 @@ from weights_script.resolve import ResolvedModel
 
 
 @pytest.fixture(scope="module")
-def networks(embedded: ResolvedModel) -> Networks:
+def networks(embedded: ResolvedModel) -> Model:
     """Networks of our own: others must not find a LoRA in theirs."""
     return load(embedded.files)
 
 
 @pytest.fixture
-def clean(networks: Networks) -> Iterator[Networks]:
+def clean(networks: Model) -> Iterator[Model]:
     yield networks
     networks.adapters.apply([])
 
 
-def some(networks: Networks, seed: int = 0) -> dict[str, Tensor]:
-    return kohya(networks.unet, networks.text.model, seed)
+def some(networks: Model, seed: int = 0) -> dict[str, Tensor]:
+    return kohya(networks.unet.network, networks.text.model, seed)
 
 
 @pytest.fixture
-def file(networks: Networks, tmp_path: Path) -> ExtraFile:
+def file(networks: Model, tmp_path: Path) -> ExtraFile:
     return write(tmp_path / "some.safetensors", some(networks))
 
 
@@ -55,18 +56,18 @@ def asked(prompt: str, found: Extras = NO_EXTRAS, hires: HiresSettings | None = 
     )
 
 
-def draw(networks: Networks, request: GenerationRequest) -> NDArray[np.uint8]:
+def draw(networks: Model, request: GenerationRequest) -> NDArray[np.uint8]:
     (pixels,) = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
     return pixels
 
 
-def weights(networks: Networks) -> dict[str, Tensor]:
+def weights(networks: Model) -> dict[str, Tensor]:
     """Those that the tests' LoRAs touch."""
-    layers = {LINEAR: networks.unet, CONV: networks.unet, TEXT: networks.text.model}
+    layers = {LINEAR: networks.unet.network, CONV: networks.unet.network, TEXT: networks.text.model}
     return {name: network.get_submodule(name).weight.clone() for name, network in layers.items()}  # type: ignore
 
 
-def test_a_picture_is_the_same_before_and_after_one_with_a_lora(clean: Networks, file: ExtraFile) -> None:
+def test_a_picture_is_the_same_before_and_after_one_with_a_lora(clean: Model, file: ExtraFile) -> None:
     before = draw(clean, asked("a boat"))
     changed = draw(clean, asked("a boat <lora:some:2>", extras(file)))
     assert not np.array_equal(changed, before)
@@ -77,7 +78,7 @@ def test_a_picture_is_the_same_before_and_after_one_with_a_lora(clean: Networks,
 
 @pytest.mark.parametrize("end", ["cancel", "error", "error while merging"])
 def test_nothing_stays_after_a_cancel_or_an_error(
-    clean: Networks, file: ExtraFile, monkeypatch: pytest.MonkeyPatch, end: str
+    clean: Model, file: ExtraFile, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     before, untouched = draw(clean, asked("a boat")), weights(clean)
     request = asked("a boat <lora:some:2>", extras(file))
@@ -106,7 +107,7 @@ def test_nothing_stays_after_a_cancel_or_an_error(
     assert all(torch.equal(weight, untouched[name]) for name, weight in weights(clean).items())
 
 
-def test_the_hires_pass_has_the_loras_of_its_own_prompt(clean: Networks, file: ExtraFile) -> None:
+def test_the_hires_pass_has_the_loras_of_its_own_prompt(clean: Model, file: ExtraFile) -> None:
     def pictures(prompt: str, hires_prompt: str) -> list[NDArray[np.uint8]]:
         request = asked(prompt, extras(file), HiresSettings(scale=1, steps=2, prompt=hires_prompt))
         events = render(clean, request, make_plan(request), show_phases=True)
@@ -121,7 +122,7 @@ def test_the_hires_pass_has_the_loras_of_its_own_prompt(clean: Networks, file: E
     assert len({picture.tobytes() for picture in (plain, hires_alone, first_alone, both)}) == 4
 
 
-def test_several_add_up_and_multipliers_count(clean: Networks, tmp_path: Path) -> None:
+def test_several_add_up_and_multipliers_count(clean: Model, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{seed}.safetensors", some(clean, seed)) for seed in (0, 1)]
     before = weights(clean)
     clean.adapters.apply([use(files[0], te=0.5, unet=-1), use(files[1], te=0, unet=2)])
@@ -139,7 +140,7 @@ def test_several_add_up_and_multipliers_count(clean: Networks, tmp_path: Path) -
 
 
 def test_the_same_set_stays_merged_and_a_changed_file_does_not(
-    clean: Networks, file: ExtraFile, monkeypatch: pytest.MonkeyPatch
+    clean: Model, file: ExtraFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean.adapters.apply([use(file)])
     merged = weights(clean)
@@ -178,7 +179,7 @@ SPELLINGS: dict[str, Callable[[str, str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("names", SPELLINGS.values(), ids=SPELLINGS)
-def test_names_of_other_programs(clean: Networks, tmp_path: Path, names: Callable[[str, str], dict[str, str]]) -> None:
+def test_names_of_other_programs(clean: Model, tmp_path: Path, names: Callable[[str, str], dict[str, str]]) -> None:
     before, tensors = weights(clean), {}
     for (module, spelled), name in zip(names(LINEAR, TEXT).items(), (LINEAR, TEXT), strict=True):
         for part, tensor in zip(spelled.split(), adapters.parts(before[name].shape), strict=True):
@@ -257,7 +258,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_is_no_lora_is_refused_with_the_weights_untouched(clean: Networks, tmp_path: Path, case: str) -> None:
+def test_what_is_no_lora_is_refused_with_the_weights_untouched(clean: Model, tmp_path: Path, case: str) -> None:
     break_it, told = HOSTILE[case]
     before = weights(clean)
     with pytest.raises(ModelError, match=told):
@@ -265,14 +266,14 @@ def test_what_is_no_lora_is_refused_with_the_weights_untouched(clean: Networks, 
     assert all(torch.equal(weight, before[name]) for name, weight in weights(clean).items())
 
 
-def test_a_pickle_is_refused_unread(clean: Networks, tmp_path: Path) -> None:
+def test_a_pickle_is_refused_unread(clean: Model, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
     with pytest.raises(ModelError, match=f"^{path}: a pickle"):
         clean.adapters.apply([use(ExtraFile.at(path))])
 
 
-def test_a_broken_file_is_told_by_its_input(clean: Networks, tmp_path: Path) -> None:
+def test_a_broken_file_is_told_by_its_input(clean: Model, tmp_path: Path) -> None:
     path = tmp_path / "tmpab12cd34my.safetensors"
     path.write_bytes(b"no weights")
     told = r"^lora_file='my.safetensors': neither safetensors nor .* bytes\. Give a \.safetensors file\.$"

@@ -4,6 +4,7 @@ import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,11 +26,12 @@ from pipelines.control import Controls, Unit
 from pipelines.device import Device
 from pipelines.errors import OutOfMemory
 from pipelines.highres import Picture, render
-from pipelines.loader import Networks
+from pipelines.loaded_model import Model
 from pipelines.memory import Footprint
 from pipelines.network import fill
 from pipelines.plan import HighresPlan, make_plan
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
+from pipelines.unet_call import Condition, UNet, UNetCall
 
 SHORT = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -39,7 +41,7 @@ def request(**fields: Any) -> GenerationRequest:
     return GenerationRequest(**{**small, "hires": HiresSettings(steps=1), **fields})
 
 
-def pictures(networks: Networks, asked: GenerationRequest) -> list[np.ndarray]:
+def pictures(networks: Model, asked: GenerationRequest) -> list[np.ndarray]:
     return [event.pixels for event in render(networks, asked, make_plan(asked)) if isinstance(event, Picture)]
 
 
@@ -83,15 +85,15 @@ def peak(work: Callable[[], object]) -> int:
     return counted.most
 
 
-def on_meta(networks: Networks) -> dict[str, Any]:
+def on_meta(networks: Model) -> dict[str, Any]:
     with torch.device("meta"):
-        parts = {"unet": networks.unet, "vae": networks.vae.network}
+        parts = {"unet": networks.unet.network, "vae": networks.vae.network}
         return {name: type(part).from_config(part.config) for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("model", ["full size", "embedded"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_the_footprint_is_what_the_networks_hold(networks: Networks, model: str, dtype: torch.dtype) -> None:
+def test_the_footprint_is_what_the_networks_hold(networks: Model, model: str, dtype: torch.dtype) -> None:
     parts = meta_networks() if model == "full size" else on_meta(networks)
     unet, decoder = (parts[name].to(dtype) for name in ("unet", "vae"))
     footprint = Footprint.of(unet, decoder)
@@ -120,19 +122,18 @@ def test_the_footprint_under_controls_is_what_they_and_the_unet_hold() -> None:
     networks = [(control, ControlSettings(model="x")) for control in controls]
     shown, time, contexts = empty(1, 3, 512, 768), torch.empty((), device="meta"), empty(2, 77, 768)
     units = [Unit(control, settings, range(1), shown) for control, settings in networks]
+    call = UNetCall(empty(2, 4, 64, 96), time, Condition(contexts))
 
     def drawn() -> object:
-        images = empty(2, 4, 64, 96)
-        residuals = Controls(units).residuals(images, time, contexts, 0, 1)
-        return unet(images, time, contexts, **residuals)
+        return UNet(unet)(replace(call, residuals=Controls(units).residuals(call, 0, 1)))
 
     assert footprint.unet * 64 * 96 * 2 == pytest.approx(peak(drawn), rel=0.05)
 
 
 def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(
-    networks: Networks, caplog: pytest.LogCaptureFixture
+    networks: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
-    draw, tried = networks.unet.forward, Counter[int]()
+    draw, tried = networks.unet.network.forward, Counter[int]()
 
     def little_room(images: Tensor, *args: Any, **kwargs: Any) -> Any:
         tried[len(images)] += 1
@@ -142,7 +143,7 @@ def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(
 
     asked = request(num_outputs=2, hires=None)
     wanted = pictures(networks, asked)
-    with mock.patch.object(networks.unet, "forward", little_room):
+    with mock.patch.object(networks.unet.network, "forward", little_room):
         drawn = pictures(networks, asked)
     assert tried == {4: 1, 1: 2 * 4}, "the batch is tried once, then no more"
     assert caplog.messages == ["Out of memory: the rest of this pass takes one row of the batch at a time."]
@@ -151,7 +152,7 @@ def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(
 
 
 def test_a_picture_that_cannot_be_decoded_at_once_is_decoded_in_tiles(
-    networks: Networks, caplog: pytest.LogCaptureFixture
+    networks: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     decode = networks.vae.network.decoder.forward
 
@@ -171,9 +172,9 @@ def test_a_picture_that_cannot_be_decoded_at_once_is_decoded_in_tiles(
     assert not networks.vae.network.use_tiling, "the next picture is decoded as a whole again"
 
 
-def test_what_does_not_fit_even_so_is_an_error_that_tells_a_size_that_fits(networks: Networks) -> None:
+def test_what_does_not_fit_even_so_is_an_error_that_tells_a_size_that_fits(networks: Model) -> None:
     room = mock.patch.object(memory, "room_left", return_value=networks.footprint.unet * 16 * 16 * 3)
-    short = mock.patch.object(networks.unet, "forward", side_effect=SHORT)
+    short = mock.patch.object(networks.unet.network, "forward", side_effect=SHORT)
     with room, short, pytest.raises(OutOfMemory, match=r"No memory left for 1 x 128x128, .*\. hires_scale=1.7 fits\."):
         pictures(networks, request(width=128, height=128))
     assert pictures(networks, request()), "the next prediction finds everything as it was"
@@ -204,9 +205,9 @@ def test_advice_where_nobody_knows_the_room() -> None:
     assert advice == "Use a smaller hires_scale or size than 256x128, or num_outputs=1."
 
 
-def test_other_errors_are_not_taken_for_missing_memory(networks: Networks) -> None:
+def test_other_errors_are_not_taken_for_missing_memory(networks: Model) -> None:
     with (
-        mock.patch.object(networks.unet, "forward", side_effect=RuntimeError("shapes differ")),
+        mock.patch.object(networks.unet.network, "forward", side_effect=RuntimeError("shapes differ")),
         pytest.raises(RuntimeError, match="shapes differ"),
     ):
         pictures(networks, request())

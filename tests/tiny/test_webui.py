@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.loader import Networks, load
+from pipelines.loader import load
 from pipelines.model import ModelFiles
 from script.parity import REFERENCE, Comparison, cases, compare
 
@@ -16,7 +16,7 @@ CASES = cases(REFERENCE) if PRESENT else {}
 @pytest.fixture(scope="module")
 def compared() -> Callable[[str], Comparison]:
     checkpoint = REFERENCE / "tiny_sd15.safetensors"
-    networks: Networks = load(ModelFiles(name="tiny_sd15", checkpoint=checkpoint, vae=None))
+    networks = load(ModelFiles(name="tiny_sd15", checkpoint=checkpoint, vae=None))
     return lambda name: compare(networks, REFERENCE, name, CASES[name])
 
 

@@ -16,6 +16,7 @@ from pipelines.errors import NonFiniteError
 from pipelines.noise import Noise
 from pipelines.samplers import ALGORITHMS, restart_levels
 from pipelines.schedules import karras, sigmas, timesteps
+from pipelines.sd1 import SD1
 
 SEEDS, SHAPE, CPU = (11, 12), (4, 8, 8), torch.device("cpu")
 Levels = Sequence[float]
@@ -23,6 +24,8 @@ Levels = Sequence[float]
 
 class Toy:
     """A smooth denoiser that mixes neighbours, treats images apart and notes what it was asked."""
+
+    noise = SD1.noise
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, float | None]] = []
@@ -42,7 +45,7 @@ def levels_of(name: str, steps: int, cut: int = 0) -> tuple[Levels, tuple[float,
     """The levels that a pass runs and the span of its whole schedule."""
     if SAMPLERS[name].timesteps:
         return timesteps(steps)[: cut or None], (1.0, 2.0)
-    whole = sigmas("Automatic", steps, SAMPLERS[name])
+    whole = sigmas(SD1.noise, "Automatic", steps, SAMPLERS[name])
     return whole[cut:], (whole[-2], whole[0])
 
 
@@ -161,7 +164,7 @@ def test_unipc_starts_a_part_of_the_schedule_at_its_own_time() -> None:
 
 def test_lcm_asks_at_distilled_timesteps() -> None:
     toy, noise = Toy(), Noise(SEEDS, SHAPE, device=CPU)
-    levels = sigmas("Automatic", 4, SAMPLERS["LCM"])
+    levels = sigmas(SD1.noise, "Automatic", 4, SAMPLERS["LCM"])
     list(ALGORITHMS["LCM"](toy, noise.initial(), levels, noise))
     assert toy.asked == list(zip(levels[:-1], [999, 679, 339, 19], strict=True))
 
@@ -177,7 +180,7 @@ def test_lcm_adds_the_next_noise_to_the_denoised_image() -> None:
 
 @pytest.mark.parametrize(("steps", "jumps", "length"), [(19, 0, 0), (20, 1, 9), (35, 1, 9), (36, 2, 9), (50, 2, 12)])
 def test_restart_goes_back_from_a_tenth_to_two(steps: int, jumps: int, length: int) -> None:
-    walked = restart_levels(sigmas("Karras", steps, SAMPLERS["Restart"]))
+    walked = restart_levels(sigmas(SD1.noise, "Karras", steps, SAMPLERS["Restart"]))
     assert len(walked) == steps
     back = [k for k, ((_, end), (start, _)) in enumerate(pairwise(walked)) if start > end]
     assert len(back) == jumps

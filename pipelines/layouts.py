@@ -1,0 +1,179 @@
+"""The two names of every layer: latent diffusion's (LDM), which single files have, and diffusers'.
+
+A layout is one table of pairs, read in both directions: loading, LoRA names, packing and exporting use the same one.
+A pair names a layer or a block; what follows in a tensor's name (`.weight`, `.transformer_blocks.0.attn1.to_q.weight`)
+is the same in both. Names come without the prefixes that tell a network apart from the others in its file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+
+Pair = tuple[str, str]
+"""(LDM's name, diffusers' name)"""
+
+LAYERS = 2
+"""Residual blocks on each level of the encoding half. The decoding half has one more."""
+
+RESNET = (
+    ("in_layers.0", "norm1"),
+    ("in_layers.2", "conv1"),
+    ("emb_layers.1", "time_emb_proj"),
+    ("out_layers.0", "norm2"),
+    ("out_layers.3", "conv2"),
+    ("skip_connection", "conv_shortcut"),
+)
+UNET_START = (
+    ("time_embed.0", "time_embedding.linear_1"),
+    ("time_embed.2", "time_embedding.linear_2"),
+    ("label_emb.0.0", "class_embedding.linear_1"),
+    ("label_emb.0.2", "class_embedding.linear_2"),
+    ("input_blocks.0.0", "conv_in"),
+)
+UNET_MIDDLE = (
+    ("middle_block.0", "mid_block.resnets.0"),
+    ("middle_block.1", "mid_block.attentions.0"),
+    ("middle_block.2", "mid_block.resnets.1"),
+)
+UNET_END = (("out.0", "conv_norm_out"), ("out.2", "conv_out"))
+HINT_BLOCKS = 6
+VAE_SAME = ("conv1", "conv2", "norm1", "norm2")
+VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
+VAE_ENDS = (
+    ("norm_out", "conv_norm_out"),
+    ("mid.block_1", "mid_block.resnets.0"),
+    ("mid.block_2", "mid_block.resnets.1"),
+)
+
+
+class Layout:
+    """The names of one network's layers in both layouts."""
+
+    def __init__(self, pairs: Iterable[Pair], convolutions: Iterable[str] = ()) -> None:
+        """`pairs` must be one to one. `convolutions` are the layers, by diffusers' names, whose weights LDM keeps as
+        1x1 convolutions (n, m, 1, 1) and diffusers as matrices (n, m)."""
+        self.pairs = tuple(pairs)
+        self._convolutions = {f"{layer}.weight" for layer in convolutions}
+        self._to_diffusers = dict(self.pairs)
+        self._to_ldm = {diffusers: ldm for ldm, diffusers in self.pairs}
+
+    def to_diffusers(self, name: str) -> str:
+        """Return diffusers' name of a layer or tensor that LDM calls `name`; an unknown name comes back as it is."""
+        return _translated(name, self._to_diffusers)
+
+    def to_ldm(self, name: str) -> str:
+        """Return LDM's name of a layer or tensor that diffusers calls `name`; an unknown name comes back as it is."""
+        return _translated(name, self._to_ldm)
+
+    def tensors_to_diffusers(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Return the tensors whose LDM names begin with `prefix`, by their diffusers names."""
+        made = {}
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                theirs = self.to_diffusers(name.removeprefix(prefix))
+                made[theirs] = tensor.flatten(1) if theirs in self._convolutions and tensor.dim() > 2 else tensor
+        return made
+
+    def tensors_to_ldm(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Return all tensors by their LDM names, each with `prefix` before it."""
+        made = {}
+        for name, tensor in tensors.items():
+            matrix = name in self._convolutions and tensor.dim() == 2
+            made[prefix + self.to_ldm(name)] = tensor[:, :, None, None] if matrix else tensor
+        return made
+
+
+def _translated(name: str, table: Mapping[str, str]) -> str:
+    """Replace the longest beginning of whole words that the table knows."""
+    end = len(name)
+    while end > 0:
+        if name[:end] in table:
+            return table[name[:end]] + name[end:]
+        end = name.rfind(".", 0, end)
+    return name
+
+
+def unet_layout(down_block_types: Sequence[str]) -> Layout:
+    """Return the names of a UNet with these levels, as diffusers' configurations list them."""
+    return Layout(_unet([kind.startswith("CrossAttn") for kind in down_block_types]))
+
+
+def control_layout(levels: int) -> Layout:
+    """Return the names of a ControlNet: a UNet's encoding half, what reads the map, and an output a block."""
+    return Layout(_control(levels))
+
+
+def vae_layout(levels: int) -> Layout:
+    """Return the names of an autoencoder. Its attention was made of 1x1 convolutions."""
+    matrices = [diffusers for _, diffusers in VAE_ATTENTION if diffusers != "group_norm"]
+    halves = [f"{half}.mid_block.attentions.0" for half in ("encoder", "decoder")]
+    return Layout(_vae(levels), [f"{half}.{matrix}" for half in halves for matrix in matrices])
+
+
+def _unet(attends: Sequence[bool]) -> Iterator[Pair]:
+    yield from _encoding_half(len(attends))
+    for block, level_attends in enumerate(reversed(attends)):
+        first = block * (LAYERS + 1)
+        for layer in range(LAYERS + 1):
+            yield from _resnet(f"output_blocks.{first + layer}.0", f"up_blocks.{block}.resnets.{layer}")
+            if level_attends:
+                yield f"output_blocks.{first + layer}.1", f"up_blocks.{block}.attentions.{layer}"
+        # the last layer of a level also enlarges, after its attention if it has one
+        place = 2 if level_attends else 1
+        yield f"output_blocks.{first + LAYERS}.{place}.conv", f"up_blocks.{block}.upsamplers.0.conv"
+    yield from UNET_END
+
+
+def _encoding_half(levels: int) -> Iterator[Pair]:
+    yield from UNET_START
+    for level in range(levels):
+        first = 1 + level * (LAYERS + 1)
+        for layer in range(LAYERS):
+            yield from _resnet(f"input_blocks.{first + layer}.0", f"down_blocks.{level}.resnets.{layer}")
+            yield f"input_blocks.{first + layer}.1", f"down_blocks.{level}.attentions.{layer}"
+        yield f"input_blocks.{first + LAYERS}.0.op", f"down_blocks.{level}.downsamplers.0.conv"
+    for ldm, diffusers in UNET_MIDDLE:
+        if "resnets" in diffusers:
+            yield from _resnet(ldm, diffusers)
+        else:
+            yield ldm, diffusers
+
+
+def _resnet(ldm: str, diffusers: str) -> Iterator[Pair]:
+    for inside, theirs in RESNET:
+        yield f"{ldm}.{inside}", f"{diffusers}.{theirs}"
+
+
+def _control(levels: int) -> Iterator[Pair]:
+    yield from _encoding_half(levels)
+    yield "input_hint_block.0", "controlnet_cond_embedding.conv_in"
+    for block in range(HINT_BLOCKS):
+        yield f"input_hint_block.{2 * block + 2}", f"controlnet_cond_embedding.blocks.{block}"
+    yield f"input_hint_block.{2 * HINT_BLOCKS + 2}", "controlnet_cond_embedding.conv_out"
+    for block in range(levels * (LAYERS + 1)):
+        yield f"zero_convs.{block}.0", f"controlnet_down_blocks.{block}"
+    yield "middle_block_out.0", "controlnet_mid_block"
+
+
+def _vae(levels: int) -> Iterator[Pair]:
+    for half in ("encoder", "decoder"):
+        for ldm, diffusers in VAE_ENDS:
+            yield f"{half}.{ldm}", f"{half}.{diffusers}"
+        for ldm, diffusers in VAE_ATTENTION:
+            yield f"{half}.mid.attn_1.{ldm}", f"{half}.mid_block.attentions.0.{diffusers}"
+    for level in range(levels):
+        up = levels - 1 - level  # LDM counts the decoder's levels from the largest picture, diffusers from the smallest
+        yield from _vae_level(f"encoder.down.{level}", f"encoder.down_blocks.{level}", LAYERS)
+        yield from _vae_level(f"decoder.up.{up}", f"decoder.up_blocks.{level}", LAYERS + 1)
+        yield f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv"
+        yield f"decoder.up.{up}.upsample.conv", f"decoder.up_blocks.{level}.upsamplers.0.conv"
+
+
+def _vae_level(ldm: str, diffusers: str, layers: int) -> Iterator[Pair]:
+    for layer in range(layers):
+        yield f"{ldm}.block.{layer}.nin_shortcut", f"{diffusers}.resnets.{layer}.conv_shortcut"
+        for inside in VAE_SAME:
+            yield f"{ldm}.block.{layer}.{inside}", f"{diffusers}.resnets.{layer}.{inside}"

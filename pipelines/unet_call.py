@@ -1,0 +1,86 @@
+"""A call of the UNet as one value, from the denoiser down to the CUDA graphs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the UNet is told about every row of a batch beside the picture and the time."""
+
+    tokens: Tensor
+    """(rows, n, width), for cross-attention."""
+    vector: Tensor | None = None
+    """(rows, k), added to the embedding of the time; None in families that have no such input."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.tokens)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        """Return the condition with both tensors changed; the change must treat rows alike."""
+        return Condition(change(self.tokens), None if self.vector is None else change(self.vector))
+
+    @staticmethod
+    def cat(parts: Sequence["Condition"]) -> "Condition":
+        """Join the rows of conditions that have equally many tokens."""
+        vectors = [part.vector for part in parts if part.vector is not None]
+        return Condition(torch.cat([part.tokens for part in parts]), torch.cat(vectors) if vectors else None)
+
+
+@dataclass(frozen=True)
+class UNetCall:
+    """What a UNet is called with. It returns its output (rows, 4, h, w)."""
+
+    images: Tensor
+    """(rows, channels, h, w)"""
+    time: Tensor
+    """(), the timestep of all rows"""
+    condition: Condition
+    residuals: tuple[Tensor, ...] = ()
+    """What ControlNets add to the levels' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """All tensors but the residuals, in a fixed order."""
+        vector = self.condition.vector
+        return (self.images, self.time, self.condition.tokens, *(() if vector is None else (vector,)))
+
+    def clone(self) -> "UNetCall":
+        """Return a call without residuals whose tensors are copies."""
+        return UNetCall(self.images.clone(), self.time.clone(), self.condition.map(torch.clone))
+
+    def split(self, rows: int) -> Iterator["UNetCall"]:
+        """Cut a call without residuals into calls of at most so many rows."""
+        for start in range(0, len(self.images), rows):
+            part = itemgetter(slice(start, start + rows))
+            yield UNetCall(part(self.images), self.time, self.condition.map(part))
+
+    def compute(self, network: Callable[..., tuple[Tensor]]) -> Tensor:
+        """Call a network that takes the arguments of diffusers' UNet; return its output (rows, 4, h, w)."""
+        options: dict[str, Any] = {}
+        if self.condition.vector is not None:
+            options["class_labels"] = self.condition.vector
+        if self.residuals:
+            *down, middle = self.residuals
+            options |= {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+        tokens = self.condition.tokens
+        return network(self.images, self.time, encoder_hidden_states=tokens, return_dict=False, **options)[0]
+
+
+class UNet:
+    """A UNet of diffusers. Subclasses compute the same in another way, over the same weights."""
+
+    def __init__(self, network: UNet2DConditionModel) -> None:
+        """`network` has the weights and settings that all ways of computing share."""
+        self.network = network
+
+    def __call__(self, call: UNetCall) -> Tensor:
+        """Return the network's output (rows, 4, h, w)."""
+        return call.compute(self.network)

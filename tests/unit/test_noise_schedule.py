@@ -1,0 +1,83 @@
+"""A model's noise levels against WebUI's own tables, and how they are found by timestep and by level."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.catalog import SAMPLERS
+from pipelines.noise_schedule import NoiseSchedule
+from pipelines.schedules import sigmas
+from pipelines.sd1 import SD1
+
+NOISE = SD1.noise
+TABLES = Path(__file__).parents[3] / "shared" / "webui_reference_families" / "sigma_tables.json"
+AT = (0, 1, 100, 250, 499, 500, 750, 900, 990, 997, 998, 999)
+"""The timesteps of which WebUI's tables tell the level and the alpha."""
+
+
+def test_the_levels_of_stable_diffusion_1() -> None:
+    assert len(NOISE.sigmas) == len(NOISE.alphas) == 1000
+    assert (NOISE.sigmas[0], NOISE.sigmas[-1]) == pytest.approx((0.02916753, 14.614642), rel=1e-6)
+    assert ((1 - NOISE.alphas[500]) / NOISE.alphas[500]) ** 0.5 == pytest.approx(NOISE.sigmas[500], rel=1e-6)
+
+
+def test_zero_terminal_snr_has_webuis_levels() -> None:
+    rescaled = NOISE.zero_terminal_snr()
+    expected = {0: 0.02916753478348255, 500: 1.77455735206604, 998: 2254.2353515625, 999: 4518.763671875}
+    assert {t: rescaled.sigmas[t] for t in expected} == pytest.approx(expected, rel=1e-7)
+    assert rescaled.alphas[-1] == pytest.approx(4.8973451890853435e-08, rel=1e-6)
+    assert rescaled.aligned == NOISE.aligned, "Align Your Steps keeps its levels"
+
+
+@pytest.mark.skipif(not TABLES.exists(), reason="WebUI's reference tables are not here")
+def test_all_of_webuis_tables() -> None:
+    found = 0
+    for name, expected in json.loads(TABLES.read_text()).items():
+        family, *options, what = name.split("|")
+        noise = NOISE.zero_terminal_snr() if "ztsnr" in options else NOISE
+        if family != "sd1":
+            continue
+        found += 1
+        if what == "model":
+            assert [noise.sigmas[t] for t in AT] == pytest.approx(expected, rel=1e-7), name
+        elif what == "alphas_cumprod":
+            assert [noise.alphas[t] for t in AT] == pytest.approx(expected, rel=1e-7), name
+        else:
+            assert sigmas(noise, options[-1], int(what), SAMPLERS["Euler"]) == pytest.approx(expected, rel=1e-6), name
+    assert found > 40
+
+
+@given(st.integers(0, 998), st.floats(0, 1))
+def test_timesteps_are_linear_in_log_sigma(t: int, share: float) -> None:
+    between = math.exp((1 - share) * math.log(NOISE.sigmas[t]) + share * math.log(NOISE.sigmas[t + 1]))
+    assert NOISE.t_of(between) == pytest.approx(t + share, abs=1e-3)
+
+
+def test_levels_beyond_the_table_have_its_ends() -> None:
+    assert (NOISE.t_of(1e-6), NOISE.t_of(1e6)) == (0, 999)
+
+
+def test_the_level_of_a_timestep_is_the_nearest_entry() -> None:
+    assert [NOISE.sigma_of(t) for t in (0, 499.6, 999)] == [NOISE.sigmas[t] for t in (0, 500, 999)]
+
+
+@given(st.floats(1e-3, 30))
+def test_the_nearest_timestep(sigma: float) -> None:
+    assert NOISE.nearest(sigma) == min(range(1000), key=lambda t: abs(NOISE.sigmas[t] - sigma))
+
+
+def test_of_two_timesteps_that_are_equally_near_the_lower_one_counts() -> None:
+    even = replace(NOISE, alphas=(0.5, 0.1))  # sigmas 1 and 3
+    assert [even.nearest(sigma) for sigma in (0.1, 1.9, 2.0, 2.1, 9.0)] == [0, 0, 0, 1, 1]
+
+
+def test_another_table_makes_another_schedule() -> None:
+    noise = NoiseSchedule((0.9, 0.5, 0.1))
+    assert noise.sigmas == pytest.approx((1 / 3, 1, 3), rel=1e-6)
+    assert noise.t_of(math.sqrt(3)) == pytest.approx(1.5, abs=1e-6)
+    assert sigmas(noise, "Uniform", 3, SAMPLERS["Euler"]) == pytest.approx([3, 1, 1 / 3, 0], rel=1e-6)
