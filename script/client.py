@@ -53,9 +53,14 @@ def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
     return inputs
 
 
+def embedded_model() -> bool:
+    """Whether the environment names no model, so that the server loads the small embedded one."""
+    return not (os.environ.get("COG_WEIGHTS") or os.environ.get("PASTEL_MODEL"))
+
+
 def with_best(inputs: Json) -> Json:
     """The inputs, over those at which the embedded model is at its best where that is the model in use."""
-    if os.environ.get("COG_WEIGHTS") or os.environ.get("PASTEL_MODEL") or inputs.get("generation_data"):
+    if not embedded_model() or inputs.get("generation_data"):
         return inputs
     missing = {name: value for name, value in BEST.items() if name not in inputs}
     for name, value in missing.items():
