@@ -19,7 +19,7 @@ from bench import report
 
 PIECE = 16 << 20
 PEERS = Path(__file__).resolve().parent.parent / ".venv" / "peers"
-"""Packages that only those have with whom we compare."""
+"""Packages that only script/bench uses."""
 
 
 class Laps:
@@ -69,8 +69,8 @@ def ours(file: Path, laps: Laps, half: bool) -> None:
 
 def diffusers(file: Path, laps: Laps, half: bool, accelerate: bool = True) -> None:
     """What a plain program does: from_single_file, with its configuration at hand."""
-    if accelerate:
-        sys.path.append(str(PEERS))
+    if not accelerate:
+        sys.modules["accelerate"] = None  # type: ignore[assignment]  # Python then says that it is not installed
     import torch
     from diffusers import StableDiffusionPipeline
 

@@ -116,10 +116,11 @@ class CogClient:
 
 
 class CogServer(CogClient):
-    """A server on a free port of this machine, from `with` to its end. `log` is given each line that it writes."""
+    """A server on this machine, from `with` to its end. `log` is given each line that it writes."""
 
-    def __init__(self, environment: Mapping[str, str], log: Callable[[str], None]) -> None:
-        port = free_port()
+    def __init__(self, environment: Mapping[str, str], log: Callable[[str], None], port: int | None = None) -> None:
+        """Listen at `port`, or at any free one. Raises ServerError: the port is taken."""
+        port = free_port(port or 0)
         super().__init__(f"http://{HOST}:{port}")
         self.lines: deque[str] = deque(maxlen=200)
         self._log = log
@@ -166,9 +167,15 @@ class CogServer(CogClient):
             self._log(line)
 
 
-def free_port() -> int:
+def free_port(wanted: int = 0) -> int:
+    """The port that is wanted, or any free one for 0. Raises ServerError: it is taken, or not for us to use."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+        try:
+            probe.bind((HOST, wanted))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "ports go from 1 to 65535"
+            raise ServerError(f"port {wanted} cannot be used: {reason}. Choose another with --port.") from error
         return int(probe.getsockname()[1])
 
 

@@ -9,16 +9,25 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from packaging.markers import Marker
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".venv" / "tools"
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-upscalers.txt")
 LOCK, CUDA_LOCK = ROOT / "requirements.lock", ROOT / "requirements-cuda.lock"
+CONTAINER_LOCK = ROOT / "requirements-container.lock"
 ELSEWHERE = {"torch": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
 """Builds that PyPI does not have: torch 2.13.0+cpu for Python 3.11 on Linux, x86_64, as it was first met."""
 HEADERS = {
     LOCK: "Hashes of every package in requirements*.txt; script/setup installs nothing else. Made by script/lock.",
     CUDA_LOCK: "What the CUDA build of torch needs beside requirements.lock, on Linux. Made by script/lock.",
+    CONTAINER_LOCK: "What cog.yaml installs. docs/container.md says why a space is before each ==. By script/lock.",
 }
+BY_COG = {"cog", "coglet"}
+"""Cog strikes these out of the requirements and installs them itself."""
+PLATFORM = {"python_full_version": "3.11.0", "sys_platform": "linux", "platform_machine": "x86_64"}
+"""The container, in the terms of environment markers."""
 
 
 def compiled(requirements: str, *options: str) -> dict[str, str]:
@@ -26,11 +35,41 @@ def compiled(requirements: str, *options: str) -> dict[str, str]:
     command = [str(TOOLS / "bin" / "uv"), "pip", "compile", "-", "--generate-hashes", "--universal"]
     command += ["--python-version", "3.11", "--no-annotate", "--no-header", "--quiet", *options]
     text = subprocess.run(command, input=requirements, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    return {entry.partition("==")[0]: entry for entry in re.split(r"\n(?=\S)", text.strip())}
+    return read_entries(text)
+
+
+def read_entries(text: str) -> dict[str, str]:
+    """The entries of a lock file, or of uv's output, by package name."""
+    entries = [entry for entry in re.split(r"\n(?=\S)", text.strip()) if not entry.startswith("#")]
+    return {entry.partition("==")[0]: entry for entry in entries}
 
 
 def with_hashes(entry: str, more: Iterable[str]) -> str:
     return entry + "".join(f" \\\n    --hash=sha256:{each}" for each in more)
+
+
+def container_entries(ours: dict[str, str], cuda: dict[str, str]) -> dict[str, str]:
+    """Lock entries for the container: the packages of requirements.txt and what torch's CUDA build needs.
+
+    Cog drops the hashes of a line that reads `name==version` and copies one that reads `name ==version` as it is.
+    """
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    chosen = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line} - BY_COG
+    entries = {name: ours[name] for name in chosen} | {name: entry for name, entry in cuda.items() if applies(entry)}
+    return {name: with_space(entry) for name, entry in entries.items()}
+
+
+def with_space(entry: str) -> str:
+    """The entry as `name ==version` without marker, and without the hashes of builds that PyPI does not have."""
+    name, version = entry.split()[0].split("==")
+    hashes = re.findall(r"--hash=sha256:(\S+)", entry)
+    return with_hashes(f"{name} =={version}", [each for each in hashes if each not in ELSEWHERE.get(name, [])])
+
+
+def applies(entry: str) -> bool:
+    """Whether the container's platform needs this package of the CUDA lock."""
+    marker = re.match(r"\S+ ; (.+) \\\n", entry)
+    return marker is None or Marker(marker[1]).evaluate(PLATFORM)
 
 
 def write(path: Path, entries: dict[str, str]) -> None:
@@ -49,7 +88,9 @@ def main() -> None:
     ours |= {name: with_hashes(ours[name], hashes) for name, hashes in ELSEWHERE.items()}
     write(LOCK, ours)
     torch = compiled(next(line for line in pins.splitlines() if line.startswith("torch==")))
-    write(CUDA_LOCK, {name: entry for name, entry in torch.items() if name not in ours})
+    cuda = {name: entry for name, entry in torch.items() if name not in ours}
+    write(CUDA_LOCK, cuda)
+    write(CONTAINER_LOCK, container_entries(ours, cuda))
 
 
 if __name__ == "__main__":

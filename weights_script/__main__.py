@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipelines.errors import ModelError
@@ -23,15 +23,27 @@ def show(entries: dict[str, Entry], options: argparse.Namespace) -> int:
         state = here if present(entry, options.cache) else "not here"
         size = amount(entry.size) if entry.size else ""
         print(f"{entry.name:24} {entry.kind:15} {size:>8}  {state:12} {entry.licence.name}")
+    print("".join(f"\n{line}" for line in licence_notes(entries.values())))
     return 0
 
 
 def fetch(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     """The named entries and the VAEs that belong to them."""
-    for entry in (_entry(entries, name) for name in options.names):
+    chosen = [_entry(entries, name) for name in options.names]
+    for line in licence_notes(chosen):
+        logging.warning(line)
+    for entry in chosen:
         for each in filter(None, (entry, entries.get(entry.vae))):
             print(ensure(each, options.cache))
     return 0
+
+
+def licence_notes(entries: Iterable[Entry]) -> list[str]:
+    """One line for each note on a licence: the entries that it is about, and the note."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(entry.licence.note, []).append(entry.name)
+    return [f"Licence of {', '.join(about)}: {note}" for note, about in names.items() if note]
 
 
 def verify(entries: dict[str, Entry], options: argparse.Namespace) -> int:

@@ -30,6 +30,8 @@ class Licence:
 
     name: str
     url: str
+    note: str = ""
+    """What its user must know beside the licence's own text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Entry:
 
 
 SOURCE_FIELDS: dict[str, type] = {"repo": str, "revision": str, "file": str, "files": list, "url": str, "path": str}
-LICENCE_FIELDS: dict[str, type] = {"name": str, "url": str}
+LICENCE_FIELDS: dict[str, type] = {"name": str, "url": str, "note": str}
 ENTRY_FIELDS: dict[str, type] = {
     "kind": str,
     "format": str,

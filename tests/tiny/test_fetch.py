@@ -566,6 +566,23 @@ def test_command_line(
     assert "Known are some-model" in capsys.readouterr().err
 
 
+def test_a_licences_note_is_said_by_list_and_fetch(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.script["/good"] = [GOOD]
+    plain = entry(at(server, "/good"))
+    noted = replace(plain, licence=replace(plain.licence, note="Ask the author first."))
+    monkeypatch.setattr(command_line, "load_manifest", lambda: {"some-model": noted, "other-model": plain})
+    assert run(monkeypatch, tmp_path, "list") == 0
+    assert "Licence of some-model: Ask the author first.\n" in capsys.readouterr().out
+    assert run(monkeypatch, tmp_path, "fetch", "some-model") == 0
+    assert caplog.messages.count("Licence of some-model: Ask the author first.") == 1
+
+
 def test_clean_leaves_what_a_fetch_recorded(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

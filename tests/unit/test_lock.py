@@ -1,13 +1,12 @@
 """The lock files hold exactly what the requirements ask for: names, versions, hashes, and no address of any index."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-upscalers.txt")
-LOCKS = ("requirements.lock", "requirements-cuda.lock")
+from script.lock import CONTAINER_LOCK, CUDA_LOCK, LOCK, REQUIREMENTS, ROOT, container_entries, read_entries
+
+LOCKS = tuple(path.name for path in (LOCK, CUDA_LOCK, CONTAINER_LOCK))
 
 
 def pins(name: str) -> dict[str, str]:
@@ -25,6 +24,22 @@ def test_the_cuda_lock_has_only_what_torch_brings_along() -> None:
     extra = pins("requirements-cuda.lock")
     assert "nvidia-cudnn-cu13" in extra
     assert not extra.keys() & pins("requirements.lock").keys()
+
+
+def test_the_container_installs_the_locked_builds() -> None:
+    ours, cuda = (read_entries(path.read_text()) for path in (LOCK, CUDA_LOCK))
+    written = "\n".join(entry for _, entry in sorted(container_entries(ours, cuda).items()))
+    assert CONTAINER_LOCK.read_text().partition("\n")[2] == written + "\n", "run script/lock"
+
+
+def test_cog_copies_every_line_of_the_containers_lock_as_it_is() -> None:
+    """Cog's rules, from its Go source: pkg/requirements/requirements.go and pkg/config/config.go."""
+    lines = CONTAINER_LOCK.read_text().partition("\n")[2].replace("\\\n", "").splitlines()
+    rewritten = re.compile(r"[a-zA-Z0-9\-_]+==[^ ]+|--find-links=\S+|-f\s+\S+|--extra-index-url=\S+")
+    assert [line for line in lines if rewritten.search(line) or "#" in line] == []
+    versions = {re.match(r"[\w.-]+", line)[0]: re.search(r"[<>=!~]=?\s*([^\s,;|]+)", line)[1] for line in lines}
+    assert versions["torch"] == pins("requirements.txt")["torch"], "Cog chooses the base image by it"
+    assert not versions.keys() & {"cog", "coglet"}, "Cog strikes them out with a warning"
 
 
 @pytest.mark.parametrize("name", LOCKS)

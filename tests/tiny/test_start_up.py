@@ -1,0 +1,22 @@
+"""What a start imports, in a process of its own: modules are imported once in each."""
+
+import subprocess
+import sys
+
+from script.schema import ROOT
+
+PROGRAM = """
+import sys
+import predict, pipelines.control, pipelines.highres, pipelines.latent_upscaler, pipelines.loader, pipelines.safety
+print([name for name in sys.modules if name.startswith("accelerate.")])
+del sys.modules["accelerate"]
+import accelerate
+print(accelerate.__version__)
+"""
+
+
+def test_a_start_leaves_accelerate_alone_and_code_that_needs_it_can_have_it() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
+    early, version = done.stdout.splitlines()
+    assert early == "[]"
+    assert f"accelerate=={version}  #" in (ROOT / "requirements.txt").read_text(encoding="utf-8")
