@@ -15,6 +15,7 @@ import sys
 import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ CONSTRAINTS = {
 NAMED = ("default", "description", "choices")
 """Arguments of Input() for which Cog looks up a module constant."""
 Assignment = ast.Assign | ast.AnnAssign
+Node = ast.expr | ast.stmt | ast.keyword | ast.arg
+"""What has a place in the text."""
 
 
 class SchemaError(Exception):
@@ -70,8 +73,17 @@ class Source:
     text: str
     module: ast.Module
 
-    def segment(self, node: ast.AST) -> str:
-        return ast.get_source_segment(self.text, node) or ""
+    @cached_property
+    def lines(self) -> list[bytes]:
+        return self.text.encode().splitlines(keepends=True)
+
+    def segment(self, node: Node) -> str:
+        """The node's text. `ast.get_source_segment` splits the whole file again for each node, which takes seconds."""
+        last = node.end_lineno or node.lineno
+        lines = self.lines[node.lineno - 1 : last]
+        lines[-1] = lines[-1][: node.end_col_offset]  # in bytes; first, as both may be cut from one line
+        lines[0] = lines[0][node.col_offset :]
+        return b"".join(lines).decode()
 
     def value(self, keyword: ast.keyword) -> Any:
         """The literal of an argument, or the module constant that it names where Cog looks names up."""
@@ -83,13 +95,13 @@ class Source:
             return list(self.constant(keys_of[1], keyword))
         return self.literal(keyword)
 
-    def constant(self, name: str, user: ast.AST) -> Any:
+    def constant(self, name: str, user: Node) -> Any:
         for statement in reversed(self.module.body):
             if isinstance(statement, Assignment) and name in map(self.segment, targets(statement)):
                 return self.literal(statement)
         raise self.refusal(user, f"{name} is no constant of this file, the only one that Cog reads")
 
-    def joined(self, node: ast.BinOp, user: ast.AST) -> list[Any]:
+    def joined(self, node: ast.BinOp, user: Node) -> list[Any]:
         """`FIRST + SECOND`: two module constants that are lists."""
         if (
             not isinstance(node.op, ast.Add)
@@ -114,7 +126,7 @@ class Source:
         except ValueError:
             raise self.refusal(node, "Cog reads literals only") from None
 
-    def refusal(self, node: ast.AST, fix: str) -> SchemaError:
+    def refusal(self, node: Node, fix: str) -> SchemaError:
         shown = " ".join(self.segment(node).split())[:60]
         return SchemaError(f"line {getattr(node, 'lineno', '?')}: {shown}: {fix}")
 

@@ -74,6 +74,6 @@ def test_freeu_is_diffusers_and_off_again_after_it(networks: Model, prompts: Pro
         with_freeu = predicted(networks, prompts, noisy, 7, 0)
     networks.unet.network.enable_freeu(b1=1.5, b2=1.6, s1=0.9, s2=0.2)
     expected = predicted(networks, prompts, noisy, 7, 0)
-    assert torch.equal(with_freeu, expected)
-    assert not torch.equal(plain, expected)
+    assert torch.allclose(with_freeu, expected, atol=1e-5)  # two runs of WebUI differ by 2e-5
+    assert not torch.allclose(plain, expected, atol=1e-2)
     assert (picture(networks) == before).all()

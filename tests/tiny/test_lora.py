@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from tests import adapters
 from tests.adapters import CONV, LINEAR, TEXT, extras, kohya, use, write
+from tests.alike import alike
 from weights_script.resolve import ResolvedModel
 
 
@@ -70,7 +72,8 @@ def weights(networks: Model) -> dict[str, Tensor]:
 def test_a_picture_is_the_same_before_and_after_one_with_a_lora(clean: Model, file: ExtraFile) -> None:
     before = draw(clean, asked("a boat"))
     changed = draw(clean, asked("a boat <lora:some:2>", extras(file)))
-    assert not np.array_equal(changed, before)
+    assert not alike(changed, before)
+    # To the last bit, as what was merged is undone by the bytes of before, and the same code draws.
     assert np.array_equal(draw(clean, asked("a boat")), before)
     assert np.array_equal(draw(clean, asked("a boat <lyco:some:te=2>", extras(file))), changed)
     assert np.array_equal(draw(clean, asked("a boat <lora:some:0>", extras(file))), before)
@@ -118,8 +121,8 @@ def test_the_hires_pass_has_the_loras_of_its_own_prompt(clean: Model, file: Extr
     other_draft, _, first_alone = pictures("a boat <lora:some:2>", "a boat")
     *_, both = pictures("a boat <lora:some:2>", "")
     assert np.array_equal(draft, same_draft)
-    assert not np.array_equal(draft, other_draft)
-    assert len({picture.tobytes() for picture in (plain, hires_alone, first_alone, both)}) == 4
+    assert not alike(draft, other_draft)
+    assert not any(alike(*pair) for pair in combinations((plain, hires_alone, first_alone, both), 2))
 
 
 def test_several_add_up_and_multipliers_count(clean: Model, tmp_path: Path) -> None:
@@ -132,11 +135,11 @@ def test_several_add_up_and_multipliers_count(clean: Model, tmp_path: Path) -> N
         for seed, factor in enumerate(factors):
             up, down = adapters.parts(expected.shape, seed)
             expected += (up.flatten(1) @ down.flatten(1)).reshape(expected.shape) * (1 / adapters.RANK) * factor
-        assert torch.allclose(after[name], expected, atol=1e-6)
+        assert torch.allclose(after[name], expected, atol=5e-6)  # sums of values up to 10: a few ulps of 1e-6
     clean.adapters.apply([use(files[0], rank=1)])
     up, down = adapters.parts(before[LINEAR].shape, 0)
     expected = before[LINEAR] + up[:, :1] @ down[:1] / adapters.RANK
-    assert torch.allclose(weights(clean)[LINEAR], expected, atol=1e-6)
+    assert torch.allclose(weights(clean)[LINEAR], expected, atol=5e-6)
 
 
 def test_the_same_set_stays_merged_and_a_changed_file_does_not(
@@ -187,7 +190,7 @@ def test_names_of_other_programs(clean: Model, tmp_path: Path, names: Callable[[
     clean.adapters.apply([use(write(tmp_path / "other.safetensors", tensors))])
     for name in (LINEAR, TEXT):
         up, down = adapters.parts(before[name].shape)
-        assert torch.allclose(weights(clean)[name], before[name] + up @ down, atol=1e-6)
+        assert torch.allclose(weights(clean)[name], before[name] + up @ down, atol=5e-6)
 
 
 def random(*shape: int) -> Tensor:
@@ -197,15 +200,15 @@ def random(*shape: int) -> Tensor:
 def test_loha_lokr_and_cores_are_what_their_papers_say() -> None:
     a, b, c, d = random(6, 2), random(2, 8), random(6, 2), random(2, 8)
     loha = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d, "alpha": torch.tensor(4.0)}
-    assert torch.allclose(change(loha, torch.Size((6, 8)), None), (a @ b) * (c @ d) * 2)
+    assert torch.allclose(change(loha, torch.Size((6, 8)), None), (a @ b) * (c @ d) * 2, atol=5e-6)
     first, second = random(2, 4), random(3, 2, 3, 3)
     whole = torch.einsum("ab,cdkl->acbdkl", first, second).reshape(6, 8, 3, 3)
     lokr = {"lokr_w1": first, "lokr_w2": second, "alpha": torch.tensor(4.0)}
-    assert torch.allclose(change(lokr, whole.shape, None), whole), "alpha counts for what has a rank"
+    assert torch.allclose(change(lokr, whole.shape, None), whole, atol=5e-6), "alpha counts for what has a rank"
     w2_a, w2_b = random(3, 2), random(2, 2 * 9)
     lokr = {"lokr_w1": first, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b, "alpha": torch.tensor(4.0)}
     whole = torch.kron(first[..., None, None], (w2_a @ w2_b).reshape(3, 2, 3, 3))
-    assert torch.allclose(change(lokr, whole.shape, None), whole * 2, atol=1e-6)
+    assert torch.allclose(change(lokr, whole.shape, None), whole * 2, atol=5e-6)
     up, core, down, x = random(6, 2, 1, 1), random(2, 2, 3, 3), random(2, 8, 1, 1), random(1, 8, 5, 5)
     conv = torch.nn.functional.conv2d
     weight = change(

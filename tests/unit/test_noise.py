@@ -91,7 +91,10 @@ def test_an_image_is_the_same_alone_and_in_a_batch(source: str) -> None:
     for k, seed in enumerate(seeds):
         alone = Noise([seed], SHAPE, source=source, device=CPU, ensd=31337, span=(0.03, 14.6))
         again = [alone.initial(), *(alone.draw() for _ in range(12)), alone.brownian(14.6, 3.0)]
-        assert all(torch.equal(one[0], many[k]) for one, many in zip(again, drawn, strict=True))
+        for one, many in zip(again, drawn, strict=True):
+            # The ends of a vector go through other functions than its middle: an ulp of a value up to 8 is 5e-7.
+            torch.testing.assert_close(one[0], many[k], atol=1e-6, rtol=0)
+            assert not torch.allclose(one[0], many[0 if k == 2 else 2], atol=1e-2)
 
 
 def test_the_upper_half_of_a_seed_counts() -> None:
