@@ -342,7 +342,7 @@ class Predictor(BasePredictor):
             print("".join(f"Not honoured: {obstacle.text}\n" for obstacle in found), end="")
             asked = drop_unsupported(asked, found, asked["strict"])
         request = request_from(asked, count, pictures, extras)
-        print("".join(f"{line}\n" for line in unused_inputs(asked.chosen, request)), end="")
+        print("".join(f"{line}\n" for line in unused_inputs(asked, request)), end="")
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
