@@ -14,9 +14,7 @@ from script.schema import COMMITTED, ROOT
 from weights_script.manifest import load_manifest
 
 PUBLISHED = json.loads((ROOT / "tests" / "data" / "published_schema.json").read_text(encoding="utf-8"))
-OLD_DEFAULTS = {
-    name: field["default"] for name, field in inputs(PUBLISHED).items() if field.get("default") is not None
-}
+OLD_DEFAULTS = {name: field["default"] for name, field in inputs(PUBLISHED).items() if field.get("default") is not None}
 """What a client of 0.1.0 sends that fills every input with its default."""
 
 
