@@ -358,7 +358,7 @@ class Predictor(BasePredictor):
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked["strict"])
         request = request_from(asked, count, pictures, extras)
-        say("\n".join(unused_inputs(asked.chosen, request)))
+        say("\n".join(unused_inputs(asked, request)))
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:

@@ -4,7 +4,7 @@ What the form says wins over generation data, and generation data over the model
 picture: what it does not say is then as WebUI would have it, and not as the model would.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -259,9 +259,9 @@ _OF_MASK = frozenset(row.name for row in rows(MaskSettings).values())
 _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 
-def unused_inputs(chosen: Iterable[str], request: GenerationRequest) -> Iterator[str]:
-    """Of the settings that the form says, those that do nothing in this request: a line for the log on each kind."""
-    image, hires, said = request.image, request.hires, list(chosen)
+def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Of what the form says, that which does nothing in this request: a line for the log on each kind."""
+    image, hires, said = request.image, request.hires, sorted(asked.chosen)
     for names, there, what in (
         ({"resize_mode"}, image, "an image"),
         (_OF_MASK, image and image.mask, "a mask or outpainting"),
@@ -275,6 +275,10 @@ def unused_inputs(chosen: Iterable[str], request: GenerationRequest) -> Iterator
     for name, file in request.extras.embeddings.items():
         if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
             yield f"No prompt says {name}, so {file.origin} does nothing."
+    used = hires.upscaler_file if hires else None
+    for path in dict.fromkeys(asked.upscalers.values()):
+        if path != used:
+            yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:

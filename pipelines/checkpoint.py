@@ -59,7 +59,7 @@ class Kind:
 CHECKPOINT = Kind("a Stable Diffusion checkpoint", r"^model\.diffusion_model\.", "")
 VAE_FILE = Kind("a VAE", r"^(decoder|encoder)\.conv_in\.", "Name it with PASTEL_VAE, beside a checkpoint.")
 UPSCALER = Kind(
-    "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Give it as hires_upscaler_file."
+    "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Send it with a request, in files."
 )
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),

@@ -1,6 +1,6 @@
 """What somebody asks for: the form's inputs, files still unopened, and the settings that come of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.errors import InvalidInput
 from pipelines.request import SETTINGS
 from pipelines.settings import Values
-from pipelines.sizes import Size
+from pipelines.sizes import SIDE_MIN, Size
 
 OWN_ASPECT = "model's own"
 ASPECT_RATIOS: Mapping[str, tuple[int, int]] = {
@@ -24,6 +24,8 @@ ON, OFF, AUTOMATIC = "On", "Off", "Automatic"
 """Choices of highres_fix."""
 SIDE_STEP = 64
 """Pixels that sides of an aspect ratio are a multiple of: networks are fastest there."""
+SMALL_SIDE, SMALL_STEP = 256, 16
+"""A model for pictures below this side takes a smaller step: 64 would turn 3:4 into a square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,21 @@ class Inputs:
 def filled_in(**inputs: Any) -> dict[str, Any]:
     """The settings that are not empty, in their own types. Raises InvalidInput for a text that cannot be read.
 
+    A text of spaces alone is filled in, and says nothing: a space as the negative prompt leaves the model's own out.
     Sliders send 7.0 for 7, and generation data shows whole numbers without a fraction.
     """
     values = {name: value for name, value in inputs.items() if value is not None and value != ""}
     if isinstance(values.get("outpaint"), str):
         values["outpaint"] = _outpaint(values["outpaint"])
-    return {name: _whole(value) for name, value in values.items()}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def checked_files(sent: Sequence[Path], field: str) -> Sequence[Path]:
+    """The files that an input brought. Raises InvalidInput for a text that Cog took for no address."""
+    for each in sent:
+        if not isinstance(each, Path):
+            raise InvalidInput(field, each, "must be a file", "Send a data, http or https URL.")
+    return sent
 
 
 def _outpaint(text: str) -> Any:
@@ -63,8 +74,10 @@ def _outpaint(text: str) -> Any:
         raise InvalidInput("outpaint", text, f"must be {row.rule.words}", row.hint) from None
 
 
-def _whole(value: Any) -> Any:
-    """7 for 7.0; anything else as it is."""
+def _plain(value: Any) -> Any:
+    """7 for 7.0, and no text for spaces; anything else as it is."""
+    if isinstance(value, str) and value.isspace():
+        return ""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -74,8 +87,6 @@ def size_of_aspect(aspect_ratio: str, model: Size) -> Size | None:
         return None
     across, down = ASPECT_RATIOS[aspect_ratio]
     unit = (model[0] * model[1] / (across * down)) ** 0.5
-    return _stepped(across * unit), _stepped(down * unit)
-
-
-def _stepped(side: float) -> int:
-    return max(SIDE_STEP, round(side / SIDE_STEP) * SIDE_STEP)
+    step = SIDE_STEP if min(model) >= SMALL_SIDE else SMALL_STEP
+    width, height = (max(SIDE_MIN, round(side * unit / step) * step) for side in (across, down))
+    return width, height

@@ -71,7 +71,8 @@ def prepare(settings: ImageSettings, size: Size) -> Canvas:
     mask = blur(mask, *settings.mask.blur)
     if mask.getbbox() is None:
         if not settings.only_masked:
-            raise InvalidInput("mask", "black", "nothing would be drawn", "Paint white what shall be, or mask_invert.")
+            fix = "Paint the area to redraw white, or set Mask mode: Inpaint not masked in generation_data."
+            raise InvalidInput("mask", "black", "nothing would be drawn", fix)
         log.warning("The mask is black everywhere: the whole picture is drawn anew.")
         return Canvas(picture=_whole(picture, settings, size))
     if settings.only_masked:

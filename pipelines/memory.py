@@ -159,6 +159,6 @@ def what_fits(plan: HighresPlan, footprint: Footprint, room: int | None) -> str:
     if plan.hires and scale >= 1.05:
         return f"hires_scale={int(scale * 20) / 20:g} fits."
     if plan.hires and scale >= 1:
-        return "hires=false fits."
+        return "highres_fix=Off fits."
     sides = (max(64, int(side * scale) // 64 * 64) for side in (plan.first.width, plan.first.height))
-    return "width={} and height={} fit{}.".format(*sides, ", with hires=false" if plan.hires else "")
+    return "width={} and height={} fit{}.".format(*sides, ", with highres_fix=Off" if plan.hires else "")

@@ -238,7 +238,7 @@ def read_settings(text: str) -> GenerationData:
     for line in filter(str.strip, text.splitlines()):
         fields |= _fields_of_line(line.strip())
     for key in fields:
-        if key.casefold() not in _NAMES:
+        if _NAMES.get(key.casefold(), key) not in (*BY_KEY, *PAIRS):  # what made a picture is no setting either
             raise _no_such_key(key, fields[key])
     values = _values(_known(fields))
     hires = "denoising_strength" in values and any(key in fields for key in _HIRES_KEYS)

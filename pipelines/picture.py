@@ -1,14 +1,13 @@
 """Input pictures: read safely from whatever people upload, and brought to a size by WebUI's resize modes."""
 
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.asked import Pictures
 from pipelines.errors import InvalidInput
-from pipelines.inputs import Inputs
+from pipelines.inputs import Inputs, checked_files
 from pipelines.isolation import Failed, Helper, Limits
 from pipelines.request import CONTROLS_MAX
 from pipelines.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
@@ -53,19 +52,12 @@ def read_pictures(inputs: Inputs) -> Pictures:
     return Pictures(
         image=_sent(inputs.image, "image"),
         mask=_sent(inputs.mask, "mask"),
-        controls=tuple(read(path, "control_images") for path in _files(inputs.control_images, "control_images")),
+        controls=tuple(read(path, "control_images") for path in checked_files(inputs.control_images, "control_images")),
     )
 
 
 def _sent(path: Path | None, field: str) -> Image.Image | None:
-    return read(_files((path,), field)[0], field) if path else None
-
-
-def _files(sent: Sequence[Path], field: str) -> Sequence[Path]:
-    for each in sent:
-        if not isinstance(each, Path):  # a text that Cog took for no address
-            raise InvalidInput(field, each, "must be a file", "Send a data, http or https URL.")
-    return sent
+    return read(checked_files((path,), field)[0], field) if path else None
 
 
 def flat(image: Image.Image) -> Image.Image:

@@ -194,7 +194,7 @@ class HiresSettings(Checked):
         0.6,
         key="Hires denoising strength",
         hint="0.5 to 0.7 is usual.",
-        about="How much the hires pass may change after a first pass from an image. 0 takes denoising_strength.",
+        about="How much the hires pass may change, where a first pass from an image has another strength.",
     )
     prompt: str = setting(
         "hires_prompt", PROMPT, "", key="Hires prompt", about="Another prompt for the hires pass. Empty: the same."
@@ -522,8 +522,8 @@ class GenerationRequest(Checked):
         0,
         key="Guidance rescale",
         hint="0 turns it off, 0.7 is usual.",
-        about="How much of the contrast that guidance adds is taken back (Lin et al. 2023, section 3.4, "
-        "https://arxiv.org/abs/2305.08891).",
+        about="How much of the contrast that guidance adds is taken back (https://arxiv.org/abs/2305.08891, "
+        "section 3.4).",
     )
     freeu: FreeU | None = setting(
         "freeu",

@@ -18,6 +18,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from pipelines.extras import plain_name
 from pipelines.pasted import holds_settings
 from script.cog_server import CogServer, Event, Refused, ServerError
 from script.compatibility import inputs as schema_inputs
@@ -45,18 +46,22 @@ def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
             raise Failure(f"-i {assignment}: write name=value")
         if name not in fields:
             raise Failure(f"-i {assignment}: there is no input {name}; --list shows them all")
-        if name == "files":
-            names = [Path(item).stem for item in text.removeprefix("@").split(",@")]
         try:
             inputs[name] = read_value(name, text, fields[name])
+            names = names_of(text) if name == "files" else names
         except Failure as error:
             raise Failure(f"-i {error}") from error
     return with_file_names(inputs, names)
 
 
+def names_of(text: str) -> list[str]:
+    """What files are called that are read here; empty for addresses, whose files keep their own names."""
+    return [plain_name(Path(item[1:]).stem) if item.startswith("@") else "" for item in items_of(text)]
+
+
 def with_file_names(inputs: Json, names: Sequence[str]) -> Json:
     """The inputs with the names of files that were read here: a data URI, as which a file is sent, has none."""
-    if not names:
+    if not any(names):
         return inputs
     said = inputs.get("generation_data", "")
     told = f"File names: {', '.join(names)}"
@@ -87,10 +92,14 @@ def typed(text: str, field: Json) -> Any:
         return int(text) if kind == "integer" else float(text)
     if kind == "boolean":
         return BOOLEANS[text.lower()]
-    if kind == "array":  # JSON, or values between commas
-        items = json.loads(text) if text.startswith("[") else text.split(",")
-        return [typed(item, field["items"]) if isinstance(item, str) else item for item in items]
+    if kind == "array":
+        return [typed(item, field["items"]) if isinstance(item, str) else item for item in items_of(text)]
     return data_uri(Path(text[1:])) if field.get("format") == "uri" and text.startswith("@") else text
+
+
+def items_of(text: str) -> list[Any]:
+    """The items of a list that is written as JSON, or between commas."""
+    return list(json.loads(text)) if text.startswith("[") else text.split(",")
 
 
 def data_uri(path: Path) -> str:

@@ -1,4 +1,9 @@
-"""What a change of the committed schema would break for clients of the published one."""
+"""What a change of the committed schema would break for clients of the published one.
+
+An input goes in two releases: it is deprecated in one, which hides it from forms, and may be gone in the next. Whatever
+clients of the published schema may send stays valid, its defaults among it. What an input means that is left out may
+change, which CHANGELOG.md tells.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +17,8 @@ UPPER_BOUNDS = ("maximum", "maxLength")
 def compatibility_problems(old: Json, new: Json) -> list[str]:
     """One line for each way in which a request or reply valid under `old` is no longer so under `new`."""
     published, current = inputs(old), inputs(new)
-    problems = [f"{name}: input removed" for name in published if name not in current]
+    gone = [name for name, field in published.items() if name not in current and not field.get("deprecated")]
+    problems = [f"{name}: input removed that was not deprecated" for name in gone]
     for name in sorted(required(new) - required(old)):
         problems.append(f"{name}: " + ("default removed" if name in published else "new input without a default"))
     for name in published.keys() & current.keys():
@@ -46,6 +52,8 @@ def field_problems(old: Json, new: Json) -> Iterator[str]:
         yield "null is refused now"
     if new.get("pattern") not in (None, old.get("pattern")):
         yield "pattern changed"
+    if new.get("deprecated") and new.get("default") is not None:
+        yield "deprecated, but acts when it is left out"
     yield from choice_problems(old.get("enum"), new.get("enum"))
     yield from (f"{key} raised" for key in LOWER_BOUNDS if tighter(old.get(key), new.get(key), 1))
     yield from (f"{key} lowered" for key in UPPER_BOUNDS if tighter(old.get(key), new.get(key), -1))

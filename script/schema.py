@@ -19,12 +19,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from script.tables import DOCUMENT, with_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTOR = ROOT / "predict.py"
 COMMITTED = ROOT / ".cog" / "openapi_schema.json"
-README = ROOT / "README.md"
-TABLE = re.compile(r"(<!-- inputs: made by script/schema -->\n).*?(<!-- end of inputs -->)", re.DOTALL)
-"""Where README.md holds the table of inputs."""
 FRAME = Path(__file__).with_name("openapi_frame.json")
 """What every predictor's schema has in common."""
 
@@ -254,30 +253,6 @@ def render(schema: Json) -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False)
 
 
-def table(schema: Json) -> str:
-    """The inputs as a Markdown table, in the order of the web form."""
-    schemas = schema["components"]["schemas"]
-    properties = sorted(schemas["Input"]["properties"].items(), key=lambda item: item[1]["x-order"])
-    rows = [f"| `{name}` | {default(field)} | {rule(schemas, name, field)} |" for name, field in properties]
-    return "\n".join(["| input | default | |", "|---|---|---|", *rows, ""])
-
-
-def default(field: Json) -> str:
-    return "" if field.get("default") is None else f"`{json.dumps(field['default'], ensure_ascii=False)}`"
-
-
-def rule(schemas: Json, name: str, field: Json) -> str:
-    """The description, and the values that are allowed."""
-    limits = f"{field['minimum']} to {field['maximum']}." if "minimum" in field else ""
-    choices = ", ".join(f"`{choice}`" for choice in schemas[name]["enum"]) + "." if "allOf" in field else ""
-    return " ".join(filter(None, (field["description"], limits, choices)))
-
-
-def with_table(readme: str, schema: Json) -> str:
-    """The README with the present table between its two marks."""
-    return TABLE.sub(lambda marks: marks[1] + table(schema) + marks[2], readme)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="script/schema", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
@@ -287,7 +262,7 @@ def main() -> int:
     except (SchemaError, SyntaxError) as error:
         print(f"script/schema: predict.py, {error}", file=sys.stderr)
         return 1
-    wanted = {COMMITTED: render(schema), README: with_table(README.read_text(encoding="utf-8"), schema)}
+    wanted = {COMMITTED: render(schema), DOCUMENT: with_tables(DOCUMENT.read_text(encoding="utf-8"), schema)}
     if not check:
         COMMITTED.parent.mkdir(exist_ok=True)
         for path, text in wanted.items():

@@ -68,7 +68,7 @@ OWN_FILE = {
     "model": "set COG_WEIGHTS to a file of yours",
     "vae": "set PASTEL_VAE to a file of yours",
     "upscaler": "choose another upscaler",
-    "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or not at all",
+    "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or to off",
     "adapter": "leave it out",
     "controlnet": "send it in files",
 }

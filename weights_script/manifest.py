@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.errors import ModelError
+from pipelines.errors import InvalidInput, ModelError
+from pipelines.request import SETTINGS
 
 HERE = Path(__file__).parent
 KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet")
@@ -138,6 +139,15 @@ def _needs_file_name(entry: Entry) -> bool:
     return any(not source.is_folder and not source.path for source in entry.sources)
 
 
+def _settings_hold(entry: Entry) -> bool:
+    try:
+        for name, value in entry.settings.items():
+            SETTINGS[name].check(value)
+    except (KeyError, InvalidInput):
+        return False
+    return True
+
+
 ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
     ("kind", lambda e: e.kind in KINDS, f"must be one of {', '.join(KINDS)}"),
     ("format", lambda e: e.format in FORMATS, f"must be one of {', '.join(FORMATS)}"),
@@ -154,6 +164,7 @@ ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
     ("hashes", lambda e: all(map(_full_hash, e.hashes.values())), "must be 64 small hexadecimal digits each"),
     ("width", lambda e: e.width > 0 and e.width % 8 == 0, "must be a positive multiple of 8"),
     ("height", lambda e: e.height > 0 and e.height % 8 == 0, "must be a positive multiple of 8"),
+    ("settings", _settings_hold, "must be settings of a request, by their names and within their ranges"),
 )
 
 

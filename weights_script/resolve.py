@@ -11,6 +11,9 @@ from pipelines.request import HiresSettings
 from pipelines.settings import Values
 from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
 
+OFF = "off"
+"""The value of PASTEL_SAFETY_CHECKER that turns the checker off where the container's own settings turn it on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
@@ -28,7 +31,8 @@ def resolve(weights: str | None, model: str | None) -> ResolvedModel:
     """`weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry), else the embedded one.
 
     PASTEL_VAE (path, URL or manifest entry) puts another VAE over it; PASTEL_SAFETY_CHECKER (folder or manifest entry)
-    turns a checker on. Fetches what is missing. Raises ModelError, which names the setting, what was tried and the fix.
+    turns a checker on, for the embedded model only a folder does. Fetches what is missing. Raises ModelError, which
+    names the setting, what was tried and the fix.
     """
     entries = load_manifest()
     if weights:
@@ -46,7 +50,7 @@ def _resolved(
     checkpoint: Path, sha256: str, reason: str, vae: Path | None, entry: Entry | None, entries: dict[str, Entry]
 ) -> ResolvedModel:
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.name  # as WebUI names models
-    checker = _safety_checker(entries)
+    checker, checker_shown = _safety_checker(entry, entries)
     width, height = entry.picture_size if entry else TRAINED_SIZE
     advised = entry.settings if entry else {}
     shown = ", ".join(f"{name} {value}" for name, value in advised.items() if "prompt" not in name)
@@ -61,7 +65,7 @@ def _resolved(
         safety_checker=checker,
         description=f"{name} ({reason}) from {checkpoint}; VAE: {vae.name if vae else 'its own'}; "
         f"{f'its own settings: {shown}; ' if shown else ''}"
-        f"safety checker: {checker or 'off, PASTEL_SAFETY_CHECKER names none'}",
+        f"safety checker: {checker_shown}",
     )
 
 
@@ -86,14 +90,20 @@ def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:
     return _path_or_url("PASTEL_VAE", chosen)[0]
 
 
-def _safety_checker(entries: dict[str, Entry]) -> Path | None:
-    """The folder of the checker that PASTEL_SAFETY_CHECKER names; none is loaded unless one is named."""
+def _safety_checker(model: Entry | None, entries: dict[str, Entry]) -> tuple[Path | None, str]:
+    """The folder of the checker that PASTEL_SAFETY_CHECKER names, and what the log says of it: what it costs, or why
+    there is none."""
     setting, chosen = "PASTEL_SAFETY_CHECKER", os.environ.get("PASTEL_SAFETY_CHECKER")
-    if not chosen:
-        return None
-    if Path(chosen).is_dir():
-        return Path(chosen)
-    return _entry_path(setting, _named(setting, chosen, "safety-checker", entries))
+    if not chosen or chosen == OFF:
+        return None, f"off, {setting} names none"
+    folder = Path(chosen)
+    if not folder.is_dir():
+        checker = _named(setting, chosen, "safety-checker", entries)
+        if model and model.embedded:
+            return None, "off, as the embedded model draws simple scenes alone"
+        folder = _entry_path(setting, checker)
+    megabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+    return folder, f"{folder}, {megabytes:,.0f} MB ({setting}={OFF} leaves it out)"
 
 
 def _named(setting: str, name: str, kind: str, entries: dict[str, Entry]) -> Entry:

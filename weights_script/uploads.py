@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipelines.errors import InvalidInput
 from pipelines.extras import ExtraFile, name_of_upload, plain_name, training_name
+from pipelines.inputs import checked_files
 
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
@@ -31,7 +32,7 @@ def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
     if len(files) > FILES_MAX:
         raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
     uploads, given = Uploads(), [name.strip() for name in names.split(",")]
-    for number, path in enumerate(files):
+    for number, path in enumerate(checked_files(files, "files")):
         file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
         kind = _kind_of(file)
         name = (given[number] if number < len(given) else "") or _own_name(file)

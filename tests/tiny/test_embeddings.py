@@ -75,7 +75,9 @@ def test_vectors_replace_the_tokens_before_positions_are_added(networks: Model, 
     with torch.inference_mode():
         word, named = encode("a (sun:1.3) sat", "", 5), encode("a (zeta:1.3) sat", "zeta", 5)
         plain = PromptEncoder(networks.text, 1).encode("a (zeta:1.3) sat", "", 5)
-    assert torch.allclose(word.positive.at(0).tokens, named.positive.at(0).tokens, atol=1e-5)  # a tenth of the promise's 1e-4
+    assert torch.allclose(
+        word.positive.at(0).tokens, named.positive.at(0).tokens, atol=1e-5
+    )  # a tenth of the promise's 1e-4
     assert not torch.allclose(plain.positive.at(0).tokens, named.positive.at(0).tokens, atol=1e-2)
     assert [name for name, _ in named.embeddings] == ["zeta", "zeta"]
     assert plain.embeddings == ()

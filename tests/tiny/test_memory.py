@@ -31,8 +31,8 @@ from pipelines.memory import Footprint
 from pipelines.network import fill
 from pipelines.plan import HighresPlan, make_plan
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
-from tests.alike import alike
 from pipelines.unet_call import Condition, UNet, UNetCall
+from tests.alike import alike
 
 SHORT = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -189,8 +189,8 @@ def plan(**fields: Any) -> HighresPlan:
     ("fields", "latent_pixels", "advice"),
     [
         ({"width": 512, "height": 512}, 100 * 100, "hires_scale=1.55 fits."),
-        ({"width": 512, "height": 512}, 65 * 65, "hires=false fits."),
-        ({"width": 512, "height": 768}, 64 * 64, "width=384 and height=576 fit, with hires=false."),
+        ({"width": 512, "height": 512}, 65 * 65, "highres_fix=Off fits."),
+        ({"width": 512, "height": 768}, 64 * 64, "width=384 and height=576 fit, with highres_fix=Off."),
         ({"width": 512, "height": 768, "hires": None}, 64 * 64, "width=384 and height=576 fit."),
         ({"width": 512, "height": 512}, 200 * 200, "hires_scale=1.75 fits."),  # by our count it did fit already
         ({"width": 64, "height": 64, "hires": None}, 1, "width=64 and height=64 fit."),

@@ -31,7 +31,7 @@ from pipelines.catalog import (
 )
 from pipelines.errors import InvalidInput
 from pipelines.extras import NO_EXTRAS, ExtraFile, Extras
-from pipelines.inputs import AUTOMATIC, Inputs, filled_in
+from pipelines.inputs import ASPECT_RATIOS, AUTOMATIC, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
 from pipelines.model import ModelIdentity
 from pipelines.obstacles import Obstacle, drop_unsupported
 from pipelines.obstacles import obstacles as found_obstacles
@@ -71,7 +71,7 @@ Upscalers = dict[str, Path]
 def asked(text: str, pictures: Pictures = NO_PICTURES, upscalers: Upscalers | None = None, **said: object) -> Asked:
     """What the form with these inputs over this generation data asks for."""
     highres_fix, aspect_ratio = said.pop("highres_fix", AUTOMATIC), said.pop("aspect_ratio", Inputs.aspect_ratio)
-    inputs = Inputs(said=filled_in(said), highres_fix=str(highres_fix), aspect_ratio=str(aspect_ratio))
+    inputs = Inputs(said=filled_in(**said), highres_fix=str(highres_fix), aspect_ratio=str(aspect_ratio))
     return replace(settle(inputs, read_data(text), MODELS_OWN, pictures), upscalers=upscalers or {})
 
 
@@ -350,6 +350,71 @@ def test_an_aspect_ratio_keeps_the_models_count_of_pixels(ratio: str, size: tupl
     assert (made.width, made.height) == size
 
 
+@pytest.mark.parametrize("ratio", ASPECT_RATIOS)
+@pytest.mark.parametrize("model", [(128, 128), (448, 640), (512, 512)])
+def test_every_aspect_ratio_is_near_and_of_sides_that_networks_like(ratio: str, model: tuple[int, int]) -> None:
+    width, height = size_of_aspect(ratio, model) or (0, 0)
+    across, down = ASPECT_RATIOS[ratio]
+    step = SMALL_STEP if model == (128, 128) else SIDE_STEP
+    assert width % step == height % step == 0
+    assert width * height == pytest.approx(model[0] * model[1], rel=0.2)
+    assert width / height == pytest.approx(across / down, rel=0.15)
+
+
+def test_an_aspect_ratio_wins_over_the_images_and_a_side_over_both() -> None:
+    def size(**said: object) -> tuple[int, int]:
+        made = asked("", Pictures(image=IMAGE), **said)
+        return made["width"], made["height"]
+
+    assert size() == IMAGE.size
+    assert size(aspect_ratio="1:1") == (512, 512)
+    assert size(aspect_ratio="1:1", height=64) == (512, 64)
+
+
+def test_a_space_is_a_negative_prompt_that_says_nothing() -> None:
+    own = {**MODELS_OWN, "prompt": "a sun", "negative_prompt": "text"}
+
+    def made(text: str, **said: object) -> GenerationRequest:
+        return request_of(settle(Inputs(said=filled_in(**said)), read_data(text), own))
+
+    assert (made("").prompt, made("").negative_prompt) == ("a sun", "text")
+    assert made("", negative_prompt=" ").negative_prompt == ""
+    assert made("", prompt="\n ").prompt == ""
+    block = f"a\nNegative prompt: blue\n{PLAIN}"
+    assert made(block, negative_prompt="").negative_prompt == "blue"
+    assert made(block, negative_prompt=" ").negative_prompt == ""
+    assert made(f"a\n{PLAIN}").negative_prompt == ""  # as WebUI would have it, and not as the model would
+
+
+@pytest.mark.parametrize(
+    ("text", "sides"),
+    [
+        ("right 64", (0, 0, 64, 0)),
+        ("Right: 64, TOP=32", (0, 32, 64, 0)),
+        ("bottom 8; left 16\ntop 1", (16, 1, 0, 8)),
+        ("1 2 3 4", (1, 2, 3, 4)),
+    ],
+)
+def test_sides_to_outpaint(text: str, sides: tuple[int, ...]) -> None:
+    assert filled_in(outpaint=text) == {"outpaint": sides}
+
+
+@pytest.mark.parametrize(
+    "text", ["64", "right", "right 64, up 3", "right 64 right 3", "right -8", "right 6.5", "1 2 3"]
+)
+def test_sides_that_are_none_are_named(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^outpaint=.*sides with whole numbers from 0 to 512, such as right 64"):
+        filled_in(outpaint=text)
+
+
+def test_a_setting_of_how_a_request_is_handled_can_stand_in_either_form() -> None:
+    assert asked("")["strict"] is True
+    assert asked("Strict: False")["strict"] is False
+    assert asked(f"a\n{PLAIN}, Strict: off")["strict"] is False
+    assert asked("")["upscale_only"] is False
+    assert asked("Upscale only: True, Hires upscaler: Lanczos")["upscale_only"] is True
+
+
 @pytest.mark.parametrize("seed", [None, -1])
 def test_no_seed_is_a_random_one(seed: int | None) -> None:
     assert request_from("", prompt="a", seed=seed).seed != request_from("Seed: -1", prompt="a", seed=seed).seed
@@ -384,6 +449,8 @@ def test_single_settings_reach_the_request() -> None:
         ("ENSD: 1, and so on, RNG: CPU", "generation_data='and so on': belongs to no setting"),
         ("RNG: TPU", "generation_data='RNG: TPU': RNG must be one of NV, CPU, GPU"),
         ("Strict: perhaps", "Strict must be True or False"),
+        ("Model: other", "there is no setting Model"),
+        ("ControlNet 0: canny", "there is no setting ControlNet 0"),
     ],
 )
 def test_single_settings_that_cannot_be_read_are_named(text: str, told: str) -> None:
@@ -414,7 +481,7 @@ def test_what_comes_from_a_block_is_told() -> None:
 @pytest.mark.parametrize(
     ("chosen", "pictures", "told"),
     [
-        (["mask_blur", "inpaint_area"], Pictures(image=IMAGE), ["a mask or outpainting, mask_blur, inpaint_area does"]),
+        (["mask_blur", "inpaint_area"], Pictures(image=IMAGE), ["a mask or outpainting, inpaint_area, mask_blur does"]),
         (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
         (["resize_mode"], Pictures(), ["Without an image, resize_mode does nothing."]),
         (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (highres_fix), hires_scale does nothing."]),
@@ -422,7 +489,8 @@ def test_what_comes_from_a_block_is_told() -> None:
     ],
 )
 def test_inputs_that_do_nothing_are_told(chosen: list[str], pictures: Pictures, told: list[str]) -> None:
-    lines = list(unused_inputs(chosen, request_from(f"a\n{PLAIN}", pictures)))
+    data = replace(asked(f"a\n{PLAIN}", pictures), chosen=frozenset(chosen))
+    lines = list(unused_inputs(data, request_of(data, pictures=pictures)))
     assert len(lines) == len(told)
     assert all(words in line for words, line in zip(told, lines, strict=True))
 

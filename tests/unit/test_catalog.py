@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from pipelines import catalog, request
+from pipelines.asked import RANDOM
 from pipelines.highres import START
+from pipelines.inputs import ASPECT_RATIOS, AUTOMATIC, OFF, ON, OWN_ASPECT
 from pipelines.noise import SOURCES
 from pipelines.output import WRITERS
 from pipelines.samplers import ALGORITHMS
@@ -30,6 +32,10 @@ def test_the_form_offers_all_of_them() -> None:
     assert SCHEMAS["sampler"]["enum"] == list(catalog.SAMPLERS)
     assert SCHEMAS["schedule_type"]["enum"] == list(catalog.SCHEDULE_TYPES)
     assert SCHEMAS["hires_upscaler"]["enum"] == list(catalog.UPSCALERS)
+    assert SCHEMAS["masked_content"]["enum"] == list(catalog.MASKED_CONTENTS)
+    assert SCHEMAS["inpaint_area"]["enum"] == list(catalog.INPAINT_AREAS)
+    assert SCHEMAS["aspect_ratio"]["enum"] == [OWN_ASPECT, *ASPECT_RATIOS]
+    assert SCHEMAS["highres_fix"]["enum"] == [AUTOMATIC, ON, OFF]
     assert set(SCHEMAS["output_format"]["enum"]) == set(WRITERS)
 
 
@@ -39,5 +45,6 @@ def test_the_forms_ranges_are_the_requests() -> None:
     for name in fields.keys() & ROWS.keys():
         rule = ROWS[name].rule
         if isinstance(rule, Number | Whole):
-            assert (fields[name]["minimum"], fields[name]["maximum"]) == (rule.low, rule.high), name
+            low = RANDOM if name == "seed" else rule.low
+            assert (fields[name]["minimum"], fields[name]["maximum"]) == (low, rule.high), name
     assert fields["prompt"]["maxLength"] == fields["negative_prompt"]["maxLength"] == request.PROMPT_MAX

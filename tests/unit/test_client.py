@@ -1,26 +1,69 @@
-"""script/predict: what it asks for where its user did not say."""
+"""script/predict: its words -> the inputs that are sent."""
+
+import json
+from pathlib import Path
 
 import pytest
 
-from script.client import BEST, with_best
+from pipelines.asked import read_data
+from script.client import Failure, Json, read_inputs
+from script.compatibility import inputs as schema_inputs
+from script.schema import COMMITTED
+
+FIELDS = schema_inputs(json.loads(COMMITTED.read_text(encoding="utf-8")))
+BLOCK = "a sun\nNegative prompt: text\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
 
 
-@pytest.fixture(autouse=True)
-def no_model_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COG_WEIGHTS", "PASTEL_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    path = tmp_path / "my lora.safetensors"
+    path.write_bytes(b"weights")
+    return path
 
 
-def test_the_embedded_model_is_asked_for_what_suits_it_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert with_best({"seed": 1}) == BEST | {"seed": 1}
-    assert "guidance_scale=5" in capsys.readouterr().err
+def read(*assignments: str) -> Json:
+    return read_inputs(assignments, FIELDS)
 
 
-def test_what_was_given_stays() -> None:
-    assert with_best({"guidance_scale": 3.0}) == {"guidance_scale": 3.0}
-    assert with_best({"generation_data": "x"}) == {"generation_data": "x"}
+def test_values_take_the_types_of_the_schema() -> None:
+    assert read("width=64", "guidance_scale=7", "show_phases=true", "outpaint=right 64, top 32") == {
+        "width": 64,
+        "guidance_scale": 7.0,
+        "show_phases": True,
+        "outpaint": "right 64, top 32",
+    }
 
 
-def test_other_models_keep_the_forms_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PASTEL_MODEL", "pastel-mix")
-    assert with_best({"seed": 1}) == {"seed": 1}
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("width", "write name=value"),
+        ("widht=64", "there is no input widht; --list shows them all"),
+        ("width=63", "width=63: 63 is less than the minimum of 64"),
+        ("sampler=Euler b", "'Euler b' is not one of"),
+        ("image=@nothing.png", "No such file"),
+    ],
+)
+def test_what_cannot_be_sent_is_told(assignment: str, told: str) -> None:
+    with pytest.raises(Failure) as failure:
+        read(assignment)
+    assert told in str(failure.value)
+
+
+def test_files_are_sent_with_their_names(lora: Path) -> None:
+    inputs = read(f"files=@{lora},@{lora}")
+    assert inputs["files"] == ["data:application/octet-stream;base64,d2VpZ2h0cw=="] * 2
+    assert inputs["generation_data"] == "File names: my lora, my lora"
+    assert "generation_data" not in read("files=https://example.com/a.safetensors")
+    mixed = read(f'files=["https://example.com/a.safetensors", "@{lora}"]')
+    assert mixed["generation_data"] == "File names: , my lora"
+
+
+@pytest.mark.parametrize("said", ["ENSD: 31337, RNG: CPU", "Wildcard colour: red | blue, green", BLOCK])
+@pytest.mark.parametrize("files_first", [True, False])
+def test_names_stand_beside_what_generation_data_says(lora: Path, said: str, files_first: bool) -> None:
+    words = [f"files=@{lora},@{lora}", f"generation_data={said}"]
+    made = read_data(read(*(words if files_first else reversed(words)))["generation_data"])
+    before = read_data(said)
+    assert made.values == {**before.values, "file_names": "my lora, my lora"}
+    assert (made.whole, made.wildcards) == (before.whole, before.wildcards)

@@ -74,11 +74,13 @@ def test_environment_uses_no_name_that_cog_reserves(variable: str) -> None:
     assert not [pattern for pattern in RESERVED if fnmatch(name, pattern)]
 
 
-def test_the_container_names_its_model() -> None:
+def test_the_container_names_its_model_and_its_safety_checker() -> None:
     from weights_script.manifest import load_manifest
 
     environment = dict(variable.split("=", 1) for variable in CONFIG["environment"])
-    assert environment["PASTEL_MODEL"] in load_manifest()
+    entries = load_manifest()
+    assert entries[environment["PASTEL_MODEL"]].kind == "model"
+    assert entries[environment["PASTEL_SAFETY_CHECKER"]].kind == "safety-checker"
 
 
 @pytest.mark.parametrize("name", REQUIREMENT_FILES)

@@ -1,10 +1,21 @@
-"""Each rule of the published contract, on schemas of one or two inputs."""
+"""Each rule of the published contract, on schemas of one or two inputs; and what a released client sends."""
 
+import json
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from script.compatibility import compatibility_problems
+from pipelines.asked import read_data, request_from, settle
+from pipelines.inputs import Inputs, filled_in
+from pipelines.request import SETTINGS, GenerationRequest, HiresSettings
+from script.compatibility import compatibility_problems, inputs
+from script.schema import COMMITTED, ROOT
+from weights_script.manifest import load_manifest
+
+PUBLISHED = json.loads((ROOT / "tests" / "data" / "published_schema.json").read_text(encoding="utf-8"))
+OLD_DEFAULTS = {name: field["default"] for name, field in inputs(PUBLISHED).items() if field.get("default") is not None}
+"""What a client of 0.1.0 sends that fills every input with its default."""
 
 
 def contract(
@@ -26,7 +37,12 @@ STEPS = {"type": "integer", "minimum": 1, "maximum": 150}
 @pytest.mark.parametrize(
     ("old", "new", "problems"),
     [
-        (contract(steps=STEPS), contract(), ["steps: input removed"]),
+        (contract(steps=STEPS), contract(), ["steps: input removed that was not deprecated"]),
+        (
+            contract(steps=STEPS),
+            contract(steps=STEPS | {"deprecated": True, "default": 20}),
+            ["steps: deprecated, but acts when it is left out"],
+        ),
         (contract(), contract(("steps",), steps=STEPS), ["steps: new input without a default"]),
         (contract(steps=STEPS), contract(("steps",), steps=STEPS), ["steps: default removed"]),
         (
@@ -77,7 +93,37 @@ def test_streaming_may_not_be_removed() -> None:
         (contract(choices=("a",)), contract(choices=("b", "a"))),
         (contract(choices=("a",)), contract(sampler={"type": "string"})),
         (contract(s={"type": "integer"}), contract(s={"type": "integer", "nullable": True})),
+        (contract(steps=STEPS), contract(steps=STEPS | {"deprecated": True, "nullable": True})),
+        (contract(steps=STEPS | {"deprecated": True}), contract()),
     ],
 )
 def test_what_widens_the_contract_is_allowed(old: dict[str, Any], new: dict[str, Any]) -> None:
     assert compatibility_problems(old, new) == []
+
+
+def test_the_published_contract_still_holds() -> None:
+    assert compatibility_problems(PUBLISHED, json.loads(COMMITTED.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("name", OLD_DEFAULTS)
+def test_what_a_released_client_sends_is_still_accepted(name: str) -> None:
+    field = inputs(json.loads(COMMITTED.read_text(encoding="utf-8")))[name]
+    rules = {key: rule for key, rule in field.items() if key != "allOf"}
+    assert list(Draft202012Validator(rules).iter_errors(OLD_DEFAULTS[name])) == []
+
+
+def test_what_a_released_client_sends_means_what_it_meant() -> None:
+    """Also for a model that would do otherwise where nothing is said."""
+    model = load_manifest()["pastel-mix"]
+    own = {"width": model.width, "height": model.height, **model.settings}
+    settings = {name: value for name, value in OLD_DEFAULTS.items() if name in SETTINGS and name != "num_outputs"}
+    request = request_from(settle(Inputs(said=filled_in(**settings, seed=1)), read_data(""), own))
+    assert request == GenerationRequest(
+        prompt=OLD_DEFAULTS["prompt"],
+        negative_prompt=OLD_DEFAULTS["negative_prompt"],
+        width=448,
+        height=640,
+        seed=1,
+        clip_skip=1,
+        hires=HiresSettings(),
+    )

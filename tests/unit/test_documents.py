@@ -1,4 +1,4 @@
-"""Links of the documents lead somewhere."""
+"""Links of the documents lead somewhere, and their tables are whole."""
 
 import re
 from pathlib import Path
@@ -14,3 +14,26 @@ def test_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_sections_lead_to_one(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for path, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
+        target = (document.parent / path).read_text(encoding="utf-8") if path else text
+        assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.casefold()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_row_of_a_table_has_the_cells_of_its_head(document: Path) -> None:
+    """GitHub cuts a row off at a bar that is not escaped."""
+    tables = re.findall(r"(?:^\|.*\n)+", document.read_text(encoding="utf-8"), re.MULTILINE)
+    for lines in map(str.splitlines, tables):
+        bars = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
+        assert [line for line, count in zip(lines, bars, strict=True) if count != bars[0]] == []

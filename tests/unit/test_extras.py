@@ -5,22 +5,21 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from pipelines.reproduce import honour, obstacles, request_from
 
-from pipelines import pasted
+from pipelines.asked import Asked, read_data, request_from, settle
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.extras import LORAS_MAX, ExtraFile, Extras, LoraTag, in_folders, lora_tags
+from pipelines.extras import LORAS_MAX, NO_EXTRAS, ExtraFile, Extras, LoraTag, in_folders, lora_tags
+from pipelines.inputs import Inputs
 from pipelines.model import ModelIdentity
+from pipelines.obstacles import Obstacle, drop_unsupported, obstacles
 from pipelines.parameters import of_picture
-from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from weights_script import shelf
-from weights_script.extras import bring
+from weights_script.extras import load_only
 from weights_script.web import Denied
 
 BODY = b"tensors"
@@ -104,6 +103,17 @@ def test_a_file_that_is_written_over_is_another_one(tmp_path: Path) -> None:
 
 PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
 MODEL = ModelIdentity(name="m", sha256="0" * 64)
+OWN = {"width": 64, "height": 64}
+"""A model's own settings."""
+
+
+def asked(text: str) -> Asked:
+    """What generation data alone asks for."""
+    return settle(Inputs(), read_data(text), OWN)
+
+
+def told(text: str, extras: Extras = NO_EXTRAS) -> list[Obstacle]:
+    return obstacles(asked(text), MODEL, extras=extras)
 
 
 @pytest.fixture
@@ -131,10 +141,9 @@ def test_hashes_are_written_and_read_back(here: Extras) -> None:
     digits, other = here.loras["x"].tensors_sha256[:12], here.embeddings["e"].sha256
     text = of_picture(request, make_plan(request), MODEL, 0, [("e", other), ("e", other)])
     assert f'Lora hashes: "x: {digits}", TI hashes: "e: {other[:12]}, e: {other[:12]}", Version' in text
-    data = pasted.read(text)
-    assert obstacles(data, MODEL, extras=here) == []
-    assert request_from(data, extras=here) == request
-    assert [each.other_picture for each in obstacles(data, MODEL)] == [True] * 3
+    assert told(text, here) == []
+    assert request_from(asked(text), extras=here) == request
+    assert [each.other_picture for each in told(text)] == [True] * 3
 
 
 def test_names_with_a_comma_are_known_again(tmp_path: Path) -> None:
@@ -146,41 +155,37 @@ def test_names_with_a_comma_are_known_again(tmp_path: Path) -> None:
     digest = here.embeddings["e, v2"].sha256
     text = of_picture(request, make_plan(request), MODEL, 0, [("e, v2", digest)])
     assert 'Lora hashes: "x v2: ' in text
-    assert obstacles(pasted.read(text), MODEL, extras=here) == []
-    (other,) = obstacles(pasted.read(text.replace(digest[:12], "0" * 12)), MODEL, extras=here)
+    assert told(text, here) == []
+    (other,) = told(text.replace(digest[:12], "0" * 12), here)
     assert "another embedding e v2" in other.text
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "words"),
     [
         ('Lora hashes: "x: 0123456789ab"', ["made with another LoRA x (0123456789ab) than the one here"]),
         ('TI hashes: "e: 0123456789ab"', ["made with another embedding e (0123456789ab) than the one here"]),
         (f'Lora hashes: "x: {hashlib.sha256(BODY).hexdigest()[:10]}"', []),
     ],
 )
-def test_a_file_of_another_hash_is_told(here: Extras, end: str, told: list[str]) -> None:
-    found = obstacles(pasted.read(f"a <lora:x:1>\n{PLAIN}, {end}"), MODEL, extras=here)
-    assert [each.text for each in found] == told
+def test_a_file_of_another_hash_is_told(here: Extras, end: str, words: list[str]) -> None:
+    assert [each.text for each in told(f"a <lora:x:1>\n{PLAIN}, {end}", here)] == words
 
 
 def test_without_strict_the_tags_of_what_is_missing_go(here: Extras) -> None:
-    data = pasted.read(f"a <lora:x:1> <lora:y:1> <lyco:z:2>\n{PLAIN}")
+    data = asked(f"a <lora:x:1> <lora:y:1> <lyco:z:2>\n{PLAIN}")
     found = obstacles(data, MODEL, extras=here)
     assert len(found) == 2
-    assert request_from(honour(data, found, strict=False), extras=here).prompt.rstrip() == "a <lora:x:1>"
+    assert request_from(drop_unsupported(data, found, strict=False), extras=here).prompt.rstrip() == "a <lora:x:1>"
 
 
 # --- what a request brings along
 
-NOTHING: dict[str, Any] = {
-    "controls": "",
-    "control_file": None,
-    "loras": "",
-    "embeddings": "",
-    "lora_file": None,
-    "embedding_file": None,
-}
+
+def load(inputs: Inputs, prompt: str = "", hires_prompt: str = "") -> tuple[Extras, Asked]:
+    """What the inputs bring to these prompts."""
+    said = {"prompt": prompt, "hires_prompt": hires_prompt}
+    return load_only(Asked(values=said, hires=bool(hires_prompt)), inputs)
 
 
 @pytest.fixture
@@ -205,15 +210,15 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Extras) -> Path
     ],
 )
 def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) -> None:
-    extras, data = bring(Parameters(prompt=prompt, hires_prompt="b"), NOTHING | {"loras": text})
-    assert data.prompt == expected
-    assert lora_tags(data.prompt) == lora_tags(data.hires_prompt) or prompt != "a"
-    assert all(tag.name in extras.loras for tag in lora_tags(data.prompt))
+    extras, made = load(Inputs(loras=text), prompt, hires_prompt="b")
+    assert made["prompt"] == expected
+    assert lora_tags(made["prompt"]) == lora_tags(made["hires_prompt"]) or prompt != "a"
+    assert all(tag.name in extras.loras for tag in lora_tags(made["prompt"]))
 
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "words"),
     [
         ("y", "nothing of this name is here.*here: x"),
         ("http://huggingface.co/a/b/resolve/main/c.safetensors", "must be an https address of"),
@@ -226,9 +231,9 @@ def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) ->
         ("a/b/../../../c", "nothing of this name"),
     ],
 )
-def test_other_places_are_refused(line: str, told: str) -> None:
-    with pytest.raises(InvalidInput, match=f"(?s)loras=.*({told})"):
-        bring(Parameters(), NOTHING | {"loras": line})
+def test_other_places_are_refused(line: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=f"(?s)loras=.*({words})"):
+        load(Inputs(loras=line))
 
 
 @pytest.mark.usefixtures("cache")
@@ -260,16 +265,16 @@ def test_other_places_are_refused(line: str, told: str) -> None:
 def test_links_are_turned_into_their_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, address: str
 ) -> None:
-    asked: list[str] = []
+    fetched: list[str] = []
 
     def fetch(url: str, cache: Path, **_: object) -> Path:
-        asked.append(url)
+        fetched.append(url)
         return write(tmp_path / "34.safetensors", ss_output_name="a, name")
 
     monkeypatch.setattr(shelf, "fetch_url", fetch)
-    extras, data = bring(Parameters(prompt="a"), NOTHING | {"loras": f"{line}:0.5"})
-    assert asked == [address]
-    assert data.prompt == "a <lora:a_ name:0.5>"
+    extras, made = load(Inputs(loras=f"{line}:0.5"), "a")
+    assert fetched == [address]
+    assert made["prompt"] == "a <lora:a_ name:0.5>"
     assert "a_ name" in extras.loras
 
 
@@ -292,39 +297,39 @@ def test_links_are_turned_into_their_files(
 def test_a_page_is_asked_for_its_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, listing: str, address: str
 ) -> None:
-    asked: list[str] = []
+    opened: list[str] = []
 
     def read_text(url: str, **_: object) -> str:
-        asked.append(url)
+        opened.append(url)
         return json.dumps({"modelVersions": [{"id": 34}, {"id": 5}], "siblings": [{"rfilename": "c.safetensors"}]})
 
     def fail(url: str, *_: object, **__: object) -> Path:
-        asked.append(url)
+        opened.append(url)
         raise Denied("HTTP 401: gone, private or gated")
 
     monkeypatch.setattr(shelf, "read_text", read_text)
     monkeypatch.setattr(shelf, "fetch_url", fail)
     with pytest.raises(ModelError, match="HTTP 401") as caught:
-        bring(Parameters(), NOTHING | {"loras": line})
-    assert asked == [listing, address]
+        load(Inputs(loras=line))
+    assert opened == [listing, address]
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
-    ("field", "line", "told"),
+    ("field", "line", "words"),
     [
         (
             "loras",
             "nobody/nothing/a.safetensors",
             "loras='nobody/nothing/a.safetensors': HTTP 401: gone. "
-            "Name one that is open to everybody, or send the file in lora_file.",
+            "Name one that is open to everybody, or send the file in files.",
         ),
         (
-            "embeddings",
-            "a/b/c.pt",
-            "embeddings='a/b/c.pt': HTTP 401: gone. "
-            "Name one that is open to everybody, or send the file in embedding_file.",
+            "controls",
+            "a/b/c.safetensors",
+            "controls='a/b/c.safetensors': HTTP 401: gone. "
+            "Name one that is open to everybody, or send the file in files.",
         ),
         (
             "controls",
@@ -335,19 +340,19 @@ def test_a_page_is_asked_for_its_file(
     ],
 )
 def test_what_is_not_given_to_us_is_told_with_what_helps(
-    monkeypatch: pytest.MonkeyPatch, field: str, line: str, told: str
+    monkeypatch: pytest.MonkeyPatch, field: str, line: str, words: str
 ) -> None:
     monkeypatch.setattr(shelf, "fetch_url", Mock(side_effect=Denied("HTTP 401: gone")))
     with pytest.raises(ModelError) as caught:
-        bring(Parameters(), NOTHING | {field: line})
-    assert str(caught.value) == told
+        load(replace(Inputs(), **{field: line}))
+    assert str(caught.value) == words
 
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(("field", "key"), [("loras", "token=secret"), ("controls", "token=secret: 1, of=2")])
 def test_a_line_that_is_refused_is_shown_without_its_key(field: str, key: str) -> None:
     with pytest.raises(InvalidInput, match=f"{field}='https://example.com/a") as caught:
-        bring(Parameters(), NOTHING | {field: f"https://example.com/a?{key}"})
+        load(replace(Inputs(), **{field: f"https://example.com/a?{key}"}))
     assert "secret" not in str(caught.value)
 
 
@@ -357,8 +362,8 @@ def test_what_cannot_be_had_names_its_input(monkeypatch: pytest.MonkeyPatch) -> 
         raise ModelError("gone")
 
     monkeypatch.setattr(shelf, "fetch_url", fail)
-    with pytest.raises(ModelError, match=r"^embeddings='a/b/c\.pt': gone"):
-        bring(Parameters(), NOTHING | {"embeddings": "a/b/c.pt"})
+    with pytest.raises(ModelError, match=r"^loras='a/b/c\.pt': gone"):
+        load(Inputs(loras="a/b/c.pt"))
 
 
 @pytest.mark.usefixtures("cache")
@@ -377,53 +382,25 @@ def test_one_line_without_a_name_is_what_the_prompt_lacks(
     """What the prompt says of it counts, and not the line's weight."""
     fetched = write(tmp_path / "some.safetensors")
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
-    extras, data = bring(Parameters(prompt=prompt), NOTHING | {"loras": f"a/b/some.safetensors{weight}"})
+    extras, made = load(Inputs(loras=f"a/b/some.safetensors{weight}"), prompt)
     assert extras.loras[name].path == fetched
-    assert data.prompt == expected.replace("some:1", f"some{weight or ':1'}")
+    assert made["prompt"] == expected.replace("some:1", f"some{weight or ':1'}")
 
 
 @pytest.mark.parametrize(
-    ("inputs", "added"),
+    ("lines", "added"),
     [
-        ({"loras": "a/b/some.safetensors\na/b/other.safetensors"}, ["some", "other"]),
-        ({"loras": "named = a/b/some.safetensors"}, ["named"]),
-        ({"loras": "x"}, ["x"]),
+        ("a/b/some.safetensors\na/b/other.safetensors", ["some", "other"]),
+        ("named = a/b/some.safetensors", ["named"]),
+        ("x", ["x"]),
     ],
 )
 def test_other_lines_keep_their_names(
-    monkeypatch: pytest.MonkeyPatch, cache: Path, inputs: dict[str, str], added: list[str]
+    monkeypatch: pytest.MonkeyPatch, cache: Path, lines: str, added: list[str]
 ) -> None:
     monkeypatch.setattr(shelf, "fetch_url", lambda url, *_, **__: write(cache / url.rpartition("/")[2]))
-    _, data = bring(Parameters(prompt="a <lora:mine:0.5>"), NOTHING | inputs)
-    assert data.prompt == " ".join(["a <lora:mine:0.5>", *(f"<lora:{name}:1>" for name in added)])
-
-
-@pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize(
-    ("prompt", "name", "expected"),
-    [
-        ("a <lora:mine:0.5>", "mine", "a <lora:mine:0.5>"),
-        ("a", "some", "a <lora:some:1>"),
-        ("a <lora:y:1> <lora:z:1>", "some", "a <lora:y:1> <lora:z:1> <lora:some:1>"),
-    ],
-)
-def test_an_uploaded_file_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, name: str, expected: str) -> None:
-    uploaded = write(tmp_path / "tmpab12_xyzsome.safetensors")
-    extras, data = bring(Parameters(prompt=prompt), NOTHING | {"lora_file": uploaded})
-    assert extras.loras[name].path == uploaded
-    assert extras.loras[name].origin == "lora_file='some.safetensors'"
-    assert data.prompt == expected
-
-
-@pytest.mark.parametrize(("lines", "name"), [("", "some"), ("mine", "mine"), ("here", "some"), ("here\nmine", "mine")])
-def test_an_uploaded_embedding_has_the_name_that_nothing_here_has(
-    tmp_path: Path, cache: Path, lines: str, name: str
-) -> None:
-    write(cache / "embeddings" / "here.safetensors")
-    uploaded = write(tmp_path / "tmpab12_xyzsome.pt")
-    extras, _ = bring(Parameters(prompt="a"), NOTHING | {"embedding_file": uploaded, "embeddings": lines})
-    assert extras.embeddings[name].path == uploaded
-    assert extras.embeddings.keys() == {name, "here", "e"}
+    _, made = load(Inputs(loras=lines), "a <lora:mine:0.5>")
+    assert made["prompt"] == " ".join(["a <lora:mine:0.5>", *(f"<lora:{name}:1>" for name in added)])
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -434,7 +411,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
         os.utime(path.parent, (1000 - age, 1000 - age))
     monkeypatch.setattr(shelf, "ROOM", 2 * size)
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched[3])
-    bring(Parameters(), NOTHING | {"loras": "a/b/c.safetensors"})
+    load(Inputs(loras="a/b/c.safetensors"))
     assert [path.exists() for path in fetched] == [True, False, False, True]
 
 
@@ -443,9 +420,5 @@ def test_a_fetched_file_is_the_same_for_the_next_request(monkeypatch: pytest.Mon
     fetched = write(cache / "fetched" / "urls" / "0" / "a.safetensors")
     os.utime(fetched, (1000, 1000))
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
-    inputs = NOTHING | {
-        "loras": "a/b/c.safetensors",
-        "embeddings": "a/b/c.safetensors",
-        "controls": "a/b/c.safetensors",
-    }
-    assert bring(Parameters(), inputs) == bring(Parameters(), inputs)
+    inputs = Inputs(loras="a/b/c.safetensors", controls="a/b/c.safetensors")
+    assert load(inputs) == load(inputs)

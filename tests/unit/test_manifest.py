@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.asked import read_data, request_from, settle
+from pipelines.inputs import Inputs, filled_in
 from weights_script.fetch import OWN_FILE
 from weights_script.manifest import DEFAULT_MODEL, ENTRY_RULES, HERE, KINDS, ManifestError, load_manifest
 
@@ -54,7 +56,9 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "inner hash": (lambda text: text + 'hashes = { "a.bin" = "abc" }', "hashes"),
     "odd width": (lambda text: text + "width = 450", "width"),
     "odd height": (lambda text: text + "height = 0", "height"),
-    "clip skip": (lambda text: text + "clip_skip = 0", "clip_skip"),
+    "a setting that is none": (lambda text: text + "settings = { colour = 2 }", "settings"),
+    "a setting out of its range": (lambda text: text + "settings = { clip_skip = 0 }", "settings"),
+    "a setting of another type": (lambda text: text + 'settings = { clip_skip = "two" }', "settings"),
     "unknown vae": (lambda text: text + 'vae = "nobody"', "vae"),
     "a model as vae": (lambda text: text + 'vae = "thing"', "vae"),
 }
@@ -80,6 +84,29 @@ def test_what_it_must_hold() -> None:
     assert entries["pastel-mix"].picture_size == (448, 640)
     assert entries[DEFAULT_MODEL].picture_size == (128, 128)
     assert {entry.kind for entry in entries.values()} >= {"vae", "upscaler", "safety-checker"}
+
+
+ANIME = ("pastel-mix", "pastel-mix-fp32", "pastel-mix-stock", "counterfeit-2.5", "anything-3", "abyss-orange-mix-2")
+
+
+@pytest.mark.parametrize("name", ANIME)
+def test_what_the_models_authors_advise_is_what_an_empty_form_draws(name: str) -> None:
+    entry = load_manifest()[name]
+    own = {"width": entry.width, "height": entry.height, **entry.settings}
+    request = request_from(settle(Inputs(), read_data(""), own))
+    assert request.clip_skip == 2
+    assert "1girl" in request.prompt
+    assert "worst quality" in request.negative_prompt
+    assert (request.width, request.height) == (448, 640)
+    asked = Inputs(said=filled_in(prompt="a boat", negative_prompt=" ", clip_skip=1))
+    changed = request_from(settle(asked, read_data("Seed: 3"), own))
+    assert (changed.prompt, changed.negative_prompt, changed.clip_skip) == ("a boat", "", 1)
+
+
+def test_every_model_has_an_example() -> None:
+    """That is what an empty prompt stands for on the form."""
+    models = [entry for entry in load_manifest().values() if entry.kind == "model"]
+    assert [entry.name for entry in models if not entry.settings.get("prompt")] == []
 
 
 def test_what_is_fetched_as_one_file_has_a_published_hash() -> None:

@@ -66,6 +66,13 @@ def test_clearing_deletes_the_files(folder: OutputFolder) -> None:
     assert not path.parent.exists()
 
 
+def test_pictures_of_several_predictions_can_lie_in_one_folder() -> None:
+    """Cog stores files under their own names: those of a later prediction must not take the place of others."""
+    first, second = (OutputFolder().save(PIXELS, "picture-0-seed-5", FileFormat(), TEXT) for _ in range(2))
+    assert first.name != second.name
+    assert all(path.name.startswith("picture-0-seed-5-") and path.suffix == ".png" for path in (first, second))
+
+
 @pytest.mark.parametrize("name", ["png", "webp", "jpg"])
 def test_what_is_written_into_a_picture_is_read_from_it(folder: OutputFolder, name: str) -> None:
     text = "a pink sun, \u6d77 \U0001f305\nSteps: 20, Sampler: Euler, Seed: 1"

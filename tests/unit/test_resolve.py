@@ -34,7 +34,8 @@ def test_nothing_named_is_the_embedded_model_and_says_so(project: Path) -> None:
     assert model.files.name == "pastel-tiny"
     assert model.files.checkpoint == project / "embedded/pastel-tiny.safetensors"
     assert model.files.vae == project / "embedded/pastel-tiny-better.vae.safetensors"
-    assert (model.width, model.height) == (128, 128)
+    assert (model.settings["width"], model.settings["height"]) == (128, 128)
+    assert "a pink sun" in model.settings["prompt"]
     assert "the embedded default" in model.description
     assert "safety checker: off" in model.description
     assert resolve("", "") == model
@@ -45,7 +46,7 @@ def test_a_given_path_comes_before_a_named_model(project: Path) -> None:
     given.write_bytes(b"weights")
     model = resolve(str(given), "pastel-mix")
     assert (model.files.name, model.files.checkpoint, model.files.vae) == ("my-mix", given, None)
-    assert (model.width, model.height) == (512, 512)
+    assert model.settings == {"width": 512, "height": 512}
     assert "COG_WEIGHTS" in model.description
 
 
@@ -54,11 +55,13 @@ def test_a_given_folder(project: Path) -> None:
     assert resolve(str(project / "my.mix-v1.5"), None).files.name == "my.mix-v1.5"
 
 
-def test_a_known_file_name_brings_its_picture_size(project: Path) -> None:
+def test_a_known_file_name_brings_its_own_settings(project: Path) -> None:
     given = project / "pastelmix-better-vae-fp16.safetensors"
     given.write_bytes(b"weights")
     model = resolve(str(given), None)
-    assert (model.width, model.height, model.clip_skip) == (448, 640, 2)
+    own = manifest.load_manifest()["pastel-mix"].settings
+    assert model.settings == {"width": 448, "height": 640, **own}
+    assert "its own settings: clip_skip 2;" in model.description
 
 
 def test_a_model_fetched_before_is_used(project: Path) -> None:
@@ -72,7 +75,7 @@ def test_a_model_fetched_before_is_used(project: Path) -> None:
     Ledger(project / "cache").add(f"pastel-mix/{entry.file}", entry.sha256, "test")
     model = resolve(None, "pastel-mix")
     assert (model.files.checkpoint, model.files.sha256) == (path, entry.sha256)
-    assert (model.width, model.height) == (448, 640)
+    assert (model.settings["width"], model.settings["height"]) == (448, 640)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +118,37 @@ def test_another_vae_by_path_or_name(project: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_safety_checker_only_if_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PASTEL_SAFETY_CHECKER", str(project))
-    assert resolve(None, None).safety_checker == project
+    mine = project / "mine.safetensors"
+    mine.write_bytes(b"weights")
+    for off in ("", "off"):
+        monkeypatch.setenv("PASTEL_SAFETY_CHECKER", off)
+        assert resolve(str(mine), None).safety_checker is None
+        assert "safety checker: off" in resolve(str(mine), None).description
     monkeypatch.setenv("PASTEL_SAFETY_CHECKER", "safety-checker")
-    with pytest.raises(ModelError, match="PASTEL_SAFETY_CHECKER: safety-checker cannot be had"):
-        resolve(None, None)
+    with pytest.raises(ModelError, match=r"PASTEL_SAFETY_CHECKER: safety-checker cannot be had.*or to off"):
+        resolve(str(mine), None)
+    monkeypatch.setenv("PASTEL_SAFETY_CHECKER", "on")
+    with pytest.raises(ModelError, match="PASTEL_SAFETY_CHECKER=on: not a safety-checker of the manifest"):
+        resolve(str(mine), None)
+
+
+def test_setup_says_what_a_safety_checker_costs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project / "checker"
+    folder.mkdir()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(608_018_440)
+    monkeypatch.setenv("PASTEL_SAFETY_CHECKER", str(folder))
+    model = resolve(None, None)
+    assert model.safety_checker == folder
+    assert f"safety checker: {folder}, 608 MB (PASTEL_SAFETY_CHECKER=off leaves it out)" in model.description
+
+
+def test_the_embedded_model_fetches_no_safety_checker(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container's own settings name one for the models that it is made for."""
+    monkeypatch.setenv("PASTEL_SAFETY_CHECKER", "safety-checker")
+    model = resolve(None, "pastel-tiny")
+    assert model.safety_checker is None
+    assert "safety checker: off, as the embedded model draws simple scenes alone" in model.description
 
 
 def test_a_url_is_fetched_and_its_hash_known(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

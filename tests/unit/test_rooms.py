@@ -1,6 +1,7 @@
 """The pure rooms stay pure: what is checked before work starts must not need torch, cog or the network."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,19 +9,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PURE = (
-    "pasted",
-    "pickles",
+    "asked",
     "catalog",
     "errors",
     "extras",
     "headers",
     "infotext",
+    "inputs",
     "model",
+    "obstacles",
     "parameters",
+    "pasted",
+    "pickles",
     "plan",
     "prompt",
-    "reproduce",
     "request",
+    "settings",
+    "sizes",
+    "table",
     "units",
     "wildcards",
 )
@@ -47,6 +53,14 @@ def test_a_pure_room_imports_the_standard_library_and_pure_rooms(room: str) -> N
             assert not rest or rest.split(".")[0] in (*PURE, "__version__"), f"{room} imports {name}"
         else:
             assert package in sys.stdlib_module_names, f"{room} imports {name}"
+
+
+def test_what_comes_before_work_starts_needs_no_tensors_and_no_network() -> None:
+    """Files that are sent are looked into with torch, and those that are named fetched: imported only then."""
+    heavy = ("torch", "numpy", "PIL", "httpx", "requests", "filelock", "huggingface_hub", "urllib.request")
+    modules = ", ".join([*(f"pipelines.{room}" for room in PURE), "weights_script.extras", "weights_script.uploads"])
+    program = f"import sys, {modules}\nfound = set({heavy}) & set(sys.modules)\nassert not found, found"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=20)
 
 
 def test_predict_has_no_tensors() -> None:

@@ -5,20 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines.reproduce import Pictures, honour, obstacles, request_from
 
 from pipelines import pasted
+from pipelines.asked import NO_PICTURES, Asked, Pictures, read_data, request_from, settle
 from pipelines.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, PREPROCESSORS
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.extras import ExtraFile, Extras
+from pipelines.inputs import Inputs
 from pipelines.model import ModelIdentity
+from pipelines.obstacles import drop_unsupported, obstacles
 from pipelines.parameters import of_picture
-from pipelines.pasted import Parameters
 from pipelines.plan import make_plan
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
 from pipelines.units import read_lines, read_unit, write_unit
+from script.schema import ROOT
 from tests.unit.sized import Sized
-from weights_script.extras import bring
+from weights_script.extras import load_only
 
 PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x768"
 UNIT = (
@@ -33,6 +35,12 @@ OLD_UNIT = (
 CANNY = ControlSettings(model="control_v11p_sd15_canny", model_hash="d14c016b")
 MODEL = ModelIdentity(name="m", sha256="0" * 64)
 PICTURE = Sized((64, 64))
+NOTHING = Asked(values={})
+
+
+def asked(text: str, pictures: Pictures = NO_PICTURES) -> Asked:
+    """What generation data alone asks for."""
+    return settle(Inputs(), read_data(text), {"width": 64, "height": 64}, pictures)
 
 
 @pytest.fixture
@@ -143,31 +151,36 @@ def test_a_unit_that_cannot_be_read_is_named(value: str) -> None:
 
 
 def test_an_infotext_round_trip(file: ExtraFile) -> None:
-    asked = request(
+    made = request(
         file,
         ControlSettings(model="x_canny", picture=PICTURE, weight=0.5),
         ControlSettings(model="x_canny", picture=PICTURE, mode="control", end=0.5, preprocessor="lineart"),
     )
-    text = of_picture(asked, make_plan(asked), MODEL, 0)
+    text = of_picture(made, make_plan(made), MODEL, 0)
     assert 'ControlNet 0: "Module: canny, Model: x_canny [' in text
-    data = pasted.read(text)
-    assert data.unknown == {}
     pictures = Pictures(controls=(PICTURE,))
-    assert obstacles(data, MODEL, pictures=pictures, extras=asked.extras) == []
-    again = request_from(data, pictures=pictures, extras=asked.extras)
-    assert [replace(control, model_hash="") for control in again.controls] == list(asked.controls)
+    read = asked(text, pictures)
+    assert read.data.unknown == {}
+    assert obstacles(read, MODEL, pictures=pictures, extras=made.extras) == []
+    again = request_from(read, pictures=pictures, extras=made.extras)
+    assert [replace(control, model_hash="") for control in again.controls] == list(made.controls)
 
 
 def test_obstacles(file: ExtraFile) -> None:
-    data = pasted.read(f'a\n{PLAIN}, Model: m, Model hash: 0000000000, ControlNet 0: "{UNIT}"')
+    data = asked(f'a\n{PLAIN}, Model: m, Model hash: 0000000000, ControlNet 0: "{UNIT}"')
     (missing,) = obstacles(data, MODEL, pictures=Pictures(controls=(PICTURE,)))
     assert "the ControlNet control_v11p_sd15_canny is not here" in missing.text
-    assert honour(data, [missing], strict=False).controls == ()
+    assert drop_unsupported(data, [missing], strict=False).controls == ()
     here = Extras(controls={"control_v11p_sd15_canny": file})
     other, alone = obstacles(data, MODEL, extras=here)
     assert f"another ControlNet control_v11p_sd15_canny (d14c016b) than the one here ({file.short_hash})" in other.text
     assert "send its pictures (control_images, --control)" in alone.text
     assert all(obstacle.other_picture for obstacle in (missing, other, alone))
+
+
+def settled(controls: int) -> Asked:
+    """So many ControlNets, and nothing else that is said."""
+    return replace(asked("Seed: 1"), controls=(ControlSettings(model="x_canny"),) * controls)
 
 
 @pytest.mark.parametrize(
@@ -180,13 +193,13 @@ def test_obstacles(file: ExtraFile) -> None:
     ],
 )
 def test_pictures_and_lines_belong_together(file: ExtraFile, controls: int, sent: int, words: str) -> None:
-    data = Parameters(controls=(ControlSettings(model="x_canny"),) * controls)
+    data = settled(controls)
     with pytest.raises(InvalidInput, match=words):
         request_from(data, pictures=Pictures(controls=(PICTURE,) * sent), extras=Extras(controls={"x_canny": file}))
 
 
 def test_each_line_has_its_picture(file: ExtraFile) -> None:
-    data = Parameters(controls=(ControlSettings(model="x_canny"),) * 2)
+    data = settled(2)
     sent = Sized((64, 64)), Sized((128, 64))
     made = request_from(data, pictures=Pictures(controls=sent), extras=Extras(controls={"x_canny": file}))
     assert [control.picture for control in made.controls] == list(sent)
@@ -213,12 +226,6 @@ def test_the_steps_at_which_it_acts(file: ExtraFile, start: float, end: float, s
     assert plan.describe().endswith(f"; ControlNet x_canny (canny) at 1 in steps {told} and {told}")
 
 
-INPUTS: dict[str, Any] = {
-    **dict.fromkeys(("loras", "embeddings", "controls"), ""),
-    **dict.fromkeys(("lora_file", "embedding_file", "control_file")),
-}
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: ExtraFile) -> Path:
     """A cache that holds one ControlNet, own_canny."""
@@ -229,43 +236,57 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: ExtraFile) -> P
     return tmp_path
 
 
-def test_files_of_lines(cache: Path, file: ExtraFile) -> None:
-    extras, data = bring(Parameters(), INPUTS | {"controls": "own_canny: 0.5\nmine: 0.7", "control_file": file.path})
-    assert [(control.model, control.weight) for control in data.controls] == [("own_canny", 0.5), ("mine", 0.7)]
-    assert extras.controls["mine"] == file
+CANNY_TINY = ROOT / "tests" / "data" / "controlnets" / "canny-tiny.safetensors"
+
+
+def test_files_of_lines(cache: Path) -> None:
+    extras, made = load_only(NOTHING, Inputs(controls="own_canny: 0.5\nmine: 0.7", files=(CANNY_TINY,)))
+    assert [(control.model, control.weight) for control in made.controls] == [("own_canny", 0.5), ("mine", 0.7)]
+    assert extras.controls["mine"].path == CANNY_TINY
     assert extras.controls["own_canny"].path == cache / "controlnets" / "own_canny.safetensors"
 
 
-def test_a_file_without_a_line_acts_as_it_is(cache: Path, file: ExtraFile) -> None:
-    _, data = bring(Parameters(), INPUTS | {"control_file": file.path})
-    assert data.controls == (ControlSettings(model="x_canny"),)
+def test_a_line_that_names_a_file_means_that_one(cache: Path) -> None:
+    other = cache / "other.safetensors"
+    other.write_bytes(CANNY_TINY.read_bytes())
+    extras, made = load_only(NOTHING, Inputs(controls="canny-tiny: 0.7\nother", files=(other, CANNY_TINY)))
+    assert [control.model for control in made.controls] == ["canny-tiny", "other"]
+    assert extras.controls["canny-tiny"].path == CANNY_TINY
 
 
-def test_lines_win_over_a_block(cache: Path, file: ExtraFile) -> None:
-    block = Parameters(controls=(CANNY,))
-    _, data = bring(block, INPUTS | {"controls": "own_canny: 0.5"})
-    assert [control.model for control in data.controls] == ["own_canny"]
+@pytest.mark.usefixtures("cache")
+def test_a_file_without_a_line_acts_as_it_is() -> None:
+    _, made = load_only(NOTHING, Inputs(files=(CANNY_TINY,)))
+    assert made.controls == (ControlSettings(model="canny-tiny"),)
 
 
-def test_a_block_asks_for_the_file_of_its_model(cache: Path, file: ExtraFile) -> None:
-    own = Parameters(controls=(replace(CANNY, model="own_canny"), replace(CANNY, model="unheard_of")))
-    extras, data = bring(own, INPUTS)
+@pytest.mark.usefixtures("cache")
+def test_lines_win_over_a_block() -> None:
+    _, made = load_only(replace(NOTHING, controls=(CANNY,)), Inputs(controls="own_canny: 0.5"))
+    assert [control.model for control in made.controls] == ["own_canny"]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_block_asks_for_the_file_of_its_model() -> None:
+    own = replace(NOTHING, controls=(replace(CANNY, model="own_canny"), replace(CANNY, model="unheard_of")))
+    extras, made = load_only(own, Inputs())
     assert list(extras.controls) == ["own_canny"]
-    assert data.controls == own.controls
+    assert made.controls == own.controls
     with pytest.raises(
         ModelError,
-        match=r"controls='control_v11p_sd15_canny': canny cannot be had.*HF_HUB_OFFLINE.*send it in control_file",
+        match=r"controls='control_v11p_sd15_canny': canny cannot be had.*HF_HUB_OFFLINE.*send it in files",
     ):
-        bring(Parameters(controls=(CANNY,)), INPUTS)  # known by the manifest
+        load_only(replace(NOTHING, controls=(CANNY,)), Inputs())  # known by the manifest
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("nothing", "controls='nothing': nothing of this name is here.*one of those here: own_canny"),
-        ("https://example.com/a.safetensors", "must be an https address of .*or send the file in control_file"),
+        ("https://example.com/a.safetensors", "must be an https address of .*or send the file in files"),
     ],
 )
-def test_lines_that_name_nothing(cache: Path, line: str, words: str) -> None:
+def test_lines_that_name_nothing(line: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
-        bring(Parameters(), INPUTS | {"controls": line})
+        load_only(NOTHING, Inputs(controls=line))
