@@ -223,8 +223,6 @@ def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[s
             path = shelf.fetch(_address(line, here, shelf))
     except SourceFailed as failure:
         raise ModelError(f"{line}: {redacted(str(failure), line.secrets)}. {_fix(line, failure)}") from None
-    except InvalidInput as error:
-        raise InvalidInput(line.field, line.address, redacted(error.rule, line.secrets), error.fix) from None
     except ModelError as error:
         raise ModelError(f"{line}: {redacted(str(error), line.secrets)}") from None
     file = ExtraFile.at(path, str(line))
@@ -253,8 +251,6 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
         address = urllib.parse.urlsplit(source if "://" in source else "")
     except ValueError as error:
         raise elsewhere from error
-    if "@" in address.netloc:
-        raise InvalidInput(line.field, line.address, "must hold no user name", "Leave out what stands before the @.")
     page = _HUB_PAGE.fullmatch(address.path)
     repository = _REPOSITORY.fullmatch(source)
     mirror = urllib.parse.urlsplit(hub.endpoint())
@@ -268,6 +264,8 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
         return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):
         raise elsewhere
+    if "@" in address.netloc:
+        raise InvalidInput(line.field, line.address, "must hold no user name", "Leave out what stands before the @.")
     if page and (ours or host == "huggingface.co"):
         return _on_the_hub(line, shelf, page[1], page[2] or "main", page[3])
     if host.endswith("civitai.com") and (model := _CIVITAI_PAGE.fullmatch(address.path)):

@@ -49,6 +49,7 @@ from pipelines.request import (
     ScheduleSettings,
 )
 from pipelines.schedules import sigmas, timesteps
+from pipelines.sd1 import SD1
 from tests.unit.sized import Sized
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)
@@ -260,7 +261,7 @@ def drawn(request: GenerationRequest) -> list[object]:
         if part.sampler.timesteps:
             found.append(timesteps(part.schedule_steps + part.schedule.discard_penultimate))
         else:
-            found.append(sigmas(part.schedule_type, part.schedule_steps, part.sampler, part.schedule))
+            found.append(sigmas(SD1.noise, part.schedule_type, part.schedule_steps, part.sampler, part.schedule))
     return found
 
 

@@ -19,7 +19,7 @@ from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from weights_script import shelf
-from weights_script.extras import load_only
+from weights_script.extras import Library
 from weights_script.web import Denied
 
 BODY = b"tensors"
@@ -185,7 +185,7 @@ def test_without_strict_the_tags_of_what_is_missing_go(here: Extras) -> None:
 def load(inputs: Inputs, prompt: str = "", hires_prompt: str = "") -> tuple[Extras, Asked]:
     """What the inputs bring to these prompts."""
     said = {"prompt": prompt, "hires_prompt": hires_prompt}
-    return load_only(Asked(values=said, hires=bool(hires_prompt)), inputs)
+    return Library().load_only(Asked(values=said, hires=bool(hires_prompt)), inputs)
 
 
 @pytest.fixture
@@ -404,15 +404,16 @@ def test_other_lines_keep_their_names(
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    fetched = [write(cache / "fetched" / "urls" / str(age) / "a.safetensors") for age in range(4)]
+    fetched = [write(cache / "fetched" / "urls" / str(age) / "a.safetensors") for age in range(3)]
+    new = cache / "fetched" / "urls" / "new" / "a.safetensors"
     size = fetched[0].stat().st_size
     for age, path in enumerate(fetched):
-        (path.parent / ".a.safetensors.lock").touch()
         os.utime(path.parent, (1000 - age, 1000 - age))
     monkeypatch.setattr(shelf, "ROOM", 2 * size)
-    monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched[3])
+    monkeypatch.setattr(shelf, "LARGEST", size)
+    monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: write(new))
     load(Inputs(loras="a/b/c.safetensors"))
-    assert [path.exists() for path in fetched] == [True, False, False, True]
+    assert [path.exists() for path in (*fetched, new)] == [True, False, False, True]
 
 
 def test_a_fetched_file_is_the_same_for_the_next_request(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -20,7 +20,7 @@ from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
 from pipelines.units import read_lines, read_unit, write_unit
 from script.schema import ROOT
 from tests.unit.sized import Sized
-from weights_script.extras import load_only
+from weights_script.extras import Library
 
 PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x768"
 UNIT = (
@@ -240,7 +240,7 @@ CANNY_TINY = ROOT / "tests" / "data" / "controlnets" / "canny-tiny.safetensors"
 
 
 def test_files_of_lines(cache: Path) -> None:
-    extras, made = load_only(NOTHING, Inputs(controls="own_canny: 0.5\nmine: 0.7", files=(CANNY_TINY,)))
+    extras, made = Library().load_only(NOTHING, Inputs(controls="own_canny: 0.5\nmine: 0.7", files=(CANNY_TINY,)))
     assert [(control.model, control.weight) for control in made.controls] == [("own_canny", 0.5), ("mine", 0.7)]
     assert extras.controls["mine"].path == CANNY_TINY
     assert extras.controls["own_canny"].path == cache / "controlnets" / "own_canny.safetensors"
@@ -249,34 +249,34 @@ def test_files_of_lines(cache: Path) -> None:
 def test_a_line_that_names_a_file_means_that_one(cache: Path) -> None:
     other = cache / "other.safetensors"
     other.write_bytes(CANNY_TINY.read_bytes())
-    extras, made = load_only(NOTHING, Inputs(controls="canny-tiny: 0.7\nother", files=(other, CANNY_TINY)))
+    extras, made = Library().load_only(NOTHING, Inputs(controls="canny-tiny: 0.7\nother", files=(other, CANNY_TINY)))
     assert [control.model for control in made.controls] == ["canny-tiny", "other"]
     assert extras.controls["canny-tiny"].path == CANNY_TINY
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_file_without_a_line_acts_as_it_is() -> None:
-    _, made = load_only(NOTHING, Inputs(files=(CANNY_TINY,)))
+    _, made = Library().load_only(NOTHING, Inputs(files=(CANNY_TINY,)))
     assert made.controls == (ControlSettings(model="canny-tiny"),)
 
 
 @pytest.mark.usefixtures("cache")
 def test_lines_win_over_a_block() -> None:
-    _, made = load_only(replace(NOTHING, controls=(CANNY,)), Inputs(controls="own_canny: 0.5"))
+    _, made = Library().load_only(replace(NOTHING, controls=(CANNY,)), Inputs(controls="own_canny: 0.5"))
     assert [control.model for control in made.controls] == ["own_canny"]
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_block_asks_for_the_file_of_its_model() -> None:
     own = replace(NOTHING, controls=(replace(CANNY, model="own_canny"), replace(CANNY, model="unheard_of")))
-    extras, made = load_only(own, Inputs())
+    extras, made = Library().load_only(own, Inputs())
     assert list(extras.controls) == ["own_canny"]
     assert made.controls == own.controls
     with pytest.raises(
         ModelError,
         match=r"controls='control_v11p_sd15_canny': canny cannot be had.*HF_HUB_OFFLINE.*send it in files",
     ):
-        load_only(replace(NOTHING, controls=(CANNY,)), Inputs())  # known by the manifest
+        Library().load_only(replace(NOTHING, controls=(CANNY,)), Inputs())  # known by the manifest
 
 
 @pytest.mark.usefixtures("cache")
@@ -289,4 +289,4 @@ def test_a_block_asks_for_the_file_of_its_model() -> None:
 )
 def test_lines_that_name_nothing(line: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
-        load_only(NOTHING, Inputs(controls=line))
+        Library().load_only(NOTHING, Inputs(controls=line))

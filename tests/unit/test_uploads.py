@@ -12,7 +12,7 @@ from pipelines.errors import InvalidInput, ModelError
 from pipelines.inputs import Inputs, filled_in
 from pipelines.pasted import GenerationData, read_settings
 from script.schema import ROOT
-from weights_script.extras import load_only
+from weights_script.extras import Library
 from weights_script.uploads import FILES_MAX, Uploads, sort_uploads
 
 DATA = ROOT / "tests" / "data"
@@ -134,21 +134,21 @@ def asked(inputs: Inputs, data: GenerationData | None = None) -> Asked:
 )
 def test_one_lora_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, name: str, expected: str) -> None:
     inputs = Inputs(said={"prompt": prompt}, files=(sent(tmp_path, LORA, "tmpab12_xyzsome.bin"),))
-    extras, made = load_only(asked(inputs), inputs)
+    extras, made = Library().load_only(asked(inputs), inputs)
     assert extras.loras[name].path == inputs.files[0]
     assert made["prompt"] == expected
 
 
 def test_an_upscaler_that_is_sent_is_used_unless_the_form_names_another() -> None:
     inputs = Inputs(said={"prompt": "a"}, files=(UPSCALER,))
-    extras, made = load_only(asked(inputs), inputs)
+    extras, made = Library().load_only(asked(inputs), inputs)
     request = request_from(made, extras=extras)
     assert request.hires is not None
     assert (request.hires.upscaler, request.hires.upscaler_file) == ("4x-tiny", UPSCALER)
     assert list(unused_inputs(made, request)) == []
 
     other = Inputs(said=filled_in(prompt="a", hires_upscaler="Lanczos"), files=(UPSCALER,))
-    extras, made = load_only(asked(other), other)
+    extras, made = Library().load_only(asked(other), other)
     request = request_from(made, extras=extras)
     assert request.hires is not None
     assert (request.hires.upscaler, request.hires.upscaler_file) == ("Lanczos", None)
@@ -159,5 +159,5 @@ def test_an_upscaler_that_is_sent_is_used_unless_the_form_names_another() -> Non
 
 def test_files_are_called_by_the_names_of_the_generation_data() -> None:
     inputs = Inputs(said={"prompt": "a sunset sky"}, files=(EMBEDDING, LORA))
-    extras, made = load_only(asked(inputs, read_settings("File names: sunset, ice")), inputs)
+    extras, made = Library().load_only(asked(inputs, read_settings("File names: sunset, ice")), inputs)
     assert (list(extras.embeddings), made["prompt"]) == (["sunset"], "a sunset sky <lora:ice:1>")
