@@ -210,7 +210,7 @@ def _text_at(nodes: list[_Node], step: int) -> str:
 
 # A number that float() does not take, as in (a:1.2.3), is text.
 _ATTENTION = re.compile(
-    r"\\(?P<escaped>[\\()\[\]]?)|:\s*(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]:]|[^\\()\[\]:]+"
+    r"\\(?P<escaped>[\\()\[\]]?)|:\s*(?P<weight>[-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[()\[\]:]|[^\\()\[\]:]+"
 )
 _BREAK = re.compile(r"\bBREAK\b")
 _CLOSING = {")": ("(", 1.1), "]": ("[", 1 / 1.1)}

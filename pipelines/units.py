@@ -12,8 +12,8 @@ from pipelines.errors import InvalidInput
 from pipelines.extras import in_hashes
 from pipelines.request import CONTROLS_MAX, ControlSettings
 
-_SETTING = r"(?:[-+]?[\d.]+|\w+\s*=\s*[^,=:/]*)"
-_LINE = re.compile(rf"(.+?)(?:\s*:\s*({_SETTING}(?:\s*,\s*{_SETTING})*))?")
+_NUMBER = re.compile(r"[-+]?[\d.]+")
+_KEY = re.compile(r"\w+")
 _NO_NAME = re.compile(r":\s|^(?!.*://).*[:=,;]")
 """What a line's name has when its settings could not be read: files and repositories have none of it, links some."""
 _FIELD_OF = {
@@ -39,14 +39,12 @@ def read_lines(text: str) -> list[ControlSettings]:
 
 
 def _read_line(line: str) -> ControlSettings:
-    match = _LINE.fullmatch(line)
-    assert match is not None  # any line is at least a name
-    source, settings = match.groups()
+    source, settings = _parted(line)
     if _NO_NAME.search(source):
         fix = "Write canny: 0.8, or canny: weight=0.8, start=0, end=0.6."
         raise InvalidInput("controls", line, "after a colon come a weight, and settings between commas", fix)
     values: dict[str, object] = {}
-    for setting in settings.split(",") if settings else ():
+    for setting in settings:
         key, equals, value = setting.partition("=")
         key, value = (key.strip(), value.strip()) if equals else ("weight", setting.strip())
         if key not in _FIELD_OF:
@@ -58,10 +56,25 @@ def _read_line(line: str) -> ControlSettings:
     return ControlSettings(model=source, **values)  # type: ignore[arg-type]
 
 
+def _parted(line: str) -> tuple[str, list[str]]:
+    """A line's name, and its settings where all that follows its last colon are such."""
+    source, _, rest = line.rpartition(":")
+    settings = [setting.strip() for setting in rest.split(",")]
+    return (source.rstrip(), settings) if source.strip() and all(map(_is_setting, settings)) else (line, [])
+
+
+def _is_setting(text: str) -> bool:
+    """A number, or `key=value`."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return _NUMBER.fullmatch(text) is not None
+    return _KEY.fullmatch(key.strip()) is not None and not any(mark in value for mark in "=/")
+
+
 # --- as WebUI's extension writes it -----------------------------------------------------------------------------------
 
-_VALUE = re.compile(r"([A-Za-z][\w /-]*):\s*(\([^)]*\)|[^,]*)")
-_MODEL = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]+)\])?")
+_VALUE = re.compile(r"(?:\A|(?<=,))\s*([A-Za-z][\w /-]*):\s*(\([^()]*\)|[^,]*)")
+_HASH = re.compile(r"[0-9a-fA-F]+")
 _OLD_NAMES = {"preprocessor": "module", "starting/ending": "guidance", "preprocessor params": "params"}
 
 
@@ -108,9 +121,9 @@ def read_unit(text: str, size: tuple[int, int] | None) -> Told:
         told["guidance start"], told["guidance end"] = told["guidance"].strip("()").split(",")
     if "params" in told:
         told["processor res"], told["threshold a"], told["threshold b"] = told["params"].strip("()").split(",")
-    match = _MODEL.fullmatch(told["model"]) if "model" in told else None
-    if match is None:
+    if "model" not in told:
         raise ValueError(text)
+    model, model_hash = _named(told["model"])
     module = told.get("module", "none")
     preprocessor = _preprocessor(module)
     values = {"weight": "weight", "start": "guidance start", "end": "guidance end"}
@@ -118,8 +131,8 @@ def read_unit(text: str, size: tuple[int, int] | None) -> Told:
     mode, resize_mode = told.get("control mode", "Balanced"), told.get("resize mode", "Crop and Resize")
     known_resize = resize_mode in CONTROL_RESIZE_MODES.values()
     settings = ControlSettings(
-        model=match[1],
-        model_hash=(match[2] or "").lower(),
+        model=model,
+        model_hash=model_hash.lower(),
         preprocessor=preprocessor or NO_PREPROCESSOR,
         mode=_own_name(CONTROL_MODES, mode),
         resize_mode=_own_name(CONTROL_RESIZE_MODES, resize_mode) if known_resize else "crop",
@@ -141,6 +154,12 @@ def read_unit(text: str, size: tuple[int, int] | None) -> Told:
         warnings=(missing,) if preprocessor is None else (),
         doubts=tuple(doubt for holds, doubt in doubts if holds),
     )
+
+
+def _named(model: str) -> tuple[str, str]:
+    """`name [hash]` as name and hash, which may be missing."""
+    name, _, digits = model.removesuffix("]").rpartition("[")
+    return (name.rstrip(), digits) if model.endswith("]") and _HASH.fullmatch(digits) else (model, "")
 
 
 def _preprocessor(module: str) -> str | None:
