@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.1
+BUSY = 409
+"""HTTP status of a server that still draws another prediction."""
 CONNECTIONS = {"http": HTTPConnection, "https": HTTPSConnection}
 
 Json = dict[str, Any]
@@ -78,6 +80,17 @@ class CogClient:
     def predict(self, inputs: Json) -> Reply:
         """One prediction, waited for."""
         return self.request("POST", "/predictions", {"input": inputs})
+
+    def predict_when_free(self, inputs: Json, seconds: float = 60) -> Reply:
+        """One prediction; a server that is busy is asked again after waits that grow, until the time is up.
+
+        Cog answers a moment before it is free again, and refuses until then.
+        """
+        end, wait = time.monotonic() + seconds, 0.02
+        while (reply := self.predict(inputs)).status == BUSY and time.monotonic() < end:
+            time.sleep(wait)
+            wait = min(2 * wait, 1.0)
+        return reply
 
     def start(self, identifier: str, inputs: Json) -> Reply:
         """One prediction in the background: the reply comes at once."""

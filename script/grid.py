@@ -34,7 +34,7 @@ from script.client import (
     save,
     show_log,
 )
-from script.cog_server import POLL_SECONDS, CogClient, CogServer, Refused, ServerError
+from script.cog_server import BUSY, POLL_SECONDS, CogClient, CogServer, Refused, ServerError
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED
 from script.sheet import Cell, sheet
@@ -42,8 +42,6 @@ from script.sheet import Cell, sheet
 Json = dict[str, Any]
 Item = TypeVar("Item")
 
-BUSY = 409
-"""HTTP status of a server that still draws another prediction."""
 SEEDS = 2**32
 
 

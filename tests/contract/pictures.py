@@ -37,10 +37,8 @@ def parameters(image: Image.Image) -> str:
 
 
 def ask(server: CogServer, inputs: dict[str, Any]) -> Reply:
-    """A prediction. Cog replies a moment before it is free again and refuses with 409 until it is."""
-    while (reply := server.predict(inputs)).status == 409 and server.status() in ("BUSY", "READY"):
-        time.sleep(0.02)
-    return reply
+    """A prediction, once the server is free."""
+    return server.predict_when_free(inputs)
 
 
 def draw(server: CogServer, inputs: dict[str, Any]) -> dict[str, Any]:

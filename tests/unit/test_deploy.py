@@ -1,14 +1,18 @@
 """deploy/: Knative's own schema, and what this container needs of it."""
 
+import ipaddress
 import json
+from importlib.util import find_spec
 
 import jsonschema
+import pytest
 import yaml
 
 from script.schema import ROOT
 
 SERVICE = yaml.safe_load((ROOT / "deploy" / "knative.yaml").read_text(encoding="utf-8"))
 SPEC = SERVICE["spec"]["template"]["spec"]
+POLICY = yaml.safe_load((ROOT / "deploy" / "network-policy.yaml").read_text(encoding="utf-8"))
 
 
 def test_valid_against_the_schema_of_knative() -> None:
@@ -31,3 +35,61 @@ def test_mounts_have_volumes() -> None:
     assert mounted.keys() == {volume["name"] for volume in SPEC["volumes"]}
     cache = next(entry["value"] for entry in SPEC["containers"][0]["env"] if entry["name"] == "PASTEL_CACHE")
     assert cache in mounted.values()
+
+
+def test_the_liveness_probe_reads_the_health_checks_body() -> None:
+    """What it runs is told apart by its exit code in tests/unit/test_watchdog.py."""
+    probe = SPEC["containers"][0]["livenessProbe"]
+    *python, module = probe["exec"]["command"]
+    assert python == ["python", "-m"]
+    assert find_spec(module)
+    assert probe["timeoutSeconds"] > 15, "which the module waits for an answer"
+
+
+def reachable(address: str) -> bool:
+    """Whether the policy lets the container open a connection to the address."""
+    blocks = [place["ipBlock"] for rule in POLICY["spec"]["egress"] for place in rule["to"] if "ipBlock" in place]
+    at = ipaddress.ip_address(address)
+    return any(
+        at in ipaddress.ip_network(block["cidr"])
+        and not any(at in ipaddress.ip_network(part) for part in block["except"])
+        for block in blocks
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::ffff:10.1.2.3",
+        "64:ff9b::a00:1",
+        "fd00:ec2::254",
+        "fe80::1",
+        "2002:a00:1::",
+    ],
+)
+def test_the_network_policy_keeps_the_container_out_of_the_network_it_runs_in(address: str) -> None:
+    assert not reachable(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111"])
+def test_the_network_policy_leaves_the_internet_and_dns_open(address: str) -> None:
+    assert reachable(address)
+    names, internet = POLICY["spec"]["egress"]
+    assert {entry["port"] for entry in names["ports"]} == {53}
+    assert {entry["port"] for entry in internet["ports"]} == {80, 443}
+
+
+def test_the_network_policy_is_of_the_service() -> None:
+    assert POLICY["spec"]["policyTypes"] == ["Egress"]
+    assert POLICY["spec"]["podSelector"]["matchLabels"] == {"serving.knative.dev/service": SERVICE["metadata"]["name"]}
