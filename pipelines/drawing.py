@@ -13,10 +13,10 @@ from pipelines.loaded_model import Model
 from pipelines.lora import LoraUse
 from pipelines.masks import Canvas
 from pipelines.noise import Noise
+from pipelines.picture import Pixels
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import GenerationRequest
 from pipelines.upscale import Upscaler
-from pipelines.vae import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)

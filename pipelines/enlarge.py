@@ -9,11 +9,10 @@ from PIL import Image
 from pipelines import infotext, picture
 from pipelines.catalog import LATENT_UPSCALERS, NETWORK_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.errors import InvalidInput
-from pipelines.picture import Size
+from pipelines.picture import Pixels, Size
 from pipelines.plan import UpscalePlan
 from pipelines.request import FINAL_PIXELS_MAX, INPUT_PIXELS_MAX, SIDE_MIN, HiresSettings, enlarged_size
 from pipelines.upscale import Upscaler, upscale_pixels
-from pipelines.vae import Pixels
 
 ENLARGED_PIXELS_MAX = INPUT_PIXELS_MAX
 """Of the result, also before its crop: what can be sent in again."""

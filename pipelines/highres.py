@@ -24,13 +24,14 @@ from pipelines.masks import prepare
 from pipelines.memory import memory_errors_say_what_fits, room_left, rows_at_once
 from pipelines.noise import Noise
 from pipelines.noise_schedule import NoiseSchedule
+from pipelines.picture import Pixels
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.prompts import PromptEncoder, Prompts
 from pipelines.request import GenerationRequest
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import sigmas, timesteps
 from pipelines.upscale import Upscaler, encode_pictures, upscale_latents, upscale_pixels
-from pipelines.vae import Decoding, Pixels
+from pipelines.vae import Decoding
 
 BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
 """The phases' names, in steps and seconds."""

@@ -13,15 +13,12 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import InvalidInput, OutputError
-
-if TYPE_CHECKING:
-    from pipelines.vae import Pixels
+from pipelines.picture import Pixels
 
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
@@ -55,7 +52,7 @@ class OutputFolder:
         self._writers.shutdown(cancel_futures=True)
         self._folder.cleanup()
 
-    def begin(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> None:
+    def begin(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> None:
         """Begin to `save`; what that prints belongs to the prediction that asks for it."""
         self._begun.append(self._writers.submit(copy_context().run, self.save, pixels, name, file_format, parameters))
 
@@ -65,7 +62,7 @@ class OutputFolder:
         while self._begun and (wait or self._begun[0].done()):
             yield self._begun.popleft().result()
 
-    def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
+    def save(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture as `name` with the format's ending; returns the path. Raises OutputError."""
         path = Path(self._folder.name) / f"{name}.{file_format.name}"
         with _explained():
@@ -89,7 +86,7 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
+def write(pixels: Pixels, path: Path, file_format: FileFormat, parameters: str) -> None:
     """Write the picture to a path, its generation parameters inside.
 
     It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.

@@ -12,6 +12,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
 
 Size = tuple[int, int]
 """(width, height)"""
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+"""One picture: (height, width, 3), 8 bits a channel."""
 
 
 def read(path: Path, field: str) -> Image.Image:

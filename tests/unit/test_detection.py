@@ -144,5 +144,5 @@ def test_what_a_scheduler_declares(config: dict[str, object], expected: Declarat
 def test_a_declaration_replaces_what_the_family_does() -> None:
     assert Declaration().apply("x", SD1) == (NoisePrediction(), SD1.noise)
     assert Declaration(V, True).apply("x", SD1) == (VPrediction(), SD1.noise.zero_terminal_snr())
-    with pytest.raises(ModelError, match="^x: its UNet predicts 'sample'. This container knows epsilon and v_pred"):
+    with pytest.raises(ModelError, match=r"^x: its UNet predicts 'sample'\. This container knows epsilon and v_pred"):
         Declaration("sample").apply("x", SD1)
