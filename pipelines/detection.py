@@ -72,14 +72,14 @@ def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
     return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
 
 
-def sign_of_folder(unet: Mapping[str, Any], text: Mapping[str, Any]) -> Sign | None:
-    """Return what tells the family of a diffusers folder, by its UNet's and text encoder's configurations."""
+def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
+    """Return what tells the family of a diffusers folder, by its UNet's configuration."""
     scored = unet.get("projection_class_embeddings_input_dim") == 2560
     told = {
         "SDXL refiner": unet.get("addition_embed_type") is not None and scored,
         "SDXL": unet.get("addition_embed_type") is not None,
         "Stable unCLIP": unet.get("class_embed_type") is not None,
-        "Stable Diffusion 2.x": unet.get("use_linear_projection") or text.get("hidden_act") == "gelu",
+        "Stable Diffusion 2.x": unet.get("use_linear_projection"),
     }
     name = next((name for name, holds in told.items() if holds), None)
     return next((sign for sign in SIGNS if sign.family == name), None)

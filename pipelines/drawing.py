@@ -13,10 +13,10 @@ from pipelines.loaded_model import Model
 from pipelines.lora import LoraUse
 from pipelines.masks import Canvas
 from pipelines.noise import Noise
+from pipelines.picture import Pixels
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.request import GenerationRequest
 from pipelines.upscale import Upscaler
-from pipelines.vae import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +61,12 @@ class Drawing:
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
         """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""
-        settings = self.request.noise
         return Noise(
             self.plan.seeds,
             part.latent_shape,
-            source=settings.source,
             device=self.place,
-            ensd=settings.ensd,
+            settings=self.request.noise,
             variation_seeds=self.plan.variation_seeds,
-            variation_strength=settings.variation_strength,
             span=span,
         )
 

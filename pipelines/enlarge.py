@@ -11,12 +11,12 @@ from pipelines import infotext, picture
 from pipelines.asked import Asked
 from pipelines.catalog import LATENT_UPSCALERS, NETWORK_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.errors import InvalidInput
+from pipelines.picture import Pixels
 from pipelines.plan import UpscalePlan
 from pipelines.request import HiresSettings
 from pipelines.settings import of_group
 from pipelines.sizes import FINAL_PIXELS_MAX, INPUT_PIXELS_MAX, SIDE_MIN, Size, enlarged_size
 from pipelines.upscale import Upscaler, upscale_pixels
-from pipelines.vae import Pixels
 
 ENLARGED_PIXELS_MAX = INPUT_PIXELS_MAX
 """Of the result, also before its crop: what can be sent in again."""

@@ -24,13 +24,14 @@ from pipelines.masks import prepare
 from pipelines.memory import memory_errors_say_what_fits, room_left, rows_at_once
 from pipelines.noise import Noise
 from pipelines.noise_schedule import NoiseSchedule
+from pipelines.picture import Pixels
 from pipelines.plan import HighresPlan, PassPlan
 from pipelines.prompts import PromptEncoder, Prompts
-from pipelines.request import GenerationRequest
+from pipelines.request import GenerationRequest, NoiseSettings
 from pipelines.samplers import ALGORITHMS
 from pipelines.schedules import sigmas, timesteps
 from pipelines.upscale import Upscaler, encode_pictures, upscale_latents, upscale_pixels
-from pipelines.vae import Decoding, Pixels
+from pipelines.vae import Decoding
 
 BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
 """The phases' names, in steps and seconds."""
@@ -257,7 +258,8 @@ def _doubled(drawing: Drawing, latents: Tensor, upscaler: LatentUpscaler) -> Gen
     """Enlarge latents (B, 4, h, w) to (B, 4, 2h, 2w) with a diffusion model that was made for it."""
     channels, height, width = latents.shape[1:]
     shape = channels, LATENT_SCALE * height, LATENT_SCALE * width
-    noise = Noise(drawing.plan.seeds, shape, source=drawing.request.noise.source, device=drawing.place)
+    source = drawing.request.noise.source
+    noise = Noise(drawing.plan.seeds, shape, device=drawing.place, settings=NoiseSettings(source=source))
     yield Step(UPSCALE, 0, LATENT_STEPS)
     for number, latents in enumerate(upscaler.steps(latents, noise), 1):  # noqa: B007, B020
         yield Step(UPSCALE, number, LATENT_STEPS)

@@ -140,9 +140,7 @@ def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
 
 
 def _from_folder(path: Path, device: Device) -> Parts:
-    names = path / "unet", path / "text_encoder"
-    unet_settings, text_settings = (read_config(folder / "config.json") for folder in names)
-    family = family_of(path, sign_of_folder(unet_settings, text_settings))
+    family = family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
     unet = from_subfolder(UNet2DConditionModel, path / "unet", device)
     vae = from_subfolder(AutoencoderKL, path / "vae", device)
     text = from_subfolder(CLIPTextModel, path / family.text.folder, device)

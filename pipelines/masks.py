@@ -6,18 +6,14 @@ The rules are WebUI's. A mask is grey: 255 is drawn anew, 0 comes back as it was
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from pipelines.errors import InvalidInput
-from pipelines.picture import flat, resize
+from pipelines.picture import Pixels, flat, resize
 from pipelines.request import ImageSettings, MaskSettings
 from pipelines.sizes import FINAL_PIXELS_MAX, SIDE_MIN, Size, check_croppable
-
-if TYPE_CHECKING:
-    from pipelines.vae import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ class Canvas:
             return picture
         return resize(picture, self.overlay.size, "crop").crop(self.box)
 
-    def finish(self, pixels: "Pixels") -> "Pixels":
+    def finish(self, pixels: Pixels) -> Pixels:
         """The picture that was drawn, with the input's pixels back where they are kept.
 
         After a highres fix of the whole picture none are: it was enlarged and drawn again.

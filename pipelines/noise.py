@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.request import NoiseSettings
+
+DEFAULTS = NoiseSettings()
 Shape = tuple[int, int, int]
 Source = Callable[[Sequence[int], Shape, torch.device], Iterator[Tensor]]
 """(seeds, shape, device) -> successive draws (len(seeds), *shape) of unit normals, each seed's its own stream."""
@@ -96,18 +99,19 @@ class Noise:
         seeds: Sequence[int],
         shape: Shape,
         *,
-        source: str = "NV",
         device: torch.device,
-        ensd: int = 0,
-        variation_seeds: Sequence[int] | None = None,
-        variation_strength: float = 0.0,
+        settings: NoiseSettings = DEFAULTS,
+        variation_seeds: Sequence[int] = (),
         span: tuple[float, float] | None = None,
     ) -> None:
-        """`ensd` is added to the seeds after the first draw; `span` (lowest positive, highest sigma of the whole
-        schedule, even where a pass runs only its end) is what `brownian` needs."""
-        self._normals = SOURCES[source]
-        self._seeds, self._shape, self._device, self._ensd = seeds, shape, device, ensd
-        self._variation_seeds, self._variation_strength = variation_seeds, variation_strength
+        """`variation_seeds` are what the settings' variation strength leans towards, one for each seed.
+
+        `brownian` needs the `span`: the lowest positive and the highest sigma of the whole schedule, even if a pass
+        runs only its end. The settings' ENSD is added to the seeds after the first draw.
+        """
+        self._normals = SOURCES[settings.source]
+        self._seeds, self._shape, self._device, self._ensd = seeds, shape, device, settings.ensd
+        self._variation_seeds, self._variation_strength = variation_seeds, settings.variation_strength
         self._span = span
         self._stream = self._normals(seeds, shape, device)
         self._paths: list[Callable[[float], Tensor]] = []
@@ -115,7 +119,7 @@ class Noise:
     def initial(self) -> Tensor:
         """Initial noise of the pass, with the variation mixed in."""
         noise = next(self._stream)
-        if self._variation_seeds is not None and self._variation_strength > 0:
+        if self._variation_seeds and self._variation_strength > 0:
             variations = next(self._normals(self._variation_seeds, self._shape, self._device))
             noise = torch.stack([slerp(n, v, self._variation_strength) for n, v in zip(noise, variations, strict=True)])
         if self._ensd:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -20,11 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.decoding import EXIF_IFD, USER_COMMENT
 from pipelines.errors import InvalidInput, OutputError
 from pipelines.isolation import Failed
-from pipelines.picture import DECODER, limits
+from pipelines.picture import DECODER, Pixels, limits
 from pipelines.worker import Task, Worker, stop_if_asked
-
-if TYPE_CHECKING:
-    from pipelines.vae import Pixels
 
 PARAMETERS_MAX = 1_000_000
 """Characters; prompts have a hundredth of that."""
@@ -62,7 +59,7 @@ class OutputFolder:
             task.stop()
         self._begun.clear()
 
-    def begin(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> None:
+    def begin(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> None:
         """Begin to `save`; what that prints belongs to the prediction that asks for it."""
         self._begun.append(self._writers.begin(self.save, pixels, name, file_format, parameters))
 
@@ -73,7 +70,7 @@ class OutputFolder:
             self._begun[0].wait()
             yield self._begun.popleft().outcome()
 
-    def save(self, pixels: "Pixels", name: str, file_format: FileFormat, parameters: str) -> Path:
+    def save(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture as `name` with this prediction's id and the format's ending; returns the path.
 
         The id makes names unique, so that pictures of several predictions can be stored together. Raises OutputError.
@@ -118,7 +115,7 @@ class _Encoded(BytesIO):
         return super().write(data)
 
 
-def write(pixels: "Pixels", path: Path, file_format: FileFormat, parameters: str) -> None:
+def write(pixels: Pixels, path: Path, file_format: FileFormat, parameters: str) -> None:
     """Write the picture to a path, its generation parameters inside.
 
     It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.

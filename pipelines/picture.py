@@ -3,6 +3,7 @@
 import mmap
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pipelines.asked import Pictures
@@ -15,6 +16,8 @@ from pipelines.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
 BYTES_MAX = 300_000_000
 """Of a file: as many as the largest picture has that is not packed at all."""
 DECODER = Helper("pipelines.decoding")
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+"""One picture: (height, width, 3), 8 bits a channel."""
 
 
 def read(path: Path, field: str) -> Image.Image:

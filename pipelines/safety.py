@@ -22,7 +22,7 @@ from pipelines.device import Device
 from pipelines.errors import ModelError, in_one_line
 from pipelines.folders import read_config
 from pipelines.network import built_of, fill
-from pipelines.vae import Pixels
+from pipelines.picture import Pixels
 
 STRICTER = 0.01
 """Added to every concept's score when a special-care concept is near."""

@@ -18,8 +18,9 @@ from pipelines.catalog import LATENT_NETWORK
 from pipelines.device import Device
 from pipelines.esrgan import NetworkUpscaler, load_esrgan
 from pipelines.latent_upscaler import LatentUpscaler, load_latent_upscaler
+from pipelines.picture import Pixels
 from pipelines.plan import LATENT_PIXELS, UpscalePlan
-from pipelines.vae import VAE, Pixels
+from pipelines.vae import VAE
 
 Size = tuple[int, int]
 

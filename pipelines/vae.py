@@ -3,19 +3,17 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from pipelines.errors import NonFiniteError
 from pipelines.memory import with_fallback
+from pipelines.picture import Pixels
 
 TILE = 512
 """Side of the VAE's tiles in pixels, used where a whole picture does not fit."""
 Result = TypeVar("Result")
-Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
-"""One picture: (height, width, 3), 8 bits a channel."""
 
 
 class Decoding:

@@ -18,7 +18,7 @@ from pipelines.loaded_model import Model
 from pipelines.loader import load
 from pipelines.noise import Noise
 from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
 from pipelines.worker import Worker
 from script.schema import ROOT
 from weights_script.resolve import resolve
@@ -115,7 +115,10 @@ def test_what_setup_warmed_up_serves_requests_of_any_thread() -> None:
 
 def test_nv_noise_is_what_the_gpu_draws() -> None:
     seeds, shape = (1, 2**32 - 1), (4, 64, 64)
-    nv, gpu = (Noise(seeds, shape, source=source, device=torch.device("cuda")) for source in ("NV", "GPU"))
+    nv, gpu = (
+        Noise(seeds, shape, device=torch.device("cuda"), settings=NoiseSettings(source=source))
+        for source in ("NV", "GPU")
+    )
     for _ in range(3):
         assert torch.allclose(nv.draw(), gpu.draw(), atol=1e-4)  # cuRAND's sine and logarithm are of single precision
 

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipelines.checkpoint import map_tensors, read_metadata
+from pipelines.detection import Declaration, declared_in_file
 from pipelines.errors import ModelError
 from pipelines.layouts import VAE_PREFIX
 from script.schema import ROOT
@@ -76,6 +78,17 @@ def test_the_moving_average_is_found_without_its_dots(tensors: dict[str, Tensor]
     assert plain.keys() == ema.keys()
     assert torch.equal(plain[WEIGHT], tensors[WEIGHT].half())
     assert torch.equal(ema[WEIGHT], (tensors[WEIGHT] * 2).half())
+
+
+def test_what_the_file_declares_of_itself_is_kept(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """Without it the model would be drawn as a noise prediction."""
+    metadata = {"modelspec.prediction_type": "v", "modelspec.title": "x"}
+    save_file(tensors | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "a.safetensors", metadata)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    made = tmp_path / "b.safetensors"
+    declared = declared_in_file(map_tensors(made), {})
+    assert declared == Declaration("v_prediction", zero_terminal_snr=True)
+    assert read_metadata(made) == {"format": "pt", "modelspec.prediction_type": "v"}
 
 
 @pytest.mark.parametrize(

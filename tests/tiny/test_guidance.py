@@ -53,6 +53,30 @@ def test_rescaling_is_diffusers_on_the_denoised_latents(networks: Model, prompts
     assert not torch.allclose(denoised(noisy, eps), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("form", ["sigmas", "timesteps"])
+def test_the_next_stage_takes_over_in_the_middle_of_a_pass(
+    networks: Model, prompts: Prompts, noisy: torch.Tensor, form: str
+) -> None:
+    """At the share of the model's timesteps that it names, and never back; the calls count on."""
+
+    def denoise(denoiser: GuidedDenoiser, t: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return denoiser(noisy, networks.noise.sigmas[t]) if form == "sigmas" else denoiser.eps(noisy, t)[0]
+
+    with torch.inference_mode():
+        others = PromptEncoder(networks.text, 1).encode("[a house:a cow:1]", "night", 20)
+    stages = [Stage(networks, prompts), Stage(networks, others, starts_at=0.7)]
+    both, first, second = (GuidedDenoiser(some, Guidance(7), rows=6) for some in (stages, stages[:1], stages[1:]))
+    for t in (900, 300):
+        assert torch.equal(denoise(both, t), denoise(first, t))
+    second.calls = both.calls
+    for t in (299, 900):
+        found = denoise(both, t)
+        assert torch.equal(found, denoise(second, t))
+        assert not torch.equal(found, denoise(first, t))
+    assert both.calls == 4
+
+
 def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Model) -> None:
     """To about that of usual guidance. Colours at an end of the range do not tell: pure ones lie there."""
     usual, much, rescaled = (

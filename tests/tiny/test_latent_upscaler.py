@@ -23,10 +23,10 @@ from pipelines.latent_upscaler import LatentUpscaler
 from pipelines.loaded_model import Model
 from pipelines.model import TOKENIZER
 from pipelines.noise import Noise
+from pipelines.picture import Pixels
 from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings
 from pipelines.upscale import load_upscaler
-from pipelines.vae import Pixels
 
 CPU = Device(torch.device("cpu"), torch.float32)
 FOLDER = Path(__file__).parents[1] / "data" / "upscalers" / "x2-tiny"

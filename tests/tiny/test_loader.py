@@ -1,5 +1,7 @@
 """Checkpoints in every form that people have them in, and named errors for files that are something else."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -12,12 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import loader
 from pipelines.errors import ModelError
-from pipelines.highres import Picture, render
+from pipelines.highres import PassResult, Picture, render
 from pipelines.loaded_model import Model
 from pipelines.loader import load
 from pipelines.model import ModelFiles
 from pipelines.plan import make_plan
+from pipelines.prediction import PREDICTIONS
 from pipelines.request import GenerationRequest
+from pipelines.sd1 import SD1
+from pipelines.unet_call import UNet, UNetCall
 from tests.alike import alike
 from weights_script.resolve import ResolvedModel
 
@@ -34,10 +39,9 @@ def tensors(files: ModelFiles) -> Tensors:
     return load_file(files.checkpoint)
 
 
-def picture(networks: Model) -> np.ndarray:
-    request = GenerationRequest(
-        prompt="a pink sun over the sea", width=64, height=64, seed=3, num_inference_steps=2, hires=None
-    )
+def picture(networks: Model, **fields: object) -> np.ndarray:
+    small = {"prompt": "a pink sun over the sea", "width": 64, "height": 64, "seed": 3, "num_inference_steps": 3}
+    request = GenerationRequest(**{**small, "hires": None, **fields})  # type: ignore[arg-type]
     (pixels,) = (e.pixels for e in render(networks, request, make_plan(request)) if isinstance(e, Picture))
     return pixels
 
@@ -57,11 +61,8 @@ def assert_same(found: Model, expected: Model) -> None:
 
 
 def test_a_diffusers_folder_draws_the_same_picture(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
-    networks.unet.network.save_pretrained(tmp_path / "unet")
-    networks.vae.network.save_pretrained(tmp_path / "vae")
-    networks.text.model.save_pretrained(tmp_path / "text_encoder")
-    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
-    assert_same(load(replace(files, checkpoint=tmp_path, vae=None)), networks)
+    folder = load(replace(files, checkpoint=saved(networks, tmp_path), vae=None))
+    assert_same(folder, networks)
 
 
 def test_a_pickled_checkpoint_draws_the_same_picture(
@@ -107,13 +108,74 @@ def test_a_vae_folder(networks: Model, files: ModelFiles, tmp_path: Path) -> Non
     assert folder.identity.vae_sha256
 
 
+def saved(networks: Model, folder: Path, **scheduler: object) -> Path:
+    """The model as a diffusers folder."""
+    networks.unet.network.save_pretrained(folder / "unet")
+    networks.vae.network.save_pretrained(folder / "vae")
+    networks.text.model.save_pretrained(folder / "text_encoder")
+    DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
+    return folder
+
+
 def test_folders_of_other_families(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
-    networks.unet.network.save_pretrained(tmp_path / "unet")
-    networks.vae.network.save_pretrained(tmp_path / "vae")
-    networks.text.model.save_pretrained(tmp_path / "text_encoder")
-    DDIMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
-    with pytest.raises(ModelError, match=r"predicts v_prediction instead of noise \(SD 2\.x\)"):
-        load(replace(files, checkpoint=tmp_path))
+    folder = saved(networks, tmp_path)
+    for part, change, told in (
+        ("unet", {"addition_embed_type": "text_time"}, r"an SDXL checkpoint\. This container does not run SDXL yet"),
+        ("unet", {"use_linear_projection": True}, r"a Stable Diffusion 2\.x checkpoint"),
+        ("scheduler", {"prediction_type": "sample"}, "its UNet predicts 'sample'"),
+    ):
+        path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        was = path.read_text()
+        path.write_text(json.dumps(json.loads(was) | change))
+        with pytest.raises(ModelError, match=told):
+            load(replace(files, checkpoint=folder))
+        path.write_text(was)
+
+
+class AsV(UNet):
+    """A network of noise prediction whose output is turned into v."""
+
+    def __call__(self, call: UNetCall) -> torch.Tensor:
+        t = float(call.time)
+        logs = SD1.noise.log_sigmas
+        low = min(int(t), len(logs) - 2)
+        sigma = math.exp(logs[low] + (t - low) * (logs[low + 1] - logs[low]))
+        alpha = 1 / (sigma**2 + 1)
+        return (super().__call__(call) - (1 - alpha) ** 0.5 * call.images) / alpha**0.5
+
+
+@pytest.mark.parametrize(
+    ("form", "sampler"), [("folder", "DPM++ 2M"), ("metadata", "Euler"), ("tensor", "DDIM"), ("tensor", "PLMS")]
+)
+def test_a_file_that_declares_v_prediction_is_drawn_so(
+    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path, form: str, sampler: str
+) -> None:
+    """With a network whose noise is turned into v it draws the picture of the noise."""
+    path = tmp_path / "v.safetensors"
+    if form == "folder":
+        path = saved(networks, tmp_path / "folder", prediction_type="v_prediction")
+    elif form == "tensor":
+        save_file({**tensors, "v_pred": torch.zeros(0)}, path)
+    else:
+        save_file(tensors, path, {"format": "pt", "modelspec.prediction_type": "v"})
+    declared = load(replace(files, checkpoint=path))
+    assert declared.prediction == PREDICTIONS["v_prediction"]
+    assert declared.noise == SD1.noise
+    wanted = picture(networks, sampler=sampler, guidance_rescale=0.3)
+    found = picture(replace(declared, unet=AsV(declared.unet.network)), sampler=sampler, guidance_rescale=0.3)
+    assert np.abs(found.astype(int) - wanted).max() <= 3
+    as_noise = picture(declared, sampler=sampler, guidance_rescale=0.3)
+    assert np.abs(as_noise.astype(int) - wanted).max() > 30
+
+
+def test_zero_terminal_snr_is_declared_too(files: ModelFiles, tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    save_file({**tensors, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
+    declared = load(replace(files, checkpoint=path))
+    assert declared.noise == SD1.noise.zero_terminal_snr()
+    request = GenerationRequest(prompt="a sun", width=64, height=64, seed=3, num_inference_steps=2, hires=None)
+    (drawn,) = (e for e in render(declared, request, make_plan(request)) if isinstance(e, PassResult))
+    assert drawn.sigmas[0] == pytest.approx(4518.7637)
 
 
 def test_an_inpainting_checkpoint_is_shown_a_mask_and_what_is_around_it(

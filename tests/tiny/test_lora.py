@@ -165,6 +165,9 @@ def test_a_mapped_checkpoint_is_never_written_to(embedded: ResolvedModel, file: 
     assert hashlib.sha256(path.read_bytes()).digest() == digest
 
 
+LDM = {LINEAR: "middle_block.1.transformer_blocks.0.attn1.to_q", CONV: "middle_block.0.in_layers.2"}
+
+
 SPELLINGS: dict[str, Callable[[str, str], dict[str, str]]] = {
     "PEFT": lambda unet, text: {
         f"base_model.model.{unet}": "lora_B.weight lora_A.weight",
@@ -173,6 +176,10 @@ SPELLINGS: dict[str, Callable[[str, str], dict[str, str]]] = {
     "diffusers": lambda unet, text: {
         f"unet.{unet}": "lora.up.weight lora.down.weight",
         f"text_encoder.text_model.{text}": "lora_linear_layer.up.weight lora_linear_layer.down.weight",
+    },
+    "LDM's layers": lambda unet, text: {
+        f"lora_unet_{LDM[unet].replace('.', '_')}": "lora_up.weight lora_down.weight",
+        f"lora_te_text_model_{text.replace('.', '_')}": "lora_up.weight lora_down.weight",
     },
     "attention processors": lambda unet, text: {
         f"unet.{unet.removesuffix('.to_q')}.processor.to_q_lora": "up.weight down.weight",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.catalog import NOISE_SOURCES
 from pipelines.noise import SOURCES, Noise, bridge, philox_normals, slerp
+from pipelines.request import NoiseSettings
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)
@@ -36,20 +37,28 @@ def test_every_source_has_a_generator() -> None:
 )
 def test_initial_noise_is_webuis(source: str, expected: list[float]) -> None:
     """Seed 1234 at 128 x 128; without CUDA the GPU's draws are computed."""
-    noise = Noise([1234], (4, 16, 16), source=source, device=CPU).initial()
+    noise = Noise([1234], (4, 16, 16), device=CPU, settings=NoiseSettings(source=source)).initial()
     assert noise.shape == (1, 4, 16, 16)
     assert picked(noise) == pytest.approx(expected, abs=1e-6)
 
 
 def test_variation_is_webuis() -> None:
-    noise = Noise([1234], (4, 16, 16), source="CPU", device=CPU, variation_seeds=[99], variation_strength=0.3).initial()
+    noise = Noise(
+        [1234],
+        (4, 16, 16),
+        device=CPU,
+        variation_seeds=[99],
+        settings=NoiseSettings(source="CPU", variation_strength=0.3),
+    ).initial()
     expected = [0.05412463843822479, -1.3938813209533691, -0.4313635230064392, -0.9932472705841064]
     assert picked(noise) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_variation_ends_at_either_noise(strength: float) -> None:
-    mixed = Noise([1], SHAPE, device=CPU, variation_seeds=[2], variation_strength=strength).initial()
+    mixed = Noise(
+        [1], SHAPE, device=CPU, variation_seeds=[2], settings=NoiseSettings(variation_strength=strength)
+    ).initial()
     torch.testing.assert_close(mixed, Noise([1 + int(strength)], SHAPE, device=CPU).initial(), atol=1e-5, rtol=0)
 
 
@@ -67,10 +76,11 @@ def test_noise_of_all_reference_cases() -> None:
             noise = Noise(
                 case["seeds"],
                 (channels, height, width),
-                source=case["options"]["randn_source"],
                 device=CPU,
                 variation_seeds=[params.get("subseed", 0)],
-                variation_strength=params.get("subseed_strength", 0),
+                settings=NoiseSettings(
+                    source=case["options"]["randn_source"], variation_strength=params.get("subseed_strength", 0)
+                ),
             )
             torch.testing.assert_close(noise.initial(), tensors[key], atol=1e-6, rtol=0, msg=f"{name} {key}")
 
@@ -86,10 +96,10 @@ def test_philox_known_answer() -> None:
 @pytest.mark.parametrize("source", NOISE_SOURCES)
 def test_an_image_is_the_same_alone_and_in_a_batch(source: str) -> None:
     seeds = [3, 2**32 + 3, 2**40]
-    batch = Noise(seeds, SHAPE, source=source, device=CPU, ensd=31337, span=(0.03, 14.6))
+    batch = Noise(seeds, SHAPE, device=CPU, span=(0.03, 14.6), settings=NoiseSettings(source=source, ensd=31337))
     drawn = [batch.initial(), *(batch.draw() for _ in range(12)), batch.brownian(14.6, 3.0)]
     for k, seed in enumerate(seeds):
-        alone = Noise([seed], SHAPE, source=source, device=CPU, ensd=31337, span=(0.03, 14.6))
+        alone = Noise([seed], SHAPE, device=CPU, span=(0.03, 14.6), settings=NoiseSettings(source=source, ensd=31337))
         again = [alone.initial(), *(alone.draw() for _ in range(12)), alone.brownian(14.6, 3.0)]
         for one, many in zip(again, drawn, strict=True):
             # The ends of a vector go through other functions than its middle: an ulp of a value up to 8 is 5e-7.
@@ -104,7 +114,7 @@ def test_the_upper_half_of_a_seed_counts() -> None:
 @pytest.mark.parametrize("source", NOISE_SOURCES)
 def test_draws_go_on_from_the_initial_noise(source: str) -> None:
     stream = SOURCES[source]([7], SHAPE, CPU)
-    noise = Noise([7], SHAPE, source=source, device=CPU)
+    noise = Noise([7], SHAPE, device=CPU, settings=NoiseSettings(source=source))
     drawn = [noise.draw() for _ in range(20)]
     assert all(torch.equal(draw, expected) for draw, expected in zip(drawn, islice(stream, 20), strict=True))
     assert len({draw[0, 0, 0, 0].item() for draw in drawn}) == 20
@@ -112,7 +122,7 @@ def test_draws_go_on_from_the_initial_noise(source: str) -> None:
 
 
 def test_ensd_starts_a_new_generator_after_the_first_draw() -> None:
-    noise = Noise([7], SHAPE, device=CPU, ensd=100)
+    noise = Noise([7], SHAPE, device=CPU, settings=NoiseSettings(ensd=100))
     assert torch.equal(noise.initial(), Noise([7], SHAPE, device=CPU).initial())
     assert torch.equal(noise.draw(), Noise([107], SHAPE, device=CPU).initial())
 
@@ -128,7 +138,7 @@ def test_ensd_starts_a_new_generator_after_the_first_draw() -> None:
 )
 def test_sde_noise_is_torchsdes(sigma: float, sigma_next: float, expected: tuple[float, float, float]) -> None:
     """Two elements and the mean, recorded from k-diffusion's BrownianTreeNoiseSampler on torchsde 0.2.6."""
-    noise = Noise([11, 2**32 + 7], SHAPE, source="CPU", device=CPU, span=(0.0291675, 14.614643))
+    noise = Noise([11, 2**32 + 7], SHAPE, device=CPU, span=(0.0291675, 14.614643), settings=NoiseSettings(source="CPU"))
     step = noise.brownian(sigma, sigma_next)
     assert (step[0, 0, 0, 0].item(), step[1, 3, 4, 5].item(), step.mean().item()) == pytest.approx(expected, abs=2e-5)
 

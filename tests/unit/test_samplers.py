@@ -14,6 +14,7 @@ from torch import Tensor
 from pipelines.catalog import SAMPLERS
 from pipelines.errors import NonFiniteError
 from pipelines.noise import Noise
+from pipelines.request import NoiseSettings
 from pipelines.samplers import ALGORITHMS, restart_levels
 from pipelines.schedules import karras, sigmas, timesteps
 from pipelines.sd1 import SD1
@@ -51,7 +52,7 @@ def levels_of(name: str, steps: int, cut: int = 0) -> tuple[Levels, tuple[float,
 
 def run(name: str, levels: Levels, span: tuple[float, float], seeds: Sequence[int] = SEEDS) -> list[Tensor]:
     """What a sampler yields on the toy, in float32 with the CPU's noise."""
-    noise = Noise(seeds, SHAPE, source="CPU", device=CPU, span=span)
+    noise = Noise(seeds, SHAPE, device=CPU, span=span, settings=NoiseSettings(source="CPU"))
     x = noise.initial() * (1 if SAMPLERS[name].timesteps else levels[0])
     return list(ALGORITHMS[name](Toy(), x, levels, noise))
 
@@ -213,7 +214,7 @@ class Rough(Toy):
 
 
 def test_the_adaptive_solver_rejects_steps_as_k_diffusion_does() -> None:
-    rough, noise = Rough(), Noise(SEEDS, SHAPE, source="CPU", device=CPU)
+    rough, noise = Rough(), Noise(SEEDS, SHAPE, device=CPU, settings=NoiseSettings(source="CPU"))
     steps = list(ALGORITHMS["DPM adaptive"](rough, noise.initial() * 14.6, [14.6, 0.03, 0.0], noise))
     assert (len(steps), len(rough.asked)) == (91, 3 * (91 + 56))
 

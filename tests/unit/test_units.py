@@ -18,14 +18,9 @@ from pipelines.parameters import of_picture
 from pipelines.plan import make_plan
 from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
 from pipelines.units import read_lines, read_unit, write_unit
-<<<<<<< ours
 from script.schema import ROOT
 from tests.unit.sized import Sized
 from weights_script.extras import Library
-=======
-from tests.bringing import bring
-from tests.unit.sized import Sized
->>>>>>> theirs
 
 PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x768"
 UNIT = (
