@@ -74,7 +74,7 @@ def test_nan_is_no_number(server: CogServer) -> None:
 )
 def test_odd_prompts_are_drawn(server: CogServer, prompt: str) -> None:
     (uri,) = draw(server, DRAFT | {"prompt": prompt, "negative_prompt": prompt})["output"]
-    assert picture(uri).size == (128, 128)
+    assert picture(uri).size == (64, 64)
 
 
 def test_whole_floats_and_sizes_between_multiples_of_eight(server: CogServer) -> None:

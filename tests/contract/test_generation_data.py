@@ -26,8 +26,8 @@ def made(shared_server: CogServer) -> tuple[str, str]:
         "clip_skip": 2,
         "variation_seed": 9,
         "variation_strength": 0.25,
-        "hires_width": 192,
-        "hires_height": 256,
+        "hires_width": 96,
+        "hires_height": 128,
         "hires_prompt": "a boat, night",
         "hires_sampler": "DPM++ 2M",
         "hires_schedule_type": "Exponential",
@@ -104,7 +104,7 @@ def test_an_upscaler_of_ones_own_draws_and_brings_its_picture_back(server: CogSe
     weights = data_uri(ESRGAN)
     first = draw(server, HIRES | {"hires_upscaler_file": weights, "denoising_strength": 0.3})["output"]
     text = parameters(picture(first[0]))
-    assert picture(first[0]).size == (256, 256)
+    assert picture(first[0]).size == (128, 128)
     assert "Hires upscaler: file," in text
     named = text.replace("Hires upscaler: file", "Hires upscaler: 4x-Tiny")
     again = draw(server, {"generation_data": named, "hires_upscaler_file": weights})["output"]
