@@ -17,7 +17,7 @@ FORM: dict[str, Any] = {}
 @pytest.fixture(scope="module")
 def made(shared_server: CogServer) -> tuple[str, str]:
     """A picture that uses much of what infotext can tell: its data URI and its generation data."""
-    shared_server.wait_until_ready(5)
+    shared_server.wait_until_ready()
     inputs = HIRES | {
         "prompt": "a [red:yellow:0.5] boat, (sea:1.2) AND a pink sun",
         "sampler": "Euler a",
@@ -67,7 +67,7 @@ def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> Non
     (told,) = reasons(reply.body)
     for words in ("generation_data=", "made with the checkpoint other (0123456789)", "4x-UltraSharp", "strict"):
         assert words in told
-    assert reply.body["metrics"]["predict_time"] < 0.5
+    assert "Plan:" not in reply.body["logs"]
     assert len(reply.body["metrics"]["not_honoured"]) == 3
 
 
