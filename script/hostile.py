@@ -39,8 +39,10 @@ Json = dict[str, Any]
 SCHEMA: Json = json.loads(COMMITTED.read_text(encoding="utf-8"))
 INPUTS = schema_inputs(SCHEMA)
 FILES = [name for name, field in INPUTS.items() if "uri" in (field.get("format"), field.get("items", {}).get("format"))]
-ANSWER_SECONDS = 30.0
-"""For one answer and for the server to be ready again, on one slow core."""
+ANSWER_SECONDS = 120.0
+"""For one answer and for the server to be ready again, on one slow core that others use as well."""
+HANG_SECONDS = 30.0
+"""How long an address that hangs keeps the server waiting."""
 
 CHEAP: Mapping[str, tuple[int, int]] = {
     "width": (64, 192),
@@ -480,7 +482,7 @@ def messages(web: str) -> SearchStrategy[Message]:
 class _Junk(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/hang"):
-            time.sleep(ANSWER_SECONDS)
+            time.sleep(HANG_SECONDS)
         if self.path.startswith("/loop"):
             self.send_response(302)
             self.send_header("Location", self.path)

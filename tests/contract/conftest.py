@@ -61,7 +61,7 @@ def shared_server(
 @pytest.fixture
 def server(shared_server: CogServer) -> CogServer:
     """The shared server, done with the test before."""
-    shared_server.wait_until_ready(5)
+    shared_server.wait_until_ready()
     return shared_server
 
 

@@ -58,10 +58,10 @@ def test_the_request_names_field_rule_and_fix(server: CogServer, inputs: dict[st
     assert [word for word in words if word not in told] == [], told
 
 
-def test_too_many_pixels_cost_no_time(server: CogServer) -> None:
+def test_too_many_pixels_are_refused_before_anything_is_planned(server: CogServer) -> None:
     reply = ask(server, HIRES | {"width": 2048, "height": 2048})
     assert reply.body["status"] == "failed"
-    assert reply.body["metrics"]["predict_time"] < 0.5
+    assert "Plan:" not in reply.body["logs"]
 
 
 def test_nan_is_no_number(server: CogServer) -> None:
@@ -74,7 +74,7 @@ def test_nan_is_no_number(server: CogServer) -> None:
 )
 def test_odd_prompts_are_drawn(server: CogServer, prompt: str) -> None:
     (uri,) = draw(server, DRAFT | {"prompt": prompt, "negative_prompt": prompt})["output"]
-    assert picture(uri).size == (128, 128)
+    assert picture(uri).size == (64, 64)
 
 
 def test_whole_floats_and_sizes_between_multiples_of_eight(server: CogServer) -> None:

@@ -14,7 +14,7 @@ def test_a_drawn_picture_is_enlarged_and_tells_both(server: CogServer) -> None:
     file = data_uri(ESRGAN)
     done = draw(server, {"upscale_only": True, "image": drawn, "hires_scale": 3, "hires_upscaler_file": file})
     (made,) = map(picture, done["output"])
-    assert made.size == (384, 384)
+    assert made.size == (192, 192)
     before = parameters(picture(drawn))
     assert parameters(made).startswith(f"{before}, Postprocess upscale by: 3, Postprocess upscaler: ")
     assert done["metrics"].keys() >= {"image_output_count", "timing"}

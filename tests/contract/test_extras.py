@@ -51,7 +51,7 @@ def test_one_that_is_not_here_is_named(server: CogServer) -> None:
     reply = ask(server, DRAFT | {"prompt": "a boat <lora:nobodys:1>"})
     assert reply.body["status"] == "failed"
     assert "prompt='<lora:nobodys:1>': no LoRA of this name is here; here are: snowman" in " ".join(reasons(reply.body))
-    assert reply.body["metrics"]["predict_time"] < 0.5
+    assert "Plan:" not in reply.body["logs"]
 
 
 def test_a_file_that_is_no_lora_is_refused_and_disturbs_nothing(server: CogServer) -> None:

@@ -47,7 +47,7 @@ def test_a_disk_without_room(server: CogServer, scratch: Path, output_format: st
 def test_the_pictures_before_the_disk_was_full_are_kept(server: CogServer) -> None:
     """The draft is smaller than the picture."""
     sizes = [len(uri) * 3 // 4 for uri in draw(server, HIRES | {"show_phases": True})["output"]]
-    server.wait_until_ready(5)
+    server.wait_until_ready()
     with no_file_above(server, (sizes[0] + sizes[2]) // 2):
         events = list(server.events("half-full", HIRES | {"show_phases": True}))
     assert [event.name for event in events].count("output") in (1, 2)
@@ -68,7 +68,7 @@ def test_a_server_that_loses_its_folder_and_then_its_worker(start_server: StartS
         Path(folder).mkdir()
         draw(server, DRAFT)
 
-        server.wait_until_ready(5)
+        server.wait_until_ready()
         events = server.events("killed", LONG)
         next(event for event in events if event.name == "log")
         for worker in workers(server):

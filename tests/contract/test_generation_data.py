@@ -17,7 +17,7 @@ FORM: dict[str, Any] = {}
 @pytest.fixture(scope="module")
 def made(shared_server: CogServer) -> tuple[str, str]:
     """A picture that uses much of what infotext can tell: its data URI and its generation data."""
-    shared_server.wait_until_ready(5)
+    shared_server.wait_until_ready()
     inputs = HIRES | {
         "prompt": "a [red:yellow:0.5] boat, (sea:1.2) AND a pink sun",
         "sampler": "Euler a",
@@ -26,8 +26,8 @@ def made(shared_server: CogServer) -> tuple[str, str]:
         "clip_skip": 2,
         "variation_seed": 9,
         "variation_strength": 0.25,
-        "hires_width": 192,
-        "hires_height": 256,
+        "hires_width": 96,
+        "hires_height": 128,
         "hires_prompt": "a boat, night",
         "hires_sampler": "DPM++ 2M",
         "hires_schedule_type": "Exponential",
@@ -67,7 +67,7 @@ def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> Non
     (told,) = reasons(reply.body)
     for words in ("generation_data=", "made with the checkpoint other (0123456789)", "4x-UltraSharp", "strict"):
         assert words in told
-    assert reply.body["metrics"]["predict_time"] < 0.5
+    assert "Plan:" not in reply.body["logs"]
     assert len(reply.body["metrics"]["not_honoured"]) == 3
 
 
@@ -104,7 +104,7 @@ def test_an_upscaler_of_ones_own_draws_and_brings_its_picture_back(server: CogSe
     weights = data_uri(ESRGAN)
     first = draw(server, HIRES | {"hires_upscaler_file": weights, "denoising_strength": 0.3})["output"]
     text = parameters(picture(first[0]))
-    assert picture(first[0]).size == (256, 256)
+    assert picture(first[0]).size == (128, 128)
     assert "Hires upscaler: file," in text
     named = text.replace("Hires upscaler: file", "Hires upscaler: 4x-Tiny")
     again = draw(server, {"generation_data": named, "hires_upscaler_file": weights})["output"]

@@ -9,7 +9,7 @@ from PIL import Image
 from script import grid
 from script.cog_server import CogServer
 
-ALL_CELLS = "width=128", "height=128", "num_inference_steps=2", "hires=false", "seed=5"
+ALL_CELLS = "width=64", "height=64", "num_inference_steps=2", "hires=false", "seed=5"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -29,7 +29,7 @@ def test_a_failed_cell_leaves_the_others_and_ends_with_status_1(
     assert [Image.open(kept / name).info["parameters"].split("\n")[0] for name in ("1.png", "2.png")] == [
         f"masterpiece, best quality, a pink {what} over the sea" for what in ("sun", "moon")
     ]
-    assert Image.open(sheet).width > 2 * 128
+    assert Image.open(sheet).width > 2 * 64
 
 
 def test_values_are_checked_by_the_served_schema(

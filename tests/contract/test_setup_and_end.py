@@ -40,5 +40,5 @@ def test_sigterm_lets_the_running_prediction_finish(start_server: StartServer) -
     server.process.terminate()
     *_, done = events
     assert done.data["status"] == "succeeded"
-    assert picture(done.data["output"][0]).size == (128, 128)
-    assert server.process.wait(10) == 0
+    assert picture(done.data["output"][0]).size == (64, 64)
+    assert server.process.wait(100) == 0

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.judge import Judge, load_judge, shown, truth
 from pastel_tiny.measure import (
-    HIRES,
     SUN,
     Asked,
     accuracy,
@@ -30,10 +29,15 @@ from pastel_tiny.render import render
 from pastel_tiny.scenes import scene
 from pipelines.loaded_model import Model
 from pipelines.loader import load
+from pipelines.request import HiresSettings
 from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
 
 Pictures = NDArray[np.uint8]
+STEPS = 8
+HIRES = HiresSettings(steps=5, denoising_strength=0.55)
+
+pytestmark = pytest.mark.xdist_group("embedded model")  # whose pictures are drawn once
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +47,13 @@ def judge() -> Judge:
 
 @pytest.fixture(scope="module")
 def asked() -> list[Asked]:
-    return held_out(20, seed=3)
+    """Ten prompts of any kind and twelve of subjects."""
+    return held_out(10, seed=3) + [each for each in held_out(40, seed=1) if "subject" in each.named][:12]
 
 
 @pytest.fixture(scope="module")
 def pictures(networks: Model, asked: list[Asked]) -> Pictures:
-    return np.stack(list(drawn(networks, [each.prompt for each in asked], 5.0)))
+    return np.stack(list(drawn(networks, [each.prompt for each in asked], 5.0, steps=STEPS)))
 
 
 def test_the_judge_knows_drawn_scenes(judge: Judge) -> None:
@@ -66,14 +71,6 @@ def test_prompts_are_followed(judge: Judge, pictures: Pictures, asked: list[Aske
     assert found["ground"] >= 0.85
     assert found["ground_colour"] >= 0.85
     assert found["subject"] >= 0.75
-
-
-def test_subjects_are_recognised(judge: Judge, networks: Model) -> None:
-    """On more prompts than the other tests, as luck decides with twenty."""
-    many = [each for each in held_out(48, seed=1) if "subject" in each.named]
-    drawings = np.stack(list(drawn(networks, [each.prompt for each in many], 5.0)))
-    found = accuracy(judge, drawings, many)
-    assert found["subject"] >= 0.75
     assert found["subject_colour"] >= 0.65
 
 
@@ -84,26 +81,27 @@ def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list
 
 
 def test_guidance_makes_pictures_follow(judge: Judge, networks: Model, pictures: Pictures, asked: list[Asked]) -> None:
-    loose = np.stack(list(drawn(networks, [each.prompt for each in asked], 1.0)))
-    weak, strong = accuracy(judge, loose, asked), accuracy(judge, pictures, asked)
-    assert weak["sky"] + weak["ground_colour"] < strong["sky"] + strong["ground_colour"]
+    """By more than one picture of ten, in the colours, which need it most."""
+    loose = np.stack(list(drawn(networks, [each.prompt for each in asked[:10]], 1.0, steps=STEPS)))
+    weak, strong = accuracy(judge, loose, asked[:10]), accuracy(judge, pictures[:10], asked[:10])
+    assert weak["subject_colour"] + weak["ground_colour"] < strong["subject_colour"] + strong["ground_colour"] - 0.1
 
 
 def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Model) -> None:
-    prompts = ["a house on the green hills"] * 12
+    prompts = ["a house on the green hills"] * 4
     with_it, without = (
-        share(judge, np.stack(list(drawn(networks, prompts, 5.0, negative))), "sky", "blue")
+        share(judge, np.stack(list(drawn(networks, prompts, 5.0, negative, steps=STEPS))), "sky", "blue")
         for negative in ("", "blue sky")
     )
-    assert without < with_it
+    assert without < with_it - 0.3
 
 
 def test_highres_fix_draws_detail_that_resizing_does_not(
     networks: Model, pictures: Pictures, asked: list[Asked]
 ) -> None:
-    prompts = [each.prompt for each in asked[:6]]
-    finals = np.stack(list(drawn(networks, prompts, 5.0, hires=HIRES)))
-    resized, real = enlarged(pictures[:6], 256), real_pictures(32, 256)
+    prompts = [each.prompt for each in asked[:3]]
+    finals = np.stack(list(drawn(networks, prompts, 5.0, hires=HIRES, steps=STEPS)))
+    resized, real = enlarged(pictures[:3], 256), real_pictures(32, 256)
     assert abs(detail(finals) - detail(real)) < abs(detail(resized) - detail(real))
     assert spectrum_distance(finals, real) < spectrum_distance(resized, real)
     noise = np.random.default_rng(0).integers(0, 256, finals.shape, np.uint8)
@@ -113,7 +111,7 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
 @pytest.mark.parametrize("size", [(128, 192), (192, 128)])
 def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Model, size: tuple[int, int]) -> None:
     """Weights that never saw such pictures at twice the size filled 74 % of the circle at 2:3, often with two suns."""
-    suns = np.stack(list(drawn(networks, [SUN] * 4, 5.0, hires=HIRES, size=size)))
+    suns = np.stack(list(drawn(networks, [SUN] * 2, 5.0, hires=HIRES, steps=STEPS, size=size)))
     assert roundness(suns) > 0.8
     # the control: two that have grown together
     side_by_side = np.where(suns[..., 1:2] < 170, suns, np.roll(suns, suns.shape[2] // 8, axis=2))
@@ -121,7 +119,7 @@ def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Model, size
 
 
 def test_the_better_vae_is_better(networks: Model, embedded: ResolvedModel) -> None:
-    drawings = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(48)])
+    drawings = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(10)])
     stock = load(replace(embedded.files, vae=None))
     errors = [saturation_error(each, drawings) for each in (stock, networks)]
     assert errors[1] <= 0.9 * errors[0]

@@ -100,7 +100,7 @@ def test_a_network_runs_until_the_size_is_covered_but_three_times_at_most(wanted
 def test_it_draws_what_was_painted_larger(weights: Path) -> None:
     """Scenes that it never saw: nearer to them than any resize, and as sharp as they are, which no resize is."""
     upscaler = load_esrgan(weights, CPU, torch.float32)
-    painted = np.stack([paint(scene(TEST_SEED + 900 + k), 512, 512) for k in range(4)])
+    painted = np.stack([paint(scene(TEST_SEED + 900 + k), 512, 512) for k in range(2)])
     small = [Image.fromarray(picture) for picture in halve(halve(painted))]
     resizes = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
     made = [np.stack([np.asarray(each.resize((512, 512), resize)) for each in small]) for resize in resizes]
@@ -175,4 +175,4 @@ def test_no_stand_in_stays_behind(weights: Path) -> None:
         f"load_esrgan(Path({str(weights)!r}), torch.device('cpu'), torch.float32)\n"
         "module = sys.modules.get('torchvision'); assert module is None or module.__spec__, module"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=500)

@@ -40,7 +40,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 OTHER = weights(1)
 GOOD = Answer(body=DATA)
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
-HURRY = Patience(timeout=0.4, first_wait=0.01, longest_wait=0.5, slowest=1e6)
+HURRY = Patience(timeout=20, first_wait=0.01, longest_wait=0.5, slowest=1e6)
 KNOWN = Expected(size=len(DATA), sha256=SHA256)
 NOTHING_KNOWN = Expected()
 
@@ -48,10 +48,17 @@ NOTHING_KNOWN = Expected()
 pytestmark = pytest.mark.usefixtures("no_settings")
 
 
+def patience_with(answers: tuple[Answer, ...]) -> Patience:
+    """Short of patience only where an answer is to be given up on: a busy machine answers late as well."""
+    given_up = any(answer.pause > 0.5 or answer.drip >= 0.01 for answer in answers)
+    return replace(HURRY, timeout=0.4) if given_up else HURRY
+
+
 def fetched(server: Server, folder: Path, expected: Expected, *answers: Answer) -> Path:
     server.script["/weights"] = list(answers)
     target = folder / "weights.safetensors"
-    assert download(f"{server.address}/weights", target, expected, patience=HURRY) == SHA256
+    patience = patience_with(answers)
+    assert download(f"{server.address}/weights", target, expected, patience=patience) == SHA256
     return target
 
 
@@ -247,15 +254,15 @@ def start(url: str, cache: Path) -> "subprocess.Popen[str]":
 
 
 def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> None:
-    server.script["/big.safetensors"] = [replace(GOOD, drip=0.002), GOOD]
+    server.script["/big.safetensors"] = [replace(GOOD, drip=0.01), GOOD]
     url = f"{server.address}/big.safetensors"
     process = start(url, tmp_path)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 100
     while not any(part.stat().st_size > 30_000 for part in tmp_path.rglob("*.part")):
         assert time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(100)
     assert list(tmp_path.rglob("*.safetensors")) == []
     assert fetch_url(url, tmp_path, patience=HURRY).read_bytes() == DATA
     assert int(server.seen[-1][1]["Range"].removeprefix("bytes=").removesuffix("-")) > 0
@@ -264,7 +271,7 @@ def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> N
 def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
     server.script["/big.safetensors"] = [replace(GOOD, drip=0.0005)]
     processes = [start(f"{server.address}/big.safetensors", tmp_path) for _ in range(2)]
-    assert [process.communicate(timeout=10)[0].strip() for process in processes] == [DATA.hex()[:8]] * 2
+    assert [process.communicate(timeout=100)[0].strip() for process in processes] == [DATA.hex()[:8]] * 2
     assert len(server.seen) == 1
 
 
@@ -509,7 +516,7 @@ def test_the_program_itself_killed_and_run_again(hub: Server, tmp_path: Path) ->
     repository = "HeWhoRemixes/pastelmix-better-vae-fp16"
     unet, vae, _ = WEIGHTS
     hub.script |= {path.replace(REPOSITORY, repository): answers for path, answers in hub.script.items()}
-    hub.script[f"/{repository}/resolve/main/{unet}"] = [replace(GOOD, drip=0.005)]
+    hub.script[f"/{repository}/resolve/main/{unet}"] = [replace(GOOD, drip=0.01)]
     del hub.script[f"/{repository}/resolve/main/{vae}"]
     listing = json.dumps({"siblings": [{"rfilename": name} for name in NAMES + WEIGHTS]}).encode()
     hub.script[f"/api/models/{repository}/revision/main"] = [Answer(body=listing)]
@@ -524,15 +531,15 @@ def test_the_program_itself_killed_and_run_again(hub: Server, tmp_path: Path) ->
         return subprocess.Popen(words, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     process = start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 100
     while not any(part.stat().st_size > 30_000 for part in tmp_path.rglob("*.part")):
         assert time.monotonic() < until
         time.sleep(0.01)
     process.kill()
-    told = process.communicate(timeout=10)[0]
+    told = process.communicate(timeout=100)[0]
     hub.script[f"/{repository}/resolve/main/{unet}"] = [GOOD]
     process = start()
-    told += process.communicate(timeout=20)[0]
+    told += process.communicate(timeout=100)[0]
     folder = Path(told.splitlines()[-1])
     assert process.returncode == 0
     assert [(folder / name).read_bytes() for name in (unet, vae)] == [DATA, OTHER]

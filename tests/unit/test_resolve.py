@@ -176,7 +176,7 @@ resolve(None, None)
 heavy = {{"torch", "huggingface_hub", "httpx", "requests", "filelock", "urllib.request"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 
 # --- upscalers

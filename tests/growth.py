@@ -1,0 +1,20 @@
+"""Whether work grows with its size and no faster, whatever the machine and its load."""
+
+import time
+from collections.abc import Callable
+
+LARGER, LINEAR, NOISE = 4, 10, 0.5
+"""Four times the size: linear work takes four times as long, quadratic work sixteen times. Half a second is for what is
+over so fast that anything else on the machine takes longer."""
+
+
+def grows_linearly(use: Callable[[int], object], size: int) -> bool:
+    """Whether `use` of this size takes about as much longer as it is larger, in seconds of the processor."""
+    small, large = (_seconds(use, each) for each in (size // LARGER, size))
+    return large < LINEAR * small + NOISE
+
+
+def _seconds(use: Callable[[int], object], size: int) -> float:
+    started = time.process_time()
+    use(size)
+    return time.process_time() - started
