@@ -99,8 +99,8 @@ def send(server: CogServer, message: Message) -> Answer:
 
 
 def workers(server: CogServer) -> list[int]:
-    """Process ids of what the server started: another one would be a restart."""
-    return sorted(child.pid for child in psutil.Process(server.process.pid).children(recursive=True))
+    """Process ids of what the server started: another one would be a restart. What workers start are helpers."""
+    return sorted(child.pid for child in psutil.Process(server.process.pid).children())
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
