@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError  # noqa: F401  (the third reads EXIF)
 
 from pipelines.isolation import limit_memory
 
@@ -60,6 +60,7 @@ def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | N
 
 
 JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parameters}
+Image.init()  # or every child would import Pillow's formats anew
 
 
 def _check_scans(file: BinaryIO) -> None:

@@ -192,6 +192,8 @@ def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkU
             descriptor = spandrel.ModelLoader(device=place).load_from_state_dict(weights)
     except Exception as error:  # spandrel and torch raise a dozen kinds
         said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+        if "can't allocate memory" in said:
+            said = "it asks for more memory than it may take"
         raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
     check_finite(path.name, descriptor.model.state_dict())
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose != "SR":

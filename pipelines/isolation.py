@@ -111,7 +111,8 @@ class Helper:
         """A child at work, by the socket of its answer. It is killed at the end if it still runs."""
         try:
             number, connection = self._forked(told, file, output)
-        except (OSError, Failed):  # the helper was killed meanwhile
+        except (OSError, Failed):  # the helper was killed, which may take a moment to be seen
+            self.stop()
             number, connection = self._forked(told, file, output)
         with connection:
             try:

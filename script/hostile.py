@@ -101,7 +101,7 @@ def send(server: CogServer, message: Message) -> Answer:
 
 
 def workers(server: CogServer) -> list[int]:
-    """Process ids of the server's workers: another one would be a restart."""
+    """Process ids of what the server started: another one would be a restart. What workers start are helpers."""
     return sorted(child.pid for child in psutil.Process(server.process.pid).children())
 
 

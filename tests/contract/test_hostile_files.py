@@ -1,0 +1,108 @@
+"""Files that are made to do harm, sent to the real server: each is refused soon, and leaves the server as it was."""
+
+import base64
+import time
+
+import psutil
+import pytest
+from safetensors.torch import save
+
+from pipelines.esrgan import import_spandrel
+from script.cog_server import CogServer, reasons
+from script.hostile import workers
+from tests import attacks
+from tests.contract.pictures import DRAFT, ask, assert_ready_soon, draw
+
+SIZE_MAX = 30_000_000
+"""Bytes of an attack that is sent; base64 takes a third more, and the server takes bodies of 100 MB."""
+SECONDS = 30
+"""For a refusal, on cores that are busy with others; most take a tenth of a second on an idle one."""
+SENT = (
+    "a deep tuple as a key",
+    "texts encoded in a chain",
+    "many names for one dict",
+    "a name of 9 million characters in a pickle",
+    "900,000 empty tensors",
+    "a header of lists, shorter",
+    "a zip of many members",
+)
+"""Attacks that ended the worker, or kept it, before; tests/tiny tries all."""
+
+
+def uri(content: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+
+
+def told(server: CogServer, inputs: dict[str, object]) -> str:
+    """Why these inputs are refused."""
+    reply = ask(server, DRAFT | inputs)
+    assert reply.status == 200, reply
+    assert reply.body["status"] == "failed", reply
+    (reason,) = reasons(reply.body)
+    assert len(reason) < 3000
+    assert reply.body["metrics"]["predict_time"] < SECONDS
+    return reason
+
+
+def memory(server: CogServer) -> int:
+    """Bytes of the worker and of what it started."""
+    (worker,) = map(psutil.Process, workers(server))
+    return sum(process.memory_info().rss for process in (worker, *worker.children(recursive=True)))
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_an_attack_by_weights_is_refused(server: CogServer, name: str) -> None:
+    content, before = attacks.WEIGHTS[name](), workers(server)
+    if len(content) > SIZE_MAX:
+        content = content[:SIZE_MAX]
+    attack = {"prompt": "a mine sky", "embeddings": "mine", "embedding_file": uri(content)}
+    assert "embedding_file=" in told(server, attack)
+    assert workers(server) == before
+
+
+@pytest.mark.parametrize("name", [name for name in attacks.PICTURES if name != attacks.SLOW])
+def test_an_attack_by_a_picture_is_refused(server: CogServer, name: str) -> None:
+    before = workers(server)
+    assert "image=" in told(server, {"image": uri(attacks.PICTURES[name]())})
+    assert workers(server) == before
+
+
+def test_an_upscaler_that_enlarges_32_times_is_refused(server: CogServer) -> None:
+    import_spandrel()
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+
+    network = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=32)
+    before = workers(server)
+    attack = {"hires": True, "hires_upscaler_file": uri(save(network.state_dict()))}
+    assert "hires_upscaler_file: " in (said := told(server, attack))
+    assert "enlarges 32 times; at most 8 times" in said
+    assert workers(server) == before
+
+
+def test_a_cancel_ends_the_decoding_of_a_picture(server: CogServer) -> None:
+    assert server.start("slow-picture", DRAFT | {"image": uri(attacks.PICTURES[attacks.SLOW]())}).status == 202
+    while server.status() != "BUSY":
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert server.cancel("slow-picture").status == 200
+    assert_ready_soon(server, 2)
+
+
+def test_a_helper_that_is_killed_comes_back(server: CogServer) -> None:
+    picture = draw(server, DRAFT)["output"][0]
+    (worker,) = map(psutil.Process, workers(server))
+    for helper in worker.children():
+        helper.kill()
+    drawn = draw(server, DRAFT | {"image": picture, "denoising_strength": 0.5})
+    assert len(drawn["output"]) == 1
+
+
+def test_what_was_sent_leaves_nothing_behind(server: CogServer) -> None:
+    """The last of these tests: the picture, the worker and its memory are those of before."""
+    (before,) = draw(server, DRAFT)["output"]
+    held = memory(server)
+    for content in (attacks.WEIGHTS["900,000 empty tensors"]()[:SIZE_MAX], attacks.WEIGHTS["a header of texts"]()):
+        told(server, {"prompt": "a mine sky", "embeddings": "mine", "embedding_file": uri(content)})
+    told(server, {"image": uri(attacks.PICTURES["pixels that are not there"]())})
+    assert draw(server, DRAFT)["output"] == [before]
+    assert memory(server) < held + (100 << 20)
