@@ -55,8 +55,8 @@ def test_an_attack_by_weights_is_refused(server: CogServer, name: str) -> None:
     content, before = attacks.WEIGHTS[name](), workers(server)
     if len(content) > SIZE_MAX:
         content = content[:SIZE_MAX]
-    attack = {"prompt": "a mine sky", "embeddings": "mine", "embedding_file": uri(content)}
-    assert "embedding_file=" in told(server, attack)
+    attack = {"prompt": "a mine sky", "files": [uri(content)], "generation_data": "File names: mine"}
+    assert "files=" in told(server, attack)
     assert workers(server) == before
 
 
@@ -73,8 +73,8 @@ def test_an_upscaler_that_enlarges_32_times_is_refused(server: CogServer) -> Non
 
     network = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=32)
     before = workers(server)
-    attack = {"hires": True, "hires_upscaler_file": uri(save(network.state_dict()))}
-    assert "hires_upscaler_file: " in (said := told(server, attack))
+    attack = {"highres_fix": "On", "files": [uri(save(network.state_dict()))]}
+    assert "files: " in (said := told(server, attack))
     assert "enlarges 32 times; at most 8 times" in said
     assert workers(server) == before
 
@@ -102,7 +102,7 @@ def test_what_was_sent_leaves_nothing_behind(server: CogServer) -> None:
     (before,) = draw(server, DRAFT)["output"]
     held = memory(server)
     for content in (attacks.WEIGHTS["900,000 empty tensors"]()[:SIZE_MAX], attacks.WEIGHTS["a header of texts"]()):
-        told(server, {"prompt": "a mine sky", "embeddings": "mine", "embedding_file": uri(content)})
+        told(server, {"prompt": "a mine sky", "files": [uri(content)], "generation_data": "File names: mine"})
     told(server, {"image": uri(attacks.PICTURES["pixels that are not there"]())})
     assert draw(server, DRAFT)["output"] == [before]
     assert memory(server) < held + (100 << 20)
