@@ -20,12 +20,11 @@ import pytest
 from filelock import FileLock
 
 from pipelines.errors import InvalidInput, ModelError, redacted
-from pipelines.pasted import Parameters
+from pipelines.inputs import Inputs
 from tests.tiny.misbehaving import Answer, Server, running
-from tests.unit.test_extras import NOTHING
+from tests.unit.test_extras import load
 from weights_script import __main__ as command_line
 from weights_script.download import Expected, NoRoom, _Part, download
-from weights_script.extras import bring
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
@@ -622,15 +621,15 @@ def test_a_repository_of_one_lora(
     listing = json.dumps({"siblings": [{"rfilename": name} for name in files]}).encode()
     server.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]
     server.script[f"/some/lora/resolve/main/{fetched}"] = [GOOD]
-    inputs = NOTHING | {"loras": "some/lora:0.5"}
+    inputs = Inputs(loras="some/lora:0.5")
     if not fetched:
         with pytest.raises(InvalidInput, match=r"loras='some/lora': must hold one \.safetensors file"):
-            bring(Parameters(), inputs)
+            load(inputs)
         return
-    extras, data = bring(Parameters(prompt="a"), inputs)
+    extras, asked = load(inputs, "a")
     name = fetched.removesuffix(".safetensors")
     assert extras.loras[name].path.read_bytes() == DATA
-    assert data.prompt == f"a <lora:{name}:0.5>"
+    assert asked["prompt"] == f"a <lora:{name}:0.5>"
 
 
 @pytest.fixture
@@ -647,7 +646,7 @@ def hub_of_loras(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def brought(line: str) -> Path:
     """The file of the one line of `loras`."""
-    (file,) = bring(Parameters(), NOTHING | {"loras": line})[0].loras.values()
+    (file,) = load(Inputs(loras=line))[0].loras.values()
     return file.path
 
 
@@ -667,7 +666,7 @@ def test_only_whoever_runs_the_container_is_told_of_the_token(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(status=401)]
-    with pytest.raises(ModelError, match=r"^loras='some/lora': HTTP 401.*lora_file\.$") as caught:
+    with pytest.raises(ModelError, match=r"^loras='some/lora': HTTP 401.*in files\.$") as caught:
         brought("some/lora")
     assert "HF_TOKEN" not in str(caught.value)
     hub_of_loras.script["/private"] = [Answer(status=403)]
@@ -683,7 +682,7 @@ def test_a_request_brings_no_more_than_there_is_room(
     monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
     first = brought("some/lora")
     with pytest.raises(ModelError, match=r"^loras='other/lora': too large: 300 kB, at most 1 kB are taken"):
-        bring(Parameters(), NOTHING | {"loras": "some/lora\nother/lora"})
+        load(Inputs(loras="some/lora\nother/lora"))
     assert first.exists()
     assert brought("other/lora").exists()
     assert not first.exists()
@@ -732,7 +731,7 @@ def test_a_controlnet_by_its_name(server: Server, tmp_path: Path, monkeypatch: p
     listing = json.dumps({"siblings": [listed, {"rfilename": "README.md"}]}).encode()
     server.script[f"/api/models/{repository}/revision/main"] = [Answer(body=listing)]
     server.script[f"/{repository}/resolve/main/{file}"] = [GOOD]
-    extras, data = bring(Parameters(prompt="a"), NOTHING | {"controls": "canny: 0.8"})
-    (control,) = data.controls
+    extras, asked = load(Inputs(controls="canny: 0.8"), "a")
+    (control,) = asked.controls
     assert (control.weight, control.preprocessor) == (0.8, "canny")
     assert extras.controls[control.model].path.read_bytes() == DATA
