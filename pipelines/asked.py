@@ -15,6 +15,7 @@ from pipelines.extras import NO_EXTRAS, Extras, name_of_upload
 from pipelines.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
 from pipelines.pasted import GenerationData, holds_settings, read, read_settings
 from pipelines.request import (
+    SIDES,
     ControlSettings,
     GenerationRequest,
     HiresSettings,
@@ -163,9 +164,8 @@ _PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"
 
 def said_by_data(asked: Asked) -> str:
     """What comes from generation data and not from the form, for the log."""
-    left_out = {"prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"} | asked.chosen
-    told = {name: value for name, value in asked.data.values.items() if name not in left_out}
-    return ", ".join(f"{name}={value}" for name, value in told.items())
+    said, left_out = asked.data.values, {*_PROMPTS, *asked.chosen}
+    return ", ".join(f"{name}={said[name]}" for name in ROWS if name in said and name not in left_out)
 
 
 # --- settings to a request --------------------------------------------------------------------------------------------
@@ -228,9 +228,10 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
 
 def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
     if pictures.image is None:
-        asks_for_one = {"mask": pictures.mask is not None, "outpaint": any(asked["outpaint"])}
-        for name in (name for name, value in asks_for_one.items() if value):
-            raise InvalidInput(name, asked.values.get(name, "a picture"), "there is no image", "Send it in image, too.")
+        sides = ", ".join(f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels)
+        for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
+            if value:
+                raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
         return None
     masked = pictures.mask is not None or any(asked["outpaint"])
     mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None

@@ -65,7 +65,8 @@ class Axis:
             return inputs | {self.name: self.values[number]}
         searched, text = self.texts[0], str(inputs[self.name])
         if searched not in text:
-            raise Failure(f"{self.name}~={searched}: {self.name} does not hold that, it is {text!r}")
+            fix = f"write -i {self.name}=TEXT with a text that does"
+            raise Failure(f"{self.name}~={searched}: {self.name} does not hold that, it is {text!r}; {fix}")
         return inputs | {self.name: text.replace(searched, self.texts[number])}
 
 

@@ -51,8 +51,6 @@ CHEAP: Mapping[str, tuple[int, int]] = {
     "num_outputs": (1, 2),
     "hires_steps": (1, 3),
     "hires_scale": (1, 2),
-    "hires_width": (0, 256),
-    "hires_height": (0, 256),
 }
 """Bounds within which a valid picture takes a second or two."""
 FETCHED = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B", "SD x2 latent upscaler")
@@ -246,10 +244,25 @@ def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
         return pictures()
     if name == "control_images":
         return st.lists(pictures(), max_size=2)
+    if name == "files":
+        return st.just([])
+    if name == "outpaint":
+        return st.sampled_from(["", "right 8", "Left: 16, top = 3"])
+    if name == "generation_data":
+        return st.just("") | single_settings()
     if kind == "string":
-        return st.just("") if name in ("generation_data", "hires_upscaler_file") else st.text(max_size=60) | odd_texts()
+        return st.text(max_size=60) | odd_texts()
     low, high = CHEAP.get(name, (rules.get("minimum", -(2**31)), rules.get("maximum", 2**31)))
     return st.integers(int(low), int(high)) if kind == "integer" else st.floats(low, high, width=32)
+
+
+def single_settings() -> SearchStrategy[str]:
+    """Settings that the form does not have, in their range and out of it."""
+    valid = ["ENSD: 31337", "RNG: CPU", "Hires sampler: Euler a", "FreeU: 1.2 1.2 0.9 0.9", "Guidance rescale: 0.7"]
+    valid += ["Variation seed: 5, Variation seed strength: 0.2", "Hires resize: 128x0", "Dynamic prompts: True"]
+    valid += ["Wildcard a: b | c", "Resize mode: crop", "Soft mask: True", "Hires prompt: a, night", "File names: x"]
+    odd = ["ENSD: much", "Upscale only: True", "ENDS: 1", "RNG:", "Wildcard : x", "Hires resize: 99999x1", "and so on"]
+    return st.lists(st.sampled_from([*valid, *odd]) | st.text(max_size=20), min_size=1, max_size=4).map("\n".join)
 
 
 def cheap(inputs: Json) -> Json:
@@ -321,12 +334,13 @@ def blocks(draw: DrawFn) -> Json:
             text = text[:end] + text[start:]
         else:
             text = draw(odd_texts()) + text[text.find("\nSteps") :]
-    inputs = draw(st.fixed_dictionaries({"strict": st.booleans()}, optional={"hires": st.booleans()}))
-    return inputs | {"generation_data": text}
+    fix = st.sampled_from(["Automatic", "On", "Off"])
+    inputs = draw(st.fixed_dictionaries({}, optional={"highres_fix": fix, "hires": st.none() | st.booleans()}))
+    return inputs | {"generation_data": text + draw(st.sampled_from(["", ", Strict: False"]))}
 
 
-def upscaler_files(web: str) -> SearchStrategy[Json]:
-    """What is no upscaler, in all ways to give a file; `web` is the address of `junk_web`."""
+def weight_files(web: str) -> SearchStrategy[Json]:
+    """What holds no weights, in all ways to send a file; `web` is the address of `junk_web`."""
     addresses = st.sampled_from(["garbage.pth", "missing.pth", "a" * 300, "%00%2e%2e%2f%ff", "loop", "hang"])
     files = st.one_of(
         addresses.map(lambda path: f"{web}/{path}"),
@@ -335,7 +349,9 @@ def upscaler_files(web: str) -> SearchStrategy[Json]:
         st.sampled_from(["/etc/hostname", "file:///etc/hostname", "ftp://x/y", "http://", f"http://{HOST}:9/x.pth"]),
         st.text(max_size=40),
     )
-    return st.builds(lambda inputs, file: inputs | {"hires_upscaler_file": file}, valid_inputs(), files)
+    return st.builds(
+        lambda inputs, sent: inputs | {"files": sent}, valid_inputs(), st.lists(files, min_size=1, max_size=3)
+    )
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -372,8 +388,8 @@ def malformed() -> SearchStrategy[Message]:
 def huge() -> SearchStrategy[Message]:
     """Tens of MB in a field, in a field that does not exist, and in the body as a whole."""
     text = st.integers(1, 40).map(lambda megabytes: "x" * megabytes * 2**20)
-    where = st.sampled_from(["prompt", "generation_data", "hires_upscaler_file", "colour"])
-    in_field = st.builds(lambda name, value: prediction(cheap({"hires": False, name: value})), where, text)
+    where = st.sampled_from(["prompt", "generation_data", "outpaint", "colour"])
+    in_field = st.builds(lambda name, value: prediction(cheap({"highres_fix": "Off", name: value})), where, text)
     return in_field | text.map(lambda value: Message("POST", "/predictions", value.encode(), JSON_TYPE))
 
 
@@ -395,7 +411,7 @@ def odd_ways() -> SearchStrategy[Message]:
 
 def odd_envelopes(web: str) -> SearchStrategy[Message]:
     """A small picture, asked for with odd ids, webhooks and headers."""
-    inputs = {"width": 64, "height": 64, "num_inference_steps": 1, "hires": False}
+    inputs = {"width": 64, "height": 64, "num_inference_steps": 1, "highres_fix": "Off"}
     addresses = st.sampled_from([web, f"{web}/missing", f"http://{HOST}:9", "ftp://x", "junk", "", "http://[", None, 7])
     filters = st.sampled_from([["start"], ["completed"], ["bogus"], [], None, "completed", [None]])
     members = {"webhook": addresses, "webhook_events_filter": filters, "id": identifiers() | junk().filter(_no_text)}
@@ -464,9 +480,9 @@ def _cheap_body(body: bytes | None) -> bytes | None:
 def messages(web: str) -> SearchStrategy[Message]:
     """All of these, each kind as often as the others."""
     kinds = [
-        st.one_of(valid_inputs(), invalid_inputs(), blocks(), upscaler_files(web)).map(prediction),
+        st.one_of(valid_inputs(), invalid_inputs(), blocks(), weight_files(web)).map(prediction),
         invalid_inputs().map(prediction),
-        odd_texts().map(lambda text: prediction(cheap({"prompt": text, "hires": False}))),
+        odd_texts().map(lambda text: prediction(cheap({"prompt": text, "highres_fix": "Off"}))),
         malformed(),
         odd_ways(),
         odd_envelopes(web),

@@ -1,6 +1,7 @@
 """A labelled sheet of pictures: grids under each other, a caption over each, over every column and beside every row."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from PIL import Image, ImageDraw, ImageFont
@@ -61,9 +62,19 @@ def cell_size(cells: Iterable[Cell]) -> Size:
 
 def caption(text: str, font: Font, width: int, height: int | None = None) -> "Text[str]":
     """The text in lines of at most `width` pixels; what goes beyond `height` is left out."""
-    made = Text(text, font)
+    made = Text(re.sub(r"\S+", lambda word: " ".join(parts_of(word[0], font, width)), text), font)
     made.wrap(width, height)
     return made
+
+
+def parts_of(word: str, font: Font, width: int) -> Iterator[str]:
+    """The word in parts of at most `width` pixels: addresses and names have no room in a line."""
+    start = 0
+    for end in range(1, len(word) + 1):
+        if font.getlength(word[start:end]) > width:
+            yield word[start : end - 1]
+            start = end - 1
+    yield word[start:]
 
 
 def size_of(text: "Text[str]") -> Size:

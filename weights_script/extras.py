@@ -164,7 +164,9 @@ def _controls(
     for control in wanted:
         entry = _entry(control.model, "controls")
         unnamed = entry is None and control.model not in extras.controls and "/" not in control.model
-        if control.model in sent:
+        if control.model in files:  # of another line
+            name, file = control.model, files[control.model]
+        elif control.model in sent:
             name, file = control.model, sent.pop(control.model)
         elif unnamed and len(sent) == 1:
             name, file = control.model, sent.popitem()[1]

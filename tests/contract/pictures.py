@@ -13,8 +13,8 @@ from script.schema import ROOT
 ESRGAN = ROOT / "tests" / "data" / "upscalers" / "4x-tiny.safetensors"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 
-DRAFT: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 5, "hires": False}
-HIRES: dict[str, Any] = DRAFT | {"hires": True, "hires_steps": 2}
+DRAFT: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 5, "highres_fix": "Off"}
+HIRES: dict[str, Any] = DRAFT | {"highres_fix": "On", "hires_steps": 2}
 LONG: dict[str, Any] = DRAFT | {"num_inference_steps": 150}
 
 

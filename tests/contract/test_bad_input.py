@@ -25,9 +25,10 @@ def the_next_one_is_unaffected(server: CogServer) -> Any:
         ({"num_outputs": 5}, ["num_outputs"]),
         ({"num_inference_steps": 0}, ["num_inference_steps"]),
         ({"guidance_scale": 0.5}, ["guidance_scale"]),
-        ({"seed": -1}, ["seed"]),
+        ({"seed": -2}, ["seed"]),
         ({"seed": 2**32}, ["seed"]),
         ({"sampler": "euler ancestral"}, ["sampler"]),
+        ({"highres_fix": "yes"}, ["highres_fix"]),
         ({"hires": "yes"}, ["hires"]),
         ({"prompt": None}, ["prompt"]),
         ({"prompt": 7}, ["prompt"]),
@@ -47,8 +48,11 @@ def test_the_schema_lists_every_field_that_is_wrong(
     ("inputs", "words"),
     [
         (HIRES | {"width": 2048, "height": 2048, "hires_scale": 4}, ["hires_scale", "fit"]),
-        (HIRES | {"denoising_strength": 0}, ["denoising_strength", "turn hires off"]),
+        (HIRES | {"denoising_strength": 0}, ["denoising_strength", "turn highres_fix off"]),
         (DRAFT | {"prompt": "a\0b"}, ["prompt", "NUL"]),
+        (DRAFT | {"outpaint": "64 px at the right"}, ["outpaint='64 px at the right'", "right 64, top 32"]),
+        (DRAFT | {"generation_data": "ENDS: 31337"}, ["generation_data='ENDS: 31337'", "Did you mean ENSD?"]),
+        (DRAFT | {"files": ["/etc/hostname"]}, ["files='/etc/hostname'", "must be a file", "https URL"]),
     ],
 )
 def test_the_request_names_field_rule_and_fix(server: CogServer, inputs: dict[str, Any], words: list[str]) -> None:

@@ -19,7 +19,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """A random ControlNet of the embedded model and a picture, as data URIs."""
     unet = load(resolve(None, None).files).unet
     file = write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(unet))
-    return DRAFT | {"prompt": "a boat", "control_file": data_uri(file.path), "control_images": [uri(IMAGE)]}
+    return DRAFT | {"prompt": "a boat", "files": [data_uri(file.path)], "control_images": [uri(IMAGE)]}
 
 
 def test_a_control_is_there_for_its_prediction_alone_and_its_block_brings_it_back(
@@ -32,7 +32,7 @@ def test_a_control_is_there_for_its_prediction_alone_and_its_block_brings_it_bac
     text = parameters(picture(changed))
     assert 'ControlNet 0: "Module: canny, Model: my canny [' in text
     assert "Weight: 0.8, Resize Mode: Crop and Resize" in text
-    sent = {name: inputs[name] for name in ("control_file", "control_images")}
+    sent = {name: inputs[name] for name in ("files", "control_images")}
     again = draw(server, sent | {"generation_data": text})
     assert again["output"] == [changed]
     assert again["metrics"]["not_honoured"] == []
@@ -40,16 +40,15 @@ def test_a_control_is_there_for_its_prediction_alone_and_its_block_brings_it_bac
 
 def test_what_is_wrong_is_named(server: CogServer, inputs: Inputs) -> None:
     told: dict[str, Inputs] = {
-        "there is no ControlNet to follow them": {"control_file": "", "controls": ""},
+        "there is no ControlNet to follow them": {"files": [], "controls": ""},
         "controls, weight of my=3": {"controls": "my: 3"},
         "cannot be read as a picture": {"control_images": ["data:image/png;base64,bm8gcGljdHVyZQ=="]},
         "there is no picture for it to follow": {"control_images": []},
         # of the manifest: told before it would be fetched
-        "controls='canny': there is no picture": {"controls": "canny", "control_file": "", "control_images": []},
+        "controls='canny': there is no picture": {"controls": "canny", "files": [], "control_images": []},
     }
     for words, changes in told.items():
-        sent = {name: value for name, value in (inputs | changes).items() if value != ""}
-        reply = ask(server, sent)
+        reply = ask(server, inputs | changes)
         assert words in " ".join(reasons(reply.body)), reply.body
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from script import grid
-from script.client import read_inputs, with_best
+from script.client import read_inputs
 from script.cog_server import CogServer
 from script.compatibility import inputs as schema_inputs
 from script.schema import ROOT
@@ -57,7 +57,7 @@ CHECKS = {
     "LoRA": tells((128, 128), 'Lora hashes: "snowman: '),
     "Textual inversion": tells((128, 128), 'TI hashes: "afterglow: '),
     "ControlNet": tells((128, 128), 'ControlNet 0: "Module: canny, Model: canny-tiny .*Weight: 1.2, '),
-    "Enlarge": tells((512, 512), "Postprocess upscale by: 2, Postprocess upscaler: file"),
+    "Enlarge": tells((512, 512), "Postprocess upscale by: 2, Postprocess upscaler: 4x-tiny"),
 }
 
 
@@ -77,7 +77,7 @@ def test_a_request_does_what_it_says(server: CogServer, name: str) -> None:
     command, *words = REQUESTS[name]
     assert (command, *words[::2]) == ("script/predict", *["-i"] * (len(words) // 2))
     reply = server.request("GET", "/openapi.json")
-    inputs = with_best(read_inputs(words[1::2], schema_inputs(reply.body)))
+    inputs = read_inputs(words[1::2], schema_inputs(reply.body))
     CHECKS[name]([picture(uri) for uri in draw(server, inputs)["output"]])
 
 

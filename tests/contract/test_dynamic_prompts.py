@@ -11,7 +11,7 @@ def told(output: list[str]) -> list[str]:
 
 
 def test_a_picture_tells_the_prompt_that_was_picked_and_its_block_brings_it_back(server: CogServer) -> None:
-    inputs = DRAFT | TEMPLATE | {"wildcards": "place: sea | {dark|light} forest", "num_outputs": 2}
+    inputs = DRAFT | TEMPLATE | {"generation_data": "Wildcard place: sea | {dark|light} forest", "num_outputs": 2}
     done = draw(server, inputs)
     first, second = told(done["output"])
     assert first == second
@@ -23,6 +23,6 @@ def test_a_picture_tells_the_prompt_that_was_picked_and_its_block_brings_it_back
 
 def test_braces_stay_as_they_are_unless_asked_for(server: CogServer) -> None:
     assert told(draw(server, DRAFT | TEMPLATE)["output"]) == [TEMPLATE["prompt"]]
-    reply = ask(server, DRAFT | TEMPLATE | {"dynamic_prompts": True})
+    reply = ask(server, DRAFT | TEMPLATE | {"generation_data": "Dynamic prompts: True"})
     assert reply.body["status"] == "failed"
-    assert "prompt='__place__': no such wildcard" in " ".join(reasons(reply.body))
+    assert "prompt='__place__': there is no such wildcard" in " ".join(reasons(reply.body))

@@ -1,4 +1,4 @@
-"""upscale_only through HTTP."""
+"""A picture enlarged through HTTP, with nothing drawn."""
 
 import pytest
 from PIL import Image
@@ -8,11 +8,13 @@ from script.cog_server import CogServer, reasons
 from tests.contract.pictures import DRAFT, ESRGAN, ask, draw, parameters, picture
 from tests.contract.test_img2img import IMAGE, uri
 
+ALONE = {"generation_data": "Upscale only: True"}
+
 
 def test_a_drawn_picture_is_enlarged_and_tells_both(server: CogServer) -> None:
     (drawn,) = draw(server, DRAFT)["output"]
-    file = data_uri(ESRGAN)
-    done = draw(server, {"upscale_only": True, "image": drawn, "hires_scale": 3, "hires_upscaler_file": file})
+    inputs = ALONE | {"image": drawn, "hires_scale": 3, "files": [data_uri(ESRGAN)]}
+    done = draw(server, inputs)
     (made,) = map(picture, done["output"])
     assert made.size == (192, 192)
     before = parameters(picture(drawn))
@@ -21,7 +23,7 @@ def test_a_drawn_picture_is_enlarged_and_tells_both(server: CogServer) -> None:
 
 
 def test_lanczos(server: CogServer) -> None:
-    inputs = {"upscale_only": True, "image": uri(IMAGE), "hires_upscaler": "Lanczos", "output_format": "webp"}
+    inputs = ALONE | {"image": uri(IMAGE), "hires_upscaler": "Lanczos", "output_format": "webp"}
     (made,) = map(picture, draw(server, inputs)["output"])
     assert made.size == (272, 144)
     assert parameters(made) == "Postprocess upscale by: 2, Postprocess upscaler: Lanczos"
@@ -30,13 +32,13 @@ def test_lanczos(server: CogServer) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({}, ["upscale_only=True", "no image"]),
+        ({}, ["image='nothing'", "Upscale only enlarges an image"]),
         ({"image": uri(IMAGE)}, ["hires_upscaler='Latent'", "Use Nearest, Lanczos"]),
         ({"image": uri(Image.new("RGB", (20, 90))), "hires_upscaler": "Lanczos"}, ["hires_scale=2", "40x180"]),
     ],
 )
 def test_what_is_wrong_is_named(server: CogServer, inputs: dict[str, object], words: list[str]) -> None:
-    reply = ask(server, inputs | {"upscale_only": True})
+    reply = ask(server, inputs | ALONE)
     assert reply.body["status"] == "failed"
     told = " ".join(reasons(reply.body))
     assert [word for word in words if word not in told] == [], told

@@ -9,7 +9,7 @@ from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from script.schema import ROOT
 from tests.adapters import kohya, write
-from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
+from tests.contract.pictures import DRAFT, ESRGAN, HIRES, ask, draw, parameters, picture
 from weights_script.resolve import resolve
 
 
@@ -23,12 +23,12 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) -> None:
     (before,) = draw(server, DRAFT | {"prompt": "a boat"})["output"]
-    (changed,) = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "lora_file": lora})["output"]
+    (changed,) = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "files": [lora]})["output"]
     (after,) = draw(server, DRAFT | {"prompt": "a boat"})["output"]
     assert after == before != changed
     text = parameters(picture(changed))
     assert 'Lora hashes: "mine: ' in text
-    again = draw(server, {"generation_data": text, "lora_file": lora})
+    again = draw(server, {"generation_data": text, "files": [lora]})
     assert again["output"] == [changed]
     assert again["metrics"]["not_honoured"] == []
 
@@ -37,14 +37,28 @@ def test_an_embedding_of_ones_own_is_called_by_the_name_it_is_given(server: CogS
     file = data_uri(ROOT / "tests" / "data" / "embeddings" / "afterglow.safetensors")
     sea = DRAFT | {"prompt": "the sea under a mine sky"}
     (before,) = draw(server, sea)["output"]
-    done = draw(server, sea | {"embedding_file": file, "embeddings": "mine"})
+    done = draw(server, sea | {"files": [file], "generation_data": "File names: mine"})
     (changed,) = done["output"]
     assert changed != before
     assert 'TI hashes: "mine: ' in parameters(picture(changed))
-    assert "nothing comes of" not in done["logs"]
-    unsaid = draw(server, sea | {"embedding_file": file, "embeddings": "yours"})
+    assert "does nothing" not in done["logs"]
+    unsaid = draw(server, sea | {"files": [file], "generation_data": "File names: yours"})
     assert unsaid["output"] == [before]
-    assert "No prompt says yours, so that nothing comes of embedding_file=" in unsaid["logs"]
+    assert "No prompt says yours, so files=" in unsaid["logs"]
+
+
+def test_several_files_of_several_kinds_act_at_once(server: CogServer) -> None:
+    folder = ROOT / "tests" / "data"
+    sent = folder / "loras" / "snowman.safetensors", folder / "embeddings" / "afterglow.safetensors", ESRGAN
+    inputs = HIRES | {
+        "prompt": "a snowman under a glow sky <lora:ice:1>",
+        "files": [data_uri(path) for path in sent],
+        "generation_data": "File names: ice, glow, sharp",
+    }
+    (made,) = draw(server, inputs)["output"]
+    text = parameters(picture(made))
+    for told in ("Hires upscaler: sharp,", 'Lora hashes: "ice: ', 'TI hashes: "glow: '):
+        assert told in text
 
 
 def test_one_that_is_not_here_is_named(server: CogServer) -> None:
@@ -57,8 +71,8 @@ def test_one_that_is_not_here_is_named(server: CogServer) -> None:
 def test_a_file_that_is_no_lora_is_refused_and_disturbs_nothing(server: CogServer) -> None:
     (before,) = draw(server, DRAFT | {"prompt": "a boat"})["output"]
     vocabulary = resolve(None, None).files.tokenizer / "vocab.json"
-    reply = ask(server, DRAFT | {"prompt": "a boat <lora:mine:1>", "lora_file": data_uri(vocabulary)})
+    reply = ask(server, DRAFT | {"prompt": "a boat <lora:mine:1>", "files": [data_uri(vocabulary)]})
     assert reply.body["status"] == "failed"
     told = " ".join(reasons(reply.body))
-    assert re.search(r"lora_file='[^/']*': neither safetensors nor a pickle", told), told
+    assert re.search(r"files='[^/']*': neither safetensors nor a pickle", told), told
     assert draw(server, DRAFT | {"prompt": "a boat"})["output"] == [before]

@@ -21,16 +21,10 @@ def made(shared_server: CogServer) -> tuple[str, str]:
     inputs = HIRES | {
         "prompt": "a [red:yellow:0.5] boat, (sea:1.2) AND a pink sun",
         "sampler": "Euler a",
-        "ensd": 31337,
-        "rng": "CPU",
         "clip_skip": 2,
-        "variation_seed": 9,
-        "variation_strength": 0.25,
-        "hires_width": 96,
-        "hires_height": 128,
-        "hires_prompt": "a boat, night",
-        "hires_sampler": "DPM++ 2M",
-        "hires_schedule_type": "Exponential",
+        "generation_data": """ENSD: 31337, RNG: CPU, Variation seed: 9, Variation seed strength: 0.25
+            Hires prompt: a boat, night
+            Hires resize: 96x128, Hires sampler: DPM++ 2M, Hires schedule type: Exponential""",
     }
     (uri,) = draw(shared_server, inputs)["output"]
     return uri, parameters(picture(uri))
@@ -45,15 +39,15 @@ def test_the_same_picture_to_the_last_bit(server: CogServer, made: tuple[str, st
 
 def test_an_input_that_was_changed_wins(server: CogServer, made: tuple[str, str]) -> None:
     _, text = made
-    inputs = {"seed": 77, "hires": False, "guidance_scale": 3, "mask_blur": 9}
+    inputs = {"seed": 77, "highres_fix": "Off", "guidance_scale": 3, "mask_blur": 9}
     done = draw(server, {"generation_data": text} | inputs)
     (uri,) = done["output"]
     changed = parameters(picture(uri))
     assert "CFG scale: 3, Seed: 77," in changed
     assert "Hires" not in changed
     assert "ENSD: 31337, RNG: CPU" in changed
-    assert "From the generation data: num_inference_steps=2, sampler=Euler a, " in done["logs"]
-    assert "Without a mask or outpainting nothing comes of mask_blur.\n" in done["logs"]
+    assert ", num_inference_steps=2, sampler=Euler a, " in done["logs"]
+    assert "Without a mask or outpainting, mask_blur does nothing.\n" in done["logs"]
 
 
 OTHER = (
@@ -65,14 +59,14 @@ def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> Non
     reply = ask(server, {"generation_data": f"{OTHER}, Denoising strength: 0.5, Hires upscaler: 4x-UltraSharp"})
     assert reply.body["status"] == "failed"
     (told,) = reasons(reply.body)
-    for words in ("generation_data=", "made with the checkpoint other (0123456789)", "4x-UltraSharp", "strict"):
+    for words in ("generation_data=", "made with the checkpoint other (0123456789)", "4x-UltraSharp", "Strict: False"):
         assert words in told
     assert "Plan:" not in reply.body["logs"]
     assert len(reply.body["metrics"]["not_honoured"]) == 3
 
 
 def test_it_is_drawn_all_the_same_if_strict_is_off(server: CogServer) -> None:
-    result = draw(server, {"generation_data": OTHER, "strict": False})
+    result = draw(server, {"generation_data": f"{OTHER}, Strict: False"})
     assert [re.sub(r"\(.*?\)", "()", told) for told in result["metrics"]["not_honoured"]] == [
         "made with the checkpoint other (), here is pastel-tiny ()",
         "made with the checkpoint's own VAE, as far as it says; here is pastel-tiny-better.vae.safetensors ()",
@@ -95,18 +89,18 @@ def test_a_block_that_cannot_be_drawn_names_the_value(server: CogServer, block: 
 
 def test_an_upscaler_file_that_is_none_is_refused(server: CogServer) -> None:
     weights = "data:application/octet-stream;base64,AAAA"
-    reply = ask(server, HIRES | {"hires_upscaler_file": weights})
+    reply = ask(server, HIRES | {"files": [weights]})
     assert reply.body["status"] == "failed"
-    assert "upscaler" in " ".join(reasons(reply.body))
+    assert "files='file.bin': " in " ".join(reasons(reply.body))
 
 
 def test_an_upscaler_of_ones_own_draws_and_brings_its_picture_back(server: CogServer) -> None:
     weights = data_uri(ESRGAN)
-    first = draw(server, HIRES | {"hires_upscaler_file": weights, "denoising_strength": 0.3})["output"]
+    first = draw(server, HIRES | {"files": [weights], "denoising_strength": 0.3})["output"]
     text = parameters(picture(first[0]))
     assert picture(first[0]).size == (128, 128)
     assert "Hires upscaler: file," in text
     named = text.replace("Hires upscaler: file", "Hires upscaler: 4x-Tiny")
-    again = draw(server, {"generation_data": named, "hires_upscaler_file": weights})["output"]
+    again = draw(server, {"generation_data": named, "files": [weights]})["output"]
     assert "Hires upscaler: 4x-Tiny," in parameters(picture(again[0]))
     assert np.array_equal(np.asarray(picture(first[0])), np.asarray(picture(again[0])))

@@ -9,7 +9,7 @@ from PIL import Image
 from script import grid
 from script.cog_server import CogServer
 
-ALL_CELLS = "width=64", "height=64", "num_inference_steps=2", "hires=false", "seed=5"
+ALL_CELLS = "width=64", "height=64", "num_inference_steps=2", "highres_fix=Off", "seed=5"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -23,11 +23,12 @@ def test_a_failed_cell_leaves_the_others_and_ends_with_status_1(
 ) -> None:
     sheet, kept = tmp_path / "grid.webp", tmp_path / "kept"
     options = ["--url", f"http://127.0.0.1:{server.port}", "-o", str(sheet), "--keep", str(kept)]
-    assert run(monkeypatch, *options, "--x", "freeu=,1 2", "--y", "prompt~=sun,moon") == 1
+    prompt = "-i", "prompt=a pink sun over the sea"
+    assert run(monkeypatch, *options, *prompt, "--x", "generation_data=,FreeU: 1 2", "--y", "prompt~=sun,moon") == 1
     told = capsys.readouterr().err
-    assert told.count("InvalidInput: freeu='1 2': must be the four numbers") == 2
+    assert told.count("InvalidInput: generation_data='FreeU: 1 2': FreeU must be the four numbers") == 2
     assert [Image.open(kept / name).info["parameters"].split("\n")[0] for name in ("1.png", "2.png")] == [
-        f"masterpiece, best quality, a pink {what} over the sea" for what in ("sun", "moon")
+        f"a pink {what} over the sea" for what in ("sun", "moon")
     ]
     assert Image.open(sheet).width > 2 * 64
 

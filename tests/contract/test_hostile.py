@@ -19,8 +19,8 @@ def test_nothing_that_is_sent_breaks_the_server(server: CogServer) -> None:
 
 
 @pytest.mark.parametrize("file", ["/etc/hostname", "ftp://x/y", "data:application/octet-stream;base64,AAAA"])
-def test_what_is_no_upscaler_is_refused_by_the_name_of_its_input(server: CogServer, file: str) -> None:
-    message = hostile.prediction(hostile.cheap({"hires_upscaler_file": file}))
+def test_what_is_no_file_of_weights_is_refused_by_the_name_of_its_input(server: CogServer, file: str) -> None:
+    message = hostile.prediction(hostile.cheap({"files": [file]}))
     assert hostile.check(server, message, hostile.workers(server)).failed
 
 

@@ -43,7 +43,8 @@ def test_only_the_masked_part_changes_and_its_block_brings_it_back(server: CogSe
 
 
 def test_outpainting_and_highres_fix(server: CogServer) -> None:
-    inputs = INPUTS | {"image": uri(IMAGE.crop((0, 0, 64, 64))), "outpaint_right": 32, "hires": True, "hires_steps": 2}
+    hires = {"highres_fix": "On", "hires_steps": 2}
+    inputs = INPUTS | hires | {"image": uri(IMAGE.crop((0, 0, 64, 64))), "outpaint": "right 32"}
     (made,) = draw(server, inputs)["output"]
     assert picture(made).size == (192, 128)
     assert "Outpaint: 0 0 32 0" in parameters(picture(made))
@@ -57,7 +58,7 @@ def test_outpainting_and_highres_fix(server: CogServer) -> None:
         ({"image": uri(IMAGE), "mask": uri(Image.new("L", (136, 72)))}, ["mask=", "nothing would be drawn"]),
         ({"image": "data:image/png;base64,bm8gcGljdHVyZQ=="}, ["image=", "cannot be read as a picture", "PNG"]),
         ({"image": "no URL"}, ["image"]),
-        ({"outpaint_left": 8}, ["outpaint_left=8", "no image"]),
+        ({"outpaint": "left 8"}, ["outpaint='left 8'", "no image"]),
         ({"mask_blur": 65}, ["mask_blur"]),
     ],
 )

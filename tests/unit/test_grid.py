@@ -138,9 +138,10 @@ def test_the_sheet_has_every_picture_at_its_place() -> None:
     assert seen == [[(200 * 180, colour)] for colour in colours]
 
 
-def test_a_cell_without_a_picture_says_why_within_its_bounds() -> None:
+@pytest.mark.parametrize("reason", ["no memory " * 200, "generation_data='FreeU:", "https://example.com/" + "a" * 900])
+def test_a_cell_without_a_picture_says_why_within_its_bounds(reason: str) -> None:
     picture = Image.new("RGB", (64, 64), "blue")
-    made = sheet([[["no memory " * 200, picture]]], [""], [""], ["", ""])
+    made = sheet([[[reason, picture]]], [""], [""], ["", ""])
     assert made.size == (GAP + 2 * (SMALLEST + GAP), 2 * GAP + SMALLEST + GAP)
     failed = made.crop((GAP, 2 * GAP, GAP + SMALLEST, 2 * GAP + SMALLEST))
     assert f"#{bytes(failed.getpixel((0, 0))).hex()}" == FAILED_PAPER
