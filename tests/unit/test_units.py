@@ -257,7 +257,7 @@ def test_a_line_that_names_a_file_means_that_one(cache: Path) -> None:
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("name", ["canny-tiny", "mine"])
 def test_two_lines_of_one_name_share_its_file(name: str) -> None:
-    extras, made = load_only(NOTHING, Inputs(controls=f"{name}: 0.5\n{name}: 0.7", files=(CANNY_TINY,)))
+    extras, made = Library().load_only(NOTHING, Inputs(controls=f"{name}: 0.5\n{name}: 0.7", files=(CANNY_TINY,)))
     assert [(control.model, control.weight) for control in made.controls] == [(name, 0.5), (name, 0.7)]
     assert extras.controls[name].path == CANNY_TINY
 
