@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+NOT_IN_A_BROWSER = "The form was not tested in a browser: there is no chromium on this machine."
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in the last lines what this machine could not test."""
+    skipped = terminalreporter.getreports("skipped")
+    if any(NOT_IN_A_BROWSER in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(NOT_IN_A_BROWSER, yellow=True)
