@@ -46,6 +46,7 @@ def is_drawn_under_the_mask_alone(made: list[Image.Image]) -> None:
 
 CHECKS = {
     "Text to image": tells((128, 128), "Seed: 5, ", "Seed: 6, "),
+    "Shape": tells((176, 96), "Seed: 5, Size: 176x96"),
     "Dynamic prompts": tells((128, 128), r"^a (pink|dark (red|blue)) (sun|moon) over the sea\n"),
     "Generation data": tells((128, 128), "^a pink sun over the sea\nSteps: 20, Sampler: Euler a, .*Seed: 3, "),
     "Guidance": tells((128, 128), "CFG scale: 9, Guidance rescale: 0.7, FreeU: 1.2 1.2 0.9 0.9, "),
