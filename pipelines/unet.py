@@ -4,8 +4,8 @@ When a level's height or width is odd, the upsampled tensor is larger than the s
 interpolates to the skip's size and then convolves; LDM doubles, convolves, and WebUI resizes the result to the
 skip's size. Usual sizes never pass here: diffusers asks for an explicit size only when one is odd.
 
-At 64 px the deepest level is one latent wide. If it has as many channels as groups, as in the embedded model, each group
-is a single value, which torch refuses to normalise because it takes this for training.
+At 64 px the deepest level is one latent wide. If it has as many channels as groups, as in the embedded model, each
+group is a single value, which torch refuses to normalise because it takes this for training.
 """
 
 from dataclasses import asdict
