@@ -1,4 +1,5 @@
-"""A network of a file: built on the meta device, it takes the file's tensors as they are, and goes to the device."""
+"""How a network gets its weights: it is built on the meta device, takes a file's tensors as they are and goes to the
+device."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, t
 
 @contextmanager
 def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """A network is built inside, uninitialised; what diffusers and transformers raise at other names and shapes ->
-    ModelError."""
+    """Build a network inside, without initialising it. What diffusers and transformers raise at names and shapes that
+    they do not know becomes a ModelError."""
     try:
         with no_larger_than(tensors.values()), no_init_weights():
             yield
@@ -34,7 +35,7 @@ def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[N
 
 
 def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device) -> Network:
-    """Give the meta network its tensors, then bring it to the device; every parameter must be there, in its shape.
+    """Give the meta network its tensors and move it to the device. Every parameter must be there, in its shape.
 
     Raises ModelError, also for weights that are not finite in the device's number format.
     """
@@ -51,14 +52,14 @@ def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: De
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
         raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
-    _bring(network.requires_grad_(False), device, mapped=is_safetensors(path))
+    _move(network.requires_grad_(False), device, mapped=is_safetensors(path))
     check_finite(path, network.state_dict())
     return network
 
 
-def _bring(network: nn.Module, device: Device, mapped: bool) -> None:
-    """Bring the weights to the device in its number format, one by one: what was read of the file for a copy is let go
-    before the next, so that memory never holds both."""
+def _move(network: nn.Module, device: Device, mapped: bool) -> None:
+    """Move the weights to the device in its number format, one by one. After each copy the file's pages are dropped, so
+    that memory never holds both."""
     for weight in network.parameters():
         source = weight.data
         weight.data = source.to(device.place, device.dtype)
