@@ -219,6 +219,9 @@ def test_no_step_waits_for_the_device(on_meta: Networks, sampler: str) -> None:
     each call of it takes the meta device most of a second."""
     network = nullcontext() if sampler == "DPM++ 2M" else steps_alone(on_meta)
     asked = request(prompt="(pink:1.2) sun AND [red:blue:2] house", num_outputs=2, sampler=sampler)
+    asked = replace(
+        asked, num_inference_steps=3, hires=HiresSettings(steps=3)
+    )  # the fewest of which each sampler runs one
     events = render(on_meta, asked, make_plan(asked))
     with network:
         assert [next(e.phase for e in events if isinstance(e, PassResult)) for _ in range(2)] == [BASE, REFINE]
