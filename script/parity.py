@@ -7,6 +7,8 @@ draws the encoder's noise from no seed.
 
 import argparse
 import json
+import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -190,11 +192,37 @@ def row(found: Comparison) -> str:
     return f"| {found.name} | {exact} | {latents} | {share} | {masks} | {infotext} |"
 
 
-HEADER = f"""# Parity with stable-diffusion-webui 1.10.1
+def processor() -> str:
+    """This machine's processor and the instruction set that torch uses of it: results differ by rounding among them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    facts = dict(re.findall(r"^(.+?)\s*: (.+)$", cpuinfo.read_text(), re.M)) if cpuinfo.exists() else {}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    return f"{name}{family}; torch uses {torch.backends.cpu.get_cpu_capability()}"
 
-Made by `script/parity` with {VERSION}, float32 on a CPU. The reference is a small checkpoint of exactly SD 1.5's form
-that WebUI drew with; the numbers are largest absolute differences to WebUI's own tensors. Two runs of WebUI differ by
-2e-5 to 4e-5 themselves, and by 2e-3 (at worst 2.6e-2) where a pixel upscaler rounds to 8 bits between the passes.
+
+HEADER = """# Parity with stable-diffusion-webui 1.10.1
+
+Made by `script/parity` with {version}, float32 on a CPU. The reference is a small checkpoint of exactly SD 1.5's form
+that WebUI drew with; the numbers are largest absolute differences to WebUI's own tensors.
+
+What holds on every processor:
+
+| quantity | at most | |
+|---|---|---|
+| tokens and their weights, steps, sizes, masks, infotext | equal | integers, text and copied values |
+| NV noise | 1e-6 | integers, then log and sine in double precision |
+| torch's CPU noise | 4e-6 | torch approximates log and sine in ways that differ by 2e-6 among instruction sets |
+| sigmas | 1e-6 of the value | about eight roundings of float32 |
+| conditioning | 1e-4 | matrix products, summed in the order that suits the processor |
+| latents | 3e-4 | two runs of WebUI differ by 2e-5 to 4e-5 themselves |
+| latents after a pixel upscaler | 2.6e-2 | it rounds to 8 bits; two runs of WebUI differ by 2e-3, at worst 2.6e-2 |
+| 8-bit values of a picture | 1, and 99 % are equal | after a pixel upscaler 2, and 95 % |
+
+The digits below that depend on the processor: an earlier table, made on another one, had 0 for all noise and
+conditioning.
+
+Measured on: {processor}.
 
 | case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | pictures | infotext |
 |---|---|---|---|---|---|---|---|
@@ -215,7 +243,8 @@ def main() -> int:
     for found in run(options.folder):
         rows.append(row(found))
         print(rows[-1], flush=True)
-    options.output.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    header = HEADER.format(version=VERSION, processor=processor())
+    options.output.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
     return 0
 
 

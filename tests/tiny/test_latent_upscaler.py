@@ -86,10 +86,10 @@ def encoded(networks: Model, pictures: Sequence[Pixels]) -> torch.Tensor:
 @torch.inference_mode()
 def test_it_enlarges_better_than_interpolation(networks: Model, upscaler: LatentUpscaler) -> None:
     """Scenes that it never saw, against the same scenes painted at twice the size."""
-    painted = np.stack([paint(scene(TEST_SEED + 900 + k), 256, 256) for k in range(3)])
+    painted = np.stack([paint(scene(TEST_SEED + 900 + k), 256, 256) for k in range(6)])
     small, large = encoded(networks, halve(painted)), encoded(networks, painted)
     made = {mode: F.interpolate(small, scale_factor=2, mode=mode) for mode in ("nearest", "bilinear", "bicubic")}
-    made |= {"network": enlarged(upscaler, small, tuple(range(3))), "drawn": large}
+    made |= {"network": enlarged(upscaler, small, tuple(range(6))), "drawn": large}
     shown = {name: np.stack([networks.vae.decode(each) for each in latents]) for name, latents in made.items()}
     off = {name: float(np.square(pictures.astype(float) - painted).mean()) for name, pictures in shown.items()}
     others = [name for name in off if name not in ("network", "drawn")]

@@ -24,7 +24,7 @@ def compared() -> Callable[[str], Comparison]:
 def test_case(compared: Callable[[str], Comparison], name: str) -> None:
     found = compared(name)
     through_pixels = CASES[name]["params"].get("hr_upscaler", "Latent") in ("None", "Nearest", "Lanczos")
-    assert found.noise <= 1e-6
+    assert found.noise <= 4e-6  # torch's CPU generator, by the processor's instruction set
     assert found.conditioning <= 1e-4
     assert found.latents[0] <= 3e-4
     # Rounding to 8 bits between the passes is amplified: WebUI against itself is up to 2.6e-2 apart there.

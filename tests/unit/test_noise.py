@@ -18,6 +18,11 @@ SHAPE = (4, 8, 8)
 REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
 
 
+SAME_DRAW = 4e-6
+"""torch's CPU generator approximates log, sine and cosine in ways that differ by 2.2e-6 among instruction sets (in four
+million draws); two seeds differ by 1."""
+
+
 def picked(noise: Tensor) -> list[float]:
     values: list[float] = noise.flatten()[[0, 1, 500, 1023]].tolist()
     return values
@@ -39,7 +44,7 @@ def test_initial_noise_is_webuis(source: str, expected: list[float]) -> None:
     """Seed 1234 at 128 x 128; without CUDA the GPU's draws are computed."""
     noise = Noise([1234], (4, 16, 16), device=CPU, settings=NoiseSettings(source=source)).initial()
     assert noise.shape == (1, 4, 16, 16)
-    assert picked(noise) == pytest.approx(expected, abs=1e-6)
+    assert picked(noise) == pytest.approx(expected, abs=SAME_DRAW)
 
 
 def test_variation_is_webuis() -> None:
@@ -51,7 +56,7 @@ def test_variation_is_webuis() -> None:
         settings=NoiseSettings(source="CPU", variation_strength=0.3),
     ).initial()
     expected = [0.05412463843822479, -1.3938813209533691, -0.4313635230064392, -0.9932472705841064]
-    assert picked(noise) == pytest.approx(expected, abs=1e-6)
+    assert picked(noise) == pytest.approx(expected, abs=SAME_DRAW)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
@@ -82,7 +87,7 @@ def test_noise_of_all_reference_cases() -> None:
                     source=case["options"]["randn_source"], variation_strength=params.get("subseed_strength", 0)
                 ),
             )
-            torch.testing.assert_close(noise.initial(), tensors[key], atol=1e-6, rtol=0, msg=f"{name} {key}")
+            torch.testing.assert_close(noise.initial(), tensors[key], atol=SAME_DRAW, rtol=0, msg=f"{name} {key}")
 
 
 def test_philox_known_answer() -> None:
