@@ -1,9 +1,11 @@
-"""Wear a real Cog server out on the embedded model: odd requests, many predictions, or cancels at random moments.
+"""Wear a real Cog server out on the embedded model: odd requests, many predictions, cancels at random moments of every
+ability, files that are made to do harm, or workers that are killed.
 
 Prints a table of figures and ends with 1 where something did not hold. docs/reliability.md tells what was found.
 """
 
 import argparse
+import io
 import random
 import statistics
 import sys
@@ -12,26 +14,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import psutil
+from PIL import Image
 
-from script import hostile
-from script.cog_server import CogServer, ServerError
+from script import hostile, hostile_files
+from script.cog_server import ROOT, CogServer, ServerError
 
 FIXED: hostile.Json = {"width": 128, "height": 128, "num_inference_steps": 3, "hires_steps": 2, "seed": 5}
 """The request whose picture must stay the same to the last byte."""
-INTERRUPTED: hostile.Json = FIXED | {
-    "num_inference_steps": 20,
-    "hires_steps": 20,
-    "show_phases": True,
-    "num_outputs": 2,
-}
-MOMENT_SECONDS = 4.0
-"""Within them that one passes through its phases."""
-READY_SECONDS = 5.0
-"""After a cancel: a few steps, and the clean-up."""
+READY_SECONDS = 2.0
+"""After a cancel, whatever is running."""
+END_SECONDS = 60.0
+"""Within them a server that cannot draw any more is to end."""
 GROWTH_MB = 50.0
 """By how much the last quarter's memory may lie above the first's. Allocators give and take back about 40 MB."""
 
@@ -86,33 +85,157 @@ def draw_predictions(server: CogServer, count: int, start: int) -> Figures:
     return figures
 
 
+def abilities() -> dict[str, tuple[hostile.Json, float]]:
+    """What can be running when a prediction is cancelled: inputs, and the seconds within which it is."""
+    large, small = (hostile_files.as_uri(_picture(side)) for side in (2000, 512))
+    data = ROOT / "tests" / "data"
+    network, lora, embedding, control = (
+        hostile_files.as_uri((data / path).read_bytes())
+        for path in (
+            "upscalers/4x-tiny.safetensors",
+            "loras/snowman.safetensors",
+            "embeddings/afterglow.safetensors",
+            "controlnets/canny-tiny.safetensors",
+        )
+    )
+    drawn: hostile.Json = {"width": 512, "height": 512, "num_inference_steps": 50, "hires": False, "seed": 5}
+    enlarged: hostile.Json = {"upscale_only": True, "image": large, "hires_scale": 2.0}
+    highres = drawn | {"num_inference_steps": 2, "hires": True, "hires_steps": 2}
+    return {
+        "all phases": (FIXED | {"num_inference_steps": 20, "hires_steps": 20, "show_phases": True}, 4),
+        "one step at 2048x2048": (drawn | {"width": 2048, "height": 2048}, 20),
+        "decoding 2048x2048": (drawn | {"width": 1024, "height": 1024, "num_inference_steps": 1, "hires": True}, 60),
+        "four pictures": (drawn | {"num_outputs": 4}, 10),
+        "highres fix by a network": (highres | {"hires_upscaler_file": network}, 20),
+        "enlarging by a network": (enlarged | {"hires_upscaler_file": network}, 20),
+        "enlarging by Lanczos": (enlarged | {"hires_upscaler": "Lanczos", "hires_scale": 2.8}, 10),
+        "encoding a large WebP": (enlarged | {"hires_upscaler": "Nearest", "output_format": "webp"}, 10),
+        "from a picture": (drawn | {"image": large, "denoising_strength": 0.9}, 6),
+        "inpainting": (drawn | {"image": small, "mask": small, "inpaint_area": "Only masked"}, 6),
+        "outpainting": (drawn | {"image": small, "outpaint_left": 256, "mask_blur": 32}, 6),
+        "LoRA": (drawn | {"lora_file": lora, "prompt": "<lora:snowman:0.8>"}, 4),
+        "embedding": (drawn | {"embedding_file": embedding, "embeddings": "afterglow", "prompt": "afterglow"}, 4),
+        "ControlNet": (drawn | {"control_file": control, "controls": "canny", "control_images": [large]}, 6),
+        "long prompts": (drawn | {"prompt": "a BREAK " * 60, "hires_prompt": "b BREAK " * 60, "hires": True}, 6),
+        "dynamic prompts": (drawn | {"dynamic_prompts": True, "prompt": "{a|b|c}, " * 1000}, 4),
+        "DPM adaptive": (drawn | {"sampler": "DPM adaptive", "schedule_type": "Karras"}, 8),
+    }
+
+
 def cancel_predictions(server: CogServer, count: int, start: int) -> Figures:
-    """Cancels by the endpoint and by hanging up, at random moments. Raises hostile.Broken."""
+    """Cancels by the endpoint and by hanging up, at random moments of every ability. Raises hostile.Broken."""
     chance, first, workers = random.Random(start), picture(server), hostile.workers(server)
-    waits: list[float] = []
+    waits: dict[str, list[float]] = {}
     ends: Counter[str] = Counter()
-    for number in range(count):
-        events: Any = server.events(f"cancel-{start}-{number}", INTERRUPTED)
+    for number, (name, (inputs, seconds)) in zip(range(count), cycle(abilities().items()), strict=False):
+        identifier = f"cancel-{start}-{number}"
+        events: Any = server.events(identifier, inputs)
         next(events)
-        time.sleep(chance.uniform(0, MOMENT_SECONDS))
+        time.sleep(chance.uniform(0, seconds))
         asked = time.monotonic()
         if chance.random() < 0.5:
-            server.cancel(f"cancel-{start}-{number}")
+            server.cancel(identifier)
             *_, last = events
             ends[last.data["status"]] += 1
+            if last.data["status"] == "failed":
+                raise hostile.Broken(f"{name}: {last.data['error']}")
         else:
             events.close()
             ends["hung up"] += 1
-        server.wait_until_ready(READY_SECONDS)
-        waits.append(time.monotonic() - asked)
-        must(waits[-1] < READY_SECONDS, f"cancel {number}: ready after {waits[-1]:.1f} s")
-        must(hostile.workers(server) == workers, f"cancel {number}: the worker is another one")
+        server.wait_until_ready(hostile.ANSWER_SECONDS)
+        waits.setdefault(name, []).append(time.monotonic() - asked)
+        must(hostile.workers(server) == workers, f"{name}, cancel {number}: the worker is another one")
+        # Cog is ready a moment before its slot is free
+        server.predict_when_free({"width": 64, "height": 64, "num_inference_steps": 1, "hires": False}, 120)
+        server.wait_until_ready(hostile.ANSWER_SECONDS)
+    must(picture(server) == first, "the fixed picture is another one at the end")
+    every = [wait for of_one in waits.values() for wait in of_one]
+    longest = {name: max(of_one) for name, of_one in waits.items()}
+    figures: Figures = {
+        "cancels": ", ".join(f"{end}: {times}" for end, times in sorted(ends.items())),
+        "ready again, median": f"{statistics.median(every):.2f} s",
+        "ready again, longest": ", ".join(f"{name} {wait:.2f} s" for name, wait in longest.items()),
+    }
+    must(max(every) < READY_SECONDS, f"ready too late: {figures}")
+    return figures
+
+
+def send_files(server: CogServer, count: int, start: int) -> Figures:
+    """Files of every kind that are made to do harm, in every input that takes them. Raises hostile.Broken."""
+    chance, first, workers = random.Random(start), picture(server), hostile.workers(server)
+    slowest: dict[str, float] = {}
+    before, highest = resident(server), 0.0
+    for _, (kind, (make, names)) in zip(range(count), cycle(hostile_files.KINDS.items()), strict=False):
+        name = chance.choice(names)
+        inputs = {name: hostile_files.as_uri(make(chance)), "controls": "canny" if name == "control_file" else ""}
+        answer = hostile.check(server, hostile.prediction(hostile.cheap(inputs)), workers)
+        slowest[kind] = max(slowest.get(kind, 0.0), answer.seconds)
+        highest = max(highest, resident(server))
     must(picture(server) == first, "the fixed picture is another one at the end")
     return {
-        "cancels": ", ".join(f"{end}: {times}" for end, times in sorted(ends.items())),
-        "ready again, median": f"{statistics.median(waits):.2f} s",
-        "ready again, longest": f"{max(waits):.2f} s",
+        "files": count,
+        "slowest answers": ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in slowest.items()),
+        "memory": f"{before:.0f} MB before, {highest:.0f} MB at most after an answer",
     }
+
+
+def kill_servers(server: CogServer, count: int, start: int) -> Figures:
+    """Workers that are killed and ids that take the slot; another server is started for each that ends, as by a restart
+    policy, and gives the same picture. Raises hostile.Broken."""
+    chance, first = random.Random(start), picture(server)
+    ends: Counter[str] = Counter()
+    waits: list[float] = []
+    for number in range(count):
+        with fresh_server() as (other, _):
+            must(picture(other) == first, f"server {number}: the fixed picture is another one")
+            way = chance.choice(list(WAYS_TO_END))
+            asked = time.monotonic()
+            WAYS_TO_END[way](other)
+            try:
+                code = other.process.wait(END_SECONDS)
+            except TimeoutExpired:
+                raise hostile.Broken(f"server {number}, {way}: it lives on and is {other.status()}") from None
+            waits.append(time.monotonic() - asked)
+            must(code != 0, f"server {number}, {way}: it ended without an error")
+            ends[way] += 1
+    return {
+        "servers": ", ".join(f"{way}: {times}" for way, times in sorted(ends.items())),
+        "ended after, median": f"{statistics.median(waits):.1f} s",
+        "ended after, longest": f"{max(waits):.1f} s",
+    }
+
+
+def _kill_worker(server: CogServer) -> None:
+    for worker in hostile.workers(server):
+        psutil.Process(worker).kill()
+
+
+def _kill_worker_at_work(server: CogServer) -> None:
+    server.start("at-work", FIXED | {"num_inference_steps": 150})
+    time.sleep(1)
+    _kill_worker(server)
+
+
+def _take_slot(server: CogServer) -> None:
+    server.request("POST", "/predictions", {"id": "a\0b", "input": FIXED})
+
+
+def _take_slot_by_length(server: CogServer) -> None:
+    server.request("POST", "/predictions", {"id": "a" * 300, "input": FIXED})
+
+
+WAYS_TO_END = {
+    "worker killed": _kill_worker,
+    "worker killed at work": _kill_worker_at_work,
+    "id with NUL": _take_slot,
+    "id of 300 letters": _take_slot_by_length,
+}
+
+
+def _picture(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((side, side), 60).convert("RGB").save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def picture(server: CogServer) -> str:
@@ -145,7 +268,13 @@ def fresh_server() -> Iterator[tuple[CogServer, Path]]:
             yield server, Path(folder)
 
 
-KINDS = {"requests": send_requests, "predictions": draw_predictions, "cancels": cancel_predictions}
+KINDS = {
+    "requests": send_requests,
+    "predictions": draw_predictions,
+    "cancels": cancel_predictions,
+    "files": send_files,
+    "kills": kill_servers,
+}
 
 
 def main() -> int:
