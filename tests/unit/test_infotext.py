@@ -1,11 +1,9 @@
 """Infotext both ways: as WebUI writes and reads it, and as other programs write it."""
 
-import json
 import math
 import time
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,9 @@ from sd_parsers import ParserManager
 from pipelines.errors import InvalidInput
 from pipelines.infotext import parse, quote, split, unquote, write
 from pipelines.pasted import Parameters, read
+from tests.proof.reference import facts
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
-with_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
+BLOCKS, QUOTES, CASES = facts("blocks.json"), facts("quotes.json"), facts("cases.json")
 
 PROMPT = "masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky"
 NEGATIVE = "lowres, (bad hands:1.4), worst quality"
@@ -430,23 +428,23 @@ def test_another_library_reads_what_is_written() -> None:
 # --- WebUI's own answers
 
 
-@with_reference
-def test_blocks_as_webui_parses_them() -> None:
-    for name, row in json.loads((REFERENCE / "parse_table.json").read_text())["blocks"].items():
-        assert parse(row["input"], **row["options"]) == row["output"], name
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_as_webui_parses_them(name: str) -> None:
+    row = BLOCKS[name]
+    assert parse(row["input"], **row["options"]) == row["output"]
 
 
-@with_reference
-def test_values_as_webui_quotes_them() -> None:
-    for value, row in json.loads((REFERENCE / "parse_table.json").read_text())["quote"].items():
-        assert (quote(value), unquote(row["quoted"])) == (row["quoted"], row["back"]), value
+@pytest.mark.parametrize("value", QUOTES)
+def test_values_as_webui_quotes_them(value: str) -> None:
+    row = QUOTES[value]
+    assert (quote(value), unquote(row["quoted"])) == (row["quoted"], row["back"])
 
 
-@with_reference
-def test_webuis_infotexts_are_written_again_to_the_letter() -> None:
-    for name, case in json.loads((REFERENCE / "settings.json").read_text()).items():
-        for text in case["infotexts"]:
-            block = split(text)
-            assert write(block.prompt, block.negative_prompt, block.fields) == text, name
-            assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"]), name
-            assert read(text).hires == case["params"].get("enable_hr", False), name
+@pytest.mark.parametrize("name", CASES)
+def test_webuis_infotexts_are_written_again_to_the_letter(name: str) -> None:
+    case = CASES[name]
+    for text in case["infotexts"]:
+        block = split(text)
+        assert write(block.prompt, block.negative_prompt, block.fields) == text
+        assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"])
+        assert read(text).hires == case["params"].get("enable_hr", False)

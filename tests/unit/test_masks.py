@@ -9,6 +9,7 @@ from PIL import Image
 from pipelines.errors import InvalidInput
 from pipelines.masks import blur, blur_kernel, crop_region, fill, latent_mask, prepare
 from pipelines.request import ImageSettings, MaskSettings
+from tests.proof.reference import facts
 
 
 def grey(values: np.ndarray) -> Image.Image:
@@ -25,16 +26,12 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Ima
     return mask
 
 
-@pytest.mark.parametrize(
-    ("sigma", "kernel"),
-    [
-        (1, [1, 14, 62, 102, 62, 14, 1]),
-        (2, [2, 7, 17, 31, 45, 52, 45, 31, 17, 7, 2]),
-        (7, [1, 0, 1, 2, 2, 2, 4, 4, 5, 7, 8, 8, 11, 11, 13, 13, 14, 15, 14]),
-    ],
-)
-def test_kernels_are_those_of_opencv(sigma: int, kernel: list[int]) -> None:
-    assert blur_kernel(sigma)[: len(kernel)] == kernel
+KERNELS = facts("blur_kernels.json")
+
+
+@pytest.mark.parametrize("sigma", KERNELS)
+def test_kernels_are_those_of_webui(sigma: str) -> None:
+    assert blur_kernel(int(sigma)) == KERNELS[sigma]
 
 
 @given(st.integers(1, 64))

@@ -1,20 +1,18 @@
 """Draws against WebUI's, cuRAND's published test vector and torchsde's Brownian tree."""
 
-import json
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.catalog import NOISE_SOURCES
 from pipelines.noise import SOURCES, Noise, bridge, philox_normals, slerp
+from script.webui_facts import sample
+from tests.proof.reference import facts
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)
-REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
 
 
 def picked(noise: Tensor) -> list[float]:
@@ -58,21 +56,24 @@ def test_slerp_of_equal_noise_is_that_noise() -> None:
     torch.testing.assert_close(slerp(noise, noise, 0.4), noise)
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
-def test_noise_of_all_reference_cases() -> None:
-    for name, case in json.loads((REFERENCE / "settings.json").read_text()).items():
-        params, tensors = case["params"], load_file(REFERENCE / "cases" / f"{name}.safetensors")
-        for key in (key for key in tensors if key.endswith("_noise")):
-            _, channels, height, width = tensors[key].shape
-            noise = Noise(
-                case["seeds"],
-                (channels, height, width),
-                source=case["options"]["randn_source"],
-                device=CPU,
-                variation_seeds=[params.get("subseed", 0)],
-                variation_strength=params.get("subseed_strength", 0),
-            )
-            torch.testing.assert_close(noise.initial(), tensors[key], atol=1e-6, rtol=0, msg=f"{name} {key}")
+CASES = facts("cases.json")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_noise_is_that_of_webuis_case(name: str) -> None:
+    case = CASES[name]
+    params = case["params"]
+    for expected in case["noise"]:
+        noise = Noise(
+            case["seeds"],
+            tuple(expected["shape"]),
+            source=case["options"]["randn_source"],
+            device=CPU,
+            variation_seeds=[params.get("subseed", 0)] * len(case["seeds"]),
+            variation_strength=params.get("subseed_strength", 0),
+        )
+        for image, samples in zip(noise.initial(), expected["samples"], strict=True):
+            assert sample(image) == pytest.approx(samples, abs=1e-6)
 
 
 def test_philox_known_answer() -> None:
@@ -112,22 +113,6 @@ def test_ensd_starts_a_new_generator_after_the_first_draw() -> None:
     noise = Noise([7], SHAPE, device=CPU, ensd=100)
     assert torch.equal(noise.initial(), Noise([7], SHAPE, device=CPU).initial())
     assert torch.equal(noise.draw(), Noise([107], SHAPE, device=CPU).initial())
-
-
-@pytest.mark.parametrize(
-    ("sigma", "sigma_next", "expected"),
-    [
-        (14.614643, 9.1, (0.66331, 0.45026, -0.04915)),
-        (9.1, 5.25, (-0.89356, 0.91532, 0.04003)),
-        (0.5, 0.0291675, (0.14639, -0.31802, 0.02699)),
-        (0.05, 0.03, (0.70527, 1.23187, 0.00047)),
-    ],
-)
-def test_sde_noise_is_torchsdes(sigma: float, sigma_next: float, expected: tuple[float, float, float]) -> None:
-    """Two elements and the mean, recorded from k-diffusion's BrownianTreeNoiseSampler on torchsde 0.2.6."""
-    noise = Noise([11, 2**32 + 7], SHAPE, source="CPU", device=CPU, span=(0.0291675, 14.614643))
-    step = noise.brownian(sigma, sigma_next)
-    assert (step[0, 0, 0, 0].item(), step[1, 3, 4, 5].item(), step.mean().item()) == pytest.approx(expected, abs=2e-5)
 
 
 def test_brownian_increments_add_up() -> None:

@@ -1,6 +1,5 @@
-"""WebUI's prompt grammar: recorded cases, WebUI's own tables where they are here, and properties."""
+"""WebUI's prompt grammar: recorded cases, WebUI's own tables, and properties."""
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -24,10 +23,9 @@ from pipelines.prompt import (
     schedule,
     split_and,
 )
+from tests.proof.reference import facts
 
 ROOT = Path(__file__).parents[2]
-TABLES = ROOT.parent / "shared" / "webui_reference" / "prompt_tables.json"
-needs_tables = pytest.mark.skipif(not TABLES.exists(), reason="WebUI's tables (../shared/webui_reference) are not here")
 
 # Texts rich in what the grammar cares about.
 SYMBOLS = [
@@ -285,25 +283,33 @@ def test_deep_nesting_is_no_recursion() -> None:
 
 # --- WebUI's own answers
 
-
-@needs_tables
-def test_attention_as_webui_parses_it() -> None:
-    for text, row in json.loads(TABLES.read_text(encoding="utf-8"))["prompts"].items():
-        assert parse_attention(text) == [tuple(piece) for piece in row["attention"]], text
+ATTENTION, SCHEDULES = facts("attention.json"), facts("schedules.json")
+CHUNKS, TOKENS = facts("chunks.json"), facts("tokens.json")
 
 
-@needs_tables
-def test_schedules_as_webui_makes_them() -> None:
-    for text, entries in json.loads(TABLES.read_text(encoding="utf-8"))["schedules"].items():
-        assert schedule(text, 10) == [tuple(entry) for entry in entries], text
+@pytest.mark.parametrize("text", ATTENTION)
+def test_attention_as_webui_parses_it(text: str) -> None:
+    assert parse_attention(text) == [tuple(piece) for piece in ATTENTION[text]]
 
 
-@needs_tables
-def test_chunks_as_webui_makes_them() -> None:
-    from transformers import CLIPTokenizer
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_schedules_as_webui_makes_them(text: str) -> None:
+    assert schedule(text, 10) == [tuple(entry) for entry in SCHEDULES[text]]
 
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "weights_script" / "embedded" / "tokenizer")
-    for text, row in json.loads(TABLES.read_text(encoding="utf-8"))["prompts"].items():
-        made = chunks(parse_attention(text), lambda piece: tokenizer(piece, add_special_tokens=False)["input_ids"])
-        assert [list(chunk.tokens) for chunk in made] == [chunk["tokens"] for chunk in row["chunks"]], text
-        assert [list(chunk.weights) for chunk in made] == [chunk["mult"] for chunk in row["chunks"]], text
+
+@pytest.fixture(scope="module")
+def tokenize() -> Callable[[str], list[int]]:
+    from pipelines.conditioning import load_tokenizer
+
+    return load_tokenizer(ROOT / "weights_script" / "embedded" / "tokenizer")
+
+
+@pytest.mark.parametrize("text", CHUNKS)
+def test_chunks_as_webui_makes_them(text: str, tokenize: Callable[[str], list[int]]) -> None:
+    made = chunks(parse_attention(text), tokenize)
+    assert [[list(chunk.tokens), list(chunk.weights)] for chunk in made] == CHUNKS[text]
+
+
+@pytest.mark.parametrize("text", TOKENS)
+def test_tokens_as_webui_makes_them(text: str, tokenize: Callable[[str], list[int]]) -> None:
+    assert [list(chunk.tokens) for chunk in chunks(parse_attention(text), tokenize)] == TOKENS[text]
