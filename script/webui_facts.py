@@ -81,7 +81,9 @@ def _cases(folder: Path) -> Table:
 def _noise(path: Path) -> list[Table]:
     with safe_open(path, framework="pt") as file:
         tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys() if name.endswith("_noise")}  # noqa: SIM118
-    return [{"shape": list(noise.shape[1:]), "samples": [sample(image) for image in noise]} for noise in tensors.values()]
+    return [
+        {"shape": list(noise.shape[1:]), "samples": [sample(image) for image in noise]} for noise in tensors.values()
+    ]
 
 
 def sample(noise: Tensor) -> list[float]:

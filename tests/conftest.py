@@ -1,7 +1,9 @@
 """Mark every test with its ring, and say in the last lines of a run what could not be tested on this machine."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,14 +16,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Print after pytest's own summary: a line for every reason why tests were skipped.
+    """Print what was skipped, after pytest's own summary. The workers of pytest-xdist have no reporter."""
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        for line in untested(reporter.stats.get("skipped", [])):
+            reporter.write_line(line, yellow=True)
 
-    The workers of pytest-xdist have no reporter and print nothing.
-    """
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter else []
+
+def untested(skipped: Iterable[Any]) -> list[str]:
+    """Lines that tell every reason why tests were skipped, from pytest's reports of them."""
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
-    if reasons:
-        reporter.write_line("Not everything was tested:", yellow=True, bold=True)
-    for reason, count in reasons.items():
-        reporter.write_line(f"  {count} skipped: {reason}", yellow=True)
+    lines = [f"  {count} test{'s' if count > 1 else ''}: {reason}" for reason, count in reasons.items()]
+    return ["Not everything was tested:", *lines] if lines else []

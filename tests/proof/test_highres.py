@@ -1,10 +1,11 @@
 """The highres fix against a program that is put together from diffusers, transformers and torch alone.
 
-It draws with the embedded model's networks by the schedulers of diffusers, which are given our noise levels. Noise, size,
-steps, guidance, the upscaling and the decoding are its own.
+It draws with the embedded model's networks by the schedulers of diffusers, which are given our noise levels and
+timesteps. Noise, size, steps, guidance, the upscaling and the decoding are its own.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,13 @@ from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
 from pipelines.schedules import sigma_to_t, sigmas
 from weights_script.resolve import ResolvedModel
 
-PROMPT, NEGATIVE, SEEDS, GUIDANCE = "a pink sun over the sea", "blue", (7, 8), 6.0
-SIDE, SCALE, STEPS, HIRES_STEPS, STRENGTH = 64, 1.5, 6, 4, 0.6
+PROMPT, NEGATIVE, SEED, GUIDANCE = "a pink sun over the sea", "blue", 7, 3.0
+SIDE, SCALE, STEPS, HIRES_STEPS, STRENGTH = 64, 2, 6, 4, 0.6
+TOLERANCE = 3e-4
+"""What is promised for latents. Between these two it is 5e-5, as between this other program and itself with noise that
+is an ulp louder. Fewer steps and more guidance amplify that."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers makes arrays of tensors
 
 SCHEDULERS: dict[str, Callable[[], Any]] = {
     "Euler": EulerDiscreteScheduler,
@@ -45,17 +51,17 @@ class Peer:
         self.networks, self.sampler = networks, sampler
         tokenizer = CLIPTokenizer.from_pretrained(embedded.files.tokenizer)
         tokens = tokenizer([NEGATIVE, PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
-        self.embeddings = networks.text.model(tokens).last_hidden_state.repeat_interleave(len(SEEDS), 0)
+        self.embeddings = networks.text.model(tokens).last_hidden_state
 
     def highres(self, upscaler: str) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Latents of both passes and the pictures (images, H, W, 3) uint8."""
+        """Latents (1, 4, h, w) of both passes and the picture (H, W, 3) uint8."""
         first = self.walk(self.levels(STEPS))
         side = int(SIDE * SCALE) // 8
         whole = self.levels(int(HIRES_STEPS / STRENGTH))
         second = self.walk(whole[-HIRES_STEPS - 1 :], UPSCALERS[upscaler](first, (side, side)))
         decoded = self.networks.vae.network.decode(second / 0.18215).sample
-        pictures = ((decoded + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)
-        return first, second, pictures.permute(0, 2, 3, 1).numpy()
+        picture = ((decoded[0] + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)
+        return first, second, picture.permute(1, 2, 0).numpy()
 
     def levels(self, steps: int) -> list[float]:
         return sigmas("Automatic", steps, SAMPLERS[self.sampler])
@@ -67,13 +73,13 @@ class Peer:
         scheduler.sigmas = torch.tensor(levels)
         scheduler.timesteps = torch.tensor([sigma_to_t(sigma) for sigma in levels[:-1]])
         scheduler.set_begin_index(0)
-        generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-        shape = (4, SIDE // 8, SIDE // 8) if start is None else start.shape[1:]
-        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]) * levels[0]
+        generator = torch.Generator().manual_seed(SEED)
+        shape = (1, 4, SIDE // 8, SIDE // 8) if start is None else start.shape
+        x = torch.randn(shape, generator=generator) * levels[0]
         x = x if start is None else start + x
         if self.sampler == "DPM++ 2M":  # whose latents keep unit variance
             x = x / (levels[0] ** 2 + 1) ** 0.5
-        more = {"generator": generators} if self.sampler == "Euler a" else {}
+        more = {"generator": generator} if self.sampler == "Euler a" else {}
         for t in scheduler.timesteps:
             images = torch.cat([scheduler.scale_model_input(x, t)] * 2)
             noise = self.networks.plain_unet(images, t, encoder_hidden_states=self.embeddings).sample
@@ -89,8 +95,7 @@ def ours(networks: Networks, sampler: str, upscaler: str) -> tuple[Tensor, Tenso
         negative_prompt=NEGATIVE,
         width=SIDE,
         height=SIDE,
-        seed=SEEDS[0],
-        num_outputs=len(SEEDS),
+        seed=SEED,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
         sampler=sampler,
@@ -99,27 +104,40 @@ def ours(networks: Networks, sampler: str, upscaler: str) -> tuple[Tensor, Tenso
     )
     events = list(render(networks, asked, make_plan(asked)))
     first, second = (event.latents for event in events if isinstance(event, PassResult))
-    return first, second, np.stack([event.pixels for event in events if isinstance(event, Picture)])
+    (picture,) = (event.pixels for event in events if isinstance(event, Picture))
+    return first, second, picture
 
 
-@pytest.mark.parametrize(("sampler", "upscaler"), zip(SCHEDULERS, UPSCALERS, strict=True))
+@pytest.fixture(scope="module")
+def peer(networks: Networks, embedded: ResolvedModel) -> Callable[[str, str], tuple[Tensor, Tensor, np.ndarray]]:
+    @cache
+    @torch.inference_mode()
+    def draw(sampler: str, upscaler: str) -> tuple[Tensor, Tensor, np.ndarray]:
+        return Peer(networks, embedded, sampler).highres(upscaler)
+
+    return draw
+
+
+@pytest.mark.parametrize(("sampler", "upscaler"), list(zip(SCHEDULERS, UPSCALERS, strict=True)))
 def test_the_highres_fix_is_that_of_another_program(
-    networks: Networks, embedded: ResolvedModel, sampler: str, upscaler: str
+    networks: Networks,
+    peer: Callable[[str, str], tuple[Tensor, Tensor, np.ndarray]],
+    sampler: str,
+    upscaler: str,
 ) -> None:
-    """To the promise's 3e-4 for latents; 99 % of the bytes are equal and none is off by more than 1."""
-    found = ours(networks, sampler, upscaler)
-    with torch.inference_mode():
-        expected = Peer(networks, embedded, sampler).highres(upscaler)
+    """To the promise: latents to 3e-4, at least 99 % of the bytes equal and none off by more than 1."""
+    found, expected = ours(networks, sampler, upscaler), peer(sampler, upscaler)
     for latents, theirs in zip(found[:2], expected[:2], strict=True):
-        assert latents.shape == theirs.shape
-        assert (latents - theirs).abs().max() < 3e-4
+        torch.testing.assert_close(latents, theirs, atol=TOLERANCE, rtol=0)
     difference = np.abs(found[2].astype(int) - expected[2].astype(int))
     assert difference.max() <= 1
     assert (difference == 0).mean() > 0.99
 
 
-def test_another_upscaler_or_sampler_is_noticed(networks: Networks, embedded: ResolvedModel) -> None:
-    with torch.inference_mode():
-        expected = Peer(networks, embedded, "Euler").highres("Latent")
-    for sampler, upscaler in (("Euler", "Latent (antialiased)"), ("DPM++ 2M", "Latent")):
-        assert (ours(networks, sampler, upscaler)[1] - expected[1]).abs().max() > 3e-2
+def test_another_upscaler_is_noticed(
+    networks: Networks, peer: Callable[[str, str], tuple[Tensor, Tensor, np.ndarray]]
+) -> None:
+    first, second, _ = ours(networks, "Euler", "Latent (bicubic)")
+    expected = peer("Euler", "Latent")
+    torch.testing.assert_close(first, expected[0], atol=TOLERANCE, rtol=0)
+    assert (second - expected[1]).abs().max() > 10 * TOLERANCE

@@ -24,7 +24,9 @@ WORDS = st.sampled_from(["a", "red hair", ", ", " b c ", "cat\n", "x-y", "Été"
 
 def trees(grow: Callable[..., st.SearchStrategy[object]]) -> st.SearchStrategy[list[object]]:
     """Lists of words and of nodes that `grow` makes of such lists."""
-    return st.recursive(st.lists(WORDS, max_size=3), lambda inner: st.lists(WORDS | grow(inner), max_size=4), max_leaves=12)
+    return st.recursive(
+        st.lists(WORDS, max_size=3), lambda inner: st.lists(WORDS | grow(inner), max_size=4), max_leaves=12
+    )
 
 
 # --- attention: what is in brackets, and their factor

@@ -1,4 +1,4 @@
-"""Noise levels of every schedule type against k-diffusion, diffusers and scipy, or against the formula in double precision.
+"""Noise levels of every schedule type against k-diffusion, diffusers and scipy, or against the formula in float64.
 
 They are given the two ends of the model's table, or the table.
 """
@@ -35,7 +35,7 @@ def uniform(steps: int) -> np.ndarray:
 
 
 def align_your_steps(steps: int) -> np.ndarray:
-    """diffusers has the levels of ten steps and 0 in place of the eleventh; other numbers are interpolated in log sigma."""
+    """diffusers has the levels of ten steps and then 0 for 0.029. Other numbers are interpolated in log sigma."""
     levels = [*AysSchedules["StableDiffusionSigmas"][:10], 0.029]
     return np.exp(interp1d(np.linspace(0, 1, 11), np.log(levels))(np.linspace(0, 1, steps)))
 

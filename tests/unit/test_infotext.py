@@ -1,6 +1,5 @@
 """Infotext both ways: as WebUI writes and reads it, and as other programs write it."""
 
-import math
 import time
 from dataclasses import replace
 from io import BytesIO
@@ -15,9 +14,6 @@ from sd_parsers import ParserManager
 from pipelines.errors import InvalidInput
 from pipelines.infotext import parse, quote, split, unquote, write
 from pipelines.pasted import Parameters, read
-from tests.proof.reference import facts
-
-BLOCKS, QUOTES, CASES = facts("blocks.json"), facts("quotes.json"), facts("cases.json")
 
 PROMPT = "masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky"
 NEGATIVE = "lowres, (bad hands:1.4), worst quality"
@@ -423,28 +419,3 @@ def test_another_library_reads_what_is_written() -> None:
         "steps": "10",
     }.items()
     assert [(model.name, model.hash) for model in found.models] == [("tiny_sd15", "89aa3d4988")]
-
-
-# --- WebUI's own answers
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_as_webui_parses_them(name: str) -> None:
-    row = BLOCKS[name]
-    assert parse(row["input"], **row["options"]) == row["output"]
-
-
-@pytest.mark.parametrize("value", QUOTES)
-def test_values_as_webui_quotes_them(value: str) -> None:
-    row = QUOTES[value]
-    assert (quote(value), unquote(row["quoted"])) == (row["quoted"], row["back"])
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_webuis_infotexts_are_written_again_to_the_letter(name: str) -> None:
-    case = CASES[name]
-    for text in case["infotexts"]:
-        block = split(text)
-        assert write(block.prompt, block.negative_prompt, block.fields) == text
-        assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"])
-        assert read(text).hires == case["params"].get("enable_hr", False)

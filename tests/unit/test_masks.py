@@ -9,7 +9,6 @@ from PIL import Image
 from pipelines.errors import InvalidInput
 from pipelines.masks import blur, blur_kernel, crop_region, fill, latent_mask, prepare
 from pipelines.request import ImageSettings, MaskSettings
-from tests.proof.reference import facts
 
 
 def grey(values: np.ndarray) -> Image.Image:
@@ -24,14 +23,6 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Ima
     mask = Image.new("L", size)
     mask.paste(255, box)
     return mask
-
-
-KERNELS = facts("blur_kernels.json")
-
-
-@pytest.mark.parametrize("sigma", KERNELS)
-def test_kernels_are_those_of_webui(sigma: str) -> None:
-    assert blur_kernel(int(sigma)) == KERNELS[sigma]
 
 
 @given(st.integers(1, 64))

@@ -1,4 +1,4 @@
-"""WebUI's prompt grammar: recorded cases, WebUI's own tables, and properties."""
+"""WebUI's prompt grammar: recorded cases and properties."""
 
 import re
 import time
@@ -23,7 +23,6 @@ from pipelines.prompt import (
     schedule,
     split_and,
 )
-from tests.proof.reference import facts
 
 ROOT = Path(__file__).parents[2]
 
@@ -279,37 +278,3 @@ def test_deep_nesting_is_no_recursion() -> None:
     assert schedule("[a:" * depth + ":1]" * depth, 3)[-1] == (3, "")
     assert schedule("[" * depth + "a" + "]" * depth, 3) == [(3, "[" * depth + "a" + "]" * depth)]
     assert parse_attention("(" * depth + "a" + ")" * depth)[0][0] == "a"
-
-
-# --- WebUI's own answers
-
-ATTENTION, SCHEDULES = facts("attention.json"), facts("schedules.json")
-CHUNKS, TOKENS = facts("chunks.json"), facts("tokens.json")
-
-
-@pytest.mark.parametrize("text", ATTENTION)
-def test_attention_as_webui_parses_it(text: str) -> None:
-    assert parse_attention(text) == [tuple(piece) for piece in ATTENTION[text]]
-
-
-@pytest.mark.parametrize("text", SCHEDULES)
-def test_schedules_as_webui_makes_them(text: str) -> None:
-    assert schedule(text, 10) == [tuple(entry) for entry in SCHEDULES[text]]
-
-
-@pytest.fixture(scope="module")
-def tokenize() -> Callable[[str], list[int]]:
-    from pipelines.conditioning import load_tokenizer
-
-    return load_tokenizer(ROOT / "weights_script" / "embedded" / "tokenizer")
-
-
-@pytest.mark.parametrize("text", CHUNKS)
-def test_chunks_as_webui_makes_them(text: str, tokenize: Callable[[str], list[int]]) -> None:
-    made = chunks(parse_attention(text), tokenize)
-    assert [[list(chunk.tokens), list(chunk.weights)] for chunk in made] == CHUNKS[text]
-
-
-@pytest.mark.parametrize("text", TOKENS)
-def test_tokens_as_webui_makes_them(text: str, tokenize: Callable[[str], list[int]]) -> None:
-    assert [list(chunk.tokens) for chunk in chunks(parse_attention(text), tokenize)] == TOKENS[text]
