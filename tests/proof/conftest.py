@@ -1,3 +1,8 @@
-"""The embedded model, whose networks diffusers and transformers draw with as well."""
+"""What the proof compares with: packages in a folder of their own, and the embedded model's networks."""
 
-from tests.tiny.conftest import embedded, networks  # noqa: F401
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / ".venv" / "proof"))  # requirements-proof.txt says why
+
+from tests.tiny.conftest import embedded, networks  # noqa: E402, F401
