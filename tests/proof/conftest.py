@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / ".venv" / "proof"))  # requirements-proof.txt says why
 
-from tests.tiny.conftest import embedded, networks  # noqa: E402, F401
+from tests.tiny.conftest import embedded, networks  # noqa: F401
