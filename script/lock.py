@@ -15,12 +15,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".venv" / "tools"
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-upscalers.txt")
-LOCK, CUDA_LOCK = ROOT / "requirements.lock", ROOT / "requirements-cuda.lock"
-CONTAINER_LOCK = ROOT / "requirements-container.lock"
+LOCK, CUDA_LOCK, PROOF_LOCK, CONTAINER_LOCK = (
+    ROOT / f"requirements{kind}.lock" for kind in ("", "-cuda", "-proof", "-container")
+)
 ELSEWHERE = {"torch": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
 """Builds that PyPI does not have: torch 2.13.0+cpu for Python 3.11 on Linux, x86_64, as it was first met."""
 HEADERS = {
     LOCK: "Hashes of every package in requirements*.txt; script/setup installs nothing else. Made by script/lock.",
+    PROOF_LOCK: "Hashes of every package in requirements-proof.txt. Made by script/lock.",
     CUDA_LOCK: "What the CUDA build of torch needs beside requirements.lock, on Linux. Made by script/lock.",
     CONTAINER_LOCK: "What cog.yaml installs. docs/container.md says why a space is before each ==. By script/lock.",
 }
@@ -87,6 +89,7 @@ def main() -> None:
     ours = compiled(pins, "--no-deps")
     ours |= {name: with_hashes(ours[name], hashes) for name, hashes in ELSEWHERE.items()}
     write(LOCK, ours)
+    write(PROOF_LOCK, compiled((ROOT / "requirements-proof.txt").read_text(), "--no-deps"))
     torch = compiled(next(line for line in pins.splitlines() if line.startswith("torch==")))
     cuda = {name: entry for name, entry in torch.items() if name not in ours}
     write(CUDA_LOCK, cuda)

@@ -7,6 +7,7 @@ draws the encoder's noise from no seed.
 
 import argparse
 import json
+import os
 import platform
 import re
 import sys
@@ -34,7 +35,8 @@ from pipelines.plan import make_plan
 from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings, NoiseSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT.parent / "shared" / "webui_reference"
+REFERENCE = Path(os.environ.get("WEBUI_REFERENCE") or ROOT.parent / "shared" / "webui_reference")
+"""The folder of reference cases: what the environment says, or the one beside the clone."""
 REPORT = ROOT / "docs" / "parity.md"
 Json = Mapping[str, Any]
 

@@ -1,6 +1,12 @@
-"""Every test is marked with its ring, the directory that it lives in. None depends on how fast the machine is."""
+"""Mark every test with its ring, and say in the last lines of a run what could not be tested on this machine.
 
+No test depends on how fast the machine is.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,8 +24,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in the last lines what this machine could not test."""
-    skipped = terminalreporter.getreports("skipped")
-    if any(NOT_IN_A_BROWSER in str(report.longrepr) for report in skipped):
-        terminalreporter.write_line(NOT_IN_A_BROWSER, yellow=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Print what was skipped, after pytest's own summary. The workers of pytest-xdist have no reporter."""
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        for line in untested(reporter.stats.get("skipped", [])):
+            reporter.write_line(line, yellow=True)
+
+
+def untested(skipped: Iterable[Any]) -> list[str]:
+    """Lines that tell every reason why tests were skipped, from pytest's reports of them."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    lines = [f"  {count} test{'s' if count > 1 else ''}: {reason}" for reason, count in reasons.items()]
+    return ["Not everything was tested:", *lines] if lines else []

@@ -23,7 +23,7 @@ from pipelines.worker import Worker
 from script.schema import ROOT
 from weights_script.resolve import resolve
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="they need an NVIDIA GPU, and torch sees none")
 
 REQUEST = GenerationRequest(
     prompt="a pink sun over the sea", width=128, height=128, seed=5, num_inference_steps=10, hires=HiresSettings()

@@ -1,10 +1,7 @@
 """Infotext both ways: as WebUI writes and reads it, and as other programs write it."""
 
-import json
-import math
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +14,6 @@ from pipelines.errors import InvalidInput
 from pipelines.infotext import parse, quote, split, unquote, write
 from pipelines.pasted import GenerationData, read
 from tests.growth import grows_linearly
-
-REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference"
-with_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="reference data not present")
 
 PROMPT = "masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky"
 NEGATIVE = "lowres, (bad hands:1.4), worst quality"
@@ -446,28 +440,3 @@ def test_another_library_reads_what_is_written() -> None:
         "steps": "10",
     }.items()
     assert [(model.name, model.hash) for model in found.models] == [("tiny_sd15", "89aa3d4988")]
-
-
-# --- WebUI's own answers
-
-
-@with_reference
-def test_blocks_as_webui_parses_them() -> None:
-    for name, row in json.loads((REFERENCE / "parse_table.json").read_text())["blocks"].items():
-        assert parse(row["input"], **row["options"]) == row["output"], name
-
-
-@with_reference
-def test_values_as_webui_quotes_them() -> None:
-    for value, row in json.loads((REFERENCE / "parse_table.json").read_text())["quote"].items():
-        assert (quote(value), unquote(row["quoted"])) == (row["quoted"], row["back"]), value
-
-
-@with_reference
-def test_webuis_infotexts_are_written_again_to_the_letter() -> None:
-    for name, case in json.loads((REFERENCE / "settings.json").read_text()).items():
-        for text in case["infotexts"]:
-            block = split(text)
-            assert write(block.prompt, block.negative_prompt, block.fields) == text, name
-            assert math.isclose(read(text).values["guidance_scale"], case["params"]["cfg_scale"]), name
-            assert read(text).hires == case["params"].get("enable_hr", False), name

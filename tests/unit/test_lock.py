@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from script.lock import CONTAINER_LOCK, CUDA_LOCK, LOCK, REQUIREMENTS, ROOT, container_entries, read_entries
+from script.lock import CONTAINER_LOCK, CUDA_LOCK, LOCK, PROOF_LOCK, REQUIREMENTS, ROOT, container_entries, read_entries
 
-LOCKS = tuple(path.name for path in (LOCK, CUDA_LOCK, CONTAINER_LOCK))
+LOCKS = tuple(path.name for path in (LOCK, CUDA_LOCK, CONTAINER_LOCK, PROOF_LOCK))
 
 
 def pins(name: str) -> dict[str, str]:
@@ -18,6 +18,10 @@ def pins(name: str) -> dict[str, str]:
 def test_every_requirement_is_locked_at_its_version_and_nothing_else() -> None:
     asked = {package: version for name in REQUIREMENTS for package, version in pins(name).items()}
     assert pins("requirements.lock") == asked, "run script/lock"
+
+
+def test_what_the_proof_compares_with_is_locked_at_its_version() -> None:
+    assert pins("requirements-proof.lock") == pins("requirements-proof.txt"), "run script/lock"
 
 
 def test_the_cuda_lock_has_only_what_torch_brings_along() -> None:
@@ -49,7 +53,7 @@ def test_every_entry_has_hashes_and_no_address(name: str) -> None:
     assert not re.search(r"://|--index|--find-links", "".join(entries))
 
 
-@pytest.mark.parametrize("name", [*REQUIREMENTS, "requirements-tools.txt"])
+@pytest.mark.parametrize("name", [*REQUIREMENTS, "requirements-tools.txt", "requirements-proof.txt"])
 def test_every_chosen_package_says_why_it_is_here(name: str) -> None:
     chosen = (ROOT / name).read_text().partition("# What the packages above need.")[0]
     lines = [line for line in chosen.splitlines() if re.match(r"\w", line)]

@@ -1,6 +1,5 @@
-"""WebUI's prompt grammar: recorded cases, WebUI's own tables where they are here, and properties."""
+"""WebUI's prompt grammar: recorded cases and properties."""
 
-import json
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -26,8 +25,6 @@ from pipelines.prompt import (
 from tests.growth import grows_linearly
 
 ROOT = Path(__file__).parents[2]
-TABLES = ROOT.parent / "shared" / "webui_reference" / "prompt_tables.json"
-needs_tables = pytest.mark.skipif(not TABLES.exists(), reason="WebUI's tables (../shared/webui_reference) are not here")
 
 # Texts rich in what the grammar cares about.
 SYMBOLS = [
@@ -278,29 +275,3 @@ def test_deep_nesting_is_no_recursion() -> None:
     assert schedule("[a:" * depth + ":1]" * depth, 3)[-1] == (3, "")
     assert schedule("[" * depth + "a" + "]" * depth, 3) == [(3, "[" * depth + "a" + "]" * depth)]
     assert parse_attention("(" * depth + "a" + ")" * depth)[0][0] == "a"
-
-
-# --- WebUI's own answers
-
-
-@needs_tables
-def test_attention_as_webui_parses_it() -> None:
-    for text, row in json.loads(TABLES.read_text(encoding="utf-8"))["prompts"].items():
-        assert parse_attention(text) == [tuple(piece) for piece in row["attention"]], text
-
-
-@needs_tables
-def test_schedules_as_webui_makes_them() -> None:
-    for text, entries in json.loads(TABLES.read_text(encoding="utf-8"))["schedules"].items():
-        assert schedule(text, 10) == [tuple(entry) for entry in entries], text
-
-
-@needs_tables
-def test_chunks_as_webui_makes_them() -> None:
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "weights_script" / "embedded" / "tokenizer")
-    for text, row in json.loads(TABLES.read_text(encoding="utf-8"))["prompts"].items():
-        made = chunks(parse_attention(text), lambda piece: tokenizer(piece, add_special_tokens=False)["input_ids"])
-        assert [list(chunk.tokens) for chunk in made] == [chunk["tokens"] for chunk in row["chunks"]], text
-        assert [list(chunk.weights) for chunk in made] == [chunk["mult"] for chunk in row["chunks"]], text

@@ -1,7 +1,4 @@
-"""Samplers against k-diffusion, UniPC's and latent diffusion's own code on a nonlinear toy denoiser.
-
-Recorded values come from those programs, not from this one, in float32 with the same noise.
-"""
+"""How samplers behave on a nonlinear toy denoiser. What they compute is compared in `tests/proof/test_samplers.py`."""
 
 import math
 from collections.abc import Sequence
@@ -57,38 +54,8 @@ def run(name: str, levels: Levels, span: tuple[float, float], seeds: Sequence[in
     return list(ALGORITHMS[name](Toy(), x, levels, noise))
 
 
-RECORDED = {  # (mean, deviation, two elements) after 7 steps, and after the last 5 of 10
-    "Euler": ((0.0078, 0.9517, -0.6576, 0.6807), (0.0394, 0.7975, -0.4713, 0.6724)),
-    "Euler a": ((0.0533, 0.8116, -0.1081, -0.1707), (0.0654, 0.8415, 0.1601, 0.4802)),
-    "Heun": ((0.0239, 1.2489, -0.926, 0.9941), (0.0418, 0.9095, -0.5858, 0.7976)),
-    "LMS": ((0.0117, 1.1113, -0.7838, 0.8215), (0.0406, 0.8777, -0.5407, 0.7499)),
-    "DPM2": ((-0.0056, 1.2261, -0.925, 0.9041), (0.0383, 0.8915, -0.566, 0.7699)),
-    "DPM2 a": ((0.1717, 1.4374, 0.4875, 0.4851), (0.073, 1.0978, -0.3415, 0.5428)),
-    "DPM++ 2S a": ((0.1065, 0.9975, 0.6588, 0.2563), (0.0531, 0.8154, -0.3773, 0.448)),
-    "DPM++ SDE": ((0.0988, 1.0599, -2.0998, 2.0989), (0.0701, 0.8971, -1.4858, 0.4327)),
-    "DPM++ 2M": ((0.0365, 1.2519, -0.8638, 1.0106), (0.0269, 0.7434, -0.4553, 0.6339)),
-    "DPM++ 2M SDE": ((0.1666, 1.1776, -1.9748, 2.6766), (0.0468, 0.5707, -0.3391, 0.362)),
-    "DPM++ 2M SDE Heun": ((0.2198, 1.4182, -2.3849, 3.196), (0.0509, 0.6012, -0.3643, 0.3769)),
-    "DPM++ 3M SDE": ((0.2022, 1.4715, -2.3929, 3.3818), (0.021, 0.7709, -0.8865, 0.8275)),
-    "DPM fast": ((0.4368, 1.3997, -0.5443, 0.7231), (0.0553, 0.9188, -0.8743, 0.6467)),
-    "DPM adaptive": ((0.1691, 1.1818, -0.5691, 0.964), (0.0411, 1.0425, -0.2513, 0.6355)),
-    "UniPC": ((-0.444, 6.9853, -1.9636, 1.5728), (-0.1308, 0.9053, -0.5398, 0.3299)),
-    "PLMS": ((-0.4458, 6.589, -2.0344, 1.12), (-0.1293, 0.9141, -0.5432, 0.3469)),
-    "DDIM": ((-0.4488, 7.2758, -2.0473, 2.2901), (-0.1523, 0.9111, -0.5752, 0.3037)),
-    "DDIM CFG++": ((-0.4569, 6.3861, -1.4793, -0.0398), (-0.09, 1.0008, -0.5534, 0.5018)),
-}
-
-
 def test_every_sampler_has_an_algorithm() -> None:
     assert set(ALGORITHMS) == set(SAMPLERS)
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_results_are_those_of_the_original_code(name: str) -> None:
-    for (steps, cut), expected in zip(((7, 0), (10, 5)), RECORDED[name], strict=True):
-        x = run(name, *levels_of(name, steps, cut))[-1]
-        actual = x.mean().item(), x.std().item(), x[0, 0, 0, 0].item(), x[1, 3, 4, 5].item()
-        assert actual == pytest.approx(expected, abs=2e-4)  # they are recorded to four digits
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "DPM adaptive"])

@@ -6,15 +6,16 @@ import pytest
 
 from pipelines.loader import load
 from pipelines.model import ModelFiles
-from script.parity import REFERENCE, Comparison, cases, compare
+from script import webui_facts
+from script.parity import REFERENCE, Comparison, compare
+from tests.proof.reference import SHARED_FILES, facts, require
 
-PRESENT = (REFERENCE / "settings.json").exists()
-pytestmark = pytest.mark.skipif(not PRESENT, reason="WebUI's reference cases (../shared/webui_reference) are not here")
-CASES = cases(REFERENCE) if PRESENT else {}
+CASES = facts("cases.json")
 
 
 @pytest.fixture(scope="module")
 def compared() -> Callable[[str], Comparison]:
+    require(*SHARED_FILES)
     checkpoint = REFERENCE / "tiny_sd15.safetensors"
     networks = load(ModelFiles(name="tiny_sd15", checkpoint=checkpoint, vae=None))
     return lambda name: compare(networks, REFERENCE, name, CASES[name])
@@ -22,6 +23,7 @@ def compared() -> Callable[[str], Comparison]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_case(compared: Callable[[str], Comparison], name: str) -> None:
+    require(f"cases/{name}.safetensors")
     found = compared(name)
     through_pixels = CASES[name]["params"].get("hr_upscaler", "Latent") in ("None", "Nearest", "Lanczos")
     assert found.noise <= 4e-6  # torch's CPU generator, by the processor's instruction set
@@ -33,3 +35,10 @@ def test_case(compared: Callable[[str], Comparison], name: str) -> None:
     assert found.pixel <= (2 if through_pixels else 1)
     assert all(found.masks)
     assert found.infotext
+
+
+def test_the_committed_facts_are_those_of_the_cases() -> None:
+    require(*SHARED_FILES, *(f"cases/{name}.safetensors" for name in CASES))
+    require(folder=webui_facts.families_of(REFERENCE))
+    for name, table in webui_facts.facts(REFERENCE).items():
+        assert facts(name).items() <= table.items(), name

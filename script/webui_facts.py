@@ -1,0 +1,107 @@
+"""Extract the facts in tests/data/webui from folders of WebUI's reference cases.
+
+What WebUI computed without a network is small: noise levels, tokens, editing schedules, infotexts, blur kernels, and
+samples of its noise. Values are copied in full, none is rounded or changed.
+
+    .venv/bin/python -m script.webui_facts
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from script.parity import REFERENCE, ROOT
+
+FACTS = ROOT / "tests" / "data" / "webui"
+SAMPLES = 16
+"""Elements that are kept of each image's noise, evenly spaced."""
+Table = dict[str, Any]
+
+
+def facts(folder: Path) -> dict[str, Table]:
+    """Tables by file name, from a reference folder and from the one of other model families beside it."""
+    families, prompts = families_of(folder), _read(folder / "prompt_tables.json")
+    return {
+        "sigmas.json": _sigmas(_read(folder / "sigma_tables.json"), _read(families / "sigma_tables.json")),
+        "attention.json": {text: row["attention"] for text, row in prompts["prompts"].items()},
+        "schedules.json": prompts["schedules"],
+        "chunks.json": {text: _chunks(row) for text, row in prompts["prompts"].items()},
+        "tokens.json": _tokens(_read(families / "prompt_tables.json")),
+        "blocks.json": _read(folder / "parse_table.json")["blocks"] | _read(families / "parse_table.json"),
+        "quotes.json": _read(folder / "parse_table.json")["quote"],
+        "blur_kernels.json": _read(folder / "mask_blur_kernels.json"),
+        "cases.json": _cases(folder),
+    }
+
+
+def families_of(folder: Path) -> Path:
+    """The folder of the other families' cases, beside that of SD 1."""
+    return folder.with_name(f"{folder.name}_families")
+
+
+def _read(path: Path) -> Table:
+    table: Table = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def _sigmas(own: Table, families: Table) -> Table:
+    """Schedule type and steps, as in "Karras|10" -> noise levels. Of the other families only SD 1's rows count."""
+    more = {name.removeprefix("sd1|"): levels for name, levels in families.items() if name.startswith("sd1|")}
+    return {name: levels for name, levels in more.items() if name.count("|") == 1 and name[-1].isdigit()} | own
+
+
+def _chunks(row: Table) -> list[list[Table]]:
+    """Chunks of a prompt: 77 tokens, and a weight for each."""
+    return [[chunk["tokens"], chunk["mult"]] for chunk in row["chunks"]]
+
+
+def _tokens(prompts: Table) -> Table:
+    """Prompt -> the tokens of its chunks alone: the other families' weights are rounded. SDXL's first tokenizer is that
+    of SD 1. A prompt that names an embedding is left out, as its file would be needed.
+    """
+    chunks = {text: row["clip_l"]["chunks"] for text, row in prompts.items()}
+    return {
+        text: [chunk["tokens"] for chunk in row] for text, row in chunks.items() if not any(c["fixes"] for c in row)
+    }
+
+
+def _cases(folder: Path) -> Table:
+    """Options, parameters, seeds and infotexts of every case, and samples of the noise of its passes."""
+    kept = ("options", "params", "seeds", "infotexts")
+    return {
+        name: {key: case[key] for key in kept} | {"noise": _noise(folder / "cases" / f"{name}.safetensors")}
+        for name, case in _read(folder / "settings.json").items()
+    }
+
+
+def _noise(path: Path) -> list[Table]:
+    with safe_open(path, framework="pt") as file:
+        tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys() if name.endswith("_noise")}  # noqa: SIM118
+    return [
+        {"shape": list(noise.shape[1:]), "samples": [sample(image) for image in noise]} for noise in tensors.values()
+    ]
+
+
+def sample(noise: Tensor) -> list[float]:
+    """Every n-th element of one image's noise (4, h, w), SAMPLES of them."""
+    values: list[float] = noise.flatten()[:: noise.numel() // SAMPLES][:SAMPLES].tolist()
+    return values
+
+
+def rows(table: Table) -> str:
+    """JSON with a line for every entry of the table."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in table.items())
+    return f"{{\n{lines}\n}}\n"
+
+
+def main() -> None:
+    for name, table in facts(REFERENCE).items():
+        (FACTS / name).write_text(rows(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

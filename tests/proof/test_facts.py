@@ -1,0 +1,117 @@
+"""WebUI's own numbers and texts (`tests/data/webui`): noise levels, noise, prompts, infotexts, mask blurs."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from pipelines.conditioning import load_tokenizer
+
+from pipelines.catalog import SAMPLERS
+from pipelines.infotext import parse, quote, split, unquote, write
+from pipelines.masks import blur_kernel
+from pipelines.model import TOKENIZER
+from pipelines.noise import Noise
+from pipelines.pasted import read
+from pipelines.prompt import chunks, parse_attention, schedule
+from pipelines.request import NoiseSettings
+from pipelines.schedules import sigmas
+from pipelines.sd1 import SD1
+from script.webui_facts import sample
+from tests.proof.reference import facts
+
+CASES = facts("cases.json")
+SIGMAS, KERNELS = facts("sigmas.json"), facts("blur_kernels.json")
+ATTENTION, SCHEDULES = facts("attention.json"), facts("schedules.json")
+CHUNKS, TOKENS = facts("chunks.json"), facts("tokens.json")
+BLOCKS, QUOTES = facts("blocks.json"), facts("quotes.json")
+
+
+@pytest.mark.parametrize("name", SIGMAS)
+def test_noise_levels(name: str) -> None:
+    """To the promised 1e-6: float32 has ulps of 1.2e-7, and the powers of two processors differ by some of them."""
+    schedule_type, steps = name.split("|")
+    levels = sigmas(SD1.noise, schedule_type, int(steps), SAMPLERS["Euler"])
+    assert levels == pytest.approx(SIGMAS[name], rel=1e-6)
+    assert [level * 1.00001 for level in levels] != pytest.approx(SIGMAS[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_noise(name: str) -> None:
+    """To the promised 1e-6: values up to 4 have ulps of 2.4e-7."""
+    case = CASES[name]
+    params = case["params"]
+    for expected in case["noise"]:
+        noise = Noise(
+            case["seeds"],
+            tuple(expected["shape"]),
+            device=torch.device("cpu"),
+            variation_seeds=[params.get("subseed", 0)] * len(case["seeds"]),
+            settings=NoiseSettings(
+                source=case["options"]["randn_source"], variation_strength=params.get("subseed_strength", 0)
+            ),
+        )
+        for image, samples in zip(noise.initial(), expected["samples"], strict=True):
+            assert sample(image) == pytest.approx(samples, abs=1e-6)
+
+
+# --- prompts
+
+
+@pytest.mark.parametrize("text", ATTENTION)
+def test_attention(text: str) -> None:
+    assert parse_attention(text) == [tuple(piece) for piece in ATTENTION[text]]
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_editing_over_ten_steps(text: str) -> None:
+    assert schedule(text, 10) == [tuple(entry) for entry in SCHEDULES[text]]
+
+
+@pytest.fixture(scope="module")
+def tokenize() -> Callable[[str], list[int]]:
+    return load_tokenizer(TOKENIZER)
+
+
+@pytest.mark.parametrize("text", CHUNKS)
+def test_chunks(text: str, tokenize: Callable[[str], list[int]]) -> None:
+    made = chunks(parse_attention(text), tokenize)
+    assert [[list(chunk.tokens), list(chunk.weights)] for chunk in made] == CHUNKS[text]
+
+
+@pytest.mark.parametrize("text", TOKENS)
+def test_tokens(text: str, tokenize: Callable[[str], list[int]]) -> None:
+    assert [list(chunk.tokens) for chunk in chunks(parse_attention(text), tokenize)] == TOKENS[text]
+
+
+# --- infotexts
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_read(name: str) -> None:
+    row = BLOCKS[name]
+    assert parse(row["input"], **row["options"]) == row["output"]
+
+
+@pytest.mark.parametrize("value", QUOTES)
+def test_values_are_quoted(value: str) -> None:
+    row = QUOTES[value]
+    assert (quote(value), unquote(row["quoted"])) == (row["quoted"], row["back"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_infotexts_are_written_again_to_the_letter(name: str) -> None:
+    case = CASES[name]
+    for text in case["infotexts"]:
+        block = split(text)
+        assert write(block.prompt, block.negative_prompt, block.fields) == text
+        assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"])
+        assert read(text).hires == case["params"].get("enable_hr", False)
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("sigma", KERNELS)
+def test_kernels_of_mask_blurs(sigma: str) -> None:
+    assert blur_kernel(int(sigma)) == KERNELS[sigma]
