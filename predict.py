@@ -14,8 +14,17 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines import parameters, watchdog
-from pipelines.asked import (
+from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.compiling import compile_model
+from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
+from pipelines.drawing.progress import Bars
+from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
+from pipelines.images.files import FileFormat, OutputFolder, parameters_in
+from pipelines.images.reading import DECODER, read_pictures
+from pipelines.infotext import writing as parameters
+from pipelines.infotext.asked import (
     Asked,
     Pictures,
     check_pictured,
@@ -26,26 +35,18 @@ from pipelines.asked import (
     settle,
     unused_inputs,
 )
-from pipelines.compiled import compile_model
-from pipelines.device import best_device
-from pipelines.enlarge import Enlargement, enlarge, enlargement
-from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
-from pipelines.esrgan import Trials
-from pipelines.highres import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
-from pipelines.inputs import Inputs, filled_in
-from pipelines.loader import load
-from pipelines.memory import release_memory, trim_heap
-from pipelines.obstacles import drop_unsupported, obstacles
-from pipelines.output import FileFormat, OutputFolder, parameters_in
-from pipelines.parts import in_parts_on
-from pipelines.picture import DECODER, read_pictures
-from pipelines.plan import make_plan
-from pipelines.progress import Bars
-from pipelines.request import GenerationRequest, HiresSettings
-from pipelines.safety import SafetyChecker, load_safety_checker
-from pipelines.units import read_lines
-from pipelines.upscale import Upscaler, load_upscaler
-from pipelines.worker import Worker
+from pipelines.infotext.control_lines import read_lines
+from pipelines.infotext.obstacles import drop_unsupported, obstacles
+from pipelines.models.loader import load
+from pipelines.models.safety import SafetyChecker, load_safety_checker
+from pipelines.runtime import watchdog
+from pipelines.runtime.device import best_device
+from pipelines.runtime.memory import release_memory, trim_heap
+from pipelines.runtime.parts import in_parts_on
+from pipelines.runtime.worker import Worker
+from pipelines.upscalers.enlarging import Enlargement, enlarge, enlargement
+from pipelines.upscalers.esrgan import Trials
+from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.extras import Library
 from weights_script.resolve import resolve, upscaler_file
 

@@ -17,9 +17,9 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 
 from bench import peers
 from bench.full_size import SCHEDULER
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.models.model import Model
 
 UPSCALER_STEPS = 20
 NOISE_LEVEL_WIDTH = 128

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from bench import report
-from pipelines.highres import render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.phases import render
+from pipelines.models.model import Model
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from bench import report
-from pipelines.loaded_model import Model
-from pipelines.plan import LATENT_PIXELS, HighresPlan, make_plan
-from pipelines.request import GenerationRequest, HiresSettings
-from pipelines.unet import fit_any_size
+from pipelines.ask.plan import LATENT_PIXELS, HighresPlan, make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.models.model import Model
+from pipelines.models.unet import fit_any_size
 
 SIZES = ("64x64", "96x64", "128x128", "192x128", "256x256")
 TOKENS = 77

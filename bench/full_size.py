@@ -18,9 +18,9 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from pastel_tiny.pack import unet_weights, vae_weights
-from pipelines.layouts import UNET_PREFIX, VAE_PREFIX
-from pipelines.model import TOKENIZER
-from pipelines.sd1 import SD1
+from pipelines.ask.identity import TOKENIZER
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.families.sd1 import SD1
 from weights_script.fetch import cache_folder
 
 UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from bench import report
-from pipelines.catalog import SAMPLERS
-from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
-from pipelines.device import best_device
-from pipelines.loader import load
-from pipelines.noise import Noise
-from pipelines.prompts import Part, Prompts, ScheduledPrompt
-from pipelines.samplers import ALGORITHMS
-from pipelines.schedules import sigmas
-from pipelines.unet_call import Condition, UNet, UNetCall
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.models.loader import load
+from pipelines.runtime.device import best_device
+from pipelines.runtime.unet_call import Condition, UNet, UNetCall
+from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.sampling.noise import Noise
+from pipelines.sampling.prompts import Part, Prompts, ScheduledPrompt
+from pipelines.sampling.samplers import ALGORITHMS
+from pipelines.sampling.schedules import sigmas
 from weights_script.resolve import resolve
 
 SAMPLER, SCALE, STEPS = "DPM++ 2M", 7.0, 20

@@ -17,10 +17,10 @@ import torch
 
 from bench import report
 from bench.setup import PEERS
-from pipelines.highres import Step, render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.phases import Step, render
+from pipelines.models.model import Model
 
 PROMPT, NEGATIVE = "a pink sun over the sea", "lowres"
 

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from bench.full_size import SCHEDULER, checkpoint
-from pipelines.compiled import compile_model
-from pipelines.device import best_device
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.model import TOKENIZER, ModelFiles
-from pipelines.plan import PassPlan, make_plan
-from pipelines.request import GenerationRequest
+from pipelines.ask.identity import TOKENIZER, ModelFiles
+from pipelines.ask.plan import PassPlan, make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.compiling import compile_model
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.runtime.device import best_device
 from weights_script.resolve import resolve
 
 

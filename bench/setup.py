@@ -49,12 +49,12 @@ def ours(file: Path, laps: Laps, half: bool) -> None:
     import torch
 
     import predict  # noqa: F401  # what the container imports
-    from pipelines.device import Device
-    from pipelines.highres import render
-    from pipelines.loader import load
-    from pipelines.model import ModelFiles
-    from pipelines.plan import make_plan
-    from pipelines.request import GenerationRequest
+    from pipelines.ask.identity import ModelFiles
+    from pipelines.ask.plan import make_plan
+    from pipelines.ask.request import GenerationRequest
+    from pipelines.drawing.phases import render
+    from pipelines.models.loader import load
+    from pipelines.runtime.device import Device
 
     laps.mark("import")
     device = Device(torch.device("cpu"), torch.float16 if half else torch.float32)

@@ -14,10 +14,10 @@ from typing import Any
 from bench import flops, report
 from bench.e2e import ours
 from bench.setup import PEERS, peak_memory
-from pipelines.loaded_model import Model
-from pipelines.memory import trim_heap
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.models.model import Model
+from pipelines.runtime.memory import trim_heap
 
 STEPS = 5
 """Where sizes vary."""

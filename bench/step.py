@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bench import report
-from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
-from pipelines.loaded_model import Model
-from pipelines.prompts import Part, Prompts, ScheduledPrompt
-from pipelines.unet_call import Condition, UNet
+from pipelines.models.model import Model
+from pipelines.runtime.unet_call import Condition, UNet
+from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.sampling.prompts import Part, Prompts, ScheduledPrompt
 
 SIGMA, TIME, SCALE = 1.0, 500.0, 7.0
 Step = Callable[[Tensor], Tensor]

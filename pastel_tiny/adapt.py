@@ -26,8 +26,8 @@ from pastel_tiny.networks import PlainAttention, half_precision
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.unet import noise_error, weights
-from pipelines.loaded_model import Model
-from pipelines.loader import load
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 from weights_script.resolve import resolve
 
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000

@@ -24,9 +24,9 @@ from pastel_tiny.progress import Log
 from pastel_tiny.session import resume
 from pastel_tiny.text import Encoder
 from pastel_tiny.unet import noise_error, weights
-from pipelines.loader import load
-from pipelines.model import TOKENIZER
-from pipelines.preprocess import canny
+from pipelines.ask.identity import TOKENIZER
+from pipelines.images.preprocess import canny
+from pipelines.models.loader import load
 from weights_script.resolve import resolve
 
 BATCH = 16

@@ -24,7 +24,7 @@ from pastel_tiny.pack import write
 from pastel_tiny.progress import Clock, Log
 from pastel_tiny.render import render
 from pastel_tiny.scenes import scene
-from pipelines.esrgan import torchvision_or_a_stand_in
+from pipelines.upscalers.esrgan import torchvision_or_a_stand_in
 
 NAME = "4x-tiny"
 TRAIN_SEED, SCENES = 60_000_000, 160

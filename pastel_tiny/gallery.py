@@ -16,15 +16,15 @@ from PIL import Image, ImageDraw
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.measure import held_out
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
-from pipelines.catalog import LATENT_NETWORK
-from pipelines.extras import NO_EXTRAS, in_folders
-from pipelines.highres import FINAL, UPSCALED, Picture
-from pipelines.highres import render as draw
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
-from pipelines.upscale import Upscaler, load_upscaler
+from pipelines.ask.catalog import LATENT_NETWORK
+from pipelines.ask.networks import NO_EXTRAS, in_folders
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import FINAL, UPSCALED, Picture
+from pipelines.drawing.phases import render as draw
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.resolve import resolve
 
 Pixels = NDArray[np.uint8]

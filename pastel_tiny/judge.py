@@ -32,8 +32,8 @@ from pastel_tiny.scenes import (
     Scene,
     scene,
 )
-from pipelines.device import Device
-from pipelines.loader import load_vae
+from pipelines.models.loader import load_vae
+from pipelines.runtime.device import Device
 
 SEEN: dict[str, tuple[str, ...]] = {
     "sky": SKY_COLOURS,

@@ -22,9 +22,9 @@ from pastel_tiny.latents import encoded
 from pastel_tiny.networks import Average, half_precision, here
 from pastel_tiny.progress import Clock, Log
 from pastel_tiny.session import Session
-from pipelines.device import Device
-from pipelines.latent_upscaler import NOISE_LEVELS, LatentUpscaler, load_latent_upscaler
-from pipelines.prompt import END, START
+from pipelines.ask.prompt import END, START
+from pipelines.runtime.device import Device
+from pipelines.upscalers.latent import NOISE_LEVELS, LatentUpscaler, load_latent_upscaler
 
 WIDTH = 16
 BATCH, SIDE = 8, 24

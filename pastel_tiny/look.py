@@ -12,7 +12,7 @@ from pastel_tiny.latents import folded
 from pastel_tiny.sampler import PROMPTS, sheet
 from pastel_tiny.text import Encoder
 from pastel_tiny.unet import averaged
-from pipelines.model import TOKENIZER
+from pipelines.ask.identity import TOKENIZER
 
 
 def main() -> None:

@@ -19,13 +19,13 @@ from PIL import Image
 from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
-from pipelines.extras import NO_EXTRAS, Extras
-from pipelines.highres import FINAL, Picture
-from pipelines.highres import render as draw
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.ask.networks import NO_EXTRAS, Extras
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import FINAL, Picture
+from pipelines.drawing.phases import render as draw
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 from weights_script.resolve import resolve
 
 Pictures = NDArray[np.uint8]

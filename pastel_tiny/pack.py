@@ -15,8 +15,8 @@ from torch import Tensor
 from pastel_tiny.latents import folded
 from pastel_tiny.progress import load
 from pastel_tiny.unet import averaged
-from pipelines.layouts import UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
-from pipelines.sd1 import SD1
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
+from pipelines.families.sd1 import SD1
 
 COMMAND = "python -m pastel_tiny.train --out DIR && python -m pastel_tiny.pack --out DIR --to weights_script/embedded"
 

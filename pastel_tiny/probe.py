@@ -21,8 +21,8 @@ from pastel_tiny.measure import Pictures, drawn
 from pastel_tiny.palette import colour
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
-from pipelines.extras import Extras, in_folders
-from pipelines.loader import load
+from pipelines.ask.networks import Extras, in_folders
+from pipelines.models.loader import load
 from weights_script.resolve import resolve
 
 TRAINED, RIDGE = 120, 10.0

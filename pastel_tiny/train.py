@@ -12,7 +12,7 @@ import torch
 
 from pastel_tiny import contexts, latents, text, unet, vae
 from pastel_tiny.dataset import chunks, painted
-from pipelines.model import TOKENIZER
+from pipelines.ask.identity import TOKENIZER
 
 PHASES = ("vae", "text", "encode", "better", "unet")
 

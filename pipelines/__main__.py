@@ -14,22 +14,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines import picture
-from pipelines.asked import WEBUI_SIZE, Pictures, read_data, request_from, settle
-from pipelines.catalog import NOISE_SOURCES, RESIZE_MODES
+from pipelines.ask.catalog import NOISE_SOURCES, RESIZE_MODES
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.networks import in_folders
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.phases import BASE, PassResult, Picture, render
 from pipelines.errors import InvalidInput, PastelError, in_one_line
-from pipelines.extras import in_folders
-from pipelines.highres import BASE, PassResult, Picture, render
-from pipelines.inputs import Inputs, filled_in
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.model import ModelFiles
-from pipelines.obstacles import drop_unsupported, obstacles
-from pipelines.output import FileFormat, read_parameters, write
-from pipelines.parameters import of_picture
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest
-from pipelines.upscale import load_upscaler
+from pipelines.images import reading as picture
+from pipelines.images.files import FileFormat, read_parameters, write
+from pipelines.infotext.asked import WEBUI_SIZE, Pictures, read_data, request_from, settle
+from pipelines.infotext.obstacles import drop_unsupported, obstacles
+from pipelines.infotext.writing import of_picture
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.upscalers.interpolation import load_upscaler
 from weights_script.resolve import upscaler_file
 
 PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}

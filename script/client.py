@@ -18,8 +18,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from pipelines.extras import plain_name
-from pipelines.pasted import holds_settings
+from pipelines.ask.networks import plain_name
+from pipelines.infotext.reading import holds_settings
 from script.cog_server import CogServer, Event, Refused, ServerError
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED

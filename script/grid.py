@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from pipelines.asked import RANDOM, read_data
 from pipelines.errors import InvalidInput
+from pipelines.infotext.asked import RANDOM, read_data
 from script.client import (
     SETUP_SECONDS,
     Failure,

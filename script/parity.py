@@ -23,16 +23,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.__main__ import tensors_of
-from pipelines.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
-from pipelines.extras import Extras, in_folders
-from pipelines.highres import BASE, PassResult, Picture, render
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.masks import Canvas, prepare
-from pipelines.model import ModelFiles
-from pipelines.parameters import VERSION, of_picture
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings, NoiseSettings
+from pipelines.ask.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.networks import Extras, in_folders
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings, NoiseSettings
+from pipelines.drawing.phases import BASE, PassResult, Picture, render
+from pipelines.images.masks import Canvas, prepare
+from pipelines.infotext.writing import VERSION, of_picture
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("WEBUI_REFERENCE") or ROOT.parent / "shared" / "webui_reference")

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.settings import Choice, Flag, Number, Setting, Whole
-from pipelines.table import BY_KEY, PAIRS, ROWS
+from pipelines.ask.settings import Choice, Flag, Number, Setting, Whole
+from pipelines.ask.table import BY_KEY, PAIRS, ROWS
 from script.compatibility import inputs
 
 ROOT = Path(__file__).resolve().parent.parent

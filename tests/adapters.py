@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.extras import ExtraFile, Extras, LoraTag
-from pipelines.lora import LoraUse
+from pipelines.ask.networks import ExtraFile, Extras, LoraTag
+from pipelines.models.lora import LoraUse
 
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "mid_block.resnets.0.conv1"

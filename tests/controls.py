@@ -8,8 +8,8 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.extras import ExtraFile
-from pipelines.layouts import control_layout
+from pipelines.ask.networks import ExtraFile
+from pipelines.families.layouts import control_layout
 
 
 def random_control(unet: Any, seed: int = 0) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipelines.worker import pause
+from pipelines.runtime.worker import pause
 
 FOLDER = "claims"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.checkpoint import check_plain, family_of_file, is_finite, map_tensors, read_metadata, vae_tensors
-from pipelines.detection import MARKERS, SPECS
 from pipelines.errors import ModelError
-from pipelines.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.families.detection import MARKERS, SPECS
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.models.checkpoint import check_plain, family_of_file, is_finite, map_tensors, read_metadata, vae_tensors
 
 EMA_PREFIX = "model_ema."
 """LDM's moving average of the UNet: names without their dots, so that `a.b` is at `model_ema.ab`."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.asked import Asked, name_of_upscaler
-from pipelines.errors import InvalidInput, ModelError, redacted, shown
-from pipelines.extras import (
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import (
     ExtraFile,
     Extras,
     LoraTag,
@@ -19,9 +18,10 @@ from pipelines.extras import (
     plain_name,
     training_name,
 )
-from pipelines.inputs import Inputs
-from pipelines.request import ControlSettings
-from pipelines.units import read_lines as read_controls
+from pipelines.ask.request import ControlSettings
+from pipelines.errors import InvalidInput, ModelError, redacted, shown
+from pipelines.infotext.asked import Asked, name_of_upscaler
+from pipelines.infotext.control_lines import read_lines as read_controls
 from weights_script.manifest import Entry, load_manifest
 from weights_script.uploads import Uploads, sort_uploads
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import NAME_MAX, ModelError, in_one_line, redacted
-from pipelines.headers import read_header
-from pipelines.pickles import read_pickle
+from pipelines.files.headers import read_header
+from pipelines.files.pickles import read_pickle
 from weights_script import hub
 from weights_script.claims import claim, wait_for_claim
 from weights_script.download import Expected, download

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from pipelines.ask.request import SETTINGS
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.request import SETTINGS
 
 HERE = Path(__file__).parent
 KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet")

@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
+from pipelines.ask.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.request import HiresSettings
+from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, redacted
-from pipelines.model import ModelFiles
-from pipelines.request import HiresSettings
-from pipelines.settings import Values
 from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
 
 OFF = "off"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.ask.inputs import checked_files
+from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
-from pipelines.extras import ExtraFile, name_of_upload, plain_name, training_name
-from pipelines.inputs import checked_files
 
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
@@ -52,7 +52,10 @@ def _own_name(file: ExtraFile) -> str:
 
 
 def _kind_of(file: ExtraFile) -> str:
-    from pipelines.checkpoint import kind_of, map_tensors  # here: they import torch, which is there when files are sent
+    from pipelines.models.checkpoint import (  # here: they import torch, which is there when files are sent
+        kind_of,
+        map_tensors,
+    )
 
     with file.blamed():
         tensors = map_tensors(file.path)

@@ -20,7 +20,7 @@ from typing import IO, TypeVar, cast
 from urllib.request import Request
 
 from pipelines.errors import ModelError, redacted
-from pipelines.worker import pause, stop_if_asked
+from pipelines.runtime.worker import pause, stop_if_asked
 from weights_script.public import PrivateAddress, PublicHTTP, PublicHTTPS, is_public, private_addresses_allowed
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import pytest
 from PIL import ImageOps
 
-from pipelines.loader import load
+from pipelines.models.loader import load
 from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines.loader import load
+from pipelines.models.loader import load
 from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from script.schema import ROOT

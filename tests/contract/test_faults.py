@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.watchdog import LOOK_SECONDS
+from pipelines.runtime.watchdog import LOOK_SECONDS
 from script.cog_server import CogServer, reasons
 from script.hostile import workers
 from tests.contract.conftest import StartServer

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from safetensors.torch import save
 
-from pipelines.esrgan import import_spandrel
+from pipelines.upscalers.esrgan import import_spandrel
 from script.cog_server import CogServer, reasons
 from script.hostile import workers
 from tests import attacks

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipelines.compiled import compile_model
-from pipelines.device import Device, best_device
-from pipelines.extras import in_folders
-from pipelines.graphs import GraphedUNet
-from pipelines.highres import BASE, REFINE, Finished, PassResult, Picture, render
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.noise import Noise
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
-from pipelines.worker import Worker
+from pipelines.ask.networks import in_folders
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.drawing.compiling import compile_model
+from pipelines.drawing.phases import BASE, REFINE, Finished, PassResult, Picture, render
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.graphs import GraphedUNet
+from pipelines.runtime.worker import Worker
+from pipelines.sampling.noise import Noise
 from script.schema import ROOT
 from weights_script.resolve import resolve
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from pipelines.esrgan import torchvision_or_a_stand_in
+from pipelines.upscalers.esrgan import torchvision_or_a_stand_in
 
 
 def load() -> Any:

@@ -13,8 +13,8 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from pipelines.samplers import Denoiser
-from pipelines.sd1 import SD1
+from pipelines.families.sd1 import SD1
+from pipelines.sampling.samplers import Denoiser
 
 NOISE = SD1.noise
 LOG_ALPHAS = np.log(NOISE.alphas)
@@ -27,7 +27,7 @@ def sigma_of(t: float) -> float:
 
 
 class Mixture:
-    """The distribution, and the denoiser (`pipelines.samplers.Denoiser`) that is the best one for it.
+    """The distribution, and the denoiser (`pipelines.sampling.samplers.Denoiser`) that is the best one for it.
 
     Where `eps` is asked for an unconditional prediction, it is that of the mixture `unconditional`.
     """

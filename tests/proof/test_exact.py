@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.catalog import SAMPLERS
-from pipelines.noise import Noise
-from pipelines.samplers import ALGORITHMS
-from pipelines.schedules import karras
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.sampling.noise import Noise
+from pipelines.sampling.samplers import ALGORITHMS
+from pipelines.sampling.schedules import karras
 from tests.proof.mixture import Mixture, Scaled, sigma_of
 
 CPU = torch.device("cpu")

@@ -7,16 +7,16 @@ import pytest
 import torch
 from pipelines.conditioning import load_tokenizer
 
-from pipelines.catalog import SAMPLERS
-from pipelines.infotext import parse, quote, split, unquote, write
-from pipelines.masks import blur_kernel
-from pipelines.model import TOKENIZER
-from pipelines.noise import Noise
-from pipelines.pasted import read
-from pipelines.prompt import chunks, parse_attention, schedule
-from pipelines.request import NoiseSettings
-from pipelines.schedules import sigmas
-from pipelines.sd1 import SD1
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.identity import TOKENIZER
+from pipelines.ask.prompt import chunks, parse_attention, schedule
+from pipelines.ask.request import NoiseSettings
+from pipelines.families.sd1 import SD1
+from pipelines.images.masks import blur_kernel
+from pipelines.infotext.reading import read
+from pipelines.infotext.syntax import parse, quote, split, unquote, write
+from pipelines.sampling.noise import Noise
+from pipelines.sampling.schedules import sigmas
 from script.webui_facts import sample
 from tests.proof.reference import facts
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from pipelines.catalog import SAMPLERS
-from pipelines.highres import PassResult, Picture, render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, NoiseSettings
-from pipelines.schedules import sigmas
-from pipelines.sd1 import SD1
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.drawing.phases import PassResult, Picture, render
+from pipelines.families.sd1 import SD1
+from pipelines.models.model import Model
+from pipelines.sampling.schedules import sigmas
 from weights_script.resolve import ResolvedModel
 
 PROMPT, NEGATIVE, SEED, GUIDANCE = "a pink sun over the sea", "blue", 7, 3.0

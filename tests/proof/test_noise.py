@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipelines.noise import Noise
-from pipelines.request import NoiseSettings
+from pipelines.ask.request import NoiseSettings
+from pipelines.sampling.noise import Noise
 from tests.proof.k_diffusion import sampling
 
 SEEDS, SHAPE, LOW, HIGH = [11, 2**32 + 7], (4, 8, 8), 0.0291675, 14.614643

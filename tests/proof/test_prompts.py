@@ -15,8 +15,8 @@ from pipelines.conditioning import PromptEncoder
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from pipelines.loaded_model import Model
-from pipelines.prompt import COMMA, END, START, chunks, parse_attention, schedule, split_and
+from pipelines.ask.prompt import COMMA, END, START, chunks, parse_attention, schedule, split_and
+from pipelines.models.model import Model
 from weights_script.resolve import ResolvedModel
 
 WORDS = st.sampled_from(["a", "red hair", ", ", " b c ", "cat\n", "x-y", "Été"])

@@ -16,12 +16,12 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler, PNDMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from pipelines.catalog import SAMPLERS
-from pipelines.noise import Noise
-from pipelines.request import NoiseSettings
-from pipelines.samplers import ALGORITHMS, Denoiser, Sampler
-from pipelines.schedules import sigmas, timesteps
-from pipelines.sd1 import SD1
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.request import NoiseSettings
+from pipelines.families.sd1 import SD1
+from pipelines.sampling.noise import Noise
+from pipelines.sampling.samplers import ALGORITHMS, Denoiser, Sampler
+from pipelines.sampling.schedules import sigmas, timesteps
 from tests.proof.k_diffusion import sampling
 from tests.proof.mixture import Mixture, Scaled, sigma_of
 

@@ -14,9 +14,9 @@ from diffusers.schedulers import AysSchedules
 from scipy.interpolate import interp1d
 from scipy.stats import beta
 
-from pipelines.catalog import SAMPLERS, SCHEDULE_TYPES
-from pipelines.schedules import beta_quantiles, sigmas
-from pipelines.sd1 import SD1
+from pipelines.ask.catalog import SAMPLERS, SCHEDULE_TYPES
+from pipelines.families.sd1 import SD1
+from pipelines.sampling.schedules import beta_quantiles, sigmas
 from tests.proof.k_diffusion import sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers makes arrays of tensors

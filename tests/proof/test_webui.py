@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.loader import load
-from pipelines.model import ModelFiles
+from pipelines.ask.identity import ModelFiles
+from pipelines.models.loader import load
 from script import webui_facts
 from script.parity import REFERENCE, Comparison, compare
 from tests.proof.reference import SHARED_FILES, facts, require

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.loaded_model import Model
-from pipelines.loader import load
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 from tests.tiny.misbehaving import Server, running
 from weights_script.resolve import ResolvedModel, resolve
 

@@ -19,8 +19,8 @@ from pastel_tiny.probe import (
     snowmen,
 )
 from pastel_tiny.scenes import scene
-from pipelines.extras import NO_EXTRAS, Extras, in_folders
-from pipelines.loaded_model import Model
+from pipelines.ask.networks import NO_EXTRAS, Extras, in_folders
+from pipelines.models.model import Model
 from script.schema import ROOT
 
 DATA = ROOT / "tests" / "data"

@@ -12,10 +12,10 @@ from bench import flops
 from bench.composition import composition
 from bench.full_size import meta_networks
 from bench.peers import fused
-from pipelines.highres import Picture, render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import Picture, render
+from pipelines.models.model import Model
 
 REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=3)
 

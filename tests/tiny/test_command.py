@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import __main__ as command
-from pipelines.loaded_model import Model
+from pipelines.models.model import Model
 from tests.adapters import kohya, write
 from tests.alike import alike
 from weights_script.resolve import ResolvedModel

@@ -16,18 +16,19 @@ from PIL import Image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from pipelines import compiled, graphs
-from pipelines.catalog import SAMPLERS
-from pipelines.compiled import compile_model
-from pipelines.device import Device
-from pipelines.extras import Extras, in_folders
-from pipelines.graphs import GraphedUNet
-from pipelines.highres import BASE, REFINE, PassResult, Picture, render
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.plan import make_plan
-from pipelines.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
-from pipelines.unet_call import Condition, UNetCall
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.networks import Extras, in_folders
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
+from pipelines.drawing import compiling as compiled
+from pipelines.drawing.compiling import compile_model
+from pipelines.drawing.phases import BASE, REFINE, PassResult, Picture, render
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.runtime import graphs
+from pipelines.runtime.device import Device
+from pipelines.runtime.graphs import GraphedUNet
+from pipelines.runtime.unet_call import Condition, UNetCall
 from script.schema import ROOT
 from tests.alike import alike
 from tests.controls import random_control, write

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.ask.plan import make_plan
+from pipelines.ask.prompt import chunks
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import render
 from pipelines.errors import InvalidInput
-from pipelines.highres import render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.prompt import chunks
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.models.model import Model
 
 
 @pytest.fixture

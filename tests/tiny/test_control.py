@@ -21,19 +21,19 @@ from pastel_tiny.captions import caption
 from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.render import render as painted
 from pastel_tiny.scenes import scene
-from pipelines import drawing
-from pipelines.control import Controls, controls_of
-from pipelines.controlnets import ControlNets, load_control
-from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.ask.networks import ExtraFile, Extras, in_folders
+from pipelines.ask.plan import PassPlan, make_plan
+from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.drawing import drawing
+from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.errors import ModelError
-from pipelines.extras import ExtraFile, Extras, in_folders
-from pipelines.highres import PassResult, Picture, render
-from pipelines.loaded_model import Model
-from pipelines.plan import PassPlan, make_plan
-from pipelines.preprocess import canny
-from pipelines.prompts import PromptEncoder
-from pipelines.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
-from pipelines.unet_call import UNet, UNetCall
+from pipelines.images.preprocess import canny
+from pipelines.models.controlnets import ControlNets, load_control
+from pipelines.models.model import Model
+from pipelines.runtime.unet_call import UNet, UNetCall
+from pipelines.sampling.control import Controls, controls_of
+from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.sampling.prompts import PromptEncoder
 from script.schema import ROOT
 from tests.controls import by_ldm_names, random_control, write
 
@@ -279,7 +279,7 @@ def shown_to(networks: Model, request: GenerationRequest) -> list[Tensor]:
         maps.extend(unit.shown[0] for unit in made.units)
         return made
 
-    with mock.patch("pipelines.drawing.controls_of", noted):
+    with mock.patch("pipelines.drawing.drawing.controls_of", noted):
         draw(networks, request)
     return maps
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.checkpoint import map_tensors, read_metadata
-from pipelines.detection import Declaration, declared_in_file
 from pipelines.errors import ModelError
-from pipelines.layouts import VAE_PREFIX
+from pipelines.families.detection import Declaration, declared_in_file
+from pipelines.families.layouts import VAE_PREFIX
+from pipelines.models.checkpoint import map_tensors, read_metadata
 from script.schema import ROOT
 from weights_script.convert import EMA_PREFIX, convert
 from weights_script.resolve import ResolvedModel

@@ -27,9 +27,9 @@ from pastel_tiny.measure import (
 )
 from pastel_tiny.render import render
 from pastel_tiny.scenes import scene
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.request import HiresSettings
+from pipelines.ask.request import HiresSettings
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
 

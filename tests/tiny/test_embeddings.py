@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.embeddings import EmbeddingTable, read_embedding
+from pipelines.ask.networks import ExtraFile
+from pipelines.ask.prompt import CHUNK_LENGTH, chunks, parse_attention
 from pipelines.errors import ModelError
-from pipelines.extras import ExtraFile
-from pipelines.loaded_model import Model
-from pipelines.prompt import CHUNK_LENGTH, chunks, parse_attention
-from pipelines.prompts import PromptEncoder
+from pipelines.models.embeddings import EmbeddingTable, read_embedding
+from pipelines.models.model import Model
+from pipelines.sampling.prompts import PromptEncoder
 
 
 def width_of(networks: Model) -> int:

@@ -15,13 +15,13 @@ from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.measure import detail
 from pastel_tiny.render import render as paint
 from pastel_tiny.scenes import scene
+from pipelines.ask.plan import UpscalePlan, make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import Picture, render
 from pipelines.errors import ModelError
-from pipelines.esrgan import OVERLAP, TILE, NetworkUpscaler, load_esrgan
-from pipelines.highres import Picture, render
-from pipelines.loaded_model import Model
-from pipelines.plan import UpscalePlan, make_plan
-from pipelines.request import GenerationRequest, HiresSettings
-from pipelines.upscale import upscale_pixels
+from pipelines.models.model import Model
+from pipelines.upscalers.esrgan import OVERLAP, TILE, NetworkUpscaler, load_esrgan
+from pipelines.upscalers.interpolation import upscale_pixels
 from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
 
@@ -171,7 +171,7 @@ def test_what_is_missing_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_stand_in_stays_behind(weights: Path) -> None:
     """Other libraries look for torchvision, too, and must find the real one or none."""
     code = (
-        "import sys, torch; from pathlib import Path; from pipelines.esrgan import load_esrgan\n"
+        "import sys, torch; from pathlib import Path; from pipelines.upscalers.esrgan import load_esrgan\n"
         f"load_esrgan(Path({str(weights)!r}), torch.device('cpu'), torch.float32)\n"
         "module = sys.modules.get('torchvision'); assert module is None or module.__spec__, module"
     )

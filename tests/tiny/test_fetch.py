@@ -18,10 +18,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from pipelines.asked import NO_DATA, Asked, settle
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import Extras
 from pipelines.errors import InvalidInput, ModelError, redacted
-from pipelines.extras import Extras
-from pipelines.inputs import Inputs
+from pipelines.infotext.asked import NO_DATA, Asked, settle
 from tests.tiny.misbehaving import Answer, Server, running, weights
 from weights_script import __main__ as command_line
 from weights_script.claims import claim

@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from pipelines.denoiser import Guidance, GuidedDenoiser, Stage
-from pipelines.highres import Picture, render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.prompts import PromptEncoder, Prompts
-from pipelines.request import FreeU, GenerationRequest
-from pipelines.sd1 import SD1
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import FreeU, GenerationRequest
+from pipelines.drawing.phases import Picture, render
+from pipelines.families.sd1 import SD1
+from pipelines.models.model import Model
+from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.sampling.prompts import PromptEncoder, Prompts
 
 FREEU = FreeU(1.5, 1.6, 0.9, 0.2)
 

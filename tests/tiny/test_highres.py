@@ -9,13 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import catalog, highres
+from pipelines.ask import catalog
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing import phases as highres
+from pipelines.drawing.phases import (
+    BASE,
+    DRAFT,
+    FINAL,
+    REFINE,
+    UPSCALED,
+    Event,
+    Finished,
+    PassResult,
+    Picture,
+    Step,
+    render,
+)
 from pipelines.errors import NonFiniteError
-from pipelines.highres import BASE, DRAFT, FINAL, REFINE, UPSCALED, Event, Finished, PassResult, Picture, Step, render
-from pipelines.loaded_model import Model
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
-from pipelines.vae import VAE
+from pipelines.models.model import Model
+from pipelines.models.vae import VAE
 from tests.alike import alike
 
 

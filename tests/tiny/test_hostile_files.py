@@ -19,14 +19,14 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
-from pipelines.device import Device
-from pipelines.embeddings import read_embedding
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.networks import ExtraFile
 from pipelines.errors import ModelError
-from pipelines.esrgan import load_esrgan
-from pipelines.extras import ExtraFile
-from pipelines.loaded_model import Model
-from pipelines.loader import load, load_vae
-from pipelines.model import ModelFiles
+from pipelines.models.embeddings import read_embedding
+from pipelines.models.loader import load, load_vae
+from pipelines.models.model import Model
+from pipelines.runtime.device import Device
+from pipelines.upscalers.esrgan import load_esrgan
 from script.schema import ROOT
 from tests import attacks
 from weights_script.convert import convert
@@ -293,8 +293,8 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     save_file(layers | {FIRST: torch.zeros(1, 4, 1, 1)}, tmp_path / "deep.safetensors")
     code = (
         "import sys, time, torch; from pathlib import Path\n"
-        "from pipelines.errors import ModelError; from pipelines.esrgan import load_esrgan\n"
-        "from pipelines.loader import load; from pipelines.model import ModelFiles\n"
+        "from pipelines.errors import ModelError; from pipelines.upscalers.esrgan import load_esrgan\n"
+        "from pipelines.models.loader import load; from pipelines.ask.identity import ModelFiles\n"
         "def size(key):\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return next(int(line.split()[1]) for line in lines if line.startswith(key)) // 1024\n"

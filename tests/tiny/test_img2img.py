@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines import __main__ as command
-from pipelines.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
+from pipelines.ask.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.drawing.phases import BASE, PassResult, Picture, Step, render
 from pipelines.errors import InvalidInput
-from pipelines.highres import BASE, PassResult, Picture, Step, render
-from pipelines.layouts import UNET_PREFIX
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.families.layouts import UNET_PREFIX
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 from tests.alike import alike
 from tests.tiny.test_command import BLOCK, run
 from tests.tiny.test_highres import steps_alone

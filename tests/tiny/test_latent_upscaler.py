@@ -15,18 +15,18 @@ from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.measure import detail
 from pastel_tiny.render import render as paint
 from pastel_tiny.scenes import scene
-from pipelines.catalog import LATENT_NETWORK
-from pipelines.device import Device
+from pipelines.ask.catalog import LATENT_NETWORK
+from pipelines.ask.identity import TOKENIZER
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import REFINE, UPSCALE, PassResult, Step, render
 from pipelines.errors import ModelError
-from pipelines.highres import REFINE, UPSCALE, PassResult, Step, render
-from pipelines.latent_upscaler import LatentUpscaler
-from pipelines.loaded_model import Model
-from pipelines.model import TOKENIZER
-from pipelines.noise import Noise
-from pipelines.picture import Pixels
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
-from pipelines.upscale import load_upscaler
+from pipelines.images.reading import Pixels
+from pipelines.models.model import Model
+from pipelines.runtime.device import Device
+from pipelines.sampling.noise import Noise
+from pipelines.upscalers.interpolation import load_upscaler
+from pipelines.upscalers.latent import LatentUpscaler
 
 CPU = Device(torch.device("cpu"), torch.float32)
 FOLDER = Path(__file__).parents[1] / "data" / "upscalers" / "x2-tiny"

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.full_size import meta_networks
-from pipelines.layouts import UNET_PREFIX, VAE_PREFIX, Layout, control_layout, unet_layout, vae_layout
-from pipelines.loaded_model import Model
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, Layout, control_layout, unet_layout, vae_layout
+from pipelines.models.model import Model
 from weights_script.resolve import ResolvedModel
 
 Case = tuple[nn.Module, Layout, str, Callable[[dict[str, Tensor], Any], dict[str, Tensor]]]

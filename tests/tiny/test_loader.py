@@ -12,17 +12,17 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
-from pipelines import loader
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.errors import ModelError
-from pipelines.highres import PassResult, Picture, render
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.model import ModelFiles
-from pipelines.plan import make_plan
-from pipelines.prediction import PREDICTIONS
-from pipelines.request import GenerationRequest
-from pipelines.sd1 import SD1
-from pipelines.unet_call import UNet, UNetCall
+from pipelines.families.prediction import PREDICTIONS
+from pipelines.families.sd1 import SD1
+from pipelines.models import loader
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.runtime.unet_call import UNet, UNetCall
 from tests.alike import alike
 from weights_script.resolve import ResolvedModel
 

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines import lora
-from pipelines.checkpoint import map_tensors
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.phases import Picture, Step, render
 from pipelines.errors import ModelError
-from pipelines.extras import NO_EXTRAS, ExtraFile, Extras
-from pipelines.highres import Picture, Step, render
-from pipelines.loaded_model import Model
-from pipelines.loader import load
-from pipelines.lora import change
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.models import lora
+from pipelines.models.checkpoint import map_tensors
+from pipelines.models.loader import load
+from pipelines.models.lora import change
+from pipelines.models.model import Model
 from tests import adapters
 from tests.adapters import CONV, LINEAR, TEXT, extras, kohya, use, write
 from tests.alike import alike

@@ -20,18 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.full_size import meta_networks
-from pipelines import memory, vae
-from pipelines.checkpoint import map_tensors
-from pipelines.control import Controls, Unit
-from pipelines.device import Device
+from pipelines.ask.plan import HighresPlan, make_plan
+from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings
+from pipelines.drawing.phases import Picture, render
 from pipelines.errors import OutOfMemory
-from pipelines.highres import Picture, render
-from pipelines.loaded_model import Model
-from pipelines.memory import Footprint
-from pipelines.network import fill
-from pipelines.plan import HighresPlan, make_plan
-from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
-from pipelines.unet_call import Condition, UNet, UNetCall
+from pipelines.models import vae
+from pipelines.models.checkpoint import map_tensors
+from pipelines.models.model import Model
+from pipelines.models.network import fill
+from pipelines.runtime import memory
+from pipelines.runtime.device import Device
+from pipelines.runtime.memory import Footprint
+from pipelines.runtime.unet_call import Condition, UNet, UNetCall
+from pipelines.sampling.control import Controls, Unit
 from tests.alike import alike
 
 SHORT = torch.OutOfMemoryError("CUDA out of memory")

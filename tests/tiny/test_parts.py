@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines import parts
-from pipelines.esrgan import NetworkUpscaler
-from pipelines.extras import ExtraFile, LoraTag
-from pipelines.lora import Adapters, Use
-from pipelines.parts import InParts, at_once, in_parts_on
-from pipelines.worker import Stopped, Task, Worker
+from pipelines.ask.networks import ExtraFile, LoraTag
+from pipelines.models.lora import Adapters, Use
+from pipelines.runtime import parts
+from pipelines.runtime.parts import InParts, at_once, in_parts_on
+from pipelines.runtime.worker import Stopped, Task, Worker
+from pipelines.upscalers.esrgan import NetworkUpscaler
 
 CLOSE = 64 * torch.finfo(torch.float32).eps
 """A kernel that chooses its blocks by the size may add up in another order; seen: no difference, on avx2."""

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import predict
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.phases import FINAL, Picture
 from pipelines.errors import NonFiniteError
-from pipelines.highres import FINAL, Picture
-from pipelines.output import FileFormat, OutputFolder
-from pipelines.request import GenerationRequest
-from pipelines.worker import Worker
+from pipelines.images.files import FileFormat, OutputFolder
+from pipelines.runtime.worker import Worker
 
 
 def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:

@@ -9,9 +9,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import save_file
 from transformers.models.clip.configuration_clip import CLIPConfig
 
-from pipelines.device import Device
 from pipelines.errors import ModelError
-from pipelines.safety import SafetyChecker, load_safety_checker
+from pipelines.models.safety import SafetyChecker, load_safety_checker
+from pipelines.runtime.device import Device
 
 CPU = Device(torch.device("cpu"), torch.float32)
 VISION = {

@@ -7,7 +7,8 @@ from script.schema import ROOT
 
 PROGRAM = """
 import sys
-import predict, pipelines.control, pipelines.highres, pipelines.latent_upscaler, pipelines.loader, pipelines.safety
+import predict, pipelines.sampling.control, pipelines.drawing.phases, pipelines.upscalers.latent
+import pipelines.models.loader, pipelines.models.safety
 print([name for name in sys.modules if name.startswith("accelerate.")])
 del sys.modules["accelerate"]
 import accelerate

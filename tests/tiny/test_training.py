@@ -12,7 +12,7 @@ import torch
 from pastel_tiny import networks, text, unet, vae
 from pastel_tiny.progress import Clock
 from pastel_tiny.session import Session
-from pipelines.model import TOKENIZER
+from pipelines.ask.identity import TOKENIZER
 
 
 @pytest.fixture

@@ -8,19 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines.asked import (
-    NO_PICTURES,
-    Asked,
-    Pictures,
-    name_of_upscaler,
-    pick,
-    read_data,
-    said_by_data,
-    settle,
-    unused_inputs,
-)
-from pipelines.asked import request_from as request_of
-from pipelines.catalog import (
+from pipelines.ask.catalog import (
     EMPHASES,
     INPAINT_AREAS,
     MASKED_CONTENTS,
@@ -29,15 +17,11 @@ from pipelines.catalog import (
     SCHEDULE_TYPES,
     UPSCALERS,
 )
-from pipelines.errors import InvalidInput
-from pipelines.extras import NO_EXTRAS, ExtraFile, Extras
-from pipelines.inputs import ASPECT_RATIOS, AUTOMATIC, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
-from pipelines.model import ModelIdentity
-from pipelines.obstacles import Obstacle, drop_unsupported
-from pipelines.obstacles import obstacles as found_obstacles
-from pipelines.parameters import of_picture
-from pipelines.plan import make_plan
-from pipelines.request import (
+from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     FreeU,
@@ -48,8 +32,24 @@ from pipelines.request import (
     NoiseSettings,
     ScheduleSettings,
 )
-from pipelines.schedules import sigmas, timesteps
-from pipelines.sd1 import SD1
+from pipelines.errors import InvalidInput
+from pipelines.families.sd1 import SD1
+from pipelines.infotext.asked import (
+    NO_PICTURES,
+    Asked,
+    Pictures,
+    name_of_upscaler,
+    pick,
+    read_data,
+    said_by_data,
+    settle,
+    unused_inputs,
+)
+from pipelines.infotext.asked import request_from as request_of
+from pipelines.infotext.obstacles import Obstacle, drop_unsupported
+from pipelines.infotext.obstacles import obstacles as found_obstacles
+from pipelines.infotext.writing import of_picture
+from pipelines.sampling.schedules import sigmas, timesteps
 from tests.unit.sized import Sized
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)

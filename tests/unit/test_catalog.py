@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-from pipelines import catalog, request
-from pipelines.asked import RANDOM
-from pipelines.highres import START
-from pipelines.inputs import ASPECT_RATIOS, AUTOMATIC, OFF, ON, OWN_ASPECT
-from pipelines.noise import SOURCES
-from pipelines.output import WRITERS
-from pipelines.samplers import ALGORITHMS
-from pipelines.schedules import SCHEDULES
-from pipelines.settings import Number, Whole
-from pipelines.table import ROWS
-from pipelines.upscale import LATENT, PIXEL
+from pipelines.ask import catalog, request
+from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, OFF, ON, OWN_ASPECT
+from pipelines.ask.settings import Number, Whole
+from pipelines.ask.table import ROWS
+from pipelines.drawing.phases import START
+from pipelines.images.files import WRITERS
+from pipelines.infotext.asked import RANDOM
+from pipelines.sampling.noise import SOURCES
+from pipelines.sampling.samplers import ALGORITHMS
+from pipelines.sampling.schedules import SCHEDULES
+from pipelines.upscalers.interpolation import LATENT, PIXEL
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / ".cog/openapi_schema.json").read_text())["components"]["schemas"]
 

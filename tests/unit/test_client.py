@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.asked import read_data
+from pipelines.infotext.asked import read_data
 from script.client import Failure, Json, read_inputs
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from pipelines.asked import read_data, request_from, settle
-from pipelines.inputs import Inputs, filled_in
-from pipelines.request import SETTINGS, GenerationRequest, HiresSettings
+from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.request import SETTINGS, GenerationRequest, HiresSettings
+from pipelines.infotext.asked import read_data, request_from, settle
 from script.compatibility import compatibility_problems, inputs
 from script.schema import COMMITTED, ROOT
 from weights_script.manifest import load_manifest

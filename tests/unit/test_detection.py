@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors import safe_open
 
-from pipelines.detection import (
+from pipelines.errors import ModelError
+from pipelines.families.detection import (
     SIGNS,
     Declaration,
     check_channels,
@@ -16,9 +17,8 @@ from pipelines.detection import (
     sign_of,
     sign_of_folder,
 )
-from pipelines.errors import ModelError
-from pipelines.prediction import NoisePrediction, VPrediction
-from pipelines.sd1 import SD1
+from pipelines.families.prediction import NoisePrediction, VPrediction
+from pipelines.families.sd1 import SD1
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference_families"
 

@@ -6,9 +6,9 @@ from unittest import mock
 import pytest
 import torch
 
-from pipelines import device
-from pipelines.device import Device, best_device
 from pipelines.errors import DeviceError
+from pipelines.runtime import device
+from pipelines.runtime.device import Device, best_device
 
 
 @pytest.fixture

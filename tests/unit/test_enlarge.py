@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.enlarge import Enlargement, enlarge
+from pipelines.ask.request import HiresSettings
 from pipelines.errors import InvalidInput
-from pipelines.request import HiresSettings
+from pipelines.upscalers.enlarging import Enlargement, enlarge
 
 
 def asked(size: tuple[int, int], told: str = "", **how: Any) -> Enlargement:

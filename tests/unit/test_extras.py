@@ -9,15 +9,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from pipelines.asked import Asked, read_data, request_from, settle
+from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import LORAS_MAX, NO_EXTRAS, ExtraFile, Extras, LoraTag, in_folders, lora_tags
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.extras import LORAS_MAX, NO_EXTRAS, ExtraFile, Extras, LoraTag, in_folders, lora_tags
-from pipelines.inputs import Inputs
-from pipelines.model import ModelIdentity
-from pipelines.obstacles import Obstacle, drop_unsupported, obstacles
-from pipelines.parameters import of_picture
-from pipelines.plan import make_plan
-from pipelines.request import GenerationRequest, HiresSettings
+from pipelines.infotext.asked import Asked, read_data, request_from, settle
+from pipelines.infotext.obstacles import Obstacle, drop_unsupported, obstacles
+from pipelines.infotext.writing import of_picture
 from weights_script import shelf
 from weights_script.extras import Library
 from weights_script.web import Denied

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipelines.checkpoint import NUMBER_FORMATS, map_tensors
-from pipelines.headers import ITEM_SIZES, TENSORS_MAX, read_header
+from pipelines.files.headers import ITEM_SIZES, TENSORS_MAX, read_header
+from pipelines.models.checkpoint import NUMBER_FORMATS, map_tensors
 from tests.attacks import of_zeros, safetensors
 
 KINDS = [kind for kind in NUMBER_FORMATS.values() if kind.is_floating_point or kind in (torch.int64, torch.bool)]

@@ -11,8 +11,8 @@ from PIL import Image, PngImagePlugin
 from sd_parsers import ParserManager
 
 from pipelines.errors import InvalidInput
-from pipelines.infotext import parse, quote, split, unquote, write
-from pipelines.pasted import GenerationData, read
+from pipelines.infotext.reading import GenerationData, read
+from pipelines.infotext.syntax import parse, quote, split, unquote, write
 from tests.growth import grows_linearly
 
 PROMPT = "masterpiece, best quality, 1girl, (red hair:1.3), [city], smile, blue sky"

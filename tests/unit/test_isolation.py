@@ -11,10 +11,10 @@ from unittest import mock
 import psutil
 import pytest
 
-from pipelines import isolation
 from pipelines.errors import ModelError
-from pipelines.esrgan import Trials
-from pipelines.isolation import Failed, Helper, Limits
+from pipelines.runtime import isolation
+from pipelines.runtime.isolation import Failed, Helper, Limits
+from pipelines.upscalers.esrgan import Trials
 from script.schema import ROOT
 
 LIMITS = Limits(memory=100 << 20, processor=5, seconds=30)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.asked import read_data, request_from, settle
-from pipelines.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.infotext.asked import read_data, request_from, settle
 from weights_script.fetch import OWN_FILE
 from weights_script.manifest import DEFAULT_MODEL, ENTRY_RULES, HERE, KINDS, ManifestError, load_manifest
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipelines.ask.request import ImageSettings, MaskSettings
 from pipelines.errors import InvalidInput
-from pipelines.masks import blur, blur_kernel, crop_region, fill, latent_mask, prepare
-from pipelines.request import ImageSettings, MaskSettings
+from pipelines.images.masks import blur, blur_kernel, crop_region, fill, latent_mask, prepare
 
 
 def grey(values: np.ndarray) -> Image.Image:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.catalog import NOISE_SOURCES
-from pipelines.noise import SOURCES, Noise, bridge, philox_normals, slerp
-from pipelines.request import NoiseSettings
+from pipelines.ask.catalog import NOISE_SOURCES
+from pipelines.ask.request import NoiseSettings
+from pipelines.sampling.noise import SOURCES, Noise, bridge, philox_normals, slerp
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)

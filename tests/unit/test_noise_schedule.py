@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.catalog import SAMPLERS
-from pipelines.noise_schedule import NoiseSchedule
-from pipelines.schedules import sigmas
-from pipelines.sd1 import SD1
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.families.noise_schedule import NoiseSchedule
+from pipelines.families.sd1 import SD1
+from pipelines.sampling.schedules import sigmas
 
 NOISE = SD1.noise
 TABLES = Path(__file__).parents[3] / "shared" / "webui_reference_families" / "sigma_tables.json"

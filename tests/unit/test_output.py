@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InvalidInput, OutputError
-from pipelines.output import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder, read_parameters
+from pipelines.images.files import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder, read_parameters
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 TEXT = "a café, 海\nSteps: 20, Sampler: DPM++ 2M"

@@ -4,11 +4,9 @@ import re
 
 import pytest
 
-from pipelines import pasted
-from pipelines.model import ModelIdentity
-from pipelines.parameters import VERSION, of_picture
-from pipelines.plan import make_plan
-from pipelines.request import (
+from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     GenerationRequest,
@@ -16,6 +14,8 @@ from pipelines.request import (
     NoiseSettings,
     ScheduleSettings,
 )
+from pipelines.infotext import reading as pasted
+from pipelines.infotext.writing import VERSION, of_picture
 
 MODEL = ModelIdentity(name="tiny_sd15", sha256="89aa3d4988" + "0" * 54)
 

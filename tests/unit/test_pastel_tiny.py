@@ -15,7 +15,7 @@ from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
 from pastel_tiny.text import Blend, targets
-from pipelines.model import TOKENIZER
+from pipelines.ask.identity import TOKENIZER
 
 SEEDS = range(40)
 

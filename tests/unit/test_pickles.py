@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.checkpoint import map_tensors
-from pipelines.headers import Stored
-from pipelines.pickles import Inert, read_pickle
+from pipelines.files.headers import Stored
+from pipelines.files.pickles import Inert, read_pickle
+from pipelines.models.checkpoint import map_tensors
 from tests.attacks import pickled, storage, tensor, text, zipped
 
 KINDS = (

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InvalidInput
-from pipelines.picture import flat, read, resize
+from pipelines.images.reading import flat, read, resize
 
 
 def saved(image: Image.Image, path: Path, **options: object) -> Path:

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import InvalidInput
-from pipelines.extras import ExtraFile, Extras
-from pipelines.plan import make_plan
-from pipelines.request import (
+from pipelines.ask.networks import ExtraFile, Extras
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import (
     ControlSettings,
     GenerationRequest,
     HiresSettings,
@@ -19,6 +18,7 @@ from pipelines.request import (
     MaskSettings,
     NoiseSettings,
 )
+from pipelines.errors import InvalidInput
 from tests.unit.sized import Sized
 
 

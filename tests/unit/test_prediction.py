@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipelines.prediction import PREDICTIONS
-from pipelines.sd1 import SD1
+from pipelines.families.prediction import PREDICTIONS
+from pipelines.families.sd1 import SD1
 
 PICTURE, NOISE = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
 LEVELS = (*(SD1.noise.sigmas[t] for t in (0, 300, 700, 999)), SD1.noise.zero_terminal_snr().sigmas[-1])

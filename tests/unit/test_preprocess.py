@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.catalog import PREPROCESSORS
-from pipelines.preprocess import canny, control_map, lineart, scribble
-from pipelines.request import ControlSettings
+from pipelines.ask.catalog import PREPROCESSORS
+from pipelines.ask.request import ControlSettings
+from pipelines.images.preprocess import canny, control_map, lineart, scribble
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.prompt import (
+from pipelines.ask.prompt import (
     BREAK,
     CHUNK_LENGTH,
     COMMA,

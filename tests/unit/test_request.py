@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import InvalidInput
-from pipelines.request import (
+from pipelines.ask.request import (
     FreeU,
     FreeUFactors,
     GenerationRequest,
@@ -18,7 +17,8 @@ from pipelines.request import (
     NoiseSettings,
     random_seed,
 )
-from pipelines.sizes import size_to_draw
+from pipelines.ask.sizes import size_to_draw
+from pipelines.errors import InvalidInput
 from tests.unit.sized import Sized
 
 

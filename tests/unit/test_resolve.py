@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipelines.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
+from pipelines.ask.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
+from pipelines.ask.request import HiresSettings
 from pipelines.errors import ModelError
-from pipelines.request import HiresSettings
 from weights_script import manifest
 from weights_script.manifest import Entry
 from weights_script.resolve import resolve, upscaler_file

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.catalog import SAMPLERS
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.request import NoiseSettings
 from pipelines.errors import NonFiniteError
-from pipelines.noise import Noise
-from pipelines.request import NoiseSettings
-from pipelines.samplers import ALGORITHMS, restart_levels
-from pipelines.schedules import karras, sigmas, timesteps
-from pipelines.sd1 import SD1
+from pipelines.families.sd1 import SD1
+from pipelines.sampling.noise import Noise
+from pipelines.sampling.samplers import ALGORITHMS, restart_levels
+from pipelines.sampling.schedules import karras, sigmas, timesteps
 
 SEEDS, SHAPE, CPU = (11, 12), (4, 8, 8), torch.device("cpu")
 Levels = Sequence[float]

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.catalog import SAMPLERS, SCHEDULE_TYPES
-from pipelines.request import ScheduleSettings
-from pipelines.schedules import SCHEDULES, karras, lcm_timestep, sigmas, timesteps
-from pipelines.sd1 import SD1
+from pipelines.ask.catalog import SAMPLERS, SCHEDULE_TYPES
+from pipelines.ask.request import ScheduleSettings
+from pipelines.families.sd1 import SD1
+from pipelines.sampling.schedules import SCHEDULES, karras, lcm_timestep, sigmas, timesteps
 
 EULER = SAMPLERS["Euler"]
 NOISE = SD1.noise

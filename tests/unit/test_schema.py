@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.table import BY_KEY, PAIRS
+from pipelines.ask.table import BY_KEY, PAIRS
 from script import schema
 from script.schema import COMMITTED, PREDICTOR, ROOT, SchemaError, generate, render
 from script.tables import DOCUMENT, table, with_tables
@@ -76,7 +76,7 @@ def test_the_form_shows_inputs_in_the_order_of_the_signature() -> None:
         ("a: int = Input(default=2**32)", "", "literals only"),
         ("a: int = Input(default=1, ge=LOW)", "LOW = 0", "literals only"),
         ("a: int = Input(default=None)", "", "Optional"),
-        ("a: int = Input(default=DEFAULT)", "from pipelines.catalog import DEFAULT", "no constant of this file"),
+        ("a: int = Input(default=DEFAULT)", "from pipelines.ask.catalog import DEFAULT", "no constant of this file"),
         ('a: str = Input(default="x", choices=list(NAMES))', "NAMES = {}", "literals only"),
         ('a: str = Input(default="x", choices=[\n"x",  # best\n])', "", "comment"),
         ("a: dict = Input(default={})", "", "use one of str"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.unet_call import Condition, UNetCall
+from pipelines.runtime.unet_call import Condition, UNetCall
 
 VECTOR = torch.arange(6.0).view(3, 2)
 

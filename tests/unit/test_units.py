@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from pipelines import pasted
-from pipelines.asked import NO_PICTURES, Asked, Pictures, read_data, request_from, settle
-from pipelines.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, PREPROCESSORS
+from pipelines.ask.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, PREPROCESSORS
+from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import ExtraFile, Extras
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.extras import ExtraFile, Extras
-from pipelines.inputs import Inputs
-from pipelines.model import ModelIdentity
-from pipelines.obstacles import drop_unsupported, obstacles
-from pipelines.parameters import of_picture
-from pipelines.plan import make_plan
-from pipelines.request import ControlSettings, GenerationRequest, HiresSettings
-from pipelines.units import read_lines, read_unit, write_unit
+from pipelines.infotext import reading as pasted
+from pipelines.infotext.asked import NO_PICTURES, Asked, Pictures, read_data, request_from, settle
+from pipelines.infotext.control_lines import read_lines, read_unit, write_unit
+from pipelines.infotext.obstacles import drop_unsupported, obstacles
+from pipelines.infotext.writing import of_picture
 from script.schema import ROOT
 from tests.unit.sized import Sized
 from weights_script.extras import Library

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.asked import Asked, request_from, settle, unused_inputs
+from pipelines.ask.inputs import Inputs, filled_in
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.inputs import Inputs, filled_in
-from pipelines.pasted import GenerationData, read_settings
+from pipelines.infotext.asked import Asked, request_from, settle, unused_inputs
+from pipelines.infotext.reading import GenerationData, read_settings
 from script.schema import ROOT
 from weights_script.extras import Library
 from weights_script.uploads import FILES_MAX, Uploads, sort_uploads

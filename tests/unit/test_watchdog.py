@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from pipelines import watchdog
-from pipelines.watchdog import SETTING, ailment, fetches, status
+from pipelines.runtime import watchdog
+from pipelines.runtime.watchdog import SETTING, ailment, fetches, status
 
 
 def never() -> bool:
@@ -81,12 +81,12 @@ def test_the_state_is_read_from_the_body(answering: tuple[HTTPServer, list[bytes
 def test_the_probe(answering: tuple[HTTPServer, list[bytes]], state: str, code: int) -> None:
     server, bodies = answering
     bodies[0] = f'{{"status": "{state}"}}'.encode()
-    command = [sys.executable, "-S", "-m", "pipelines.watchdog"]
+    command = [sys.executable, "-S", "-m", "pipelines.runtime.watchdog"]
     assert subprocess.run(command, env={"PORT": str(server.server_port)}, check=False).returncode == code
 
 
 def test_the_probe_fails_where_nobody_answers() -> None:
-    command = [sys.executable, "-S", "-m", "pipelines.watchdog"]
+    command = [sys.executable, "-S", "-m", "pipelines.runtime.watchdog"]
     assert subprocess.run(command, env={"PORT": "1"}, check=False).returncode == 1
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.ask.wildcards import lift_wildcards, resolve, with_picks
 from pipelines.errors import InvalidInput
-from pipelines.wildcards import lift_wildcards, resolve, with_picks
 from tests.growth import grows_linearly
 
 TEXT = "a sea\nWildcard colour: red | blue | dark {green|grey}\nSteps: 3\nwildcard sun: a __colour__ sun\n"

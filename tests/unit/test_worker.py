@@ -9,8 +9,8 @@ from contextvars import ContextVar
 
 import pytest
 
-from pipelines import worker as module
-from pipelines.worker import Stopped, Worker, pause, stop_if_asked
+from pipelines.runtime import worker as module
+from pipelines.runtime.worker import Stopped, Worker, pause, stop_if_asked
 
 ASKED_BY: ContextVar[str] = ContextVar("asked_by")
 LONG = 60.0

@@ -1,0 +1,617 @@
+"""What one prediction asks for, checked once and whole, before any weights are touched.
+
+Names are those of the inputs, so that an error can name the field a person filled in.
+"""
+
+import re
+import secrets
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.ask.catalog import (
+    CONTROL_MODES,
+    CONTROL_RESIZE_MODES,
+    EMPHASES,
+    INPAINT_AREAS,
+    MASKED_CONTENTS,
+    NO_PREPROCESSOR,
+    NOISE_SOURCES,
+    ONLY_MASKED,
+    PREPROCESSORS,
+    RESIZE_MODES,
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    UPSCALERS,
+    WHOLE_PICTURE,
+)
+from pipelines.ask.networks import NO_EXTRAS, Extras, check_present
+from pipelines.ask.prompt import split_and
+from pipelines.ask.settings import (
+    NO,
+    Checked,
+    Choice,
+    Flag,
+    LayerFromEnd,
+    Name,
+    Number,
+    Setting,
+    Text,
+    Whole,
+    rows,
+    setting,
+    values_of,
+)
+from pipelines.ask.sizes import SIDE_MAX, SIDE_MIN, check_final_size
+from pipelines.errors import InvalidInput
+
+SEED_MAX = 2**32 - 1
+OUTPUTS_MAX = 4
+PROMPT_MAX = 10_000
+"""Characters; about 35 chunks. Longer prompts only slow every step down."""
+
+OUTPAINT_MAX = 512
+"""Pixels a side: so far the colours of the picture's edge reach."""
+
+FREEU_MAX = 4
+"""Of a factor; beyond 1.6 pictures fall apart."""
+
+STRENGTH_MIN = 0.01
+"""Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
+AND_PARTS_MAX = 16
+"""Each part of a prompt joined by AND is another row of every UNet call."""
+
+CONTROLS_MAX = 4
+"""ControlNets of one request: each takes half a UNet's time and memory."""
+
+SAME_SAMPLER = "Use same sampler"
+SAME_SCHEDULE = "Use same scheduler"
+
+
+CONTROL_RULES = {
+    "weight": (Number(0, 2), "1 is usual."),
+    "start": (Number(0, 1), "0 is the first step."),
+    "end": (Number(0, 1), "1 is the last step."),
+    "low": (Number(0, 255), "100 is usual."),
+    "high": (Number(0, 255), "200 is usual."),
+}
+SIDES = ("left", "top", "right", "bottom")
+SIDE = Whole(SIDE_MIN, SIDE_MAX)
+SEED = Whole(0, SEED_MAX)
+SHARE = Number(0, 1)
+PROMPT = Text(PROMPT_MAX)
+LEVEL = Number(0, 1000)
+BLUR = Whole(0, 64)
+EIGHTS = "Use a multiple of 8; others are rounded down to one."
+BY_SCALE = "0 leaves it to hires_scale, or to the other side and the aspect ratio."
+BY_MODEL = "0 leaves it to the model or the schedule type."
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSettings(Checked):
+    """Where randomness comes from."""
+
+    source: str = setting(
+        "rng",
+        Choice(NOISE_SOURCES),
+        "NV",
+        key="RNG",
+        unsaid="GPU",
+        about="Where noise comes from, as in WebUI. NV and GPU give the same noise, CPU gives another.",
+    )
+    ensd: int = setting(
+        "ensd",
+        Whole(-SEED_MAX, SEED_MAX),
+        0,
+        key="ENSD",
+        hint="0 turns it off; 31337 is what many pictures were made with.",
+        about="Eta noise seed delta: is added to the seed for the noise that ancestral and SDE samplers draw.",
+    )
+    variation_seed: int = setting(
+        "variation_seed",
+        SEED,
+        0,
+        key="Variation seed",
+        hint="Use the seed of another picture.",
+        about="The seed of the picture to lean towards, as far as the variation seed strength says.",
+    )
+    variation_strength: float = setting(
+        "variation_strength",
+        SHARE,
+        0.0,
+        key="Variation seed strength",
+        hint="0 turns variations off.",
+        about="How far to go from the seed's picture to the variation seed's. 0 is off.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Checked):
+    """What is set by hand of a noise schedule, by WebUI's options. 0 leaves it to the model or the schedule type."""
+
+    sigma_min: float = setting(
+        "schedule_sigma_min", LEVEL, 0, key="Schedule min sigma", hint=BY_MODEL, about="The lowest noise level."
+    )
+    sigma_max: float = setting(
+        "schedule_sigma_max", LEVEL, 0, key="Schedule max sigma", hint=BY_MODEL, about="The highest noise level."
+    )
+    rho: float = setting(
+        "schedule_rho",
+        LEVEL,
+        0,
+        key="Schedule rho",
+        hint=BY_MODEL,
+        about="The exponent of the schedule types Karras (7 of itself) and Polyexponential (1).",
+    )
+    discard_penultimate: bool = setting(
+        "discard_penultimate",
+        Flag(),
+        False,
+        key="Discard penultimate sigma",
+        about="Compute one noise level more and leave out the last but one.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_max and self.sigma_min >= self.sigma_max:
+            rule = f"must be less than schedule_sigma_max={self.sigma_max}"
+            raise InvalidInput("schedule_sigma_min", self.sigma_min, rule, "0 leaves both to the model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiresSettings(Checked):
+    """The second pass. Empty or "same" values are those of the first pass."""
+
+    scale: float = setting(
+        "hires_scale", Number(1, 4), 2, key="Hires upscale", hint="2 is usual.", about="How much the draft is enlarged."
+    )
+    width: int = setting(
+        "hires_width", Whole(0, 2 * SIDE_MAX), 0, hint=BY_SCALE, about="Width to enlarge to, instead of by a scale."
+    )
+    height: int = setting(
+        "hires_height", Whole(0, 2 * SIDE_MAX), 0, hint=BY_SCALE, about="Height to enlarge to, instead of by a scale."
+    )
+    upscaler: str = setting(
+        "hires_upscaler",
+        Name(UPSCALERS, open=True),
+        "Latent",
+        key="Hires upscaler",
+        about="How the draft is enlarged before it is drawn again.",
+    )
+    upscaler_file: Path | None = None
+    """Weights of an ESRGAN-family upscaler that the catalog does not know; `upscaler` is then its name."""
+    steps: int = setting(
+        "hires_steps",
+        Whole(0, 150),
+        0,
+        key="Hires steps",
+        hint="0 takes as many steps as the first pass.",
+        about="Sampling steps of the hires pass. 0 takes as many as the first pass.",
+    )
+    denoising_strength: float = setting(
+        "hires_denoising_strength",
+        SHARE,
+        0.6,
+        key="Hires denoising strength",
+        hint="0.5 to 0.7 is usual.",
+        about="How much the hires pass may change, where a first pass from an image has another strength.",
+    )
+    prompt: str = setting(
+        "hires_prompt", PROMPT, "", key="Hires prompt", about="Another prompt for the hires pass. Empty: the same."
+    )
+    negative_prompt: str = setting(
+        "hires_negative_prompt",
+        PROMPT,
+        "",
+        key="Hires negative prompt",
+        about="Another negative prompt for the hires pass. Empty: the same.",
+    )
+    sampler: str = setting(
+        "hires_sampler",
+        Choice((SAME_SAMPLER, *SAMPLERS), open=True),
+        SAME_SAMPLER,
+        key="Hires sampler",
+        about="The sampling method of the hires pass.",
+    )
+    schedule_type: str = setting(
+        "hires_schedule_type",
+        Choice((SAME_SCHEDULE, *SCHEDULE_TYPES), open=True),
+        SAME_SCHEDULE,
+        key="Hires schedule type",
+        about="The spacing of the noise levels of the hires pass.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.upscaler_file is None:
+            Choice(UPSCALERS).check("hires_upscaler", self.upscaler, "")
+        _check_parts("hires_prompt", self.prompt)
+        if self.denoising_strength < STRENGTH_MIN:
+            raise InvalidInput(
+                "hires_denoising_strength",
+                self.denoising_strength,
+                f"below {STRENGTH_MIN} the hires pass would run no step that shows",
+                "Use more (0.6 is usual), or turn highres_fix off.",
+            )
+
+    @property
+    def resize_to(self) -> tuple[int, int]:
+        """(width, height) to enlarge to instead of by the scale, where one of them is not 0."""
+        return self.width, self.height
+
+
+@dataclass(frozen=True)
+class FreeU:
+    """Factors of what the UNet's first two decoder stages get from below (b) and of the coarse part of what they get
+    from the encoder (s): Si et al. 2023, https://arxiv.org/abs/2309.11497."""
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+
+    def __str__(self) -> str:
+        return " ".join(f"{number:g}" for number in astuple(self))
+
+
+@dataclass(frozen=True)
+class FreeUFactors:
+    """The rule of FreeU's four factors; None is off."""
+
+    words: str = f"the four numbers b1 b2 s1 s2, each from 0 to {FREEU_MAX}"
+
+    def read(self, text: str) -> FreeU | None:
+        """From `b1 b2 s1 s2`; None from an empty text or a word for no. Raises ValueError."""
+        if text.strip().casefold() in ("", *NO):
+            return None
+        numbers = [float(number) for number in text.replace(",", " ").split()]
+        if len(numbers) != len(fields(FreeU)) or not all(0 <= number <= FREEU_MAX for number in numbers):
+            raise ValueError(text)
+        return FreeU(*numbers)
+
+    def check(self, name: str, value: object, hint: str) -> FreeU | None:
+        if value is None or isinstance(value, FreeU):
+            return value
+        raise InvalidInput(name, value, f"must be {self.words}", hint)
+
+
+@dataclass(frozen=True)
+class Margins:
+    """The rule of outpainting: pixels at the left, top, right and bottom."""
+
+    words: str = f"sides with whole numbers from 0 to {OUTPAINT_MAX}, such as right 64, top 32"
+
+    def read(self, text: str) -> tuple[int, ...]:
+        """From `right 64, top 32`, or four numbers in the order left, top, right, bottom. Raises ValueError."""
+        words = re.findall(r"[a-z]+|[0-9]{1,5}", text.casefold())
+        if re.fullmatch(r"(\s*[0-9]{1,5}\s*){4}", text) and len(words) == len(SIDES):
+            return tuple(map(int, words))
+        sides = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        if sides.keys() - set(SIDES) or 2 * len(sides) != len(words) or re.search(r"[^\sa-z0-9,;:=]", text.casefold()):
+            raise ValueError(text)
+        return tuple(sides.get(side, 0) for side in SIDES)
+
+    def check(self, name: str, value: object, hint: str) -> tuple[int, ...]:
+        if not isinstance(value, tuple) or len(value) != len(SIDES):
+            raise InvalidInput(name, value, f"must be {self.words}", hint)
+        return tuple(Whole(0, OUTPAINT_MAX).check(name, pixels, hint) for pixels in value)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """The rule of a mask's blur: one number for both directions, or one across and one down."""
+
+    words: str = BLUR.words
+
+    def read(self, text: str) -> tuple[int, int]:
+        return (BLUR.read(text),) * 2
+
+    def check(self, name: str, value: object, hint: str) -> tuple[int, int]:
+        across, down = value if isinstance(value, tuple) else (value, value)
+        return BLUR.check(name, across, hint), BLUR.check(name, down, hint)
+
+
+class Picture(Protocol):
+    """An input picture, decoded: of it only the size matters here."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings(Checked):
+    """Which part of a picture is drawn again: where the mask is white, and what outpainting adds."""
+
+    picture: Picture | None = None
+    """None: outpainting alone."""
+    invert: bool = setting(
+        "mask_invert",
+        Flag("Inpaint not masked", "Inpaint masked"),
+        False,
+        key="Mask mode",
+        about="Draw again where the mask is black instead.",
+    )
+    blur: tuple[int, int] = setting(
+        "mask_blur",
+        Blur(),
+        (4, 4),
+        key="Mask blur",
+        hint="4 is usual, 0 turns it off.",
+        about="How far the mask's edge is softened, in pixels of the mask: a standard deviation.",
+    )
+    content: str = setting(
+        "masked_content",
+        Choice(MASKED_CONTENTS),
+        "original",
+        key="Masked content",
+        about="What lies under the mask before it is drawn.",
+    )
+    area: str = setting(
+        "inpaint_area",
+        Choice(INPAINT_AREAS),
+        WHOLE_PICTURE,
+        key="Inpaint area",
+        about="Only masked draws the mask's surroundings at full size and pastes them back.",
+    )
+    padding: int = setting(
+        "inpaint_padding",
+        Whole(0, 256),
+        32,
+        key="Masked area padding",
+        hint="32 is usual.",
+        about="Pixels around the mask that Only masked shows to the model.",
+    )
+    soft: bool = setting(
+        "mask_soft",
+        Flag(),
+        False,
+        key="Soft mask",
+        written=False,
+        about="Change the grey parts of the mask by degrees, instead of wholly or not at all.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(Checked):
+    """The picture that the first pass starts from, instead of noise alone."""
+
+    picture: Picture
+    denoising_strength: float = setting(
+        "denoising_strength",
+        SHARE,
+        0.6,
+        key="Denoising strength",
+        hint="0.5 to 0.7 is usual.",
+        about="How much of the image, or without one of the draft, may change.",
+    )
+    resize_mode: str = setting(
+        "resize_mode",
+        Choice(RESIZE_MODES),
+        RESIZE_MODES[0],
+        key="Resize mode",
+        written=False,
+        about="How an image of another size is brought to the size that is drawn.",
+    )
+    mask: MaskSettings | None = None
+    outpaint: tuple[int, ...] = setting(
+        "outpaint",
+        Margins(),
+        (0, 0, 0, 0),
+        key="Outpaint",
+        hint="For more, outpaint the result again.",
+        about="Pixels to add around the image and to draw.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(self.outpaint) and self.mask is None:
+            object.__setattr__(self, "mask", MaskSettings())
+        mask = self.mask.picture if self.mask else None
+        if mask is not None and mask.size != self.picture.size:
+            rule = "must have the size of image, {} x {}".format(*self.picture.size)
+            raise InvalidInput("mask", "{}x{}".format(*mask.size), rule, "Scale one of them to the other.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture with what outpainting adds."""
+        (width, height), (left, top, right, bottom) = self.picture.size, self.outpaint
+        return width + left + right, height + top + bottom
+
+    @property
+    def only_masked(self) -> bool:
+        """Whether the pass draws the masked part alone, to be pasted back."""
+        return self.mask is not None and self.mask.area == ONLY_MASKED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings:
+    """A ControlNet at work in both passes."""
+
+    model: str
+    """Its name, by which `Extras` has its file."""
+    model_hash: str = ""
+    """Of generation data: WebUI's eight digits of the file that it was made with."""
+    picture: Picture | None = None
+    """What it looks at; None: the image that the first pass starts from."""
+    preprocessor: str = ""
+    """What makes a map of the picture; empty: what the model's name says, if it says one."""
+    low: float = 100
+    """Canny's thresholds, of 255."""
+    high: float = 200
+    weight: float = 1
+    start: float = 0
+    """From this share of a pass's steps on, and up to `end`, it acts."""
+    end: float = 1
+    mode: str = "balanced"
+    resize_mode: str = "crop"
+
+    def __post_init__(self) -> None:
+        named = next((name for name in PREPROCESSORS if name in self.model.casefold()), NO_PREPROCESSOR)
+        object.__setattr__(self, "preprocessor", self.preprocessor or named)
+        for name, (allowed, hint) in CONTROL_RULES.items():
+            allowed.check(f"controls, {name} of {self.model}", getattr(self, name), hint)
+        if self.start > self.end:
+            rule = f"it would end at {self.end:g}, before it starts"
+            raise InvalidInput(f"controls, start of {self.model}", self.start, rule, "Swap them.")
+        Choice(tuple(CONTROL_MODES)).check(f"controls, mode of {self.model}", self.mode, "")
+        Choice(tuple(PREPROCESSORS)).check(f"controls, preprocessor of {self.model}", self.preprocessor, "")
+        Choice(tuple(CONTROL_RESIZE_MODES)).check(f"controls, resize of {self.model}", self.resize_mode, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(Checked):
+    """One prediction. Creating one checks everything; raises InvalidInput with the field, value, rule and fix.
+
+    A request made from another with `dataclasses.replace` is checked again.
+    """
+
+    prompt: str = setting("prompt", PROMPT, key="Prompt", unsaid="", about="What to draw.")
+    negative_prompt: str = setting(
+        "negative_prompt", PROMPT, "", key="Negative prompt", about="What the picture must not show."
+    )
+    width: int = setting("width", SIDE, hint=EIGHTS, about="Width of the first pass, in pixels.")
+    height: int = setting("height", SIDE, hint=EIGHTS, about="Height of the first pass, in pixels.")
+    seed: int = setting(
+        "seed",
+        SEED,
+        key="Seed",
+        hint="Leave it empty for a random one.",
+        about="The same seed and settings give the same picture. -1 or nothing: a random one.",
+    )
+    num_outputs: int = setting(
+        "num_outputs",
+        Whole(1, OUTPUTS_MAX),
+        1,
+        hint="For more pictures send more requests.",
+        about="How many pictures. Each takes the next seed.",
+    )
+    num_inference_steps: int = setting(
+        "num_inference_steps",
+        Whole(1, 150),
+        20,
+        key="Steps",
+        hint="20 to 30 is usual.",
+        about="Sampling steps of the first pass.",
+    )
+    guidance_scale: float = setting(
+        "guidance_scale",
+        Number(1, 30),
+        7,
+        key="CFG scale",
+        hint="7 is usual.",
+        about="How closely to follow the prompt.",
+    )
+    sampler: str = setting(
+        "sampler",
+        Choice(tuple(SAMPLERS), open=True),
+        "DPM++ 2M",
+        key="Sampler",
+        about="The sampling method, by its name in WebUI.",
+    )
+    schedule_type: str = setting(
+        "schedule_type",
+        Choice(SCHEDULE_TYPES, open=True),
+        "Automatic",
+        key="Schedule type",
+        about="The spacing of the noise levels. Automatic is what suits the sampler.",
+    )
+    guidance_rescale: float = setting(
+        "guidance_rescale",
+        SHARE,
+        0,
+        key="Guidance rescale",
+        hint="0 turns it off, 0.7 is usual.",
+        about="How much of the contrast that guidance adds is taken back (https://arxiv.org/abs/2305.08891, "
+        "section 3.4).",
+    )
+    freeu: FreeU | None = setting(
+        "freeu",
+        FreeUFactors(),
+        None,
+        key="FreeU",
+        hint="1.5 1.6 0.9 0.2 is usual for SD 1.5; leave it empty to turn it off.",
+        about="FreeU's factors b1 b2 s1 s2, for clearer shapes.",
+    )
+    clip_skip: int = setting(
+        "clip_skip",
+        LayerFromEnd(1, 12),
+        1,
+        key="Clip skip",
+        hint="1 is the last layer; anime models often use 2.",
+        about="Which text layer is used, counted from the last.",
+    )
+    emphasis: str = setting(
+        "emphasis",
+        Choice(EMPHASES, open=True),
+        "Original",
+        key="Emphasis",
+        about="What weights in prompts do, as WebUI's option of that name.",
+    )
+    pad_conds: bool = setting(
+        "pad_conds",
+        Flag(),
+        False,
+        key="Pad conds",
+        about="Pad the shorter of the two prompts with empty chunks, as WebUI's option of that name.",
+    )
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    image: ImageSettings | None = None
+    hires: HiresSettings | None = field(default_factory=HiresSettings)
+    controls: tuple[ControlSettings, ...] = ()
+    extras: Extras = NO_EXTRAS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_parts("prompt", self.prompt)
+        _check_parts("negative_prompt", self.negative_prompt)
+        if self.seed + self.num_outputs - 1 > SEED_MAX:
+            fix = f"Use {SEED_MAX - self.num_outputs + 1} or less, or fewer pictures."
+            raise InvalidInput("seed", self.seed, f"the last of {self.num_outputs} pictures would pass {SEED_MAX}", fix)
+        check_present("prompt", self.prompt, self.extras)
+        if self.hires is not None:
+            check_present("hires_prompt", self.hires.prompt, self.extras)
+            check_final_size((self.width, self.height), self.hires.scale, self.hires.resize_to)
+        if len(self.controls) > CONTROLS_MAX:
+            raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Leave some out.")
+        for control in self.controls:
+            self._check_control(control)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All settings of this request by name."""
+        mask = self.image.mask if self.image else None
+        groups = (self, self.noise, self.schedule, self.image, mask, self.hires)
+        return {name: value for group in groups if group for name, value in values_of(group).items()}
+
+    def _check_control(self, control: ControlSettings) -> None:
+        if control.model not in self.extras.controls:
+            fix = "Name a file, repository or address in controls, or send it in files (--controlnet-dir)."
+            raise InvalidInput("controls", control.model, "no ControlNet of this name is here", fix)
+        if control.picture is None and self.image is None:
+            raise nothing_to_follow(control)
+        if control.preprocessor == "inpaint" and (self.image is None or self.image.mask is None):
+            fix = "Send image and mask, or use another preprocessor."
+            raise InvalidInput("controls", control.model, "the preprocessor inpaint needs a mask", fix)
+
+
+def nothing_to_follow(control: ControlSettings) -> InvalidInput:
+    """The error of a ControlNet without a picture."""
+    fix = "Send one in control_images, or an image."
+    return InvalidInput("controls", control.model, "there is no picture for it to follow", fix)
+
+
+def random_seed() -> int:
+    """A seed for a request that names none, with room for the seeds of its other pictures."""
+    return secrets.randbelow(SEED_MAX - OUTPUTS_MAX)
+
+
+def _check_parts(name: str, text: str) -> None:
+    if len(split_and(text)) > AND_PARTS_MAX:
+        raise InvalidInput(name, text, f"at most {AND_PARTS_MAX} parts joined by AND", "Write most of them as tags.")
+
+
+GROUPS = (GenerationRequest, NoiseSettings, ScheduleSettings, ImageSettings, MaskSettings, HiresSettings)
+SETTINGS: dict[str, Setting] = {row.name: row for group in GROUPS for row in rows(group).values()}
+"""Every setting of a request by its name."""

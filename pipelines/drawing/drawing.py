@@ -1,0 +1,75 @@
+"""One prediction: what its phases share."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.ask.networks import lora_tags
+from pipelines.ask.plan import HighresPlan, PassPlan
+from pipelines.ask.request import GenerationRequest
+from pipelines.images.masks import Canvas
+from pipelines.images.reading import Pixels
+from pipelines.models.lora import LoraUse
+from pipelines.models.model import Model
+from pipelines.runtime.device import Stopwatch
+from pipelines.sampling.control import Controls, controls_of, in_hires
+from pipelines.sampling.noise import Noise
+from pipelines.upscalers.interpolation import Upscaler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A request that is being drawn, with everything that stays the same from phase to phase."""
+
+    model: Model
+    request: GenerationRequest
+    plan: HighresPlan
+    canvas: Canvas | None
+    """The picture to start from, in the first pass's size; None to start from noise."""
+    upscaler: Upscaler | None
+    """The plan's, if it has weights of its own."""
+    show_phases: bool
+    """Whether the draft and the enlarged picture are handed out too."""
+    watch: Stopwatch
+
+    @property
+    def place(self) -> torch.device:
+        """Where the networks are."""
+        return self.model.device.place
+
+    def using(self, loras: Sequence[LoraUse]) -> AbstractContextManager[None]:
+        """Inside, the model has what a pass with these LoRAs asks for."""
+        extras = self.request.extras
+        controls = [extras.controls[control.model] for control in self.request.controls]
+        return self.model.using(loras, controls, self.request.freeu)
+
+    def loras(self, prompt: str) -> list[LoraUse]:
+        """Return the LoRAs that a prompt's tags ask for."""
+        files = self.request.extras.loras
+        return [LoraUse(files[tag.name], tag) for tag in lora_tags(prompt) if tag.name in files]
+
+    def controls(self, part: PassPlan) -> Controls | None:
+        """Return the request's ControlNets as they act in a pass, with maps of its size."""
+        settings = self.request.controls
+        if part is self.plan.hires:
+            settings = tuple(in_hires(control) for control in settings)
+        files = self.request.extras.controls
+        networks = [self.model.controls[files[control.model]] for control in settings]
+        return controls_of(part, settings, networks, self.canvas, self.model.device)
+
+    def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
+        """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""
+        return Noise(
+            self.plan.seeds,
+            part.latent_shape,
+            device=self.place,
+            settings=self.request.noise,
+            variation_seeds=self.plan.variation_seeds,
+            span=span,
+        )
+
+    def finished(self, pixels: Pixels) -> Pixels:
+        """Return a decoded picture with what the canvas keeps of the input."""
+        return self.canvas.finish(pixels) if self.canvas else pixels

@@ -1,0 +1,282 @@
+"""The three phases as one generator: draft from noise or a picture -> upscale -> image-to-image refinement.
+
+Everything that happens is an event of one loop: a step is done, a pass is finished, a picture is decoded. The caller
+shows progress, streams and cancels between two events; there are no callbacks. All state of a prediction lives in this
+generator and ends with it.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.ask.plan import HighresPlan, PassPlan
+from pipelines.ask.request import GenerationRequest, NoiseSettings
+from pipelines.drawing.drawing import Drawing
+from pipelines.drawing.start import Start, extra_channels, start_from
+from pipelines.families.noise_schedule import NoiseSchedule
+from pipelines.images.masks import prepare
+from pipelines.images.reading import Pixels
+from pipelines.models.model import Model
+from pipelines.models.vae import Decoding
+from pipelines.runtime.device import Stopwatch
+from pipelines.runtime.memory import memory_errors_say_what_fits, room_left, rows_at_once
+from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, LatentMask, Stage
+from pipelines.sampling.noise import Noise
+from pipelines.sampling.prompts import PromptEncoder, Prompts
+from pipelines.sampling.samplers import ALGORITHMS
+from pipelines.sampling.schedules import sigmas, timesteps
+from pipelines.upscalers.interpolation import Upscaler, encode_pictures, upscale_latents, upscale_pixels
+from pipelines.upscalers.latent import SCALE as LATENT_SCALE
+from pipelines.upscalers.latent import STEPS as LATENT_STEPS
+from pipelines.upscalers.latent import LatentUpscaler
+
+BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
+"""The phases' names, in steps and seconds."""
+
+DRAFT, UPSCALED, FINAL = "draft", "upscaled", "picture"
+"""Kinds of pictures: the first pass's, the enlarged one before its refinement, the finished one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Sampling steps of a phase completed so far, 0 when it begins; `total` is None if unknown."""
+
+    phase: str
+    number: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """One pass is done. Tensors are (B, 4, h, w) on the device; `sigmas` are timesteps for the DDIM family."""
+
+    phase: str
+    noise: Tensor
+    sigmas: Sequence[float]
+    prompts: Prompts
+    start: Tensor | None
+    """The latents that the pass refined; None if it started from noise alone."""
+    mask: LatentMask | None
+    sampled: Tensor
+    """What the sampler made of them. Only what a mask marks as drawn is kept of it."""
+
+    @property
+    def latents(self) -> Tensor:
+        """The result of the pass."""
+        return self.mask.blend(self.sampled) if self.mask else self.sampled
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture is decoded: uint8 (height, width, 3); `index` is its place in the batch."""
+
+    kind: str
+    index: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Everything is done, in these seconds per phase."""
+
+    seconds: dict[str, float]
+
+
+Event = Step | PassResult | Picture | Finished
+
+
+@torch.inference_mode()
+def render(
+    model: Model,
+    request: GenerationRequest,
+    plan: HighresPlan,
+    *,
+    show_phases: bool = False,
+    upscaler: Upscaler | None = None,
+    init_latents: Tensor | None = None,
+) -> Generator[Event]:
+    """Draw what the request asks for. With `show_phases` the draft and the upscaled picture are handed out too.
+
+    `upscaler` is the plan's, if it has weights of its own. `init_latents` (B or 1, 4, h, w) take the place of those
+    that the request's picture is encoded to.
+
+    Each finished picture comes as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded; the
+    pictures before it have been handed out.
+    """
+    with memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place):
+        watch = Stopwatch(model.device.place)
+        canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
+        drawing = Drawing(
+            model=model,
+            request=request,
+            plan=plan,
+            canvas=canvas,
+            upscaler=upscaler,
+            show_phases=show_phases,
+            watch=watch,
+        )
+        yield from _phases(drawing, init_latents)
+
+
+def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
+    model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
+    loras = drawing.loras(request.prompt)
+    hires_loras = drawing.loras((request.hires.prompt if request.hires else "") or request.prompt)
+    with drawing.using(loras):
+        encoder = _prompt_encoder(drawing)
+        prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first, plan.first.schedule_steps))
+    hires_prompts = prompts
+    if plan.hires:  # before the first pass, so that an error in these prompts is told before its time is spent
+        with drawing.using(hires_loras):
+            encoder = encoder if hires_loras == loras else _prompt_encoder(drawing)
+            hires_prompts = _hires_prompts(encoder, request, plan, plan.hires)
+    with drawing.using(loras):
+        start = start_from(drawing, init_latents)
+        stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas))
+        latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
+    watch.mark(BASE)
+    if plan.hires:
+        start = Start((yield from _upscale(drawing, latents)))
+        with drawing.using(hires_loras):
+            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None))
+            latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
+        watch.mark(REFINE)
+    yield from _decode(drawing, latents, FINAL, DECODE)
+    yield Finished(watch.seconds())
+
+
+def _prompt_encoder(drawing: Drawing) -> PromptEncoder:
+    request = drawing.request
+    settings = request.clip_skip, request.emphasis, request.pad_conds
+    return PromptEncoder(drawing.model.text, *settings, embeddings=request.extras.embeddings)
+
+
+def _calls(part: PassPlan, steps: int) -> int:
+    """Return how many denoiser calls prompt editing counts for this many steps of a pass."""
+    return steps * 2 if part.sampler.second_order else steps
+
+
+def _hires_prompts(encoder: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan) -> Prompts:
+    """Encode the hires prompts, where there are any; editing counts on from the first pass."""
+    settings = request.hires
+    assert settings is not None
+    return encoder.encode(
+        settings.prompt or request.prompt,
+        settings.negative_prompt or request.negative_prompt,
+        _calls(plan.first, plan.first.schedule_steps),
+        _calls(hires, hires.asked),
+    )
+
+
+def _sample(
+    drawing: Drawing, part: PassPlan, phase: str, stages: Sequence[Stage], start: Start
+) -> Generator[Event, None, Tensor]:
+    """Run one pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w)."""
+    model, prompts = stages[0].model, stages[0].prompts
+    levels, span = _levels(model.noise, part)
+    noise = drawing.noise(part, span)
+    initial = noise.initial()
+    x, levels = START[part.sampler.timesteps](model.noise, part, levels, initial, start.latents)
+    controls = drawing.controls(part)
+    rows = rows_at_once(model.footprint, x[0, 0].numel(), len(x) * prompts.rows, room_left(drawing.place))
+    guidance = Guidance(drawing.request.guidance_scale, drawing.request.guidance_rescale)
+    denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls)
+    yield Step(phase, 0, part.steps)
+    for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
+        denoiser.step = min(number, (part.steps or part.asked) - 1)  # DPM adaptive takes as many as it likes
+        yield Step(phase, number, part.steps)
+    result = PassResult(phase, initial, levels, prompts, start.latents, start.mask, x)
+    yield result
+    return result.latents
+
+
+def _levels(schedule: NoiseSchedule, part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:
+    """Return the whole schedule's sigmas and the span of the positive ones; or its timesteps, ascending, and None."""
+    if part.sampler.timesteps:
+        # WebUI asks for one more timestep here, too, but leaves none out
+        return timesteps(part.schedule_steps + part.schedule.discard_penultimate), None
+    whole = sigmas(schedule, part.schedule_type, part.schedule_steps, part.sampler, part.schedule)
+    return whole, (min(sigma for sigma in whole if sigma > 0), max(whole))
+
+
+def _sigma_start(
+    schedule: NoiseSchedule, part: PassPlan, levels: Sequence[float], noise: Tensor, start: Tensor | None
+) -> tuple[Tensor, Sequence[float]]:
+    """Return noise, over the latents to refine if there are any, and the levels that are walked from there."""
+    levels = levels[part.first_step :]
+    x = noise * levels[0]
+    if start is not None:
+        return start + x, levels
+    if part.sampler.own_levels:
+        levels = sigmas(schedule, "Uniform", part.schedule_steps, part.sampler)
+    return x, levels
+
+
+def _timestep_start(
+    schedule: NoiseSchedule, part: PassPlan, levels: Sequence[float], noise: Tensor, start: Tensor | None
+) -> tuple[Tensor, Sequence[float]]:
+    """Return the same for the DDIM family, whose latents keep unit variance and whose timesteps ascend."""
+    if start is None:
+        return noise, levels
+    last = part.asked - 1
+    alpha = schedule.alphas[int(levels[last])]
+    return start * alpha**0.5 + noise * (1 - alpha) ** 0.5, levels[:last]
+
+
+START = {False: _sigma_start, True: _timestep_start}
+"""How a pass begins, by whether its sampler walks timesteps."""
+
+
+def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, Tensor]:
+    """Run phase 2. Returns the latents that the hires pass refines; decodes only what is shown or needed."""
+    upscale, vae, watch = drawing.plan.upscale, drawing.model.vae, drawing.watch
+    assert upscale is not None
+    drafts: list[Pixels] = []
+    if drawing.show_phases or not upscale.latent:
+        drafts = [vae.decode(latent) for latent in latents]
+    if drawing.show_phases:
+        watch.mark(UPSCALE)
+        yield from (Picture(DRAFT, index, drawing.finished(pixels)) for index, pixels in enumerate(drafts))
+        watch.restart()
+    if isinstance(drawing.upscaler, LatentUpscaler):
+        latents = yield from _doubled(drawing, latents, drawing.upscaler)
+    if upscale.latent:
+        start = upscale_latents(latents, upscale)
+    else:
+        enlarged = [upscale_pixels(draft, upscale, drawing.upscaler) for draft in drafts]
+        start = encode_pictures(enlarged, upscale, vae, drawing.plan.seeds[-1])
+    if drawing.show_phases:
+        yield from _decode(drawing, start, UPSCALED, UPSCALE)
+    watch.mark(UPSCALE)
+    return start
+
+
+def _doubled(drawing: Drawing, latents: Tensor, upscaler: LatentUpscaler) -> Generator[Event, None, Tensor]:
+    """Enlarge latents (B, 4, h, w) to (B, 4, 2h, 2w) with a diffusion model that was made for it."""
+    channels, height, width = latents.shape[1:]
+    shape = channels, LATENT_SCALE * height, LATENT_SCALE * width
+    source = drawing.request.noise.source
+    noise = Noise(drawing.plan.seeds, shape, device=drawing.place, settings=NoiseSettings(source=source))
+    yield Step(UPSCALE, 0, LATENT_STEPS)
+    for number, latents in enumerate(upscaler.steps(latents, noise), 1):  # noqa: B007, B020
+        yield Step(UPSCALE, number, LATENT_STEPS)
+    return latents
+
+
+def _decode(drawing: Drawing, latents: Tensor, kind: str, phase: str) -> Iterator[Event]:
+    """Hand out picture after picture. What the caller does with one does not count as the phase's time.
+
+    A device that works by itself decodes the next picture meanwhile.
+    """
+    model, watch = drawing.model, drawing.watch
+    begun: deque[Decoding] = deque()
+    for index in range(len(latents)):
+        while len(begun) <= model.device.queues and index + len(begun) < len(latents):
+            begun.append(model.vae.begin(latents[index + len(begun)]))
+        pixels = drawing.finished(begun.popleft().pixels())
+        watch.mark(phase)
+        yield Picture(kind, index, pixels)
+        watch.restart()

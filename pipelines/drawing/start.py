@@ -1,0 +1,99 @@
+"""Where a pass starts: a picture's latents, which of them it keeps, and what an inpainting UNet sees beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.ask.plan import LATENT_PIXELS, PassPlan
+from pipelines.drawing.drawing import Drawing
+from pipelines.errors import InvalidInput
+from pipelines.images.masks import Canvas, latent_mask
+from pipelines.models.model import Model
+from pipelines.models.vae import VAE
+from pipelines.sampling.denoiser import LatentMask
+
+INPAINTING_CHANNELS = 9
+"""A UNet for inpainting takes the latents, the mask, and the latents of the picture without what is masked."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a pass starts from."""
+
+    latents: Tensor | None = None
+    """(B, 4, h, w); None to start from noise alone."""
+    mask: LatentMask | None = None
+    """None to draw everything."""
+
+
+def start_from(drawing: Drawing, given: Tensor | None) -> Start:
+    """Return the start of the first pass. `given` latents take the place of the request's encoded picture.
+
+    Raises InvalidInput for latents of another shape.
+    """
+    settings, canvas = drawing.request.image, drawing.canvas
+    if settings is None or canvas is None:
+        return Start()
+    part, seeds = drawing.plan.first, drawing.plan.seeds
+    if given is None:
+        latents = _encoded(drawing.model.vae, canvas.picture, part, seeds)
+    else:
+        latents = _checked(given, (len(seeds), *part.latent_shape)).to(drawing.place)
+    if canvas.mask is None or settings.mask is None:
+        return Start(latents)
+    size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
+    drawn = torch.from_numpy(latent_mask(canvas.mask, size, settings.mask.soft)).to(drawing.place)
+    if settings.mask.content == "latent noise":
+        latents = latents * (1 - drawn) + drawing.noise(part).initial() * drawn
+    elif settings.mask.content == "latent nothing":
+        latents = latents * (1 - drawn)
+    return Start(latents, LatentMask(drawn, latents))
+
+
+def extra_channels(model: Model, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
+    """Return what an inpainting UNet sees beside the latents, (1, 5, h, w): the mask and the picture around it.
+
+    Without a mask everything counts as masked, and the picture is grey. None for other UNets. WebUI adds the encoder's
+    noise, which has no seed; it is left out here.
+    """
+    if model.unet.network.config.in_channels != INPAINTING_CHANNELS:
+        return None
+    masked, pixels = torch.ones(1, part.height, part.width), torch.full((3, part.height, part.width), 0.5)
+    if canvas and canvas.mask:
+        masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255).round()[None]
+        pixels = pixels.lerp(_pixels(canvas.picture), 1 - masked)
+    kept = model.vae.encode(pixels, torch.zeros(part.latent_shape))
+    small = F.interpolate(masked[None], size=kept.shape[1:]).to(kept.device)
+    return torch.cat([small, kept[None]], dim=1)
+
+
+def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:
+    """Encode a picture to scaled latents (B, 4, h, w), resized if the picture has another size than the pass.
+
+    The posterior's noise is drawn from each image's seed. WebUI seeds it with nothing, so this cannot be compared.
+    """
+    pixels, latents = _pixels(picture), []
+    for seed in seeds:
+        shape = 4, picture.height // LATENT_PIXELS, picture.width // LATENT_PIXELS
+        latents.append(vae.encode(pixels, torch.randn(shape, generator=torch.Generator().manual_seed(seed))))
+    size = part.latent_shape[1:]
+    stacked = torch.stack(latents)
+    return stacked if stacked.shape[2:] == size else F.interpolate(stacked, size=size, mode="bilinear")
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """Return an RGB picture as (3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255).permute(2, 0, 1)
+
+
+def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return latents for every image of the batch; a single one serves all."""
+    if given.shape not in (shape, (1, *shape[1:])) or not given.is_floating_point() or not given.isfinite().all():
+        rule = f"must be finite latents {shape} of this request"
+        raise InvalidInput("init_latent", tuple(given.shape), rule, "Keep those of a pass of the same size.")
+    return given.float().expand(shape)

@@ -1,0 +1,1 @@
+"""Families of models as data, and how a file tells its family."""

@@ -1,0 +1,159 @@
+"""Which family a file is of, by its tensors, and what it says of itself. docs/architecture.md lists the rules' source.
+
+Detection knows more families than this container runs, so that an error can name the one at hand.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines.errors import ModelError
+from pipelines.families.family import Family
+from pipelines.families.noise_schedule import NoiseSchedule
+from pipelines.families.prediction import PREDICTIONS, Prediction
+from pipelines.families.sd1 import SD1
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1,)}
+"""What this container runs, by name."""
+
+
+class Shaped(Protocol):
+    """A tensor, as far as detection looks at it."""
+
+    @property
+    def shape(self) -> Any:
+        """Its size in every dimension."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What tells a family by the names of its tensors."""
+
+    family: str
+    pattern: str
+    article: str = "a"
+
+    @property
+    def what(self) -> str:
+        """The kind of file, for an error."""
+        return f"{self.article} {self.family} checkpoint"
+
+
+SIGNS = (  # the first that fits
+    Sign("Stable Diffusion 3", r"(^|\.)(joint_blocks\.\d|x_embedder\.proj\.weight$)"),
+    Sign("Flux", r"(^|\.)double_blocks\.\d"),
+    Sign("SDXL", r"^conditioner\.embedders\.(1\.|0\.transformer\.)", "an"),
+    Sign("SDXL refiner", r"^conditioner\.embedders\.", "an"),
+    Sign("Stable Diffusion 2.x depth", r"^depth_model\."),
+    Sign("Stable unCLIP", r"^embedder\.model\."),
+    Sign("Stable Diffusion 2.x", r"^cond_stage_model\.model\."),
+    Sign("AltDiffusion", r"^cond_stage_model\.roberta\.", "an"),
+)
+"""Families whose names differ from Stable Diffusion 1.x, which is what is left."""
+
+SGM_TEXT = "conditioner.embedders.0."
+LDM_TEXT = "cond_stage_model."
+SD2_WIDTH = 1024
+"""Of OpenCLIP ViT-H. With it the layout of SDXL's refiner is SD 2.1 Turbo's."""
+
+TASKS = {5: "depth to image", 8: "InstructPix2Pix"}
+"""What a UNet with so many input channels was made for."""
+
+
+def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
+    """Return what tells the family of a file; None for Stable Diffusion 1.x and for what is no checkpoint."""
+    names: Iterable[str] = tensors
+    norm = tensors.get(f"{SGM_TEXT}model.ln_final.weight")
+    if norm is not None and tuple(norm.shape) == (SD2_WIDTH,):
+        names = [re.sub(f"^{re.escape(SGM_TEXT)}", LDM_TEXT, name) for name in tensors]
+    text = "\n".join(names)
+    return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
+
+
+def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
+    """Return what tells the family of a diffusers folder, by its UNet's configuration."""
+    scored = unet.get("projection_class_embeddings_input_dim") == 2560
+    told = {
+        "SDXL refiner": unet.get("addition_embed_type") is not None and scored,
+        "SDXL": unet.get("addition_embed_type") is not None,
+        "Stable unCLIP": unet.get("class_embed_type") is not None,
+        "Stable Diffusion 2.x": unet.get("use_linear_projection"),
+    }
+    name = next((name for name, holds in told.items() if holds), None)
+    return next((sign for sign in SIGNS if sign.family == name), None)
+
+
+def not_run(sign: Sign) -> str:
+    """Return what to do instead about a family that is detected and not run."""
+    return f"This container does not run {sign.family} yet: give a checkpoint of {' or '.join(FAMILIES)}."
+
+
+def family_of(where: object, sign: Sign | None) -> Family:
+    """Return the family that the sign names. Raises ModelError for one that this container does not run."""
+    if sign is None:
+        return SD1
+    if sign.family not in FAMILIES:
+        raise ModelError(f"{where}: {sign.what}. {not_run(sign)}")
+    return FAMILIES[sign.family]
+
+
+def check_channels(where: object, family: Family, channels: int) -> None:
+    """Raise ModelError for a UNet with a number of input channels that its family does not have here."""
+    if channels not in family.channels:
+        made_for = TASKS.get(channels, "another task")
+        wanted = " or ".join(map(str, family.channels))
+        raise ModelError(
+            f"{where}: a checkpoint for {made_for}: its UNet takes {channels} channels instead of {wanted}. "
+            "Give the text-to-image checkpoint that it was made of."
+        )
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a file says of how its UNet was trained."""
+
+    prediction: str | None = None
+    """By diffusers' name; None if nothing is said."""
+    zero_terminal_snr: bool = False
+
+    def describe(self) -> str:
+        """Return the declaration in words, for the log."""
+        told = [f"the prediction type {self.prediction}"] if self.prediction else []
+        return " and ".join([*told, "zero terminal SNR"] if self.zero_terminal_snr else told)
+
+    def apply(self, where: object, family: Family) -> tuple[Prediction, NoiseSchedule]:
+        """Return the prediction and the noise schedule of this model. Raises ModelError for an unknown prediction."""
+        if self.prediction is not None and self.prediction not in PREDICTIONS:
+            known = " and ".join(PREDICTIONS)
+            raise ModelError(f"{where}: its UNet predicts {self.prediction!r}. This container knows {known}.")
+        prediction = PREDICTIONS[self.prediction] if self.prediction else family.prediction
+        return prediction, family.noise.zero_terminal_snr() if self.zero_terminal_snr else family.noise
+
+
+V_MARKER, ZERO_SNR_MARKER = MARKERS = "v_pred", "ztsnr"
+"""Empty tensors by which files (NoobAI's and others) say how they were trained."""
+SPEC_PREDICTION, SPEC_ARCHITECTURE = SPECS = "modelspec.prediction_type", "modelspec.architecture"
+"""Metadata that say it (https://github.com/Stability-AI/ModelSpec)."""
+SPEC_PREDICTIONS = {"v": "v_prediction", "v-prediction": "v_prediction", "eps": "epsilon"}
+"""The ModelSpec's names, and what people write in their place -> diffusers' names."""
+
+
+def declared_in_file(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Declaration:
+    """Return what a single file declares, by its tensors and its metadata.
+
+    WebUI 1.10.1 knows none of these signs and draws such a file as a noise prediction; later programs go by them.
+    """
+    prediction: str | None = metadata.get(SPEC_PREDICTION, "").lower() or None
+    if prediction is None and metadata.get(SPEC_ARCHITECTURE, "").endswith("-v"):
+        prediction = "v"
+    if V_MARKER in tensors:
+        prediction = "v"
+    return Declaration(SPEC_PREDICTIONS.get(prediction or "", prediction), ZERO_SNR_MARKER in tensors)
+
+
+def declared_in_scheduler(config: Mapping[str, Any]) -> Declaration:
+    """Return what the scheduler's configuration of a diffusers folder declares."""
+    prediction = config.get("prediction_type")
+    return Declaration(None if prediction is None else str(prediction), bool(config.get("rescale_betas_zero_snr")))

@@ -1,0 +1,37 @@
+"""A family of models as data: what sets it apart from the others. docs/architecture.md has the recipe for a new one."""
+
+from dataclasses import dataclass
+
+from pipelines.families.noise_schedule import NoiseSchedule
+from pipelines.families.prediction import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """One text encoder of a family, and what files call it."""
+
+    prefix: str
+    """What its tensors' names begin with in a single file."""
+    folder: str
+    """Its folder in a diffusers folder."""
+    activation: str
+    """Of its feed-forward layers, by transformers' name."""
+    lora_prefixes: tuple[str, ...]
+    """What the names of its layers begin with in LoRA files, dots written as underscores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family of models. A model is this description and its weights."""
+
+    name: str
+    text: TextTower
+    prediction: Prediction
+    """What the UNet predicts unless its file says otherwise."""
+    noise: NoiseSchedule
+    channels: tuple[int, ...]
+    """Numbers of input channels that a UNet may have: 4 latents, and 5 more for inpainting."""
+    unet_heads: int
+    """Attention heads of every UNet layer; the count cannot be read from the tensors."""
+    latent_scale: float
+    """The VAE's latents are multiplied by this."""

@@ -1,0 +1,1 @@
+"""Weight files of strangers as plain data: bounded, without torch."""

@@ -1,0 +1,94 @@
+"""What the helper process of pictures does (isolation.py): an open file -> its pixels, or its generation parameters.
+
+It imports Pillow and numpy alone, so that it is there at once and small.
+"""
+
+import mmap
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError  # noqa: F401  (the third reads EXIF)
+
+from pipelines.runtime.isolation import limit_memory
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
+WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF")
+"""What generation parameters are read from."""
+SCANS_MAX = 100
+"""Of a JPEG; encoders write about 10. Every scan goes over all of the picture."""
+STRIP = 256
+"""Rows that are handed over at a time."""
+EXIF_IFD = 0x8769
+USER_COMMENT = 0x9286
+
+
+def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
+    """Write the picture's bytes: upright, of 8 bits, L, RGB or RGBA; of an animation the first frame.
+
+    Returns its mode and size, or only its size where it has more pixels than are read.
+    """
+    _check_scans(file)
+    try:
+        opened = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("it is none of the formats that are read, or cut at its beginning") from None
+    with opened as image:
+        if image.width * image.height > pixels_max:  # told by its header, before a pixel is read
+            return {"size": image.size}
+        limit_memory((64 << 20) + 24 * image.width * image.height)
+        image.load()
+        upright = _in_8_bits(image)
+        ImageOps.exif_transpose(upright, in_place=True)
+    for top in range(0, upright.height, STRIP):
+        strip = upright.crop((0, top, upright.width, min(top + STRIP, upright.height)))
+        output.write(strip.tobytes())
+    return {"mode": upright.mode, "size": upright.size}
+
+
+def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | None:
+    """The generation parameters of a picture; "" where it has none, and None for what is no picture."""
+    try:
+        with Image.open(file, formats=WITH_PARAMETERS) as image:
+            text, comment = image.info.get("parameters"), image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    except UnidentifiedImageError:
+        return None
+    if isinstance(text, str) and text.strip():
+        return text[: characters_max + 1]
+    return _comment(comment[: 4 * characters_max])[: characters_max + 1] if isinstance(comment, bytes) else ""
+
+
+JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parameters}
+Image.init()  # or every child would import Pillow's formats anew
+
+
+def _check_scans(file: BinaryIO) -> None:
+    """Raise ValueError for a JPEG of too many scans. In what a scan holds, the bytes of a marker never stand."""
+    if file.read(3) == b"\xff\xd8\xff":
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            scans = sum(1 for _ in re.finditer(rb"\xff\xda", content))
+        if scans > SCANS_MAX:
+            raise ValueError(f"it has {scans} scans, and a JPEG has about 10")
+    file.seek(0)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # grey of 16 bits
+        eight = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) // 257).astype(np.uint8))
+        eight.info, eight.getexif = image.info, image.getexif  # type: ignore[method-assign]
+        return eight
+    transparent = "A" in image.mode.upper() or "transparency" in image.info
+    mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
+
+
+def _comment(comment: bytes) -> str:
+    """EXIF's UserComment: eight bytes that name the encoding, then the text; some programs write the text alone."""
+    kind, content = comment[:8], comment[8:]
+    if kind == b"UNICODE\0":
+        # big-endian as WebUI writes it; in other programs' little-endian "Steps" begins at an even place
+        little = content.find("Steps".encode("utf-16-le")) % 2 == 0
+        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").removeprefix("\ufeff")
+    known = kind in (b"ASCII\0\0\0", bytes(8))
+    return (content if known else comment).decode("utf-8", errors="replace")

@@ -1,0 +1,197 @@
+"""Pictures -> files: a name of its own for each, with its generation parameters inside; and those read from a picture.
+
+PNG holds them in the text chunk `parameters`, WebP and JPEG in EXIF's UserComment: where WebUI writes them, so that
+WebUI, CivitAI and metadata readers find them.
+"""
+
+import secrets
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.errors import InvalidInput, OutputError
+from pipelines.images.decoding import EXIF_IFD, USER_COMMENT
+from pipelines.images.reading import DECODER, Pixels, limits
+from pipelines.runtime.isolation import Failed
+from pipelines.runtime.worker import Task, Worker, stop_if_asked
+
+PARAMETERS_MAX = 1_000_000
+"""Characters; prompts have a hundredth of that."""
+JPEG_SEGMENT = 65_533
+"""Bytes that fit into a JPEG's EXIF segment."""
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """`name` is the file's ending: png, webp or jpg. `quality` 1 to 100 matters to the last two."""
+
+    name: str = "png"
+    quality: int = 95
+
+
+class OutputFolder:
+    """The files of one prediction, written in the background. Cog reads a file after it was handed out and deletes
+    none, so they live until the next prediction clears the folder."""
+
+    def __init__(self) -> None:
+        """Raises OutputError."""
+        self._writers = Worker(threads=4)
+        self._begun: deque[Task[Path]] = deque()
+        self._folder, self._id = _new_folder(), _new_id()
+
+    def clear(self) -> None:
+        """Delete the files and begin a new folder. Raises OutputError."""
+        self.stop()
+        self._folder.cleanup()
+        self._folder, self._id = _new_folder(), _new_id()
+
+    def stop(self) -> None:
+        """Have no file written that is not yet; does not wait for those that are half written."""
+        for task in self._begun:
+            task.stop()
+        self._begun.clear()
+
+    def begin(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> None:
+        """Begin to `save`; what that prints belongs to the prediction that asks for it."""
+        self._begun.append(self._writers.begin(self.save, pixels, name, file_format, parameters))
+
+    def saved(self, wait: bool) -> Iterator[Path]:
+        """The files that are written by now, or with `wait` all that were begun, in the order in which they were
+        begun. Raises OutputError."""
+        while self._begun and (wait or self._begun[0].done):
+            self._begun[0].wait()
+            yield self._begun.popleft().outcome()
+
+    def save(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> Path:
+        """Write the picture as `name` with this prediction's id and the format's ending; returns the path.
+
+        The id makes names unique, so that pictures of several predictions can be stored together. Raises OutputError.
+        """
+        path = Path(self._folder.name) / f"{name}-{self._id}.{file_format.name}"
+        with _explained():
+            try:
+                write(pixels, path, file_format, parameters)
+            except OSError:
+                path.unlink(missing_ok=True)  # half a picture
+                raise
+        return path
+
+
+def _new_id() -> str:
+    """What makes the names of one prediction's files unlike those of all others."""
+    return secrets.token_hex(4)
+
+
+def _new_folder() -> tempfile.TemporaryDirectory[str]:
+    with _explained():
+        return tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the system refuses, as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{tempfile.gettempdir()}: a picture cannot be written there ({error.strerror}). Free some space in that "
+            "folder, or set TMPDIR to one that exists, can be written to and has room."
+        ) from error
+
+
+class _Encoded(BytesIO):
+    """An encoded picture in memory. Pillow writes PNGs to it piece by piece, between which the work can be stopped."""
+
+    def write(self, data: Any) -> int:
+        stop_if_asked()
+        return super().write(data)
+
+
+def write(pixels: Pixels, path: Path, file_format: FileFormat, parameters: str) -> None:
+    """Write the picture to a path, its generation parameters inside.
+
+    It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.
+    """
+    encoded = _Encoded()
+    WRITERS[file_format.name](Image.fromarray(pixels), encoded, file_format.quality, parameters)
+    path.write_bytes(encoded.getvalue())
+
+
+def _write_png(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
+    """Lossless: quality has no meaning. The fastest compression, as files leave the machine at once."""
+    info = PngInfo()
+    info.add_text("parameters", parameters)
+    image.save(stream, format="PNG", pnginfo=info, compress_level=1)
+
+
+def _write_webp(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
+    image.save(stream, format="WEBP", quality=quality, exif=_exif(parameters))
+
+
+def _write_jpeg(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
+    exif = _exif(parameters)
+    if len(exif.tobytes()) > JPEG_SEGMENT:
+        print("The generation parameters are too long for a JPEG and are left out of it; PNG has room.")
+        exif = Image.Exif()
+    image.save(stream, format="JPEG", quality=quality, exif=exif)
+
+
+def _exif(parameters: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    return exif
+
+
+WRITERS: dict[str, Callable[[Image.Image, BytesIO, int, str], None]] = {
+    "png": _write_png,
+    "webp": _write_webp,
+    "jpg": _write_jpeg,
+}
+
+
+def read_parameters(path: Path) -> str:
+    """The generation parameters inside a picture of ours or WebUI's, or of a text file. Raises InvalidInput."""
+    try:
+        text = _inside(path)
+    except (OSError, ValueError, Failed) as error:
+        raise _unreadable(path, f"cannot be read ({error})") from error
+    if not text.strip():
+        raise _unreadable(path, "holds no generation parameters")
+    if len(text) > PARAMETERS_MAX:
+        raise _unreadable(path, f"holds more than {PARAMETERS_MAX} characters")
+    return text
+
+
+def parameters_in(path: Path) -> str:
+    """The generation parameters inside an input picture; "" where it has none that can be read."""
+    try:
+        return read_parameters(path).strip()
+    except InvalidInput:
+        return ""
+
+
+def _unreadable(path: Path, rule: str) -> InvalidInput:
+    return InvalidInput(
+        "infotext", path.name, rule, "Give the picture as WebUI saved it, or its parameters as UTF-8 text."
+    )
+
+
+def _inside(path: Path) -> str:
+    """The text of a picture, "" for none, or of a text file; not much more of it than is allowed."""
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError("no such file")
+    with path.open("rb") as stream:
+        answer, output = DECODER.run("parameters", stream, limits(path), characters_max=PARAMETERS_MAX)
+    output.close()
+    if answer is not None:
+        return str(answer)
+    with path.open(encoding="utf-8") as text:
+        return text.read(PARAMETERS_MAX + 1)

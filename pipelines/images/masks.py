@@ -1,0 +1,213 @@
+"""From an input picture and its mask to what a pass draws on, and back: blur, crop, fill, overlay, all in pixels.
+
+The rules are WebUI's. A mask is grey: 255 is drawn anew, 0 comes back as it was.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+
+from pipelines.ask.request import ImageSettings, MaskSettings
+from pipelines.ask.sizes import FINAL_PIXELS_MAX, SIDE_MIN, Size, check_croppable
+from pipelines.errors import InvalidInput
+from pipelines.images.reading import Pixels, flat, resize
+
+log = logging.getLogger(__name__)
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels; the last two are outside."""
+FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
+"""Blurs, from wide to none, that are laid over each other so many times to fill what is masked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """What a pass from a picture draws on, and what becomes of its result."""
+
+    picture: Image.Image
+    """RGB: what is encoded."""
+    mask: Image.Image | None = None
+    """L, blurred, of the pass's size."""
+    overlay: Image.Image | None = None
+    """RGBA: the input picture, transparent where it is drawn anew."""
+    box: Box | None = None
+    """Where on the overlay the result goes; None: it has the overlay's size."""
+
+    def same_part(self, picture: Image.Image) -> Image.Image:
+        """What another picture of the scene shows of the part that is drawn; all of it where that is the whole."""
+        if self.box is None or self.overlay is None:
+            return picture
+        return resize(picture, self.overlay.size, "crop").crop(self.box)
+
+    def finish(self, pixels: Pixels) -> Pixels:
+        """The picture that was drawn, with the input's pixels back where they are kept.
+
+        After a highres fix of the whole picture none are: it was enlarged and drawn again.
+        """
+        image = Image.fromarray(pixels)
+        if self.overlay is None or (self.box is None and image.size != self.overlay.size):
+            return pixels
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            part, image = image, Image.new("RGB", self.overlay.size)
+            image.paste(resize(part, (right - left, bottom - top), "crop"), (left, top))
+        image = Image.alpha_composite(image.convert("RGBA"), self.overlay)
+        return np.array(image.convert("RGB"))
+
+
+def prepare(settings: ImageSettings, size: Size) -> Canvas:
+    """The canvas of a pass of this size. Raises InvalidInput for pictures and masks of which none can be made."""
+    picture = flat(_pillow(settings.picture))
+    if settings.mask is None:
+        return Canvas(picture=_whole(picture, settings, size))
+    picture, mask = _with_margins(picture, _grey(settings.mask, picture.size), settings)
+    mask = blur(mask, *settings.mask.blur)
+    if mask.getbbox() is None:
+        if not settings.only_masked:
+            fix = "Paint the area to redraw white, or set Mask mode: Inpaint not masked in generation_data."
+            raise InvalidInput("mask", "black", "nothing would be drawn", fix)
+        log.warning("The mask is black everywhere: the whole picture is drawn anew.")
+        return Canvas(picture=_whole(picture, settings, size))
+    if settings.only_masked:
+        left, top, right, bottom = box = crop_region(mask, size, settings.mask.padding)
+        fix = "Use inpaint_area Whole picture, or width and height of the masked part's aspect."
+        check_croppable("width", size, (right - left, bottom - top), fix)  # what is drawn goes back there
+        overlay, picture, mask = _overlay(picture, mask), *(resize(i.crop(box), size, "fill") for i in (picture, mask))
+    else:
+        box, picture, mask = None, _whole(picture, settings, size), resize(mask, size, settings.resize_mode)
+        overlay = _overlay(picture, mask.point(lambda grey: min(2 * grey, 255)))
+    if settings.mask.content != "original":
+        picture = fill(picture, mask)
+    return Canvas(picture=picture, mask=mask, overlay=overlay, box=box)
+
+
+def _pillow(picture: object) -> Image.Image:
+    assert isinstance(picture, Image.Image)
+    return picture
+
+
+def _whole(picture: Image.Image, settings: ImageSettings, size: Size) -> Image.Image:
+    """The whole picture in the pass's size, or in its own where its latents are to be resized."""
+    if settings.resize_mode != "latent" or picture.size == size:
+        return resize(picture, size, settings.resize_mode)
+    if settings.mask:
+        fix = "Use stretch, crop or fill, or width and height of the picture."
+        raise InvalidInput("resize_mode", "latent", "a picture with a mask keeps its size", fix)
+    if picture.width * picture.height > FINAL_PIXELS_MAX or min(picture.size) < SIDE_MIN:
+        told, rule = "{}x{}".format(*picture.size), f"at least {SIDE_MIN} a side and {FINAL_PIXELS_MAX / 1e6:.1f} "
+        raise InvalidInput("image", told, rule + "million pixels can be encoded", "Use another resize_mode.")
+    return picture
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def _grey(settings: MaskSettings, size: Size) -> Image.Image:
+    """The mask as grey; of a picture with transparency, what is rather opaque."""
+    if settings.picture is None:
+        return Image.new("L", size)
+    mask = _pillow(settings.picture)
+    if mask.mode == "RGBA" and (alpha := mask.getchannel("A")).getextrema() != (255, 255):
+        mask = alpha.point(lambda value: 255 if value > 128 else 0)
+    mask = mask.convert("L")
+    return ImageOps.invert(mask) if settings.invert else mask
+
+
+def _with_margins(picture: Image.Image, mask: Image.Image, settings: ImageSettings) -> tuple[Image.Image, Image.Image]:
+    """Picture and mask with what outpainting adds: masked, and filled with the colours of the edge."""
+    if not any(settings.outpaint):
+        return picture, mask
+    corner = left, top = settings.outpaint[0], settings.outpaint[1]
+    margins, wide, wide_mask = (Image.new(mode, settings.size, "white") for mode in ("L", "RGB", "L"))
+    margins.paste(0, (left, top, left + picture.width, top + picture.height))
+    wide.paste(picture, corner)
+    wide_mask.paste(mask, corner)
+    return fill(wide, margins), wide_mask
+
+
+def blur_kernel(sigma: int) -> list[int]:
+    """Gaussian weights that sum to 256, as OpenCV rounds them: from the ends, what is left goes to the next."""
+    weights = [math.exp(-(k**2) / (2 * sigma**2)) for k in range(int(2.5 * sigma + 0.5), -1, -1)]
+    scale, left, half = 256 / (2 * sum(weights) - weights[-1]), 0.0, list[int]()
+    for weight in weights[:-1]:
+        exact = weight * scale + left
+        half.append(round(exact))
+        left = exact - half[-1]
+    return [*half, 256 - 2 * sum(half), *reversed(half)]
+
+
+def blur(mask: Image.Image, across: int, down: int) -> Image.Image:
+    """The L mask, blurred with these deviations in pixels: first across, then down, 8 bits in between."""
+    values = np.asarray(mask)
+    for axis, sigma in ((1, across), (0, down)):
+        values = _blur_along(values, axis, blur_kernel(sigma)) if sigma else values
+    return Image.fromarray(values)
+
+
+def _blur_along(values: np.ndarray, axis: int, kernel: list[int]) -> np.ndarray:
+    reach, length = len(kernel) // 2, values.shape[axis]
+    margins = [(0, 0), (0, 0)]
+    margins[axis] = reach, reach
+    padded = np.moveaxis(np.pad(values, margins, mode="reflect"), axis, 0).astype(np.uint32)
+    total = np.full((length, *padded.shape[1:]), 128, np.uint32)
+    for k, weight in enumerate(kernel):
+        total += weight * padded[k : k + length]
+    return np.ascontiguousarray(np.moveaxis((total >> 8).astype(np.uint8), 0, axis))
+
+
+def crop_region(mask: Image.Image, size: Size, padding: int) -> Box:
+    """What of the picture is drawn: the mask's bounding box with padding, grown to the aspect of `size`."""
+    found = mask.getbbox()
+    assert found is not None
+    left, top, right, bottom = found
+    left, right = max(left - padding, 0), min(right + padding, mask.width)
+    top, bottom = max(top - padding, 0), min(bottom + padding, mask.height)
+    aspect = size[0] / size[1]
+    if (right - left) / (bottom - top) > aspect:
+        top, bottom = _grown(top, bottom, int((right - left) / aspect - (bottom - top)), mask.height)
+    else:
+        left, right = _grown(left, right, int((bottom - top) * aspect - (right - left)), mask.width)
+    return left, top, right, bottom
+
+
+def _grown(start: int, end: int, by: int, limit: int) -> tuple[int, int]:
+    """The span longer by so many pixels, half of them before it, moved and then cut to lie in [0, limit)."""
+    start -= by // 2
+    end += by - by // 2
+    back = max(end - limit, 0)
+    start, end = start - back, end - back
+    forth = max(-start, 0)
+    return start + forth, min(end + forth, limit)
+
+
+def latent_mask(mask: Image.Image, size: Size, soft: bool) -> np.ndarray:
+    """The mask in latents, (height, width) from 0 to 1; only 0 and 1 unless soft."""
+    values = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)).astype(np.float32) / 255
+    return values if soft else np.around(values)
+
+
+# --- pictures under masks ---------------------------------------------------------------------------------------------
+
+
+def _kept(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The RGB picture where the mask is black, with premultiplied alpha."""
+    kept = Image.new("RGBa", picture.size)
+    kept.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageChops.invert(mask))
+    return kept
+
+
+def _overlay(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    return _kept(picture, mask).convert("RGBA")
+
+
+def fill(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The RGB picture with the colours around the mask blurred into it."""
+    kept, filled = _kept(picture, mask), Image.new("RGBA", picture.size)
+    for radius, times in FILLS:
+        blurred = kept.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            filled.alpha_composite(blurred)
+    return filled.convert("RGB")

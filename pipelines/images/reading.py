@@ -1,0 +1,93 @@
+"""Input pictures: read safely from whatever people upload, and brought to a size by WebUI's resize modes."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.ask.inputs import Inputs, checked_files
+from pipelines.ask.request import CONTROLS_MAX
+from pipelines.ask.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
+from pipelines.errors import InvalidInput
+from pipelines.infotext.asked import Pictures
+from pipelines.runtime.isolation import Failed, Helper, Limits
+
+BYTES_MAX = 300_000_000
+"""Of a file: as many as the largest picture has that is not packed at all."""
+DECODER = Helper("pipelines.images.decoding")
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+"""One picture: (height, width, 3), 8 bits a channel."""
+
+
+def read(path: Path, field: str) -> Image.Image:
+    """An uploaded picture, upright, of 8 bits: L, RGB or RGBA; of an animation the first frame.
+
+    It is decoded in a process of its own. Raises InvalidInput that names the input `field`.
+    """
+    fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file."
+    try:
+        with path.open("rb") as stream:
+            answer, output = DECODER.run("pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX)
+    except (OSError, Failed) as error:
+        raise InvalidInput(field, path.name, f"cannot be read as a picture ({error})", fix) from error
+    width, height = answer["size"]
+    with output:
+        if "mode" not in answer:
+            most = f"{INPUT_PIXELS_MAX / 1e6:.1f} million pixels"
+            raise InvalidInput(field, f"{width}x{height}", f"at most {most} are read", "Scale it down.")
+        with mmap.mmap(output.fileno(), 0, access=mmap.ACCESS_READ) as pixels:
+            return Image.frombytes(answer["mode"], (width, height), pixels)  # type: ignore[arg-type]  # any buffer
+
+
+def limits(path: Path) -> Limits:
+    """What decoding a picture may take: the largest WebP takes 700 MB. Raises Failed for a file that is too large."""
+    if path.stat().st_size > BYTES_MAX:
+        raise Failed(f"it has more than {BYTES_MAX // 1_000_000} MB")
+    return Limits(memory=(900 << 20) + 2 * path.stat().st_size, processor=10, seconds=30)
+
+
+def read_pictures(inputs: Inputs) -> Pictures:
+    """The pictures of a request, decoded. Raises InvalidInput that names the input."""
+    if (count := len(inputs.control_images)) > CONTROLS_MAX:  # told before each takes its memory
+        rule = f"at most {CONTROLS_MAX} pictures, as there are at most so many ControlNets"
+        raise InvalidInput("control_images", f"{count} sent", rule, "Leave some out.")
+    return Pictures(
+        image=_sent(inputs.image, "image"),
+        mask=_sent(inputs.mask, "mask"),
+        controls=tuple(read(path, "control_images") for path in checked_files(inputs.control_images, "control_images")),
+    )
+
+
+def _sent(path: Path | None, field: str) -> Image.Image | None:
+    return read(checked_files((path,), field)[0], field) if path else None
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent is white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def resize(image: Image.Image, size: Size, mode: str) -> Image.Image:
+    """The RGB or L picture in another size, by a resize mode; "latent" fills here, as WebUI does with masks."""
+    if mode == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    if mode == "crop":
+        fix = "Use resize_mode fill, or width and height of its aspect."
+        check_croppable("image", image.size, size, fix)
+    scaled = image.resize(scaled_size(image.size, size, cover=mode == "crop"), Image.Resampling.LANCZOS)
+    (width, height), (inner, tall) = size, scaled.size
+    left, top = width // 2 - inner // 2, height // 2 - tall // 2
+    whole = Image.new(image.mode, size)
+    whole.paste(scaled, (left, top))
+    if top > 0:
+        for edge, y in ((0, 0), (tall, top + tall)):
+            whole.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
+    elif left > 0:
+        for edge, x in ((0, 0), (inner, left + inner)):
+            whole.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+    return whole

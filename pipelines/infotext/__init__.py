@@ -1,0 +1,1 @@
+"""Generation data as text: reading, writing, and what stands in the way of a picture."""

@@ -1,0 +1,290 @@
+"""The form's inputs, generation data and the model's own defaults -> one set of settings -> a request.
+
+What the form says wins over generation data, and generation data over the model's own. A whole block describes a whole
+picture: what it does not say is then as WebUI would have it, and not as the model would.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS, UPSCALERS
+from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
+from pipelines.ask.networks import NO_EXTRAS, Extras, name_of_upload
+from pipelines.ask.request import (
+    SIDES,
+    ControlSettings,
+    GenerationRequest,
+    HiresSettings,
+    ImageSettings,
+    MaskSettings,
+    NoiseSettings,
+    Picture,
+    ScheduleSettings,
+    nothing_to_follow,
+    random_seed,
+)
+from pipelines.ask.settings import Values, of_group, rows
+from pipelines.ask.sizes import Size, size_to_draw
+from pipelines.ask.table import KEY_OF, ROWS
+from pipelines.ask.wildcards import lift_wildcards, with_picks
+from pipelines.errors import InvalidInput
+from pipelines.infotext.reading import GenerationData, holds_settings, read, read_settings
+
+WEBUI_SIZE = (512, 512)
+"""The size that WebUI starts with."""
+UNSAID: Values = {
+    row.name: row.unsaid for row in ROWS.values() if row.key and row.unsaid != row.default and row.unsaid is not None
+}
+"""What a whole block means by its silence, where that is not our own default."""
+RANDOM = -1
+"""The seed that asks for a random one."""
+NO_DATA = GenerationData(whole=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures of a request, decoded. Generation data holds none of them."""
+
+    image: Picture | None = None
+    mask: Picture | None = None
+    controls: tuple[Picture, ...] = ()
+    """Control images: one for each ControlNet, or one for all; without any they look at the image."""
+
+
+NO_PICTURES = Pictures()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Everything that is asked for, in one set of settings."""
+
+    values: Values
+    hires: bool = False
+    """Whether there is a hires pass."""
+    controls: tuple[ControlSettings, ...] = ()
+    data: GenerationData = NO_DATA
+    """What generation data said, as it said it."""
+    chosen: frozenset[str] = frozenset()
+    """The settings that the form said."""
+    upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Weight files of upscalers, by the names that generation data calls them."""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether dynamic prompts are on."""
+        return bool(self["dynamic_prompts"] or self.data.wildcards)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a setting, or its default."""
+        return self.values.get(name, ROWS[name].default)
+
+    def with_values(self, **values: Any) -> "Asked":
+        """The same with other settings."""
+        return replace(self, values={**self.values, **values})
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts in which networks may be named, by their settings; those of a hires pass only if it has one."""
+        names = ("prompt", "hires_prompt") if self.hires else ("prompt",)
+        return {name: self[name] or "" for name in names}
+
+
+def read_data(text: str) -> GenerationData:
+    """What generation data says: a whole block, or single settings. Raises InvalidInput."""
+    text, wildcards = lift_wildcards(text)
+    if not text.strip():
+        return replace(NO_DATA, wildcards=wildcards)
+    return replace(read_settings(text) if holds_settings(text) else read(text), wildcards=wildcards)
+
+
+def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pictures = NO_PICTURES) -> Asked:
+    """One set of settings. `defaults` are the model's own, with its width and height. Raises InvalidInput."""
+    base = UNSAID if data.whole else defaults
+    values = {**base, **data.values, **inputs.said}
+    if inputs.said.keys() & {"hires_scale"} and not inputs.said.keys() & {"hires_width", "hires_height"}:
+        values |= {"hires_width": 0, "hires_height": 0}  # a scale on the form, over a size of generation data
+    own = defaults["width"], defaults["height"]
+    size = size_of_aspect(inputs.aspect_ratio, own) or _size_said(data)
+    asked = Asked(values=values, controls=data.controls, data=data, chosen=frozenset(inputs.said))
+    width, height = size or _size_unsaid(asked, pictures, own)
+    hires = _has_hires(inputs, data, pictures)
+    sides = {"width": inputs.said.get("width", width), "height": inputs.said.get("height", height)}
+    return replace(asked.with_values(**sides), hires=hires)
+
+
+def _size_said(data: GenerationData) -> Size | None:
+    said = data.values
+    return (said["width"], said["height"]) if "width" in said and "height" in said else None
+
+
+def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
+    """The size where nobody says one: the image's, with what outpainting adds. It is the model's own without an image,
+    and where only a part of the image is drawn."""
+    outpaint = asked["outpaint"]
+    part = asked["inpaint_area"] == ONLY_MASKED and (pictures.mask is not None or any(outpaint))
+    if pictures.image is None or part:
+        return WEBUI_SIZE if asked.data.whole and pictures.image is None else own
+    (width, height), (left, top, right, bottom) = pictures.image.size, outpaint
+    return size_to_draw(width + left + right, height + top + bottom)
+
+
+def _has_hires(inputs: Inputs, data: GenerationData, pictures: Pictures) -> bool:
+    """Automatic: as a whole block says it; else on, unless there is an image."""
+    if inputs.highres_fix != AUTOMATIC:
+        return inputs.highres_fix == ON
+    if pictures.image is not None:
+        return data.hires and (data.from_picture or not data.whole)
+    if data.whole:
+        return data.hires or any(name.startswith("hires_") for name in inputs.said)
+    return True
+
+
+def pick(asked: Asked) -> Asked:
+    """Resolve dynamic prompts by the seed; where none is said, by a random one, which is then said.
+
+    Does nothing unless dynamic prompts are on, or a wildcard is defined. Raises InvalidInput.
+    """
+    if not asked.resolved:
+        return asked
+    seed = seed_of(asked)
+    prompts = {name: asked[name] or "" for name in _PROMPTS}
+    return asked.with_values(seed=seed, **with_picks(prompts, asked.data.wildcards, seed))
+
+
+def seed_of(asked: Asked) -> int:
+    """The seed that is said, else a random one."""
+    seed: int = asked.values.get("seed", RANDOM)
+    return random_seed() if seed == RANDOM else seed
+
+
+_PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
+
+
+def said_by_data(asked: Asked) -> str:
+    """What comes from generation data and not from the form, for the log."""
+    said, left_out = asked.data.values, {*_PROMPTS, *asked.chosen}
+    return ", ".join(f"{name}={said[name]}" for name in ROWS if name in said and name not in left_out)
+
+
+# --- settings to a request --------------------------------------------------------------------------------------------
+
+
+def request_from(
+    asked: Asked, count: int = 1, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
+) -> GenerationRequest:
+    """The request, with a random seed where none is said.
+
+    Raises InvalidInput for what cannot be drawn. The error speaks of the generation data where the value comes from
+    there, else of the input.
+    """
+    try:
+        return _request(asked, count, pictures, extras)
+    except InvalidInput as error:
+        if error.field not in asked.data.values or error.field in asked.chosen:
+            raise
+        key = KEY_OF.get(error.field, error.field)
+        key = key.partition(", ")[0] if "x" in str(error.value) else key  # both sides of a size at once
+        raise InvalidInput("generation_data", f"{key}: {error.value}", error.rule, error.fix) from None
+
+
+def _request(asked: Asked, count: int, pictures: Pictures, extras: Extras) -> GenerationRequest:
+    values = {**asked.values, "seed": seed_of(asked), "num_outputs": count}
+    if not asked["variation_strength"]:
+        values.pop("variation_seed", None)
+    elif values.get("variation_seed") == RANDOM:
+        values["variation_seed"] = random_seed()
+    return GenerationRequest(
+        **of_group(GenerationRequest, {"prompt": "", **values}),
+        schedule=ScheduleSettings(**of_group(ScheduleSettings, values)),
+        noise=NoiseSettings(**of_group(NoiseSettings, values)),
+        image=_image(asked, pictures),
+        hires=_hires(asked) if asked.hires else None,
+        controls=paired(asked.controls, pictures.controls),
+        extras=extras,
+    )
+
+
+def check_pictured(controls: Sequence[ControlSettings], pictures: Pictures) -> None:
+    """What can be told of ControlNets before one is fetched. Raises InvalidInput."""
+    for control in paired(controls, pictures.controls) if controls else ():
+        if control.picture is None and pictures.image is None:
+            raise nothing_to_follow(control)
+
+
+def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -> tuple[ControlSettings, ...]:
+    """The ControlNets, each with its picture. Raises InvalidInput where the numbers do not match."""
+    count, sent = len(controls), len(pictures)
+    if sent and not count:
+        fix = "Name one in controls, or send it in files."
+        raise InvalidInput("control_images", f"{sent} sent", "there is no ControlNet to follow them", fix)
+    if sent > 1 and sent != count:
+        rule = f"must be one for each of the {count} lines of controls, or one for all"
+        raise InvalidInput("control_images", f"{sent} sent", rule, "Repeat one that serves twice.")
+    each = pictures * count if sent == 1 else pictures or (None,) * count
+    return tuple(replace(control, picture=shown) for control, shown in zip(controls, each, strict=True))
+
+
+def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
+    if pictures.image is None:
+        sides = ", ".join(f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels)
+        for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
+            if value:
+                raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
+        return None
+    masked = pictures.mask is not None or any(asked["outpaint"])
+    mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
+    return ImageSettings(picture=pictures.image, mask=mask, **of_group(ImageSettings, asked.values))
+
+
+def _hires(asked: Asked) -> HiresSettings:
+    """A strength of 0 of its own is that of the first pass, or the only one."""
+    values = of_group(HiresSettings, asked.values)
+    own = "hires_denoising_strength" if asked["hires_denoising_strength"] else "denoising_strength"
+    own = own if own in asked.values else "denoising_strength"
+    values["denoising_strength"] = asked[own]
+    name = asked["hires_upscaler"]
+    file = None if name in LATENT_UPSCALERS + PIXEL_UPSCALERS else asked.upscalers.get(name)
+    try:
+        return HiresSettings(**{**values, "upscaler_file": file})
+    except InvalidInput as error:
+        if error.field == "hires_denoising_strength":
+            raise InvalidInput(own, error.value, error.rule, error.fix) from None
+        raise
+
+
+# --- what does nothing ------------------------------------------------------------------------------------------------
+
+_OF_MASK = frozenset(row.name for row in rows(MaskSettings).values())
+_OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
+
+
+def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Of what the form says, that which does nothing in this request: a line for the log on each kind."""
+    image, hires, said = request.image, request.hires, sorted(asked.chosen)
+    for names, there, what in (
+        ({"resize_mode"}, image, "an image"),
+        (_OF_MASK, image and image.mask, "a mask or outpainting"),
+        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
+        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
+    ):
+        found = [name for name in said if name in names]
+        if found and not there:
+            yield f"Without {what}, {', '.join(found)} does nothing."
+    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    for name, file in request.extras.embeddings.items():
+        if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
+            yield f"No prompt says {name}, so {file.origin} does nothing."
+    used = hires.upscaler_file if hires else None
+    for path in dict.fromkeys(asked.upscalers.values()):
+        if path != used:
+            yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+
+
+def name_of_upscaler(stem: str, called: str | None) -> str:
+    """What generation data calls an uploaded upscaler: as the block does that it was uploaded for, else as its file."""
+    if called and called not in UPSCALERS:
+        return called
+    name = name_of_upload(stem)
+    return f"{name} (uploaded)" if name in UPSCALERS else name

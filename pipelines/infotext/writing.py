@@ -1,0 +1,255 @@
+"""What a finished picture tells of how it was made: request and plan -> infotext, key for key as WebUI writes it."""
+
+from collections.abc import Iterable, Iterator
+
+from pipelines import __version__
+from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.networks import in_hashes, lora_tags
+from pipelines.ask.plan import HighresPlan, PassPlan
+from pipelines.ask.request import (
+    CONTROLS_MAX,
+    SAME_SAMPLER,
+    SETTINGS,
+    GenerationRequest,
+    ImageSettings,
+    ScheduleSettings,
+)
+from pipelines.infotext import syntax as infotext
+from pipelines.infotext.control_lines import write_unit
+
+VERSION = f"cog-pastel-mix {__version__}"
+HASH_DIGITS = 10
+"""Of a file's SHA-256: WebUI's short hash."""
+EXTRA_HASH_DIGITS = 12
+"""The same of LoRAs and embeddings."""
+
+
+ORDER = (
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Guidance rescale",
+    "FreeU",
+    "Seed",
+    "Size",
+    "Model hash",
+    "Model",
+    "VAE hash",
+    "VAE",
+    "Variation seed",
+    "Variation seed strength",
+    "Denoising strength",
+    "Clip skip",
+    "ENSD",
+    "RNG",
+    "Mask mode",
+    "Mask blur",
+    "Inpaint area",
+    "Masked area padding",
+    "Masked content",
+    "Outpaint",
+    "Hires sampler",
+    "Hires prompt",
+    "Hires negative prompt",
+    "Hires schedule type",
+    "Hires upscale",
+    "Hires resize",
+    "Hires steps",
+    "Hires upscaler",
+    "Hires denoising strength",
+    *(f"ControlNet {number}" for number in range(CONTROLS_MAX)),
+    "Lora hashes",
+    "TI hashes",
+    "Emphasis",
+    "Discard penultimate sigma",
+    "Schedule min sigma",
+    "Schedule max sigma",
+    "Schedule rho",
+    "Beta schedule alpha",
+    "Beta schedule beta",
+    "Pad conds",
+)
+"""WebUI's order of keys. Others come after them, and the version last."""
+
+
+def of_picture(
+    request: GenerationRequest,
+    plan: HighresPlan,
+    model: ModelIdentity,
+    index: int,
+    embeddings: Iterable[tuple[str, str]] = (),
+) -> str:
+    """The infotext of picture `index` of a batch; `embeddings` are names and SHA-256 of those that it used."""
+    fields = {
+        **_plain_fields(request),
+        **_first_pass_fields(request, plan, index),
+        **_model_fields(model),
+        **_mask_fields(request.image),
+        **_hires_fields(request, plan),
+        **_control_fields(request),
+        "Lora hashes": _hashes(_loras(request).items()),
+        "TI hashes": _hashes(embeddings),
+        **_schedule_fields(request.schedule, list(_passes(plan))),
+    }
+    place = {key: number for number, key in enumerate(ORDER)}
+    ordered = sorted(fields.items(), key=lambda field: place.get(field[0], len(ORDER)))
+    return infotext.write(request.prompt, request.negative_prompt, {**dict(ordered), "Version": VERSION})
+
+
+def _plain_fields(request: GenerationRequest) -> dict[str, object]:
+    """Settings that are written where they differ from what a block's silence means. Those that have a rule of their
+    own are written over these."""
+    rows = {name: SETTINGS[name] for name in request.values if SETTINGS[name].key and SETTINGS[name].written}
+    values = {row.key: (request.values[name], row.unsaid) for name, row in rows.items()}
+    texts = {"Prompt", "Negative prompt"}
+    return {key: value for key, (value, unsaid) in values.items() if value != unsaid and key not in texts}
+
+
+def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int) -> dict[str, object]:
+    noise = request.noise
+    varied = noise.variation_strength > 0
+    return {
+        "Steps": request.num_inference_steps,
+        "Sampler": request.sampler,
+        "Schedule type": _spacing(plan.first) or request.schedule_type,
+        "CFG scale": request.guidance_scale,
+        "Seed": plan.seeds[index],
+        "Size": f"{request.width}x{request.height}",
+        "Variation seed": plan.variation_seeds[index] if varied else None,
+        "Variation seed strength": noise.variation_strength if varied else None,
+        "Denoising strength": _strength(request),
+        "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
+        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
+    }
+
+
+def _model_fields(model: ModelIdentity) -> dict[str, object]:
+    return {
+        "Model hash": model.sha256[:HASH_DIGITS] or None,
+        "Model": model.name,
+        "VAE hash": model.vae_sha256[:HASH_DIGITS] or None,
+        "VAE": model.vae_name or None,
+    }
+
+
+def _control_fields(request: GenerationRequest) -> dict[str, object]:
+    files = request.extras.controls
+    return {
+        f"ControlNet {number}": write_unit(control, files[control.model].short_hash)
+        for number, control in enumerate(request.controls)
+    }
+
+
+def _loras(request: GenerationRequest) -> dict[str, str]:
+    """Names and SHA-256 of the LoRAs of both passes."""
+    prompts = request.prompt, request.hires.prompt if request.hires else ""
+    tags = (tag for prompt in prompts for tag in lora_tags(prompt) if tag.name in request.extras.loras)
+    return {tag.name: request.extras.loras[tag.name].tensors_sha256 for tag in tags}
+
+
+def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
+    """`name: digits, name: digits`."""
+    told = (f"{in_hashes(name)}: {sha256[:EXTRA_HASH_DIGITS]}" for name, sha256 in named)
+    return ", ".join(told) or None
+
+
+def _strength(request: GenerationRequest) -> float | None:
+    """Of the first pass from a picture, else of the hires pass."""
+    part = request.image or request.hires
+    return part.denoising_strength if part else None
+
+
+def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
+    """Keys of inpainting. WebUI does not tell a blur that differs across and down."""
+    if image is None or image.mask is None:
+        return {}
+    mask, (across, down) = image.mask, image.mask.blur
+    return {
+        "Mask mode": "Inpaint not masked" if mask.invert else None,
+        "Mask blur": across if across == down and across else None,
+        "Masked area padding": mask.padding if image.only_masked else None,
+        "Outpaint": " ".join(map(str, image.outpaint)) if any(image.outpaint) else None,
+    }
+
+
+def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
+    """What is set by hand and changes a schedule of a pass; WebUI always tells Beta's parameters."""
+    types = [_spacing(part) for part in passes]
+    levels = any(types)
+    return {
+        "Discard penultimate sigma": True if any(map(_discards, passes)) else None,
+        "Schedule min sigma": (levels and settings.sigma_min) or None,
+        "Schedule max sigma": (levels and settings.sigma_max) or None,
+        "Schedule rho": (settings.rho or None)
+        if any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
+        else None,
+        "Beta schedule alpha": 0.6 if "Beta" in types else None,
+        "Beta schedule beta": 0.6 if "Beta" in types else None,
+    }
+
+
+RHO = {"Karras": 7, "Polyexponential": 1}
+"""The exponents that schedule types have by themselves."""
+
+
+def _passes(plan: HighresPlan) -> Iterator[PassPlan]:
+    yield plan.first
+    if plan.hires:
+        yield plan.hires
+
+
+def _spacing(part: PassPlan) -> str | None:
+    """The schedule type in use where it was chosen or the sampler has one of its own: WebUI tells it, not "Automatic".
+
+    None for what "Automatic" is otherwise, and for samplers that walk timesteps and know no schedule types.
+    """
+    own = part.sampler.automatic if part.sampler.automatic != AUTOMATIC_SPACING else None
+    chosen = own if part.schedule_type == "Automatic" else part.schedule_type
+    return None if part.sampler.timesteps else chosen
+
+
+AUTOMATIC_SPACING = "Uniform"
+"""What a sampler without a schedule type of its own walks."""
+
+
+def _discards(part: PassPlan) -> bool:
+    """Whether the request, and not the sampler, leaves out the last but one sigma."""
+    return part.schedule.discard_penultimate and not part.sampler.drops_penultimate
+
+
+def _emphasizes(request: GenerationRequest) -> bool:
+    hires = request.hires
+    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    return any(bracket in prompt for prompt in prompts for bracket in "([")
+
+
+def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
+    """Keys of the hires pass; what equals the first pass's is left out."""
+    hires = request.hires
+    if hires is None:
+        return {}
+    width, height = hires.resize_to
+    resized = bool(width or height)
+    negative = hires.negative_prompt
+    return {
+        "Hires sampler": hires.sampler if hires.sampler not in (SAME_SAMPLER, request.sampler) else None,
+        "Hires prompt": hires.prompt if hires.prompt not in ("", request.prompt) else None,
+        "Hires negative prompt": negative if negative not in ("", request.negative_prompt) else None,
+        "Hires schedule type": _hires_schedule(request, plan),
+        "Hires upscale": None if resized else hires.scale,
+        "Hires resize": f"{width}x{height}" if resized else None,
+        "Hires upscaler": hires.upscaler,
+        "Hires denoising strength": hires.denoising_strength if request.image else None,
+    }
+
+
+def _hires_schedule(request: GenerationRequest, plan: HighresPlan) -> str | None:
+    """The hires pass's schedule type, where it is another than the first pass's."""
+    assert plan.hires is not None
+    first, hires = _spacing(plan.first), _spacing(plan.hires)
+    if plan.hires.sampler.timesteps:
+        return None
+    if hires is None and (first or request.schedule_type) != "Automatic":
+        return "Automatic"  # WebUI leaves this out, and then reads the first pass's schedule type back
+    return hires if hires != first else None

@@ -1,0 +1,129 @@
+"""A single file's tensors -> networks. Shapes are read from the tensors, not from a fixed configuration.
+
+Networks are built on the meta device and take the file's tensors as they are: nothing is initialised only to be
+overwritten, and nothing is copied twice.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from pipelines.ask.prompt import END, START
+from pipelines.errors import ModelError
+from pipelines.families.detection import check_channels
+from pipelines.families.family import Family, TextTower
+from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
+from pipelines.models.network import built_of, fill
+from pipelines.runtime.device import Device
+
+TOKENS = "embeddings.token_embedding.weight"
+
+
+def build_unet(path: Path, tensors: Mapping[str, Tensor], family: Family, device: Device) -> UNet2DConditionModel:
+    """Return the UNet of LDM tensors (`model.diffusion_model.*`). Raises ModelError."""
+    config = unet_config(path, tensors, family)
+    with built_of(path, "UNet", tensors), torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    layout = unet_layout(config["down_block_types"])
+    return fill(path, unet, layout.tensors_to_diffusers(tensors, UNET_PREFIX), device)
+
+
+def build_vae(path: Path, tensors: Mapping[str, Tensor], device: Device) -> AutoencoderKL:
+    """Return the VAE of LDM tensors (`first_stage_model.*`). Raises ModelError."""
+    config = vae_config(path, tensors)
+    with built_of(path, "VAE", tensors), torch.device("meta"):
+        vae = AutoencoderKL(**config)
+    layout = vae_layout(len(config["block_out_channels"]))
+    return fill(path, vae, layout.tensors_to_diffusers(tensors, VAE_PREFIX), device)
+
+
+def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTower, device: Device) -> CLIPTextModel:
+    """Return CLIP's text model of tensors without a prefix. Raises ModelError."""
+    with built_of(path, "text encoder", tensors), torch.device("meta"):
+        text = CLIPTextModel(text_config(path, tensors, tower))
+    # A buffer that is no weight: on the meta device it must be made by hand.
+    text.embeddings.position_ids = torch.arange(text.config.max_position_embeddings)[None]
+    return fill(path, text, tensors, device)
+
+
+def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for a UNet (its configuration) that was made for another text encoder (its tensors)."""
+    if unet["cross_attention_dim"] != _shape(path, text, TOKENS, 2)[1]:
+        raise ModelError(f"{path}: its UNet was made for another text encoder. The file is put together wrongly.")
+
+
+def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
+    """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
+    in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
+    check_channels(path, family, in_channels)
+    blocks = LAYERS + 1  # of a level: residual blocks, and what makes the picture smaller
+    levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
+    firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
+    attends = [f"{first}.1.norm.weight" in tensors for first in firsts]
+    context = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    return {
+        "in_channels": in_channels,
+        "out_channels": 4,
+        "block_out_channels": tuple(_shape(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "layers_per_block": LAYERS,
+        "attention_head_dim": family.unet_heads,  # diffusers' name for the number of heads in SD 1.x configs
+        "cross_attention_dim": _shape(path, tensors, context, 2)[1],
+    }
+
+
+def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
+    levels = _count(tensors, VAE_PREFIX + "encoder.down.")
+    channels = [
+        _shape(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)
+    ]
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": tuple(channels),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": LAYERS,
+    }
+
+
+def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> CLIPTextConfig:
+    """Return the configuration of CLIP's text model. Heads are 64 wide; the small models of tests have four."""
+    vocabulary, width = _shape(path, tensors, TOKENS, 2)
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=_shape(path, tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=_count(tensors, "encoder.layers."),
+        num_attention_heads=width // 64 if width >= 512 else 4,
+        max_position_embeddings=_shape(path, tensors, "embeddings.position_embedding.weight", 2)[0],
+        hidden_act=tower.activation,
+        bos_token_id=START,
+        eos_token_id=END,
+        pad_token_id=END,
+    )
+
+
+def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+    if name not in tensors:
+        raise ModelError(f"{path}: lacks {name}. The file is cut or of another form.")
+    shape = tensors[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        raise ModelError(f"{path}: {name} is of shape {tuple(shape)}, which no Stable Diffusion model has.")
+    return shape
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Return how many different numbers follow `prefix` in the tensors' names."""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    return len(numbers)

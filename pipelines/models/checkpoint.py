@@ -1,0 +1,295 @@
+"""Weight files -> tensors by their original (LDM) names, with named errors for files that are something else.
+
+Only what is safe to read, told by its content and not by its ending: safetensors (headers.py), and pickles that torch
+wrote, of which nothing is run (pickles.py). Tensors are mapped: names, shapes and types are known before any of them is
+in memory, so a wrong file is refused at the price of its header.
+"""
+
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from pipelines.errors import ModelError, in_one_line
+from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
+from pipelines.families.family import Family
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.files.headers import Stored, check_name, read_header
+from pipelines.files.pickles import read_pickle
+
+NUMBER_FORMATS: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""Number formats by their names in headers."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file is by its tensors' names, and what to give instead where a checkpoint is wanted."""
+
+    what: str
+    pattern: str
+    instead: str = "Give a Stable Diffusion 1.x checkpoint: this container runs no other family."
+
+
+CHECKPOINT = Kind("a Stable Diffusion checkpoint", r"^model\.diffusion_model\.", "")
+VAE_FILE = Kind("a VAE", r"^(decoder|encoder)\.conv_in\.", "Name it with PASTEL_VAE, beside a checkpoint.")
+UPSCALER = Kind(
+    "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Send it with a request, in files."
+)
+KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
+    Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
+    Kind("a LoRA", r"lora_(up|down|A|B)\b|\.lora\.|\.(hada|lokr)_w1", "Give the checkpoint that it was made for."),
+    Kind("a ControlNet", r"^(control_model|controlnet_\w+|input_hint_block)\.", "Give the checkpoint that it guides."),
+    Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
+    CHECKPOINT,
+    Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
+    UPSCALER,
+    VAE_FILE,
+)
+
+
+def kind_of(tensors: Mapping[str, Shaped]) -> Kind | None:
+    """Return what a file with these tensors is; None if that is not known."""
+    sign = sign_of(tensors)
+    if sign and sign.family not in FAMILIES:
+        return Kind(sign.what, sign.pattern, not_run(sign))
+    text = "\n".join(tensors)
+    return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), None)
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of the file by its name, mapped and not yet in memory.
+
+    Raises ModelError when the file is missing, cut, or of no readable form.
+    """
+    content = content_of(path)
+    with _pickle_errors(path):
+        return mapped(path, _flat(content))
+
+
+def content_of(path: Path) -> Any:
+    """What the file holds, with `Stored` for each tensor: by name in safetensors, in dicts of any form in a pickle.
+
+    Raises ModelError.
+    """
+    if is_safetensors(path):
+        with _header_errors(path):
+            return read_header(path).tensors
+    with _pickle_errors(path):
+        return read_pickle(path)
+
+
+def _flat(content: Any) -> dict[str, Stored]:
+    """The tensors of a pickle by their names, those of dicts inside it by both names. Raises ValueError."""
+    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    groups = {"": content} if isinstance(content, Mapping) else {}
+    groups |= {f"{name}.": group for name, group in groups.get("", {}).items() if isinstance(group, dict)}
+    distinct = {id(group): (prefix, group) for prefix, group in groups.items()}  # one could stand there many times
+    found: dict[str, Stored] = {}
+    for prefix, group in distinct.values():
+        for name, value in group.items():
+            if isinstance(value, Stored):
+                check_name(f"{prefix}{name}", found)
+                found[f"{prefix}{name}"] = value
+    return found
+
+
+def mapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """These tensors of the file, whose pages come into memory when they are read. Written pages stay in the process."""
+    with path.open("rb") as stream:
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    return {name: _tensor(content, each) for name, each in stored.items()}
+
+
+def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
+    kind = NUMBER_FORMATS[stored.kind]
+    if stored.extent == 0:
+        return torch.empty(stored.shape, dtype=kind)
+    if stored.start % kind.itemsize == 0:
+        values = torch.frombuffer(content, dtype=kind, count=stored.extent, offset=stored.start)
+    else:  # processors want values at multiples of their size, and old files do not care
+        size = stored.extent * kind.itemsize
+        values = torch.frombuffer(content, dtype=torch.uint8, count=size, offset=stored.start).clone().view(kind)
+    return values.as_strided(stored.shape, stored.strides)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file tells of itself; nothing for a pickle. Raises ModelError for other files."""
+    if not is_safetensors(path):
+        return {}
+    with _header_errors(path):
+        return dict(read_header(path).texts)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file is safetensors; if not, it looks like a pickle. Raises ModelError for anything else."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            found = "a folder or a device" if path.exists() else "no such file"
+            raise ModelError(f"{path}: {found}. Give the path of a .safetensors or .ckpt checkpoint.")
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
+    pickled = start.startswith((b"PK\x03\x04", b"\x80\x02"))
+    if start[8:9] != b"{" and not pickled:
+        raise ModelError(f"{path}: {_what_else(start)}. Give a .safetensors file.")
+    return not pickled
+
+
+def _what_else(start: bytes) -> str:
+    """The usual things that are found in place of weights."""
+    if not start:
+        return "an empty file"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file, which holds quantised weights"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, and not the file that it points to"
+    if start.lstrip().startswith(b"<"):
+        return "a web page, and no weights: whoever serves the file may want a login"
+    return "neither safetensors nor a pickle of torch, or cut within its first bytes"
+
+
+@contextmanager
+def _header_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError, OSError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}). Fetch it again.") from error
+
+
+@contextmanager
+def _pickle_errors(path: Path) -> Iterator[None]:
+    """Inside, what is raised at a pickle that cannot be read -> ModelError with the reason."""
+    try:
+        yield
+    except Exception as error:  # zipfile raises many kinds, all mean the same to the user
+        raise ModelError(
+            f"{path}: cannot be read as plain weights ({in_one_line(error)}); nothing in it was run. "
+            "Pickles that need code are refused; use a .safetensors version of it."
+        ) from error
+
+
+def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for tensors that pickles can name and that would grow beyond their file once they are copied."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or not tensor.is_cpu or tensor.is_quantized:
+            raise ModelError(f"{path}: {name} is no plain tensor (sparse, quantised, or without values).")
+    if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+        raise ModelError(f"{path}: its tensors claim to be larger than the file. It is broken, or made to do harm.")
+
+
+@contextmanager
+def no_larger_than(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, no more parameters are made than these tensors can fill, four times over: libraries make some twice.
+
+    Sizes and counts of layers come from the file, and a small one can ask for any; building would take all memory, or
+    never end. Raises ValueError, before a parameter's memory is written to.
+    """
+    room = 4 * sum(max(1, tensor.numel()) for tensor in tensors)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal room
+        room -= max(1, parameter.numel()) if parameter is not None else 0
+        if room < 0:
+            raise ValueError("it describes a network that is larger than the file")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for weights that are NaN or infinite: no picture comes of them."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ModelError(
+                f"{path}: {name} has values that are NaN or infinite in {tensor.dtype}. "
+                "The file is broken, or its values need more than half precision. Use another version of it."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. The sum tells for a thirtieth of the time; it may overflow, so it only
+    raises doubt."""
+    return not tensor.is_floating_point() or bool(tensor.sum().isfinite() or tensor.isfinite().all())
+
+
+def weight_file(folder: Path) -> Path | None:
+    """The weights of a diffusers pipeline's UNet, or of a folder that holds one network."""
+    found = (sorted(folder.glob(pattern)) for pattern in ("unet/*.safetensors", "unet/*.bin", "*.safetensors", "*.bin"))
+    return next((files[0] for files in found if files), None)
+
+
+def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
+    """Return the (UNet, VAE, text encoder) tensors of a single file; UNet's and VAE's keep their prefixes.
+
+    Text tensors come without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged checkpoints are
+    published both with and without `text_model.` in their names. Raises ModelError for a file without a text encoder.
+    """
+    prefix = family.text.prefix
+    unet = {name: value for name, value in tensors.items() if name.startswith(UNET_PREFIX)}
+    vae = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
+    text = {
+        name.removeprefix(prefix).removeprefix("text_model."): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+    if not text:
+        raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
+    text.pop("embeddings.position_ids", None)  # an index 0..76, which some checkpoints hold in broken float16
+    return unet, vae, text
+
+
+def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:
+    """Return the family of a single-file checkpoint. Raises ModelError, which names what the file is instead."""
+    kind = kind_of(tensors)
+    if kind is None:
+        raise ModelError(f"{path}: holds no UNet ({UNET_PREFIX}*), so it is not a Stable Diffusion checkpoint.")
+    if kind is not CHECKPOINT:
+        raise ModelError(f"{path}: {kind.what}. {kind.instead}")
+    return family_of(path, sign_of(tensors))
+
+
+def vae_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a separate VAE file under the names they have inside a checkpoint.
+
+    VAE files are published with and without `first_stage_model.`; a whole checkpoint serves as well.
+    Raises ModelError when the file holds no decoder, or is of another family.
+    """
+    inside = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
+    if not inside:
+        kept = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+        inside = {VAE_PREFIX + name: value for name, value in tensors.items() if name.startswith(kept)}
+    kind = kind_of(tensors)
+    if VAE_PREFIX + "decoder.conv_in.weight" not in inside or kind not in (CHECKPOINT, VAE_FILE, None):
+        seen = f" It is {kind.what}." if kind else ""
+        raise ModelError(f"{path}: holds no VAE decoder that can be put over the checkpoint's VAE.{seen}")
+    return inside

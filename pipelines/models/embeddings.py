@@ -1,0 +1,85 @@
+"""Textual inversion: words of a prompt that stand for vectors of their own (Gal et al. 2022, arXiv:2208.01618)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipelines.ask.networks import ExtraFile
+from pipelines.ask.prompt import CHUNK_LENGTH
+from pipelines.errors import ModelError
+from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_tensors
+
+NAMES = ("string_to_param.", "emb_params")
+"""How programs begin the vectors' name in their files; others hold one tensor of any name."""
+
+
+class EmbeddingTable:
+    """The embeddings that the prompts of one prediction may name; read when the first prompt does.
+
+    In a chunk an embedding's vector is a token of negative number: -1 is the first row of `_rows`.
+    """
+
+    def __init__(self, files: Mapping[str, ExtraFile], tokenize: Callable[[str], list[int]], width: int) -> None:
+        self._files, self._width = files, width
+        self._names: dict[int, list[tuple[list[int], str]]] = {}
+        for name in files:
+            if ids := tokenize(name):
+                self._names.setdefault(ids[0], []).append((ids, name))
+        for names in self._names.values():
+            names.sort(key=lambda named: len(named[0]), reverse=True)
+        self._rows: list[Tensor] = []
+        self._owners: list[str] = []
+        self._units: dict[str, tuple[int, ...]] = {}
+
+    def units(self, ids: list[int]) -> Iterator[tuple[int, ...]]:
+        """The tokens of one piece, those of an embedding's name replaced by its vectors, which stay together.
+
+        Raises ModelError for a file that is no embedding of this model.
+        """
+        position = 0
+        while position < len(ids):
+            named = self._names.get(ids[position], ())
+            found = next((entry for entry in named if ids[position : position + len(entry[0])] == entry[0]), None)
+            yield self._unit(found[1]) if found else (ids[position],)
+            position += len(found[0]) if found else 1
+
+    def _unit(self, name: str) -> tuple[int, ...]:
+        if name not in self._units:
+            with self._files[name].blamed():
+                vectors = read_embedding(self._files[name], self._width)
+            first = -1 - len(self._rows)
+            self._units[name] = tuple(range(first, first - len(vectors), -1))
+            self._rows += vectors
+            self._owners += [name] * len(vectors)
+        return self._units[name]
+
+    def vectors(self, tokens: Sequence[int]) -> Tensor:
+        """(tokens, width) float32 of tokens of negative number."""
+        return torch.stack([self._rows[-1 - token] for token in tokens])
+
+    def hashes(self, tokens: Sequence[int]) -> dict[str, str]:
+        """Names and SHA-256 of the embeddings among the tokens, in their order."""
+        names = dict.fromkeys(self._owners[-1 - token] for token in tokens if token < 0)
+        return {name: self._files[name].sha256 for name in names}
+
+
+def read_embedding(file: ExtraFile, width: int) -> Tensor:
+    """An embedding's vectors (n, width) in float32. Raises ModelError for a file that holds no such thing."""
+    path, tensors = file.path, map_tensors(file.path)
+    check_plain(path, tensors)
+    vectors = next((tensor for name, tensor in tensors.items() if name.startswith(NAMES)), None)
+    if vectors is None and len(tensors) == 1:
+        (vectors,) = tensors.values()
+    if vectors is None:
+        kind = kind_of(tensors)
+        raise ModelError(f"{path}: {kind.what if kind else 'no embedding'}. Give a textual inversion's file.")
+    vectors = vectors[None] if vectors.dim() == 1 else vectors
+    fits = vectors.dim() == 2 and vectors.shape[1] == width and 0 < len(vectors) <= CHUNK_LENGTH
+    if not fits or not vectors.is_floating_point():
+        raise ModelError(
+            f"{path}: an embedding of shape {tuple(vectors.shape)} in {vectors.dtype}; this model takes 1 to "
+            f"{CHUNK_LENGTH} vectors of {width}. It was made for another family of models."
+        )
+    check_finite(path, {"embedding": vectors})
+    return vectors.detach().float()

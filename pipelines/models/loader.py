@@ -1,0 +1,172 @@
+"""A checkpoint, with its own or a better VAE -> a model in memory, ready to draw."""
+
+import hashlib
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from pipelines.ask.identity import ModelFiles, ModelIdentity
+from pipelines.errors import ModelError
+from pipelines.families.detection import (
+    Declaration,
+    check_channels,
+    declared_in_file,
+    declared_in_scheduler,
+    family_of,
+    sign_of_folder,
+)
+from pipelines.families.family import Family
+from pipelines.families.layouts import VAE_PREFIX
+from pipelines.models.build import build_text_encoder, build_unet, build_vae, check_widths, unet_config
+from pipelines.models.checkpoint import (
+    family_of_file,
+    map_tensors,
+    read_metadata,
+    split_checkpoint,
+    vae_tensors,
+    weight_file,
+)
+from pipelines.models.controlnets import ControlNets
+from pipelines.models.folders import from_subfolder, read_config
+from pipelines.models.lora import Adapters
+from pipelines.models.model import Model
+from pipelines.models.text import TextEncoder, load_tokenizer
+from pipelines.models.unet import fit_any_size
+from pipelines.models.vae import VAE
+from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.unet_call import UNet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint holds: its networks, and what they are."""
+
+    family: Family
+    declared: Declaration
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | None
+    text: CLIPTextModel
+
+
+def load(files: ModelFiles, device: Device | None = None) -> Model:
+    """Read the files and build the model. Raises ModelError, which names the file and the reason."""
+    device = device or best_device()
+    parts = _read(files, device)
+    prediction, noise = parts.declared.apply(files.checkpoint, parts.family)
+    if prediction != parts.family.prediction or noise != parts.family.noise:
+        log.info("%s declares %s.", files.checkpoint.name, parts.declared.describe())
+    vae = _vae(files, parts, device)
+    fit_any_size(parts.unet)
+    hashing = ThreadPoolExecutor(1)
+    identified = hashing.submit(identify, files)
+    hashing.shutdown(wait=False)
+    return Model(
+        family=parts.family,
+        prediction=prediction,
+        noise=noise,
+        unet=UNet(parts.unet.eval()),
+        vae=VAE(vae.eval(), parts.family.latent_scale),
+        text=TextEncoder(parts.text.eval(), load_tokenizer(files.tokenizer), device.place),
+        adapters=Adapters(parts.unet, parts.text, parts.family.text),
+        controls=ControlNets(parts.unet.config, device),
+        device=device,
+        identified=identified,
+    )
+
+
+def _read(files: ModelFiles, device: Device) -> Parts:
+    if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
+        return _from_folder(files.checkpoint, device)
+    return _from_single_file(files.checkpoint, device, own_vae=files.vae is None)
+
+
+def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
+    """Return the VAE that was asked for, or the checkpoint's own."""
+    if files.vae is not None:
+        vae = load_vae(files.vae, device)
+        _check_applied(files.vae, vae)
+        return vae
+    if parts.vae is None:
+        raise ModelError(f"{files.checkpoint}: holds no VAE. Name one beside it (PASTEL_VAE).")
+    return parts.vae
+
+
+def identify(files: ModelFiles) -> ModelIdentity:
+    """Return names and hashes as infotexts give them. Reads the whole files."""
+    vae = files.vae
+    return ModelIdentity(
+        name=files.name,
+        sha256=files.sha256 or sha256_of(files.checkpoint),
+        vae_name=vae.name if vae else "",
+        vae_sha256=sha256_of(vae) if vae else "",
+        folder=files.checkpoint.is_dir(),
+        vae_folder=bool(vae and vae.is_dir()),
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a weight file, or of a folder's UNet or VAE.
+
+    Its first ten digits are WebUI's "Model hash".
+    """
+    file = weight_file(path) if path.is_dir() else path
+    if file is None:
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
+    tensors = map_tensors(path)
+    family = family_of_file(path, tensors)
+    unet, vae, text = split_checkpoint(path, tensors, family)
+    check_widths(path, unet_config(path, unet, family), text)
+    return Parts(
+        family,
+        declared_in_file(tensors, read_metadata(path)),
+        build_unet(path, unet, family, device),
+        build_vae(path, vae, device) if vae and own_vae else None,
+        build_text_encoder(path, text, family.text, device),
+    )
+
+
+def _from_folder(path: Path, device: Device) -> Parts:
+    family = family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
+    unet = from_subfolder(UNet2DConditionModel, path / "unet", device)
+    vae = from_subfolder(AutoencoderKL, path / "vae", device)
+    text = from_subfolder(CLIPTextModel, path / family.text.folder, device)
+    check_channels(path, family, unet.config.in_channels)
+    if unet.config.cross_attention_dim != text.config.hidden_size:
+        raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
+    declared = declared_in_scheduler(read_config(path / "scheduler" / "scheduler_config.json"))
+    return Parts(family, declared, unet, vae, text)
+
+
+def load_vae(path: Path, device: Device) -> AutoencoderKL:
+    """Return the VAE of a file or diffusers folder. Raises ModelError."""
+    if os.path.isdir(path):
+        return from_subfolder(AutoencoderKL, path, device)
+    return build_vae(path, vae_tensors(path, map_tensors(path)), device)
+
+
+def _check_applied(path: Path, vae: AutoencoderKL) -> None:
+    """Compare the VAE in use with the file that was asked for, which is read again.
+
+    A better VAE that is silently not applied is the classic cause of pale pictures. The last layer tells, because
+    every file has it under the same name.
+    """
+    file = weight_file(path) if path.is_dir() else path
+    applied = vae.decoder.conv_out.weight
+    inside = map_tensors(file) if file else {}
+    wanted = inside.get("decoder.conv_out.weight", inside.get(f"{VAE_PREFIX}decoder.conv_out.weight"))
+    if wanted is None or not torch.equal(applied.cpu(), wanted.to(applied.dtype)):
+        raise ModelError(f"{path}: this VAE was asked for and is not the one in use.")

@@ -1,0 +1,69 @@
+"""A model in memory: its family's description, its networks, and what a prediction puts into them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.networks import ExtraFile
+from pipelines.ask.request import FreeU
+from pipelines.families.family import Family
+from pipelines.families.noise_schedule import NoiseSchedule
+from pipelines.families.prediction import Prediction
+from pipelines.models.controlnets import ControlNets
+from pipelines.models.lora import Adapters, LoraUse
+from pipelines.models.text import TextEncoder
+from pipelines.models.unet import set_freeu
+from pipelines.models.vae import VAE
+from pipelines.runtime.device import Device
+from pipelines.runtime.memory import Footprint
+from pipelines.runtime.unet_call import UNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model, shared by every phase and every prediction."""
+
+    family: Family
+    prediction: Prediction
+    """What this model's UNet predicts: its family's way, unless its file says otherwise."""
+    noise: NoiseSchedule
+    """What it was trained with: its family's schedule, unless its file says otherwise."""
+    unet: UNet
+    vae: VAE
+    text: TextEncoder
+    adapters: Adapters
+    controls: ControlNets
+    device: Device
+    identified: Future[ModelIdentity]
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Names and hashes. Files are hashed while the first picture is drawn; this waits until they are."""
+        return self.identified.result()
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        return Footprint.of(self.unet.network, self.vae.network)
+
+    @property
+    def footprint(self) -> Footprint:
+        """The bytes that drawing takes, with the ControlNets that are loaded now."""
+        return self._footprint.under_controls() if self.controls.networks else self._footprint
+
+    @contextmanager
+    def using(self, loras: Sequence[LoraUse], controls: Iterable[ExtraFile], freeu: FreeU | None) -> Iterator[None]:
+        """Inside, the model has exactly these LoRAs in its weights, these ControlNets loaded, and FreeU on or off.
+
+        At the end FreeU goes off at once. LoRAs and ControlNets stay for the next prediction that asks for the same;
+        one that asks for others takes them out. Not to be nested. Raises ModelError for a file that does not fit.
+        """
+        self.controls.load_only(controls)
+        self.adapters.apply(loras)
+        set_freeu(self.unet.network, freeu)
+        try:
+            yield
+        finally:
+            set_freeu(self.unet.network, None)

@@ -1,0 +1,68 @@
+"""How a network gets its weights: it is built on the meta device, takes a file's tensors as they are and goes to the
+device."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+
+from pipelines.errors import ModelError, in_one_line
+from pipelines.models.checkpoint import check_finite, check_plain, is_safetensors, no_larger_than
+from pipelines.runtime.device import Device
+from pipelines.runtime.memory import drop_pages
+
+Network = TypeVar("Network", bound=nn.Module)
+WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@contextmanager
+def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Build a network inside, without initialising it. What diffusers and transformers raise at names and shapes that
+    they do not know becomes a ModelError."""
+    try:
+        with no_larger_than(tensors.values()), no_init_weights():
+            yield
+    except ModelError:
+        raise
+    except KeyError as error:
+        raise ModelError(f"{path}: its {part} lacks {error.args[0]}. The file is cut or of another form.") from error
+    except Exception as error:  # of a dozen kinds
+        raise ModelError(f"{path}: its {part} is of no form that is known ({in_one_line(error)}).") from error
+
+
+def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device) -> Network:
+    """Give the meta network its tensors and move it to the device. Every parameter must be there, in its shape.
+
+    Raises ModelError, also for weights that are not finite in the device's number format.
+    """
+    kind = type(network).__name__
+    used = {name: tensors[name] for name in network.state_dict() if name in tensors}
+    check_plain(path, used)
+    for name, tensor in used.items():
+        if tensor.dtype not in WEIGHT_FORMATS:
+            raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
+    try:
+        report = network.load_state_dict(used, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
+    if report.missing_keys:
+        missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
+        raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
+    _move(network.requires_grad_(False), device, mapped=is_safetensors(path))
+    check_finite(path, network.state_dict())
+    return network
+
+
+def _move(network: nn.Module, device: Device, mapped: bool) -> None:
+    """Move the weights to the device in its number format, one by one. After each copy the file's pages are dropped, so
+    that memory never holds both."""
+    for weight in network.parameters():
+        source = weight.data
+        weight.data = source.to(device.place, device.dtype)
+        if mapped and weight.data_ptr() != source.data_ptr():
+            drop_pages(source)
+    nn.Module.to(network, device.place)  # buffers; diffusers' own `to` warns

@@ -1,0 +1,164 @@
+"""How much memory a plan takes, computed beforehand, and how work runs with less if there is not enough.
+
+The figures count activations beside the weights, with fused attention. They grow with the number of pixels and with
+nothing else; `tests/tiny/test_memory.py` counts every tensor that the networks make and finds the same.
+"""
+
+import ctypes
+import logging
+import mmap
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from pipelines.ask.plan import LATENT_PIXELS, HighresPlan
+from pipelines.errors import OutOfMemory
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+UNET_TENSORS = 26
+"""For every latent pixel the UNet at its peak holds this many tensors with the channels of its first level."""
+CONTROL_TENSORS = 6
+"""ControlNets, however many, add this many more of them: what they give to the UNet's levels, summed."""
+
+ROOM_USED = 0.85
+"""The share of the free memory that is planned with, because an allocator leaves holes."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The bytes that the networks of one model take beside their weights."""
+
+    unet: int
+    """Per latent pixel and row of the batch; a guided image is two rows."""
+    vae: int
+    """Per pixel of the one picture that is decoded at a time."""
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, vae: AutoencoderKL) -> "Footprint":
+        """Compute it from the networks' shapes and number formats."""
+        first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
+        return cls(
+            unet=UNET_TENSORS * unet.config.block_out_channels[0] * unet.dtype.itemsize,
+            # Either the last level's first block, which still has the channels of the level before, or the others.
+            vae=max(5 * first, 3 * second) * vae.dtype.itemsize,
+        )
+
+    def under_controls(self) -> "Footprint":
+        """Return the same with what ControlNets add to the UNet at its peak, however many they are."""
+        return replace(self, unet=self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS)
+
+    def pixels(self, room: int) -> int:
+        """Return how many pixels a picture may have to fit into this many bytes, row by row and decoded in tiles."""
+        return room * LATENT_PIXELS**2 // self.unet
+
+
+def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int | None) -> int:
+    """Return how many rows of a batch the UNet takes at once in this many bytes; log it if that is not all of them."""
+    if room is None:
+        return rows
+    need = footprint.unet * latent_pixels
+    fit = int(ROOM_USED * room) // need
+    if fit < 1:
+        log.warning("A row of this pass needs %.1f GB and %.1f GB are free: it may not fit.", need / 1e9, room / 1e9)
+    elif fit < rows:
+        log.info("Memory has room for %d of the %d rows of this pass at once.", fit, rows)
+    return max(1, min(fit, rows))
+
+
+def room_left(device: torch.device) -> int | None:
+    """Return the bytes that are free on the device, our allocator's reserve included; None if that is unknown."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocator gave up. The CPU's, CUDA's runtime and its libraries raise plain RuntimeErrors."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
+def with_fallback(work: Callable[[], Result], fallback: Callable[[], Result], told: str) -> Result:
+    """Run the work; on out-of-memory, log and run the fallback once, which may raise too."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(error)
+    log.warning("Out of memory: %s.", told)
+    return fallback()
+
+
+def release_memory(error: BaseException) -> None:
+    """After failed or cancelled work, let go of what its frames hold and give the GPU's memory back."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)  # glibc's own
+
+
+def trim_heap() -> None:
+    """Hand freed memory of the process back to the system.
+
+    glibc keeps it, and with pictures of many sizes its holes add up: 500 predictions ended at 798 MB without this
+    function and at 604 MB with it.
+    """
+    if _trim is not None:
+        _trim(0)
+
+
+def drop_pages(tensor: Tensor) -> None:
+    """Drop the pages of a mapped file that a tensor lies on; they are read again if they are needed.
+
+    Only for tensors of mapped files: others would lose their values.
+    """
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = end // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if whole > 0:
+        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def memory_errors_say_what_fits(
+    plan: HighresPlan, footprint: Callable[[], Footprint], device: torch.device
+) -> Iterator[None]:
+    """Turn an allocator's error into OutOfMemory, which names a size that fits."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(error)
+        fit = what_fits(plan, footprint(), room_left(device))  # only now: the ControlNets are there
+        raise OutOfMemory(f"No memory left for {plan.describe()}. {fit}") from error
+
+
+def what_fits(plan: HighresPlan, footprint: Footprint, room: int | None) -> str:
+    """Return one sentence of advice: the inputs that ask for the largest picture of the plan's shape that fits."""
+    width, height = plan.final_size
+    if room is None:
+        return f"Use a smaller hires_scale or size than {width}x{height}, or num_outputs=1."
+    # work that failed must become smaller even if this count says that it fits
+    pixels = min(footprint.pixels(room), width * height * 0.8)
+    scale = (pixels / (plan.first.width * plan.first.height)) ** 0.5
+    if plan.hires and scale >= 1.05:
+        return f"hires_scale={int(scale * 20) / 20:g} fits."
+    if plan.hires and scale >= 1:
+        return "highres_fix=Off fits."
+    sides = (max(64, int(side * scale) // 64 * 64) for side in (plan.first.width, plan.first.height))
+    return "width={} and height={} fit{}.".format(*sides, ", with highres_fix=Off" if plan.hires else "")

@@ -1,0 +1,207 @@
+"""The UNet with classifier-free guidance as a denoiser D(x, sigma).
+
+All sampling arithmetic stays in float32 outside; the UNet gets its own dtype. Guidance is `u + sum_i (c_i - u) w_i
+scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2206.01714). It acts on the UNet's raw
+output, which the model's prediction then converts once: for one x and sigma that is the same as guiding the denoised
+pictures.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.models.model import Model
+from pipelines.runtime.memory import with_fallback
+from pipelines.runtime.parts import SHORT_SECONDS, at_once
+from pipelines.runtime.unet_call import Condition, UNetCall
+from pipelines.sampling.control import Controls
+from pipelines.sampling.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class LatentMask:
+    """Where latents are drawn, (h, w) from 0 to 1, and the latents (B, 4, h, w) that are kept elsewhere."""
+
+    drawn: Tensor
+    kept: Tensor
+
+    def blend(self, latents: Tensor) -> Tensor:
+        """Return the latents where they are drawn, and those that are kept elsewhere."""
+        return latents * self.drawn + self.kept * (1 - self.drawn)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a pass that one model draws."""
+
+    model: Model
+    prompts: Prompts
+    channels: Tensor | None = None
+    """What the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    starts_at: float = 0.0
+    """The share of the model's noise, from 0 to 1, that must be gone before this stage takes over."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the prompt is followed."""
+
+    scale: float
+    rescale: float = 0.0
+    """How much of the contrast that a high scale adds is taken back, from 0 to 1."""
+
+
+class GuidedDenoiser:
+    """The denoiser of one pass, which may change its model on the way.
+
+    It counts its calls, which prompt editing goes by. ControlNets go by `step`, which whoever walks the steps sets.
+    With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
+    of a timestep sampler sees.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        guidance: Guidance,
+        rows: int,
+        mask: LatentMask | None = None,
+        controls: Controls | None = None,
+    ) -> None:
+        """`stages` are in the order of the pass. `rows` of a batch go through the UNet at once."""
+        self._stage, *self._later = stages
+        self.noise = self._stage.model.noise
+        self._guidance = guidance
+        self._rows = rows
+        self._mask = mask
+        self._controls = controls
+        self.calls = self.step = 0
+        self._short = False
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        self._dtype = self._stage.model.unet.network.dtype  # which diffusers finds by walking through 1000 modules
+        self._key: tuple[int, ...] = ()
+        self._conditions: list[Condition] = []
+
+    def _advance(self, t: int) -> None:
+        """Go on to the next stage once timestep t has reached it. WebUI compares in single precision."""
+        trained = len(self.noise.alphas)
+        share = np.float32((trained - 1 - t) / trained)
+        while self._later and share >= np.float32(self._later[0].starts_at):
+            self._stage = self._later.pop(0)
+            self._begin_stage()
+
+    def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
+        """Denoise x (B, 4, h, w), whose noise has the deviation sigma; return the guided picture's latents.
+
+        `t` is the timestep that the UNet is told; None: the fractional one that belongs to sigma.
+        """
+        self._advance(self.noise.nearest(sigma))
+        scaled = x * (sigma**2 + 1) ** -0.5
+        output, _ = self._guided(scaled, self.noise.t_of(sigma) if t is None else t, sigma)
+        denoised = self._stage.model.prediction.denoised(x, sigma, output)
+        return self._mask.blend(denoised) if self._mask else denoised
+
+    def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Return the guided and the unconditional noise of a variance-preserving x (B, 4, h, w) at a timestep."""
+        self._advance(int(t))
+        x = self._mask.blend(x) if self._mask else x
+        guided, unconditional = self._guided(x, t, self.noise.sigma_of(t))
+        prediction, alpha = self._stage.model.prediction, self.noise.alphas[int(t)]
+        return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional)
+
+    def _guided(self, x: Tensor, t: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """Return the guided and the unconditional output for a variance-preserving x at the noise level sigma."""
+        conditions = self._conditions_for(len(x))
+        weights = self._stage.prompts.positive.weights
+        self.calls += 1
+        conditional_rows = len(weights) * len(x)
+        outputs = list(self._predict(x, t, conditions[0], conditional_rows))
+        for condition in conditions[1:]:
+            outputs += self._predict(x, t, condition, 0)
+        *conditional, unconditional = outputs
+        guided = _combined(conditional, weights, unconditional, self._guidance.scale)
+        if self._guidance.rescale:
+            plain = _combined(conditional, weights, unconditional, 1)
+            guided = self._rescaled(guided, plain, x * (sigma**2 + 1) ** 0.5, sigma)
+        return guided, unconditional
+
+    def _rescaled(self, guided: Tensor, plain: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """Return the output whose denoised latents have, by the rescale's share, the spread of those without guidance.
+
+        Guidance exaggerates the spread of the latents. Rescaling the noise itself would leave some of it in them.
+        """
+        prediction = self._stage.model.prediction
+        denoised, wanted = (prediction.denoised(x, sigma, output) for output in (guided, plain))
+        ratio = wanted.std((1, 2, 3), keepdim=True) / denoised.std((1, 2, 3), keepdim=True)
+        rescaled = denoised * torch.lerp(torch.ones_like(ratio), ratio, self._guidance.rescale)
+        return prediction.output(x, sigma, rescaled)
+
+    def _conditions_for(self, images: int) -> list[Condition]:
+        """Return conditions of (prompts * images) rows, the negative prompt's last: one batch, or two where the prompts
+        have different numbers of chunks. They are made again only when prompt editing changes them."""
+        prompts, calls = self._stage.prompts, self.calls
+        key = prompts.places(calls)
+        if key != self._key:
+            positive, negative = prompts.at(calls)
+            together = positive.tokens.shape[1] == negative.tokens.shape[1]
+            batches = [Condition.cat([positive, negative])] if together else [positive, negative]
+            self._conditions = [
+                batch.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0)) for batch in batches
+            ]
+            self._key = key
+        return self._conditions
+
+    def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
+        """Return the UNet's output (B, 4, h, w) for every B rows of the condition, computing as many at once as fit.
+
+        The first `conditional` rows are the prompt's.
+        """
+        time = torch.full((), t, dtype=torch.float32, device=x.device)
+        prompts = len(condition) // len(x)
+        channels = self._stage.channels
+        if channels is not None:
+            x = torch.cat([x, channels.expand(len(x), -1, -1, -1)], dim=1)
+        call = UNetCall(torch.cat([x.to(self._dtype)] * prompts), time, condition)
+
+        def one_by_one() -> Tensor:
+            self._rows = 1  # more would fail again at every step
+            return self._in_parts(call, conditional)
+
+        told = "the rest of this pass takes one row of the batch at a time"
+        output = with_fallback(lambda: self._in_parts(call, conditional), one_by_one, told)
+        return output.float().chunk(prompts)
+
+    def _in_parts(self, call: UNetCall, conditional: int) -> Tensor:
+        """Compute a call, at most `rows` rows at once."""
+        total = len(call.images)
+        if total <= self._rows:
+            return self._compute(call, conditional)
+        parts = math.ceil(total / self._rows)
+        rows = math.ceil(total / parts)  # evenly: a last call of one row would run uncompiled
+        outputs = [self._compute(part, conditional - k * rows) for k, part in enumerate(call.split(rows))]
+        return torch.cat(outputs)
+
+    def _compute(self, call: UNetCall, conditional: int) -> Tensor:
+        if self._controls:
+            rows = min(max(conditional, 0), len(call.images))
+            call = replace(call, residuals=self._controls.residuals(call, self.step, rows))
+        started = perf_counter()
+        with at_once() if self._short else nullcontext():
+            output: Tensor = self._stage.model.unet(call)
+        self._short = call.images.device.type == "cpu" and perf_counter() - started < SHORT_SECONDS
+        return output
+
+
+def _combined(conditional: Sequence[Tensor], weights: Sequence[float], unconditional: Tensor, scale: float) -> Tensor:
+    """Return the outputs of a prompt's parts, guided away from the unconditional one."""
+    guided = unconditional
+    for part, weight in zip(conditional, weights, strict=True):
+        guided = torch.add(guided, part - unconditional, alpha=weight * scale)
+    return guided

@@ -1,0 +1,189 @@
+"""Every random draw of one pass, from seeds: initial noise, ancestral noise, SDE noise.
+
+Each image has generators of its own, so that it is the same alone or in a batch. The sources are WebUI's: "CPU" is
+torch's CPU generator, "GPU" the CUDA one, "NV" computes what the CUDA one draws on any machine.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, repeat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.ask.request import NoiseSettings
+
+DEFAULTS = NoiseSettings()
+Shape = tuple[int, int, int]
+Source = Callable[[Sequence[int], Shape, torch.device], Iterator[Tensor]]
+"""(seeds, shape, device) -> successive draws (len(seeds), *shape) of unit normals, each seed's its own stream."""
+
+
+def torch_normals(seeds: Sequence[int], shape: Shape, device: torch.device, origin: str = "cpu") -> Iterator[Tensor]:
+    """Draws of torch's generator on the device `origin`, moved to `device`."""
+    generators = [torch.Generator(origin).manual_seed(seed) for seed in seeds]
+    while True:
+        draws = [torch.randn(shape, generator=generator, device=origin) for generator in generators]
+        yield torch.stack(draws).to(device, non_blocking=True)
+
+
+_AHEAD = 8
+"""Ancestral draws that Philox computes at once: a draw costs a hundred small kernels, eight cost no more on a GPU."""
+
+
+def philox_normals(seeds: Sequence[int], shape: Shape, device: torch.device) -> Iterator[Tensor]:
+    """Draws of CUDA's generator, computed on `device`; equal to a GPU's up to the sizes that it fills in one sweep."""
+    words = [[seed & _WORD for seed in seeds], [seed >> 32 & _WORD for seed in seeds]]
+    key = torch.tensor(words).to(device, non_blocking=True)[:, None, :, None]  # (2, 1, seeds, 1)
+    element = torch.arange(math.prod(shape), device=device)
+    first = 0
+    for size in chain([1], repeat(_AHEAD)):
+        draw = torch.arange(first, first + size, device=device)[:, None, None]
+        yield from _box_muller(*_philox(draw, element, key[0], key[1])).unflatten(-1, shape)
+        first += size
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _philox(draw: Tensor, element: Tensor, key_0: Tensor, key_1: Tensor) -> tuple[Tensor, Tensor]:
+    """First two words of Philox 4x32-10 (Salmon et al. 2011) at the counter (draw, 0, element, 0), in int64 tensors."""
+    c_0, c_1, c_2, c_3 = draw, torch.zeros_like(draw), element, torch.zeros_like(draw)
+    for _ in range(10):
+        # The 64-bit products wrap into the sign bit; masking after the shift makes it a logical one.
+        product_0, product_1 = 0xD2511F53 * c_0, 0xCD9E8D57 * c_2
+        c_0, c_1 = (product_1 >> 32 & _WORD) ^ c_1 ^ key_0, product_1 & _WORD
+        c_2, c_3 = (product_0 >> 32 & _WORD) ^ c_3 ^ key_1, product_0 & _WORD
+        key_0, key_1 = key_0 + 0x9E3779B9 & _WORD, key_1 + 0xBB67AE85 & _WORD
+    return c_0, c_1
+
+
+_TURN = float(np.float32(2 * math.pi / 2**32))
+"""cuRAND keeps this factor in single precision."""
+
+
+def _box_muller(word_0: Tensor, word_1: Tensor) -> Tensor:
+    """Unit normals, float32, from pairs of uniform 32-bit words."""
+    radius = ((word_0.double() + 0.5) / 2**32).log().mul(-2).sqrt()
+    return (radius * ((word_1.double() + 0.5) * _TURN).sin()).float()
+
+
+def _gpu_normals(seeds: Sequence[int], shape: Shape, device: torch.device) -> Iterator[Tensor]:
+    """The CUDA generator's draws; computed by Philox where there is no CUDA."""
+    if device.type == "cuda":
+        return torch_normals(seeds, shape, device, "cuda")
+    return philox_normals(seeds, shape, device)
+
+
+SOURCES: dict[str, Source] = {"NV": philox_normals, "CPU": torch_normals, "GPU": _gpu_normals}
+
+
+def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation of noise (C, H, W); as in WebUI, between its vectors along H."""
+    cosine = (start / start.norm(dim=1, keepdim=True) * (end / end.norm(dim=1, keepdim=True))).sum(1, keepdim=True)
+    angle = cosine.acos()
+    between = ((1 - weight) * angle).sin() / angle.sin() * start + (weight * angle).sin() / angle.sin() * end
+    return torch.where(cosine.mean() > 0.9995, start.lerp(end, weight), between)  # no `if`: the host would wait for it
+
+
+class Noise:
+    """The draws of one pass over a batch, each (B, 4, h, w) float32 with unit variance.
+
+    `initial` comes first, once; `draw` and `brownian` follow in the order of the sampler's steps.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Shape,
+        *,
+        device: torch.device,
+        settings: NoiseSettings = DEFAULTS,
+        variation_seeds: Sequence[int] = (),
+        span: tuple[float, float] | None = None,
+    ) -> None:
+        """`variation_seeds` are what the settings' variation strength leans towards, one for each seed.
+
+        `brownian` needs the `span`: the lowest positive and the highest sigma of the whole schedule, even if a pass
+        runs only its end. The settings' ENSD is added to the seeds after the first draw.
+        """
+        self._normals = SOURCES[settings.source]
+        self._seeds, self._shape, self._device, self._ensd = seeds, shape, device, settings.ensd
+        self._variation_seeds, self._variation_strength = variation_seeds, settings.variation_strength
+        self._span = span
+        self._stream = self._normals(seeds, shape, device)
+        self._paths: list[Callable[[float], Tensor]] = []
+
+    def initial(self) -> Tensor:
+        """Initial noise of the pass, with the variation mixed in."""
+        noise = next(self._stream)
+        if self._variation_seeds and self._variation_strength > 0:
+            variations = next(self._normals(self._variation_seeds, self._shape, self._device))
+            noise = torch.stack([slerp(n, v, self._variation_strength) for n, v in zip(noise, variations, strict=True)])
+        if self._ensd:
+            self._stream = self._normals([seed + self._ensd for seed in self._seeds], self._shape, self._device)
+        return noise
+
+    def draw(self) -> Tensor:
+        """The next noise of an ancestral sampler."""
+        return next(self._stream)
+
+    def brownian(self, sigma: float, sigma_next: float) -> Tensor:
+        """Noise of an SDE sampler's step between two different sigmas: the normalised increment of Brownian motion.
+
+        Raises ValueError where the pass was given no `span`.
+        """
+        if not self._paths:
+            if self._span is None:
+                raise ValueError("SDE noise needs the span of the whole schedule: pass span=(lowest, highest sigma)")
+            self._paths = [self._brownian_path(seed, *self._span) for seed in self._seeds]
+        increments = torch.stack([path(sigma_next) - path(sigma) for path in self._paths])
+        return increments / abs(sigma_next - sigma) ** 0.5
+
+    def _brownian_path(self, seed: int, low: float, high: float) -> Callable[[float], Tensor]:
+        """Brownian motion (4, h, w) as a function of sigma in [low, high]."""
+
+        # Not bound to self: a cycle would keep the tensors until the garbage collector comes by.
+        source, shape, device = self._normals, self._shape, self._device
+
+        @lru_cache(maxsize=4)  # the ends of neighbouring steps coincide
+        def path(sigma: float) -> Tensor:
+            seeds, weights = bridge(sigma, low, high, seed)
+            normals = next(source(seeds, shape, device))
+            scale = torch.tensor(weights).to(device, non_blocking=True)[:, None, None, None]
+            return (normals * scale).sum(0)  # no matrix product, which a GPU may round to TF32
+
+        return path
+
+
+def bridge(time: float, low: float, high: float, entropy: int) -> tuple[list[int], list[float]]:
+    """Brownian motion at a time in [low, high], as seeds of unit normals and the weight of each.
+
+    It is the motion of torchsde's `BrownianTree`: bridges (Kidger et al. 2021) halve the interval until one of its ends
+    is the time, all times rounded to 1e-6, each with a seed spawned from the entropy and its place in the tree.
+    """
+    seeds, start, end = [_spawn(entropy)], round(low, 6), round(high, 6)
+    time = min(max(round(time, 6), start), end)
+    at_start, increment = [0.0], [math.sqrt(high - low)]
+    place = depth = 0
+    while time not in (start, end):
+        middle = round(0.5 * (end + start), 6)
+        before, after = (middle - start) / (end - start), end - middle
+        left = [before * weight for weight in increment] + [math.sqrt(before * after)]
+        seeds.append(_spawn(entropy, place, depth))
+        at_start, increment = [*at_start, 0.0], [*increment, 0.0]
+        if time < middle:
+            place, end, increment = 2 * place, middle, left
+        else:
+            place, start = 2 * place + 1, middle
+            at_start = [a + b for a, b in zip(at_start, left, strict=True)]
+            increment = [a - b for a, b in zip(increment, left, strict=True)]
+        depth += 1
+    return seeds, at_start if time == start else [a + b for a, b in zip(at_start, increment, strict=True)]
+
+
+def _spawn(entropy: int, *place: int) -> int:
+    """Seed of one node of the tree; the pool size is torchsde's."""
+    return int(np.random.SeedSequence(entropy, spawn_key=place, pool_size=24).generate_state(1)[0])

@@ -1,0 +1,150 @@
+"""The prompts of a pass: which condition holds at which denoiser call.
+
+A prompt over a pass is a small table: its AND parts, each with the conditions that hold until a certain denoiser call
+(prompt editing). Every text is encoded once and kept for both passes. The rules are those of WebUI 1.10.1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from pipelines.ask import prompt as grammar
+from pipelines.ask.networks import ExtraFile
+from pipelines.models.text import Encoded, TextEncoder
+from pipelines.runtime.unet_call import Condition
+
+
+@dataclass(frozen=True)
+class Part:
+    """One AND part of a prompt: its weight and, in order, pairs of (last call served, condition of one row)."""
+
+    weight: float
+    entries: tuple[tuple[int, Condition], ...]
+
+    def place(self, calls: int) -> int:
+        """Return which entry is for the next denoiser call, when `calls` have been made.
+
+        Past the last entry WebUI goes back to the first (only DPM adaptive ever gets there).
+        """
+        return next((place for place, (end, _) in enumerate(self.entries) if calls <= end), 0)
+
+    def at(self, calls: int) -> Condition:
+        """Return the condition of that entry."""
+        return self.entries[self.place(calls)][1]
+
+
+@dataclass(frozen=True)
+class ScheduledPrompt:
+    """What one prompt asks for over one pass. A negative prompt has a single part."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of every part."""
+        return [part.weight for part in self.parts]
+
+    def at(self, calls: int) -> Condition:
+        """Return a row for each part; shorter parts repeat their last token, as in WebUI."""
+        rows = [part.at(calls) for part in self.parts]
+        longest = max(row.tokens.shape[1] for row in rows)
+        return Condition.cat([_repeated(row, longest) for row in rows])
+
+
+def _repeated(row: Condition, length: int) -> Condition:
+    missing = length - row.tokens.shape[1]
+    return replace(row, tokens=torch.cat([row.tokens, row.tokens[:, -1:].expand(-1, missing, -1)], dim=1))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The two prompts of one pass."""
+
+    positive: ScheduledPrompt
+    negative: ScheduledPrompt
+    padding: Tensor | None = None
+    """An empty chunk (1, 77, width), repeated to make both prompts equally long; None to leave their lengths."""
+    embeddings: tuple[tuple[str, str], ...] = ()
+    """Names and SHA-256 of the embeddings that they use, in infotext's order."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a guided batch for one image."""
+        return len(self.positive.parts) + len(self.negative.parts)
+
+    def places(self, calls: int) -> tuple[int, ...]:
+        """Return which entry of every part is for the next denoiser call: while they are the same, so is `at`."""
+        return tuple(part.place(calls) for part in (*self.positive.parts, *self.negative.parts))
+
+    def at(self, calls: int) -> tuple[Condition, Condition]:
+        """Return the positive condition (a row for each part) and the negative one (one row) for the next call."""
+        positive, negative = self.positive.at(calls), self.negative.at(calls)
+        if self.padding is None:
+            return positive, negative
+        longest = max(positive.tokens.shape[1], negative.tokens.shape[1])
+        return _padded(positive, longest, self.padding), _padded(negative, longest, self.padding)
+
+
+def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
+    """Fill up to `length` tokens with whole chunks of padding."""
+    chunks = (length - condition.tokens.shape[1]) // padding.shape[1]
+    filling = padding.repeat(1, chunks, 1).expand(len(condition), -1, -1)
+    return replace(condition, tokens=torch.cat([condition.tokens, filling], dim=1))
+
+
+class PromptEncoder:
+    """Encodes the prompts of one prediction; a text that both passes use is encoded once.
+
+    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        clip_skip: int,
+        emphasis: str = "Original",
+        pad: bool = False,
+        embeddings: Mapping[str, ExtraFile] = MappingProxyType({}),
+    ) -> None:
+        self._encoder = encoder
+        self._clip_skip, self._emphasis = clip_skip, emphasis
+        self._pad = pad
+        self._table = encoder.embedding_table(embeddings)
+        self._encoded: dict[tuple[str, ...], Encoded] = {}
+
+    def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
+        """Encode both prompts of a pass. `steps` are denoiser calls, as prompt editing counts them.
+
+        The prompt loses its network tags and is split at AND; in the negative prompt both stay text. Raises
+        InvalidInput for a text of too many chunks.
+        """
+        text, _ = grammar.cut_networks(prompt)
+        hires = "hires_" if hires_steps else ""
+        calls = steps, hires_steps
+        used: dict[str, tuple[tuple[str, str], ...]] = {}
+        parts = []
+        for part, weight in grammar.split_and(text):
+            read, used[part] = self._part(f"{hires}prompt", part, weight, *calls)
+            parts.append(read)
+        negative, in_negative = self._part(f"{hires}negative_prompt", negative_prompt, 1.0, *calls)
+        # WebUI encodes the negative prompt first and a repeated part once, and names first what it encoded last
+        embeddings = (*chain.from_iterable(reversed(used.values())), *in_negative)
+        padding = self._encode("", ("",)).conditions[0].tokens if self._pad else None
+        return Prompts(ScheduledPrompt(tuple(parts)), ScheduledPrompt((negative,)), padding, embeddings)
+
+    def _part(
+        self, field: str, text: str, weight: float, steps: int, hires_steps: int | None
+    ) -> tuple[Part, tuple[tuple[str, str], ...]]:
+        schedule = grammar.schedule(text, steps, hires_steps)
+        encoded = self._encode(field, tuple(entry for _, entry in schedule))
+        ends = (end for end, _ in schedule)
+        return Part(weight, tuple(zip(ends, encoded.conditions, strict=True))), encoded.embeddings
+
+    def _encode(self, field: str, texts: tuple[str, ...]) -> Encoded:
+        if texts not in self._encoded:
+            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis, field, self._table)
+        return self._encoded[texts]

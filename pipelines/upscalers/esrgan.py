@@ -1,0 +1,208 @@
+"""Upscaling networks of the ESRGAN family, read by spandrel: a pixel picture -> a larger one.
+
+Pictures go through in tiles of 192 pixels that overlap by 8 and are faded into each other, as WebUI's defaults do it;
+so memory does not grow with the picture.
+"""
+
+import hashlib
+import math
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.errors import ModelError, in_one_line
+from pipelines.files.headers import Stored
+from pipelines.models.checkpoint import (
+    UPSCALER,
+    check_finite,
+    check_plain,
+    content_of,
+    kind_of,
+    mapped,
+    no_larger_than,
+)
+from pipelines.runtime.isolation import Failed, Helper, Limits
+from pipelines.runtime.worker import stop_if_asked
+
+TILE, OVERLAP = 192, 8
+"""Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
+SCALE_MAX = 8
+"""A tile that is enlarged 16 times takes gigabytes in every layer."""
+TENSORS_MAX = 5000
+"""In an upscaler's file; the largest known networks have 2,500."""
+NUMBER_MAX = 1000
+"""In the name of an upscaler's tensor: of its layers and blocks."""
+
+
+class NetworkUpscaler:
+    """One network, ready: enlarges pictures by its own whole factor."""
+
+    def __init__(self, descriptor: Any, scale: int) -> None:  # spandrel is not importable everywhere
+        self.descriptor, self.scale = descriptor, scale
+
+    def enlarge(self, picture: Image.Image) -> Image.Image:
+        """RGB picture -> `scale` times its size."""
+        columns, rows = _starts(picture.width), _starts(picture.height)
+        whole = Image.new("RGB", (picture.width * self.scale, picture.height * self.scale))
+        for y in rows:
+            strip = Image.new("RGB", (whole.width, TILE * self.scale))
+            for x in columns:
+                stop_if_asked()
+                strip.paste(self._tile(picture, x, y), (x * self.scale, 0), self._fade(TILE, x > 0))
+            whole.paste(strip, (0, y * self.scale), self._fade(picture.width, y > 0, down=True))
+        return whole
+
+    @torch.inference_mode()
+    def _tile(self, picture: Image.Image, x: int, y: int) -> Image.Image:
+        """One tile, enlarged. Beyond the picture's edge it is black."""
+        # WebUI hands the channels over as blue, green, red, as the first ESRGAN was trained
+        pixels = np.asarray(picture.crop((x, y, x + TILE, y + TILE)))[:, :, ::-1].astype(np.float32) / 255
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.descriptor.device, self.descriptor.dtype)
+        output = self.descriptor(batch)[0].float().clamp(0, 1).mul(255).round().byte()
+        return Image.fromarray(np.ascontiguousarray(output.permute(1, 2, 0).cpu().numpy()[:, :, ::-1]))
+
+    def _fade(self, width: int, over_another: bool, down: bool = False) -> Image.Image:
+        """The mask that lays a tile, or a strip of tiles `width` wide, over its neighbour to the left (or above)."""
+        length, across = TILE * self.scale, width * self.scale
+        ramp = np.full(length, 255, np.float32)
+        if over_another:
+            overlap = OVERLAP * self.scale
+            ramp[:overlap] = np.arange(overlap) * 255 / overlap
+        mask = np.broadcast_to(ramp.astype(np.uint8), (across, length))
+        return Image.fromarray(np.ascontiguousarray(mask.T if down else mask))
+
+
+def _starts(side: int) -> list[int]:
+    """Where tiles begin along a side, evenly spread. A side shorter than a tile begins before the picture."""
+    count = max(1, math.ceil((side - OVERLAP) / (TILE - OVERLAP)))
+    if count == 1:
+        return [min(0, side - TILE)]
+    return [min(int(k * (side - TILE) / (count - 1)), side - TILE) for k in range(count)]
+
+
+@contextmanager
+def torchvision_or_a_stand_in() -> Iterator[None]:
+    """spandrel imports three names of torchvision, for two architectures that are no upscalers (LaMa, RestoreFormer).
+
+    torchvision's wheels fit only some builds of torch and none is needed here. Where it does not import, modules with
+    those names stand in for it while spandrel is imported, and are gone after that.
+    """
+    try:
+        import torchvision.transforms.functional  # noqa: F401
+    except (ImportError, RuntimeError):  # the latter beside another build of torch
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+        modules = {name: ModuleType(name) for name in names}
+        vars(modules[names[-1]]).update(dict.fromkeys(("InterpolationMode", "rotate", "normalize")))
+        sys.modules.update(modules)
+        try:
+            yield
+        finally:
+            for name in names:
+                del sys.modules[name]
+    else:
+        yield
+
+
+def import_spandrel() -> Any:
+    """spandrel, which is large and seldom needed. Raises ImportError."""
+    with torchvision_or_a_stand_in():
+        import spandrel
+
+    return spandrel
+
+
+class Trials:
+    """Tries upscalers of strangers in a process of its own (trial.py), and remembers those that passed by their hash.
+
+    What such a network is made of stands in its file in many ways: shapes, counts, numbers in names, values. One that
+    is made to do harm asks for all memory, or for hours, or for values beside a table, which ends a GPU's context.
+    """
+
+    def __init__(self) -> None:
+        self._passed: set[str] = set()
+
+    def check(self, path: Path) -> None:
+        """Raise ModelError for an upscaler that cannot be built and run within bounds."""
+        _named_tensors(path)  # what a look at the names can tell takes no process
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            if sha256 in self._passed:
+                return
+            limits = Limits(memory=3 * path.stat().st_size + (300 << 20), processor=20, seconds=60)
+            helper = Helper("pipelines.upscalers.trial")  # it holds 200 MB, so it ends with its one job
+            try:
+                wrong, output = helper.run("trial", stream, limits, path=str(path))
+            except Failed as failed:
+                raise ModelError(f"{path.name}: not an upscaler that can be read ({failed}).") from failed
+            finally:
+                helper.stop()
+        output.close()
+        if wrong:
+            raise ModelError(wrong)
+        self._passed.add(sha256)
+
+
+def _named_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of an upscaler's file, by the names that spandrel knows. Raises ModelError.
+
+    spandrel loops over the numbers in names and takes sizes from empty tensors, so both are bounded here.
+    """
+    try:
+        content = import_spandrel().canonicalize_state_dict(content_of(path))
+        stored = {name: each for name, each in content.items() if isinstance(each, Stored)}
+    except ImportError as error:
+        raise ModelError(
+            f"{path.name}: upscalers of this kind need the package spandrel, which does not import here ({error}). "
+            "Install requirements-upscalers.txt, or choose another hires_upscaler."
+        ) from error
+    except Exception as error:  # of keys that are no text, and of our own
+        said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
+    kind = kind_of(stored)
+    numbers = (int(number) for name in stored for number in re.findall(r"\d+", name))
+    wrong = {
+        f"it is {kind.what if kind else ''}": kind not in (None, UPSCALER),
+        f"it holds {len(stored)} tensors": len(stored) > TENSORS_MAX,
+        "one of its tensors is empty": any(0 in each.shape for each in stored.values()),
+        "a number in its tensors' names is too large": any(number > NUMBER_MAX for number in numbers),
+    }
+    for reason in (reason for reason, holds in wrong.items() if holds):
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({reason}).")
+    return stored
+
+
+def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
+    """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
+    stored = _named_tensors(path)
+    spandrel = import_spandrel()
+    try:
+        weights = mapped(path, stored)
+        check_plain(path, weights)
+        with no_larger_than(weights.values()):
+            descriptor = spandrel.ModelLoader(device=place).load_from_state_dict(weights)
+    except Exception as error:  # spandrel and torch raise a dozen kinds
+        said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+        if "can't allocate memory" in said:
+            said = "it asks for more memory than it may take"
+        raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
+    check_finite(path.name, descriptor.model.state_dict())
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose != "SR":
+        raise ModelError(
+            f"{path.name}: holds a {descriptor.architecture.name} network, which does not enlarge pictures."
+        )
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise ModelError(f"{path.name}: made for pictures of {descriptor.input_channels} channels instead of 3.")
+    if descriptor.scale > SCALE_MAX:
+        raise ModelError(f"{path.name}: enlarges {descriptor.scale} times; at most {SCALE_MAX} times is run here.")
+    wanted = dtype if dtype == torch.float32 or descriptor.supports_half else torch.float32
+    return NetworkUpscaler(descriptor.to(place, wanted).eval(), descriptor.scale)

@@ -1,0 +1,118 @@
+"""Phase 2: from the first pass's latents to the second's, in latents or through pixels.
+
+A latent upscaler is one interpolation. A pixel upscaler decodes, enlarges and encodes again; WebUI's own rounding is
+part of it (8-bit pixels between the passes, a first resize to multiples of 8), because the second pass amplifies it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.ask.catalog import LATENT_NETWORK
+from pipelines.ask.plan import LATENT_PIXELS, UpscalePlan
+from pipelines.images.reading import Pixels
+from pipelines.models.vae import VAE
+from pipelines.runtime.device import Device
+from pipelines.upscalers.esrgan import NetworkUpscaler, load_esrgan
+from pipelines.upscalers.latent import LatentUpscaler, load_latent_upscaler
+
+Size = tuple[int, int]
+
+LATENT: dict[str, Callable[..., Tensor]] = {
+    "Latent": partial(F.interpolate, mode="bilinear"),
+    "Latent (antialiased)": partial(F.interpolate, mode="bilinear", antialias=True),
+    "Latent (bicubic)": partial(F.interpolate, mode="bicubic"),
+    "Latent (bicubic antialiased)": partial(F.interpolate, mode="bicubic", antialias=True),
+    "Latent (nearest)": partial(F.interpolate, mode="nearest"),
+    "Latent (nearest-exact)": partial(F.interpolate, mode="nearest-exact"),
+    # what the network made twice as large, brought to the size that is asked for
+    LATENT_NETWORK: partial(F.interpolate, mode="bilinear", antialias=True),
+}
+
+Upscaler = NetworkUpscaler | LatentUpscaler
+
+
+def load_upscaler(path: Path, device: Device) -> Upscaler:
+    """An upscaler with weights of its own: a latent one is a diffusers folder. Raises ModelError."""
+    return load_latent_upscaler(path, device) if path.is_dir() else load_esrgan(path, device.place, device.dtype)
+
+
+Enlarge = Callable[[Image.Image, float], Image.Image]
+"""(RGB picture, wanted factor) -> a larger one, of whatever factor the upscaler has."""
+
+
+def _resize(resample: Image.Resampling, image: Image.Image, factor: float) -> Image.Image:
+    return image.resize((int(image.width * factor), int(image.height * factor)), resample)
+
+
+PIXEL: dict[str, Enlarge | None] = {
+    "None": None,
+    "Nearest": partial(_resize, Image.Resampling.NEAREST),
+    "Lanczos": partial(_resize, Image.Resampling.LANCZOS),
+}
+
+
+def _through_multiples_of_8(enlarge: Enlarge, image: Image.Image, size: Size) -> Image.Image:
+    """Enlarge, up to three times, until multiples of 8 are covered, and resize to them.
+
+    The caller brings the result to the exact size.
+    """
+    factor = max(size[0] / image.width, size[1] / image.height)
+    if factor <= 1:
+        return image
+    whole = int(image.width * factor // 8 * 8), int(image.height * factor // 8 * 8)
+    for _ in range(_PASSES):
+        before = image.size
+        image = enlarge(image, factor)
+        if image.size == before or (image.width >= whole[0] and image.height >= whole[1]):
+            break
+    return image if image.size == whole else image.resize(whole, Image.Resampling.LANCZOS)
+
+
+_PASSES = 3
+"""A 2x network reaches 8 times the size at most."""
+
+
+def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
+    """Latents (B, 4, h, w) -> the hires pass's, after the crop."""
+    size = plan.height // LATENT_PIXELS, plan.width // LATENT_PIXELS
+    return _crop(LATENT[plan.upscaler](latents, size=size), plan.crop)
+
+
+def upscale_pixels(picture: Pixels, plan: UpscalePlan, network: Upscaler | None = None) -> Pixels:
+    """uint8 pixels (H, W, 3) -> the plan's size, before the crop. "None" is a plain Lanczos resize.
+
+    `network` is the plan's upscaler where that is none of `PIXEL`.
+    """
+    size, image = (plan.width, plan.height), Image.fromarray(picture)
+    enlarge = (
+        (lambda image, _: network.enlarge(image)) if isinstance(network, NetworkUpscaler) else PIXEL[plan.upscaler]
+    )
+    image = _through_multiples_of_8(enlarge, image, size) if enlarge else image
+    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
+
+
+def encode_pictures(pictures: Sequence[Pixels], plan: UpscalePlan, vae: VAE, seed: int) -> Tensor:
+    """uint8 pictures (H, W, 3) -> latents (B, 4, h, w) of the hires pass, after the crop.
+
+    The posterior's noise is drawn image after image from one CPU generator seeded with the batch's last seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    latents = []
+    for picture in pictures:
+        pixels = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)
+        shape = 4, picture.shape[0] // LATENT_PIXELS, picture.shape[1] // LATENT_PIXELS
+        latents.append(vae.encode(pixels, torch.randn(shape, generator=generator)))
+    return _crop(torch.stack(latents), plan.crop)
+
+
+def _crop(latents: Tensor, crop: Size) -> Tensor:
+    across, down = crop
+    height, width = latents.shape[2:]
+    return latents[:, :, down // 2 : height - (down + 1) // 2, across // 2 : width - (across + 1) // 2]
