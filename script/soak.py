@@ -115,7 +115,7 @@ def abilities() -> dict[str, tuple[hostile.Json, float]]:
         "outpainting": (drawn | {"image": small, "outpaint_left": 256, "mask_blur": 32}, 6),
         "LoRA": (drawn | {"lora_file": lora, "prompt": "<lora:snowman:0.8>"}, 4),
         "embedding": (drawn | {"embedding_file": embedding, "embeddings": "afterglow", "prompt": "afterglow"}, 4),
-        "ControlNet": (drawn | {"control_file": control, "controls": "canny", "control_images": [large]}, 6),
+        "ControlNet": (drawn | {"control_file": control, "controls": "canny of mine", "control_images": [large]}, 6),
         "long prompts": (drawn | {"prompt": "a BREAK " * 60, "hires_prompt": "b BREAK " * 60, "hires": True}, 6),
         "dynamic prompts": (drawn | {"dynamic_prompts": True, "prompt": "{a|b|c}, " * 1000}, 4),
         "DPM adaptive": (drawn | {"sampler": "DPM adaptive", "schedule_type": "Karras"}, 8),
@@ -167,7 +167,10 @@ def send_files(server: CogServer, count: int, start: int) -> Figures:
     before, highest = resident(server), 0.0
     for _, (kind, (make, names)) in zip(range(count), cycle(hostile_files.KINDS.items()), strict=False):
         name = chance.choice(names)
-        inputs = {name: hostile_files.as_uri(make(chance)), "controls": "canny" if name == "control_file" else ""}
+        inputs = {
+            name: hostile_files.as_uri(make(chance)),
+            "controls": "canny of mine" if name == "control_file" else "",
+        }
         answer = hostile.check(server, hostile.prediction(hostile.cheap(inputs)), workers)
         slowest[kind] = max(slowest.get(kind, 0.0), answer.seconds)
         highest = max(highest, resident(server))
