@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "weights_script" / "embedded" / "tokenizer"
+TOKENIZER = Path(__file__).resolve().parents[2] / "weights_script" / "embedded" / "tokenizer"
 """CLIP's vocabulary, which comes with the project."""
 
 

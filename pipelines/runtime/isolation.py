@@ -65,7 +65,7 @@ class Helper:
                 with theirs:
                     self._process = subprocess.Popen(
                         [sys.executable, "-W", "ignore", "-m", __name__, self._module, str(theirs.fileno())],
-                        cwd=Path(__file__).parent.parent,
+                        cwd=Path(__file__).resolve().parents[2],
                         env=os.environ
                         | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                         stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.request import NoiseSettings
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.samplers import ALGORITHMS
 from pipelines.sampling.schedules import karras
@@ -161,7 +162,7 @@ def test_dpm_adaptive_ends_with_the_variance_of_the_data() -> None:
             def draw(self) -> Tensor:
                 return super().draw() * factor
 
-        noise = Louder([5], (4, 128, 128), source="CPU", device=CPU)
+        noise = Louder([5], (4, 128, 128), device=CPU, settings=NoiseSettings(source="CPU"))
         model, levels = Mixture((1.0,), (0.0,), (math.sqrt(VARIANCE),)), karras(20, 0.01, 14.6)
         *_, last = ALGORITHMS["DPM adaptive"](model, noise.initial() * levels[0], levels, noise)
         return last.var().item() / VARIANCE

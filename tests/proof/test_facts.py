@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pipelines.conditioning import load_tokenizer
 
 from pipelines.ask.catalog import SAMPLERS
 from pipelines.ask.identity import TOKENIZER
@@ -15,6 +14,7 @@ from pipelines.families.sd1 import SD1
 from pipelines.images.masks import blur_kernel
 from pipelines.infotext.reading import read
 from pipelines.infotext.syntax import parse, quote, split, unquote, write
+from pipelines.models.text import load_tokenizer
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.schedules import sigmas
 from script.webui_facts import sample
@@ -105,7 +105,7 @@ def test_infotexts_are_written_again_to_the_letter(name: str) -> None:
     for text in case["infotexts"]:
         block = split(text)
         assert write(block.prompt, block.negative_prompt, block.fields) == text
-        assert math.isclose(read(text).guidance_scale or 0, case["params"]["cfg_scale"])
+        assert math.isclose(read(text).values["guidance_scale"] or 0, case["params"]["cfg_scale"])
         assert read(text).hires == case["params"].get("enable_hr", False)
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines.conditioning import PromptEncoder
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from pipelines.ask.prompt import COMMA, END, START, chunks, parse_attention, schedule, split_and
 from pipelines.models.model import Model
+from pipelines.sampling.prompts import PromptEncoder
 from weights_script.resolve import ResolvedModel
 
 WORDS = st.sampled_from(["a", "red hair", ", ", " b c ", "cat\n", "x-y", "Été"])
