@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import NAME_MAX, shown
+from pipelines.runtime.worker import Stopped
 from weights_script import hub
 from weights_script.claims import Claim, claim, wait_for_claim
 from weights_script.download import NoRoom, read_text
@@ -60,8 +61,10 @@ class Shelf:
                 raise
             path = fetch_url(url, self._folder, at_most=room, access=_access(url))
         self._hold(key)
-        if not path.is_file():  # another process deleted it before it was held
+        while not path.is_file():  # another process deleted it before it was held
+            self._used.pop(key).release()  # whoever fetches has the folder alone
             path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+            self._hold(key)
         with suppress(OSError):
             os.utime(path.parent)  # not the file, whose time is a part of what it is known by
         return path
@@ -71,6 +74,7 @@ class Shelf:
             self._used[key] = wait_for_claim(self._folder, key)
         if self._closed:  # the request was cancelled meanwhile
             self.close()
+            raise Stopped
 
     def listed(self, url: str, pick: Callable[[Any], str]) -> str:
         """What `pick` takes of a listing's JSON; what it took the last time, where the server cannot be reached.

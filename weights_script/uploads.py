@@ -8,6 +8,7 @@ from pipelines.ask.inputs import checked_files
 from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
 
+FIX = "Send a LoRA, an embedding, a ControlNet or an upscaler."
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
 NAMELESS = "file"
@@ -59,13 +60,14 @@ def _kind_of(file: ExtraFile) -> str:
 
     with file.blamed():
         tensors = map_tensors(file.path)
+    if not tensors:
+        raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)
     kind = kind_of(tensors)
     what = kind.what if kind else "an embedding" if len(tensors) == 1 else "unknown"
     for words, group in GROUPS.items():
         if words in what:
             return group
-    fix = "Send a LoRA, an embedding, a ControlNet or an upscaler."
-    raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", fix)
+    raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
 
 
 GROUPS = {

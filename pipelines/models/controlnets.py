@@ -18,6 +18,8 @@ from pipelines.models.network import built_of, fill
 from pipelines.models.unet import fit_any_norm
 from pipelines.runtime.device import Device
 
+TENSORS_MAX = 2000
+"""In a ControlNet's file. More could only cost time."""
 PREFIXES = {"control_model.": "control_model.time_embed.0.weight", "": "time_embed.0.weight"}
 """What LDM's names begin with in the two forms that are published, and the tensor that tells the form."""
 DIFFUSERS = "time_embedding.linear_1.weight"
@@ -59,6 +61,8 @@ def load_control(path: Path, unet: Mapping[str, Any], device: Device) -> Control
     if not is_safetensors(path):
         raise ModelError(f"{path}: a pickle. ControlNets are read as .safetensors only: give that version of it.")
     tensors = map_tensors(path)
+    if len(tensors) > TENSORS_MAX:
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, and a ControlNet of its family has about 340.")
     if "difference" in tensors:
         raise ModelError(f"{path}: holds only differences to another model. Give the whole ControlNet.")
     _check_is_control(path, tensors)

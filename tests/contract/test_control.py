@@ -17,7 +17,7 @@ Inputs = dict[str, object]
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """A random ControlNet of the embedded model and a picture, as data URIs."""
-    unet = load(resolve(None, None).files).unet
+    unet = load(resolve(None, None).files).unet.network
     file = write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(unet))
     return DRAFT | {"prompt": "a boat", "files": [data_uri(file.path)], "control_images": [uri(IMAGE)]}
 

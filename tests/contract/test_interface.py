@@ -29,7 +29,7 @@ def test_the_old_name_of_highres_fix_still_works(server: CogServer) -> None:
     silent = {name: value for name, value in DRAFT.items() if name != "highres_fix"}
     (draft,) = draw(server, silent | {"hires": False})["output"]
     (enlarged,) = draw(server, silent | {"hires": True, "hires_steps": 2})["output"]
-    assert (picture(draft).size, picture(enlarged).size) == ((128, 128), (256, 256))
+    assert (picture(draft).size, picture(enlarged).size) == ((64, 64), (128, 128))
 
 
 def test_an_empty_form_draws_what_the_model_is_for(server: CogServer) -> None:

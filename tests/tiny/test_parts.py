@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.ask.networks import ExtraFile, LoraTag
-from pipelines.models.lora import Adapters, Use
+from pipelines.models.lora import Adapters, LoraUse
 from pipelines.runtime import parts
 from pipelines.runtime.parts import InParts, at_once, in_parts_on
 from pipelines.runtime.worker import Stopped, Task, Worker
@@ -160,7 +160,7 @@ def test_loras_whose_merging_is_stopped_are_taken_out_again(tmp_path: Path, monk
     before = [weight.clone() for weight in unet.parameters()]
     path = tmp_path / "x.safetensors"
     save_file({f"unet_{n}.lora_{part}.weight": torch.ones(4, 4) for n in "01" for part in ("up", "down")}, path)
-    use = Use(ExtraFile.at(path), LoraTag("x", 1, 1))
+    use = LoraUse(ExtraFile.at(path), LoraTag("x", 1, 1))
     adapters = Adapters(unet, nn.Linear(4, 4))
     for number in count(1):
         looks = iter(range(number))
