@@ -415,7 +415,7 @@ def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     siblings: list[dict[str, object]] = []
     for name in NAMES + WEIGHTS + UNWANTED:
-        content = name.encode() * 100
+        content = weights(len(name)) if name in WEIGHTS else name.encode() * 100
         server.script[f"/{REPOSITORY}/resolve/main/{name}"] = [Answer(body=content)]
         sibling: dict[str, object] = {"rfilename": name, "size": len(content)}
         large = {"lfs": {"sha256": hashlib.sha256(content).hexdigest()}} if name in WEIGHTS else {}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.ask.networks import ExtraFile, LoraTag
-from pipelines.models.lora import Adapters, LoraUse
+from pipelines.models.lora import LoraUse
+from pipelines.models.model import Model
 from pipelines.runtime import parts
 from pipelines.runtime.parts import InParts, at_once, in_parts_on
 from pipelines.runtime.worker import Stopped, Task, Worker
@@ -154,27 +155,39 @@ def test_an_upscaler_stops_between_its_tiles() -> None:
     assert network.calls == 2
 
 
-def test_loras_whose_merging_is_stopped_are_taken_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loras_whose_merging_is_stopped_are_taken_out_again(
+    networks: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever operation was the last one, the next prediction has the weights as they were."""
-    unet = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    before = [weight.clone() for weight in unet.parameters()]
+    keys = [name for name, _ in networks.unet.network.named_modules() if name.endswith("attn2.to_k")][:2]
+    layers = [networks.unet.network.get_submodule(name) for name in keys]
+    before = [layer.weight.clone() for layer in layers]
     path = tmp_path / "x.safetensors"
-    save_file({f"unet_{n}.lora_{part}.weight": torch.ones(4, 4) for n in "01" for part in ("up", "down")}, path)
+    parts_of = {"up": lambda weight: (weight.shape[0], 1), "down": lambda weight: (1, weight.shape[1])}
+    save_file(
+        {
+            f"lora_unet_{name.replace('.', '_')}.lora_{part}.weight": torch.ones(shape(layer.weight))
+            for name, layer in zip(keys, layers, strict=True)
+            for part, shape in parts_of.items()
+        },
+        path,
+    )
     use = LoraUse(ExtraFile.at(path), LoraTag("x", 1, 1))
-    adapters = Adapters(unet, nn.Linear(4, 4))
     for number in count(1):
         looks = iter(range(number))
         monkeypatch.setattr(parts, "stop_if_asked", lambda looks=looks: raise_at_the_end(looks))
         try:
             with InParts(), torch.inference_mode():
-                adapters.apply([use])
+                networks.adapters.apply([use])
             break
         except Stopped:
             with torch.inference_mode():
-                adapters.apply([])
-            assert all(map(torch.equal, unet.parameters(), before)), number
+                networks.adapters.apply([])
+            assert all(map(torch.equal, (layer.weight for layer in layers), before)), number
     assert number > 10
-    assert not any(map(torch.equal, unet.parameters(), before))
+    assert not any(map(torch.equal, (layer.weight for layer in layers), before))
+    with torch.inference_mode():
+        networks.adapters.apply([])
 
 
 def raise_at_the_end(looks: Iterator[int]) -> None:
