@@ -77,12 +77,18 @@ log = logging.getLogger(__name__)
 
 _WORD = re.compile(r"[^\s'\"<>]+")
 """A run of text in which an address would stand."""
-_TOKEN = re.compile(r"\b(hf|r8|sk|ghp)_[A-Za-z0-9]{8,}")
-_CREDENTIAL = re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\"]+")
-_ASSIGNED = re.compile(r"(?i)\b(token|api_?key|access_?token|signature|password|secret)=[^\s&'\"]+")
-_HOST = re.compile(r"\.[A-Za-z][^.]*$|^(\d+\.){3}\d+(:\d+)?$")
+_TOKEN = re.compile(r"(hf|r8|sk|ghp)_[A-Za-z0-9]{8,}")
+_CREDENTIAL = re.compile(
+    r"(?i)\b(authorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?(?:(?:bearer|basic|token|digest)\s{1,3})?)[^\s'\"]+"
+)
+_BEARER = re.compile(r"(?i)\b(bearer\s{1,3})[^\s'\"]{16,}")
+_ASSIGNED = re.compile(
+    r"(?i)\b((?:token|api_?key|access_?token|signature|password|secret)(?:=|['\"]\s?:\s?['\"]))[^\s&'\"]+"
+)
+_QUERY = re.compile(r"[?&][\w.%-]+=.")
+"""A query of an address that has no host, such as a redirect's."""
+_HOST = re.compile(r"\.[A-Za-z][^.:]+\.?(:\d+)?$|^(\d+\.){3}\d+(:\d+)?$|^localhost(:\d+)?$", re.IGNORECASE)
 """How the name of a host ends that has no scheme before it: with letters, or it is four numbers."""
-_END = re.compile(r"[).,:;\]}]*$")
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict.fromkeys(
     (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), ""
 )
@@ -115,10 +121,11 @@ def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
     """
     for secret in (*secrets, os.environ.get("HF_TOKEN", "")):
         if len(secret) >= 4:
-            text = text.replace(secret, "***")
+            text = text.replace(secret, "***").replace(urllib.parse.quote(secret, safe=""), "***")
     text = _without_queries(text)
-    text = _CREDENTIAL.sub(r"\1 ***", text)
-    text = _ASSIGNED.sub(r"\1=***", text)
+    text = _CREDENTIAL.sub(r"\1***", text)
+    text = _BEARER.sub(r"\1***", text)
+    text = _ASSIGNED.sub(r"\1***", text)
     return _TOKEN.sub(r"\1_***", text)
 
 
@@ -146,16 +153,27 @@ def _without_queries(text: str) -> str:
 
 def _address_without_query(word: str) -> str | None:
     """The word without what may be secret in it; None where it is no address."""
-    if "%3a" in word.lower() or "%3f" in word.lower():
-        word = urllib.parse.unquote(urllib.parse.unquote(word))
+    plain = word
+    for _ in range(3):  # it may be encoded more than once
+        plain = urllib.parse.unquote(plain)
+    if "://" in plain or _QUERY.search(plain):
+        word = plain
     head = re.split(r"[?#]", word, maxsplit=1)[0]
-    scheme, separator, rest = head.rpartition("://")
-    host, slash, path = (rest if separator else head).partition("/")
-    if not separator and not (slash and _HOST.search(host)):
-        return None
+    before, separator, rest = head.rpartition("://")
+    if head.startswith("//"):
+        before, separator, rest = "", "//", head[2:]
+    host, slash, path = rest.partition("/")
     host = host.rpartition("@")[2]
-    end = _END.search(word) if head != word else None
-    return f"{scheme}{separator}{host}{slash}{path}{end[0] if end else ''}"
+    if not separator and not ((slash or head != word) and _HOST.search(host)):
+        query = _QUERY.search(word)
+        return word[: query.start()] + _end_of(word) if query else None
+    end = _end_of(word) if head != word else ""
+    return f"{before}{separator}{host}{slash}{path}{end}"
+
+
+def _end_of(word: str) -> str:
+    """The marks at its end, which end a sentence and no address."""
+    return word[len(word.rstrip(").,:;]}")) :]
 
 
 def in_one_line(error: BaseException) -> str:

@@ -43,7 +43,8 @@ USUAL = (
 )
 """The file to take of a repository that holds several, the best first."""
 
-_LINE = re.compile(r"(?:([^=:/?<>]+)=)?\s*(.+?)((?:\s*:\s*[-+]?(?:\d+\.?\d*|\.\d+)){0,2})")
+_NAME = re.compile(r"[^=:/?<>]+")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
 _USER = re.compile(r"^((?:[^/@]*://)?)[^/]*@")
@@ -200,13 +201,20 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
     if len(lines) > LINES_MAX:
         raise InvalidInput(field, text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
     for line in lines:
-        match = _LINE.fullmatch(line)
-        if match is None:
+        rest, weights = line, list[float]()
+        while len(weights) < 2:  # from the end: one pattern for the whole line takes the square of its length
+            before, _, number = rest.rpartition(":")
+            if not before.strip() or not _NUMBER.fullmatch(number.strip()):
+                break
+            rest, weights = before.rstrip(), [float(number), *weights]
+        name, equals, source = rest.partition("=")
+        if not equals or not _NAME.fullmatch(name) or not source.strip():
+            name, source = "", rest
+        if not source.strip():
             raise InvalidInput(
                 field, re.split(r"[?#]", line)[0], "names nothing", "Write a name, an address or owner/repository."
             )
-        name, source, numbers = match.groups()
-        yield Line(field, (name or "").strip(), source, tuple(map(float, numbers.split(":")[1:])))
+        yield Line(field, name.strip(), source.strip(), tuple(weights))
 
 
 def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[str, ExtraFile]:

@@ -53,7 +53,12 @@ class Ledger:
 
         A recorded file is trusted by its size, `verify` reads it again; one without a record is read once.
         """
-        path = self.cache / key
+        try:
+            return self._vouches(self.cache / key, key, stated)
+        except FileNotFoundError:  # another process deleted it meanwhile
+            return False
+
+    def _vouches(self, path: Path, key: str, stated: Expected) -> bool:
         if not path.is_file():
             return False
         record = self.get(key)

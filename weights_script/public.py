@@ -10,11 +10,14 @@ import ipaddress
 import os
 import socket
 import urllib.request
+from collections.abc import Callable
 from http.client import HTTPResponse
 from typing import Any
 
 ALLOW = "PASTEL_ALLOW_PRIVATE_ADDRESSES"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NOT_PUBLIC = [ipaddress.ip_network(each) for each in ("192.0.0.0/24", "fec0::/10", "64:ff9b:1::/48", "2001::/32")]
+"""Networks of protocols and of sites, which Python's table takes for global, wholly or in some versions."""
 
 
 class PrivateAddress(OSError):
@@ -30,12 +33,13 @@ def is_public_ip(text: str) -> bool:
     """Whether an IP address is one of the public internet; those that carry an IPv4 address are judged by it."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if address in _NAT64:
+        inside = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64 or 1 < int(address) < 1 << 32:  # the second is the old form ::1.2.3.4
             inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inside is not None:
             return is_public_ip(str(inside))
-    return address.is_global and not address.is_multicast
+    special = any(address in network for network in _NOT_PUBLIC if network.version == address.version)
+    return address.is_global and not (address.is_multicast or address.is_reserved or special)
 
 
 def is_public(host: str) -> bool:
@@ -79,15 +83,24 @@ class _PublicSecureConnection(http.client.HTTPSConnection):
 
 
 class PublicHTTP(urllib.request.HTTPHandler):
-    """Connects to public hosts only, but for a proxy, which the operator names."""
+    """Connects to public hosts only, but for a proxy and for what `is_own` says is the operator's own server."""
+
+    def __init__(self, is_own: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_own = is_own
 
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(http.client.HTTPConnection if req.has_proxy() else _PublicConnection, req)
+        free = req.has_proxy() or self._is_own(req.full_url)
+        return self.do_open(http.client.HTTPConnection if free else _PublicConnection, req)
 
 
 class PublicHTTPS(urllib.request.HTTPSHandler):
     """The same with TLS."""
 
+    def __init__(self, is_own: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_own = is_own
+
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        proxied = getattr(req, "_tunnel_host", None)
-        return self.do_open(http.client.HTTPSConnection if proxied else _PublicSecureConnection, req)
+        free = getattr(req, "_tunnel_host", None) or self._is_own(req.full_url)
+        return self.do_open(http.client.HTTPSConnection if free else _PublicSecureConnection, req)

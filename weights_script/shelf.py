@@ -54,6 +54,8 @@ class Shelf:
         key = url_key(url)
         room = max(0, min(LARGEST, ROOM - sum(_size(self._folder / used) for used in self._used)))
         self._make_room(room if not (self._folder / key).is_dir() else 0)
+        others = (folder for folder in self._by_age() if folder != self._folder / key)
+        room = max(0, min(room, ROOM - sum(map(_size, others))))  # other processes keep what they use, too
         try:
             path = fetch_url(url, self._folder, at_most=room, access=_access(url))
         except NoRoom:
@@ -153,4 +155,4 @@ def _access(url: str) -> Access:
     The operator's token goes along only where it is shared: with it a request sees what is private to the operator.
     """
     token = hub.token_for(url) if os.environ.get("PASTEL_SHARE_TOKEN") == "1" else ""
-    return Access(token=token, public=not hub.is_ours(url))
+    return Access(token=token, public=True, own=os.environ.get("HF_ENDPOINT", ""))

@@ -70,6 +70,12 @@ class Access:
     """A bearer token, which is sent to the address's own host only."""
     public: bool = False
     """Only hosts of the public internet may be connected to: a stranger named the address."""
+    own: str = ""
+    """An address of the operator's choice. Its server may be anywhere; what that redirects to may not."""
+
+    def is_own(self, url: str) -> bool:
+        """Whether an address is on the operator's server."""
+        return bool(self.own) and _origin(url) == _origin(self.own)
 
 
 OPEN = Access()
@@ -151,10 +157,11 @@ def ask(url: str, headers: dict[str, str], access: Access, timeout: float) -> HT
     if access.token:
         request.add_unredirected_header("Authorization", f"Bearer {access.token}")
     handlers: list[urllib.request.BaseHandler] = [_Redirects()]
-    if access.public and not private_addresses_allowed():
-        handlers = [_PublicRedirects(), PublicHTTP(), PublicHTTPS()]
+    public = access.public and not private_addresses_allowed()
+    if public:
+        handlers = [_PublicRedirects(access), PublicHTTP(access.is_own), PublicHTTPS(access.is_own)]
     try:
-        if len(handlers) > 1:
+        if public and not access.is_own(url):
             refuse_private(url)
         return cast(HTTPResponse, urllib.request.build_opener(*handlers).open(request, timeout=timeout))
     except urllib.error.HTTPError as error:
@@ -165,8 +172,15 @@ def ask(url: str, headers: dict[str, str], access: Access, timeout: float) -> HT
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise SourceFailed(f"its certificate cannot be verified ({_reason(error.reason)})") from error
         raise NoConnection(f"cannot be reached ({_reason(error.reason)})") from error
+    except ValueError as error:  # an address that cannot be read, which a server redirects to
+        raise SourceFailed(f"leads to an address that is none ({_reason(error)})") from error
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(f"broken answer ({_reason(error)})") from error
+
+
+def _origin(url: str) -> tuple[str, str]:
+    address = urllib.parse.urlsplit(url)
+    return address.scheme, address.netloc.lower()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -186,12 +200,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _PublicRedirects(_Redirects):
-    """Follows redirects to hosts of the public internet only."""
+    """Follows redirects to hosts of the public internet, and to the operator's own server."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        refuse_private(newurl)
+        if not self._access.is_own(newurl):
+            refuse_private(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

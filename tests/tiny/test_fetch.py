@@ -640,6 +640,12 @@ def test_clean_leaves_what_a_fetch_recorded(
         ("64:ff9b::a9fe:a9fe", False),
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),
+        ("192.0.0.8", False),
+        ("240.0.0.1", False),
+        ("fec0::1", False),
+        ("::10.0.0.1", False),
+        ("64:ff9b:1::1", False),
+        ("2001:0:7f00:1::f7f7:f7f7", False),
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
@@ -773,6 +779,72 @@ def hub_of_loras(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         server.script[f"/api/models/{owner}/lora/revision/main"] = [Answer(body=listing)]
         server.script[f"/{owner}/lora/resolve/main/{owner}.safetensors"] = [Answer(body=content)]
     return server
+
+
+@pytest.mark.parametrize("place", ["some/lora/resolve/main/some.safetensors", "api/models/some/lora/revision/main"])
+def test_the_operators_hub_may_be_anywhere_and_what_it_redirects_to_may_not(
+    hub_of_loras: Server, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with running() as elsewhere:
+        elsewhere.script["/x"] = hub_of_loras.script[f"/{place}"]
+        hub_of_loras.script[f"/{place}"] = [Answer(status=302, headers={"Location": f"{elsewhere.address}/x"})]
+        with pytest.raises(ModelError, match="public internet"):
+            brought("some/lora")
+        assert elsewhere.seen == []
+        monkeypatch.setenv("PASTEL_ALLOW_PRIVATE_ADDRESSES", "1")
+        assert brought("some/lora").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("target", ["https://[", "//[::1"])
+def test_a_redirect_to_no_address_is_told(hub_of_loras: Server, target: str) -> None:
+    away = Answer(status=302, headers={"Location": target})
+    hub_of_loras.script["/some/lora/resolve/main/some.safetensors"] = [away]
+    with pytest.raises(ModelError, match=r"^loras='some/lora': .*leads to an address that is none"):
+        brought("some/lora")
+
+
+def test_what_another_process_uses_counts(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be deleted, so that there is less room."""
+    monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
+    path = brought("some/lora")
+    key = path.parent.relative_to(tmp_path / "fetched").as_posix()
+    held = claim(tmp_path / "fetched", key)  # as another process would
+    assert held
+    with held, pytest.raises(ModelError, match="too large"):
+        brought("other/lora")
+    assert path.exists()
+    assert brought("other/lora").exists()
+
+
+def test_two_processes_that_make_room_for_each_other(hub_of_loras: Server, tmp_path: Path) -> None:
+    """Each fetches, uses and lets go, again and again, in a shelf for one file: nothing is lost under a reader."""
+    program = """
+import sys
+from contextlib import closing
+from pathlib import Path
+from pipelines.errors import ModelError
+from weights_script import shelf
+shelf.ROOM = 350_000
+for turn in range(12):
+    owner = ("some", "other")[turn % 2]
+    with closing(shelf.Shelf(Path(sys.argv[1]))) as mine:
+        try:
+            path = mine.fetch(f"{sys.argv[2]}/{owner}/lora/resolve/main/{owner}.safetensors")
+        except ModelError as error:
+            assert "too large" in str(error), error
+            continue
+        assert len(path.read_bytes()) == int(sys.argv[3])
+        print(turn)
+"""
+    words = [sys.executable, "-c", program, str(tmp_path), hub_of_loras.address, str(len(DATA))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(words, text=True, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert len(out.split()) >= 3
 
 
 def brought(line: str) -> Path:

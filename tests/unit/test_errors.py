@@ -37,6 +37,17 @@ from pipelines.errors import (
         ("r8_abcdefghijk hf_abcdefghijk", "r8_*** hf_***"),
         ("a cat/dog? (1girl:1.2), 3.5/4? why/not.", "a cat/dog? (1girl:1.2), 3.5/4? why/not."),
         ("1girl, <lora:a.b/c:1>, a#b", "1girl, <lora:a.b/c:1>, a#b"),
+        ("civitai.com?SECRET", "civitai.com"),
+        ("CiviTAI.com:443/x?SECRET", "CiviTAI.com:443/x"),
+        ("//civitai.com/x#SECRET", "//civitai.com/x"),
+        ("localhost:8000/x?SECRET.", "localhost:8000/x."),
+        ("redirected to /download?x=1&sig=SECRET", "redirected to /download"),
+        ("https%253A%252F%252Fh%252F%253Ftoken%253DSECRET", "https://h/"),
+        ("AUTHORIZATION:  token SECRET", "AUTHORIZATION:  token ***"),
+        ('{"api_key": "SECRET"}', '{"api_key": "***"}'),
+        (repr("x\nhf_abcdefghijk"), repr("x\nhf_***")),
+        ("basic clothes, at 100%, C# @night; a=b & c=d", "basic clothes, at 100%, C# @night; a=b & c=d"),
+        ("only put ?token= and your API key", "only put ?token= and your API key"),
     ],
 )
 def test_secrets_are_known_by_structure(text: str, clean: str) -> None:
@@ -75,10 +86,13 @@ def test_what_is_shown_can_be_sent(text: str) -> None:
     assert not any(ord(letter) < 32 for letter in shown(text))
 
 
-@pytest.mark.parametrize("unit", ["a", "a.", "/", "?", "'", "https://", "x@", "%3a", "a b", "'https://a?", "://", "."])
-def test_texts_are_cleaned_in_proportion_to_their_length(unit: str) -> None:
+@pytest.mark.parametrize(
+    "unit", ["a", "a.", "/", "?", "'", "https://", "x@", "%3a", "a b", "'https://a?", "://", ".", ")"]
+)
+@pytest.mark.parametrize("start", ["", "https://host?"])
+def test_texts_are_cleaned_in_proportion_to_their_length(start: str, unit: str) -> None:
     """Twenty times the usual time for 200,000 characters; in quadratic time it would be minutes."""
-    text = unit * (200_000 // len(unit))
+    text = f"{start}{unit * (200_000 // len(unit))}\x01"
     start = time.process_time()
     redacted(text)
     assert time.process_time() - start < 4

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,7 +20,7 @@ from pipelines.infotext.asked import Asked, read_data, request_from, settle
 from pipelines.infotext.obstacles import Obstacle, drop_unsupported, obstacles
 from pipelines.infotext.writing import of_picture
 from weights_script import shelf
-from weights_script.extras import Library
+from weights_script.extras import Library, read_lines
 from weights_script.web import Denied
 
 BODY = b"tensors"
@@ -423,3 +424,12 @@ def test_a_fetched_file_is_the_same_for_the_next_request(monkeypatch: pytest.Mon
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
     inputs = Inputs(loras="a/b/c.safetensors", controls="a/b/c.safetensors")
     assert load(inputs) == load(inputs)
+
+
+@pytest.mark.parametrize("piece", [" ", "1", ": 1", "a="])
+def test_a_line_is_read_in_proportion_to_its_length(piece: str) -> None:
+    """Linear reading takes a few milliseconds; one pattern for the whole line took minutes."""
+    line = f"a:{piece * (50_000 // len(piece))}x"
+    start = time.process_time()
+    list(read_lines("loras", line))
+    assert time.process_time() - start < 10
