@@ -165,10 +165,6 @@ def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRe
             "the hires upscaler 4x-UltraSharp is not here (Lanczos is); bring its weights",
         ),
         (f"a\n{HIRES}, Hires prompt: <lora:x:1>", "<lora:x:1>"),
-        (
-            f"[a:b:5]\n{PLAIN}, Version: v1.5.2",
-            "the rules for prompt editing ([a:b:N]) were others before 1.6",
-        ),
     ],
 )
 def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
@@ -177,10 +173,24 @@ def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
     assert told in found[0]
 
 
-def test_old_versions_weaken_with_brackets_as_now() -> None:
-    data = f"[blurry]\n{PLAIN}, Version: v1.5.2"
-    assert not any(each.other_picture for each in obstacles(data, MODEL))
-    assert any("half precision" in each.text for each in obstacles(data, MODEL))
+@pytest.mark.parametrize(
+    ("version", "prompt", "old_editing", "downcast"),
+    [
+        ("v1.5.2", "[a:b:5]", True, True),
+        ("v1.5.2", "a\nNegative prompt: [x:y:0.5]", True, True),  # WebUI looks for brackets in the prompt alone
+        ("v1.5.2", "a", False, True),
+        ("v1.6.0", "[a:b:5]", False, True),
+        ("v1.7.0-224-gabc", "a", False, True),
+        ("v1.7.0-225-gabc", "[a:b:5]", False, False),
+        ("v1.10.1", "[a:b:5]", False, False),
+        ("f0.0.17", "[a:b:5]", False, False),
+    ],
+)
+def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing: bool, downcast: bool) -> None:
+    block = f"{prompt}\n{PLAIN}, Version: {version}"
+    made = request_from(block)
+    assert (made.old_editing, made.schedule.downcast) == (old_editing, downcast)
+    assert not obstacles(block, MODEL)
 
 
 def test_unknown_keys_are_told_but_do_no_harm() -> None:
