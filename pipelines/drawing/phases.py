@@ -24,6 +24,7 @@ from pipelines.models.model import Model
 from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
 from pipelines.runtime.memory import memory_errors_say_what_fits, room_left, rows_at_once
+from pipelines.runtime.unet_call import UNet
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, LatentMask, Stage
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import PromptEncoder, Prompts
@@ -107,9 +108,7 @@ def render(
     Each finished picture comes as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded; the
     pictures before it have been handed out.
     """
-    noise = as_set(model.noise, request.schedule)
-    if noise is not model.noise:
-        model = replace(model, noise=noise)
+    model = _as_asked(model, request)
     with memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place), model.tiling(request.tiling):
         watch = Stopwatch(model.device.place)
         canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
@@ -123,6 +122,14 @@ def render(
             watch=watch,
         )
         yield from _phases(drawing, init_latents)
+
+
+def _as_asked(model: Model, request: GenerationRequest) -> Model:
+    """Return the model with the request's noise levels, and with the plain network where the request changes that:
+    compiled code and recorded graphs would not see the change."""
+    noise = as_set(model.noise, request.schedule)
+    model = model if noise is model.noise else replace(model, noise=noise)
+    return replace(model, unet=UNet(model.unet.network)) if request.tiling else model
 
 
 def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:

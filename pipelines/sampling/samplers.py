@@ -185,10 +185,12 @@ def dpm_fast(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) 
 def dpm_adaptive(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """DPM-Solver-23 (Lu et al. 2022, appendix C), ancestral: the error of order 2 against 3 sets the step.
 
-    Only the first sigma and the last but one count. The error is over the batch, as in WebUI, so an image's steps
-    depend on its neighbours. Raises NonFiniteError where the error is not a number.
+    With noise the error is taken for one of order 1.5, as in k-diffusion. Only the first sigma and the last but one
+    count. The error is over the batch, as in WebUI, so an image's steps depend on its neighbours. Raises NonFiniteError
+    where the error is not a number.
     """
     time, last, h, previous = -math.log(sigmas[0]), -math.log(sigmas[-2]), 0.05, x
+    order = 1.5 if noise.added.eta else 3
     while time < last - 1e-5:
         time_next = min(last, time + h)
         down, up = _ancestral_times(time, time_next, last, noise.added.eta)
@@ -197,7 +199,7 @@ def dpm_adaptive(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noi
         error = ((low - high) / tolerance).square().mean().sqrt().item()
         if not math.isfinite(error):
             raise NonFiniteError("The network returned NaN. Lower guidance_scale or the weights in the prompt.")
-        factor = 1 + math.atan((error + 1e-8) ** (-1 / 1.5) - 1)
+        factor = 1 + math.atan((error + 1e-8) ** (-1 / order) - 1)
         h *= factor
         if factor >= 0.81:
             time, previous, x = time_next, low, high.add(noise.draw(), alpha=up * noise.added.scale)

@@ -355,8 +355,8 @@ def test_clip_skip_of_other_programs(told: str, meant: int) -> None:
 
 
 def test_values_that_turn_an_unknown_thing_off_ask_for_nothing() -> None:
-    assert read(f"a\n{SHORT}, Face restoration: False, FreeU: None, ADetailer version: 23, Hires CFG Scale: 7.0, CFG scale: 7"
-                ).unknown == {}  # fmt: skip
+    off = "Face restoration: False, FreeU: None, ADetailer version: 23, Hires CFG Scale: 7.0, CFG scale: 7"
+    assert read(f"a\n{SHORT}, {off}").unknown == {}
     assert read(f"a\n{SHORT}, Eta: 0").values["eta"] == 0  # where 0 is a choice
 
 
