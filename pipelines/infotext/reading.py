@@ -51,6 +51,8 @@ class GenerationData:
     version: str | None = None
     lora_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     ti_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    hypernetwork_hash: str = ""
+    """Of the one hypernetwork of a block from before 2023, whose tag is at the end of the prompt."""
     controls: tuple[ControlSettings, ...] = ()
     """ControlNets, whose pictures no block holds."""
     wildcards: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -94,6 +96,7 @@ _FACTS: dict[str, tuple[str, Callable[[str], object]]] = {
     "Version": ("version", str),
     "Lora hashes": ("lora_hashes", _hashes),
     "TI hashes": ("ti_hashes", _hashes),
+    "Hypernet hash": ("hypernetwork_hash", str),
 }
 """Keys that tell what made a picture, instead of setting something: the attribute, and how the value is read."""
 
@@ -115,7 +118,7 @@ _WITHOUT_EFFECT = frozenset(
     {key for key, *_ in OLD_BEHAVIOUR if key not in BY_KEY}
     | {"Template", "Negative Template", "User", "Parser", "Time taken", "File includes", "Comment", "Wildcard prompt"}
     | {"Wildcard negative prompt", "First pass size", "Batch size", "Batch pos", "Batch", "Created Date", "App"}
-    | {"Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
+    | {"Hypernet", "Hypernet strength", "Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
 )
 """Keys that are understood but ask for nothing: they repeat others or tell of the program."""
 
