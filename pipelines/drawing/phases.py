@@ -19,6 +19,8 @@ from pipelines.drawing.start import Start, extra_channels, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
+from pipelines.models.embeddings import bundles_of
+from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
@@ -79,13 +81,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A sentence on something that was asked for and is not drawn."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """Everything is done, in these seconds per phase."""
 
     seconds: dict[str, float]
 
 
-Event = Step | PassResult | Picture | Finished
+Event = Step | PassResult | Picture | Notice | Finished
 
 
 @torch.inference_mode()
@@ -126,13 +135,16 @@ def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
     loras = drawing.loras(request.prompt)
     hires_loras = drawing.loras((request.hires.prompt if request.hires else "") or request.prompt)
     with drawing.using(loras):
-        encoder = _prompt_encoder(drawing)
+        encoder = _prompt_encoder(drawing, loras)
+        left_over = model.adapters.left_over
         prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first, plan.first.schedule_steps))
     hires_prompts = prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is told before its time is spent
         with drawing.using(hires_loras):
-            encoder = encoder if hires_loras == loras else _prompt_encoder(drawing)
+            encoder = encoder if hires_loras == loras else _prompt_encoder(drawing, hires_loras)
+            left_over += model.adapters.left_over
             hires_prompts = _hires_prompts(encoder, request, plan, plan.hires)
+    yield from map(Notice, dict.fromkeys(left_over))
     with drawing.using(loras):
         start = start_from(drawing, init_latents)
         stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas))
@@ -148,10 +160,12 @@ def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
     yield Finished(watch.seconds())
 
 
-def _prompt_encoder(drawing: Drawing) -> PromptEncoder:
+def _prompt_encoder(drawing: Drawing, loras: Sequence[LoraUse]) -> PromptEncoder:
+    """Return the encoder for a pass with these LoRAs, whose files may hold embeddings."""
     request = drawing.request
     settings = request.clip_skip, request.emphasis, request.pad_conds
-    return PromptEncoder(drawing.model.text, *settings, embeddings=request.extras.embeddings)
+    bundles = bundles_of(use.file for use in loras if use.tag.acts)
+    return PromptEncoder(drawing.model.text, *settings, embeddings=request.extras.embeddings, bundles=bundles)
 
 
 def _calls(part: PassPlan, steps: int) -> int:

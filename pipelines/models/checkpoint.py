@@ -47,6 +47,10 @@ NUMBER_FORMATS: Mapping[str, torch.dtype] = {
 """Number formats by their names in headers."""
 
 
+PIECE = 1 << 22
+"""Values of 8 bits that are looked at at once."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a file is by its tensors' names, and what to give instead where a checkpoint is wanted."""
@@ -61,11 +65,16 @@ VAE_FILE = Kind("a VAE", r"^(decoder|encoder)\.conv_in\.", "Name it with PASTEL_
 UPSCALER = Kind(
     "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Send it with a request, in files."
 )
+LORA_NAMES = (
+    r"lora_(up|down|A|B)\b|[._]lora\.|\.(hada|lokr)_w1|\.oft_blocks$|\.dora_scale$|\.on_input$|\.[ab][12]\.weight$"
+    r"|^(lora|lycoris)_\w+\.(diff|diff_b|w_norm|b_norm)$|^bundle_emb\."
+)
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
-    Kind("a LoRA", r"lora_(up|down|A|B)\b|\.lora\.|\.(hada|lokr)_w1", "Give the checkpoint that it was made for."),
+    Kind("a LoRA", LORA_NAMES, "Give the checkpoint that it was made for."),
     Kind("a ControlNet", r"^(control_model|controlnet_\w+|input_hint_block)\.", "Give the checkpoint that it guides."),
     Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
+    Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$"),
     CHECKPOINT,
     Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
     UPSCALER,
@@ -237,9 +246,16 @@ def check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite. The sum tells for a thirtieth of the time; it may overflow, so it only
-    raises doubt."""
-    return not tensor.is_floating_point() or bool(tensor.sum().isfinite() or tensor.isfinite().all())
+    """Whether no value is NaN or infinite, in any number format.
+
+    The sum tells for a thirtieth of the time; it may overflow, so it only raises doubt. torch has no arithmetic for
+    numbers of 8 bits, which are looked at in half precision, piece by piece.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.itemsize == 1:
+        return all(bool(piece.half().isfinite().all()) for piece in tensor.flatten().split(PIECE))
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
 
 def weight_file(folder: Path) -> Path | None:

@@ -109,11 +109,13 @@ class PromptEncoder:
         emphasis: str = "Original",
         pad: bool = False,
         embeddings: Mapping[str, ExtraFile] = MappingProxyType({}),
+        bundles: Mapping[str, ExtraFile] = MappingProxyType({}),
     ) -> None:
+        """`bundles` are embeddings inside the files of the LoRAs that are in use."""
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
         self._pad = pad
-        self._table = encoder.embedding_table(embeddings)
+        self._table = encoder.embedding_table(embeddings, bundles)
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
