@@ -21,8 +21,8 @@ from pipelines.errors import ModelError, in_one_line
 from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
 from pipelines.families.family import Family
 from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
-from pipelines.files.headers import Stored, check_name, read_header
-from pipelines.files.pickles import read_pickle
+from pipelines.files.contents import looks_like, read_content, tensors_in
+from pipelines.files.headers import Stored, read_header
 
 NUMBER_FORMATS: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -98,7 +98,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """
     content = content_of(path)
     with _pickle_errors(path):
-        return mapped(path, _flat(content))
+        return mapped(path, tensors_in(content))
 
 
 def content_of(path: Path) -> Any:
@@ -106,26 +106,8 @@ def content_of(path: Path) -> Any:
 
     Raises ModelError.
     """
-    if is_safetensors(path):
-        with _header_errors(path):
-            return read_header(path).tensors
-    with _pickle_errors(path):
-        return read_pickle(path)
-
-
-def _flat(content: Any) -> dict[str, Stored]:
-    """The tensors of a pickle by their names, those of dicts inside it by both names. Raises ValueError."""
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    groups = {"": content} if isinstance(content, Mapping) else {}
-    groups |= {f"{name}.": group for name, group in groups.get("", {}).items() if isinstance(group, dict)}
-    distinct = {id(group): (prefix, group) for prefix, group in groups.items()}  # one could stand there many times
-    found: dict[str, Stored] = {}
-    for prefix, group in distinct.values():
-        for name, value in group.items():
-            if isinstance(value, Stored):
-                check_name(f"{prefix}{name}", found)
-                found[f"{prefix}{name}"] = value
-    return found
+    with _header_errors(path) if is_safetensors(path) else _pickle_errors(path):
+        return read_content(path)
 
 
 def mapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
@@ -139,6 +121,8 @@ def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
     kind = NUMBER_FORMATS[stored.kind]
     if stored.extent == 0:
         return torch.empty(stored.shape, dtype=kind)
+    if stored.content is not None:
+        return torch.frombuffer(bytearray(stored.content), dtype=kind).as_strided(stored.shape, stored.strides)
     if stored.start % kind.itemsize == 0:
         values = torch.frombuffer(content, dtype=kind, count=stored.extent, offset=stored.start)
     else:  # processors want values at multiples of their size, and old files do not care
@@ -165,10 +149,10 @@ def is_safetensors(path: Path) -> bool:
             start = stream.read(64)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
-    pickled = start.startswith((b"PK\x03\x04", b"\x80\x02"))
-    if start[8:9] != b"{" and not pickled:
+    form = looks_like(start)
+    if not form:
         raise ModelError(f"{path}: {_what_else(start)}. Give a .safetensors file.")
-    return not pickled
+    return form == "safetensors"
 
 
 def _what_else(start: bytes) -> str:
