@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from pipelines.errors import ModelError, in_one_line
 from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
 from pipelines.families.family import Family
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, of_today, vae_layout
 from pipelines.files.contents import looks_like, read_content, tensors_in
 from pipelines.files.headers import Stored, read_header
 
@@ -188,12 +188,16 @@ def _pickle_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelError for tensors that pickles can name and that would grow beyond their file once they are copied."""
+def check_plain(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Path] = ()) -> None:
+    """Raise ModelError for tensors that pickles can name and that would grow beyond their file once they are copied.
+
+    `others` are the further files of a set of parts.
+    """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or not tensor.is_cpu or tensor.is_quantized:
             raise ModelError(f"{path}: {name} is no plain tensor (sparse, quantised, or without values).")
-    if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+    size = sum(each.stat().st_size for each in (path, *others))
+    if sum(tensor.nbytes for tensor in tensors.values()) > size:
         raise ModelError(f"{path}: its tensors claim to be larger than the file. It is broken, or made to do harm.")
 
 
@@ -243,9 +247,29 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def weight_file(folder: Path) -> Path | None:
-    """The weights of a diffusers pipeline's UNet, or of a folder that holds one network."""
-    found = (sorted(folder.glob(pattern)) for pattern in ("unet/*.safetensors", "unet/*.bin", "*.safetensors", "*.bin"))
-    return next((files[0] for files in found if files), None)
+    """Return the weights of a diffusers pipeline's UNet, or of a folder that holds one network; the first of a set."""
+    return next(iter(weight_files(folder / "unet") or weight_files(folder)), None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a folder's network: one, or all of a set of parts.
+
+    Of several forms the safe one is taken, and of its variants the plain one, then fp16.
+    """
+    for ending in ("safetensors", "bin"):
+        found = sorted(folder.glob(f"*.{ending}"), key=lambda path: (_variant_rank(path.name), path.name))
+        if found:
+            part = _PART_OF_SET.search(found[0].name)
+            return [path for path in found if part and path.name.endswith(part[0])] or found[:1]
+    return []
+
+
+_PART_OF_SET = re.compile(r"-of-\d+[^/]*$")
+
+
+def _variant_rank(name: str) -> int:
+    plain = re.fullmatch(r"(diffusion_pytorch_model|model|pytorch_model)(-\d+-of-\d+)?\.\w+", name)
+    return 0 if plain else 1 if ".fp16" in name else 2
 
 
 def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
@@ -264,7 +288,6 @@ def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) 
     }
     if not text:
         raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
-    text.pop("embeddings.position_ids", None)  # an index 0..76, which some checkpoints hold in broken float16
     return unet, vae, text
 
 
@@ -281,13 +304,16 @@ def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:
 def vae_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a separate VAE file under the names they have inside a checkpoint.
 
-    VAE files are published with and without `first_stage_model.`; a whole checkpoint serves as well.
+    VAE files are published with and without `first_stage_model.`, and with diffusers' names; a whole checkpoint serves
+    as well.
     Raises ModelError when the file holds no decoder, or is of another family.
     """
     inside = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
     if not inside:
         kept = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-        inside = {VAE_PREFIX + name: value for name, value in tensors.items() if name.startswith(kept)}
+        own = {of_today(name): value for name, value in tensors.items() if name.startswith(kept)}
+        levels = {name.split(".")[2] for name in own if name.startswith("encoder.down_blocks.")}
+        inside = vae_layout(len(levels)).tensors_to_ldm(own, VAE_PREFIX)
     kind = kind_of(tensors)
     if VAE_PREFIX + "decoder.conv_in.weight" not in inside or kind not in (CHECKPOINT, VAE_FILE, None):
         seen = f" It is {kind.what}." if kind else ""
