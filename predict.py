@@ -18,7 +18,7 @@ from pipelines.ask.inputs import Inputs, filled_in
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
-from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
+from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
 from pipelines.drawing.progress import Bars
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
@@ -409,6 +409,9 @@ class Predictor(BasePredictor):
                         name = f"{event.kind}-{event.index}-seed-{plan.seeds[event.index]}"
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1
+                    elif isinstance(event, Notice):
+                        say(f"Not honoured: {event.text}")
+                        self.record_metric("not_honoured", event.text, mode="append")
                     elif isinstance(event, Finished):
                         self._report(event.seconds)
                     # a device that works by itself goes on meanwhile; elsewhere the next event may be far away

@@ -17,8 +17,9 @@ LORA_KINDS = ("lora", "lyco")
 HYPERNETWORK_KIND = "hypernet"
 NETWORK_KINDS = (*LORA_KINDS, HYPERNETWORK_KIND)
 """Of the tags that are applied here."""
-LORA_SUFFIXES = CONTROL_SUFFIXES = (".safetensors",)
-EMBEDDING_SUFFIXES = (".safetensors", ".pt")
+LORA_SUFFIXES = (".safetensors", ".pt", ".ckpt")
+CONTROL_SUFFIXES = (".safetensors",)
+EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin")
 HYPERNETWORK_SUFFIXES = (".pt",)
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
@@ -101,8 +102,10 @@ def _short_hash(file: ExtraFile) -> str:
 
 
 def _header_length(path: Path) -> int:
+    """Bytes of a safetensors header; -8 for a pickle, which is hashed from its first byte on."""
     with path.open("rb") as stream:
-        return int.from_bytes(stream.read(8), "little")
+        start = stream.read(9)
+    return int.from_bytes(start[:8], "little") if start[8:] == b"{" else -8
 
 
 @lru_cache(4096)
