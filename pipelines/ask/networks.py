@@ -198,6 +198,11 @@ def _multiplier(text: str) -> float:
     return value
 
 
+def lora_names(text: str) -> set[str]:
+    """The names of the LoRAs in a text's tags, whatever else the tags say."""
+    return {tag.args[0] for tag in cut_networks(text)[1] if tag.kind in LORA_KINDS}
+
+
 def missing_loras(prompt: str, extras: Extras, field: str = "prompt") -> list[LoraTag]:
     """The prompt's tags of LoRAs that are not here; with multipliers of 0 nothing is asked for."""
     return [tag for tag in lora_tags(prompt, field) if tag.acts and tag.name not in extras.loras]

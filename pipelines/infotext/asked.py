@@ -28,7 +28,7 @@ from pipelines.ask.request import (
 from pipelines.ask.settings import Values, of_group, rows
 from pipelines.ask.sizes import Size, size_to_draw
 from pipelines.ask.table import KEY_OF, ROWS
-from pipelines.ask.wildcards import lift_wildcards, with_picks
+from pipelines.ask.wildcards import lift_wildcards, options_of, with_picks
 from pipelines.errors import InvalidInput
 from pipelines.infotext.reading import GenerationData, holds_settings, read, read_settings
 
@@ -70,6 +70,8 @@ class Asked:
     """The settings that the form said."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers, by the names that generation data calls them."""
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By each prompt's setting all that dynamic prompts might have picked. What any option names counts as named."""
 
     @property
     def resolved(self) -> bool:
@@ -149,8 +151,9 @@ def pick(asked: Asked) -> Asked:
     if not asked.resolved:
         return asked
     seed = seed_of(asked)
-    prompts = {name: asked[name] or "" for name in _PROMPTS}
-    return asked.with_values(seed=seed, **with_picks(prompts, asked.data.wildcards, seed))
+    prompts, wildcards = {name: asked[name] or "" for name in _PROMPTS}, asked.data.wildcards
+    options = {name: options_of(prompt, wildcards) for name, prompt in prompts.items()}
+    return replace(asked.with_values(seed=seed, **with_picks(prompts, wildcards, seed)), options=options)
 
 
 def seed_of(asked: Asked) -> int:
@@ -273,6 +276,7 @@ def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
         if found and not there:
             yield f"Without {what}, {', '.join(found)} does nothing."
     prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    prompts += asked.options.values()
     for name, file in request.extras.embeddings.items():
         if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
             yield f"No prompt says {name}, so {file.origin} does nothing."
