@@ -68,6 +68,7 @@ class Drawing:
             settings=self.request.noise,
             variation_seeds=self.plan.variation_seeds,
             span=span,
+            added=part.added_noise,
         )
 
     def finished(self, pixels: Pixels) -> Pixels:

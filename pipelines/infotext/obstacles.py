@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.networks import LORA_KINDS, NO_EXTRAS, Extras, in_hashes, missing_loras, without_missing
-from pipelines.ask.prompt import cut_networks, schedule
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -20,7 +20,7 @@ from pipelines.ask.settings import Choice, Values, rows
 from pipelines.ask.table import ROWS
 from pipelines.errors import InvalidInput, shown
 from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures
-from pipelines.infotext.reading import OLD_RULES, GenerationData
+from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
 
 _OTHER_PICTURE = re.compile(
@@ -215,9 +215,7 @@ BLUR = "mask_blur"
 def _of_keys(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
     data = asked.data
     yield from (Obstacle(doubt, other_picture=True) for doubt in data.doubts)
-    edits = any(len(schedule(prompt, 1000)) > 1 for prompt in (asked["prompt"] or "", asked["negative_prompt"]))
-    for warning in data.warnings:
-        yield Obstacle(warning, other_picture=edits and warning.startswith(OLD_RULES))
+    yield from (Obstacle(warning, other_picture=False) for warning in data.warnings)
     for key, value in data.unknown.items():
         sent = key == "Init image hash" and pictures.image is not None
         yield Obstacle(f"{key}: {value} is not understood", bool(_OTHER_PICTURE.search(key)) and not sent)

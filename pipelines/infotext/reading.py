@@ -100,6 +100,8 @@ _FACTS: dict[str, tuple[str, Callable[[str], object]]] = {
 _OTHER_NAMES: dict[str, str] = {
     "cfg": "CFG scale",
     "guidance scale": "CFG scale",
+    "negative guidance minimum sigma": "NGMS",
+    "img2img_fix_steps": "Exact steps",
     "eta noise seed delta": "ENSD",
     "module 1": "VAE",  # Forge
     "scheduler": "Schedule type",
@@ -110,7 +112,7 @@ _OTHER_NAMES: dict[str, str] = {
 _NAMES = {key.casefold(): key for key in (*BY_KEY, *PAIRS, *_FACTS)} | _OTHER_NAMES
 
 _WITHOUT_EFFECT = frozenset(
-    {key for key, *_ in OLD_BEHAVIOUR}
+    {key for key, *_ in OLD_BEHAVIOUR if key not in BY_KEY}
     | {"Template", "Negative Template", "User", "Parser", "Time taken", "File includes", "Comment", "Wildcard prompt"}
     | {"Wildcard negative prompt", "First pass size", "Batch size", "Batch pos", "Batch", "Created Date", "App"}
     | {"Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
@@ -125,8 +127,6 @@ _NEUTRAL = {key: str(value) for key, value in DEFAULTS.items()} | {
     "Beta schedule beta": "0.6",
     "Hires Module 1": "Use same choices",  # Forge
     "Conditional mask weight": "1",  # written with every picture of an inpainting checkpoint
-    "Noise multiplier": "1",
-    "Seed resize from": "-1x-1",
 }
 """Values that ask for nothing."""
 _OFF = frozenset(("false", "none", "disable", "disabled", "0", "0.0", ""))
@@ -166,10 +166,17 @@ def read(text: str) -> GenerationData:
 
 
 def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
-    """What the block says, without the defaults that WebUI's parser adds."""
+    """What the block says, also by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
-    said = {*written, "Prompt", "Negative prompt", "Hires resize"}
+    said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
+    if "[" in fields["Negative prompt"] and (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED:
+        fields[OLD_EDITING] = "True"  # WebUI looks at the prompt alone, but edited both by its old rules
     return {key: value for key, value in fields.items() if key in said}
+
+
+NEVER = (99,)
+"""The version of what has none: no old rules apply."""
+EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OLD_EDITING)
 
 
 def _known(fields: Mapping[str, str]) -> dict[str, str]:
@@ -200,11 +207,11 @@ def _value(row: Setting, text: str) -> Any:
 
 
 def _pair(key: str, text: str) -> dict[str, int]:
-    """Width and height. 0x0 says nothing."""
-    match = re.fullmatch(r"([0-9]{1,5})\s*[xX\u00d7]\s*([0-9]{1,5})", text)
+    """Width and height. 0x0 and -1x-1 say nothing."""
+    match = re.fullmatch(r"([0-9]{1,5}|-1)\s*[xX\u00d7]\s*([0-9]{1,5}|-1)", text)
     if match is None:
         raise _unreadable(key, text, "two whole numbers, such as 512x768")
-    sides = int(match[1]), int(match[2])
+    sides = max(int(match[1]), 0), max(int(match[2]), 0)
     return dict(zip(PAIRS[key], sides, strict=True)) if any(sides) else {}
 
 
@@ -316,19 +323,10 @@ def _same_number(first: str, second: str) -> bool:
 
 
 def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[str, ...]:
-    version = version_of(known.get("Version", "")) or (99,)
+    version = version_of(known.get("Version", "")) or NEVER
     hires = [key for key in _HIRES_KEYS if key in known]
     own_schedule = SAMPLERS[sampler].automatic if (sampler := known.get("Sampler", "")) in SAMPLERS else "Uniform"
     told = (
-        (
-            OLD_EDITING in parsed or (version < (1, 6) and "[" in known.get("Negative prompt", "")),
-            f"{OLD_RULES} ([a:b:N]) were others before 1.6; those of 1.6 and later are used here",
-        ),
-        (
-            DOWNCAST in parsed,
-            "the noise levels were rounded to half precision (Downcast alphas_cumprod), which is not done here: "
-            "details differ",
-        ),
         (
             "Pad conds v0" in parsed,
             "the shorter prompt was padded in the way of before 1.6 (Pad conds v0), which is not done here",
@@ -359,8 +357,6 @@ def _doubts(parsed: Mapping[str, Value], facts: Mapping[str, Any], resources: Ma
     )
     return (*(doubt for holds, doubt in told if holds), *_of_civitai(facts, resources.get("Civitai resources")))
 
-
-OLD_RULES = "the rules for prompt editing"
 
 # --- dialects ---------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pipelines.families.prediction import Prediction
 from pipelines.models.controlnets import ControlNets
 from pipelines.models.lora import Adapters, LoraUse
 from pipelines.models.text import TextEncoder
-from pipelines.models.unet import set_freeu
+from pipelines.models.unet import set_freeu, set_tiling
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import Footprint
@@ -67,3 +67,15 @@ class Model:
             yield
         finally:
             set_freeu(self.unet.network, None)
+
+    @contextmanager
+    def tiling(self, on: bool) -> Iterator[None]:
+        """Inside, pictures fit to themselves at opposite edges if it is on. ControlNets see no edges but their own."""
+        networks = [self.unet.network, self.vae.network] if on else []
+        for network in networks:
+            set_tiling(network, True)
+        try:
+            yield
+        finally:
+            for network in networks:
+                set_tiling(network, False)
