@@ -26,6 +26,14 @@ class NetworkTag:
     kind: str
     args: tuple[str, ...]
 
+    @property
+    def off(self) -> bool:
+        """Whether its multiplier is 0, so that it asks for nothing."""
+        return len(self.args) == 2 and re.fullmatch(r"0+\.?0*|\.0+", self.args[1]) is not None
+
+    def __str__(self) -> str:
+        return f"<{self.kind}:{':'.join(self.args)}>"
+
 
 def cut_networks(text: str) -> tuple[str, list[NetworkTag]]:
     """Take the `<name:arguments>` tags out of `text`; the spaces around them stay, as in WebUI."""

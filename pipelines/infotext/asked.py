@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS, UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
-from pipelines.ask.networks import NO_EXTRAS, Extras, name_of_upload
+from pipelines.ask.networks import LORA_KINDS, NO_EXTRAS, Extras, lora_tags, name_of_upload
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SIDES,
     AddedNoise,
@@ -284,10 +285,23 @@ def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     for name, file in request.extras.embeddings.items():
         if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
             yield f"No prompt says {name}, so {file.origin} does nothing."
+    if not asked.data.whole:  # of a block it is told in another way
+        yield from dict.fromkeys(ignored_tags(asked))
     used = hires.upscaler_file if hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+
+
+def ignored_tags(asked: Asked) -> Iterator[str]:
+    """What the tags of the prompts say that is not applied here, as it may be told."""
+    for name, prompt in asked.prompts.items():
+        for tag in cut_networks(prompt)[1]:
+            if tag.kind not in LORA_KINDS and not tag.off:
+                yield f"{tag}: of networks that tags name only LoRAs are applied here"
+        for lora in lora_tags(prompt, name):
+            if lora.acts and lora.ignored:
+                yield f"{lora}: its {', '.join(lora.ignored)} is not applied here, so that the whole LoRA acts"
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:

@@ -360,12 +360,6 @@ def test_values_that_turn_an_unknown_thing_off_ask_for_nothing() -> None:
     assert read(f"a\n{SHORT}, Eta: 0").values["eta"] == 0  # where 0 is a choice
 
 
-def test_networks_that_only_civitai_tells() -> None:
-    resources = '[{"type":"checkpoint","modelName":"Pony"},{"type":"lora","weight":0.8,"modelName":"Ink"}]'
-    found = read(f"a\n{SHORT}, Civitai resources: {resources}, Civitai metadata: {{}}")
-    assert [word in " ".join(found.doubts) for word in ("Pony", "the lora Ink")] == [True, True]
-
-
 # --- other programs
 
 
@@ -400,7 +394,8 @@ def test_sdnext() -> None:
         "Hires sampler: DPM++ SDE, VAE: Automatic"
     )
     assert (found.hires, found.values.get("hires_scale"), size(found, "hires_")) == (True, 1.5, (None, None))
-    assert (found.vae, found.unknown, found.warnings) == (None, {}, ())
+    assert (found.vae, found.unknown, found.doubts) == (None, {}, ())
+    assert [warning.partition(",")[0] for warning in found.warnings] == ["made with SD.Next"]
 
 
 def test_forge() -> None:
