@@ -29,7 +29,7 @@ _INLINE_NEGATIVE = re.compile(r"(?<=\S)\s+negative[ _\xa0]?prompt[ \xa0]*:", re.
 
 def has_parameters(text: str) -> bool:
     """Whether there is a line of parameters, as a whole block has it."""
-    return _PARAMETER_LINE.search(text) is not None and "Seed:" in text
+    return "Seed:" in text and any(line.search(text) for line in (_PARAMETER_LINE, _INLINE))
 
 
 def pasted(text: str) -> Pasted:

@@ -18,7 +18,7 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
     (COMFYUI, "version|app|software", "comfy"),
     (COMFYUI, r"(lora|embedding|clip) \d+ (model )?(name|hash)|metadata generator version", ""),
     (FOOOCUS, "version|software", "fooocus"),
-    (FOOOCUS, "adm guidance|fooocus v2 expansion|metadata scheme", ""),
+    (FOOOCUS, "adm guidance|fooocus v2 expansion|metadata scheme|sharpness", ""),
     (DRAW_THINGS, "seed mode", ""),
     (DRAW_THINGS, "software|creator tool", "draw things"),
     (INVOKEAI, "version|app|software|app id", "invoke"),
@@ -58,6 +58,7 @@ def program_of(fields: Mapping[str, str]) -> str:
 class Dialect:
     """The fields of a block, by our words where the program has others, and what of them makes another picture."""
 
+    program: str
     fields: dict[str, str]
     doubts: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
@@ -70,7 +71,7 @@ class Dialect:
 
 def in_our_words(fields: Mapping[str, str], program: str) -> Dialect:
     """The fields of a program's block in our words."""
-    dialect = Dialect(dict(fields))
+    dialect = Dialect(program, dict(fields))
     if reason := REASONS.get(program):
         dialect.doubts.append(f"made with {program}, which {reason}")
     _ADAPTED.get(program, _as_it_is)(dialect)

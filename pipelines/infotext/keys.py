@@ -85,6 +85,7 @@ _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, valu
     "cfg start": ("0",),
     "conditional mask weight": ("1",),  # written with every picture of an inpainting checkpoint
     "denoise": ("1",),  # ComfyUI's savers
+    "diffusion in low bits": ("Automatic", "Automatic (fp16 LoRA)"),  # Forge
     "guidance end": ("1",),
     "guidance start": ("0",),
     "hires mode": ("0", "1"),  # SD.Next: none and fixed
@@ -98,7 +99,7 @@ _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, valu
 }
 """Values that ask for nothing, by folded key."""
 
-_NONE = frozenset(("none", "off", "disable", "disabled", ""))
+_NONE = frozenset(("none", "off", "disable", "disabled", "", "[]", "{}"))
 """Values that say of anything that it is not there."""
 _OFF = frozenset(("false", "0", "no"))
 """Values that turn a switch or the strength of an addition off. For other keys 0 and False may be a choice."""

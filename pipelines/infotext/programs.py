@@ -135,7 +135,7 @@ _FORMS = (
     _Form(
         INVOKEAI,
         frozenset(("positive_prompt",)),
-        _USUAL | {"positive_prompt": "Prompt", "scheduler": "Sampler", "rand_device": "Noise device"},
+        _USUAL | {"positive_prompt": "Prompt", "scheduler": "Sampler"},
     ),
     _Form(INVOKEAI, frozenset(("prompt", "threshold", "perlin")), _USUAL),
     _Form(
@@ -317,6 +317,7 @@ def _before(graph: _Graph, link: Any, name: str) -> str:
 
 _LINE = re.compile(r"\s*([A-Za-z][\w ./()-]{0,60}?)\s*:\s?(.*)")
 _OF_MOCHI = {"include in image": "Prompt", "exclude from image": "Negative prompt"}
+"""Mochi Diffusion's folded keys that no other program has."""
 _TEXTS = ("Prompt", "Negative prompt")
 
 
@@ -327,14 +328,16 @@ def _of_list(text: str) -> Block | None:
     key = ""
     for line in re.split(r"[;\n]" if mochi else r"\n", text):
         found = _LINE.fullmatch(line)
-        if found is not None and (_of_list_key(key) not in _TEXTS or _is_key(found[1])):
+        if found is not None and (_of_list_key(key) not in _TEXTS or found[1][0].isupper()):
             key = found[1].strip()
             written[key] = [found[2].strip()]
         elif key:
             written[key].append(line)
         else:
             return None
-    values = {_of_list_key(key): "\n".join(lines) for key, lines in written.items()}
+    values = {_of_list_key(key): "\n".join(lines).strip() for key, lines in written.items()}
+    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
+        values["Sampler"] = values.pop("Schedule type")
     if values.keys() <= SETTING_KEYS or not {"Prompt", "Steps", "Seed"} <= values.keys():
         return None
     return _as_block(values, program_of(dict.fromkeys(written, "") | values))
@@ -342,10 +345,6 @@ def _of_list(text: str) -> Block | None:
 
 def _of_list_key(key: str) -> str:
     return _OF_MOCHI.get(folded(key)) or own_key(key) or key
-
-
-def _is_key(name: str) -> bool:
-    return own_key(name) is not None or folded(name) in _OF_MOCHI or folded(name) in ("width", "height", "styles")
 
 
 _OPTIONS = {"s": "Steps", "S": "Seed", "W": "Width", "H": "Height", "C": "CFG scale", "A": "Sampler"}

@@ -132,32 +132,23 @@ def read(text: str) -> GenerationData:
     paste = pasted(block.text if block else text)
     parsed, pairs = parse(paste.text), split(paste.text).pairs
     written = _with_size(_written(parsed, dict(pairs)))
-    program = (block.program if block else "") or program_of(written)
-    dialect = in_our_words(written, program)
+    dialect = in_our_words(written, (block.program if block else "") or program_of(written))
     lifted = paste.lifted | _quoted_json(dialect.fields)
     fields = {key: value for key, value in dialect.fields.items() if key not in lifted}
     known = _known(fields)
     values = _values(known)
-    facts = {name: _fact(name, known[key]) for key, name in FACTS.items() if key in known}
-    of_hashes = tuple(add_hashes(facts, lifted.pop("Hashes", None)))
-    found = tuple(resource for key in _RESOURCES for resource in resources(lifted.pop(key, None)))
-    size = (values["width"], values["height"]) if "width" in values else None
-    controls, of_controls, of_units = _controls(fields, size)
-    unknown = {
-        **fields,
-        **{key: json.dumps(value)[:_SHOWN] for key, value in lifted.items()},
-        **_below(paste.lines_below),
-    }
+    facts, of_hashes = _facts(known, lifted.get("Hashes"))
+    controls, of_controls, of_units = _controls(fields, values)
     data = GenerationData(
         values=values,
         hires="denoising_strength" in values and any(key in known for key in _HIRES_KEYS),
         controls=controls,
-        unknown=_not_understood(unknown, fields),
-        program=program,
-        resources=found,
+        unknown=_not_understood(fields, lifted, paste.lines_below),
+        program=dialect.program,
+        resources=tuple(resource for key in _RESOURCES for resource in resources(lifted.get(key))),
         warnings=(*dialect.warnings, *_warnings(parsed, known), *_left_out(paste.lines_below), *of_controls),
         doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *_contradictions(pairs, values, written), *of_hashes),
-        **{name: value for name, value in facts.items() if value is not None},
+        **facts,
     )
     if data.from_picture and "mask_blur" not in values:  # WebUI does not tell a blur of 0
         return replace(data, values={**values, "mask_blur": (0, 0)})
@@ -170,8 +161,11 @@ _SHOWN = 200
 """Characters of a value that nobody here understands."""
 
 
-def _fact(name: str, text: str) -> Any:
-    return _READ_FACT.get(name, _model_name)(text)
+def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[str]]:
+    """What made the picture, by attribute; and what the hashes name that is not done here."""
+    facts = {name: _READ_FACT.get(name, _model_name)(known[key]) for key, name in FACTS.items() if key in known}
+    doubts = list(add_hashes(facts, hashes))
+    return {name: value for name, value in facts.items() if value is not None}, doubts
 
 
 def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
@@ -303,10 +297,11 @@ def _no_such_key(key: str, value: str) -> InvalidInput:
 
 
 def _controls(
-    fields: Mapping[str, str], size: tuple[int, int] | None
+    fields: Mapping[str, str], values: Values
 ) -> tuple[tuple[ControlSettings, ...], tuple[str, ...], tuple[str, ...]]:
     """The ControlNets of a block, and what of them is a warning or a doubt."""
     units, warnings, doubts = [], list[str](), list[str]()
+    size = (values["width"], values["height"]) if "width" in values else None
     for key in sorted(filter(CONTROL.fullmatch, fields)):
         try:
             unit = read_unit(fields[key], size)
@@ -329,24 +324,28 @@ def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
     return fields
 
 
-def _not_understood(fields: Mapping[str, str], of_block: dict[str, str]) -> dict[str, str]:
-    rest = {key: value for key, value in fields.items() if own_key(key) is None and not CONTROL.fullmatch(key)}
-    return {key: value for key, value in rest.items() if not asks_for_nothing(key, value, of_block)}
-
-
-def _below(lines: Iterable[str]) -> dict[str, str]:
-    """Fields in lines below the parameters, where WebUI does not read them."""
-    found: dict[str, str] = {}
-    for line in lines:
-        fields = fields_of(line)
-        first = next(iter(fields), None)
-        if first is not None and line.lstrip().startswith(f"{first}:"):
-            found |= fields if not asks_for_nothing(first, fields[first], {}) else {}
+def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below: Iterable[str]) -> dict[str, str]:
+    """What asks for something and is no setting here: fields, JSON, and fields in the lines below the parameters."""
+    asked = {key: value for key, value in fields.items() if own_key(key) is None and not CONTROL.fullmatch(key)}
+    read = ("Hashes", *_RESOURCES)
+    asked |= {key: json.dumps(value)[:_SHOWN] for key, value in lifted.items() if key not in read}
+    found = {key: value for key, value in asked.items() if not asks_for_nothing(key, value, fields)}
+    for line in below:
+        found |= _below(line)
     return found
 
 
+def _below(line: str) -> dict[str, str]:
+    """Fields in a line below the parameters that ask for something: WebUI does not read them there."""
+    fields = fields_of(line)
+    first = next(iter(fields), None)
+    if first is None or not line.lstrip().startswith(f"{first}:") or asks_for_nothing(first, fields[first], {}):
+        return {}
+    return fields
+
+
 def _left_out(lines: Iterable[str]) -> Iterator[str]:
-    if text := " ".join(" ".join(lines).split()):
+    if text := " ".join(" ".join(line for line in lines if not _below(line)).split()):
         yield f"{text!r} after the parameters is left out"
 
 
