@@ -66,6 +66,19 @@ def test_texts_are_bounded_and_hold_no_control_characters() -> None:
     assert str(error).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("/tmp/tmpab12_xyzstyle.safetensors: no LoRA", "style.safetensors: no LoRA"),
+        ("cannot open '/var/folders/t7/tmpab12_xyzmy file.png'", "cannot open 'my file.png'"),
+        ("the LoRA tmp_training_v2", "the LoRA tmp_training_v2"),
+        ("/tmp/pastel-x/final.png", "/tmp/pastel-x/final.png"),
+    ],
+)
+def test_the_place_of_an_uploaded_file_is_not_shown(text: str, clean: str) -> None:
+    assert shown(text) == clean
+
+
 def test_a_value_of_any_size_is_told_by_its_beginning() -> None:
     error = InvalidInput("prompt", "y" * 9_000_000, "is long", "Shorten it.")
     assert len(str(error)) < 200
