@@ -12,6 +12,7 @@ from pipelines.ask.networks import (
     ExtraFile,
     Extras,
     LoraTag,
+    check_name,
     in_folders,
     lora_names,
     lora_tags,
@@ -209,6 +210,8 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 break
             rest, weights = before.rstrip(), [float(number), *weights]
         name, equals, source = rest.partition("=")
+        if equals and not re.search("[/?#]", name):  # else it is a link with a query
+            check_name(field, name.strip())
         if not equals or not _NAME.fullmatch(name) or not source.strip():
             name, source = "", rest
         if not source.strip():

@@ -32,6 +32,14 @@ def plain_name(name: str) -> str:
     return re.sub(r"[<>:,=\"]", "_", shown_name(name))
 
 
+def check_name(field: str, name: str) -> str:
+    """The name that somebody gives a file. Raises InvalidInput for one that tags and generation data cannot hold."""
+    if name and plain_name(name) != shown_name(name):
+        fix = f"Call it {plain_name(name)}."
+        raise InvalidInput(field, name, 'a name in tags holds none of < > : , = "', fix)
+    return name
+
+
 def in_hashes(name: str) -> str:
     """The name without what would end it in an infotext's list of hashes."""
     return re.sub("[:,]", "", name)

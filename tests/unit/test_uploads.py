@@ -101,6 +101,13 @@ def test_two_of_one_name_are_refused_and_names_mend_it(tmp_path: Path) -> None:
     assert names(sort_uploads((files[0], EMBEDDING), ", glow")) == {"loras": ["mine"], "embeddings": ["glow"]}
 
 
+def test_a_name_that_no_tag_can_hold_is_refused() -> None:
+    with pytest.raises(
+        InvalidInput, match=r"file_names='my:style': a name in tags holds none of < > : .* Call it my_s"
+    ):
+        sort_uploads([LORA], "my:style")
+
+
 def test_a_lora_and_an_embedding_may_share_a_name(tmp_path: Path) -> None:
     assert names(sort_uploads((LORA, EMBEDDING), "mine, mine")) == {"loras": ["mine"], "embeddings": ["mine"]}
 
