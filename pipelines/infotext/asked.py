@@ -236,6 +236,9 @@ def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
         for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
             if value:
                 raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
+        for row in rows(ImageSettings).values():  # what cannot be meant is told, also where it would do nothing
+            if row.name in asked.values:
+                row.check(asked[row.name])
         return None
     masked = pictures.mask is not None or any(asked["outpaint"])
     mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None

@@ -172,11 +172,14 @@ def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, s
     """What the block says, also by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
     said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
-    if "[" in fields["Negative prompt"] and (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED:
-        fields[OLD_EDITING] = "True"  # WebUI looks at the prompt alone, but edited both by its old rules
+    old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
+    if old and any("[" in fields.get(key, "") for key in EDITED):
+        fields[OLD_EDITING] = "True"
     return {key: value for key, value in fields.items() if key in said}
 
 
+EDITED = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
+"""Texts in which a bracket may be an edit. WebUI looks for one in the prompt alone, but edited all by its old rules."""
 NEVER = (99,)
 """The version of what has none: no old rules apply."""
 EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OLD_EDITING)
@@ -196,6 +199,8 @@ def _values(known: Mapping[str, str]) -> dict[str, Any]:
             values |= _pair(key, text)
         elif key in BY_KEY:
             values[BY_KEY[key].name] = _value(BY_KEY[key], text)
+    if "eta" in values and known.get("Sampler") == "DDIM" and "Hires sampler" not in known:
+        values.setdefault("eta_ddim", values.pop("eta"))  # before 1.6 WebUI had one key for both
     _split_schedule(values, "")
     _split_schedule(values, "hires_")
     values["hires_upscaler"] = _own_name(_UPSCALERS, values.get("hires_upscaler"))
