@@ -336,7 +336,7 @@ class Predictor(BasePredictor):
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
                     request = self._request(asked, inputs, pictures, num_outputs)
-                    yield from self._draw(request, file_format, checker, show_phases)
+                    yield from self.draw(request, file_format, checker, show_phases)
             except BaseException as error:  # cancelling is one, too
                 self.outputs.stop()
                 release_memory(error)
@@ -382,7 +382,7 @@ class Predictor(BasePredictor):
         (path,) = self.outputs.saved(wait=True)
         return Path(path)
 
-    def _draw(
+    def draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
     ) -> Iterator[Path]:
         """Run the plan; log, save and hand out what comes."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / ".cog" / "openapi_schema.json"
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.1
 BUSY = 409
@@ -79,7 +80,7 @@ class CogClient:
 
     def predict(self, inputs: Json) -> Reply:
         """One prediction, waited for."""
-        return self.request("POST", "/predictions", {"input": inputs})
+        return self.request("POST", "/predictions", self._message(inputs))
 
     def predict_when_free(self, inputs: Json, seconds: float = 60) -> Reply:
         """One prediction; a server that is busy is asked again after waits that grow, until the time is up.
@@ -94,7 +95,7 @@ class CogClient:
 
     def start(self, identifier: str, inputs: Json) -> Reply:
         """One prediction in the background: the reply comes at once."""
-        return self.request("PUT", f"/predictions/{identifier}", {"input": inputs}, {"Prefer": "respond-async"})
+        return self.request("PUT", f"/predictions/{identifier}", self._message(inputs), {"Prefer": "respond-async"})
 
     def cancel(self, identifier: str) -> Reply:
         return self.request("POST", f"/predictions/{identifier}/cancel")
@@ -104,7 +105,7 @@ class CogClient:
         with closing(self._connection(self.host, self.port)) as connection:
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
             path = f"{self._path}/predictions/{identifier}"
-            connection.request("PUT", path, json.dumps({"input": inputs}), headers)
+            connection.request("PUT", path, json.dumps(self._message(inputs)), headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise Refused(response.status, decoded(response.read()))
@@ -119,6 +120,9 @@ class CogClient:
             connection.request(method, f"{self._path}{path}", text, headers)
             response = connection.getresponse()
             return Reply(response.status, decoded(response.read()))
+
+    def _message(self, inputs: Json) -> Json:
+        return {"input": inputs}
 
     def _health(self) -> Json:
         try:
@@ -165,6 +169,12 @@ class CogServer(CogClient):
             code = self.process.wait()
         self._reader.join(seconds)
         return code
+
+    def _message(self, inputs: Json) -> Json:
+        """Raises ValueError: Cog drops an input that it does not know without a word."""
+        if unknown := inputs.keys() - json.loads(SCHEMA.read_bytes())["components"]["schemas"]["Input"]["properties"]:
+            raise ValueError(f"predict.py has no input {', '.join(sorted(unknown))}")
+        return super()._message(inputs)
 
     def _health(self) -> Json:
         if self.process.poll() is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 Maker = Callable[[random.Random], bytes]
 
-WEIGHTS = ("hires_upscaler_file", "lora_file", "embedding_file", "control_file")
+WEIGHTS = ("files",)
 PICTURES = ("image", "mask")
 """Inputs that take such files."""
 

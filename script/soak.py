@@ -98,28 +98,38 @@ def abilities() -> dict[str, tuple[hostile.Json, float]]:
             "controlnets/canny-tiny.safetensors",
         )
     )
-    drawn: hostile.Json = {"width": 512, "height": 512, "num_inference_steps": 50, "hires": False, "seed": 5}
-    enlarged: hostile.Json = {"upscale_only": True, "image": large, "hires_scale": 2.0}
-    highres = drawn | {"num_inference_steps": 2, "hires": True, "hires_steps": 2}
+    drawn: hostile.Json = {"width": 512, "height": 512, "num_inference_steps": 50, "highres_fix": "Off", "seed": 5}
+    enlarged: hostile.Json = {"generation_data": "Upscale only: True", "image": large, "hires_scale": 2.0}
+    highres = drawn | {"num_inference_steps": 2, "highres_fix": "On", "hires_steps": 2}
+    sides = {"width": 1024, "height": 1024}
     return {
         "all phases": (FIXED | {"num_inference_steps": 20, "hires_steps": 20, "show_phases": True}, 4),
         "one step at 2048x2048": (drawn | {"width": 2048, "height": 2048}, 20),
-        "decoding 2048x2048": (drawn | {"width": 1024, "height": 1024, "num_inference_steps": 1, "hires": True}, 60),
+        "decoding 2048x2048": (highres | sides | {"num_inference_steps": 1}, 60),
         "four pictures": (drawn | {"num_outputs": 4}, 10),
-        "highres fix by a network": (highres | {"hires_upscaler_file": network}, 20),
-        "enlarging by a network": (enlarged | {"hires_upscaler_file": network}, 20),
+        "highres fix by a network": (highres | {"files": [network]}, 20),
+        "enlarging by a network": (enlarged | {"files": [network]}, 20),
         "enlarging by Lanczos": (enlarged | {"hires_upscaler": "Lanczos", "hires_scale": 2.8}, 10),
         "encoding a large WebP": (enlarged | {"hires_upscaler": "Nearest", "output_format": "webp"}, 10),
         "from a picture": (drawn | {"image": large, "denoising_strength": 0.9}, 6),
         "inpainting": (drawn | {"image": small, "mask": small, "inpaint_area": "Only masked"}, 6),
-        "outpainting": (drawn | {"image": small, "outpaint_left": 256, "mask_blur": 32}, 6),
-        "LoRA": (drawn | {"lora_file": lora, "prompt": "<lora:snowman:0.8>"}, 4),
-        "embedding": (drawn | {"embedding_file": embedding, "embeddings": "afterglow", "prompt": "afterglow"}, 4),
-        "ControlNet": (drawn | {"control_file": control, "controls": "canny of mine", "control_images": [large]}, 6),
-        "long prompts": (drawn | {"prompt": "a BREAK " * 60, "hires_prompt": "b BREAK " * 60, "hires": True}, 6),
-        "dynamic prompts": (drawn | {"dynamic_prompts": True, "prompt": "{a|b|c}, " * 1000}, 4),
+        "outpainting": (drawn | {"image": small, "outpaint": "left 256", "mask_blur": 32}, 6),
+        "LoRA": (drawn | _named("snowman", lora) | {"prompt": "<lora:snowman:0.8>"}, 4),
+        "embedding": (drawn | _named("afterglow", embedding) | {"prompt": "afterglow"}, 4),
+        "ControlNet": (drawn | _named("mine", control) | {"controls": "canny of mine", "control_images": [large]}, 6),
+        "long prompts": (
+            drawn
+            | {"highres_fix": "On", "prompt": "a BREAK " * 60, "generation_data": f"Hires prompt: {'b BREAK ' * 60}"},
+            6,
+        ),
+        "dynamic prompts": (drawn | {"generation_data": "Dynamic prompts: True", "prompt": "{a|b|c}, " * 1000}, 4),
         "DPM adaptive": (drawn | {"sampler": "DPM adaptive", "schedule_type": "Karras"}, 8),
     }
+
+
+def _named(name: str, uri: str) -> hostile.Json:
+    """An uploaded file, called by this name."""
+    return {"files": [uri], "generation_data": f"File names: {name}"}
 
 
 def cancel_predictions(server: CogServer, count: int, start: int) -> Figures:
@@ -146,7 +156,7 @@ def cancel_predictions(server: CogServer, count: int, start: int) -> Figures:
         waits.setdefault(name, []).append(time.monotonic() - asked)
         must(hostile.workers(server) == workers, f"{name}, cancel {number}: the worker is another one")
         # Cog is ready a moment before its slot is free
-        server.predict_when_free({"width": 64, "height": 64, "num_inference_steps": 1, "hires": False}, 120)
+        server.predict_when_free({"width": 64, "height": 64, "num_inference_steps": 1, "highres_fix": "Off"}, 120)
         server.wait_until_ready(hostile.ANSWER_SECONDS)
     must(picture(server) == first, "the fixed picture is another one at the end")
     every = [wait for of_one in waits.values() for wait in of_one]
@@ -160,17 +170,23 @@ def cancel_predictions(server: CogServer, count: int, start: int) -> Figures:
     return figures
 
 
+USES: tuple[hostile.Json, ...] = (
+    {"controls": "canny of mine"},
+    {"prompt": "<lora:mine:1>"},
+    {"prompt": "mine"},
+    {"highres_fix": "On"},
+)
+"""What a request may want of an uploaded file: a ControlNet, a LoRA, an embedding or an upscaler."""
+
+
 def send_files(server: CogServer, count: int, start: int) -> Figures:
     """Files of every kind that are made to do harm, in every input that takes them. Raises hostile.Broken."""
     chance, first, workers = random.Random(start), picture(server), hostile.workers(server)
     slowest: dict[str, float] = {}
     before, highest = resident(server), 0.0
     for _, (kind, (make, names)) in zip(range(count), cycle(hostile_files.KINDS.items()), strict=False):
-        name = chance.choice(names)
-        inputs = {
-            name: hostile_files.as_uri(make(chance)),
-            "controls": "canny of mine" if name == "control_file" else "",
-        }
+        name, uri = chance.choice(names), hostile_files.as_uri(make(chance))
+        inputs = _named("mine", uri) | chance.choice(USES) if name == "files" else {name: uri}
         answer = hostile.check(server, hostile.prediction(hostile.cheap(inputs)), workers)
         slowest[kind] = max(slowest.get(kind, 0.0), answer.seconds)
         highest = max(highest, resident(server))

@@ -36,7 +36,7 @@ MOMENTS = {
         lambda event: event.name == "log" and "Draft:" in event.data["data"],
     ),
     "while a network enlarges a large picture": (
-        {"upscale_only": True, "image": large_picture(), "hires_upscaler_file": network()},
+        {"generation_data": "Upscale only: True", "image": large_picture(), "files": [network()]},
         lambda event: event.name == "log" and "Plan:" in event.data["data"],
     ),
 }

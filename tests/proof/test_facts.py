@@ -12,6 +12,7 @@ from pipelines.ask.catalog import SAMPLERS
 from pipelines.ask.identity import TOKENIZER
 from pipelines.ask.prompt import chunks, parse_attention, schedule
 from pipelines.ask.request import NoiseSettings
+from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.sd1 import SD1
 from pipelines.images.masks import blur
 from pipelines.infotext.reading import read
@@ -23,7 +24,9 @@ from script.webui_facts import sample
 from tests.proof.reference import facts
 
 CASES = facts("cases.json")
-SIGMAS, KERNELS = facts("sigmas.json"), facts("blur_kernels.json")
+SIGMAS, LEVELS, KERNELS = facts("sigmas.json"), facts("levels.json"), facts("blur_kernels.json")
+AT = (0, 1, 100, 250, 499, 500, 750, 900, 990, 997, 998, 999)
+"""The timesteps of which LEVELS tells sigmas and alphas."""
 ATTENTION, SCHEDULES = facts("attention.json"), facts("schedules.json")
 CHUNKS, TOKENS = facts("chunks.json"), facts("tokens.json")
 BLOCKS, QUOTES = facts("blocks.json"), facts("quotes.json")
@@ -36,6 +39,26 @@ def test_noise_levels(name: str) -> None:
     levels = sigmas(SD1.noise, schedule_type, int(steps), SAMPLERS["Euler"])
     assert levels == pytest.approx(SIGMAS[name], rel=1e-6)
     assert [level * 1.00001 for level in levels] != pytest.approx(SIGMAS[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_model_and_zero_terminal_snr(name: str) -> None:
+    """To the promised 1e-6, as above; the other schedule's levels are farther off than that."""
+    kind = name.removeprefix("ztsnr|")
+    schedules = [SD1.noise, SD1.noise.zero_terminal_snr()]
+    found, control = (_levels(noise, kind) for noise in (schedules if kind == name else schedules[::-1]))
+    assert found == pytest.approx(LEVELS[name], rel=1e-6)
+    if not kind.startswith("Align Your Steps"):  # which keeps its own levels
+        assert control != pytest.approx(LEVELS[name], rel=1e-6)
+
+
+def _levels(noise: NoiseSchedule, kind: str) -> list[float]:
+    if kind == "model":
+        return [noise.sigmas[t] for t in AT]
+    if kind == "alphas_cumprod":
+        return [noise.alphas[t] for t in AT]
+    schedule_type, steps = kind.split("|")
+    return sigmas(noise, schedule_type, int(steps), SAMPLERS["Euler"])
 
 
 @pytest.mark.parametrize("name", CASES)

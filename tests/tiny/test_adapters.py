@@ -26,6 +26,8 @@ from script.schema import ROOT
 DATA = ROOT / "tests" / "data"
 UNSEEN = TEST_SEED + 5000
 
+pytestmark = pytest.mark.xdist_group("adapters")  # one worker loads the model and the judge for all of them
+
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:

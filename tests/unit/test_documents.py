@@ -1,4 +1,4 @@
-"""Links of the documents lead somewhere, and their tables are whole."""
+"""What the documents link to and name exists, and their tables are whole."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MODULES = {path.name for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts} | {"predict.py"}
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -37,3 +38,18 @@ def test_every_row_of_a_table_has_the_cells_of_its_head(document: Path) -> None:
     for lines in map(str.splitlines, tables):
         bars = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
         assert [line for line, count in zip(lines, bars, strict=True) if count != bars[0]] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_and_file_that_is_named_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    modules = re.findall(r"python -m ((?:pipelines|weights_script|script|bench|pastel_tiny)[\w.]*\b)", text)
+    paths = re.findall(r"\b((?:pipelines|weights_script|script|bench|pastel_tiny|tests|docs|deploy)/[\w./-]*\w)", text)
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    missing += [name for name in re.findall(r"`(\w+\.py)`", text) if name not in MODULES]
+    assert missing + [module for module in modules if not is_module(module)] == []
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
