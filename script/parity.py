@@ -276,6 +276,8 @@ What holds on every processor:
 | latents after a pixel upscaler | 2.6e-2 | it rounds to 8 bits; two runs of WebUI differ by 2e-3, at worst 2.6e-2 |
 | 8-bit values of a picture | 1, and 99 % are equal | after a pixel upscaler 2, and 95 % |
 
+[options.md](options.md) says what stands behind WebUI's rarer options, which few cases use.
+
 The digits below that depend on the processor: an earlier table, made on another one, had 0 for all noise and
 conditioning.
 

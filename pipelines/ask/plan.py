@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
-from pipelines.ask.networks import LORA_KINDS
+from pipelines.ask.networks import NETWORK_KINDS
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SAME_SAMPLER,
@@ -242,8 +242,9 @@ def _size_notes(request: GenerationRequest) -> Iterator[str]:
 
 def _network_notes(request: GenerationRequest) -> Iterator[str]:
     for tag in cut_networks(request.prompt)[1]:
-        if tag.kind not in LORA_KINDS:
-            yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: only LoRAs are applied."
+        if tag.kind not in NETWORK_KINDS:
+            known = "only LoRAs and hypernetworks are applied"
+            yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: {known}."
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing
@@ -129,29 +130,31 @@ def _as_asked(model: Model, request: GenerationRequest) -> Model:
     compiled code and recorded graphs would not see the change."""
     noise = as_set(model.noise, request.schedule)
     model = model if noise is model.noise else replace(model, noise=noise)
-    return replace(model, unet=UNet(model.unet.network)) if request.tiling else model
+    prompts = request.prompt, request.hires.prompt if request.hires else ""
+    plain = request.tiling or any(map(hypernetwork_tags, prompts))
+    return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
 def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
     model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
-    loras = drawing.loras(request.prompt)
-    hires_loras = drawing.loras((request.hires.prompt if request.hires else "") or request.prompt)
-    with drawing.using(loras):
+    networks = drawing.networks(request.prompt)
+    hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
+    with drawing.using(networks):
         encoder = _prompt_encoder(drawing)
         prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(drawing))
     hires_prompts = prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is told before its time is spent
-        with drawing.using(hires_loras):
-            encoder = encoder if hires_loras == loras else _prompt_encoder(drawing)
+        with drawing.using(hires_networks):
+            encoder = encoder if hires_networks == networks else _prompt_encoder(drawing)
             hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
-    with drawing.using(loras):
+    with drawing.using(networks):
         start = start_from(drawing, init_latents)
         stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas))
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
         start = Start((yield from _upscale(drawing, latents)))
-        with drawing.using(hires_loras):
+        with drawing.using(hires_networks):
             stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None))
             latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
         watch.mark(REFINE)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS, UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
-from pipelines.ask.networks import LORA_KINDS, NO_EXTRAS, Extras, lora_tags, name_of_upload
+from pipelines.ask.networks import NETWORK_KINDS, NO_EXTRAS, Extras, lora_tags, name_of_upload
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SIDES,
@@ -240,6 +240,9 @@ def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
         for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
             if value:
                 raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
+        for row in rows(ImageSettings).values():  # what cannot be meant is told, also where it would do nothing
+            if row.name in asked.values:
+                row.check(asked[row.name])
         return None
     masked = pictures.mask is not None or any(asked["outpaint"])
     mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
@@ -297,8 +300,8 @@ def ignored_tags(asked: Asked) -> Iterator[str]:
     """What the tags of the prompts say that is not applied here, as it may be told."""
     for name, prompt in asked.prompts.items():
         for tag in cut_networks(prompt)[1]:
-            if tag.kind not in LORA_KINDS and not tag.off:
-                yield f"{tag}: of networks that tags name only LoRAs are applied here"
+            if tag.kind not in NETWORK_KINDS and not tag.off:
+                yield f"{tag}: only LoRAs and hypernetworks are applied here"
         for lora in lora_tags(prompt, name):
             if lora.acts and lora.ignored:
                 yield f"{lora}: its {', '.join(lora.ignored)} is not applied here, so that the whole LoRA acts"

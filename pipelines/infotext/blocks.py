@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from pipelines.infotext.keys import own_key
+from pipelines.infotext.keys import SETTING_KEYS, own_key
 from pipelines.infotext.syntax import NEGATIVE, fields_of
 
 
@@ -74,7 +74,7 @@ def _without_json(text: str, below: tuple[str, ...]) -> Pasted:
     start = text.rstrip().rfind("\n") + 1
     kept, lifted, position = [text[:start]], dict[str, object](), start
     for match in _JSON_FIELD.finditer(text, start):
-        if match.start() < position:  # inside the last one
+        if match.start() < position or own_key(match[1]) in SETTING_KEYS:  # inside the last one, or text
             continue
         try:
             value, end = _DECODER.raw_decode(text, match.end())

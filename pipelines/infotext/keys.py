@@ -17,6 +17,7 @@ FACTS = {
     "Lora hashes": "lora_hashes",
     "TI hashes": "ti_hashes",
     "LoRA networks": "networks",
+    "Hypernet hash": "hypernetwork_hash",
 }
 """Keys that tell what made a picture, instead of setting something: the attribute of `GenerationData`."""
 
@@ -72,7 +73,7 @@ _HARMLESS = frozenset(
     | {"time taken", "generation time", "created date", "creation time", "date", "time", "peak memory"}
     | {"batch", "batch size", "batch pos", "batch index", "batch count", "index", "first pass size", "image id"}
     | {"operations", "second pass", "hires force", "hires size", "width", "height", "image cfg scale"}
-    | {"civitai metadata", "metadata generator version"}
+    | {"hypernet", "hypernet strength", "civitai metadata", "metadata generator version"}
 )
 """Folded keys that ask for nothing, whatever their value: they tell of the program, or repeat what others say."""
 _HARMLESS_ENDS = (" version",)

@@ -10,8 +10,10 @@ from pipelines.ask.networks import (
     NO_EXTRAS,
     ExtraFile,
     Extras,
+    hypernetwork_tags,
     in_hashes,
     lora_names,
+    missing_hypernetworks,
     missing_loras,
     without_missing,
 )
@@ -74,7 +76,7 @@ def obstacles(
 ) -> list[Obstacle]:
     """What of a block of generation data cannot be honoured with this model, these pictures and these networks."""
     found = [
-        *_of_missing(asked.data, asked),
+        *_of_silence(asked.data, asked),
         *_of_model(asked.data, model),
         *_of_vae(asked.data, model),
         *_of_names(asked),
@@ -87,7 +89,7 @@ def obstacles(
     return found if len(found) <= OBSTACLES_MAX else worst_first[:OBSTACLES_MAX]
 
 
-def _of_missing(data: GenerationData, asked: Asked) -> Iterator[Obstacle]:
+def _of_silence(data: GenerationData, asked: Asked) -> Iterator[Obstacle]:
     """What a block must say, or else only chance would draw its picture."""
     keys = {"num_inference_steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed"}
     said = {name for name in asked.values if name in data.values or name in asked.chosen}
@@ -156,7 +158,8 @@ def _of_names(asked: Asked) -> Iterator[Obstacle]:
 
 def _of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
     yield from _of_tags(asked)
-    yield from _of_missing_loras(asked, extras)
+    yield from _of_missing(asked, extras)
+    yield from _of_hypernetwork(asked, extras)
     yield from _of_unnamed_loras(asked, extras)
     yield from _of_hashes("LoRA", asked.data.lora_hashes, extras.loras)
     yield from _of_hashes("embedding", asked.data.ti_hashes, extras.embeddings)
@@ -172,11 +175,15 @@ def _of_tags(asked: Asked) -> Iterator[Obstacle]:
         yield Obstacle(told, other_picture=True)
 
 
-def _of_missing_loras(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    prompts = asked.prompts
-    instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
-    for lora in {lora: None for prompt in prompts.values() for lora in missing_loras(prompt, extras)}:
+def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
+    """Networks that prompts name and that are not here."""
+    prompts = asked.prompts.values()
+    instead = {name: without_missing(prompt, extras) for name, prompt in asked.prompts.items()}
+    for lora in {lora: None for prompt in prompts for lora in missing_loras(prompt, extras)}:
         told = f"{lora}: no LoRA of this name is here; bring it in loras or files (--lora-dir)"
+        yield Obstacle(told, other_picture=True, instead=instead)
+    for missing in {tag: None for prompt in prompts for tag in missing_hypernetworks(prompt, extras)}:
+        told = f"{missing}: no hypernetwork of this name is here; send it in files (--hypernetworks-dir)"
         yield Obstacle(told, other_picture=True, instead=instead)
 
 
@@ -218,6 +225,14 @@ def _of_resources(data: GenerationData, extras: Extras) -> Iterator[Obstacle]:
             continue
         elif not (known or brought):
             yield Obstacle(f"made with {each}, which its prompt does not name: {each.advice}", other_picture=True)
+
+
+def _of_hypernetwork(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
+    """A block from before 2023 tells the hash of its hypernetwork, the last one of its prompt."""
+    digits, files = asked.data.hypernetwork_hash, extras.hypernetworks
+    for tag in hypernetwork_tags(asked["prompt"] or "")[-1:] if digits else ():
+        if tag.name in files and not files[tag.name].sha256.startswith(digits.lower()):
+            yield Obstacle(f"made with another hypernetwork {tag.name} ({digits}) than the one here", True)
 
 
 def _of_controls(asked: Asked, pictures: Pictures, extras: Extras) -> Iterator[Obstacle]:

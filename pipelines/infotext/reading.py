@@ -66,6 +66,8 @@ class GenerationData:
     version: str | None = None
     lora_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     ti_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    hypernetwork_hash: str = ""
+    """Of the one hypernetwork of a block from before 2023, whose tag is at the end of the prompt."""
     networks: tuple[str, ...] = ()
     """Names of LoRAs, of which no hash is told."""
     resources: tuple[Resource, ...] = ()
@@ -117,6 +119,7 @@ _READ_FACT: dict[str, Callable[[str], object]] = {
     "lora_hashes": _hashes,
     "ti_hashes": _hashes,
     "networks": _listed,
+    "hypernetwork_hash": str,
 }
 """How a fact is read; the others are names."""
 
@@ -191,11 +194,14 @@ def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, s
     """What the block says, also by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
     said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
-    if "[" in fields["Negative prompt"] and (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED:
-        fields[OLD_EDITING] = "True"  # WebUI looks at the prompt alone, but edited both by its old rules
+    old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
+    if old and any("[" in fields.get(key, "") for key in EDITED):
+        fields[OLD_EDITING] = "True"
     return {key: value for key, value in fields.items() if key in said}
 
 
+EDITED = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
+"""Texts in which a bracket may be an edit. WebUI looks for one in the prompt alone, but edited all by its old rules."""
 NEVER = (99,)
 """The version of what has none: no old rules apply."""
 EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OLD_EDITING)
@@ -215,6 +221,8 @@ def _values(known: Mapping[str, str]) -> dict[str, Any]:
             values |= _pair(key, text)
         elif key in BY_KEY:
             values[BY_KEY[key].name] = _value(BY_KEY[key], text)
+    if "eta" in values and known.get("Sampler") == "DDIM" and "Hires sampler" not in known:
+        values.setdefault("eta_ddim", values.pop("eta"))  # before 1.6 WebUI had one key for both
     for prefix in ("", "hires_"):
         names = f"{prefix}sampler", f"{prefix}schedule_type"
         values |= zip(names, sampler_and_schedule(*map(values.get, names)), strict=True)

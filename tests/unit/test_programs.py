@@ -388,7 +388,7 @@ def test_parameters_on_several_lines_are_one() -> None:
         ("<lora:x:1:1:8:0.5>", "its 0.5 is not"),
         ("<lora:x:1:lbw=a=b>", "lbw=a=b"),
         ("<lyco:x:1:in=1:mid=0>", "its in=1, mid=0"),
-        ("<foo:bar>", "<foo:bar>: of networks that tags name only"),
+        ("<foo:bar>", "<foo:bar>: only LoRAs and hypernetworks"),
         ("<segment:face:0.5>", "<segment:face:0.5>"),
     ],
 )
