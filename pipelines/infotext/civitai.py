@@ -84,21 +84,26 @@ def _resource(said: Mapping[str, str]) -> Resource:
     )
 
 
-def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[str]:
+def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:
     """Fill in what `{"model": ..., "vae": ..., "lora:name": ..., "embed:name": ...}` says and other keys do not.
 
-    Yields what it names of other kinds, as a doubt.
+    Yields the files of other kinds that it names.
     """
     for key, digest in hashes.items() if isinstance(hashes, dict) else ():
-        kind, _, name = str(key).partition(":")
-        what = KINDS.get(kind.casefold(), kind)
-        if what in ("LoRA", "embedding") and name:
-            facts.setdefault("lora_hashes" if what == "LoRA" else "ti_hashes", {}).setdefault(name, str(digest))
-        elif what in ("checkpoint", "VAE"):
-            attribute = "model_hash" if what == "checkpoint" else "vae_hash"
-            facts[attribute] = facts.get(attribute) or str(digest) or None
-        elif what != "upscaler" and digest:
-            yield f"it was made with the {what} {name}".rstrip() + ", which is not applied here"
+        word, _, name = str(key).partition(":")
+        kind = KINDS.get(word.casefold(), word)
+        if kind in _HASHED_BY_NAME:
+            named = {name: str(digest)} if name else {}
+            facts[_HASHED_BY_NAME[kind]] = named | facts.get(_HASHED_BY_NAME[kind], {})
+        elif kind in _HASHED:
+            facts[_HASHED[kind]] = facts.get(_HASHED[kind]) or str(digest) or None
+        elif kind != "upscaler":
+            yield Resource(kind, name, digest=str(digest))
+
+
+_HASHED = {"checkpoint": "model_hash", "VAE": "vae_hash"}
+_HASHED_BY_NAME = {"LoRA": "lora_hashes", "embedding": "ti_hashes"}
+"""Attributes of `GenerationData` by the kind of file."""
 
 
 def of_another_family(resource: Resource) -> bool:

@@ -26,11 +26,15 @@ _OTHER_NAMES = {
     "base model hash": "Model hash",
     "cfg": "CFG scale",
     "cfgscale": "CFG scale",
+    "checkpoint": "Model",
     "clipskip": "Clip skip",
+    "denoise strength": "Denoising strength",
     "eta noise seed delta": "ENSD",
     "guidance scale": "CFG scale",
     "hires scale": "Hires upscale",  # SD.Next
     "img2img fix steps": "Exact steps",
+    "ksampler": "Sampler",
+    "model name": "Model",
     "module 1": "VAE",  # Forge
     "negative guidance minimum sigma": "NGMS",
     "negativeprompt": "Negative prompt",
@@ -38,6 +42,7 @@ _OTHER_NAMES = {
     "sampler name": "Sampler",
     "sampling method": "Sampler",
     "sampling steps": "Steps",
+    "schedule": "Schedule type",
     "scheduler": "Schedule type",
     "stable diffusion model": "Model",  # Easy Diffusion
     "subseed": "Variation seed",
@@ -71,6 +76,8 @@ _HARMLESS = frozenset(
     | {"template", "negative template", "wildcard prompt", "wildcard negative prompt", "styles applied", "comment"}
     | {"user", "author", "artist", "software", "source", "app", "backend", "pipeline", "file includes", "file name"}
     | {"time taken", "generation time", "created date", "creation time", "date", "time", "peak memory"}
+    | {"aesthetic score", "rating", "nsfw", "url", "site", "title", "license", "copyright"}
+    | {"torch active/reserved", "sys vram", "image saved", "gpu", "device", "python", "torch"}
     | {"batch", "batch size", "batch pos", "batch index", "batch count", "index", "first pass size", "image id"}
     | {"operations", "second pass", "hires force", "hires size", "width", "height", "image cfg scale"}
     | {"hypernet", "hypernet strength", "civitai metadata", "metadata generator version"}

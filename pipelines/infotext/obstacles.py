@@ -17,6 +17,7 @@ from pipelines.ask.networks import (
     missing_loras,
     without_missing,
 )
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -211,7 +212,7 @@ def _of_resources(data: GenerationData, extras: Extras) -> Iterator[Obstacle]:
     """Files of CivitAI that no prompt and no other key of the block names."""
     digests = {digits.lower() for digits in (*data.lora_hashes.values(), *data.ti_hashes.values())}
     origins = [file.origin for file in (*extras.loras.values(), *extras.embeddings.values())]
-    names = {name for prompt in data.prompts.values() for name in lora_names(prompt)}
+    names = {tag.args[0] for prompt in data.prompts.values() for tag in cut_networks(prompt)[1]}
     for each in data.resources:
         known = each.name in names or (each.digest and each.digest.lower() in digests)
         brought = each.address and any(f"{each.address}'" in origin for origin in origins)

@@ -335,6 +335,8 @@ def _of_list(text: str) -> Block | None:
             written[key].append(line)
         else:
             return None
+    if any(_json(lines[0]) for lines in written.values()):  # NovelAI's Description and Comment
+        return _of_json(json.dumps({key: "\n".join(lines).strip() for key, lines in written.items()}))
     values = {_of_list_key(key): "\n".join(lines).strip() for key, lines in written.items()}
     if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
         values["Sampler"] = values.pop("Schedule type")

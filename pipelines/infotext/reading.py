@@ -148,9 +148,9 @@ def read(text: str) -> GenerationData:
         controls=controls,
         unknown=_not_understood(fields, lifted, paste.lines_below),
         program=dialect.program,
-        resources=tuple(resource for key in _RESOURCES for resource in resources(lifted.get(key))),
+        resources=(*of_hashes, *(resource for key in _RESOURCES for resource in resources(lifted.get(key)))),
         warnings=(*dialect.warnings, *_warnings(parsed, known), *_left_out(paste.lines_below), *of_controls),
-        doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *_contradictions(pairs, values, written), *of_hashes),
+        doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *_contradictions(pairs, values, written)),
         **facts,
     )
     if data.from_picture and "mask_blur" not in values:  # WebUI does not tell a blur of 0
@@ -164,11 +164,11 @@ _SHOWN = 200
 """Characters of a value that nobody here understands."""
 
 
-def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[str]]:
-    """What made the picture, by attribute; and what the hashes name that is not done here."""
+def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[Resource]]:
+    """What made the picture, by attribute; and what the hashes name beside."""
     facts = {name: _READ_FACT.get(name, _model_name)(known[key]) for key, name in FACTS.items() if key in known}
-    doubts = list(add_hashes(facts, hashes))
-    return {name: value for name, value in facts.items() if value is not None}, doubts
+    others = list(add_hashes(facts, hashes))
+    return {name: value for name, value in facts.items() if value is not None}, others
 
 
 def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:

@@ -90,6 +90,12 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         json.dumps({"Description": "a cat", "Comment": json.dumps({**NOVELAI, "width": 512, "height": 640})}),
         {"sampler": "Euler a"},
     ),
+    "NovelAI, the texts of a PNG": (
+        "NovelAI",
+        "Title: AI generated image\nDescription: a cat\nSoftware: NovelAI\nSource: Stable Diffusion 1D44365E\n"
+        f"Comment: {json.dumps({**NOVELAI, 'width': 512, 'height': 640})}",
+        {"sampler": "Euler a"},
+    ),
     "Fooocus": (
         "Fooocus",
         json.dumps(
@@ -322,6 +328,7 @@ def test_a_resource_that_is_known_otherwise_is_no_obstacle() -> None:
 def test_hashes_of_other_kinds_are_told() -> None:
     (found,) = stops(f'a\n{LINE}, Hashes: {{"hypernet:h": "12", "model": "0000000000", "LORA:": ""}}')
     assert "the hypernetwork h" in found
+    assert not any("CivitAI" in told for told in stops(f'a <hypernet:h:0>\n{LINE}, Hashes: {{"hypernet:h": "12"}}'))
     assert stops(f'a\n{LINE}, Hashes: {{"LORA:x": "12"}}')[0].startswith("the LoRA x is not in its prompt")
 
 
