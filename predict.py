@@ -15,6 +15,7 @@ from typing import Optional
 from cog import BasePredictor, Input, Path, streaming
 
 from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.networks import name_of_upload
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
@@ -432,8 +433,10 @@ class Predictor(BasePredictor):
                 self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
-            name = "files" if hires and hires.upscaler_file else "hires_upscaler"
-            raise ModelError(f"{name}: {error}") from error
+            sent = hires.upscaler_file if hires else None
+            name = f"files={name_of_upload(sent.name)!r}" if sent else "hires_upscaler"
+            reason = str(error).removeprefix(f"{sent.name}: ") if sent else str(error)
+            raise ModelError(f"{name}: {reason}") from error
 
     def _report(self, seconds: dict[str, float]) -> None:
         """Seconds per phase, in the log and as metrics."""

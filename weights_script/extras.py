@@ -12,7 +12,9 @@ from pipelines.ask.networks import (
     ExtraFile,
     Extras,
     LoraTag,
+    check_name,
     in_folders,
+    lora_names,
     lora_tags,
     missing_loras,
     plain_name,
@@ -208,6 +210,8 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 break
             rest, weights = before.rstrip(), [float(number), *weights]
         name, equals, source = rest.partition("=")
+        if equals and not re.search("[/?#]", name):  # else it is a link with a query
+            check_name(field, name.strip())
         if not equals or not _NAME.fullmatch(name) or not source.strip():
             name, source = "", rest
         if not source.strip():
@@ -313,17 +317,18 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
 
 
 def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
-    """The one LoRA that the prompts name and that is not here, else this name."""
+    """The one LoRA that the prompts, or else their options, name and that is not here; without one this name."""
     missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
+    missing = missing or {each for text in asked.options.values() for each in lora_names(text)} - extras.loras.keys()
     return missing.pop() if len(missing) == 1 else name
 
 
 def _tagged(asked: Asked, weights: Weights) -> Asked:
-    """What is asked for, with prompts that ask for these LoRAs: where they do not name one, by its line's multipliers,
-    else at 1."""
+    """What is asked for, with prompts that ask for these LoRAs: a prompt none of whose options names one gets its tag,
+    with its line's multipliers, else with 1."""
     prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
     for field, prompt in prompts.items():
-        present = {tag.name for tag in lora_tags(prompt, field)}
+        present = {tag.name for tag in lora_tags(prompt, field)} | lora_names(asked.options.get(field, ""))
         wanted = {name: given or (1.0,) for name, given in weights.items() if name not in present}
         tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in wanted.items())
         prompts[field] = " ".join((prompt, *map(str, tags)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.ask.inputs import checked_files
-from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
+from pipelines.ask.networks import ExtraFile, check_name, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
 
 FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet or an upscaler."
@@ -29,11 +29,11 @@ class Uploads:
 def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
     """The files by kind and name. `names`, between commas, go before the files' own.
 
-    Raises InvalidInput for a file that is none of these, and for a name that two files have.
+    Raises InvalidInput for a file that is none of these, and for a name that two files have or that no tag can hold.
     """
     if len(files) > FILES_MAX:
         raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
-    uploads, given = Uploads(), [name.strip() for name in names.split(",")]
+    uploads, given = Uploads(), [check_name("file_names", name.strip()) for name in names.split(",")]
     for number, path in enumerate(checked_files(files, "files")):
         file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
         kind = _kind_of(file)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from pipelines.ask.prompt import NetworkTag, cut_networks
@@ -34,6 +35,14 @@ def name_of_upload(stem: str) -> str:
 def plain_name(name: str) -> str:
     """The name as tags and generation data can hold it: short, and without what would end it there."""
     return re.sub(r"[<>:,=\"]", "_", shown_name(name))
+
+
+def check_name(field: str, name: str) -> str:
+    """The name that somebody gives a file. Raises InvalidInput for one that tags and generation data cannot hold."""
+    if name and plain_name(name) != shown_name(name):
+        fix = f"Call it {plain_name(name)}."
+        raise InvalidInput(field, name, 'a name in tags holds none of < > : , = "', fix)
+    return name
 
 
 def in_hashes(name: str) -> str:
@@ -166,6 +175,8 @@ class LoraTag:
     te: float
     unet: float
     rank: int | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    """Arguments that are known to extensions alone, such as `lbw=OUTALL`: they change nothing here."""
 
     @property
     def acts(self) -> bool:
@@ -185,22 +196,42 @@ def lora_tags(prompt: str, field: str = "prompt") -> list[LoraTag]:
     return tags
 
 
+_ARGUMENTS = ("te", "unet", "dyn")
+"""What a tag says behind its name, by place or by `key=value`."""
+
+
 def _read(tag: NetworkTag, field: str) -> LoraTag:
-    named = dict(arg.split("=") for arg in tag.args if arg.count("=") == 1)
-    name, *numbers = [arg for arg in tag.args if arg.count("=") != 1] or [""]
-    of_te, of_unet, ranks = [*numbers, "", "", ""][:3]
+    name, *args = tag.args
+    named = dict(arg.split("=", 1) for arg in args if "=" in arg)
+    placed = [arg for arg in args if "=" not in arg]
+    said = dict(zip(_ARGUMENTS, placed, strict=False)) | {key: named[key] for key in _ARGUMENTS if key in named}
+    unknown = [arg for arg in args if "=" in arg and arg.partition("=")[0] not in _ARGUMENTS]
     try:
-        te = _multiplier(named.get("te", of_te) or "1")
-        unet = _multiplier(named.get("unet", of_unet) or str(te))
-        dyn = named.get("dyn", ranks)
-        rank = int(dyn) if dyn else None
-        if rank is not None and rank < 0:
-            raise ValueError
+        te = _multiplier(said.get("te") or "1")
+        unet = _multiplier(said.get("unet") or str(te))
+        rank = _rank(said.get("dyn"))
     except ValueError:
-        shown = f"<{tag.kind}:{':'.join(tag.args)}>"
         rule = f"multipliers must be numbers from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}, and a rank a whole number"
-        raise InvalidInput(field, shown, rule, "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>.") from None
-    return LoraTag(name, te, unet, rank)
+        raise InvalidInput(field, str(tag), rule, _advice(tag)) from None
+    return LoraTag(name, te, unet, rank, ignored=(*unknown, *placed[len(_ARGUMENTS) :]))
+
+
+def _advice(tag: NetworkTag) -> str:
+    """How to write a tag that cannot be read. Words behind its name may belong to a name that holds a colon."""
+    words = list(takewhile(lambda arg: "=" not in arg and not _NUMERIC.fullmatch(arg), tag.args))
+    if len(words) > 1:
+        return f"A name in a tag holds no colon: call the file {'_'.join(words)}, and write <lora:{'_'.join(words)}:1>."
+    return "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>."
+
+
+_NUMERIC = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|inf")
+
+
+def _rank(text: str | None) -> int | None:
+    rank = int(text) if text else None
+    if rank is not None and rank < 0:
+        raise ValueError(text)
+    return rank
 
 
 def _multiplier(text: str) -> float:
@@ -208,6 +239,11 @@ def _multiplier(text: str) -> float:
     if not (math.isfinite(value) and abs(value) <= MULTIPLIER_MAX):
         raise ValueError
     return value
+
+
+def lora_names(text: str) -> set[str]:
+    """The names of the LoRAs in a text's tags, whatever else the tags say."""
+    return {tag.args[0] for tag in cut_networks(text)[1] if tag.kind in LORA_KINDS}
 
 
 @dataclass(frozen=True)

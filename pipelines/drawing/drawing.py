@@ -73,15 +73,16 @@ class Drawing:
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
         """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""
-        return Noise(
+        noise = Noise(
             self.plan.seeds,
             part.latent_shape,
             device=self.place,
             settings=self.request.noise,
             variation_seeds=self.plan.variation_seeds,
             span=span,
-            added=part.added_noise,
         )
+        noise.added = part.added_noise
+        return noise
 
     def finished(self, pixels: Pixels) -> Pixels:
         """Return a decoded picture with what the canvas keeps of the input."""

@@ -124,15 +124,14 @@ class Noise:
         settings: NoiseSettings = DEFAULTS,
         variation_seeds: Sequence[int] = (),
         span: tuple[float, float] | None = None,
-        added: AddedNoise = ADDED,
     ) -> None:
         """`variation_seeds` are what the settings' variation strength leans towards, one for each seed.
 
         `brownian` needs the `span`: the lowest positive and the highest sigma of the whole schedule, even if a pass
-        runs only its end. The settings' ENSD is added to the seeds after the first draw. `added` is for the sampler:
-        how much noise it adds on its way.
+        runs only its end. The settings' ENSD is added to the seeds after the first draw.
         """
-        self.added = added
+        self.added = ADDED
+        """How much of its noise the sampler adds, which whoever walks the steps sets."""
         self._resized_from = settings.resized_from
         self._normals = SOURCES[settings.source]
         self._seeds, self._shape, self._device, self._ensd = seeds, shape, device, settings.ensd

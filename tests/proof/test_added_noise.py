@@ -109,8 +109,8 @@ def taken(name: str, added: AddedNoise) -> AddedNoise:
 
 
 def ours(name: str, case: Case, added: AddedNoise) -> Tensor:
-    settings = NoiseSettings(source="CPU")
-    noise = Noise(SEEDS, SHAPE, device=CPU, span=case.span, settings=settings, added=added)
+    noise = Noise(SEEDS, SHAPE, device=CPU, span=case.span, settings=NoiseSettings(source="CPU"))
+    noise.added = added
     noise.initial()
     *_, last = ALGORITHMS[name](MODEL, case.start, case.levels, noise)
     return last

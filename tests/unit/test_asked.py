@@ -197,9 +197,60 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
     assert not obstacles(block, MODEL)
 
 
-def test_unknown_keys_are_told_but_do_no_harm() -> None:
-    (found,) = obstacles(f"a\n{PLAIN}, Mood: fine", MODEL)
-    assert (found.text, found.other_picture) == ("Mood: fine is not understood", False)
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Mood: fine",
+        "PAG scale: 3",
+        "CFG end: 0.8",
+        "ToMe: 0.5",
+        "Detailer: face-yolo8n",
+        "Color correction: True",
+        "Conditional mask weight: 0",  # 0 is a choice there, and 1 the usual
+        "CFG end: 0",
+        "Sampler low order: False",  # so is False here
+        "Image guidance mode: 0",
+        "Hires checkpoint: other",
+        "Hires CFG Scale: 3",
+        "Styles: anime",
+        "Parser: compel",
+    ],
+)
+def test_a_key_that_nobody_here_knows_stops_a_strict_request(end: str) -> None:
+    (found,) = obstacles(f"a\n{PLAIN}, {end}", MODEL)
+    assert (found.text, found.other_picture) == (f"{end} is not understood", True)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Version: v1.10.1",
+        "User: me",
+        "Created Date: 2024-05-01T10:11:12.0000000Z",
+        "Time taken: 5.1 sec.",
+        "Batch size: 4, Batch pos: 1",
+        "PAG scale: 0",
+        "CFG end: 1.0",
+        "ToMe: 0.0",
+        "Detailer: None",
+        "Color correction: False",
+        "Conditional mask weight: 1",
+        "ADetailer version: 23.11.1",
+        "Dynamic thresholding enabled: False",
+        "Parser: native",
+        "Hires CFG Scale: 7.0",
+        "Refiner: None",
+        "Token merging ratio: 0",
+    ],
+)
+def test_keys_that_ask_for_nothing_are_known(end: str) -> None:
+    assert obstacles(f"a\n{PLAIN}, {end}", MODEL) == []
+
+
+def test_what_was_done_to_a_finished_picture_is_told_and_stops_nothing() -> None:
+    (found,) = obstacles(f"a\n{PLAIN}, Postprocess upscaler: R-ESRGAN 4x+", MODEL)
+    assert not found.other_picture
+    assert "Postprocess upscaler: R-ESRGAN 4x+ was done to the finished picture" in found.text
 
 
 def test_what_cannot_be_drawn_names_its_field() -> None:
@@ -488,6 +539,63 @@ def test_single_settings_reach_the_request() -> None:
     assert request_from("Hires denoising strength: 0.4").hires == HiresSettings(denoising_strength=0.4)
 
 
+RARER = (
+    "Eta: 0.5, Sigma noise: 1.05, Seed resize from: 256x320, Tiling: True, NGMS: 2, NGMS all steps: True\n"
+    "Skip Early CFG: 0.1, Noise Schedule: Zero Terminal SNR, Downcast alphas_cumprod: True, Extra noise: 0.1\n"
+    "Sigma churn: 3, Sigma tmin: 0.1, Sigma tmax: 9, Eta DDIM: 0.2, Old prompt editing timelines: True\n"
+    "SGM noise multiplier: True, Tiling: True"
+)
+
+
+def test_rarer_options_reach_the_request_as_single_settings() -> None:
+    made = request_from(RARER, prompt="a", seed=1)
+    assert made.added_noise == AddedNoise(eta=0.5, eta_ddim=0.2, churn=3, tmin=0.1, tmax=9, scale=1.05)
+    assert made.skipped_guidance == SkippedGuidance(early=0.1, minimum_sigma=2, all_steps=True)
+    assert made.schedule == ScheduleSettings(kind="Zero Terminal SNR", downcast=True)
+    assert made.noise.resized_from == (256, 320)
+    assert (made.tiling, made.sgm_noise, made.old_editing, made.extra_noise) == (True, True, True, 0.1)
+    pictures = Pictures(image=IMAGE)
+    image = request_from("Noise multiplier: 1.1, img2img_fix_steps: True", pictures, prompt="a").image
+    assert image is not None
+    assert (image.noise_multiplier, image.exact_steps) == (1.1, True)
+
+
+def test_a_block_of_rarer_options_is_honoured() -> None:
+    block = f"a\n{HIRES}, " + RARER.replace("\n", ", ")
+    assert not obstacles(block, MODEL)
+    assert read_data(block).values["eta_ddim"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Eta: nan", "Eta must be a number from 0 to 1"),
+        ("Eta: 2", "must be a number from 0 to 1. 1 is usual, 0 adds none."),
+        ("Eta DDIM: -0.1", "must be a number from 0 to 1"),
+        ("Sigma churn: 1e9", "must be a number from 0 to 100"),
+        ("Sigma tmin: 5, Sigma tmax: 2", "'Sigma tmin: 5': must not be more than sigma_tmax=2"),
+        ("Sigma noise: loud", "Sigma noise must be a number from 0 to 2"),
+        ("NGMS: inf", "NGMS must be a number from 0 to 1000"),
+        ("Skip Early CFG: 1.5", "must be a number from 0 to 1"),
+        ("Noise Schedule: Loud", "Noise Schedule must be one of Default, Zero Terminal SNR"),
+        ("Downcast alphas_cumprod: perhaps", "must be True or False"),
+        ("Seed resize from: 512", "Seed resize from must be two whole numbers"),
+        ("Seed resize from: 4096x512", "'Seed resize from, width: 4096': must be a whole number from 0 to 2048"),
+        ("Noise multiplier: 9", "must be a number from 0 to 1.5"),  # also without an image, where it does nothing
+        ("Extra noise: -1", "must be a number from 0 to 1"),
+    ],
+)
+def test_rarer_options_out_of_their_range_are_named(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^generation_data=") as caught:
+        request_from(text, prompt="a")
+    assert told in str(caught.value)
+
+
+def test_exact_steps_need_a_strength() -> None:
+    with pytest.raises(InvalidInput, match=r"denoising_strength=0.*at least 0.01 with exact steps.*Exact steps: False"):
+        request_from("Exact steps: True", Pictures(image=IMAGE), prompt="a", denoising_strength=0.0)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -639,7 +747,7 @@ def test_strict_refuses_another_picture_and_says_all_of_it() -> None:
         drop_unsupported(data, found, strict=True)
     assert "4x-UltraSharp" in str(refused.value)
     assert "deadbeef00" in str(refused.value)
-    assert "Mood" not in str(refused.value)
+    assert "Mood: fine" in str(refused.value)
     drawn_anyway = request_of(drop_unsupported(data, found, strict=False))
     assert drawn_anyway.hires is not None
     assert drawn_anyway.hires.upscaler == "Lanczos"

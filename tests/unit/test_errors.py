@@ -77,6 +77,19 @@ def test_a_long_error_loses_its_middle_and_keeps_what_to_do(length: int) -> None
     assert len(shown(value, 300)) <= 300
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("/tmp/tmpab12_xyzstyle.safetensors: no LoRA", "style.safetensors: no LoRA"),
+        ("cannot open '/var/folders/t7/tmpab12_xyzmy file.png'", "cannot open 'my file.png'"),
+        ("the LoRA tmp_training_v2", "the LoRA tmp_training_v2"),
+        ("/tmp/pastel-x/final.png", "/tmp/pastel-x/final.png"),
+    ],
+)
+def test_the_place_of_an_uploaded_file_is_not_shown(text: str, clean: str) -> None:
+    assert shown(text) == clean
+
+
 def test_a_value_of_any_size_is_told_by_its_beginning() -> None:
     error = InvalidInput("prompt", "y" * 9_000_000, "is long", "Shorten it.")
     assert len(str(error)) < 200

@@ -360,10 +360,32 @@ def test_values_that_turn_an_unknown_thing_off_ask_for_nothing() -> None:
     assert read(f"a\n{SHORT}, Eta: 0").values["eta"] == 0  # where 0 is a choice
 
 
-def test_networks_that_only_civitai_tells() -> None:
-    resources = '[{"type":"checkpoint","modelName":"Pony"},{"type":"lora","weight":0.8,"modelName":"Ink"}]'
-    found = read(f"a\n{SHORT}, Civitai resources: {resources}, Civitai metadata: {{}}")
-    assert [word in " ".join(found.doubts) for word in ("Pony", "the lora Ink")] == [True, True]
+@pytest.mark.parametrize(
+    ("told", "eta", "eta_ddim"),
+    [
+        ("Sampler: Euler a, Eta: 0.5", 0.5, None),
+        ("Sampler: DDIM, Eta: 0.5, Version: v1.3.0", None, 0.5),
+        ("Sampler: DDIM, Eta DDIM: 0.5", None, 0.5),
+        ("Sampler: DDIM, Eta: 0.5, Hires sampler: Euler a", 0.5, None),
+        ("Sampler: Euler a, Eta DDIM: 0.5, Hires sampler: DDIM", None, 0.5),
+    ],
+)
+def test_eta_of_old_and_new_blocks(told: str, eta: float | None, eta_ddim: float | None) -> None:
+    values = read(f"a\nSteps: 20, {told}, CFG scale: 7, Seed: 1, Size: 64x64").values
+    assert (values.get("eta"), values.get("eta_ddim")) == (eta, eta_ddim)
+
+
+def test_seed_resize_that_is_off_says_nothing() -> None:
+    """As WebUI's API writes it (its issue 11247)."""
+    assert not read(f"a\n{SHORT}, Seed resize from: -1x-1").values.keys() & {"seed_resize_width", "seed_resize_height"}
+    resized = read(f"a\n{SHORT}, Seed resize from: 512x768").values
+    assert (resized["seed_resize_width"], resized["seed_resize_height"]) == (512, 768)
+
+
+def test_a_hypernetwork_of_a_block_from_before_2023_is_a_tag() -> None:
+    found = read(f"a cat\n{SHORT}, Hypernet: ink(12), Hypernet hash: 0123456789, Hypernet strength: 0.6")
+    assert found.values["prompt"] == "a cat<hypernet:ink(12):0.6>"
+    assert (found.hypernetwork_hash, found.unknown) == ("0123456789", {})
 
 
 # --- other programs
@@ -400,7 +422,8 @@ def test_sdnext() -> None:
         "Hires sampler: DPM++ SDE, VAE: Automatic"
     )
     assert (found.hires, found.values.get("hires_scale"), size(found, "hires_")) == (True, 1.5, (None, None))
-    assert (found.vae, found.unknown, found.warnings) == (None, {}, ())
+    assert (found.vae, found.unknown, found.doubts) == (None, {}, ())
+    assert [warning.partition(",")[0] for warning in found.warnings] == ["made with SD.Next"]
 
 
 def test_forge() -> None:
