@@ -354,9 +354,11 @@ class Predictor(BasePredictor):
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
+        self.not_honoured: list[str] = []
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)
-            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+            self.not_honoured += [obstacle.text for obstacle in found]
+            self.record_metric("not_honoured", self.not_honoured)
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked["strict"])
         request = request_from(asked, count, pictures, extras)
@@ -412,7 +414,8 @@ class Predictor(BasePredictor):
                         count += 1
                     elif isinstance(event, Notice):
                         say(f"Not honoured: {event.text}")
-                        self.record_metric("not_honoured", event.text, mode="append")
+                        self.not_honoured.append(event.text)
+                        self.record_metric("not_honoured", self.not_honoured)
                     elif isinstance(event, Finished):
                         self._report(event.seconds)
                     # a device that works by itself goes on meanwhile; elsewhere the next event may be far away

@@ -234,7 +234,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[s
             path = ensure(entry, cache_folder())
             path = path if path.is_file() else next(path.glob("*.safetensors"))
         else:
-            path = shelf.fetch(_address(line, here, shelf))
+            path = shelf.fetch(_address(line, here, shelf), line.field)
     except SourceFailed as failure:
         raise ModelError(f"{line}: {redacted(str(failure), line.secrets)}. {_fix(line, failure)}") from None
     except ModelError as error:

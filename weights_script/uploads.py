@@ -69,10 +69,15 @@ def _kind_of(file: ExtraFile) -> str:
         raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)
     kind = kind_of(tensors)
     what = kind.what if kind else "an embedding" if len(tensors) == 1 else "unknown"
-    for words, group in GROUPS.items():
-        if words in what:
-            return group
-    raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
+    group = group_of(what)
+    if group is None:
+        raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
+    return group
+
+
+def group_of(what: str) -> str | None:
+    """Return the field of `Uploads` for a kind of file by its words; None for a kind that requests cannot bring."""
+    return next((group for words, group in GROUPS.items() if words in what), None)
 
 
 GROUPS = {

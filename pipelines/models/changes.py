@@ -149,6 +149,8 @@ def _ia3(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, None]:
 def _oft(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, None]:
     """Groups of outputs are turned by orthogonal matrices, Cayley's transform of what is trained."""
     blocks = parts["oft_blocks"]
+    if blocks.dim() != 3:
+        raise ValueError("its blocks are of BOFT or of another kind than OFT")
     count, size, _ = blocks.shape
     if count * size != len(weight):
         raise ValueError(f"{count} blocks of {size}")

@@ -66,8 +66,8 @@ UPSCALER = Kind(
     "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Send it with a request, in files."
 )
 LORA_NAMES = (
-    r"lora_(up|down|A|B)\b|[._]lora\.|\.(hada|lokr)_w1|\.oft_blocks$|\.dora_scale$|\.on_input$|\.[ab][12]\.weight$"
-    r"|^(lora|lycoris)_\w+\.(diff|diff_b|w_norm|b_norm)$|^bundle_emb\."
+    r"lora_(up|down|A|B)\b|[._]lora\.|\.(hada|lokr)_w1|\.oft_blocks$|\.dora_scale$|\.on_input$|^bundle_emb\."
+    r"|^(lora|lycoris)_\w+\.(diff|diff_b|w_norm|b_norm|[ab][12]\.weight)$"
 )
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
