@@ -61,15 +61,32 @@ VAE_FILE = Kind("a VAE", r"^(decoder|encoder)\.conv_in\.", "Name it with PASTEL_
 UPSCALER = Kind(
     "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Send it with a request, in files."
 )
+CONTROLNET = Kind(
+    "a ControlNet",
+    r"^(lora_controlnet$|(control_model|controlnet_\w+|input_hint_block)\.)",
+    "Give the checkpoint that it guides.",
+)
+T2I_ADAPTER = Kind(
+    "a T2I adapter",
+    r"^(adapter\.)?body\.\d+\.((resnets|body)\.\d+\.)?block1\.",
+    "Send it with a request, in files.",
+)
+IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
+IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
+    IP_ADAPTER,
+    T2I_ADAPTER,
+    Kind("a T2I style adapter", r"^style_embedding$", "Send a T2I adapter for a map, in files."),
+    Kind("a fuser of T2I adapters", r"^spatial_ch_projs\.", "Send the T2I adapters without it, in files."),
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
     Kind("a LoRA", r"lora_(up|down|A|B)\b|\.lora\.|\.(hada|lokr)_w1", "Give the checkpoint that it was made for."),
-    Kind("a ControlNet", r"^(control_model|controlnet_\w+|input_hint_block)\.", "Give the checkpoint that it guides."),
+    CONTROLNET,
     Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
     CHECKPOINT,
     Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
     UPSCALER,
     VAE_FILE,
+    IMAGE_ENCODER,
 )
 
 

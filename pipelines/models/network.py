@@ -39,20 +39,30 @@ def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: De
 
     Raises ModelError, also for weights that are not finite in the device's number format.
     """
-    kind = type(network).__name__
     used = {name: tensors[name] for name in network.state_dict() if name in tensors}
-    check_plain(path, used)
-    for name, tensor in used.items():
+    check_weights(path, used)
+    return adopt(path, network, used, device, mapped=is_safetensors(path))
+
+
+def check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for tensors of a file that are no plain weights."""
+    check_plain(path, tensors)
+    for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_FORMATS:
             raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
+
+
+def adopt(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device, mapped: bool) -> Network:
+    """Do what `fill` does with tensors that were checked or computed; `mapped` tells that all are of a mapped file."""
+    kind = type(network).__name__
     try:
-        report = network.load_state_dict(used, strict=False, assign=True)
+        report = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
         raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
-    _move(network.requires_grad_(False), device, mapped=is_safetensors(path))
+    _move(network.requires_grad_(False), device, mapped)
     check_finite(path, network.state_dict())
     return network
 

@@ -44,20 +44,27 @@ class UNetCall:
     """(), the timestep of all rows"""
     condition: Condition
     residuals: tuple[Tensor, ...] = ()
-    """What ControlNets add to the levels' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
+    """What ControlNets add to the blocks' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
+    features: tuple[Tensor, ...] = ()
+    """What T2I adapters add inside the encoding half, (rows, C, h', w') a level, the deepest last; empty without any."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether it takes more than a call of the UNet alone does."""
+        return bool(self.residuals or self.features)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """All tensors but the residuals, in a fixed order."""
+        """The tensors of a call that is not guided, in a fixed order."""
         vector = self.condition.vector
         return (self.images, self.time, self.condition.tokens, *(() if vector is None else (vector,)))
 
     def clone(self) -> "UNetCall":
-        """Return a call without residuals whose tensors are copies."""
+        """Return a call that is not guided and whose tensors are copies."""
         return UNetCall(self.images.clone(), self.time.clone(), self.condition.map(torch.clone))
 
     def split(self, rows: int) -> Iterator["UNetCall"]:
-        """Cut a call without residuals into calls of at most so many rows."""
+        """Cut a call that is not guided into calls of at most so many rows."""
         for start in range(0, len(self.images), rows):
             part = itemgetter(slice(start, start + rows))
             yield UNetCall(part(self.images), self.time, self.condition.map(part))
@@ -70,6 +77,8 @@ class UNetCall:
         if self.residuals:
             *down, middle = self.residuals
             options |= {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+        if self.features:
+            options["down_intrablock_additional_residuals"] = list(self.features)  # the network empties the list
         tokens = self.condition.tokens
         return network(self.images, self.time, encoder_hidden_states=tokens, return_dict=False, **options)[0]
 
