@@ -14,7 +14,8 @@ from pipelines.errors import InvalidInput, ModelError, shown_name
 from pipelines.files.headers import read_header
 
 LORA_KINDS = ("lora", "lyco")
-LORA_SUFFIXES = CONTROL_SUFFIXES = (".safetensors",)
+LORA_SUFFIXES = (".safetensors",)
+CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 EMBEDDING_SUFFIXES = (".safetensors", ".pt")
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
@@ -112,11 +113,14 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs, embeddings and ControlNets that are here, by name."""
+    """The LoRAs, embeddings and control networks that are here, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    """ControlNets and adapters."""
+    image_encoder: ExtraFile | None = None
+    """What IP-Adapters see by."""
 
     def __or__(self, other: "Extras") -> "Extras":
         """Both; where names are equal, the other's."""
@@ -124,6 +128,7 @@ class Extras:
             loras={**self.loras, **other.loras},
             embeddings={**self.embeddings, **other.embeddings},
             controls={**self.controls, **other.controls},
+            image_encoder=other.image_encoder or self.image_encoder,
         )
 
 

@@ -43,7 +43,7 @@ class Drawing:
         """Inside, the model has what a pass with these LoRAs asks for."""
         extras = self.request.extras
         controls = [extras.controls[control.model] for control in self.request.controls]
-        return self.model.using(loras, controls, self.request.freeu)
+        return self.model.using(loras, controls, self.request.freeu, extras.image_encoder)
 
     def loras(self, prompt: str) -> list[LoraUse]:
         """Return the LoRAs that a prompt's tags ask for."""
@@ -51,13 +51,14 @@ class Drawing:
         return [LoraUse(files[tag.name], tag) for tag in lora_tags(prompt) if tag.name in files]
 
     def controls(self, part: PassPlan) -> Controls | None:
-        """Return the request's ControlNets as they act in a pass, with maps of its size."""
+        """Return the request's control networks as they act in a pass, with maps of its size."""
         settings = self.request.controls
         if part is self.plan.hires:
             settings = tuple(in_hires(control) for control in settings)
         files = self.request.extras.controls
-        networks = [self.model.controls[files[control.model]] for control in settings]
-        return controls_of(part, settings, networks, self.canvas, self.model.device)
+        loaded = self.model.controls
+        networks = [loaded[files[control.model]] for control in settings]
+        return controls_of(part, settings, networks, self.canvas, self.model.device, loaded.encoder)
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
         """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""

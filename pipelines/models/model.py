@@ -54,16 +54,23 @@ class Model:
         return self._footprint.under_controls() if self.controls.networks else self._footprint
 
     @contextmanager
-    def using(self, loras: Sequence[LoraUse], controls: Iterable[ExtraFile], freeu: FreeU | None) -> Iterator[None]:
+    def using(
+        self,
+        loras: Sequence[LoraUse],
+        controls: Iterable[ExtraFile],
+        freeu: FreeU | None,
+        image_encoder: ExtraFile | None = None,
+    ) -> Iterator[None]:
         """Inside, the model has exactly these LoRAs in its weights, these control networks loaded, and FreeU on or off.
 
         At the end FreeU goes off at once. LoRAs and control networks stay for the next prediction that asks for the
-        same; one that asks for others takes them out. Not to be nested. Raises ModelError for a file that does not fit.
+        same; one that asks for others takes them out. IP-Adapters see by the image encoder. Not to be nested. Raises
+        ModelError for a file that does not fit.
         """
         wanted = tuple(controls)
         if not self.controls.have(wanted):
             self.adapters.apply(())
-        self.controls.load_only(wanted)
+        self.controls.load_only(wanted, image_encoder)
         self.adapters.apply(loras)
         set_freeu(self.unet.network, freeu)
         try:

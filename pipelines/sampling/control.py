@@ -18,8 +18,10 @@ from pipelines.ask.request import ControlSettings
 from pipelines.images.masks import Canvas
 from pipelines.images.reading import flat, resize
 from pipelines.models.controls import ControlNetwork
+from pipelines.models.image_encoder import ImageEncoder
+from pipelines.models.ip_adapters import IPAdapter
 from pipelines.runtime.device import Device
-from pipelines.runtime.unet_call import UNetCall
+from pipelines.runtime.unet_call import PicturePrompt, UNetCall
 
 SOFT = 0.825
 """Where prompt or ControlNet is more important, each residual has this share of the next deeper one's weight."""
@@ -82,6 +84,22 @@ class AdapterUnit(Unit):
         return replace(call, features=_sum(call.features, features))
 
 
+@dataclass(frozen=True)
+class PictureUnit(Unit):
+    """An IP-Adapter, which shows a picture to the UNet's cross-attentions."""
+
+    network: IPAdapter
+    tokens: Tensor
+    """(2, n, width), of no picture and of its own."""
+
+    def guide(self, call: UNetCall, conditional: int) -> UNetCall:
+        """Return the call with the picture for the prompt's rows, and no picture for the negative prompt's."""
+        nothing, seen = self.tokens
+        tokens = torch.stack([seen] * conditional + [nothing] * (len(call.images) - conditional))
+        picture = PicturePrompt(self.network.to_k, self.network.to_v, tokens, self.settings.weight)
+        return replace(call, pictures=(*call.pictures, picture))
+
+
 def _padded(part: Tensor, call: UNetCall) -> Tensor:
     """Return the first rows' values with zeros for the rows of the call that come after them."""
     without = len(call.images) - len(part)
@@ -122,23 +140,37 @@ def controls_of(
     networks: Sequence[ControlNetwork],
     canvas: Canvas | None,
     device: Device,
+    encoder: ImageEncoder | None = None,
 ) -> Controls | None:
     """Return the units that act in a pass, with maps of its size; None if none does.
 
-    A unit without a picture of its own sees what the first pass started from, the `canvas`.
+    A unit without a picture of its own sees what the first pass started from, the `canvas`. IP-Adapters see by the
+    `encoder`, and their pictures whole.
     """
-    units = []
+    units: list[Unit] = []
     for control, network in zip(settings, networks, strict=True):
-        if steps := part.steps_under(control):
-            shown = _shown(part, control, canvas).to(device.place, device.dtype)
-            units.append(_unit(control, steps, network, shown))
+        steps = part.steps_under(control)
+        if not steps:
+            continue
+        if isinstance(network, IPAdapter):
+            assert encoder is not None  # loaded together with the adapter
+            units.append(PictureUnit(control, steps, network, network.tokens(encoder, _seen(control, canvas))))
+            continue
+        shown = _shown(part, control, canvas).to(device.place, device.dtype)
+        if isinstance(network, T2IAdapter):
+            units.append(AdapterUnit(control, steps, _features(control, network, shown)))
+        else:
+            units.append(ControlNetUnit(control, steps, network, shown))
     return Controls(units) if units else None
 
 
-def _unit(control: ControlSettings, steps: range, network: ControlNetwork, shown: Tensor) -> Unit:
-    if isinstance(network, T2IAdapter):
-        return AdapterUnit(control, steps, _features(control, network, shown))
-    return ControlNetUnit(control, steps, network, shown)
+def _seen(control: ControlSettings, canvas: Canvas | None) -> Image.Image:
+    """Return the picture that an IP-Adapter sees."""
+    if control.picture is None:
+        assert canvas is not None  # the request's check
+        return canvas.picture
+    assert isinstance(control.picture, Image.Image)
+    return flat(control.picture)
 
 
 def _features(control: ControlSettings, network: T2IAdapter, shown: Tensor) -> list[Tensor]:

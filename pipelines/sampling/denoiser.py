@@ -60,9 +60,9 @@ class Guidance:
 class GuidedDenoiser:
     """The denoiser of one pass, which may change its model on the way.
 
-    It counts its calls, which prompt editing goes by. Control networks go by `step`, which whoever walks the steps sets.
-    With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
-    of a timestep sampler sees.
+    It counts its calls, which prompt editing goes by. Control networks go by `step`, which is set by whoever walks the
+    steps. With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the
+    UNet of a timestep sampler sees.
     """
 
     def __init__(

@@ -1,17 +1,21 @@
-"""T2I adapters, IP-Adapters and Control-LoRAs on the embedded model: they do what diffusers' networks do, where and when
-they were asked to."""
+"""T2I adapters, IP-Adapters and Control-LoRAs on the embedded model: they do what diffusers' networks do, where and
+when they were asked to."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipelines.ask.networks import ExtraFile, Extras, in_folders
 from pipelines.ask.plan import make_plan
@@ -20,12 +24,20 @@ from pipelines.drawing.phases import PassResult, render
 from pipelines.errors import ModelError
 from pipelines.models.controls import load_control
 from pipelines.models.model import Model
+from pipelines.runtime.unet_call import UNet, cross_attentions
 from pipelines.sampling.control import controls_of
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
 from pipelines.sampling.prompts import PromptEncoder
 from pipelines.sampling.samplers import ALGORITHMS
 from script.schema import ROOT
-from tests.controls import by_authors_names, random_control_lora, random_t2i, write
+from tests.controls import (
+    by_authors_names,
+    random_control_lora,
+    random_image_encoder,
+    random_ip_adapter,
+    random_t2i,
+    write,
+)
 
 SHOWN = Image.effect_noise((128, 64), 60).convert("RGB")
 UNIT = ControlSettings(model="some", picture=SHOWN, preprocessor="none")
@@ -47,7 +59,23 @@ def control_lora(networks: Model, folder: Path) -> ExtraFile:
     return write(folder / "control_lora.safetensors", random_control_lora(networks.unet.network)[0])
 
 
-FILES = ["t2i", "control_lora"]
+@pytest.fixture(scope="module")
+def ip(networks: Model, folder: Path) -> ExtraFile:
+    return write(folder / "ip.safetensors", random_ip_adapter(networks.unet.network))
+
+
+@pytest.fixture(scope="module")
+def ip_plus(networks: Model, folder: Path) -> ExtraFile:
+    return write(folder / "ip_plus.safetensors", random_ip_adapter(networks.unet.network, plus=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def encoder(folder: Path) -> ExtraFile:
+    """A small image encoder, which every request brings."""
+    return write(folder / "encoder.safetensors", dict(random_image_encoder().state_dict()))
+
+
+FILES = ["t2i", "control_lora", "ip", "ip_plus"]
 
 
 @pytest.fixture(params=FILES)
@@ -65,7 +93,8 @@ def none_left(networks: Model) -> Iterator[None]:
 
 def asked(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> GenerationRequest:
     small = {"prompt": "a boat", "width": 128, "height": 64, "seed": 1, "num_inference_steps": 4, "sampler": "Euler"}
-    extras = Extras(controls={"some": file})
+    encoder = file.path.parent / "encoder.safetensors"
+    extras = Extras(controls={"some": file}, image_encoder=ExtraFile.at(encoder) if encoder.is_file() else None)
     return GenerationRequest(**{**small, "hires": None, "controls": controls, "extras": extras, **fields})
 
 
@@ -80,7 +109,8 @@ def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
 def guided(networks: Model, request: GenerationRequest, network: Any, x: Tensor) -> Tensor:
     """The denoiser's output for one call at sigma 3, of "a boat AND a sun" and "night"."""
     prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode("a boat AND a sun", "night", 4)
-    controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
+    plan, loaded = make_plan(request), networks.controls.encoder
+    controls = controls_of(plan.first, request.controls, [network], None, networks.device, loaded)
     return GuidedDenoiser([Stage(networks, prompts)], Guidance(5.0), 3, controls=controls)(x, 3.0)
 
 
@@ -125,6 +155,81 @@ def test_a_step_under_a_t2i_adapter_is_what_diffusers_networks_make_of_it(
     found = guided(networks, request, network, start())
     assert torch.allclose(found, by_hand(networks, start(), options), atol=2e-4)
     assert not torch.allclose(found, by_hand(networks, start(), lambda *_: {}), atol=0.01)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@torch.inference_mode()
+def test_a_step_under_an_ip_adapter_is_what_diffusers_makes_of_it(
+    networks: Model, folder: Path, encoder: ExtraFile, plus: bool
+) -> None:
+    """Its own loader puts the weights into a copy of the UNet. The negative prompt sees nothing."""
+    tensors = random_ip_adapter(networks.unet.network, plus)
+    request = asked(write(folder / "one.safetensors", tensors), replace(UNIT, weight=0.7))
+    networks.controls.load_only(request.extras.controls.values(), encoder)
+    network = networks.controls[request.extras.controls["some"]]
+    found = guided(networks, request, network, start())
+
+    parts = {"image_proj": {}, "ip_adapter": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    unet = copy.deepcopy(networks.unet.network)
+    unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
+    for processor in unet.attn_processors.values():
+        processor.scale = [0.7]
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    shown = CLIPImageProcessorPil(**size)(SHOWN, return_tensors="pt").pixel_values
+    vision = random_image_encoder()
+
+    def embedding(pixels: Tensor) -> Tensor:
+        if plus:
+            return vision(pixels, output_hidden_states=True).hidden_states[-2]
+        return vision(pixels).image_embeds
+
+    picture = embedding(shown)
+    nothing = embedding(torch.zeros_like(shown)) if plus else torch.zeros_like(picture)
+
+    def options(_: int, negative: bool) -> dict[str, Any]:
+        return {"added_cond_kwargs": {"image_embeds": [(nothing if negative else picture)[:, None]]}}
+
+    with_it = replace(networks, unet=UNet(unet))
+    assert torch.allclose(found, by_hand(with_it, start(), options), atol=2e-4)
+    assert not torch.allclose(found, by_hand(networks, start(), lambda *_: {}), atol=0.01)
+    assert isinstance(cross_attentions(networks.unet.network)[0].processor, AttnProcessor2_0)
+
+
+@torch.inference_mode()
+def test_two_pictures_at_once_and_one_for_a_while(networks: Model, ip: ExtraFile) -> None:
+    """Each adds its share of attention: equal halves are the whole."""
+    (whole,) = latents(networks, asked(ip, UNIT))
+    (halves,) = latents(networks, asked(ip, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25)))
+    (ended,) = latents(networks, asked(ip, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25, end=0.3)))
+    assert torch.allclose(whole, halves, atol=1e-3)
+    assert not torch.allclose(whole, ended, atol=0.01)
+
+
+def test_all_kinds_at_once(
+    networks: Model, t2i: ExtraFile, control_lora: ExtraFile, ip: ExtraFile, encoder: ExtraFile
+) -> None:
+    extras = Extras(controls={"a": t2i, "b": control_lora, "c": ip}, image_encoder=encoder)
+    units = [replace(UNIT, model=name) for name in extras.controls]
+    (together,) = latents(networks, asked(t2i, *units, extras=extras))
+    for left_out in units:
+        (fewer,) = latents(networks, asked(t2i, *(unit for unit in units if unit is not left_out), extras=extras))
+        assert not torch.allclose(together, fewer, atol=0.01)
+
+
+def test_what_an_interrupted_call_leaves(networks: Model, ip: ExtraFile) -> None:
+    """The attention that was there before, also where the network raises."""
+    before = [attention.processor for attention in cross_attentions(networks.unet.network)]
+    request = asked(ip, UNIT)
+    with (
+        mock.patch.object(networks.unet.network, "forward", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        latents(networks, request)
+    after = [attention.processor for attention in cross_attentions(networks.unet.network)]
+    assert all(one is other for one, other in zip(after, before, strict=True))
 
 
 def test_two_adapters_add_up(networks: Model, t2i: ExtraFile) -> None:
@@ -188,7 +293,7 @@ def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Mod
 def test_it_acts_at_its_steps_alone(networks: Model, file: ExtraFile) -> None:
     """The steps before are bit for bit those without it."""
     late = asked(file, replace(UNIT, start=0.5))
-    found, plain = ([e for e in passes(networks, each)] for each in (late, asked(file)))
+    found, plain = (passes(networks, each) for each in (late, asked(file)))
     assert [torch.equal(one, other) for one, other in zip(found, plain, strict=True)] == [True, True, False, False]
 
 
@@ -248,6 +353,14 @@ def test_every_form_of_a_t2i_adapter_is_the_same_network(networks: Model, tmp_pa
     assert found.config["adapter_type"] == kind
 
 
+MADE: dict[str, Callable[[Any], Tensors]] = {
+    "t2i": lambda unet: by_authors_names(random_t2i(unet)),
+    "control_lora": lambda unet: random_control_lora(unet)[0],
+    "ip": random_ip_adapter,
+    "ip_plus": lambda unet: random_ip_adapter(unet, plus=True),
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
@@ -261,6 +374,15 @@ def test_every_form_of_a_t2i_adapter_is_the_same_network(networks: Model, tmp_pa
         ("t2i", lambda _: {"style_embedding": torch.zeros(1, 8, 8)}, "a T2I style adapter, and no ControlNet"),
         ("control_lora", lambda t: t | {"time_embed.0.up": torch.zeros(3, 4)}, "product for time_embedding.linear_1"),
         ("control_lora", lambda t: {n: v for n, v in t.items() if "zero_convs.0" not in n}, "lacks controlnet_down"),
+        ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "IP-Adapter for SDXL"),
+        ("ip", lambda t: t | {"image_proj.proj.3.weight": torch.zeros(2)}, "an IP-Adapter of the full face. Give"),
+        ("ip", lambda t: t | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "an IP-Adapter FaceID"),
+        ("ip", lambda t: {n: v for n, v in t.items() if ".31." not in n}, "lacks to_k.15.weight"),
+        ("ip", lambda t: {n: v for n, v in t.items() if n != "image_proj.norm.weight"}, "lacks projection.norm.weight"),
+        ("ip", lambda t: t | {"image_proj.proj.weight": torch.zeros(256, 9)}, "encoder of width 9, and .* has 24"),
+        ("ip_plus", lambda t: t | {"image_proj.proj_in.weight": torch.zeros(128, 9)}, "of width 9, and .* has 64"),
+        ("ip_plus", lambda t: {n: v for n, v in t.items() if "layers.3.1.3" not in n}, "lacks projection.layers.3.ff"),
+        ("ip_plus", lambda t: t | {"image_proj.latents": torch.zeros(4)}, "its IP-Adapter is of no form"),
         ("control_lora", lambda t: t | {"label_emb.0.0.up": torch.zeros(3, 4)}, "a ControlNet for SDXL"),
     ],
 )
@@ -268,7 +390,37 @@ def test_other_files_are_refused_before_anything_is_drawn(
     networks: Model, tmp_path: Path, kind: str, change: Callable[[Tensors], Tensors], words: str
 ) -> None:
     unet = networks.unet.network
-    made = by_authors_names(random_t2i(unet)) if kind == "t2i" else random_control_lora(unet)[0]
+    made = MADE[kind](unet)
+    write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
     broken = replace(write(tmp_path / "broken.safetensors", change(made)), origin="files='broken'")
     with pytest.raises(ModelError, match=f"^files='broken': .*{words}"):
         next(render(networks, asked(broken, UNIT), make_plan(asked(broken, UNIT))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: None, "^files='ip': an IP-Adapter, which needs the image encoder CLIP ViT-H"),
+        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, "a LoRA, and no image encoder of CLIP"),
+        (lambda t: {n: v for n, v in t.items() if "projection" not in n}, "no whole image encoder of CLIP"),
+        (lambda t: {n: v for n, v in t.items() if "layers.1.mlp" not in n}, "lacks vision_model.encoder.layers.1"),
+        (lambda t: {n: v for n, v in t.items() if "position" not in n}, "its image encoder lacks vision_model.embed"),
+    ],
+)
+def test_an_image_encoder_that_is_none_is_named(
+    networks: Model, ip: ExtraFile, tmp_path: Path, change: Callable[[Tensors], Tensors | None], words: str
+) -> None:
+    changed = change(dict(random_image_encoder().state_dict()))
+    encoder = write(tmp_path / "encoder.safetensors", changed) if changed else None
+    with pytest.raises(ModelError, match=words):
+        networks.controls.load_only([replace(ip, origin="files='ip'")], encoder)
+
+
+def test_an_image_encoder_goes_with_the_last_ip_adapter(networks: Model, ip: ExtraFile, t2i: ExtraFile) -> None:
+    request = asked(ip, UNIT)
+    latents(networks, request)
+    loaded = networks.controls.encoder
+    latents(networks, request)
+    assert networks.controls.encoder is loaded is not None
+    latents(networks, asked(t2i, UNIT))
+    assert networks.controls.encoder is None
