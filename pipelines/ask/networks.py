@@ -20,6 +20,8 @@ EMBEDDING_SUFFIXES = (".safetensors", ".pt")
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
+_IMAGE_ENCODER = re.compile(r"(?i)clip[-_ ]?(vision|vit)[-_ ]?h|image[-_ ]?encoder")
+"""What the image encoder of IP-Adapters is called where it lies among control networks."""
 
 
 def name_of_upload(stem: str) -> str:
@@ -139,10 +141,13 @@ def in_folders(loras: Path | None, embeddings: Path | None, controls: Path | Non
     """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
+    networks = _files(controls, CONTROL_SUFFIXES)
+    encoders = [name for name in networks if _IMAGE_ENCODER.search(name)]
     return Extras(
         loras=trained | found,
         embeddings=_files(embeddings, EMBEDDING_SUFFIXES),
-        controls=_files(controls, CONTROL_SUFFIXES),
+        image_encoder=networks.pop(encoders[0]) if encoders else None,
+        controls=networks,
     )
 
 
