@@ -261,7 +261,7 @@ class Predictor(BasePredictor):
             max_length=10000,
         ),
         controls: str = Input(
-            description="ControlNets or adapters, one a line: canny: 0.8, or owner/repository: weight=1, start=0, end=0.6.",
+            description="ControlNets and adapters, one a line: canny: 0.8, or owner/repo: weight=1, start=0, end=0.6.",
             default="",
             max_length=10000,
         ),
@@ -270,7 +270,7 @@ class Predictor(BasePredictor):
             default=[],
         ),
         files: list[Path] = Input(
-            description="LoRAs, embeddings, ControlNets, adapters and upscalers of your own, called by their file names.",
+            description="LoRAs, embeddings, ControlNets, adapters, upscalers of your own, called by their file names.",
             default=[],
         ),
         generation_data: str = Input(

@@ -87,7 +87,7 @@ def _joined(
 
     `wanted` are the shapes of all weights by their names. Raises ModelError.
     """
-    check_weights(path, tensors)
+    check_weights(path, {name: tensor for name, tensor in tensors.items() if name != LORA_MARKER})
     joined = {}
     for name, shape in wanted.items():
         if name in tensors:

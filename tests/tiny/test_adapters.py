@@ -2,6 +2,7 @@
 when they were asked to."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -169,7 +170,7 @@ def test_a_step_under_an_ip_adapter_is_what_diffusers_makes_of_it(
     network = networks.controls[request.extras.controls["some"]]
     found = guided(networks, request, network, start())
 
-    parts = {"image_proj": {}, "ip_adapter": {}}
+    parts: dict[str, Tensors] = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
@@ -372,6 +373,11 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
         ("t2i", lambda t: t | {f"x.{k}": torch.zeros(1) for k in range(400)}, "a T2I adapter has about 40"),
         ("t2i", lambda t: t | {"conv_in.bias": torch.full((64,), torch.nan)}, "NaN or infinite"),
         ("t2i", lambda _: {"style_embedding": torch.zeros(1, 8, 8)}, "a T2I style adapter, and no ControlNet"),
+        (
+            "t2i",
+            lambda _: {"base_model.model.controlnet_mid_block.x": torch.zeros(2)},
+            "a PEFT adapter of a ControlNet,",
+        ),
         ("control_lora", lambda t: t | {"time_embed.0.up": torch.zeros(3, 4)}, "product for time_embedding.linear_1"),
         ("control_lora", lambda t: {n: v for n, v in t.items() if "zero_convs.0" not in n}, "lacks controlnet_down"),
         ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "IP-Adapter for SDXL"),
@@ -395,6 +401,30 @@ def test_other_files_are_refused_before_anything_is_drawn(
     broken = replace(write(tmp_path / "broken.safetensors", change(made)), origin="files='broken'")
     with pytest.raises(ModelError, match=f"^files='broken': .*{words}"):
         next(render(networks, asked(broken, UNIT), make_plan(asked(broken, UNIT))))
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_an_ip_adapter_as_its_authors_pickled_it(networks: Model, tmp_path: Path, plus: bool) -> None:
+    """In two dicts of a dict."""
+    tensors = random_ip_adapter(networks.unet.network, plus)
+    parts: dict[str, Tensors] = {"image_proj": OrderedDict(), "ip_adapter": OrderedDict()}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    torch.save(parts, tmp_path / "ip-adapter.bin")
+    found = load_control(tmp_path / "ip-adapter.bin", networks.unet.network, networks.device).state_dict()
+    flat = write(tmp_path / "flat.safetensors", tensors).path
+    wanted = load_control(flat, networks.unet.network, networks.device).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
+def test_half_precision_is_read(networks: Model, tmp_path: Path) -> None:
+    for made in MADE.values():
+        halves = {name: tensor.half() for name, tensor in made(networks.unet.network).items()}
+        halves |= {"lora_controlnet": torch.zeros(0, dtype=torch.int64)} if "lora_controlnet" in halves else {}
+        path = write(tmp_path / "half.safetensors", halves).path
+        loaded = load_control(path, networks.unet.network, networks.device).state_dict()
+        assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

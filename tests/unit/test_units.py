@@ -402,3 +402,11 @@ def test_what_an_ip_adapter_has_not(sent: tuple[Path, Path, Path], line: str, co
 def test_what_is_no_ip_adapter(sent: tuple[Path, Path, Path]) -> None:
     with pytest.raises(InvalidInput, match="preprocessor of mine='ip-adapter': its file is no IP-Adapter"):
         Library().load_only(NOTHING, Inputs(controls="mine: preprocessor=ip-adapter", files=sent[2:]))
+
+
+def test_a_picture_that_no_square_can_be_cut_of(file: ExtraFile) -> None:
+    extras = Extras(controls={"x_canny": file}, image_encoder=file)
+    long = ControlSettings(model="x_canny", picture=Sized((4, 4_000_000)), preprocessor="ip-adapter")
+    made = replace(request(file), extras=extras, controls=(long,))
+    with pytest.raises(InvalidInput, match=r"control_images='4x4000000'.*Send a picture that is nearer to a square"):
+        make_plan(made)
