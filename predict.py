@@ -262,16 +262,16 @@ class Predictor(BasePredictor):
             max_length=10000,
         ),
         controls: str = Input(
-            description="ControlNets, one a line: canny: 0.8, or owner/repository: weight=1, start=0, end=0.6.",
+            description="ControlNets and adapters, one a line: canny: 0.8, or owner/repo: weight=1, start=0, end=0.6.",
             default="",
             max_length=10000,
         ),
         control_images: list[Path] = Input(
-            description="Pictures for the ControlNets: one per line of controls, or one for all. Empty: the image.",
+            description="Pictures for the lines of controls: one per line, or one for all. Empty: the image.",
             default=[],
         ),
         files: list[Path] = Input(
-            description="LoRAs, embeddings, hypernetworks, ControlNets and upscalers, called by their file names.",
+            description="LoRAs, embeddings, hypernetworks, ControlNets, adapters, upscalers, by their file names.",
             default=[],
         ),
         generation_data: str = Input(
