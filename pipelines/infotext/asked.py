@@ -273,27 +273,40 @@ _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     """Of what the form says, that which does nothing in this request: a line for the log on each kind."""
-    image, hires, said = request.image, request.hires, sorted(asked.chosen)
-    for names, there, what in (
-        ({"resize_mode"}, image, "an image"),
-        (_OF_MASK, image and image.mask, "a mask or outpainting"),
-        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
-        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
-    ):
-        found = [name for name in said if name in names]
-        if found and not there:
-            yield f"Without {what}, {', '.join(found)} does nothing."
-    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
-    prompts += asked.options.values()
-    for name, file in request.extras.embeddings.items():
-        if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
-            yield f"No prompt says {name}, so {file.origin} does nothing."
+    yield from _without_object(asked, request)
+    yield from _unnamed_embeddings(asked, request)
     if not asked.data.whole:  # of a block it is told in another way
         yield from dict.fromkeys(ignored_tags(asked))
-    used = hires.upscaler_file if hires else None
+    used = request.hires.upscaler_file if request.hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+
+
+def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Settings of an image, a mask or a highres fix, where there is none."""
+    image, hires = request.image, request.hires
+    mask = image.mask if image else None
+    for names, there, what in (
+        ({"resize_mode"}, image, "an image"),
+        (_OF_MASK, mask, "a mask or outpainting"),
+        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
+        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
+    ):
+        found = sorted(asked.chosen & names)
+        if found and not there:
+            yield f"Without {what}, {', '.join(found)} does nothing."
+
+
+def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Embeddings that were sent and that no prompt, and no option of one, names."""
+    prompts = [request.prompt, request.negative_prompt, *asked.options.values()]
+    if request.hires:
+        prompts += (request.hires.prompt, request.hires.negative_prompt)
+    named = "\n".join(prompts).casefold()
+    for name, file in request.extras.embeddings.items():
+        if file.origin and name.casefold() not in named:
+            yield f"No prompt says {name}, so {file.origin} does nothing."
 
 
 def ignored_tags(asked: Asked) -> Iterator[str]:

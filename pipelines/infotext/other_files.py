@@ -159,7 +159,9 @@ class _KnownNetworks:
     def __contains__(self, resource: Resource) -> bool:
         if resource.address and f"{resource.address}'" in self.origins:
             return True
-        return resource.name in self.names or resource.digest.lower() in self.digests
+        named = resource.name != "" and resource.name in self.names
+        hashed = resource.digest != "" and resource.digest.lower() in self.digests
+        return named or hashed
 
 
 def _of_resource(resource: Resource, data: GenerationData, known: _KnownNetworks) -> Iterator[str]:

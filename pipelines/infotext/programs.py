@@ -239,15 +239,23 @@ def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, st
 
 def _as_text(value: Any) -> str:
     """A value as text; "" for one that says nothing. Of an object its name, of a list of prompts the first."""
-    if value is None or value == [] or value == {} or value is False:
+    if value is None or value is False or value in ([], {}):
         return ""
-    if isinstance(value, dict) and (name := value.get("model_name") or value.get("name") or value.get("key")):
-        return str(name)
-    if isinstance(value, list) and isinstance(value[0], dict) and "prompt" in value[0]:
-        return str(value[0]["prompt"])
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return _first(value, "model_name", "name", "key") or _dumped(value)
+    if isinstance(value, list):
+        first = value[0]
+        return (_first(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
     return str(value)
+
+
+def _first(said: Mapping[str, Any], *keys: str) -> str:
+    """The value of the first of these keys that is there, as text."""
+    return next((str(said[key]) for key in keys if said.get(key)), "")
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------------------------------
@@ -268,16 +276,30 @@ _DEEPEST = 50
 
 def _graph_of(data: Mapping[str, Any]) -> _Graph | None:
     """The nodes of what ComfyUI saves, by number; empty for a workflow of the editor, which names no inputs."""
-    if "nodes" in data and "links" in data:
+    if {"nodes", "links"} <= data.keys():
         return {}
     inside = data.get("prompt")
-    inside = _json(inside) if isinstance(inside, str) else inside
+    if isinstance(inside, str):
+        inside = _json(inside)
     for graph in (data, inside):
-        if isinstance(graph, dict) and graph and all(isinstance(node, dict) for node in graph.values()):
-            nodes = {number: node["inputs"] for number, node in graph.items() if "class_type" in node}
-            if nodes and all(isinstance(inputs, dict) for inputs in nodes.values()):
-                return nodes
+        nodes = _nodes(graph)
+        if nodes:
+            return nodes
     return {} if "workflow" in data else None
+
+
+def _nodes(graph: Any) -> dict[str, Mapping[str, Any]]:
+    """The inputs of each node; empty for what is no graph."""
+    nodes: dict[str, Mapping[str, Any]] = {}
+    if not isinstance(graph, dict):
+        return nodes
+    for number, node in graph.items():
+        if not isinstance(node, dict):
+            return {}
+        inputs = node.get("inputs")
+        if "class_type" in node and isinstance(inputs, dict):
+            nodes[number] = inputs
+    return nodes
 
 
 def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
