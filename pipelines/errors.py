@@ -98,9 +98,11 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict
 
 
 def shown(text: str, longest: int = TEXT_MAX) -> str:
-    """The text as it may be shown: bounded, in valid Unicode, without control characters, secrets and the folders of
-    uploaded files.
+    """Return the text as it may be shown: bounded, in valid Unicode, without control characters, secrets and the
+    folders of uploaded files.
 
+    What is too long loses its middle, where errors have the value that they are about: their end says what to do. Of
+    a text beyond READ_MAX the end is lost: a secret that begins before it could not be known there.
     Takes time in proportion to the text's length.
     """
     whole = len(text)
@@ -108,8 +110,10 @@ def shown(text: str, longest: int = TEXT_MAX) -> str:
     text = _UPLOADED.sub("", redacted(text))
     if len(text) <= longest and whole <= READ_MAX:
         return text
-    end = f"... ({whole} characters)"
-    return text[: max(0, longest - len(end))] + end
+    mark = f"... ({whole} characters)"
+    end = text[len(text) - longest // 4 :] if whole <= READ_MAX else ""
+    mark += " ... " if end else ""
+    return text[: max(0, longest - len(mark) - len(end))] + mark + end
 
 
 def shown_name(name: str) -> str:

@@ -18,12 +18,15 @@ LORA_KINDS = ("lora", "lyco")
 HYPERNETWORK_KIND = "hypernet"
 NETWORK_KINDS = (*LORA_KINDS, HYPERNETWORK_KIND)
 """Of the tags that are applied here."""
-LORA_SUFFIXES = CONTROL_SUFFIXES = (".safetensors",)
-EMBEDDING_SUFFIXES = (".safetensors", ".pt")
+LORA_SUFFIXES = (".safetensors", ".pt", ".ckpt")
+CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin")
 HYPERNETWORK_SUFFIXES = (".pt",)
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
+_IMAGE_ENCODER = re.compile(r"(?i)clip[-_ ]?(vision|vit)[-_ ]?h|image[-_ ]?encoder")
+"""What the image encoder of IP-Adapters is called where it lies among control networks."""
 
 
 def name_of_upload(stem: str) -> str:
@@ -110,8 +113,10 @@ def _short_hash(file: ExtraFile) -> str:
 
 
 def _header_length(path: Path) -> int:
+    """Bytes of a safetensors header; -8 for a pickle, which is hashed from its first byte on."""
     with path.open("rb") as stream:
-        return int.from_bytes(stream.read(8), "little")
+        start = stream.read(9)
+    return int.from_bytes(start[:8], "little") if start[8:] == b"{" else -8
 
 
 @lru_cache(4096)
@@ -125,12 +130,15 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs, embeddings, ControlNets and hypernetworks that are here, by name."""
+    """The LoRAs, embeddings, control networks and hypernetworks that are here, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    """ControlNets and adapters."""
     hypernetworks: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    image_encoder: ExtraFile | None = None
+    """What IP-Adapters see by."""
 
     def __or__(self, other: "Extras") -> "Extras":
         """Both; where names are equal, the other's."""
@@ -139,6 +147,7 @@ class Extras:
             embeddings={**self.embeddings, **other.embeddings},
             controls={**self.controls, **other.controls},
             hypernetworks={**self.hypernetworks, **other.hypernetworks},
+            image_encoder=other.image_encoder or self.image_encoder,
         )
 
 
@@ -151,10 +160,13 @@ def in_folders(
     """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
+    networks = _files(controls, CONTROL_SUFFIXES)
+    encoders = [name for name in networks if _IMAGE_ENCODER.search(name)]
     return Extras(
         loras=trained | found,
         embeddings=_files(embeddings, EMBEDDING_SUFFIXES),
-        controls=_files(controls, CONTROL_SUFFIXES),
+        image_encoder=networks.pop(encoders[0]) if encoders else None,
+        controls=networks,
         hypernetworks=_files(hypernetworks, HYPERNETWORK_SUFFIXES),
     )
 

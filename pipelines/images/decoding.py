@@ -11,17 +11,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError  # noqa: F401  (the third reads EXIF)
 
+from pipelines.images.texts import comment_in, png_texts
 from pipelines.runtime.isolation import limit_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
-WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF")
+WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF", "GIF")
 """What generation parameters are read from."""
 SCANS_MAX = 100
 """Of a JPEG; encoders write about 10. Every scan goes over all of the picture."""
 STRIP = 256
 """Rows that are handed over at a time."""
-EXIF_IFD = 0x8769
-USER_COMMENT = 0x9286
 
 
 def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
@@ -51,12 +50,23 @@ def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | N
     """The generation parameters of a picture; "" where it has none, and None for what is no picture."""
     try:
         with Image.open(file, formats=WITH_PARAMETERS) as image:
-            text, comment = image.info.get("parameters"), image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+            if image.format == "PNG":
+                return _of_png(file, characters_max)
+            text, comment = comment_in(image.getexif(), characters_max), image.info.get("comment")
     except UnidentifiedImageError:
         return None
-    if isinstance(text, str) and text.strip():
-        return text[: characters_max + 1]
-    return _comment(comment[: 4 * characters_max])[: characters_max + 1] if isinstance(comment, bytes) else ""
+    if not text.strip() and isinstance(comment, bytes):
+        text = comment[: 4 * characters_max + 4].decode("utf-8", errors="replace")
+    return text[: characters_max + 1]
+
+
+def _of_png(file: BinaryIO, characters_max: int) -> str:
+    """The last `parameters` of a PNG that says anything, else its EXIF's comment."""
+    found = {"parameters": "", "exif": ""}
+    for kind, value in png_texts(file, characters_max):
+        text = comment_in(value, characters_max) if kind == "exif" else value
+        found[kind] = text if text.strip() else found[kind]
+    return found["parameters"] or found["exif"]
 
 
 JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parameters}
@@ -121,14 +131,3 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     transparent = "A" in image.mode.upper() or "transparency" in image.info
     mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
-
-
-def _comment(comment: bytes) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then the text; some programs write the text alone."""
-    kind, content = comment[:8], comment[8:]
-    if kind == b"UNICODE\0":
-        # big-endian as WebUI writes it; in other programs' little-endian "Steps" begins at an even place
-        little = content.find("Steps".encode("utf-16-le")) % 2 == 0
-        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").removeprefix("\ufeff")
-    known = kind in (b"ASCII\0\0\0", bytes(8))
-    return (content if known else comment).decode("utf-8", errors="replace")

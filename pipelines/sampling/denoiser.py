@@ -9,7 +9,7 @@ pictures.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -78,9 +78,9 @@ class Guidance:
 class GuidedDenoiser:
     """The denoiser of one pass, which may change its model on the way.
 
-    It counts its calls, which prompt editing goes by. ControlNets go by `step`, which whoever walks the steps sets.
-    With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
-    of a timestep sampler sees.
+    It counts its calls, which prompt editing goes by. Control networks go by `step`, which is set by whoever walks the
+    steps. With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the
+    UNet of a timestep sampler sees.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class GuidedDenoiser:
     def _compute(self, call: UNetCall, conditional: int) -> Tensor:
         if self._controls:
             rows = min(max(conditional, 0), len(call.images))
-            call = replace(call, residuals=self._controls.residuals(call, self.step, rows))
+            call = self._controls.guide(call, self.step, rows)
         started = perf_counter()
         with at_once() if self._short else nullcontext():
             output: Tensor = self._stage.model.unet(call)

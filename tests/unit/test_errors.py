@@ -66,6 +66,17 @@ def test_texts_are_bounded_and_hold_no_control_characters() -> None:
     assert str(error).isprintable()
 
 
+@pytest.mark.parametrize("length", [2500, 20_000, 39_000])
+def test_a_long_error_loses_its_middle_and_keeps_what_to_do(length: int) -> None:
+    value = "x " * (length // 2)
+    error = ModelError(f"the value {value} is wrong. Give another one, see https://x.com/?token=SECRET")
+    assert len(str(error)) <= TEXT_MAX
+    assert str(error).startswith("the value x x ")
+    assert str(error).endswith(" is wrong. Give another one, see https://x.com/")
+    assert " characters) ... " in str(error)
+    assert len(shown(value, 300)) <= 300
+
+
 @pytest.mark.parametrize(
     ("text", "clean"),
     [

@@ -94,11 +94,13 @@ def test_folders_and_names(tmp_path: Path) -> None:
         "trained": "file.safetensors",
         "other": "other.safetensors",
         "cut": "cut.safetensors",
+        "old": "old.pt",
     }
+    assert found.loras["old"].tensors_sha256 == hashlib.sha256(b"pickle").hexdigest(), "it has no header to leave out"
     assert list(found.embeddings) == ["old"]
     assert found.embeddings["old"].sha256 == hashlib.sha256(b"pickle").hexdigest()
     assert found.loras["file"].tensors_sha256 == found.loras["other"].tensors_sha256 == hashlib.sha256(BODY).hexdigest()
-    assert found.loras["cut"].tensors_sha256 == hashlib.sha256().hexdigest()
+    assert found.loras["cut"].tensors_sha256 == hashlib.sha256(b"\xff" * 9).hexdigest()
     assert in_folders(None, tmp_path / "none") == Extras()
 
 

@@ -62,6 +62,34 @@ def test_an_embedding_of_one_tensor_has_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ("body.0.block1.weight", "controls"),  # of an upscaler it would be body.0.weight
+        ("adapter.body.0.resnets.0.block1.weight", "controls"),
+        ("body.0.body.0.block1.weight", "controls"),
+        ("ip_adapter.1.to_k_ip.weight", "controls"),
+        ("lora_controlnet", "controls"),
+        ("vision_model.embeddings.class_embedding", "encoders"),
+        ("body.0.weight", "upscalers"),
+        ("model.0.lora_up.weight", "loras"),
+    ],
+)
+def test_networks_of_like_names_are_told_apart(tmp_path: Path, tensor: str, kind: str) -> None:
+    save_file({tensor: torch.ones(2, 2), "other": torch.ones(1)}, tmp_path / "it.safetensors")
+    assert names(sort_uploads((tmp_path / "it.safetensors",), "")) == {kind: ["it"]}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [("style_embedding", "is a T2I style adapter"), ("spatial_ch_projs.0.weight", "is a fuser of CoAdapters")],
+)
+def test_what_goes_with_adapters_and_is_none_is_named(tmp_path: Path, tensor: str, words: str) -> None:
+    save_file({tensor: torch.ones(2, 2), "other": torch.ones(1)}, tmp_path / "it.safetensors")
+    with pytest.raises(InvalidInput, match=words):
+        sort_uploads((tmp_path / "it.safetensors",), "")
+
+
+@pytest.mark.parametrize(
     ("source", "words"),
     [
         (CHECKPOINT, r"files='sent\.safetensors': is a Stable Diffusion checkpoint\. Send a LoRA, an embedding"),
