@@ -344,11 +344,33 @@ _TEXTS = ("Prompt", "Negative prompt")
 
 
 def _of_list(text: str) -> Block | None:
-    """One key a line, as Easy Diffusion, Fooocus and Mochi Diffusion write. Single settings of ours are not such."""
-    mochi = text.casefold().startswith("include in image:")
+    """One key a line, as Easy Diffusion, Fooocus and Mochi Diffusion write. A few settings of ours are not such."""
+    written = _written(text)
+    if any(_json(value) for value in written.values()):  # NovelAI's Description and Comment
+        return _of_json(json.dumps(written))
+    values = {_of_list_key(key): value for key, value in written.items()}
+    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
+        values["Sampler"] = values.pop("Schedule type")
+    foreign = not values.keys() <= SETTING_KEYS
+    if not values.keys() >= (_OF_ANY_PICTURE if foreign else _OF_A_PICTURE):
+        return None
+    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+
+
+_OF_ANY_PICTURE = frozenset(("Prompt", "Steps", "Seed"))
+"""What a list must say to be of a picture, where it also says what is no setting of ours."""
+_OF_A_PICTURE = _OF_ANY_PICTURE | {"Sampler", "CFG scale"}
+"""The same for a list of our settings alone."""
+
+
+def _written(text: str) -> dict[str, str]:
+    """The values of a text's keys, one a line; empty where the text begins with no key."""
+    lines = text.split("\n")
+    if text.casefold().startswith("include in image:"):
+        lines = re.split("[;\n]", text)
     written: dict[str, list[str]] = {}
     key = ""
-    for line in re.split(r"[;\n]" if mochi else r"\n", text):
+    for line in lines:
         found = _LINE.fullmatch(line)
         if found is not None and (_of_list_key(key) not in _TEXTS or found[1][0].isupper()):
             key = found[1].strip()
@@ -356,15 +378,8 @@ def _of_list(text: str) -> Block | None:
         elif key:
             written[key].append(line)
         else:
-            return None
-    if any(_json(lines[0]) for lines in written.values()):  # NovelAI's Description and Comment
-        return _of_json(json.dumps({key: "\n".join(lines).strip() for key, lines in written.items()}))
-    values = {_of_list_key(key): "\n".join(lines).strip() for key, lines in written.items()}
-    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
-        values["Sampler"] = values.pop("Schedule type")
-    if values.keys() <= SETTING_KEYS or not {"Prompt", "Steps", "Seed"} <= values.keys():
-        return None
-    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+            return {}
+    return {key: "\n".join(lines).strip() for key, lines in written.items()}
 
 
 def _of_list_key(key: str) -> str:
