@@ -127,11 +127,14 @@ def _size_said(data: GenerationData) -> Size | None:
 def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
     """The size where nobody says one: the image's, with what outpainting adds. It is the model's own without an image,
     and where only a part of the image is drawn."""
+    if pictures.image is None:
+        return WEBUI_SIZE if asked.data.whole else own
     outpaint = asked["outpaint"]
-    part = asked["inpaint_area"] == ONLY_MASKED and (pictures.mask is not None or any(outpaint))
-    if pictures.image is None or part:
-        return WEBUI_SIZE if asked.data.whole and pictures.image is None else own
-    (width, height), (left, top, right, bottom) = pictures.image.size, outpaint
+    masked = pictures.mask is not None or any(outpaint)
+    if masked and asked["inpaint_area"] == ONLY_MASKED:
+        return own
+    width, height = pictures.image.size
+    left, top, right, bottom = outpaint
     return size_to_draw(width + left + right, height + top + bottom)
 
 
@@ -170,8 +173,12 @@ _PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"
 
 def said_by_data(asked: Asked) -> str:
     """What comes from generation data and not from the form, for the log."""
-    said, left_out = asked.data.values, {*_PROMPTS, *asked.chosen}
-    return ", ".join(f"{name}={said[name]}" for name in ROWS if name in said and name not in left_out)
+    said = asked.data.values
+    told = []
+    for name in ROWS:
+        if name in said and name not in _PROMPTS and name not in asked.chosen:
+            told.append(f"{name}={said[name]}")
+    return ", ".join(told)
 
 
 # --- settings to a request --------------------------------------------------------------------------------------------
@@ -235,30 +242,41 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
 
 
 def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
+    """The picture to start from, with its mask. Raises InvalidInput for what needs a picture and has none."""
     if pictures.image is None:
-        sides = ", ".join(f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels)
-        for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
-            if value:
-                raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
-        for row in rows(ImageSettings).values():  # what cannot be meant is told, also where it would do nothing
-            if row.name in asked.values:
-                row.check(asked[row.name])
+        _check_without_image(asked, pictures)
         return None
-    masked = pictures.mask is not None or any(asked["outpaint"])
-    mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
+    mask = None
+    if pictures.mask is not None or any(asked["outpaint"]):
+        mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values))
     return ImageSettings(picture=pictures.image, mask=mask, **of_group(ImageSettings, asked.values))
 
 
+def _check_without_image(asked: Asked, pictures: Pictures) -> None:
+    """Refuse a mask and outpainting, and values that cannot be meant, also where they would do nothing."""
+    fix = "Send it in image, too."
+    if pictures.mask is not None:
+        raise InvalidInput("mask", "a picture", "there is no image", fix)
+    if any(asked["outpaint"]):
+        sides = [f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels]
+        raise InvalidInput("outpaint", ", ".join(sides), "there is no image", fix)
+    for row in rows(ImageSettings).values():
+        if row.name in asked.values:
+            row.check(asked[row.name])
+
+
 def _hires(asked: Asked) -> HiresSettings:
-    """A strength of 0 of its own is that of the first pass, or the only one."""
-    values = of_group(HiresSettings, asked.values)
-    own = "hires_denoising_strength" if asked["hires_denoising_strength"] else "denoising_strength"
-    own = own if own in asked.values else "denoising_strength"
-    values["denoising_strength"] = asked[own]
+    """The second pass. A strength of 0 of its own is that of the first pass, or the only one."""
+    own = "hires_denoising_strength"
+    if own not in asked.values or not asked[own]:
+        own = "denoising_strength"
     name = asked["hires_upscaler"]
-    file = None if name in LATENT_UPSCALERS + PIXEL_UPSCALERS else asked.upscalers.get(name)
+    file = None
+    if name not in LATENT_UPSCALERS + PIXEL_UPSCALERS:
+        file = asked.upscalers.get(name)
+    values = {**of_group(HiresSettings, asked.values), "denoising_strength": asked[own], "upscaler_file": file}
     try:
-        return HiresSettings(**{**values, "upscaler_file": file})
+        return HiresSettings(**values)
     except InvalidInput as error:
         if error.field == "hires_denoising_strength":
             raise InvalidInput(own, error.value, error.rule, error.fix) from None
@@ -313,7 +331,8 @@ def ignored_tags(asked: Asked) -> Iterator[str]:
     """What the tags of the prompts say that is not applied here, as it may be told."""
     for name, prompt in asked.prompts.items():
         for tag in cut_networks(prompt)[1]:
-            if tag.kind not in NETWORK_KINDS and not tag.off:
+            known = tag.kind in NETWORK_KINDS
+            if not known and not tag.off:
                 yield f"{tag}: only LoRAs and hypernetworks are applied here"
         for lora in lora_tags(prompt, name):
             if lora.acts and lora.ignored:

@@ -207,12 +207,16 @@ def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
 
 def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
     """What an object holds that is the generation data itself: another object, or a block of text."""
+    candidates = [data.get(key) for key in _WRAPPERS]
     infotexts = data.get("infotexts")
-    listed = infotexts[0] if isinstance(infotexts, list) and infotexts else None
-    inside = listed or next((data[key] for key in _WRAPPERS if data.get(key)), None)
-    if isinstance(inside, str):
-        inside = _json(inside) or inside
-    return inside if isinstance(inside, (dict, str)) else None
+    if isinstance(infotexts, list):
+        candidates = [*infotexts[:1], *candidates]
+    for inside in filter(None, candidates):
+        if isinstance(inside, str):
+            return _json(inside) or inside
+        if isinstance(inside, dict):
+            return inside
+    return None
 
 
 def _json(text: str) -> Any:
@@ -227,13 +231,15 @@ def _json(text: str) -> Any:
 
 def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What an object says, by our keys. Other keys of WebUI's own forms keep theirs."""
-    hires = bool(data.get("enable_hr", True))
+    hires = data.get("enable_hr", True)
     for key, value in data.items():
-        own = form.keys.get(key) or form.keys.get(key.lower())
-        if own is None and form.program in _PASSED_ON and key not in _API_ONLY:
+        own = form.keys.get(key) or form.keys.get(key.lower(), "")
+        if not own and form.program in _PASSED_ON and key not in _API_ONLY:
             own = key.replace("_", " ")
+        if own.startswith("Hires") and not hires:
+            continue
         said = _as_text(value)
-        if own and said and (hires or not own.startswith("Hires")):
+        if own and said:
             yield own, said
 
 
@@ -324,14 +330,14 @@ def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
 def _before(graph: _Graph, link: Any, name: str) -> str:
     """The first value of this name at the end of a link, or before it; "" where there is none."""
     for _ in range(_DEEPEST):
-        if not (isinstance(link, list) and link and str(link[0]) in graph):
+        if not isinstance(link, list) or not link:
             return ""
-        inputs = graph[str(link[0])]
+        inputs = graph.get(str(link[0]), {})
         value = inputs.get(name)
         if isinstance(value, (str, int, float)):
             return str(value)
         links = [each for each in (value, *inputs.values()) if isinstance(each, list)]
-        link = links[0] if links else None
+        link = next(iter(links), None)
     return ""
 
 

@@ -328,10 +328,13 @@ def _controls(
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
     """`Size-1`, `Size-2` -> `Size: 512x512`; a size of 0x0 is none."""
     fields = {key: str(value).strip() for key, value in parsed.items()}
-    for key in [key.removesuffix("-1") for key in fields if key.endswith("-1")]:
-        if f"{key}-2" in fields:
-            size = f"{fields.pop(f'{key}-1')}x{fields.pop(f'{key}-2')}"
-            fields |= {key: size} if size != "0x0" else {}
+    for first in list(fields):
+        key = first.removesuffix("-1")
+        if key == first or f"{key}-2" not in fields:
+            continue
+        size = f"{fields.pop(first)}x{fields.pop(f'{key}-2')}"
+        if size != "0x0":
+            fields[key] = size
     return fields
 
 
