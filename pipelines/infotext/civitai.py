@@ -44,7 +44,7 @@ class Resource:
 
     @property
     def address(self) -> str:
-        """Where the file is fetched from; empty if that is not told."""
+        """The URL of the file; empty if its version is unknown."""
         return f"https://civitai.com/api/download/models/{self.version}" if self.version else ""
 
     def __str__(self) -> str:
@@ -55,14 +55,14 @@ class Resource:
 
     @property
     def advice(self) -> str:
-        """How a request brings the file."""
+        """What a user can do to bring the file."""
         if self.kind == "LoRA" and self.address:
             return f"write {self.address}{f':{self.weight}' if self.weight else ''} in loras"
         return "send its file in files"
 
 
 def resources(listed: object) -> Iterator[Resource]:
-    """The files that a list tells of."""
+    """Read a list of files."""
     for each in listed if isinstance(listed, list) else ():
         if isinstance(each, dict) and each:
             yield _resource({key: str(value) for key, value in each.items() if value is not None})
@@ -85,12 +85,12 @@ def _resource(said: Mapping[str, str]) -> Resource:
 
 
 def _first(said: Mapping[str, str], *keys: str) -> str:
-    """The value of the first of these keys that is there."""
+    """Return the first of these values that is not empty."""
     return next((said[key] for key in keys if said.get(key)), "")
 
 
 def _of_air(air: str) -> dict[str, str]:
-    """The parts of an AIR; empty where it does not tell them. A version is a number of CivitAI only there."""
+    """Split an AIR into its parts. The version stays empty for other sites, whose numbers mean something else."""
     found = _AIR.fullmatch(air)
     if found is None:
         return dict.fromkeys(("base", "kind", "version"), "")
@@ -99,9 +99,9 @@ def _of_air(air: str) -> dict[str, str]:
 
 
 def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:
-    """Fill in what `{"model": ..., "vae": ..., "lora:name": ..., "embed:name": ...}` says and other keys do not.
+    """Add hashes such as `{"model": ..., "lora:name": ..., "embed:name": ...}` to the facts that other keys gave.
 
-    Yields the files of other kinds that it names.
+    Yields the files of other kinds.
     """
     for key, digest in hashes.items() if isinstance(hashes, dict) else ():
         word, _, name = str(key).partition(":")
@@ -121,5 +121,5 @@ _HASHED_BY_NAME = {"LoRA": "lora_hashes", "embedding": "ti_hashes"}
 
 
 def of_another_family(resource: Resource) -> bool:
-    """Whether its file is for other models than Stable Diffusion 1."""
+    """Return whether the file belongs to another family of models than Stable Diffusion 1."""
     return bool(resource.base) and resource.base.casefold() not in _SD1

@@ -54,7 +54,7 @@ _OTHER_NAMES = {
 
 
 def folded(key: str) -> str:
-    """The key in lower case, its words separated by single spaces."""
+    """Return the key in lower case with single spaces between its words."""
     return " ".join(key.casefold().replace("_", " ").split())
 
 
@@ -64,7 +64,7 @@ SETTING_KEYS = frozenset((*BY_KEY, *PAIRS))
 
 
 def own_key(key: str) -> str | None:
-    """Our key for one that is understood, else None."""
+    """Return our key for a key that is understood, or None."""
     return NAMES.get(folded(key))
 
 
@@ -125,7 +125,7 @@ _AFTERWARDS = re.compile(r"postprocess\b.*")
 
 
 def asks_for_nothing(key: str, value: str, fields: dict[str, str]) -> bool:
-    """Whether a key that is no setting leaves the picture as it is. `fields` are all of the block."""
+    """Return whether a key that is no setting has no effect on the picture. `fields` are all of the block."""
     name, said = folded(key), value.casefold().strip()
     if name in _HARMLESS or name.endswith(_HARMLESS_ENDS) or said in _NONE:
         return True
@@ -137,12 +137,12 @@ def asks_for_nothing(key: str, value: str, fields: dict[str, str]) -> bool:
 
 
 def done_afterwards(key: str) -> bool:
-    """Whether a key tells of what was done to the finished picture, which is drawn here without it."""
+    """Return whether a key describes processing of the finished picture, which is left out here."""
     return _AFTERWARDS.fullmatch(folded(key)) is not None
 
 
 def same_value(first: str, second: str) -> bool:
-    """Whether two values are the same text, in any case, or the same number."""
+    """Return whether two values are the same number, or the same text except for case and spaces."""
     try:
         return float(first) == float(second)
     except ValueError:
