@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pipelines.ask.prompt import NetworkTag, cut_networks
-from pipelines.errors import InvalidInput, ModelError, shown_name
+from pipelines.errors import InvalidInput, ModelError, shown, shown_name
 from pipelines.files.headers import read_header
 
 LORA_KINDS = ("lora", "lyco")
@@ -74,7 +74,7 @@ class ExtraFile:
         try:
             yield
         except ModelError as error:
-            reason = str(error).removeprefix(f"{self.path}: ")
+            reason = str(error).removeprefix(f"{shown(str(self.path))}: ")  # as errors show it
             raise ModelError(f"{self.origin or self.path}: {reason}") from error
 
     @property
