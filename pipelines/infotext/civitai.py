@@ -22,11 +22,19 @@ KINDS = {
     "upscaler": "upscaler",
 }
 """CivitAI's words for what a file is, and ours."""
-_AIR = re.compile(r"urn:air:(?P<base>[\w.-]+):(?P<kind>\w+):(?P<site>\w+):(?P<model>[^@]+?)(?:@(?P<version>[\w.-]+))?")
+_AIR = re.compile(
+    r"(?:urn:)?(?:air:)?(?:(?P<base>[\w.-]+):(?P<kind>\w+):)?"
+    r"(?P<site>\w+):(?P<model>[^@:]+?)(?:@(?P<version>[\w-]+))?(?::\w+)?(?:\.\w+)?"
+)
 """https://developer.civitai.com/docs/getting-started/ai-resource-identifier"""
 _TYPE = re.compile(r"\bType = (\w+)")
 """In some of CivitAI's own texts a type is printed with all that belongs to it."""
 _SD1 = ("sd1", "sd-1", "sd15", "sd1.5", "other", "multi")
+
+
+CIVITAI, HUGGING_FACE = "CivitAI", "Hugging Face"
+_SITES = {"civitai": CIVITAI, "huggingface": HUGGING_FACE}
+"""Names of the sites by their words in an AIR."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class Resource:
     name: str = ""
     version: str = ""
     """The number of the model's version, by which the file can be fetched."""
+    model: str = ""
+    """The number of the model, which has a page with all its versions; at Hugging Face the repository."""
+    site: str = CIVITAI
     weight: str = ""
     digest: str = ""
     base: str = ""
@@ -44,14 +55,18 @@ class Resource:
 
     @property
     def address(self) -> str:
-        """The URL of the file; empty if its version is unknown."""
-        return f"https://civitai.com/api/download/models/{self.version}" if self.version else ""
+        """What fetches the file: its URL, the model's page or a repository; empty if none of these is known."""
+        if self.site == HUGGING_FACE:
+            return self.model
+        if self.version:
+            return f"https://civitai.com/api/download/models/{self.version}"
+        return f"https://civitai.com/models/{self.model}" if self.model else ""
 
     def __str__(self) -> str:
         named = f" {self.name}" if self.name else ""
-        details = (f"version {self.version}" if self.version else "", f"weight {self.weight}" if self.weight else "")
-        told = ", ".join(filter(None, details))
-        return f"the {self.kind}{named} of CivitAI" + (f" ({told})" if told else "")
+        numbers = {"version": self.version, "model": "" if self.version else self.model, "weight": self.weight}
+        told = ", ".join(f"{what} {number}" for what, number in numbers.items() if number)
+        return f"the {self.kind}{named} of {self.site}" + (f" ({told})" if told else "")
 
     @property
     def advice(self) -> str:
@@ -77,10 +92,12 @@ def _resource(said: Mapping[str, str]) -> Resource:
     return Resource(
         kind=KINDS.get(kind.casefold(), kind) or "file",
         name=_first(said, "modelName", "name"),
-        version=said.get("modelVersionId") or told["version"],
+        version=_first(said, "modelVersionId", "versionId") or told["version"],
+        model=_first(said, "modelId", "id") or told["model"],
         weight=_first(said, "weight", "strength"),
         digest=said.get("hash", ""),
         base=told["base"],
+        site=_SITES.get(told["site"], told["site"] or CIVITAI),
     )
 
 
@@ -90,12 +107,14 @@ def _first(said: Mapping[str, str], *keys: str) -> str:
 
 
 def _of_air(air: str) -> dict[str, str]:
-    """Split an AIR into its parts. The version stays empty for other sites, whose numbers mean something else."""
+    """Split an AIR into its parts. Versions of other sites than CivitAI are no numbers, and are left out."""
     found = _AIR.fullmatch(air)
     if found is None:
-        return dict.fromkeys(("base", "kind", "version"), "")
-    version = found["version"] if found["site"] == "civitai" else None
-    return {"base": found["base"], "kind": found["kind"], "version": version or ""}
+        return dict.fromkeys(("base", "kind", "site", "version", "model"), "")
+    told = {name: text or "" for name, text in found.groupdict().items()}
+    if told["site"] != "civitai":
+        told["version"] = ""
+    return told
 
 
 def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:

@@ -103,6 +103,8 @@ _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, valu
     "resize scale": ("1",),
     "sampler dynamic shift": ("false",),
     "sampler options": ("",),
+    "te": ("default", "automatic"),  # SD.Next
+    "unet": ("default", "automatic"),
     "weight dtype": ("default",),
 }
 """Values that ask for nothing, by folded key."""

@@ -99,7 +99,11 @@ class GenerationData:
 
 
 def _model_name(text: str) -> str | None:
-    return None if text.casefold() in ("", "none", "automatic") else text
+    return None if text.casefold() in _NO_NAME else text
+
+
+_NO_NAME = ("", "none", "automatic", "default", "default (model)", "baked vae", "built-in")
+"""What programs write for the checkpoint's own VAE, and for a name that they do not know."""
 
 
 def _hashes(text: str) -> dict[str, str]:

@@ -252,7 +252,8 @@ def test_the_newer_names_of_sdnext() -> None:
     found = sdnext(
         "Sampler sigma: karras, Operations: hires; txt2img, Hires steps: 9, HiRes mode: 1, Hires upscaler: Lanczos, "
         "Hires scale: 2, Hires size: 1024x1024, Hires strength: 0.3, Hires CFG scale: 6, Denoising strength: 0.5, "
-        "Image CFG scale: 6, Resize scale: 1, Sampler dynamic shift: False, Variation strength: 0.2, Variation seed: 3"
+        "Image CFG scale: 6, Resize scale: 1, UNet: Default, VAE: Default, "
+        "Sampler dynamic shift: False, Variation strength: 0.2, Variation seed: 3"
     )
     values = found.values
     assert (values["schedule_type"], values["hires_scale"], values["hires_steps"]) == ("Karras", 2, 9)
@@ -303,6 +304,16 @@ def test_networks_of_sdnext_must_stand_in_the_prompt() -> None:
         (
             {"air": "urn:air:sd1:lora:civitai:12@34", "weight": 0.8},
             "write https://civitai.com/api/download/models/34:0.8 in",
+        ),
+        (
+            {"type": "lora", "modelId": 12},
+            "the LoRA of CivitAI (model 12), which its prompt does not name: write https://",
+        ),
+        ({"air": "urn:air:sd1:lora:civitai:12"}, "write https://civitai.com/models/12 in loras"),
+        ({"air": "civitai:12@34", "type": "LORA"}, "the LoRA of CivitAI (version 34)"),
+        (
+            {"air": "urn:air:sd1:lora:huggingface:a/b@main"},
+            "the LoRA of Hugging Face (model a/b), which its prompt does not name: write a/b in loras",
         ),
         ({"modelVersionId": 9}, "the file of CivitAI (version 9), which its prompt does not name"),
         ({"type": "embed", "modelVersionId": 9}, "the embedding of CivitAI (version 9)"),
