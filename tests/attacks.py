@@ -220,6 +220,9 @@ PICTURES: dict[str, Make] = {
     "a packed profile": lambda: png(
         png_header(1, 1), (b"iCCP", b"a\0\0" + zlib.compress(bytes(500_000_000))), (b"IDAT", zlib.compress(bytes(4)))
     ),
+    "one row of 30 million pixels": lambda: png(
+        png_header(30_000_000, 1), (b"IDAT", zlib.compress(bytes(1 + 3 * 30_000_000)))
+    ),
     "pixels that are not there": lambda: png(png_header(5000, 5000), (b"IDAT", zlib.compress(bytes(99)))),
     "16 bits": lambda: png(png_header(5000, 6000, 16, 6), (b"IDAT", zlib.compress(bytes(99)))),
 }
