@@ -49,6 +49,8 @@ USUAL = (
 """The file to take of a repository that holds several, the best first."""
 
 _NAME = re.compile(r"[^=:/?<>]+")
+_WIDE = str.maketrans("／？：＝＆＃＠", "/?:=&#@")
+"""Marks as keyboards for Chinese and Japanese write them."""
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -240,7 +242,7 @@ def _entry(name: str, field: str) -> Entry | None:
 
 def read_lines(field: str, text: str) -> Iterator[Line]:
     """The lines of an input. Raises InvalidInput where there are too many."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().translate(_WIDE) for line in text.splitlines() if line.strip()]
     if len(lines) > LINES_MAX:
         raise InvalidInput(field, text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
     for line in lines:

@@ -278,7 +278,7 @@ def test_links_are_turned_into_their_files(
 ) -> None:
     fetched: list[str] = []
 
-    def fetch(url: str, cache: Path, **_: object) -> Path:
+    def fetch(url: str, cache: Path, *_: object, **__: object) -> Path:
         fetched.append(url)
         return write(tmp_path / "34.safetensors", ss_output_name="a, name")
 
