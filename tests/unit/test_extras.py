@@ -18,7 +18,8 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.infotext.asked import Asked, read_data, request_from, settle
-from pipelines.infotext.obstacles import Obstacle, drop_unsupported, obstacles
+from pipelines.infotext.obstacle import Obstacle
+from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.writing import of_picture
 from weights_script import shelf
 from weights_script.extras import Library, read_lines
