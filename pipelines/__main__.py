@@ -20,7 +20,7 @@ from pipelines.ask.inputs import Inputs, filled_in
 from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
-from pipelines.drawing.phases import BASE, PassResult, Picture, render
+from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
@@ -47,7 +47,8 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
-    extras = in_folders(options.lora_dir, options.embeddings_dir, options.controlnet_dir)
+    folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
+    extras = in_folders(*folders)
     found = obstacles(asked, model.identity, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
@@ -83,6 +84,8 @@ def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
+        elif isinstance(event, Notice):
+            print(event.text, file=sys.stderr)
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
             text = of_picture(request, plan, model.identity, event.index, embeddings)
@@ -135,8 +138,13 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="an ESRGAN that blocks call by its file",
     )
-    folders = ("lora", "LoRAs"), ("embeddings", "textual inversion embeddings"), ("controlnet", "ControlNets")
-    for kind, name in folders:
+    folders = {
+        "lora": "LoRAs",
+        "embeddings": "textual inversion embeddings",
+        "controlnet": "ControlNets",
+        "hypernetworks": "hypernetworks",
+    }
+    for kind, name in folders.items():
         parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"where {name} are that blocks name")
     parser.add_argument(
         "--control",

@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,13 @@ def of_zeros(shapes: dict[str, tuple[int, ...]]) -> bytes:
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [at, end]}
         at = end
     return safetensors(header, bytes(at))
+
+
+@cache  # several tests send it, and it takes a second to write
+def empty_tensors(count: int) -> bytes:
+    """A safetensors file of tensors that hold nothing."""
+    entries = (b'"t%d":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}' % number for number in range(count))
+    return safetensors(b"{" + b",".join(entries) + b"}")
 
 
 def zipped(script: bytes, **members: bytes) -> bytes:
@@ -66,6 +74,14 @@ def pickled(value: bytes) -> bytes:
     return b"\x80\x02}" + text("emb_params") + value + b"s."
 
 
+def of_one_hash(count: int) -> bytes:
+    """A pickle of a dict whose keys are whole numbers with the same hash, a thousand at a time."""
+    step = 2**61 - 1  # Python's hash is the rest of a division by it
+    keys = [b"\x8a\x14" + (number * step).to_bytes(20, "little") + b"N" for number in range(count)]
+    filled = b"".join(b"(" + b"".join(keys[at : at + 1000]) + b"u" for at in range(0, count, 1000))
+    return pickled(b"}" + filled)
+
+
 DEEP = b")" + b"\x85" * 1_000_000
 
 
@@ -91,12 +107,48 @@ def crowded(members: int) -> bytes:
     return b"PK\x03\x04" + bytes(26) + directory + end
 
 
+def filled(items: list[bytes], code: bytes) -> bytes:
+    """The instructions that put these items into the list or dict on the stack, as pickle does: a thousand at once."""
+    return b"".join(b"(" + b"".join(items[at : at + 1000]) + code for at in range(0, len(items), 1000))
+
+
+def arrays(times: int) -> bytes:
+    """Numpy arrays of a megabyte that share one text."""
+    kind = b"cnumpy\ndtype\n" + text("u1") + b"\x85Rq\x01"
+    content = b"c_codecs\nencode\n" + text("x" * 1_000_000) + text("latin1") + b"\x86Rq\x02"
+    state = b"(K\x01J" + struct.pack("<i", 1_000_000) + b"\x85h\x01\x89h\x02t"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n)R" + state + b"b"
+    call = b"ctorch._utils\n_rebuild_device_tensor_from_numpy\n(" + array + b"NN\x89tR"
+    return (
+        b"\x80\x02" + kind + b"0" + content + b"0}" + filled([text(str(k)) + call for k in range(times)], b"u") + b"."
+    )
+
+
+def modules(times: int) -> bytes:
+    """Many objects that share the state of one, which is large."""
+    large = b"}" + filled([text(str(k)) + b"N" for k in range(times)], b"u")
+    state = b"}" + text("_parameters") + large + b"sq\x010"
+    return b"\x80\x02" + state + b"]" + filled([b"ca\nB\n)\x81h\x01b"] * times, b"e") + b"."
+
+
+def named(times: int) -> bytes:
+    """Many dicts inside a dict with a long name."""
+    inner = b"}" + filled([text(str(k)) + b"}" for k in range(times)], b"u")
+    return b"\x80\x02}" + text("x" * 1_000_000) + inner + b"s."
+
+
 WEIGHTS: dict[str, Make] = {
+    "many arrays of one text": lambda: zipped(arrays(400)),
+    "many modules of one state": lambda: zipped(modules(30_000)),
+    "inert objects without end": lambda: zipped(pickled(b"]" + filled([b"ca\nB\n)R"] * 200_000, b"e"))),
+    "dicts in a circle": lambda: zipped(b"\x80\x02}q\x01" + text("a") + b"h\x01s."),
+    "dicts with a long name": lambda: zipped(named(50_000)),
     "tuples a million deep, in a zip": lambda: zipped(pickled(DEEP)),
     "tuples a million deep": lambda: pickled(DEEP),
     "lists a million deep": lambda: zipped(pickled(b"]" * 1_000_000 + b"a" * 999_999)),
     "a million marks": lambda: zipped(pickled(b"(" * 1_000_000)),
     "an array of 4 GB": lambda: zipped(pickled(b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\1\x85R")),
+    "keys of one hash": lambda: zipped(of_one_hash(70_000)),
     "a deep tuple as a key": lambda: zipped(b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"Ns."),
     "texts encoded in a chain": lambda: zipped(pickled(chained(20))),
     "many names for one dict": lambda: zipped(shared(30_000)),
@@ -109,7 +161,7 @@ WEIGHTS: dict[str, Make] = {
     "a name of 9 million characters in a pickle": lambda: zipped(
         b"\x80\x02}" + text("x" * 9_000_000) + tensor((1,), (1,)) + b"s.", **{"data/0": bytes(16)}
     ),
-    "900,000 empty tensors": lambda: of_zeros({f"t{number}": (0,) for number in range(900_000)}),
+    "900,000 empty tensors": lambda: empty_tensors(900_000),
     "a header of lists": lambda: safetensors(b'{"__metadata__":{"a":' + b"[]," * 33_000_000 + b"[]}}"),
     "a header of lists, shorter": lambda: safetensors(b'{"a":[' + b"[]," * 5_000_000 + b"[]]}"),
     "a header of texts": lambda: safetensors(
@@ -167,6 +219,9 @@ PICTURES: dict[str, Make] = {
     "packed texts, international": lambda: texts(b"iTXt", 100),
     "a packed profile": lambda: png(
         png_header(1, 1), (b"iCCP", b"a\0\0" + zlib.compress(bytes(500_000_000))), (b"IDAT", zlib.compress(bytes(4)))
+    ),
+    "one row of 30 million pixels": lambda: png(
+        png_header(30_000_000, 1), (b"IDAT", zlib.compress(bytes(1 + 3 * 30_000_000)))
     ),
     "pixels that are not there": lambda: png(png_header(5000, 5000), (b"IDAT", zlib.compress(bytes(99)))),
     "16 bits": lambda: png(png_header(5000, 6000, 16, 6), (b"IDAT", zlib.compress(bytes(99)))),

@@ -13,7 +13,9 @@ from pipelines.ask.networks import (
     ExtraFile,
     Extras,
     LoraTag,
+    check_name,
     in_folders,
+    lora_names,
     lora_tags,
     missing_loras,
     plain_name,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
 
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 """Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
-OWN_FOLDERS = ("loras", "embeddings", "controlnets")
+OWN_FOLDERS = ("loras", "embeddings", "controlnets", "hypernetworks")
 """In the cache: what whoever runs the container has put there."""
 LINES_MAX = 32
 IMAGE_ENCODER = "clip-vit-h"
@@ -114,7 +116,7 @@ class Library:
         here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
         uploads = sort_uploads(inputs.files, asked["file_names"])
         loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
-        extras = here | Extras(loras=loras, embeddings=uploads.embeddings)
+        extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
         extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
         extras = _with_encoder(extras, guided, uploads)
         upscalers = {name: file.path for name, file in uploads.upscalers.items()}
@@ -253,6 +255,8 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 break
             rest, weights = before.rstrip(), [float(number), *weights]
         name, equals, source = rest.partition("=")
+        if equals and not re.search("[/?#]", name):  # else it is a link with a query
+            check_name(field, name.strip())
         if not equals or not _NAME.fullmatch(name) or not source.strip():
             name, source = "", rest
         if not source.strip():
@@ -275,7 +279,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[s
             path = ensure(entry, cache_folder())
             path = path if path.is_file() else next(path.glob("*.safetensors"))
         else:
-            path = shelf.fetch(_address(line, here, shelf))
+            path = shelf.fetch(_address(line, here, shelf), line.field)
     except SourceFailed as failure:
         raise ModelError(f"{line}: {redacted(str(failure), line.secrets)}. {_fix(line, failure)}") from None
     except ModelError as error:
@@ -358,17 +362,18 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
 
 
 def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
-    """The one LoRA that the prompts name and that is not here, else this name."""
+    """The one LoRA that the prompts, or else their options, name and that is not here; without one this name."""
     missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
+    missing = missing or {each for text in asked.options.values() for each in lora_names(text)} - extras.loras.keys()
     return missing.pop() if len(missing) == 1 else name
 
 
 def _tagged(asked: Asked, weights: Weights) -> Asked:
-    """What is asked for, with prompts that ask for these LoRAs: where they do not name one, by its line's multipliers,
-    else at 1."""
+    """What is asked for, with prompts that ask for these LoRAs: a prompt none of whose options names one gets its tag,
+    with its line's multipliers, else with 1."""
     prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
     for field, prompt in prompts.items():
-        present = {tag.name for tag in lora_tags(prompt, field)}
+        present = {tag.name for tag in lora_tags(prompt, field)} | lora_names(asked.options.get(field, ""))
         wanted = {name: given or (1.0,) for name, given in weights.items() if name not in present}
         tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in wanted.items())
         prompts[field] = " ".join((prompt, *map(str, tags)))

@@ -1,14 +1,15 @@
-"""Files that a request brings -> LoRAs, embeddings, control networks and upscalers, told apart by their content."""
+"""Files that a request brings -> LoRAs, embeddings, hypernetworks, control networks and upscalers, told apart by their
+content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.ask.inputs import checked_files
-from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
+from pipelines.ask.networks import ExtraFile, check_name, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
 
-FIX = "Send a LoRA, an embedding, a ControlNet, an adapter or an upscaler."
+FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet, an adapter or an upscaler."
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
 NAMELESS = "file"
@@ -22,6 +23,7 @@ class Uploads:
     loras: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    hypernetworks: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     upscalers: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     encoders: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     """Image encoders, which IP-Adapters see by."""
@@ -30,11 +32,11 @@ class Uploads:
 def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
     """The files by kind and name. `names`, between commas, go before the files' own.
 
-    Raises InvalidInput for a file that is none of these, and for a name that two files have.
+    Raises InvalidInput for a file that is none of these, and for a name that two files have or that no tag can hold.
     """
     if len(files) > FILES_MAX:
         raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
-    uploads, given = Uploads(), [name.strip() for name in names.split(",")]
+    uploads, given = Uploads(), [check_name("file_names", name.strip()) for name in names.split(",")]
     for number, path in enumerate(checked_files(files, "files")):
         file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
         kind = _kind_of(file)
@@ -56,20 +58,29 @@ def _own_name(file: ExtraFile) -> str:
 
 def _kind_of(file: ExtraFile) -> str:
     from pipelines.models.checkpoint import (  # here: they import torch, which is there when files are sent
+        content_of,
         kind_of,
         map_tensors,
     )
+    from pipelines.models.hypernetworks import is_hypernetwork
 
     with file.blamed():
+        if is_hypernetwork(content_of(file.path)):
+            return "hypernetworks"
         tensors = map_tensors(file.path)
     if not tensors:
         raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)
     kind = kind_of(tensors)
     what = kind.what if kind else "an embedding" if len(tensors) == 1 else "unknown"
-    for words, group in GROUPS.items():
-        if words in what:
-            return group
-    raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
+    group = group_of(what)
+    if group is None:
+        raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
+    return group
+
+
+def group_of(what: str) -> str | None:
+    """Return the field of `Uploads` for a kind of file by its words; None for a kind that requests cannot bring."""
+    return next((group for words, group in GROUPS.items() if words in what), None)
 
 
 GROUPS = {

@@ -4,6 +4,7 @@ Networks are built on the meta device and take the file's tensors as they are: n
 overwritten, and nothing is copied twice.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, unet_lay
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
+log = logging.getLogger(__name__)
+
 TOKENS = "embeddings.token_embedding.weight"
+POSITIONS = "embeddings.position_ids"
 
 
 def build_unet(path: Path, tensors: Mapping[str, Tensor], family: Family, device: Device) -> UNet2DConditionModel:
@@ -49,8 +53,34 @@ def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTow
     with built_of(path, "text encoder", tensors), torch.device("meta"):
         text = CLIPTextModel(text_config(path, tensors, tower))
     # A buffer that is no weight: on the meta device it must be made by hand.
-    text.embeddings.position_ids = torch.arange(text.config.max_position_embeddings)[None]
+    text.embeddings.position_ids = _positions(path, tensors, text.config.max_position_embeddings)[None]
     return fill(path, text, tensors, device)
+
+
+def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
+    """Return which position each token of a chunk has: 0, 1, 2 and so on, unless the file says otherwise.
+
+    Merging tools have added and rounded these numbers in some files. WebUI 1.10.1 draws with them as they are, cut to
+    whole numbers, so that a token may have its neighbour's position; so do we, and say so.
+    """
+    right, told = torch.arange(count), tensors.get(POSITIONS)
+    if told is None:
+        return right
+    given = told.flatten().double()
+    if torch.equal(given, right.double()):
+        return right
+    whole = given.to(torch.int64)
+    wrong = [f"{at} is {value:g}" for at, value in enumerate(given.tolist()) if at >= count or whole[at] != at]
+    if len(whole) != count or not bool(((whole >= 0) & (whole < count)).all()):
+        log.warning("%s: its text encoder's position_ids fit no chunk; 0 to %d are used.", path.name, count - 1)
+        return right
+    if wrong:
+        log.warning(
+            "%s: its text encoder's position_ids are broken (%s). Pictures are drawn with them, as in WebUI.",
+            path.name,
+            ", ".join(wrong[:5]),
+        )
+    return whole
 
 
 def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:

@@ -85,7 +85,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
 
 def _read(files: ModelFiles, device: Device) -> Parts:
     if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
-        return _from_folder(files.checkpoint, device)
+        return _from_folder(files.checkpoint, device, own_vae=files.vae is None)
     return _from_single_file(files.checkpoint, device, own_vae=files.vae is None)
 
 
@@ -102,7 +102,7 @@ def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
 
 def identify(files: ModelFiles) -> ModelIdentity:
     """Return names and hashes as infotexts give them. Reads the whole files."""
-    vae = files.vae
+    vae = _vae_folder(files.vae) if files.vae else None
     return ModelIdentity(
         name=files.name,
         sha256=files.sha256 or sha256_of(files.checkpoint),
@@ -139,23 +139,30 @@ def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
     )
 
 
-def _from_folder(path: Path, device: Device) -> Parts:
+def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
     family = family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
     unet = from_subfolder(UNet2DConditionModel, path / "unet", device)
-    vae = from_subfolder(AutoencoderKL, path / "vae", device)
+    vae = from_subfolder(AutoencoderKL, path / "vae", device) if own_vae and (path / "vae").is_dir() else None
     text = from_subfolder(CLIPTextModel, path / family.text.folder, device)
     check_channels(path, family, unet.config.in_channels)
     if unet.config.cross_attention_dim != text.config.hidden_size:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
-    declared = declared_in_scheduler(read_config(path / "scheduler" / "scheduler_config.json"))
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    declared = declared_in_scheduler(read_config(scheduler)) if scheduler.is_file() else Declaration()
     return Parts(family, declared, unet, vae, text)
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:
-    """Return the VAE of a file or diffusers folder. Raises ModelError."""
+    """Return the VAE of a file, of a folder that holds one, or of a whole diffusers folder. Raises ModelError."""
     if os.path.isdir(path):
-        return from_subfolder(AutoencoderKL, path, device)
+        return from_subfolder(AutoencoderKL, _vae_folder(path), device)
     return build_vae(path, vae_tensors(path, map_tensors(path)), device)
+
+
+def _vae_folder(path: Path) -> Path:
+    """Return where a folder has its VAE: in itself, or as a whole pipeline. A file comes back as it is."""
+    inner = path / "vae"
+    return inner if os.path.isdir(inner) else path
 
 
 def _check_applied(path: Path, vae: AutoencoderKL) -> None:
@@ -164,7 +171,7 @@ def _check_applied(path: Path, vae: AutoencoderKL) -> None:
     A better VAE that is silently not applied is the classic cause of pale pictures. The last layer tells, because
     every file has it under the same name.
     """
-    file = weight_file(path) if path.is_dir() else path
+    file = weight_file(_vae_folder(path)) if path.is_dir() else path
     applied = vae.decoder.conv_out.weight
     inside = map_tensors(file) if file else {}
     wanted = inside.get("decoder.conv_out.weight", inside.get(f"{VAE_PREFIX}decoder.conv_out.weight"))

@@ -13,9 +13,10 @@ from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
 from pipelines.models.controls import ControlNetworks
+from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
 from pipelines.models.lora import Adapters, LoraUse
 from pipelines.models.text import TextEncoder
-from pipelines.models.unet import set_freeu
+from pipelines.models.unet import set_freeu, set_tiling
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import Footprint
@@ -59,13 +60,15 @@ class Model:
         loras: Sequence[LoraUse],
         controls: Iterable[ExtraFile],
         freeu: FreeU | None,
+        hypernetworks: Sequence[HypernetworkUse] = (),
         image_encoder: ExtraFile | None = None,
     ) -> Iterator[None]:
-        """Inside, the model has exactly these LoRAs in its weights, these control networks loaded, and FreeU on or off.
+        """Inside, the model has exactly these LoRAs in its weights, these control networks loaded, these hypernetworks
+        in its attention, and FreeU on or off.
 
-        At the end FreeU goes off at once. LoRAs and control networks stay for the next prediction that asks for the
-        same; one that asks for others takes them out. IP-Adapters see by the image encoder. Not to be nested. Raises
-        ModelError for a file that does not fit.
+        At the end FreeU and hypernetworks go off at once. LoRAs and control networks stay for the next prediction that
+        asks for the same; one that asks for others takes them out. IP-Adapters see by the image encoder. Not to be
+        nested. Raises ModelError for a file that does not fit.
         """
         wanted = tuple(controls)
         if not self.controls.have(wanted):
@@ -74,6 +77,19 @@ class Model:
         self.adapters.apply(loras)
         set_freeu(self.unet.network, freeu)
         try:
-            yield
+            with hypernetworks_in(self.unet.network, hypernetworks):
+                yield
         finally:
             set_freeu(self.unet.network, None)
+
+    @contextmanager
+    def tiling(self, on: bool) -> Iterator[None]:
+        """Inside, pictures fit to themselves at opposite edges if it is on. ControlNets see no edges but their own."""
+        networks = [self.unet.network, self.vae.network] if on else []
+        for network in networks:
+            set_tiling(network, True)
+        try:
+            yield
+        finally:
+            for network in networks:
+                set_tiling(network, False)

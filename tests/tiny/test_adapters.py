@@ -44,6 +44,8 @@ SHOWN = Image.effect_noise((128, 64), 60).convert("RGB")
 UNIT = ControlSettings(model="some", picture=SHOWN, preprocessor="none")
 Tensors = dict[str, Tensor]
 
+pytestmark = pytest.mark.xdist_group("adapters")  # one worker loads the model and the judge for all of them
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

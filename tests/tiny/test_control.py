@@ -84,7 +84,7 @@ def test_a_step_is_what_diffusers_networks_make_of_it(
     request = asked(file, control)
     network = load_control(file.path, networks.unet.network, networks.device)
     with torch.inference_mode():
-        prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode(prompt, "night", 4)
+        prompts = PromptEncoder(networks.text, 1, "Original", False).encode(prompt, "night", 4)
         controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
         x, sigma = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0)) * 3, 3.0
         found = GuidedDenoiser([Stage(networks, prompts)], Guidance(5.0), rows, controls=controls)(x, sigma)
