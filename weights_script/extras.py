@@ -2,7 +2,7 @@
 
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,7 @@ class Library:
         loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
         extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
         extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
+        extras = _with_encoder(extras, guided, uploads)
         upscalers = {name: file.path for name, file in uploads.upscalers.items()}
         return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
 
@@ -189,11 +190,14 @@ def _controls(
     for name, file in sent.items():
         files[name] = file
         found.append(ControlSettings(model=name))
-    guided = tuple(_as_its_file(control, files) for control in found)
-    encoder = extras.image_encoder
-    if any(control.image_prompt and control.model in files for control in guided):
-        encoder = next(iter(uploads.encoders.values()), encoder) or _image_encoder()
-    return extras | Extras(controls=files, image_encoder=encoder), guided
+    return extras | Extras(controls=files), tuple(_as_its_file(control, files) for control in found)
+
+
+def _with_encoder(extras: Extras, controls: Sequence[ControlSettings], uploads: Uploads) -> Extras:
+    """The files with the image encoder that was sent, that is here, or that an IP-Adapter needs fetched."""
+    extras |= Extras(image_encoder=next(iter(uploads.encoders.values()), None))
+    needed = any(control.image_prompt and control.model in extras.controls for control in controls)
+    return extras | Extras(image_encoder=_image_encoder()) if needed and extras.image_encoder is None else extras
 
 
 def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> ControlSettings:
