@@ -18,9 +18,9 @@ HEADER_MAX = 16 << 20
 TENSORS_MAX = 20_000
 """An SDXL checkpoint has 2,500, a LoRA with seven parts for each of its layers about as many."""
 NAME_MAX = 500
+"""Characters of a tensor's name; the longest of any real file have about 150."""
 NAME_PARTS_MAX = 50
 """Parts of a name between its dots; layers are looked up by every beginning of it. The longest real ones have 15."""
-"""Characters of a tensor's name; the longest of any real file have about 150."""
 DIMENSIONS_MAX = 8
 _TEXTS_MAX = 10_000
 """Entries of the metadata; real files have about 60."""
