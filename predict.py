@@ -15,6 +15,7 @@ from typing import Optional
 from cog import BasePredictor, Input, Path, streaming
 
 from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.networks import name_of_upload
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
@@ -261,16 +262,16 @@ class Predictor(BasePredictor):
             max_length=10000,
         ),
         controls: str = Input(
-            description="ControlNets, one a line: canny: 0.8, or owner/repository: weight=1, start=0, end=0.6.",
+            description="ControlNets and adapters, one a line: canny: 0.8, or owner/repo: weight=1, start=0, end=0.6.",
             default="",
             max_length=10000,
         ),
         control_images: list[Path] = Input(
-            description="Pictures for the ControlNets: one per line of controls, or one for all. Empty: the image.",
+            description="Pictures for the lines of controls: one per line, or one for all. Empty: the image.",
             default=[],
         ),
         files: list[Path] = Input(
-            description="LoRAs, embeddings, ControlNets and upscalers of your own, called by their file names.",
+            description="LoRAs, embeddings, hypernetworks, ControlNets, adapters, upscalers, by their file names.",
             default=[],
         ),
         generation_data: str = Input(
@@ -336,7 +337,7 @@ class Predictor(BasePredictor):
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
                     request = self._request(asked, inputs, pictures, num_outputs)
-                    yield from self._draw(request, file_format, checker, show_phases)
+                    yield from self.draw(request, file_format, checker, show_phases)
             except BaseException as error:  # cancelling is one, too
                 self.outputs.stop()
                 release_memory(error)
@@ -384,7 +385,7 @@ class Predictor(BasePredictor):
         (path,) = self.outputs.saved(wait=True)
         return Path(path)
 
-    def _draw(
+    def draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
     ) -> Iterator[Path]:
         """Run the plan; log, save and hand out what comes."""
@@ -435,8 +436,10 @@ class Predictor(BasePredictor):
                 self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
-            name = "files" if hires and hires.upscaler_file else "hires_upscaler"
-            raise ModelError(f"{name}: {error}") from error
+            sent = hires.upscaler_file if hires else None
+            name = f"files={name_of_upload(sent.name)!r}" if sent else "hires_upscaler"
+            reason = str(error).removeprefix(f"{sent.name}: ") if sent else str(error)
+            raise ModelError(f"{name}: {reason}") from error
 
     def _report(self, seconds: dict[str, float]) -> None:
         """Seconds per phase, in the log and as metrics."""

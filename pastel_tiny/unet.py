@@ -141,7 +141,7 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: in
     log, gaps, saved = Log(folder / "unet.csv"), Log(folder / "gap.csv"), run.clock.elapsed
     compile_blocks(run.network)
     while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": _step(run, source.batch(run.clock.done))})
+        log.add(run.step, run.clock, {"loss": step(run, source.batch(run.clock.done))})
         if run.clock.elapsed - saved > save_every or run.clock.done >= 1:
             saved = run.clock.elapsed
             run.save(folder / "unet.pt")
@@ -149,7 +149,7 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: in
             source.refresh()
 
 
-def _step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
+def step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
     """One step of the optimizer; gives the loss."""
     # the twofold size teaches what highres fix does, which starts from a picture and not from pure noise
     times = torch.randint(0, 800 if batch.kind.startswith("large") else 1000, (len(batch.latents),))

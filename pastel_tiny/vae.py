@@ -114,14 +114,14 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, times: int,
     compile_blocks(run.network)
     saved = run.clock.elapsed
     while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": _step(run, crops(pictures, small, rng, times), better)})
+        log.add(run.step, run.clock, {"loss": step(run, crops(pictures, small, rng, times), better)})
         if run.clock.elapsed - saved > 240 or run.clock.done >= 1:
             saved = run.clock.elapsed
             run.save(folder / f"{name}.pt")
             _report(folder, name, run)
 
 
-def _step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
+def step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
     """One step of the optimizer; gives the loss."""
     with half_precision():
         output, mean = _reconstruct(run.network, batch, 0.02)

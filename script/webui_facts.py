@@ -27,6 +27,7 @@ def facts(folder: Path) -> dict[str, Table]:
     families, prompts = families_of(folder), _read(folder / "prompt_tables.json")
     return {
         "sigmas.json": _sigmas(_read(folder / "sigma_tables.json"), _read(families / "sigma_tables.json")),
+        "levels.json": _levels(_read(families / "sigma_tables.json")),
         "attention.json": {text: row["attention"] for text, row in prompts["prompts"].items()},
         "schedules.json": prompts["schedules"],
         "chunks.json": {text: _chunks(row) for text, row in prompts["prompts"].items()},
@@ -52,6 +53,13 @@ def _sigmas(own: Table, families: Table) -> Table:
     """Schedule type and steps, as in "Karras|10" -> noise levels. Of the other families only SD 1's rows count."""
     more = {name.removeprefix("sd1|"): levels for name, levels in families.items() if name.startswith("sd1|")}
     return {name: levels for name, levels in more.items() if name.count("|") == 1 and name[-1].isdigit()} | own
+
+
+def _levels(families: Table) -> Table:
+    """SD 1's whole table, "model" or "alphas_cumprod" at twelve timesteps; and with zero terminal SNR, "ztsnr|...",
+    also the schedule types."""
+    own = {name.removeprefix("sd1|"): levels for name, levels in families.items() if name.startswith("sd1|")}
+    return {name: levels for name, levels in own.items() if name.startswith("ztsnr|") or "|" not in name}
 
 
 def _chunks(row: Table) -> list[list[Table]]:

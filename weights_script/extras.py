@@ -1,18 +1,22 @@
-"""LoRAs, embeddings and ControlNets that a request names or brings along -> files here, which it then asks for."""
+"""LoRAs, embeddings and control networks that a request names or brings along -> files here, which it then asks for."""
 
+import difflib
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.ask.catalog import IMAGE_PROMPT, NO_PREPROCESSOR, preprocessor_for
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
     LoraTag,
+    check_name,
     in_folders,
+    lora_names,
     lora_tags,
     missing_loras,
     plain_name,
@@ -31,9 +35,11 @@ if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
 
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 """Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
-OWN_FOLDERS = ("loras", "embeddings", "controlnets")
+OWN_FOLDERS = ("loras", "embeddings", "controlnets", "hypernetworks")
 """In the cache: what whoever runs the container has put there."""
 LINES_MAX = 32
+IMAGE_ENCODER = "clip-vit-h"
+"""The manifest's entry that IP-Adapters see by."""
 KIND_OF = {"loras": "adapter", "controls": "controlnet"}
 """Input -> the kind of the manifest's entries that it may name."""
 USUAL = (
@@ -44,6 +50,8 @@ USUAL = (
 """The file to take of a repository that holds several, the best first."""
 
 _NAME = re.compile(r"[^=:/?<>]+")
+_WIDE = str.maketrans("／？：＝＆＃＠", "/?:=&#@")
+"""Marks as keyboards for Chinese and Japanese write them."""
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -86,7 +94,7 @@ OR_SENT = ", or send the file in files."
 
 
 class Library:
-    """The LoRAs, embeddings and ControlNets that requests may use. What one uses is kept until it is released."""
+    """The LoRAs, embeddings and control networks that requests may use. What one uses is kept until it is released."""
 
     def __init__(self) -> None:
         self._shelf: Shelf | None = None
@@ -111,8 +119,9 @@ class Library:
         here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
         uploads = sort_uploads(inputs.files, asked["file_names"])
         loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
-        extras = here | Extras(loras=loras, embeddings=uploads.embeddings)
+        extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
         extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
+        extras = _with_encoder(extras, guided, uploads)
         upscalers = {name: file.path for name, file in uploads.upscalers.items()}
         return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
 
@@ -154,7 +163,7 @@ def _loras(
 def _controls(
     asked: Asked, text: str, extras: Extras, shelf: "Shelf", uploads: Uploads
 ) -> tuple[Extras, tuple[ControlSettings, ...]]:
-    """The ControlNets of the form's lines, or else of the generation data, and their files.
+    """The control networks of the form's lines, or else of the generation data, and their files.
 
     A file that no line names is called by the one plain name that nothing here has; with no such line it acts as it is.
     """
@@ -182,7 +191,48 @@ def _controls(
     for name, file in sent.items():
         files[name] = file
         found.append(ControlSettings(model=name))
-    return extras | Extras(controls=files), tuple(found)
+    return extras | Extras(controls=files), tuple(_as_its_file(control, files) for control in found)
+
+
+def _with_encoder(extras: Extras, controls: Sequence[ControlSettings], uploads: Uploads) -> Extras:
+    """The files with the image encoder that was sent, that is here, or that an IP-Adapter needs fetched."""
+    extras |= Extras(image_encoder=next(iter(uploads.encoders.values()), None))
+    needed = any(control.image_prompt and control.model in extras.controls for control in controls)
+    return extras | Extras(image_encoder=_image_encoder()) if needed and extras.image_encoder is None else extras
+
+
+def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> ControlSettings:
+    """The unit as what its file is: an IP-Adapter sees its picture without a preprocessor, whatever its name tells.
+
+    Raises InvalidInput where a preprocessor was asked for that cannot be.
+    """
+    if control.model not in files:
+        return control
+    from pipelines.models.checkpoint import IP_ADAPTER, kind_of, map_tensors  # here: they import torch
+
+    file, asked = files[control.model], control.preprocessor
+    told = preprocessor_for(control.model)
+    with file.blamed():
+        is_prompt = kind_of(map_tensors(file.path)) is IP_ADAPTER
+    if is_prompt and asked not in (told, NO_PREPROCESSOR, IMAGE_PROMPT):
+        rule = "an IP-Adapter sees its picture without a preprocessor"
+        raise InvalidInput(f"controls, preprocessor of {control.model}", asked, rule, "Leave it out.")
+    if not is_prompt and asked == IMAGE_PROMPT != told:
+        rule = "its file is no IP-Adapter"
+        raise InvalidInput(f"controls, preprocessor of {control.model}", asked, rule, "Use another preprocessor.")
+    if is_prompt:
+        return replace(control, preprocessor=IMAGE_PROMPT)
+    return replace(control, preprocessor=NO_PREPROCESSOR) if asked == IMAGE_PROMPT else control
+
+
+def _image_encoder() -> ExtraFile:
+    """The manifest's image encoder, fetched if need be. Raises ModelError where it cannot be had."""
+    from weights_script.fetch import cache_folder, ensure
+
+    try:
+        return ExtraFile.at(ensure(load_manifest()[IMAGE_ENCODER], cache_folder()))
+    except ModelError as error:
+        raise ModelError(f"The image encoder of IP-Adapters: {error}") from None
 
 
 def _entry(name: str, field: str) -> Entry | None:
@@ -197,7 +247,7 @@ def _entry(name: str, field: str) -> Entry | None:
 
 def read_lines(field: str, text: str) -> Iterator[Line]:
     """The lines of an input. Raises InvalidInput where there are too many."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().translate(_WIDE) for line in text.splitlines() if line.strip()]
     if len(lines) > LINES_MAX:
         raise InvalidInput(field, text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
     for line in lines:
@@ -208,6 +258,8 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 break
             rest, weights = before.rstrip(), [float(number), *weights]
         name, equals, source = rest.partition("=")
+        if equals and not re.search("[/?#]", name):  # else it is a link with a query
+            check_name(field, name.strip())
         if not equals or not _NAME.fullmatch(name) or not source.strip():
             name, source = "", rest
         if not source.strip():
@@ -215,6 +267,14 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 field, re.split(r"[?#]", line)[0], "names nothing", "Write a name, an address or owner/repository."
             )
         yield Line(field, name.strip(), source.strip(), tuple(weights))
+
+
+def _names_like(line: Line, here: Iterable[str]) -> str:
+    """The names that a line may have meant, of files that are here and of those that are fetched by a short name."""
+    known = sorted({*here, *(entry.name for entry in load_manifest().values() if entry.kind == KIND_OF[line.field])})
+    if similar := difflib.get_close_matches(line.source, known, n=3):
+        return f"Did you mean {' or '.join(similar)}?"
+    return f"Known names are {', '.join(known[:20])}." if known else "There are no files with names of their own."
 
 
 def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[str, ExtraFile]:
@@ -268,8 +328,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     host = (address.hostname or "").removeprefix("www.")
     if not address.netloc:
         if repository is None:
-            shown = ", ".join(sorted(here)[:20]) or "none"
-            fix = f"Use an https address or owner/repository, or one of those here: {shown}."
+            fix = f"{_names_like(line, here)} Or give an https address or owner/repository."
             raise InvalidInput(line.field, line.address, "nothing of this name is here", fix)
         return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):
@@ -313,17 +372,18 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
 
 
 def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
-    """The one LoRA that the prompts name and that is not here, else this name."""
+    """The one LoRA that the prompts, or else their options, name and that is not here; without one this name."""
     missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
+    missing = missing or {each for text in asked.options.values() for each in lora_names(text)} - extras.loras.keys()
     return missing.pop() if len(missing) == 1 else name
 
 
 def _tagged(asked: Asked, weights: Weights) -> Asked:
-    """What is asked for, with prompts that ask for these LoRAs: where they do not name one, by its line's multipliers,
-    else at 1."""
+    """What is asked for, with prompts that ask for these LoRAs: a prompt none of whose options names one gets its tag,
+    with its line's multipliers, else with 1."""
     prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
     for field, prompt in prompts.items():
-        present = {tag.name for tag in lora_tags(prompt, field)}
+        present = {tag.name for tag in lora_tags(prompt, field)} | lora_names(asked.options.get(field, ""))
         wanted = {name: given or (1.0,) for name, given in weights.items() if name not in present}
         tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in wanted.items())
         prompts[field] = " ".join((prompt, *map(str, tags)))

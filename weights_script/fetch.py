@@ -72,6 +72,7 @@ OWN_FILE = {
     "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or to off",
     "adapter": "leave it out",
     "controlnet": "send it in files",
+    "image-encoder": "send it in files",
 }
 """What to do without an entry, by its kind."""
 

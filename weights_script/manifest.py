@@ -11,8 +11,8 @@ from pipelines.ask.request import SETTINGS
 from pipelines.errors import InvalidInput, ModelError
 
 HERE = Path(__file__).parent
-KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet")
-FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth")
+KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet", "image-encoder")
+FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth", "adapter", "transformers")
 DEFAULT_MODEL = "pastel-tiny"
 TRAINED_SIZE = (512, 512)
 """(width, height) that Stable Diffusion 1.x was trained on; for models that the manifest says nothing of."""

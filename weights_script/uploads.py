@@ -1,14 +1,15 @@
-"""Files that a request brings -> LoRAs, embeddings, ControlNets and upscalers, told apart by their content."""
+"""Files that a request brings -> LoRAs, embeddings, hypernetworks, control networks and upscalers, told apart by their
+content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.ask.inputs import checked_files
-from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
+from pipelines.ask.networks import ExtraFile, check_name, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
 
-FIX = "Send a LoRA, an embedding, a ControlNet or an upscaler."
+FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet, an adapter or an upscaler."
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
 NAMELESS = "file"
@@ -22,17 +23,20 @@ class Uploads:
     loras: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    hypernetworks: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     upscalers: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    encoders: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    """Image encoders, which IP-Adapters see by."""
 
 
 def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
     """The files by kind and name. `names`, between commas, go before the files' own.
 
-    Raises InvalidInput for a file that is none of these, and for a name that two files have.
+    Raises InvalidInput for a file that is none of these, and for a name that two files have or that no tag can hold.
     """
     if len(files) > FILES_MAX:
         raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
-    uploads, given = Uploads(), [name.strip() for name in names.split(",")]
+    uploads, given = Uploads(), [check_name("file_names", name.strip()) for name in names.split(",")]
     for number, path in enumerate(checked_files(files, "files")):
         file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
         kind = _kind_of(file)
@@ -54,11 +58,15 @@ def _own_name(file: ExtraFile) -> str:
 
 def _kind_of(file: ExtraFile) -> str:
     from pipelines.models.checkpoint import (  # here: they import torch, which is there when files are sent
+        content_of,
         kind_of,
         map_tensors,
     )
+    from pipelines.models.hypernetworks import is_hypernetwork
 
     with file.blamed():
+        if is_hypernetwork(content_of(file.path)):
+            return "hypernetworks"
         tensors = map_tensors(file.path)
     if not tensors:
         raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)
@@ -79,6 +87,9 @@ GROUPS = {
     "LoRA": "loras",
     "embedding": "embeddings",
     "ControlNet": "controls",
+    "T2I adapter": "controls",
+    "IP-Adapter": "controls",
+    "image encoder": "encoders",
     "upscaler": "upscalers",
     "unknown": "upscalers",  # the library for upscalers knows more kinds than we can tell, and says what it does not
 }

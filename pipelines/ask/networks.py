@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from pipelines.ask.prompt import NetworkTag, cut_networks
@@ -14,12 +15,18 @@ from pipelines.errors import InvalidInput, ModelError, shown_name
 from pipelines.files.headers import read_header
 
 LORA_KINDS = ("lora", "lyco")
+HYPERNETWORK_KIND = "hypernet"
+NETWORK_KINDS = (*LORA_KINDS, HYPERNETWORK_KIND)
+"""Of the tags that are applied here."""
 LORA_SUFFIXES = (".safetensors", ".pt", ".ckpt")
-CONTROL_SUFFIXES = (".safetensors",)
+CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin")
+HYPERNETWORK_SUFFIXES = (".pt",)
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
+_IMAGE_ENCODER = re.compile(r"(?i)clip[-_ ]?(vision|vit)[-_ ]?h|image[-_ ]?encoder")
+"""What the image encoder of IP-Adapters is called where it lies among control networks."""
 
 
 def name_of_upload(stem: str) -> str:
@@ -30,6 +37,14 @@ def name_of_upload(stem: str) -> str:
 def plain_name(name: str) -> str:
     """The name as tags and generation data can hold it: short, and without what would end it there."""
     return re.sub(r"[<>:,=\"]", "_", shown_name(name))
+
+
+def check_name(field: str, name: str) -> str:
+    """The name that somebody gives a file. Raises InvalidInput for one that tags and generation data cannot hold."""
+    if name and plain_name(name) != shown_name(name):
+        fix = f"Call it {plain_name(name)}."
+        raise InvalidInput(field, name, 'a name in tags holds none of < > : , = "', fix)
+    return name
 
 
 def in_hashes(name: str) -> str:
@@ -115,11 +130,15 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs, embeddings and ControlNets that are here, by name."""
+    """The LoRAs, embeddings, control networks and hypernetworks that are here, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    """ControlNets and adapters."""
+    hypernetworks: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    image_encoder: ExtraFile | None = None
+    """What IP-Adapters see by."""
 
     def __or__(self, other: "Extras") -> "Extras":
         """Both; where names are equal, the other's."""
@@ -127,20 +146,28 @@ class Extras:
             loras={**self.loras, **other.loras},
             embeddings={**self.embeddings, **other.embeddings},
             controls={**self.controls, **other.controls},
+            hypernetworks={**self.hypernetworks, **other.hypernetworks},
+            image_encoder=other.image_encoder or self.image_encoder,
         )
 
 
 NO_EXTRAS = Extras()
 
 
-def in_folders(loras: Path | None, embeddings: Path | None, controls: Path | None = None) -> Extras:
+def in_folders(
+    loras: Path | None, embeddings: Path | None, controls: Path | None = None, hypernetworks: Path | None = None
+) -> Extras:
     """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
+    networks = _files(controls, CONTROL_SUFFIXES)
+    encoders = [name for name in networks if _IMAGE_ENCODER.search(name)]
     return Extras(
         loras=trained | found,
         embeddings=_files(embeddings, EMBEDDING_SUFFIXES),
-        controls=_files(controls, CONTROL_SUFFIXES),
+        image_encoder=networks.pop(encoders[0]) if encoders else None,
+        controls=networks,
+        hypernetworks=_files(hypernetworks, HYPERNETWORK_SUFFIXES),
     )
 
 
@@ -157,6 +184,8 @@ class LoraTag:
     te: float
     unet: float
     rank: int | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    """Arguments that are known to extensions alone, such as `lbw=OUTALL`: they change nothing here."""
 
     @property
     def acts(self) -> bool:
@@ -176,22 +205,42 @@ def lora_tags(prompt: str, field: str = "prompt") -> list[LoraTag]:
     return tags
 
 
+_ARGUMENTS = ("te", "unet", "dyn")
+"""What a tag says behind its name, by place or by `key=value`."""
+
+
 def _read(tag: NetworkTag, field: str) -> LoraTag:
-    named = dict(arg.split("=") for arg in tag.args if arg.count("=") == 1)
-    name, *numbers = [arg for arg in tag.args if arg.count("=") != 1] or [""]
-    of_te, of_unet, ranks = [*numbers, "", "", ""][:3]
+    name, *args = tag.args
+    named = dict(arg.split("=", 1) for arg in args if "=" in arg)
+    placed = [arg for arg in args if "=" not in arg]
+    said = dict(zip(_ARGUMENTS, placed, strict=False)) | {key: named[key] for key in _ARGUMENTS if key in named}
+    unknown = [arg for arg in args if "=" in arg and arg.partition("=")[0] not in _ARGUMENTS]
     try:
-        te = _multiplier(named.get("te", of_te) or "1")
-        unet = _multiplier(named.get("unet", of_unet) or str(te))
-        dyn = named.get("dyn", ranks)
-        rank = int(dyn) if dyn else None
-        if rank is not None and rank < 0:
-            raise ValueError
+        te = _multiplier(said.get("te") or "1")
+        unet = _multiplier(said.get("unet") or str(te))
+        rank = _rank(said.get("dyn"))
     except ValueError:
-        shown = f"<{tag.kind}:{':'.join(tag.args)}>"
         rule = f"multipliers must be numbers from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}, and a rank a whole number"
-        raise InvalidInput(field, shown, rule, "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>.") from None
-    return LoraTag(name, te, unet, rank)
+        raise InvalidInput(field, str(tag), rule, _advice(tag)) from None
+    return LoraTag(name, te, unet, rank, ignored=(*unknown, *placed[len(_ARGUMENTS) :]))
+
+
+def _advice(tag: NetworkTag) -> str:
+    """How to write a tag that cannot be read. Words behind its name may belong to a name that holds a colon."""
+    words = list(takewhile(lambda arg: "=" not in arg and not _NUMERIC.fullmatch(arg), tag.args))
+    if len(words) > 1:
+        return f"A name in a tag holds no colon: call the file {'_'.join(words)}, and write <lora:{'_'.join(words)}:1>."
+    return "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>."
+
+
+_NUMERIC = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|inf")
+
+
+def _rank(text: str | None) -> int | None:
+    rank = int(text) if text else None
+    if rank is not None and rank < 0:
+        raise ValueError(text)
+    return rank
 
 
 def _multiplier(text: str) -> float:
@@ -201,20 +250,67 @@ def _multiplier(text: str) -> float:
     return value
 
 
+def lora_names(text: str) -> set[str]:
+    """The names of the LoRAs in a text's tags, whatever else the tags say."""
+    return {tag.args[0] for tag in cut_networks(text)[1] if tag.kind in LORA_KINDS}
+
+
+@dataclass(frozen=True)
+class HypernetworkTag:
+    """`<hypernet:name:multiplier>`, whose multiplier is 1 unless it is said."""
+
+    name: str
+    multiplier: float = 1.0
+
+    def __str__(self) -> str:
+        return f"<{HYPERNETWORK_KIND}:{self.name}:{self.multiplier:g}>"
+
+
+def hypernetwork_tags(prompt: str, field: str = "prompt") -> list[HypernetworkTag]:
+    """The hypernetworks that a prompt asks for. Raises InvalidInput for a multiplier that is none."""
+    tags = []
+    for tag in cut_networks(prompt)[1]:
+        if tag.kind == HYPERNETWORK_KIND:
+            try:
+                tags.append(HypernetworkTag(tag.args[0], _multiplier((*tag.args, "1")[1] or "1")))
+            except ValueError:
+                shown = f"<{tag.kind}:{':'.join(tag.args)}>"
+                rule = f"the multiplier must be a number from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}"
+                raise InvalidInput(field, shown, rule, f"Write <{HYPERNETWORK_KIND}:name:0.8>.") from None
+    if len(tags) > LORAS_MAX:
+        rule = f"at most {LORAS_MAX} hypernetworks in a prompt, this has {len(tags)}"
+        raise InvalidInput(field, prompt, rule, "Leave some.")
+    return tags
+
+
+def missing_hypernetworks(prompt: str, extras: Extras, field: str = "prompt") -> list[HypernetworkTag]:
+    """The prompt's tags of hypernetworks that are not here; with a multiplier of 0 nothing is asked for."""
+    tags = hypernetwork_tags(prompt, field)
+    return [tag for tag in tags if tag.multiplier and tag.name not in extras.hypernetworks]
+
+
 def missing_loras(prompt: str, extras: Extras, field: str = "prompt") -> list[LoraTag]:
     """The prompt's tags of LoRAs that are not here; with multipliers of 0 nothing is asked for."""
     return [tag for tag in lora_tags(prompt, field) if tag.acts and tag.name not in extras.loras]
 
 
 def without_missing(prompt: str, extras: Extras) -> str:
-    """The prompt without its tags of LoRAs that are not here."""
-    names = "|".join(re.escape(tag.name) for tag in missing_loras(prompt, extras))
-    return re.sub(rf"<(?:{'|'.join(LORA_KINDS)}):(?:{names})(?::[^>]*)?>", "", prompt) if names else prompt
+    """The prompt without its tags of LoRAs and hypernetworks that are not here."""
+    loras = [tag.name for tag in missing_loras(prompt, extras)]
+    hypernetworks = [tag.name for tag in missing_hypernetworks(prompt, extras)]
+    for kinds, missing in ((LORA_KINDS, loras), ((HYPERNETWORK_KIND,), hypernetworks)):
+        names = "|".join(map(re.escape, missing))
+        prompt = re.sub(rf"<(?:{'|'.join(kinds)}):(?:{names})(?::[^>]*)?>", "", prompt) if names else prompt
+    return prompt
 
 
 def check_present(field: str, prompt: str, extras: Extras) -> None:
-    """Raise InvalidInput for a LoRA that is not here: the picture would be another one."""
+    """Raise InvalidInput for a LoRA or hypernetwork that is not here: the picture would be another one."""
     for tag in missing_loras(prompt, extras, field):
         here = ", ".join(sorted(extras.loras)[:20]) or "none"
         fix = "Bring it in loras or files (--lora-dir), or take the tag out."
         raise InvalidInput(field, str(tag), f"no LoRA of this name is here; here are: {here}", fix)
+    for hypernetwork in missing_hypernetworks(prompt, extras, field):
+        here = ", ".join(sorted(extras.hypernetworks)[:20]) or "none"
+        fix = "Send it in files (--hypernetworks-dir), or take the tag out."
+        raise InvalidInput(field, str(hypernetwork), f"no hypernetwork of this name is here; here are: {here}", fix)

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.ask.plan import LATENT_PIXELS, PassPlan
+from pipelines.ask.request import NoiseSettings
 from pipelines.drawing.drawing import Drawing
 from pipelines.errors import InvalidInput
 from pipelines.images.masks import Canvas, latent_mask
 from pipelines.models.model import Model
 from pipelines.models.vae import VAE
 from pipelines.sampling.denoiser import LatentMask
+from pipelines.sampling.noise import Noise
 
 INPAINTING_CHANNELS = 9
 """A UNet for inpainting takes the latents, the mask, and the latents of the picture without what is masked."""
@@ -49,7 +51,10 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
     drawn = torch.from_numpy(latent_mask(canvas.mask, size, settings.mask.soft)).to(drawing.place)
     if settings.mask.content == "latent noise":
-        latents = latents * (1 - drawn) + drawing.noise(part).initial() * drawn
+        # WebUI draws this from the seeds alone: neither the variation nor seed resize acts on it
+        source = NoiseSettings(source=drawing.request.noise.source)
+        noise = Noise(seeds, part.latent_shape, device=drawing.place, settings=source)
+        latents = latents * (1 - drawn) + noise.initial() * drawn
     elif settings.mask.content == "latent nothing":
         latents = latents * (1 - drawn)
     return Start(latents, LatentMask(drawn, latents))

@@ -23,18 +23,18 @@ STRIP = 256
 """Rows that are handed over at a time."""
 
 
-def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
+def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> dict[str, Any]:
     """Write the picture's bytes: upright, of 8 bits, L, RGB or RGBA; of an animation the first frame.
 
-    Returns its mode and size, or only its size where it has more pixels than are read.
+    Returns its mode and size, or only its size if it has more pixels, or a longer side, than are read.
     """
     _check_scans(file)
     try:
         opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("it is none of the formats that are read, or cut at its beginning") from None
+        raise ValueError(_what_else(file)) from None
     with opened as image:
-        if image.width * image.height > pixels_max:  # told by its header, before a pixel is read
+        if image.width * image.height > pixels_max or max(image.size) > side_max:  # known before a pixel is read
             return {"size": image.size}
         limit_memory((64 << 20) + 24 * image.width * image.height)
         image.load()
@@ -71,6 +71,46 @@ def _of_png(file: BinaryIO, characters_max: int) -> str:
 
 JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parameters}
 Image.init()  # or every child would import Pillow's formats anew
+
+
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (rb".{4}ftyp(hei[cxms]|hev[cxm]|mif1|msf1)", "a HEIC picture, as iPhones save them"),
+    (rb".{4}ftyp(avif|avis)", "an AVIF picture that is cut or broken"),
+    (rb".{4}ftypcrx", "a camera's raw picture"),
+    (rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV", "a video"),
+    (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIU\0", "a camera's raw picture"),
+    (rb"II[*+]\0|MM\0[*+]", "a TIFF picture"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"gimp xcf", "a GIMP file"),
+    (rb"\0\0[\x01\x02]\0", "an icon"),
+    (rb"\x76\x2f\x31\x01", "an OpenEXR picture"),
+    (rb"#\?RADIANCE", "a Radiance picture"),
+    (rb"DDS ", "a DDS texture"),
+    (rb"%PDF", "a PDF document"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", "an SVG drawing"),
+    (rb"(?i)\s*(<!doctype html|<html)", "a web page"),
+    (rb"\s*[{\[]", "JSON"),
+    (rb"\x89PNG", "a PNG that is cut or broken"),
+    (rb"\xff\xd8\xff", "a JPEG that is cut or broken"),
+    (rb"RIFF.{4}WEBP", "a WebP picture that is cut or broken"),
+    (rb"GIF8", "a GIF that is cut or broken"),
+)
+"""How files begin that are not read as pictures, and what they are."""
+_BEGINNING = 512
+"""Bytes of a file that tell what it is."""
+
+
+def _what_else(file: BinaryIO) -> str:
+    """What a file is that cannot be read as a picture, in words."""
+    file.seek(0)
+    start = file.read(_BEGINNING)
+    if not start:
+        return "it is empty"
+    what = next((what for sign, what in _OTHERS if re.match(sign, start, re.DOTALL)), None)
+    return f"it is {what}" if what else "it is none of the formats that are read, or cut at its beginning"
 
 
 def _check_scans(file: BinaryIO) -> None:

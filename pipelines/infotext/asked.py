@@ -11,9 +11,11 @@ from typing import Any
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS, UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
-from pipelines.ask.networks import NO_EXTRAS, Extras, name_of_upload
+from pipelines.ask.networks import NETWORK_KINDS, NO_EXTRAS, Extras, lora_tags, name_of_upload
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SIDES,
+    AddedNoise,
     ControlSettings,
     GenerationRequest,
     HiresSettings,
@@ -22,13 +24,14 @@ from pipelines.ask.request import (
     NoiseSettings,
     Picture,
     ScheduleSettings,
+    SkippedGuidance,
     nothing_to_follow,
     random_seed,
 )
 from pipelines.ask.settings import Values, of_group, rows
 from pipelines.ask.sizes import Size, size_to_draw
 from pipelines.ask.table import KEY_OF, ROWS
-from pipelines.ask.wildcards import lift_wildcards, with_picks
+from pipelines.ask.wildcards import lift_wildcards, options_of, with_picks
 from pipelines.errors import InvalidInput
 from pipelines.infotext.reading import GenerationData, holds_settings, read, read_settings
 
@@ -70,6 +73,8 @@ class Asked:
     """The settings that the form said."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers, by the names that generation data calls them."""
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By each prompt's setting all that dynamic prompts might have picked. What any option names counts as named."""
 
     @property
     def resolved(self) -> bool:
@@ -122,11 +127,14 @@ def _size_said(data: GenerationData) -> Size | None:
 def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
     """The size where nobody says one: the image's, with what outpainting adds. It is the model's own without an image,
     and where only a part of the image is drawn."""
+    if pictures.image is None:
+        return WEBUI_SIZE if asked.data.whole else own
     outpaint = asked["outpaint"]
-    part = asked["inpaint_area"] == ONLY_MASKED and (pictures.mask is not None or any(outpaint))
-    if pictures.image is None or part:
-        return WEBUI_SIZE if asked.data.whole and pictures.image is None else own
-    (width, height), (left, top, right, bottom) = pictures.image.size, outpaint
+    masked = pictures.mask is not None or any(outpaint)
+    if masked and asked["inpaint_area"] == ONLY_MASKED:
+        return own
+    width, height = pictures.image.size
+    left, top, right, bottom = outpaint
     return size_to_draw(width + left + right, height + top + bottom)
 
 
@@ -149,8 +157,9 @@ def pick(asked: Asked) -> Asked:
     if not asked.resolved:
         return asked
     seed = seed_of(asked)
-    prompts = {name: asked[name] or "" for name in _PROMPTS}
-    return asked.with_values(seed=seed, **with_picks(prompts, asked.data.wildcards, seed))
+    prompts, wildcards = {name: asked[name] or "" for name in _PROMPTS}, asked.data.wildcards
+    options = {name: options_of(prompt, wildcards) for name, prompt in prompts.items()}
+    return replace(asked.with_values(seed=seed, **with_picks(prompts, wildcards, seed)), options=options)
 
 
 def seed_of(asked: Asked) -> int:
@@ -164,8 +173,12 @@ _PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"
 
 def said_by_data(asked: Asked) -> str:
     """What comes from generation data and not from the form, for the log."""
-    said, left_out = asked.data.values, {*_PROMPTS, *asked.chosen}
-    return ", ".join(f"{name}={said[name]}" for name in ROWS if name in said and name not in left_out)
+    said = asked.data.values
+    told = []
+    for name in ROWS:
+        if name in said and name not in _PROMPTS and name not in asked.chosen:
+            told.append(f"{name}={said[name]}")
+    return ", ".join(told)
 
 
 # --- settings to a request --------------------------------------------------------------------------------------------
@@ -198,6 +211,8 @@ def _request(asked: Asked, count: int, pictures: Pictures, extras: Extras) -> Ge
     return GenerationRequest(
         **of_group(GenerationRequest, {"prompt": "", **values}),
         schedule=ScheduleSettings(**of_group(ScheduleSettings, values)),
+        added_noise=AddedNoise(**of_group(AddedNoise, values)),
+        skipped_guidance=SkippedGuidance(**of_group(SkippedGuidance, values)),
         noise=NoiseSettings(**of_group(NoiseSettings, values)),
         image=_image(asked, pictures),
         hires=_hires(asked) if asked.hires else None,
@@ -227,27 +242,41 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
 
 
 def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
+    """The picture to start from, with its mask. Raises InvalidInput for what needs a picture and has none."""
     if pictures.image is None:
-        sides = ", ".join(f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels)
-        for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
-            if value:
-                raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
+        _check_without_image(asked, pictures)
         return None
-    masked = pictures.mask is not None or any(asked["outpaint"])
-    mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
+    mask = None
+    if pictures.mask is not None or any(asked["outpaint"]):
+        mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values))
     return ImageSettings(picture=pictures.image, mask=mask, **of_group(ImageSettings, asked.values))
 
 
+def _check_without_image(asked: Asked, pictures: Pictures) -> None:
+    """Refuse a mask and outpainting, and values that cannot be meant, also where they would do nothing."""
+    fix = "Send it in image, too."
+    if pictures.mask is not None:
+        raise InvalidInput("mask", "a picture", "there is no image", fix)
+    if any(asked["outpaint"]):
+        sides = [f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels]
+        raise InvalidInput("outpaint", ", ".join(sides), "there is no image", fix)
+    for row in rows(ImageSettings).values():
+        if row.name in asked.values:
+            row.check(asked[row.name])
+
+
 def _hires(asked: Asked) -> HiresSettings:
-    """A strength of 0 of its own is that of the first pass, or the only one."""
-    values = of_group(HiresSettings, asked.values)
-    own = "hires_denoising_strength" if asked["hires_denoising_strength"] else "denoising_strength"
-    own = own if own in asked.values else "denoising_strength"
-    values["denoising_strength"] = asked[own]
+    """The second pass. A strength of 0 of its own is that of the first pass, or the only one."""
+    own = "hires_denoising_strength"
+    if own not in asked.values or not asked[own]:
+        own = "denoising_strength"
     name = asked["hires_upscaler"]
-    file = None if name in LATENT_UPSCALERS + PIXEL_UPSCALERS else asked.upscalers.get(name)
+    file = None
+    if name not in LATENT_UPSCALERS + PIXEL_UPSCALERS:
+        file = asked.upscalers.get(name)
+    values = {**of_group(HiresSettings, asked.values), "denoising_strength": asked[own], "upscaler_file": file}
     try:
-        return HiresSettings(**{**values, "upscaler_file": file})
+        return HiresSettings(**values)
     except InvalidInput as error:
         if error.field == "hires_denoising_strength":
             raise InvalidInput(own, error.value, error.rule, error.fix) from None
@@ -262,24 +291,52 @@ _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     """Of what the form says, that which does nothing in this request: a line for the log on each kind."""
-    image, hires, said = request.image, request.hires, sorted(asked.chosen)
-    for names, there, what in (
-        ({"resize_mode"}, image, "an image"),
-        (_OF_MASK, image and image.mask, "a mask or outpainting"),
-        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
-        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
-    ):
-        found = [name for name in said if name in names]
-        if found and not there:
-            yield f"Without {what}, {', '.join(found)} does nothing."
-    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
-    for name, file in request.extras.embeddings.items():
-        if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
-            yield f"No prompt says {name}, so {file.origin} does nothing."
-    used = hires.upscaler_file if hires else None
+    yield from _without_object(asked, request)
+    yield from _unnamed_embeddings(asked, request)
+    if not asked.data.whole:  # of a block it is told in another way
+        yield from dict.fromkeys(ignored_tags(asked))
+    used = request.hires.upscaler_file if request.hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+
+
+def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Settings of an image, a mask or a highres fix, where there is none."""
+    image, hires = request.image, request.hires
+    mask = image.mask if image else None
+    for names, there, what in (
+        ({"resize_mode"}, image, "an image"),
+        (_OF_MASK, mask, "a mask or outpainting"),
+        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
+        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
+    ):
+        found = sorted(asked.chosen & names)
+        if found and not there:
+            yield f"Without {what}, {', '.join(found)} does nothing."
+
+
+def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Embeddings that were sent and that no prompt, and no option of one, names."""
+    prompts = [request.prompt, request.negative_prompt, *asked.options.values()]
+    if request.hires:
+        prompts += (request.hires.prompt, request.hires.negative_prompt)
+    named = "\n".join(prompts).casefold()
+    for name, file in request.extras.embeddings.items():
+        if file.origin and name.casefold() not in named:
+            yield f"No prompt says {name}, so {file.origin} does nothing."
+
+
+def ignored_tags(asked: Asked) -> Iterator[str]:
+    """What the tags of the prompts say that is not applied here, as it may be told."""
+    for name, prompt in asked.prompts.items():
+        for tag in cut_networks(prompt)[1]:
+            known = tag.kind in NETWORK_KINDS
+            if not known and not tag.off:
+                yield f"{tag}: only LoRAs and hypernetworks are applied here"
+        for lora in lora_tags(prompt, name):
+            if lora.acts and lora.ignored:
+                yield f"{lora}: its {', '.join(lora.ignored)} is not applied here, so that the whole LoRA acts"
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:

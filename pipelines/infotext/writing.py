@@ -6,14 +6,17 @@ from pipelines import __version__
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.networks import in_hashes, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
+from pipelines.ask.prompt import schedule
 from pipelines.ask.request import (
     CONTROLS_MAX,
     SAME_SAMPLER,
     SETTINGS,
+    AddedNoise,
     GenerationRequest,
     ImageSettings,
     ScheduleSettings,
 )
+from pipelines.ask.settings import rows
 from pipelines.infotext import syntax as infotext
 from pipelines.infotext.control_lines import write_unit
 
@@ -24,6 +27,8 @@ EXTRA_HASH_DIGITS = 12
 """The same of LoRAs and embeddings."""
 
 
+EXTRA_NOISE = "Extra noise"
+"""WebUI tells it before what a sampler from a picture takes, and after all that the pass before a hires pass tells."""
 ORDER = (
     "Steps",
     "Sampler",
@@ -39,10 +44,14 @@ ORDER = (
     "VAE",
     "Variation seed",
     "Variation seed strength",
+    "Seed resize from",
     "Denoising strength",
     "Clip skip",
     "ENSD",
     "RNG",
+    "Tiling",
+    "Downcast alphas_cumprod",
+    "Noise Schedule",
     "Mask mode",
     "Mask blur",
     "Inpaint area",
@@ -60,15 +69,24 @@ ORDER = (
     "Hires denoising strength",
     *(f"ControlNet {number}" for number in range(CONTROLS_MAX)),
     "Lora hashes",
+    "Old prompt editing timelines",
     "TI hashes",
     "Emphasis",
+    "Exact steps",
+    "Noise multiplier",
     "Discard penultimate sigma",
     "Schedule min sigma",
     "Schedule max sigma",
     "Schedule rho",
     "Beta schedule alpha",
     "Beta schedule beta",
+    "SGM noise multiplier",
+    EXTRA_NOISE,
+    *(row.key for row in rows(AddedNoise).values()),
+    "Skip Early CFG",
     "Pad conds",
+    "NGMS",
+    "NGMS all steps",
 )
 """WebUI's order of keys. Others come after them, and the version last."""
 
@@ -91,8 +109,11 @@ def of_picture(
         "Lora hashes": _hashes(_loras(request).items()),
         "TI hashes": _hashes(embeddings),
         **_schedule_fields(request.schedule, list(_passes(plan))),
+        **_sampling_fields(request, plan),
+        "Old prompt editing timelines": _edits_otherwise(request, plan) or None,
     }
-    place = {key: number for number, key in enumerate(ORDER)}
+    order = ORDER if request.image else (*(key for key in ORDER if key != EXTRA_NOISE), EXTRA_NOISE)
+    place = {key: number for number, key in enumerate(order)}
     ordered = sorted(fields.items(), key=lambda field: place.get(field[0], len(ORDER)))
     return infotext.write(request.prompt, request.negative_prompt, {**dict(ordered), "Version": VERSION})
 
@@ -116,12 +137,18 @@ def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int
         "CFG scale": request.guidance_scale,
         "Seed": plan.seeds[index],
         "Size": f"{request.width}x{request.height}",
-        "Variation seed": plan.variation_seeds[index] if varied else None,
-        "Variation seed strength": noise.variation_strength if varied else None,
+        "Variation seed": _where(varied, plan.variation_seeds[index]),
+        "Variation seed strength": _where(varied, noise.variation_strength),
+        "Seed resize from": "{}x{}".format(*noise.resized_from) if noise.resized_from else None,
         "Denoising strength": _strength(request),
-        "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
-        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
+        "ENSD": _where(any(part.draws for part in _passes(plan)), noise.ensd or None),
+        "Emphasis": _where(request.emphasis != "Original" and _emphasizes(request), request.emphasis),
     }
+
+
+def _where(holds: object, value: object) -> object:
+    """The value where a condition holds, else None, which is not written."""
+    return value if holds else None
 
 
 def _model_fields(model: ModelIdentity) -> dict[str, object]:
@@ -166,27 +193,62 @@ def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
         return {}
     mask, (across, down) = image.mask, image.mask.blur
     return {
-        "Mask mode": "Inpaint not masked" if mask.invert else None,
-        "Mask blur": across if across == down and across else None,
-        "Masked area padding": mask.padding if image.only_masked else None,
-        "Outpaint": " ".join(map(str, image.outpaint)) if any(image.outpaint) else None,
+        "Mask mode": _where(mask.invert, "Inpaint not masked"),
+        "Mask blur": _where(across == down, across or None),
+        "Masked area padding": _where(image.only_masked, mask.padding),
+        "Outpaint": _where(any(image.outpaint), " ".join(map(str, image.outpaint))),
     }
 
 
 def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
     """What is set by hand and changes a schedule of a pass; WebUI always tells Beta's parameters."""
     types = [_spacing(part) for part in passes]
-    levels = any(types)
+    levels, beta = any(types), "Beta" in types
+    curved = any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
     return {
-        "Discard penultimate sigma": True if any(map(_discards, passes)) else None,
-        "Schedule min sigma": (levels and settings.sigma_min) or None,
-        "Schedule max sigma": (levels and settings.sigma_max) or None,
-        "Schedule rho": (settings.rho or None)
-        if any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
-        else None,
-        "Beta schedule alpha": 0.6 if "Beta" in types else None,
-        "Beta schedule beta": 0.6 if "Beta" in types else None,
+        "Discard penultimate sigma": _where(any(map(_discards, passes)), True),
+        "Schedule min sigma": _where(levels, settings.sigma_min or None),
+        "Schedule max sigma": _where(levels, settings.sigma_max or None),
+        "Schedule rho": _where(curved, settings.rho or None),
+        "Beta schedule alpha": _where(beta, 0.6),
+        "Beta schedule beta": _where(beta, 0.6),
     }
+
+
+def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
+    """What acts on the passes of a request only if their samplers know it."""
+    passes = list(_passes(plan))
+    of_sigmas = any(not part.sampler.timesteps for part in passes)
+    skipped = request.skipped_guidance
+    below = skipped.minimum_sigma if of_sigmas else 0
+    fresh = not (plan.first.refines or plan.first.sampler.timesteps)
+    return {
+        **dict.fromkeys(row.key for row in rows(AddedNoise).values()),
+        **{key: value for part in reversed(passes) for key, value in _added_noise(part.added_noise)},
+        "SGM noise multiplier": _where(fresh, request.sgm_noise or None),
+        EXTRA_NOISE: _where(any(part.refines for part in passes), request.extra_noise or None),
+        "NGMS": below or None,
+        "NGMS all steps": _where(below, skipped.all_steps or None),
+    }
+
+
+def _added_noise(added: AddedNoise) -> Iterator[tuple[str, object]]:
+    """Keys and values of what a pass's sampler adds otherwise than it would by itself."""
+    for attribute, row in rows(AddedNoise).items():
+        if (value := getattr(added, attribute)) != row.default:
+            yield row.key, value
+
+
+def _edits_otherwise(request: GenerationRequest, plan: HighresPlan) -> bool:
+    """Whether the old rules of prompt editing mean another picture than today's."""
+    if not request.old_editing:
+        return False
+    steps, hires = plan.first.calls_of(request.num_inference_steps), request.hires
+    passes: list[tuple[str, int | None]] = [(request.prompt, None), (request.negative_prompt, None)]
+    if hires and plan.hires:
+        texts = hires.prompt or request.prompt, hires.negative_prompt or request.negative_prompt
+        passes += [(text, plan.hires.calls) for text in texts]
+    return any(schedule(text, steps, more) != schedule(text, steps, more, old=True) for text, more in passes)
 
 
 RHO = {"Karras": 7, "Polyexponential": 1}
@@ -233,14 +295,14 @@ def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, ob
     resized = bool(width or height)
     negative = hires.negative_prompt
     return {
-        "Hires sampler": hires.sampler if hires.sampler not in (SAME_SAMPLER, request.sampler) else None,
-        "Hires prompt": hires.prompt if hires.prompt not in ("", request.prompt) else None,
-        "Hires negative prompt": negative if negative not in ("", request.negative_prompt) else None,
+        "Hires sampler": _where(hires.sampler not in (SAME_SAMPLER, request.sampler), hires.sampler),
+        "Hires prompt": _where(hires.prompt not in ("", request.prompt), hires.prompt),
+        "Hires negative prompt": _where(negative not in ("", request.negative_prompt), negative),
         "Hires schedule type": _hires_schedule(request, plan),
-        "Hires upscale": None if resized else hires.scale,
-        "Hires resize": f"{width}x{height}" if resized else None,
+        "Hires upscale": _where(not resized, hires.scale),
+        "Hires resize": _where(resized, f"{width}x{height}"),
         "Hires upscaler": hires.upscaler,
-        "Hires denoising strength": hires.denoising_strength if request.image else None,
+        "Hires denoising strength": _where(request.image, hires.denoising_strength),
     }
 
 

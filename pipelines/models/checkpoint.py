@@ -69,16 +69,34 @@ LORA_NAMES = (
     r"lora_(up|down|A|B)\b|[._]lora\.|\.(hada|lokr)_w1|\.oft_blocks$|\.dora_scale$|\.on_input$|^bundle_emb\."
     r"|^(lora|lycoris)_\w+\.(diff|diff_b|w_norm|b_norm|[ab][12]\.weight)$"
 )
+CONTROLNET = Kind(
+    "a ControlNet",
+    r"^(lora_controlnet$|(control_model|controlnet_\w+|input_hint_block)\.)",
+    "Give the checkpoint that it guides.",
+)
+T2I_ADAPTER = Kind(
+    "a T2I adapter",
+    r"^(adapter\.)?body\.\d+\.((resnets|body)\.\d+\.)?block1\.",
+    "Send it with a request, in files.",
+)
+IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
+IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
+    IP_ADAPTER,
+    T2I_ADAPTER,
+    Kind("a T2I style adapter", r"^style_embedding$", "Send a T2I adapter for a map, in files."),
+    Kind("a fuser of CoAdapters", r"^spatial_ch_projs\.", "Send the T2I adapters without it, in files."),
+    Kind("a PEFT adapter of a ControlNet", r"^base_model\.model\.controlnet_", "Give the checkpoint that it guides."),
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
     Kind("a LoRA", LORA_NAMES, "Give the checkpoint that it was made for."),
-    Kind("a ControlNet", r"^(control_model|controlnet_\w+|input_hint_block)\.", "Give the checkpoint that it guides."),
+    CONTROLNET,
     Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
     Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$"),
     CHECKPOINT,
     Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
     UPSCALER,
     VAE_FILE,
+    IMAGE_ENCODER,
 )
 
 

@@ -33,7 +33,7 @@ from pipelines.models.checkpoint import (
     vae_tensors,
     weight_file,
 )
-from pipelines.models.controlnets import ControlNets
+from pipelines.models.controls import ControlNetworks
 from pipelines.models.folders import from_subfolder, read_config
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
@@ -77,7 +77,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         vae=VAE(vae.eval(), parts.family.latent_scale),
         text=TextEncoder(parts.text.eval(), load_tokenizer(files.tokenizer), device.place),
         adapters=Adapters(parts.unet, parts.text, parts.family.text),
-        controls=ControlNets(parts.unet.config, device),
+        controls=ControlNetworks(parts.unet, device),
         device=device,
         identified=identified,
     )

@@ -40,20 +40,30 @@ def fill(
     `others` are the further files of a set of parts. Raises ModelError, also for weights that are not finite in the
     device's number format.
     """
-    kind = type(network).__name__
     used = {name: tensors[name] for name in network.state_dict() if name in tensors}
-    check_plain(path, used, others)
-    for name, tensor in used.items():
+    check_weights(path, used, others)
+    return adopt(path, network, used, device, mapped=is_safetensors(path))
+
+
+def check_weights(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Path] = ()) -> None:
+    """Raise ModelError for tensors of a file, or of a set of files, that are no plain weights."""
+    check_plain(path, tensors, others)
+    for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
+
+
+def adopt(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device, mapped: bool) -> Network:
+    """Do what `fill` does with tensors that were checked or computed; `mapped` tells that all are of a mapped file."""
+    kind = type(network).__name__
     try:
-        report = network.load_state_dict(used, strict=False, assign=True)
+        report = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
         raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
-    _move(network.requires_grad_(False), device, mapped=is_safetensors(path))
+    _move(network.requires_grad_(False), device, mapped)
     check_finite(path, network.state_dict())
     return network
 

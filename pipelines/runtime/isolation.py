@@ -93,7 +93,7 @@ class Helper:
         Raises Failed. Whatever ends the wait, the child is gone after it.
         """
         told = {"job": job, "memory": limits.memory, "processor": limits.processor, "arguments": arguments}
-        output = _shared_file()
+        output = shared_file()
         try:
             with self._child(json.dumps(told).encode(), file, output) as child:
                 answer = json.loads(_received(child, time.monotonic() + limits.seconds))
@@ -137,7 +137,7 @@ class Helper:
             raise
 
 
-def _shared_file() -> BinaryIO:
+def shared_file() -> BinaryIO:
     """A file without a name: in memory where the system has that."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("pastel"), "w+b", buffering=0)

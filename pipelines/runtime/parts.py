@@ -38,7 +38,7 @@ class InParts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         stop_if_asked()
-        return _IN_PARTS.get(func, func)(*args, **(kwargs or {}))
+        return IN_PARTS.get(func, func)(*args, **(kwargs or {}))
 
 
 def in_parts_on(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
@@ -51,7 +51,7 @@ def at_once() -> AbstractContextManager[object]:
     return torch._C.DisableTorchFunction()
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
     """Attention of (B, heads, n, d) head by head and some queries at a time."""
     most = SCORES * torch.get_num_threads()
     plain = query.dim() == 4 and not any(map(_is_set, (*args, *options.values())))
@@ -120,7 +120,7 @@ def _pair(value: Pair | list[int]) -> tuple[int, int]:
     return across, down
 
 
-_IN_PARTS: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    F.scaled_dot_product_attention: _attention,
+IN_PARTS: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
     torch.conv2d: _convolution,
 }

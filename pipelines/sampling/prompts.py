@@ -4,16 +4,14 @@ A prompt over a pass is a small table: its AND parts, each with the conditions t
 (prompt editing). Every text is encoded once and kept for both passes. The rules are those of WebUI 1.10.1.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from pipelines.ask import prompt as grammar
-from pipelines.ask.networks import ExtraFile
+from pipelines.models.embeddings import EmbeddingTable
 from pipelines.models.text import Encoded, TextEncoder
 from pipelines.runtime.unet_call import Condition
 
@@ -99,7 +97,8 @@ def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
 class PromptEncoder:
     """Encodes the prompts of one prediction; a text that both passes use is encoded once.
 
-    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch.
+    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch. With
+    `old_editing` prompts are edited as before WebUI 1.6.
     """
 
     def __init__(
@@ -108,14 +107,14 @@ class PromptEncoder:
         clip_skip: int,
         emphasis: str = "Original",
         pad: bool = False,
-        embeddings: Mapping[str, ExtraFile] = MappingProxyType({}),
-        bundles: Mapping[str, ExtraFile] = MappingProxyType({}),
+        table: EmbeddingTable | None = None,
+        old_editing: bool = False,
     ) -> None:
-        """`bundles` are embeddings inside the files of the LoRAs that are in use."""
+        """`table` holds the embeddings that the prompts may name."""
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
-        self._pad = pad
-        self._table = encoder.embedding_table(embeddings, bundles)
+        self._pad, self._old_editing = pad, old_editing
+        self._table = table or encoder.embedding_table({})
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
@@ -141,7 +140,7 @@ class PromptEncoder:
     def _part(
         self, field: str, text: str, weight: float, steps: int, hires_steps: int | None
     ) -> tuple[Part, tuple[tuple[str, str], ...]]:
-        schedule = grammar.schedule(text, steps, hires_steps)
+        schedule = grammar.schedule(text, steps, hires_steps, old=self._old_editing)
         encoded = self._encode(field, tuple(entry for _, entry in schedule))
         ends = (end for end, _ in schedule)
         return Part(weight, tuple(zip(ends, encoded.conditions, strict=True))), encoded.embeddings

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.ask.catalog import SAMPLERS
 from pipelines.ask.identity import TOKENIZER
 from pipelines.ask.prompt import chunks, parse_attention, schedule
 from pipelines.ask.request import NoiseSettings
+from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.sd1 import SD1
-from pipelines.images.masks import blur_kernel
+from pipelines.images.masks import blur
 from pipelines.infotext.reading import read
 from pipelines.infotext.syntax import parse, quote, split, unquote, write
 from pipelines.models.text import load_tokenizer
@@ -21,7 +24,9 @@ from script.webui_facts import sample
 from tests.proof.reference import facts
 
 CASES = facts("cases.json")
-SIGMAS, KERNELS = facts("sigmas.json"), facts("blur_kernels.json")
+SIGMAS, LEVELS, KERNELS = facts("sigmas.json"), facts("levels.json"), facts("blur_kernels.json")
+AT = (0, 1, 100, 250, 499, 500, 750, 900, 990, 997, 998, 999)
+"""The timesteps of which LEVELS tells sigmas and alphas."""
 ATTENTION, SCHEDULES = facts("attention.json"), facts("schedules.json")
 CHUNKS, TOKENS = facts("chunks.json"), facts("tokens.json")
 BLOCKS, QUOTES = facts("blocks.json"), facts("quotes.json")
@@ -34,6 +39,26 @@ def test_noise_levels(name: str) -> None:
     levels = sigmas(SD1.noise, schedule_type, int(steps), SAMPLERS["Euler"])
     assert levels == pytest.approx(SIGMAS[name], rel=1e-6)
     assert [level * 1.00001 for level in levels] != pytest.approx(SIGMAS[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_model_and_zero_terminal_snr(name: str) -> None:
+    """To the promised 1e-6, as above; the other schedule's levels are farther off than that."""
+    kind = name.removeprefix("ztsnr|")
+    schedules = [SD1.noise, SD1.noise.zero_terminal_snr()]
+    found, control = (_levels(noise, kind) for noise in (schedules if kind == name else schedules[::-1]))
+    assert found == pytest.approx(LEVELS[name], rel=1e-6)
+    if not kind.startswith("Align Your Steps"):  # which keeps its own levels
+        assert control != pytest.approx(LEVELS[name], rel=1e-6)
+
+
+def _levels(noise: NoiseSchedule, kind: str) -> list[float]:
+    if kind == "model":
+        return [noise.sigmas[t] for t in AT]
+    if kind == "alphas_cumprod":
+        return [noise.alphas[t] for t in AT]
+    schedule_type, steps = kind.split("|")
+    return sigmas(noise, schedule_type, int(steps), SAMPLERS["Euler"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -114,4 +139,12 @@ def test_infotexts_are_written_again_to_the_letter(name: str) -> None:
 
 @pytest.mark.parametrize("sigma", KERNELS)
 def test_kernels_of_mask_blurs(sigma: str) -> None:
-    assert blur_kernel(int(sigma)) == KERNELS[sigma]
+    """A single white pixel is blurred to the weights: 255 of 256 parts of each are rounded to the weight."""
+    kernel = KERNELS[sigma]
+    row = np.zeros((1, 2 * len(kernel) + 1), np.uint8)
+    row[0, len(kernel)] = 255
+    found = np.asarray(blur(Image.fromarray(row), int(sigma), 0))[0]
+    start = len(kernel) - len(kernel) // 2
+    assert found[start : start + len(kernel)].tolist() == kernel
+    assert sum(kernel) == 256
+    assert found.sum() == 256

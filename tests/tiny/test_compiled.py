@@ -12,14 +12,24 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from pipelines.ask.catalog import SAMPLERS
-from pipelines.ask.networks import Extras, in_folders
+from pipelines.ask.catalog import SAMPLERS, ZERO_TERMINAL_SNR
+from pipelines.ask.networks import Extras
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
+from pipelines.ask.request import (
+    AddedNoise,
+    ControlSettings,
+    FreeU,
+    GenerationRequest,
+    HiresSettings,
+    NoiseSettings,
+    ScheduleSettings,
+    SkippedGuidance,
+)
 from pipelines.drawing import compiling as compiled
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, REFINE, PassResult, Picture, render
@@ -29,9 +39,10 @@ from pipelines.runtime import graphs
 from pipelines.runtime.device import Device
 from pipelines.runtime.graphs import GraphedUNet
 from pipelines.runtime.unet_call import Condition, UNetCall
-from script.schema import ROOT
+from tests import adapters
 from tests.alike import alike
-from tests.controls import random_control, write
+from tests.controls import by_authors_names, random_control, random_image_encoder, random_ip_adapter, random_t2i, write
+from tests.folders import save
 from tests.tiny.test_highres import steps_alone
 from weights_script.resolve import ResolvedModel
 
@@ -56,12 +67,31 @@ def own(embedded: ResolvedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mo
     """Networks that a test may change, and torch's compiler as it was after it. The picture that compiled networks draw
     on trial does not grow, which is a quarter of the work; what tests draw after it does."""
     monkeypatch.setattr(compiled, "HiresSettings", partial(HiresSettings, scale=1))
+    # On a CPU short calls leave a context, for which torch would compile once more; on a GPU there is none.
+    monkeypatch.setattr("pipelines.sampling.denoiser.SHORT_SECONDS", 0)
     yield load(embedded.files)
     torch.compiler.set_stance("default")
     torch.compiler.reset()
 
 
-def test_one_compilation_serves_every_usual_size(own: Model) -> None:
+@pytest.fixture
+def shallow(networks: Model, embedded: ResolvedModel, tmp_path: Path) -> Model:
+    """The embedded model with half of its UNet's layers, which torch compiles in half of the time."""
+    whole = networks.unet.network
+    unet = UNet2DConditionModel.from_config({**whole.config, "layers_per_block": 1})
+    weights, trained = unet.state_dict(), whole.state_dict()
+    same = {name for name, weight in weights.items() if name in trained and trained[name].shape == weight.shape}
+    unet.load_state_dict(weights | {name: trained[name] for name in same})
+    folder = save(networks, tmp_path / "shallow", unet)
+    return load(replace(embedded.files, checkpoint=folder, vae=None))
+
+
+def test_one_compilation_serves_every_usual_size(own: Model, shallow: Model, tmp_path: Path) -> None:
+    lora = adapters.write(tmp_path / "mine.safetensors", adapters.kohya(shallow.unet.network, shallow.text.model))
+    adapter = write(tmp_path / "adapter.safetensors", random_ip_adapter(shallow.unet.network))
+    encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
+    seen = ControlSettings(model="some", picture=Image.effect_noise((64, 64), 60).convert("RGB"), end=0.4)
+    shown = Extras(controls={"some": adapter}, image_encoder=encoder)
     asked = [
         request(height=128, hires=None),
         request(width=192, height=128, num_outputs=3, hires=None),
@@ -69,18 +99,21 @@ def test_one_compilation_serves_every_usual_size(own: Model) -> None:
         request(width=72, height=128, hires=None),  # these two run as they are: no multiple of 64,
         request(width=64, height=64, hires=None),  # and one latent wide at the deepest level
         request(freeu=FreeU(1.5, 1.6, 0.9, 0.2)),
-        request(prompt="a snowman <lora:snowman:1>", extras=in_folders(ROOT / "tests" / "data" / "loras", None)),
-        request(),  # neither leaves anything behind that would have to be compiled for
+        request(prompt="a pink sun <lora:mine:1>", extras=adapters.extras(lora)),
+        request(controls=(seen,), extras=shown, height=128, num_inference_steps=3, hires=None),
+        request(),  # none of these leaves anything behind that would have to be compiled for
     ]
-    expected = [picture(own, each) for each in asked]
+    expected = [picture(shallow, each) for each in asked]
     counters.clear()
-    faster = compiled.compiled(own, 128, 128, recorded, backend="eager")
+    faster = compiled.compiled(shallow, 128, 128, recorded, backend="eager")
     assert isinstance(faster.unet, GraphedUNet)
     made = counters["stats"]["unique_graphs"]
     found = [picture(faster, each) for each in asked]
     assert counters["stats"]["unique_graphs"] == made
     assert all(map(alike, found, expected))
     assert not any(map(alike, found, [*expected[1:], expected[0]]))
+    torch.compiler.set_stance("fail_on_recompile")  # the compiled code is still in use, and not only allowed to be
+    assert alike(picture(faster, asked[0]), expected[0])
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(own: Model, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,12 +205,17 @@ def test_large_sizes_are_not_recorded() -> None:
     assert (counted.recordings, counted.replays) == (1, 2)
 
 
-def test_under_a_control_the_plain_network_computes(networks: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [random_control, lambda unet: by_authors_names(random_t2i(unet)), random_ip_adapter])
+def test_under_a_control_the_plain_network_computes(
+    networks: Model, tmp_path: Path, made: Callable[[Any], Any]
+) -> None:
     """Steps without it go on as graphs; those with it neither record nor replay one."""
-    file = write(tmp_path / "some.safetensors", random_control(networks.unet.network))
+    file = write(tmp_path / "some.safetensors", made(networks.unet.network))
+    encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
     shown = Image.effect_noise((128, 64), 60)
     half = ControlSettings(model="some", picture=shown, end=0.4)
-    under = request(controls=(half,), extras=Extras(controls={"some": file}), num_inference_steps=5, hires=None)
+    extras = Extras(controls={"some": file}, image_encoder=encoder)
+    under = request(controls=(half,), extras=extras, num_inference_steps=5, hires=None)
     recordings: list[Tensor] = []
 
     def record(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -230,3 +268,23 @@ def test_no_step_waits_for_the_device(on_meta: Model, sampler: str) -> None:
         assert [next(e.phase for e in events if isinstance(e, PassResult)) for _ in range(2)] == [BASE, REFINE]
     with pytest.raises(NotImplementedError, match="meta tensor"):  # the copy to the host
         next(events)
+
+
+@pytest.mark.parametrize("sampler", sorted({name for name in SAMPLERS if SAMPLERS[name].takes} - {"DPM adaptive"}))
+def test_no_rarer_option_waits_for_the_device(on_meta: Model, sampler: str) -> None:
+    asked = replace(
+        request(prompt="[red:blue:0.5] house", num_outputs=2, sampler=sampler),
+        num_inference_steps=6,
+        noise=NoiseSettings(resize_width=128, resize_height=64),
+        added_noise=AddedNoise(eta=0.5, eta_ddim=0.5, churn=3, scale=0.9),
+        skipped_guidance=SkippedGuidance(early=0.3, minimum_sigma=1),
+        schedule=ScheduleSettings(kind=ZERO_TERMINAL_SNR, downcast=True),
+        extra_noise=0.1,
+        sgm_noise=True,
+        tiling=True,
+        old_editing=True,
+        hires=HiresSettings(steps=3),
+    )
+    with steps_alone(on_meta):
+        events = render(on_meta, asked, make_plan(asked))
+        assert [next(e.phase for e in events if isinstance(e, PassResult)) for _ in range(2)] == [BASE, REFINE]

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from pipelines.ask.identity import ModelFiles
@@ -29,6 +28,7 @@ from pipelines.runtime.device import Device
 from pipelines.upscalers.esrgan import load_esrgan
 from script.schema import ROOT
 from tests import attacks
+from tests.folders import save
 from weights_script.convert import convert
 from weights_script.resolve import ResolvedModel, resolve
 
@@ -339,12 +339,7 @@ def test_what_is_no_file(files: ModelFiles, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("diffusers")
-    networks.unet.network.save_pretrained(path / "unet")
-    networks.vae.network.save_pretrained(path / "vae")
-    networks.text.model.save_pretrained(path / "text_encoder")
-    DDIMScheduler().save_pretrained(path / "scheduler")
-    return path
+    return save(networks, tmp_path_factory.mktemp("diffusers"))
 
 
 CONFIGS = {

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from pipelines.ask.identity import ModelFiles
@@ -30,6 +29,7 @@ from pipelines.models.model import Model
 from pipelines.runtime.device import Device
 from pipelines.runtime.unet_call import UNet, UNetCall
 from tests.alike import alike
+from tests.folders import save
 from weights_script.convert import convert
 from weights_script.resolve import ResolvedModel
 
@@ -69,7 +69,7 @@ def assert_same(found: Model, expected: Model) -> None:
 
 
 def test_a_diffusers_folder_draws_the_same_picture(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
-    folder = load(replace(files, checkpoint=saved(networks, tmp_path), vae=None))
+    folder = load(replace(files, checkpoint=save(networks, tmp_path), vae=None))
     assert_same(folder, networks)
 
 
@@ -116,17 +116,8 @@ def test_a_vae_folder(networks: Model, files: ModelFiles, tmp_path: Path) -> Non
     assert folder.identity.vae_sha256
 
 
-def saved(networks: Model, folder: Path, **scheduler: object) -> Path:
-    """The model as a diffusers folder."""
-    networks.unet.network.save_pretrained(folder / "unet")
-    networks.vae.network.save_pretrained(folder / "vae")
-    networks.text.model.save_pretrained(folder / "text_encoder")
-    DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
-    return folder
-
-
 def test_folders_of_other_families(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
-    folder = saved(networks, tmp_path)
+    folder = save(networks, tmp_path)
     for part, change, told in (
         ("unet", {"addition_embed_type": "text_time"}, r"an SDXL checkpoint\. This container does not run SDXL yet"),
         ("unet", {"use_linear_projection": True}, r"a Stable Diffusion 2\.x checkpoint"),
@@ -161,7 +152,7 @@ def test_a_file_that_declares_v_prediction_is_drawn_so(
     """With a network whose noise is turned into v it draws the picture of the noise."""
     path = tmp_path / "v.safetensors"
     if form == "folder":
-        path = saved(networks, tmp_path / "folder", prediction_type="v_prediction")
+        path = save(networks, tmp_path / "folder", prediction_type="v_prediction")
     elif form == "tensor":
         save_file({**tensors, "v_pred": torch.zeros(0)}, path)
     else:
@@ -268,7 +259,7 @@ def test_a_folder_of_fp16_variants_and_parts(networks: Model, files: ModelFiles,
 
 
 def test_a_folder_without_a_vae_needs_one(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
-    folder = saved(networks, tmp_path)
+    folder = save(networks, tmp_path)
     shutil.move(folder / "vae", tmp_path / "elsewhere")
     for vae in (files.vae, tmp_path / "elsewhere"):
         assert same_vae(load(replace(files, checkpoint=folder, vae=vae)).vae.network, networks.vae.network)

@@ -87,7 +87,7 @@ def test_an_attention_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = F.scaled_dot_product_attention(*triple)
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", counted)
-        found = parts._attention(*triple)
+        found = parts.attention(*triple)
     assert counted.calls == 2 * 3 * 3
     torch.testing.assert_close(found, whole, rtol=CLOSE, atol=CLOSE)
 
@@ -102,7 +102,7 @@ def test_what_parts_do_not_know_is_left_whole() -> None:
 def test_an_attention_stops_between_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     triple = [torch.randn(2, 3, 3000, 8) for _ in range(3)]
     counted = Counted(F.scaled_dot_product_attention, stop_at=4)
-    monkeypatch.setitem(parts._IN_PARTS, torch.sigmoid, lambda _: parts._attention(*triple))  # type: ignore[index]
+    monkeypatch.setitem(parts.IN_PARTS, torch.sigmoid, lambda _: parts.attention(*triple))  # type: ignore[index]
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     assert counted.stops(lambda: torch.sigmoid(torch.ones(())))
     assert counted.calls == 4

@@ -33,7 +33,7 @@ def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:
         mock.patch.object(predict.parameters, "of_picture", return_value=""),
         mock.patch.object(OutputFolder, "saved", autospec=True, side_effect=late),
     ):
-        drawing = predictor._draw(request, FileFormat(), None, False)
+        drawing = predictor.draw(request, FileFormat(), None, False)
         assert next(drawing).name.startswith("picture-0-seed-1-")
         with pytest.raises(NonFiniteError):
             next(drawing)

@@ -42,7 +42,7 @@ def test_the_autoencoder() -> None:
     batch = vae.crops(pictures, pictures, np.random.default_rng(0), times=2)
     assert batch.shape == (8, 3, 64, 64)
     with the_loss_is_read_back():
-        vae._step(run, batch, better=True)  # type: ignore[arg-type]
+        vae.step(run, batch, better=True)  # type: ignore[arg-type]
     assert run.step == 1
 
 
@@ -56,7 +56,7 @@ def test_the_unet(tmp_path: Path) -> None:
     run, batch = session(networks.build_unet()), source.batch(0.0)
     assert batch.latents.shape == (64, 4, 16, 16)
     with the_loss_is_read_back():
-        unet._step(run, batch)  # type: ignore[arg-type]
+        unet.step(run, batch)  # type: ignore[arg-type]
     assert run.step == 1
 
 

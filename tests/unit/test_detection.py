@@ -1,10 +1,8 @@
 """Families told by their tensors, and what files say of themselves."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from safetensors import safe_open
 
 from pipelines.errors import ModelError
 from pipelines.families.detection import (
@@ -19,8 +17,6 @@ from pipelines.families.detection import (
 )
 from pipelines.families.prediction import NoisePrediction, VPrediction
 from pipelines.families.sd1 import SD1
-
-REFERENCE = Path(__file__).parents[3] / "shared" / "webui_reference_families"
 
 
 def tensors(*names: str, width: int = 1280) -> dict[str, SimpleNamespace]:
@@ -67,23 +63,6 @@ def test_the_layout_of_a_refiner_with_the_width_of_sd2_is_sd2() -> None:
     sign = sign_of(tensors(*NAMES["SDXL refiner"], width=1024))
     assert sign is not None
     assert sign.family == "Stable Diffusion 2.x"
-
-
-@pytest.mark.parametrize(
-    ("file", "family"),
-    [
-        ("tiny_sd21_v", "Stable Diffusion 2.x"),
-        ("tiny_sdxl", "SDXL"),
-        ("tiny_sdxl_refiner", "SDXL refiner"),
-        ("../webui_reference/tiny_sd15", None),
-    ],
-)
-@pytest.mark.skipif(not REFERENCE.exists(), reason="WebUI's reference checkpoints are not here")
-def test_files_of_the_real_layouts(file: str, family: str | None) -> None:
-    with safe_open(REFERENCE / f"{file}.safetensors", framework="pt") as opened:
-        found = {name: SimpleNamespace(shape=opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    sign = sign_of(found)
-    assert (sign.family if sign else None) == family
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MODULES = {path.name for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts} | {"predict.py"}
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -45,6 +46,7 @@ def test_every_command_and_file_that_is_named_exists(document: Path) -> None:
     modules = re.findall(r"python -m ((?:pipelines|weights_script|script|bench|pastel_tiny)[\w.]*\b)", text)
     paths = re.findall(r"\b((?:pipelines|weights_script|script|bench|pastel_tiny|tests|docs|deploy)/[\w./-]*\w)", text)
     missing = [path for path in paths if not (ROOT / path).exists()]
+    missing += [name for name in re.findall(r"`(\w+\.py)`", text) if name not in MODULES]
     assert missing + [module for module in modules if not is_module(module)] == []
 
 

@@ -26,8 +26,13 @@ from pipelines.errors import (
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("see https://user:pw@x.com/a?token=abc&d=1 now", "see https://x.com/a now"),
-        ("CIVITAI.COM/api/download/models/5?token=SECRET end", "CIVITAI.COM/api/download/models/5 end"),
+        ("see https://user:pw@x.com/a?token=abc&d=1, now", "see https://x.com/a, now"),
+        ("weight of https://civitai.com/x?token=a b SECRET=7.0: must be", "weight of https://civitai.com/x: must be"),
+        ("the checkpoint https://civitai.com/x?token=a SECRET", "the checkpoint https://civitai.com/x"),
+        ("civitai.com／models／1？token=SECRET: no", "civitai.com/models/1: no"),
+        ("X-Api-Key: SECRET123 token : SECRET123 access_token: SECRET", "X-Api-Key: *** token : *** access_token: ***"),
+        ("sig=SECRET b, token: no", "sig=*** b, token: no"),
+        ("CIVITAI.COM/api/download/models/5?token=SECRET end", "CIVITAI.COM/api/download/models/5"),
         ("loras='https://civitai.com/x?token=abc def': HTTP 401", "loras='https://civitai.com/x': HTTP 401"),
         ("https%3A%2F%2Fcivitai.com%2Fx%3Ftoken%3Dabc", "https://civitai.com/x"),
         ("(HTTPS://HOST/a#frag), and", "(HTTPS://HOST/a), and"),
@@ -75,6 +80,19 @@ def test_a_long_error_loses_its_middle_and_keeps_what_to_do(length: int) -> None
     assert str(error).endswith(" is wrong. Give another one, see https://x.com/")
     assert " characters) ... " in str(error)
     assert len(shown(value, 300)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("/tmp/tmpab12_xyzstyle.safetensors: no LoRA", "style.safetensors: no LoRA"),
+        ("cannot open '/var/folders/t7/tmpab12_xyzmy file.png'", "cannot open 'my file.png'"),
+        ("the LoRA tmp_training_v2", "the LoRA tmp_training_v2"),
+        ("/tmp/pastel-x/final.png", "/tmp/pastel-x/final.png"),
+    ],
+)
+def test_the_place_of_an_uploaded_file_is_not_shown(text: str, clean: str) -> None:
+    assert shown(text) == clean
 
 
 def test_a_value_of_any_size_is_told_by_its_beginning() -> None:
