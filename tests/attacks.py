@@ -161,6 +161,7 @@ WEIGHTS: dict[str, Make] = {
     "a name of 9 million characters in a pickle": lambda: zipped(
         b"\x80\x02}" + text("x" * 9_000_000) + tensor((1,), (1,)) + b"s.", **{"data/0": bytes(16)}
     ),
+    "names of 500 dots": lambda: of_zeros({f"{number}{'.' * 490}": (1,) for number in range(20_000)}),
     "900,000 empty tensors": lambda: empty_tensors(900_000),
     "a header of lists": lambda: safetensors(b'{"__metadata__":{"a":' + b"[]," * 33_000_000 + b"[]}}"),
     "a header of lists, shorter": lambda: safetensors(b'{"a":[' + b"[]," * 5_000_000 + b"[]]}"),

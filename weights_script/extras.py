@@ -1,8 +1,9 @@
 """LoRAs, embeddings and control networks that a request names or brings along -> files here, which it then asks for."""
 
+import difflib
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ USUAL = (
 """The file to take of a repository that holds several, the best first."""
 
 _NAME = re.compile(r"[^=:/?<>]+")
+_WIDE = str.maketrans("／？：＝＆＃＠", "/?:=&#@")
+"""Marks as keyboards for Chinese and Japanese write them."""
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -244,7 +247,7 @@ def _entry(name: str, field: str) -> Entry | None:
 
 def read_lines(field: str, text: str) -> Iterator[Line]:
     """The lines of an input. Raises InvalidInput where there are too many."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().translate(_WIDE) for line in text.splitlines() if line.strip()]
     if len(lines) > LINES_MAX:
         raise InvalidInput(field, text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
     for line in lines:
@@ -264,6 +267,14 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 field, re.split(r"[?#]", line)[0], "names nothing", "Write a name, an address or owner/repository."
             )
         yield Line(field, name.strip(), source.strip(), tuple(weights))
+
+
+def _names_like(line: Line, here: Iterable[str]) -> str:
+    """The names that a line may have meant, of files that are here and of those that are fetched by a short name."""
+    known = sorted({*here, *(entry.name for entry in load_manifest().values() if entry.kind == KIND_OF[line.field])})
+    if similar := difflib.get_close_matches(line.source, known, n=3):
+        return f"Did you mean {' or '.join(similar)}?"
+    return f"Known names are {', '.join(known[:20])}." if known else "There are no files with names of their own."
 
 
 def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[str, ExtraFile]:
@@ -317,8 +328,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     host = (address.hostname or "").removeprefix("www.")
     if not address.netloc:
         if repository is None:
-            shown = ", ".join(sorted(here)[:20]) or "none"
-            fix = f"Use an https address or owner/repository, or one of those here: {shown}."
+            fix = f"{_names_like(line, here)} Or give an https address or owner/repository."
             raise InvalidInput(line.field, line.address, "nothing of this name is here", fix)
         return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):

@@ -29,7 +29,9 @@ def read(path: Path, field: str) -> Image.Image:
     fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file; save a picture of another format as one of them."
     try:
         with path.open("rb") as stream:
-            answer, output = DECODER.run("pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX, side_max=INPUT_SIDE_MAX)
+            answer, output = DECODER.run(
+                "pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX, side_max=INPUT_SIDE_MAX
+            )
     except (OSError, Failed) as error:
         rule = f"cannot be read as a picture ({in_one_line(error)})"
         raise InvalidInput(field, name_of_upload(path.name), rule, fix) from error

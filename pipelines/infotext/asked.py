@@ -127,11 +127,14 @@ def _size_said(data: GenerationData) -> Size | None:
 def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
     """The size where nobody says one: the image's, with what outpainting adds. It is the model's own without an image,
     and where only a part of the image is drawn."""
+    if pictures.image is None:
+        return WEBUI_SIZE if asked.data.whole else own
     outpaint = asked["outpaint"]
-    part = asked["inpaint_area"] == ONLY_MASKED and (pictures.mask is not None or any(outpaint))
-    if pictures.image is None or part:
-        return WEBUI_SIZE if asked.data.whole and pictures.image is None else own
-    (width, height), (left, top, right, bottom) = pictures.image.size, outpaint
+    masked = pictures.mask is not None or any(outpaint)
+    if masked and asked["inpaint_area"] == ONLY_MASKED:
+        return own
+    width, height = pictures.image.size
+    left, top, right, bottom = outpaint
     return size_to_draw(width + left + right, height + top + bottom)
 
 
@@ -170,8 +173,12 @@ _PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"
 
 def said_by_data(asked: Asked) -> str:
     """What comes from generation data and not from the form, for the log."""
-    said, left_out = asked.data.values, {*_PROMPTS, *asked.chosen}
-    return ", ".join(f"{name}={said[name]}" for name in ROWS if name in said and name not in left_out)
+    said = asked.data.values
+    told = []
+    for name in ROWS:
+        if name in said and name not in _PROMPTS and name not in asked.chosen:
+            told.append(f"{name}={said[name]}")
+    return ", ".join(told)
 
 
 # --- settings to a request --------------------------------------------------------------------------------------------
@@ -235,30 +242,41 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
 
 
 def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
+    """The picture to start from, with its mask. Raises InvalidInput for what needs a picture and has none."""
     if pictures.image is None:
-        sides = ", ".join(f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels)
-        for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
-            if value:
-                raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
-        for row in rows(ImageSettings).values():  # what cannot be meant is told, also where it would do nothing
-            if row.name in asked.values:
-                row.check(asked[row.name])
+        _check_without_image(asked, pictures)
         return None
-    masked = pictures.mask is not None or any(asked["outpaint"])
-    mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
+    mask = None
+    if pictures.mask is not None or any(asked["outpaint"]):
+        mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values))
     return ImageSettings(picture=pictures.image, mask=mask, **of_group(ImageSettings, asked.values))
 
 
+def _check_without_image(asked: Asked, pictures: Pictures) -> None:
+    """Refuse a mask and outpainting, and values that cannot be meant, also where they would do nothing."""
+    fix = "Send it in image, too."
+    if pictures.mask is not None:
+        raise InvalidInput("mask", "a picture", "there is no image", fix)
+    if any(asked["outpaint"]):
+        sides = [f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels]
+        raise InvalidInput("outpaint", ", ".join(sides), "there is no image", fix)
+    for row in rows(ImageSettings).values():
+        if row.name in asked.values:
+            row.check(asked[row.name])
+
+
 def _hires(asked: Asked) -> HiresSettings:
-    """A strength of 0 of its own is that of the first pass, or the only one."""
-    values = of_group(HiresSettings, asked.values)
-    own = "hires_denoising_strength" if asked["hires_denoising_strength"] else "denoising_strength"
-    own = own if own in asked.values else "denoising_strength"
-    values["denoising_strength"] = asked[own]
+    """The second pass. A strength of 0 of its own is that of the first pass, or the only one."""
+    own = "hires_denoising_strength"
+    if own not in asked.values or not asked[own]:
+        own = "denoising_strength"
     name = asked["hires_upscaler"]
-    file = None if name in LATENT_UPSCALERS + PIXEL_UPSCALERS else asked.upscalers.get(name)
+    file = None
+    if name not in LATENT_UPSCALERS + PIXEL_UPSCALERS:
+        file = asked.upscalers.get(name)
+    values = {**of_group(HiresSettings, asked.values), "denoising_strength": asked[own], "upscaler_file": file}
     try:
-        return HiresSettings(**{**values, "upscaler_file": file})
+        return HiresSettings(**values)
     except InvalidInput as error:
         if error.field == "hires_denoising_strength":
             raise InvalidInput(own, error.value, error.rule, error.fix) from None
@@ -273,34 +291,48 @@ _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     """Of what the form says, that which does nothing in this request: a line for the log on each kind."""
-    image, hires, said = request.image, request.hires, sorted(asked.chosen)
-    for names, there, what in (
-        ({"resize_mode"}, image, "an image"),
-        (_OF_MASK, image and image.mask, "a mask or outpainting"),
-        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
-        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
-    ):
-        found = [name for name in said if name in names]
-        if found and not there:
-            yield f"Without {what}, {', '.join(found)} does nothing."
-    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
-    prompts += asked.options.values()
-    for name, file in request.extras.embeddings.items():
-        if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
-            yield f"No prompt says {name}, so {file.origin} does nothing."
+    yield from _without_object(asked, request)
+    yield from _unnamed_embeddings(asked, request)
     if not asked.data.whole:  # of a block it is told in another way
         yield from dict.fromkeys(ignored_tags(asked))
-    used = hires.upscaler_file if hires else None
+    used = request.hires.upscaler_file if request.hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+
+
+def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Settings of an image, a mask or a highres fix, where there is none."""
+    image, hires = request.image, request.hires
+    mask = image.mask if image else None
+    for names, there, what in (
+        ({"resize_mode"}, image, "an image"),
+        (_OF_MASK, mask, "a mask or outpainting"),
+        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
+        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
+    ):
+        found = sorted(asked.chosen & names)
+        if found and not there:
+            yield f"Without {what}, {', '.join(found)} does nothing."
+
+
+def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Embeddings that were sent and that no prompt, and no option of one, names."""
+    prompts = [request.prompt, request.negative_prompt, *asked.options.values()]
+    if request.hires:
+        prompts += (request.hires.prompt, request.hires.negative_prompt)
+    named = "\n".join(prompts).casefold()
+    for name, file in request.extras.embeddings.items():
+        if file.origin and name.casefold() not in named:
+            yield f"No prompt says {name}, so {file.origin} does nothing."
 
 
 def ignored_tags(asked: Asked) -> Iterator[str]:
     """What the tags of the prompts say that is not applied here, as it may be told."""
     for name, prompt in asked.prompts.items():
         for tag in cut_networks(prompt)[1]:
-            if tag.kind not in NETWORK_KINDS and not tag.off:
+            known = tag.kind in NETWORK_KINDS
+            if not known and not tag.off:
                 yield f"{tag}: only LoRAs and hypernetworks are applied here"
         for lora in lora_tags(prompt, name):
             if lora.acts and lora.ignored:

@@ -23,6 +23,8 @@ _BEGINNING = re.compile(r"\A\s*(?:parameters\s*(?::|\n)\s*)?(?:(?:positive[ _])?
 """What readers of pictures put before the prompt."""
 _NEGATIVE_LINE = re.compile(r"^[ \t\xa0]*negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE | re.MULTILINE)
 _PARAMETER_LINE = re.compile(r"^[ \t]*(?=Steps:[ \xa0]*\d+[ \xa0]*,)", re.MULTILINE)
+_PIPED_LINE = re.compile(r"^Steps: ?\d+ ?\|.*$", re.MULTILINE)
+"""Parameters as SD.Next's log shows them."""
 _INLINE = re.compile(r"(?<=\S)\s+(?=Steps: ?\d+ ?, ?(?:Sampler|Schedule type|CFG scale|Guidance Scale|Seed|Size):)")
 _INLINE_NEGATIVE = re.compile(r"(?<=\S)\s+negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE)
 
@@ -39,6 +41,7 @@ def pasted(text: str) -> Pasted:
     """
     text = _BEGINNING.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = _NEGATIVE_LINE.sub(NEGATIVE, text)
+    text = _PIPED_LINE.sub(lambda line: line[0].replace("|", ","), text)
     start, text = _start_of_parameters(text)
     if start is None:
         return _without_json(text, ())

@@ -69,19 +69,33 @@ def resources(listed: object) -> Iterator[Resource]:
 
 
 def _resource(said: Mapping[str, str]) -> Resource:
-    air = _AIR.fullmatch(said.get("air") or said.get("urn") or "")
-    told = air.groupdict() if air else {}
-    printed = _TYPE.search(said.get("type", ""))
-    kind = (printed[1] if printed else said.get("type") or told.get("kind") or "").casefold()
-    on_civitai = told.get("site", "civitai") == "civitai"
+    told = _of_air(said.get("air") or said.get("urn") or "")
+    kind = said.get("type") or told["kind"]
+    printed = _TYPE.search(kind)
+    if printed is not None:
+        kind = printed[1]
     return Resource(
-        kind=KINDS.get(kind, kind or "file"),
-        name=said.get("modelName") or said.get("name") or "",
-        version=said.get("modelVersionId") or (told.get("version") or "" if on_civitai else ""),
-        weight=said.get("weight") or said.get("strength") or "",
+        kind=KINDS.get(kind.casefold(), kind) or "file",
+        name=_first(said, "modelName", "name"),
+        version=said.get("modelVersionId") or told["version"],
+        weight=_first(said, "weight", "strength"),
         digest=said.get("hash", ""),
-        base=told.get("base") or "",
+        base=told["base"],
     )
+
+
+def _first(said: Mapping[str, str], *keys: str) -> str:
+    """The value of the first of these keys that is there."""
+    return next((said[key] for key in keys if said.get(key)), "")
+
+
+def _of_air(air: str) -> dict[str, str]:
+    """The parts of an AIR; empty where it does not tell them. A version is a number of CivitAI only there."""
+    found = _AIR.fullmatch(air)
+    if found is None:
+        return dict.fromkeys(("base", "kind", "version"), "")
+    version = found["version"] if found["site"] == "civitai" else None
+    return {"base": found["base"], "kind": found["kind"], "version": version or ""}
 
 
 def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:

@@ -123,37 +123,50 @@ _RESIZED = {"fixed": "stretch", "crop": "crop", "fill": "fill"}
 def _from_sdnext(dialect: Dialect) -> None:
     """https://github.com/vladmandic/sdnext/wiki: samplers are diffusers'; a second pass says a strength of its own."""
     dialect.warnings.append("made with SD.Next, whose samplers round noise levels: details differ")
+    _sampler_of_sdnext(dialect)
+    mode = dialect.take("resize mode")
+    if mode is not None and folded(mode) in _RESIZED:
+        dialect.fields["Resize mode"] = _RESIZED[folded(mode)]
+    operations = dialect.fields.get("Operations", "").split(";")
+    done = set(map(folded, operations)) - {""}
+    if not done:  # older versions do not tell them
+        return
+    if other := sorted(done - _OPERATIONS):
+        dialect.doubts.append(f"SD.Next also did {', '.join(other)}, which is not done here")
+    from_picture = not done.isdisjoint(("img2img", "inpaint"))
+    if "hires" in done:
+        _second_pass_of_sdnext(dialect, from_picture)
+    else:
+        _single_pass_of_sdnext(dialect, from_picture, enlarged="upscale" in done)
+
+
+def _sampler_of_sdnext(dialect: Dialect) -> None:
+    """The class of diffusers tells the sampler where its name is "Default"; the spacing has a key of its own."""
     fields = dialect.fields
     scheduler = (dialect.take("scheduler") or "").casefold()
     if folded(fields.get("Sampler", "default")) == "default" and scheduler in _CLASSES:
         fields["Sampler"] = _CLASSES[scheduler]
-    if (spacing := dialect.take("sampler sigma")) and folded(spacing) != "default":
+    spacing = dialect.take("sampler sigma")
+    if spacing is not None and folded(spacing) != "default":
         fields["Schedule type"] = spacing
-    mode = dialect.take("resize mode")
-    if mode is not None and folded(mode) in _RESIZED:
-        fields["Resize mode"] = _RESIZED[folded(mode)]
-    done = {folded(each) for each in fields.get("Operations", "").split(";")} - {""}
-    if done:
-        _passes_of_sdnext(dialect, done)
 
 
-def _passes_of_sdnext(dialect: Dialect, done: set[str]) -> None:
-    """SD.Next writes the settings of a hires pass always: its operations tell whether there was one."""
-    fields = dialect.fields
-    if other := sorted(done - _OPERATIONS):
-        dialect.doubts.append(f"SD.Next also did {', '.join(other)}, which is not done here")
+def _second_pass_of_sdnext(dialect: Dialect, from_picture: bool) -> None:
     strength = dialect.take("hires strength")
-    from_picture = bool(done & {"img2img", "inpaint"})
-    if "hires" in done:
-        if strength is not None:
-            fields["Hires denoising strength" if from_picture else "Denoising strength"] = strength
-        return
+    if strength is not None:
+        key = "Hires denoising strength" if from_picture else "Denoising strength"
+        dialect.fields[key] = strength
+
+
+def _single_pass_of_sdnext(dialect: Dialect, from_picture: bool, enlarged: bool) -> None:
+    """SD.Next writes the settings of a second pass also where there was none."""
     upscaler = dialect.take("hires upscaler")
-    for key in [key for key in fields if folded(key).startswith("hires ")]:
-        del fields[key]
+    for key in list(dialect.fields):
+        if folded(key).startswith("hires "):
+            del dialect.fields[key]
     if not from_picture:
         dialect.take("denoising strength")
-    if "upscale" in done:
+    if enlarged:
         dialect.doubts.append(f"SD.Next enlarged the picture by {upscaler or 'an upscaler'} without drawing it again")
 
 

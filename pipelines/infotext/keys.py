@@ -80,7 +80,7 @@ _HARMLESS = frozenset(
     | {"torch active/reserved", "sys vram", "image saved", "gpu", "device", "python", "torch"}
     | {"batch", "batch size", "batch pos", "batch index", "batch count", "index", "first pass size", "image id"}
     | {"operations", "second pass", "hires force", "hires size", "width", "height", "image cfg scale"}
-    | {"hypernet", "hypernet strength", "civitai metadata", "metadata generator version"}
+    | {"hypernet", "hypernet strength", "cache fp16 weight for lora", "civitai metadata", "metadata generator version"}
 )
 """Folded keys that ask for nothing, whatever their value: they tell of the program, or repeat what others say."""
 _HARMLESS_ENDS = (" version",)

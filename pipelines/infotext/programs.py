@@ -207,12 +207,16 @@ def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
 
 def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
     """What an object holds that is the generation data itself: another object, or a block of text."""
+    candidates = [data.get(key) for key in _WRAPPERS]
     infotexts = data.get("infotexts")
-    listed = infotexts[0] if isinstance(infotexts, list) and infotexts else None
-    inside = listed or next((data[key] for key in _WRAPPERS if data.get(key)), None)
-    if isinstance(inside, str):
-        inside = _json(inside) or inside
-    return inside if isinstance(inside, (dict, str)) else None
+    if isinstance(infotexts, list):
+        candidates = [*infotexts[:1], *candidates]
+    for inside in filter(None, candidates):
+        if isinstance(inside, str):
+            return _json(inside) or inside
+        if isinstance(inside, dict):
+            return inside
+    return None
 
 
 def _json(text: str) -> Any:
@@ -227,27 +231,37 @@ def _json(text: str) -> Any:
 
 def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What an object says, by our keys. Other keys of WebUI's own forms keep theirs."""
-    hires = bool(data.get("enable_hr", True))
+    hires = data.get("enable_hr", True)
     for key, value in data.items():
-        own = form.keys.get(key) or form.keys.get(key.lower())
-        if own is None and form.program in _PASSED_ON and key not in _API_ONLY:
+        own = form.keys.get(key) or form.keys.get(key.lower(), "")
+        if not own and form.program in _PASSED_ON and key not in _API_ONLY:
             own = key.replace("_", " ")
+        if own.startswith("Hires") and not hires:
+            continue
         said = _as_text(value)
-        if own and said and (hires or not own.startswith("Hires")):
+        if own and said:
             yield own, said
 
 
 def _as_text(value: Any) -> str:
     """A value as text; "" for one that says nothing. Of an object its name, of a list of prompts the first."""
-    if value is None or value == [] or value == {} or value is False:
+    if value is None or value is False or value in ([], {}):
         return ""
-    if isinstance(value, dict) and (name := value.get("model_name") or value.get("name") or value.get("key")):
-        return str(name)
-    if isinstance(value, list) and isinstance(value[0], dict) and "prompt" in value[0]:
-        return str(value[0]["prompt"])
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return _first(value, "model_name", "name", "key") or _dumped(value)
+    if isinstance(value, list):
+        first = value[0]
+        return (_first(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
     return str(value)
+
+
+def _first(said: Mapping[str, Any], *keys: str) -> str:
+    """The value of the first of these keys that is there, as text."""
+    return next((str(said[key]) for key in keys if said.get(key)), "")
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------------------------------
@@ -268,16 +282,30 @@ _DEEPEST = 50
 
 def _graph_of(data: Mapping[str, Any]) -> _Graph | None:
     """The nodes of what ComfyUI saves, by number; empty for a workflow of the editor, which names no inputs."""
-    if "nodes" in data and "links" in data:
+    if {"nodes", "links"} <= data.keys():
         return {}
     inside = data.get("prompt")
-    inside = _json(inside) if isinstance(inside, str) else inside
+    if isinstance(inside, str):
+        inside = _json(inside)
     for graph in (data, inside):
-        if isinstance(graph, dict) and graph and all(isinstance(node, dict) for node in graph.values()):
-            nodes = {number: node["inputs"] for number, node in graph.items() if "class_type" in node}
-            if nodes and all(isinstance(inputs, dict) for inputs in nodes.values()):
-                return nodes
+        nodes = _nodes(graph)
+        if nodes:
+            return nodes
     return {} if "workflow" in data else None
+
+
+def _nodes(graph: Any) -> dict[str, Mapping[str, Any]]:
+    """The inputs of each node; empty for what is no graph."""
+    nodes: dict[str, Mapping[str, Any]] = {}
+    if not isinstance(graph, dict):
+        return nodes
+    for number, node in graph.items():
+        if not isinstance(node, dict):
+            return {}
+        inputs = node.get("inputs")
+        if "class_type" in node and isinstance(inputs, dict):
+            nodes[number] = inputs
+    return nodes
 
 
 def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
@@ -302,14 +330,14 @@ def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
 def _before(graph: _Graph, link: Any, name: str) -> str:
     """The first value of this name at the end of a link, or before it; "" where there is none."""
     for _ in range(_DEEPEST):
-        if not (isinstance(link, list) and link and str(link[0]) in graph):
+        if not isinstance(link, list) or not link:
             return ""
-        inputs = graph[str(link[0])]
+        inputs = graph.get(str(link[0]), {})
         value = inputs.get(name)
         if isinstance(value, (str, int, float)):
             return str(value)
         links = [each for each in (value, *inputs.values()) if isinstance(each, list)]
-        link = links[0] if links else None
+        link = next(iter(links), None)
     return ""
 
 
@@ -322,11 +350,33 @@ _TEXTS = ("Prompt", "Negative prompt")
 
 
 def _of_list(text: str) -> Block | None:
-    """One key a line, as Easy Diffusion, Fooocus and Mochi Diffusion write. Single settings of ours are not such."""
-    mochi = text.casefold().startswith("include in image:")
+    """One key a line, as Easy Diffusion, Fooocus and Mochi Diffusion write. A few settings of ours are not such."""
+    written = _written(text)
+    if any(_json(value) for value in written.values()):  # NovelAI's Description and Comment
+        return _of_json(json.dumps(written))
+    values = {_of_list_key(key): value for key, value in written.items()}
+    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
+        values["Sampler"] = values.pop("Schedule type")
+    foreign = not values.keys() <= SETTING_KEYS
+    if not values.keys() >= (_OF_ANY_PICTURE if foreign else _OF_A_PICTURE):
+        return None
+    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+
+
+_OF_ANY_PICTURE = frozenset(("Prompt", "Steps", "Seed"))
+"""What a list must say to be of a picture, where it also says what is no setting of ours."""
+_OF_A_PICTURE = _OF_ANY_PICTURE | {"Sampler", "CFG scale"}
+"""The same for a list of our settings alone."""
+
+
+def _written(text: str) -> dict[str, str]:
+    """The values of a text's keys, one a line; empty where the text begins with no key."""
+    lines = text.split("\n")
+    if text.casefold().startswith("include in image:"):
+        lines = re.split("[;\n]", text)
     written: dict[str, list[str]] = {}
     key = ""
-    for line in re.split(r"[;\n]" if mochi else r"\n", text):
+    for line in lines:
         found = _LINE.fullmatch(line)
         if found is not None and (_of_list_key(key) not in _TEXTS or found[1][0].isupper()):
             key = found[1].strip()
@@ -334,15 +384,8 @@ def _of_list(text: str) -> Block | None:
         elif key:
             written[key].append(line)
         else:
-            return None
-    if any(_json(lines[0]) for lines in written.values()):  # NovelAI's Description and Comment
-        return _of_json(json.dumps({key: "\n".join(lines).strip() for key, lines in written.items()}))
-    values = {_of_list_key(key): "\n".join(lines).strip() for key, lines in written.items()}
-    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
-        values["Sampler"] = values.pop("Schedule type")
-    if values.keys() <= SETTING_KEYS or not {"Prompt", "Steps", "Seed"} <= values.keys():
-        return None
-    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+            return {}
+    return {key: "\n".join(lines).strip() for key, lines in written.items()}
 
 
 def _of_list_key(key: str) -> str:

@@ -137,13 +137,18 @@ def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int
         "CFG scale": request.guidance_scale,
         "Seed": plan.seeds[index],
         "Size": f"{request.width}x{request.height}",
-        "Variation seed": plan.variation_seeds[index] if varied else None,
-        "Variation seed strength": noise.variation_strength if varied else None,
+        "Variation seed": _where(varied, plan.variation_seeds[index]),
+        "Variation seed strength": _where(varied, noise.variation_strength),
         "Seed resize from": "{}x{}".format(*noise.resized_from) if noise.resized_from else None,
         "Denoising strength": _strength(request),
-        "ENSD": noise.ensd if noise.ensd and any(part.draws for part in _passes(plan)) else None,
-        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
+        "ENSD": _where(any(part.draws for part in _passes(plan)), noise.ensd or None),
+        "Emphasis": _where(request.emphasis != "Original" and _emphasizes(request), request.emphasis),
     }
+
+
+def _where(holds: object, value: object) -> object:
+    """The value where a condition holds, else None, which is not written."""
+    return value if holds else None
 
 
 def _model_fields(model: ModelIdentity) -> dict[str, object]:
@@ -188,26 +193,25 @@ def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
         return {}
     mask, (across, down) = image.mask, image.mask.blur
     return {
-        "Mask mode": "Inpaint not masked" if mask.invert else None,
-        "Mask blur": across if across == down and across else None,
-        "Masked area padding": mask.padding if image.only_masked else None,
-        "Outpaint": " ".join(map(str, image.outpaint)) if any(image.outpaint) else None,
+        "Mask mode": _where(mask.invert, "Inpaint not masked"),
+        "Mask blur": _where(across == down, across or None),
+        "Masked area padding": _where(image.only_masked, mask.padding),
+        "Outpaint": _where(any(image.outpaint), " ".join(map(str, image.outpaint))),
     }
 
 
 def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
     """What is set by hand and changes a schedule of a pass; WebUI always tells Beta's parameters."""
     types = [_spacing(part) for part in passes]
-    levels = any(types)
+    levels, beta = any(types), "Beta" in types
+    curved = any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
     return {
-        "Discard penultimate sigma": True if any(map(_discards, passes)) else None,
-        "Schedule min sigma": (levels and settings.sigma_min) or None,
-        "Schedule max sigma": (levels and settings.sigma_max) or None,
-        "Schedule rho": (settings.rho or None)
-        if any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
-        else None,
-        "Beta schedule alpha": 0.6 if "Beta" in types else None,
-        "Beta schedule beta": 0.6 if "Beta" in types else None,
+        "Discard penultimate sigma": _where(any(map(_discards, passes)), True),
+        "Schedule min sigma": _where(levels, settings.sigma_min or None),
+        "Schedule max sigma": _where(levels, settings.sigma_max or None),
+        "Schedule rho": _where(curved, settings.rho or None),
+        "Beta schedule alpha": _where(beta, 0.6),
+        "Beta schedule beta": _where(beta, 0.6),
     }
 
 
@@ -221,10 +225,10 @@ def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str,
     return {
         **dict.fromkeys(row.key for row in rows(AddedNoise).values()),
         **{key: value for part in reversed(passes) for key, value in _added_noise(part.added_noise)},
-        "SGM noise multiplier": True if request.sgm_noise and fresh else None,
-        EXTRA_NOISE: (request.extra_noise or None) if any(part.refines for part in passes) else None,
+        "SGM noise multiplier": _where(fresh, request.sgm_noise or None),
+        EXTRA_NOISE: _where(any(part.refines for part in passes), request.extra_noise or None),
         "NGMS": below or None,
-        "NGMS all steps": True if below and skipped.all_steps else None,
+        "NGMS all steps": _where(below, skipped.all_steps or None),
     }
 
 
@@ -291,14 +295,14 @@ def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, ob
     resized = bool(width or height)
     negative = hires.negative_prompt
     return {
-        "Hires sampler": hires.sampler if hires.sampler not in (SAME_SAMPLER, request.sampler) else None,
-        "Hires prompt": hires.prompt if hires.prompt not in ("", request.prompt) else None,
-        "Hires negative prompt": negative if negative not in ("", request.negative_prompt) else None,
+        "Hires sampler": _where(hires.sampler not in (SAME_SAMPLER, request.sampler), hires.sampler),
+        "Hires prompt": _where(hires.prompt not in ("", request.prompt), hires.prompt),
+        "Hires negative prompt": _where(negative not in ("", request.negative_prompt), negative),
         "Hires schedule type": _hires_schedule(request, plan),
-        "Hires upscale": None if resized else hires.scale,
-        "Hires resize": f"{width}x{height}" if resized else None,
+        "Hires upscale": _where(not resized, hires.scale),
+        "Hires resize": _where(resized, f"{width}x{height}"),
         "Hires upscaler": hires.upscaler,
-        "Hires denoising strength": hires.denoising_strength if request.image else None,
+        "Hires denoising strength": _where(request.image, hires.denoising_strength),
     }
 
 

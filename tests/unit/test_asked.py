@@ -50,7 +50,8 @@ from pipelines.infotext.asked import (
     unused_inputs,
 )
 from pipelines.infotext.asked import request_from as request_of
-from pipelines.infotext.obstacles import Obstacle, drop_unsupported
+from pipelines.infotext.obstacle import Obstacle
+from pipelines.infotext.obstacles import drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
 from pipelines.infotext.writing import of_picture
 from pipelines.sampling.schedules import as_set, sigmas, timesteps

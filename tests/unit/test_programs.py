@@ -227,6 +227,16 @@ def test_a_negative_prompt_is_known_in_any_case(text: str) -> None:
     assert found.values["seed"] == 1
 
 
+def test_a_list_of_all_that_a_picture_needs_is_a_block() -> None:
+    found = read_data("Prompt: a, b: c\nNegative prompt: d\n" + LINE.replace(", ", "\n"))
+    assert (found.whole, found.values["prompt"], found.values["width"]) == (True, "a, b: c", 512)
+    assert not read_data("Prompt: a\nSteps: 20\nSeed: 1").whole
+
+
+def test_parameters_of_a_log_stand_between_bars() -> None:
+    assert read(f"a\n{LINE.replace(', ', '| ')}").values == read(f"a\n{LINE}").values
+
+
 # --- SD.Next
 
 SDNEXT = (
