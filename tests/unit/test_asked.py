@@ -667,11 +667,12 @@ def test_settings_of_the_data_that_do_nothing_are_told(text: str, told: str) -> 
     assert told in list(unused_inputs(data, request_of(data)))
 
 
-@pytest.mark.parametrize("text", ["just a prompt", "Steps=20", "Guidance rescale 0.7", '{"steps": 20}', "a\nb"])
+@pytest.mark.parametrize("text", ["just a prompt", "Steps=20", "Guidance rescale 0.7", "a tree\nby the sea"])
 def test_what_is_no_generation_data_is_told_by_its_own_words(text: str) -> None:
     with pytest.raises(InvalidInput, match="there is no line of parameters in it") as caught:
         read_data(text)
-    assert str(caught.value).startswith(f"generation_data={text!r}: ")
+    shown = " ".join(text.split())
+    assert str(caught.value).startswith(f"generation_data={shown!r}: ")
 
 
 def test_what_the_form_overrides_does_not_come_from_the_data() -> None:
