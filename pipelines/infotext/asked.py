@@ -101,7 +101,11 @@ def read_data(text: str) -> GenerationData:
     text, wildcards = lift_wildcards(text)
     if not text.strip():
         return replace(NO_DATA, wildcards=wildcards)
-    return replace(read_settings(text) if holds_settings(text) else read(text), wildcards=wildcards)
+    data = read_settings(text) if holds_settings(text) else read(text)
+    if not data.values.keys() - _PROMPTS and not data.unknown and not data.doubts:
+        rule = "there is no line of parameters in it, and no setting such as ENSD: 31337"
+        raise InvalidInput("generation_data", text, rule, "Write settings as key: value, on lines or after commas.")
+    return replace(data, wildcards=wildcards)
 
 
 def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pictures = NO_PICTURES) -> Asked:
@@ -178,7 +182,7 @@ def said_by_data(asked: Asked) -> str:
     said = asked.data.values
     told = []
     for name in ROWS:
-        if name in said and name not in _PROMPTS and name not in asked.chosen:
+        if name in said and name not in _PROMPTS and name not in asked.chosen and asked[name] == said[name]:
             told.append(f"{name}={said[name]}")
     return ", ".join(told)
 
@@ -304,18 +308,20 @@ def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
 
 
 def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
-    """Name settings of an image, a mask or a highres fix if there is none."""
+    """Name settings of an image, a mask, a highres fix or a variation if there is none."""
     image, hires = request.image, request.hires
     mask = image.mask if image else None
+    asked_for = asked.chosen if asked.data.whole else asked.chosen | asked.data.values.keys()
     for names, there, what in (
         ({"resize_mode"}, image, "an image"),
         (_OF_MASK, mask, "a mask or outpainting"),
         (_OF_HIRES, hires, "the highres fix (highres_fix)"),
         ({"denoising_strength"}, image or hires, "an image or the highres fix"),
+        ({"variation_seed"}, request.noise.variation_strength, "a variation seed strength"),
     ):
-        found = sorted(asked.chosen & names)
+        found = sorted(asked_for & names)
         if found and not there:
-            yield f"Without {what}, {', '.join(found)} does nothing."
+            yield f"Without {what}, {', '.join(found)} {'do' if len(found) > 1 else 'does'} nothing."
 
 
 def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:

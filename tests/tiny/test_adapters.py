@@ -111,7 +111,7 @@ def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
 
 def guided(networks: Model, request: GenerationRequest, network: Any, x: Tensor) -> Tensor:
     """The denoiser's output for one call at sigma 3, of "a boat AND a sun" and "night"."""
-    prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode("a boat AND a sun", "night", 4)
+    prompts = PromptEncoder(networks.text, 1, "Original", False).encode("a boat AND a sun", "night", 4)
     plan, loaded = make_plan(request), networks.controls.encoder
     controls = controls_of(plan.first, request.controls, [network], None, networks.device, loaded)
     return GuidedDenoiser([Stage(networks, prompts)], Guidance(5.0), 3, controls=controls)(x, 3.0)
@@ -120,7 +120,7 @@ def guided(networks: Model, request: GenerationRequest, network: Any, x: Tensor)
 def by_hand(networks: Model, x: Tensor, options: Callable[[int, bool], dict[str, Any]]) -> Tensor:
     """The same with diffusers' UNet, row by row; `options` are what it takes beside, by row and whether it is the
     negative prompt's."""
-    prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode("a boat AND a sun", "night", 4)
+    prompts = PromptEncoder(networks.text, 1, "Original", False).encode("a boat AND a sun", "night", 4)
     positive, negative = (condition.tokens for condition in prompts.at(0))
     time, scaled = torch.tensor(networks.noise.t_of(3.0)), x * 10**-0.5
     noises = []
