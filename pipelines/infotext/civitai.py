@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.infotext.keys import first_said
+
 KINDS = {
     "lora": "LoRA",
     "lycoris": "LoRA",
@@ -91,19 +93,14 @@ def _resource(said: Mapping[str, str]) -> Resource:
         kind = printed[1]
     return Resource(
         kind=KINDS.get(kind.casefold(), kind) or "file",
-        name=_first(said, "modelName", "name"),
-        version=_first(said, "modelVersionId", "versionId") or told["version"],
-        model=_first(said, "modelId", "id") or told["model"],
-        weight=_first(said, "weight", "strength"),
+        name=first_said(said, "modelName", "name"),
+        version=first_said(said, "modelVersionId", "versionId") or told["version"],
+        model=first_said(said, "modelId", "id") or told["model"],
+        weight=first_said(said, "weight", "strength"),
         digest=said.get("hash", ""),
         base=told["base"],
         site=_SITES.get(told["site"], told["site"] or CIVITAI),
     )
-
-
-def _first(said: Mapping[str, str], *keys: str) -> str:
-    """Return the first of these values that is not empty."""
-    return next((said[key] for key in keys if said.get(key)), "")
 
 
 def _of_air(air: str) -> dict[str, str]:

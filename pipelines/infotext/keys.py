@@ -4,6 +4,8 @@ What stands in none of these tables asks for something that is not done here: a 
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.ask.table import BY_KEY, PAIRS
 from pipelines.infotext.syntax import DEFAULTS, OLD_BEHAVIOUR
@@ -149,3 +151,8 @@ def same_value(first: str, second: str) -> bool:
         return float(first) == float(second)
     except ValueError:
         return " ".join(first.casefold().split()) == " ".join(second.casefold().split())
+
+
+def first_said(said: Mapping[str, Any], *keys: str) -> str:
+    """Return the first of these values that is not empty, as text."""
+    return next((str(said[key]) for key in keys if said.get(key)), "")

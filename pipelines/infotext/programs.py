@@ -22,7 +22,7 @@ from pipelines.infotext.dialects import (
     SWARMUI,
     program_of,
 )
-from pipelines.infotext.keys import SETTING_KEYS, folded, own_key
+from pipelines.infotext.keys import SETTING_KEYS, first_said, folded, own_key
 from pipelines.infotext.syntax import NEGATIVE, write
 
 
@@ -163,10 +163,9 @@ _FORMS = (
     _Form("", frozenset(("prompt", "cfg_scale", "steps")), _OF_WEBUI),
 )
 """The first whose signs all stand in an object is its form."""
-_PASSED_ON = ("",)
-"""Of the forms without a program, which are WebUI's, keys that are not known are passed on, to be told."""
 _API_ONLY = frozenset(
     {"send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "n_iter", "batch_size", "enable_hr"}
+    | {"init_images"}
     | {"all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "job_timestamp", "index_of_first_image"}
     | {"override_settings_restore_afterwards", "infotexts", "is_using_inpainting_conditioning", "nsfw", "baseModel"}
 )
@@ -231,16 +230,24 @@ def _json(text: str) -> Any:
 
 def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what an object says by our keys. In WebUI's own forms, unknown keys are kept."""
-    hires = data.get("enable_hr", True)
+    unused = _without_effect(data)
     for key, value in data.items():
         own = form.keys.get(key) or form.keys.get(key.lower(), "")
-        if not own and form.program in _PASSED_ON and key not in _API_ONLY:
+        if not own and not form.program:
             own = key.replace("_", " ")
-        if own.startswith("Hires") and not hires:
-            continue
         said = _as_text(value)
-        if own and said:
+        if own and said and key not in unused:
             yield own, said
+
+
+def _without_effect(data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys of a request to WebUI's API that change nothing in it."""
+    if "cfg_scale" not in data or data.get("enable_hr"):
+        return _API_ONLY
+    unused = {key for key in data if key.startswith("hr_")}
+    if not data.get("init_images"):
+        unused.add("denoising_strength")
+    return _API_ONLY | unused
 
 
 def _as_text(value: Any) -> str:
@@ -248,16 +255,11 @@ def _as_text(value: Any) -> str:
     if value is None or value is False or value in ([], {}):
         return ""
     if isinstance(value, dict):
-        return _first(value, "model_name", "name", "key") or _dumped(value)
+        return first_said(value, "model_name", "name", "key") or _dumped(value)
     if isinstance(value, list):
         first = value[0]
-        return (_first(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
+        return (first_said(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
     return str(value)
-
-
-def _first(said: Mapping[str, Any], *keys: str) -> str:
-    """Return the first of these values that is not empty, as text."""
-    return next((str(said[key]) for key in keys if said.get(key)), "")
 
 
 def _dumped(value: Any) -> str:

@@ -181,6 +181,16 @@ def test_webuis_data_as_json_is_read_like_the_block(data: dict[str, Any]) -> Non
     assert stops(json.dumps(data)) == []
 
 
+def test_the_api_needs_enable_hr_for_a_second_pass_and_an_image_for_a_strength() -> None:
+    asked = WEBUI_JSON["a request to the API"] | {"denoising_strength": 0.5}
+    assert not read_data(json.dumps(asked)).from_picture
+    assert read_data(json.dumps(asked | {"enable_hr": True})).hires
+    drawn_over = asked | {"init_images": ["AAAA"]}
+    del drawn_over["enable_hr"]
+    assert read_data(json.dumps(drawn_over)).from_picture
+    assert not read_data(json.dumps(drawn_over)).hires
+
+
 def test_keys_of_the_api_that_are_not_known_are_told() -> None:
     data = WEBUI_JSON["a request to the API"] | {"restore_faces": True, "alwayson_scripts": {"x": 1}}
     assert [told.partition(":")[0] for told in stops(json.dumps(data))] == ["restore faces", "alwayson scripts"]
