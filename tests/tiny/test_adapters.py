@@ -262,11 +262,16 @@ def test_a_control_lora_is_added_to_the_model_without_the_loras_of_the_predictio
     assert not torch.equal(other, wanted)
 
 
-def test_a_control_lora_shares_no_weights_with_the_unet(networks: Model, control_lora: ExtraFile) -> None:
-    """A LoRA is merged into those in place."""
-    network = load_control(control_lora.path, networks.unet.network, networks.device)
+def test_what_a_control_lora_lacks_is_a_copy_of_the_unets(networks: Model, tmp_path: Path) -> None:
+    """A LoRA is merged into the UNet's weights in place."""
+    tensors, wanted = random_control_lora(networks.unet.network)
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm1.weight")}
+    assert len(fewer) < len(tensors)
+    path = write(tmp_path / "fewer.safetensors", fewer).path
+    found = load_control(path, networks.unet.network, networks.device).state_dict()
+    assert all(torch.allclose(tensor, wanted[name], atol=1e-6) for name, tensor in found.items())
     own = {tensor.data_ptr() for tensor in networks.unet.network.state_dict().values()}
-    assert not own & {tensor.data_ptr() for tensor in network.state_dict().values()}
+    assert not own & {tensor.data_ptr() for tensor in found.values()}
 
 
 def test_an_inpainting_unet_gives_a_control_lora_its_latents_channels(networks: Model, control_lora: ExtraFile) -> None:
