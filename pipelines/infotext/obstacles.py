@@ -33,7 +33,9 @@ def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked
     if strict and any(obstacle.other_picture for obstacle in found):
         told = "; ".join(obstacle.text for obstacle in found if obstacle.other_picture)
         fix = "Change that in the generation data, or add Strict: False to it (--no-strict) to draw what can be drawn."
-        raise InvalidInput("generation_data", asked["prompt"], f"the picture would be another one: {told}", fix)
+        raise InvalidInput(
+            "generation_data", asked.data.values.get("prompt", ""), f"the picture would be another one: {told}", fix
+        )
     values = {name: value for obstacle in found for name, value in obstacle.instead.items()}
     controls = next((obstacle.controls for obstacle in found if obstacle.controls is not None), asked.controls)
     return replace(asked.with_values(**values), controls=controls)
