@@ -1,4 +1,4 @@
-"""What a block tells more than once, and not alike."""
+"""Finds what a block says more than once with different values."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +13,13 @@ _ROUNDED = 8
 
 
 def size_of(text: str) -> Size | None:
-    """Width and height of `512x768` or `(512, 768)`, -1 as 0; None for another text."""
+    """Read `512x768` or `(512, 768)` as width and height, with 0 for -1. Return None for any other text."""
     match = _SIZE.fullmatch(text.strip())
     return (max(int(match[1]), 0), max(int(match[2]), 0)) if match else None
 
 
 def told_twice(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Settings and facts with more than one value; `pairs` are all of the block's, in their order."""
+    """Name settings and facts with more than one value. `pairs` are all keys and values of the block."""
     told: dict[str, list[str]] = {}
     sides: dict[str, str] = {}
     for key, value in pairs:
@@ -43,7 +43,7 @@ def _alike(first: str, second: str) -> bool:
 
 
 def hires_sizes(values: Values, fields: Mapping[str, str]) -> Iterator[str]:
-    """Sizes of the hires pass: by a scale, by themselves, and as SD.Next tells it again."""
+    """Compare the sizes of the hires pass that its scale, its own key and SD.Next's note give."""
     told = dict(_told_sizes(values, fields))
     first = next(iter(told.values()), (0, 0))
     for width, height in told.values():
@@ -54,7 +54,7 @@ def hires_sizes(values: Values, fields: Mapping[str, str]) -> Iterator[str]:
 
 
 def _told_sizes(values: Values, fields: Mapping[str, str]) -> Iterator[tuple[str, Size]]:
-    """Each size of the hires pass that is told whole, with the key that tells it."""
+    """Yield each complete size of the hires pass with its key."""
     if "width" in values and values.get("hires_scale"):
         scale = values["hires_scale"]
         yield "Hires upscale", (round(values["width"] * scale), round(values["height"] * scale))

@@ -28,5 +28,5 @@ class Obstacle:
 
 
 def another_picture(text: str) -> Obstacle:
-    """An obstacle that makes another picture and that nothing takes the place of."""
+    """Make an obstacle that changes the picture and has no substitute."""
     return Obstacle(text, other_picture=True)

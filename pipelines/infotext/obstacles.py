@@ -26,14 +26,16 @@ OBSTACLES_MAX = 50
 
 
 def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked:
-    """What is asked for without what cannot be done.
+    """Replace what cannot be done by what can.
 
     Raises InvalidInput where that is another picture, unless not `strict`.
     """
     if strict and any(obstacle.other_picture for obstacle in found):
         told = "; ".join(obstacle.text for obstacle in found if obstacle.other_picture)
         fix = "Change that in the generation data, or add Strict: False to it (--no-strict) to draw what can be drawn."
-        raise InvalidInput("generation_data", asked["prompt"], f"the picture would be another one: {told}", fix)
+        raise InvalidInput(
+            "generation_data", asked.data.values.get("prompt", ""), f"the picture would be another one: {told}", fix
+        )
     values = {name: value for obstacle in found for name, value in obstacle.instead.items()}
     controls = next((obstacle.controls for obstacle in found if obstacle.controls is not None), asked.controls)
     return replace(asked.with_values(**values), controls=controls)
@@ -42,7 +44,7 @@ def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked
 def obstacles(
     asked: Asked, model: ModelIdentity, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
 ) -> list[Obstacle]:
-    """What of a block of generation data cannot be honoured with this model, these pictures and these networks."""
+    """List what a block of generation data asks for and cannot be done with this model, these pictures and networks."""
     found = [
         *_of_silence(asked),
         *of_model(asked.data, model),
@@ -63,7 +65,7 @@ _NEEDED = {"num_inference_steps": "Steps", "sampler": "Sampler", "guidance_scale
 
 
 def _of_silence(asked: Asked) -> Iterator[Obstacle]:
-    """What a block, and the form, do not say."""
+    """Name what neither the block nor the form says."""
     told = asked.data.values.keys() | asked.chosen
     if asked.values.get("seed") == RANDOM:
         told -= {"seed"}
@@ -88,7 +90,7 @@ _INSTEAD: Values = {
 
 
 def _of_names(asked: Asked) -> Iterator[Obstacle]:
-    """Samplers and so on that are not here."""
+    """Name samplers and other choices that do not exist here."""
     for name, instead in _INSTEAD.items():
         value, rule = asked[name], ROWS[name].rule
         assert isinstance(rule, Choice)
@@ -103,7 +105,7 @@ def _of_names(asked: Asked) -> Iterator[Obstacle]:
 
 
 def _of_seed(asked: Asked) -> Iterator[Obstacle]:
-    """A seed that only other programs have."""
+    """Name a seed that is too large: other programs have longer ones."""
     seed = asked.values.get("seed", RANDOM)
     if seed > SEED_MAX:
         told = f"its Seed {seed} is more than the largest of WebUI, {SEED_MAX}"
@@ -128,7 +130,7 @@ def _of_controls(asked: Asked, pictures: Pictures, extras: Extras) -> Iterator[O
 
 
 def _of_pictures(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
-    """What was made from a picture needs it. What was not, and now is, is left without its hires pass."""
+    """Name pictures that the block needs and that were not sent, and a hires pass that an image replaces."""
     block = asked.data
     if pictures.image is None:
         if block.from_picture:
@@ -144,7 +146,7 @@ def _of_pictures(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
 
 
 def _masked(values: Values) -> bool:
-    """Whether a setting of masks is other than by default. Of the blur that is 0, which WebUI does not tell."""
+    """Return whether a setting of masks differs from its default. Of the blur that is 0, which WebUI omits."""
     if any(values.get(BLUR, ())):
         return True
     for row in rows(MaskSettings).values():
@@ -157,7 +159,7 @@ BLUR = "mask_blur"
 
 
 def _of_keys(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
-    """What reading the block found, and its keys that are no settings here."""
+    """Name what reading the block found, and keys that are no settings here."""
     data = asked.data
     yield from map(another_picture, data.doubts)
     for warning in data.warnings:

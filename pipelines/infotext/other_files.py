@@ -1,4 +1,4 @@
-"""Files that generation data was made with, and that are others here or are not here."""
+"""Compares the files that generation data names with those that are here."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ NAMES_EVERY_VAE = (1, 6)
 
 
 def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
-    """Another checkpoint, or one that cannot be compared."""
+    """Name a checkpoint that is another one, or that cannot be compared."""
     told = (data.model_hash or "").lower()
     if told and model.sha256.startswith(told):
         return
@@ -48,7 +48,7 @@ def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
 
 
 def of_vae(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
-    """Another VAE, or one that the block does not name."""
+    """Name a VAE that is another one, or that the block does not mention."""
     here = "the checkpoint's own"
     if model.vae_name:
         here = _called(model.vae_name, model.vae_sha256[:SHORT_HASH])
@@ -63,20 +63,20 @@ def of_vae(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
 
 
 def _same_vae(data: GenerationData, model: ModelIdentity) -> bool:
-    """Whether the VAE's hash, or without one its name, is that of the VAE here."""
+    """Return whether the VAE here has the block's hash, or its name if there is no hash."""
     if data.vae_hash:
         return model.vae_sha256.startswith(data.vae_hash.lower())
     return _stem(data.vae or "") == _stem(model.vae_name)
 
 
 def _called(name: str, detail: str | None) -> str:
-    """`name (detail)`."""
+    """Format a name and a detail as `name (detail)`, leaving out what is empty."""
     detail = f"({detail})" if detail else ""
     return " ".join(filter(None, (name.strip(), detail)))
 
 
 def _stem(name: str) -> str:
-    """A model's name without folder, ending and case."""
+    """Return a model's name without its folder and ending, in lower case."""
     return re.sub(r"\.(safetensors|ckpt|pt|vae)", "", name.replace("\\", "/").rpartition("/")[2].casefold())
 
 
@@ -84,7 +84,7 @@ def _stem(name: str) -> str:
 
 
 def of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    """Networks that are not here, are others here, or are not applied as the block says."""
+    """Name networks that are missing, different, or not applied as the block says."""
     data = asked.data
     yield from map(another_picture, ignored_tags(asked))
     yield from _of_missing(asked, extras)
@@ -100,7 +100,7 @@ def of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
 
 
 def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    """Networks that prompts name and that are not here."""
+    """Name networks that the prompts ask for and that are not here."""
     prompts = asked.prompts
     instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
     told: dict[str, None] = {}  # a set that keeps the order
@@ -114,7 +114,7 @@ def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
 
 
 def _of_unnamed_loras(asked: Asked) -> Iterator[Obstacle]:
-    """LoRAs that the block tells of and that no prompt names."""
+    """Name LoRAs that the block lists but no prompt asks for."""
     data = asked.data
     named = set[str]()
     for text in (*asked.prompts.values(), *asked.options.values()):
@@ -125,7 +125,7 @@ def _of_unnamed_loras(asked: Asked) -> Iterator[Obstacle]:
 
 
 def _of_hashes(what: str, hashes: Mapping[str, str], files: Mapping[str, ExtraFile]) -> Iterator[Obstacle]:
-    """Files here that are others than those of the same name that the block was made with."""
+    """Name files that have another hash than the block gives for their name."""
     here = {in_hashes(name): file for name, file in files.items()}
     for name, digits in hashes.items():
         file = here.get(name)
@@ -134,7 +134,7 @@ def _of_hashes(what: str, hashes: Mapping[str, str], files: Mapping[str, ExtraFi
 
 
 def _of_hypernetwork(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    """A block from before 2023 tells the hash of its hypernetwork, the last one of its prompt."""
+    """Compare the hypernetwork of a block from before 2023, which gives the hash of the last one in its prompt."""
     digits = asked.data.hypernetwork_hash
     if not digits:
         return
@@ -165,7 +165,7 @@ class _KnownNetworks:
 
 
 def _of_resource(resource: Resource, data: GenerationData, known: _KnownNetworks) -> Iterator[str]:
-    """What a file of CivitAI makes another picture by."""
+    """Say why a file of CivitAI makes another picture, if it does."""
     told = {
         "checkpoint": data.model or data.model_hash,
         "VAE": data.vae or data.vae_hash,

@@ -99,17 +99,21 @@ class GenerationData:
 
 
 def _model_name(text: str) -> str | None:
-    return None if text.casefold() in ("", "none", "automatic") else text
+    return None if text.casefold() in _NO_NAME else text
+
+
+_NO_NAME = ("", "none", "automatic", "default", "default (model)", "baked vae", "built-in")
+"""What programs write for the checkpoint's own VAE, and for a name that they do not know."""
 
 
 def _hashes(text: str) -> dict[str, str]:
-    """`name: hash, name: hash`; a name may hold colons."""
+    """Split `name: hash, name: hash`. A name may hold colons."""
     triples = (entry.rpartition(":") for entry in text.split(","))
     return {name.strip(): digest.strip() for name, colon, digest in triples if colon}
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """`name, name`, without the weights that may follow a name."""
+    """Split `name, name`. Weights that follow the names are dropped."""
     return tuple(name.strip().partition(":")[0] for name in text.split(",") if name.strip())
 
 
@@ -126,7 +130,7 @@ _HIRES_KEYS = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 
 
 def read(text: str) -> GenerationData:
-    """What a block says, as people paste it: of WebUI, its forks and old versions, CivitAI, or another program.
+    """Read a block as people paste it: from WebUI, its forks and old versions, CivitAI, or another program.
 
     Raises InvalidInput("generation_data", ...) that names the key for a value that cannot be read.
     """
@@ -164,7 +168,7 @@ _SHOWN = 200
 
 
 def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[Resource]]:
-    """What made the picture, by attribute; and what the hashes name beside."""
+    """Return what made the picture, by attribute, and files of other kinds that the hashes name."""
     facts: dict[str, Any] = {}
     for key, name in FACTS.items():
         if key in known:
@@ -174,7 +178,7 @@ def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], li
 
 
 def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
-    """Values that are JSON in quotation marks, by their keys."""
+    """Return values that are JSON in quotation marks, by their keys."""
     found: dict[str, object] = {}
     for key in ("Hashes", *_RESOURCES):
         try:
@@ -187,7 +191,7 @@ def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
 
 
 def _with_size(fields: dict[str, str]) -> dict[str, str]:
-    """The fields with a size that is told side by side."""
+    """Add a size to the fields if its sides have keys of their own."""
     by_name = {folded(key): value for key, value in fields.items()}
     told = any(own_key(key) == "Size" for key in fields)
     if told or not {"width", "height"} <= by_name.keys():
@@ -196,7 +200,7 @@ def _with_size(fields: dict[str, str]) -> dict[str, str]:
 
 
 def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
-    """What the block says, also by its version, without the defaults that WebUI's parser adds."""
+    """Return what the block says, or implies by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
     said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
     old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
@@ -213,7 +217,7 @@ EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OL
 
 
 def _known(fields: Mapping[str, str]) -> dict[str, str]:
-    """The fields whose keys are understood, under our spelling. An exact name wins over other programs' names."""
+    """Return the fields whose keys are understood, by our keys. Our own spelling wins over other programs' names."""
     known: dict[str, str] = {}
     for key in sorted(fields, key=lambda key: key in NAMES.values()):
         own = own_key(key)
@@ -223,7 +227,7 @@ def _known(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def _values(known: Mapping[str, str]) -> dict[str, Any]:
-    """Settings by name. Raises InvalidInput for a value that cannot be read."""
+    """Return settings by name. Raises InvalidInput for a value that cannot be read."""
     values: dict[str, Any] = {}
     for key, text in known.items():
         if key in PAIRS:
@@ -247,7 +251,7 @@ def _value(row: Setting, text: str) -> Any:
 
 
 def _pair(key: str, text: str) -> dict[str, int]:
-    """Width and height. 0x0 and -1x-1 say nothing."""
+    """Read width and height. 0x0 and -1x-1 say nothing."""
     sides = size_of(text)
     if sides is None:
         raise _unreadable(key, text, "two whole numbers, such as 512x768")
@@ -270,7 +274,7 @@ def holds_settings(text: str) -> bool:
 
 
 def read_settings(text: str) -> GenerationData:
-    """Single settings in the words of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
+    """Read single settings in the words of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
 
     Raises InvalidInput for a key that is not understood.
     """
@@ -286,7 +290,7 @@ def read_settings(text: str) -> GenerationData:
 
 
 def _fields_of_line(line: str) -> dict[str, str]:
-    """`key: value` pairs between commas. A line with a single key may have commas in its value, unquoted."""
+    """Read the `key: value` pairs of a line. If there is one key, its value may hold commas without quotation marks."""
     fields = fields_of(line)
     if len(fields) == 1:
         (key,) = fields
@@ -310,7 +314,7 @@ def _no_such_key(key: str, value: str) -> InvalidInput:
 def _controls(
     fields: Mapping[str, str], values: Values
 ) -> tuple[tuple[ControlSettings, ...], tuple[str, ...], tuple[str, ...]]:
-    """The ControlNets of a block, and what of them is a warning or a doubt."""
+    """Return the ControlNets of a block, and warnings and doubts about them."""
     units, warnings, doubts = [], list[str](), list[str]()
     size = (values["width"], values["height"]) if "width" in values else None
     for key in sorted(filter(CONTROL.fullmatch, fields)):
@@ -326,7 +330,7 @@ def _controls(
 
 
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
-    """`Size-1`, `Size-2` -> `Size: 512x512`; a size of 0x0 is none."""
+    """Join `Size-1` and `Size-2` to `Size: 512x512`. A size of 0x0 is dropped."""
     fields = {key: str(value).strip() for key, value in parsed.items()}
     for first in list(fields):
         key = first.removesuffix("-1")
@@ -339,7 +343,7 @@ def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
 
 
 def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below: Iterable[str]) -> dict[str, str]:
-    """What asks for something and is no setting here: fields, JSON, and fields in the lines below the parameters."""
+    """Return what asks for something and is no setting here: fields, JSON, and fields below the parameters."""
     said = dict(fields)
     for key, value in lifted.items():
         if key not in ("Hashes", *_RESOURCES):
@@ -355,7 +359,7 @@ def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below:
 
 
 def _below(line: str) -> dict[str, str]:
-    """Fields in a line below the parameters that ask for something: WebUI does not read them there."""
+    """Return the fields of a line below the parameters if they ask for something. WebUI does not read them there."""
     fields = fields_of(line)
     first = next(iter(fields), None)
     if first is None or not line.lstrip().startswith(f"{first}:") or asks_for_nothing(first, fields[first], {}):

@@ -98,7 +98,7 @@ def of_picture(
     index: int,
     embeddings: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """The infotext of picture `index` of a batch; `embeddings` are names and SHA-256 of those that it used."""
+    """Write the infotext of picture `index` of a batch. `embeddings` are names and SHA-256 of those that it used."""
     fields = {
         **_plain_fields(request),
         **_first_pass_fields(request, plan, index),
@@ -147,7 +147,7 @@ def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int
 
 
 def _where(holds: object, value: object) -> object:
-    """The value where a condition holds, else None, which is not written."""
+    """Return the value if a condition holds, else None, which is not written."""
     return value if holds else None
 
 
@@ -169,26 +169,26 @@ def _control_fields(request: GenerationRequest) -> dict[str, object]:
 
 
 def _loras(request: GenerationRequest) -> dict[str, str]:
-    """Names and SHA-256 of the LoRAs of both passes."""
+    """Return names and SHA-256 of the LoRAs of both passes."""
     prompts = request.prompt, request.hires.prompt if request.hires else ""
     tags = (tag for prompt in prompts for tag in lora_tags(prompt) if tag.name in request.extras.loras)
     return {tag.name: request.extras.loras[tag.name].tensors_sha256 for tag in tags}
 
 
 def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
-    """`name: digits, name: digits`."""
+    """Format hashes as `name: digits, name: digits`."""
     told = (f"{in_hashes(name)}: {sha256[:EXTRA_HASH_DIGITS]}" for name, sha256 in named)
     return ", ".join(told) or None
 
 
 def _strength(request: GenerationRequest) -> float | None:
-    """Of the first pass from a picture, else of the hires pass."""
+    """Return the strength of the first pass if it starts from a picture, else that of the hires pass."""
     part = request.image or request.hires
     return part.denoising_strength if part else None
 
 
 def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
-    """Keys of inpainting. WebUI does not tell a blur that differs across and down."""
+    """Return the keys of inpainting. WebUI does not write a blur that differs across and down."""
     if image is None or image.mask is None:
         return {}
     mask, (across, down) = image.mask, image.mask.blur
@@ -201,7 +201,7 @@ def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
 
 
 def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
-    """What is set by hand and changes a schedule of a pass; WebUI always tells Beta's parameters."""
+    """Return what is set by hand and changes a pass's schedule. WebUI always writes the parameters of Beta."""
     types = [_spacing(part) for part in passes]
     levels, beta = any(types), "Beta" in types
     curved = any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
@@ -216,7 +216,7 @@ def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict
 
 
 def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
-    """What acts on the passes of a request only if their samplers know it."""
+    """Return what has an effect only if the samplers of the passes know it."""
     passes = list(_passes(plan))
     of_sigmas = any(not part.sampler.timesteps for part in passes)
     skipped = request.skipped_guidance
@@ -233,14 +233,14 @@ def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str,
 
 
 def _added_noise(added: AddedNoise) -> Iterator[tuple[str, object]]:
-    """Keys and values of what a pass's sampler adds otherwise than it would by itself."""
+    """Yield the settings of added noise that differ from the sampler's own."""
     for attribute, row in rows(AddedNoise).items():
         if (value := getattr(added, attribute)) != row.default:
             yield row.key, value
 
 
 def _edits_otherwise(request: GenerationRequest, plan: HighresPlan) -> bool:
-    """Whether the old rules of prompt editing mean another picture than today's."""
+    """Return whether the old rules of prompt editing give another picture than today's."""
     if not request.old_editing:
         return False
     steps, hires = plan.first.calls_of(request.num_inference_steps), request.hires
@@ -276,7 +276,7 @@ AUTOMATIC_SPACING = "Uniform"
 
 
 def _discards(part: PassPlan) -> bool:
-    """Whether the request, and not the sampler, leaves out the last but one sigma."""
+    """Return whether the request, and not the sampler, leaves out the second to last sigma."""
     return part.schedule.discard_penultimate and not part.sampler.drops_penultimate
 
 
@@ -287,7 +287,7 @@ def _emphasizes(request: GenerationRequest) -> bool:
 
 
 def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
-    """Keys of the hires pass; what equals the first pass's is left out."""
+    """Return the keys of the hires pass, without those that equal the first pass's."""
     hires = request.hires
     if hires is None:
         return {}
@@ -307,7 +307,7 @@ def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, ob
 
 
 def _hires_schedule(request: GenerationRequest, plan: HighresPlan) -> str | None:
-    """The hires pass's schedule type, where it is another than the first pass's."""
+    """Return the hires pass's schedule type if it differs from the first pass's."""
     assert plan.hires is not None
     first, hires = _spacing(plan.first), _spacing(plan.hires)
     if plan.hires.sampler.timesteps:
