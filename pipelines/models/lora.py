@@ -5,7 +5,7 @@ file holds beside that is left out and told, as WebUI does.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,17 @@ from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_
 from pipelines.models.embeddings import BUNDLED
 
 _SPELLINGS = (
-    (re.compile(r"^base_model\.model\."), ""),
+    (re.compile(r"(?:^|(?<=\.))base_model\.model\."), ""),
     (re.compile(r"\.processor\."), "."),
     (re.compile(r"\.to_(q|k|v|out)_lora\."), r".to_\1.lora."),
     (re.compile(r"\.to_out\.lora"), ".to_out.0.lora"),
     (re.compile(r"\.lora(?:_linear_layer)?\.(up|down)\."), r".lora_\1."),
-    (re.compile(r"\.lora_A(?:\.default)?\."), ".lora_down."),
-    (re.compile(r"\.lora_B(?:\.default)?\."), ".lora_up."),
-    (re.compile(r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$"), ".magnitude"),
+    (re.compile(r"\.self_attn\.to_(q|k|v)\."), r".self_attn.\1_proj."),
+    (re.compile(r"\.self_attn\.to_out\.0\."), ".self_attn.out_proj."),
+    (re.compile(r"\.default\.weight$"), ".weight"),
+    (re.compile(r"\.lora_A\."), ".lora_down."),
+    (re.compile(r"\.lora_B\."), ".lora_up."),
+    (re.compile(r"\.lora_magnitude_vector(?:\.weight)?$"), ".magnitude"),
 )
 """Other programs' names -> Kohya's."""
 _NAME = re.compile(rf"(.+?)\.({PART})")
@@ -164,19 +167,7 @@ def _read(file: ExtraFile, layers: Mapping[str, _Layer]) -> LoraContent:
         raise ModelError(f"{path}: holds no tensors. Give a LoRA made for Stable Diffusion 1.x.")
     _check_family(path, tensors)
     check_plain(path, tensors)
-    found: dict[_Layer, dict[str, str]] = {}
-    left: list[str] = []
-    for name in tensors:
-        match = _NAME.fullmatch(_spelled(name))
-        layer = layers.get(match[1].replace(".", "_")) if match else None
-        if match and layer:
-            found.setdefault(layer, {})[match[2]] = name
-        elif not name.startswith(BUNDLED):
-            left.append(name)
-    for layer, names in list(found.items()):
-        if not _acts(layer, names):
-            left += found.pop(layer).values()
-        left += [names.pop(part) for part in [part for part in METHODS if part in names][1:]]  # one method counts
+    found, left = _sorted(tensors, layers)
     if not found and not any(name.startswith(BUNDLED) for name in tensors):
         raise ModelError(f"{path}: {_what_else(next(iter(tensors)), tensors)}")
     changes = {layer: {part: tensors[name] for part, name in names.items()} for layer, names in found.items()}
@@ -184,6 +175,24 @@ def _read(file: ExtraFile, layers: Mapping[str, _Layer]) -> LoraContent:
         _check_fits(path, layer, parts)
     check_finite(path, {name: tensors[name] for names in found.values() for name in names.values()})
     return LoraContent(changes, _told(file, left, len(tensors)))
+
+
+def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_Layer, dict[str, str]], list[str]]:
+    """Return the tensors' names by layer and part, and the names of those that are for nothing here."""
+    found: dict[_Layer, dict[str, str]] = {}
+    left: list[str] = []
+    for name in names:
+        match = _NAME.fullmatch(_spelled(name))
+        layer = layers.get(match[1].replace(".", "_")) if match else None
+        if match and layer:
+            found.setdefault(layer, {})[match[2]] = name
+        elif not name.startswith(BUNDLED):
+            left.append(name)
+    for layer, parts in list(found.items()):
+        if not _acts(layer, parts):
+            left += found.pop(layer).values()
+        left += [parts.pop(part) for part in [part for part in METHODS if part in parts][1:]]  # one method counts
+    return found, left
 
 
 def _acts(layer: _Layer, parts: Mapping[str, str]) -> bool:
