@@ -59,7 +59,9 @@ def held_out(count: int, seed: int) -> list[Asked]:
     return [asked_of(each) for each in found if not each.night][:count]
 
 
-DRAFT = GenerationRequest(prompt="", width=128, height=128, num_inference_steps=12, guidance_scale=5.0, hires=None)
+DRAFT = GenerationRequest(
+    prompt="", seed=0, width=128, height=128, num_inference_steps=12, guidance_scale=5.0, hires=None
+)
 
 
 def drawn(networks: Model, prompts: Sequence[str], like: GenerationRequest = DRAFT) -> Iterator[Pictures]:
