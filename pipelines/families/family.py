@@ -18,6 +18,9 @@ class TextTower:
     """Of its feed-forward layers, by transformers' name."""
     lora_prefixes: tuple[str, ...]
     """What the names of its layers begin with in LoRA files, dots written as underscores."""
+    openclip: bool = False
+    """Whether it is an OpenCLIP model. Single files have those in a layout of their own, with a last layer that nothing
+    uses; the layer that is used is fixed, whatever the clip skip; and what follows a text's end token is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,9 @@ class Family:
     noise: NoiseSchedule
     channels: tuple[int, ...]
     """Numbers of input channels that a UNet may have: 4 latents, and 5 more for inpainting."""
-    unet_heads: int
-    """Attention heads of every UNet layer; the count cannot be read from the tensors."""
+    unet_heads: int | None
+    """Attention heads of every UNet layer, which cannot be read from the tensors. None: each is 64 channels wide."""
     latent_scale: float
     """The VAE's latents are multiplied by this."""
+    probed: bool = False
+    """Whether a file that says nothing of its prediction is asked: the UNet's output tells noise from v."""

@@ -23,6 +23,8 @@ from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, unet_lay
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
+HEAD_CHANNELS = 64
+"""Of a family's UNet whose number of heads grows with its layers' width."""
 TOKENS = "embeddings.token_embedding.weight"
 
 
@@ -66,17 +68,20 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
     blocks = LAYERS + 1  # of a level: residual blocks, and what makes the picture smaller
     levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
+    widths = tuple(_shape(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
     attends = [f"{first}.1.norm.weight" in tensors for first in firsts]
     context = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     return {
         "in_channels": in_channels,
         "out_channels": 4,
-        "block_out_channels": tuple(_shape(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts),
+        "block_out_channels": widths,
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         "layers_per_block": LAYERS,
-        "attention_head_dim": family.unet_heads,  # diffusers' name for the number of heads in SD 1.x configs
+        # diffusers' name for the number of heads
+        "attention_head_dim": family.unet_heads or tuple(max(1, width // HEAD_CHANNELS) for width in widths),
         "cross_attention_dim": _shape(path, tensors, context, 2)[1],
+        "use_linear_projection": tensors[f"{UNET_PREFIX}input_blocks.1.1.proj_in.weight"].dim() == 2,
     }
 
 

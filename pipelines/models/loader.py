@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,11 +61,13 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     """Read the files and build the model. Raises ModelError, which names the file and the reason."""
     device = device or best_device()
     parts = _read(files, device)
+    vae = _vae(files, parts, device)
+    fit_any_size(parts.unet.eval())
+    if parts.family.probed and parts.declared.prediction is None:
+        parts = replace(parts, declared=replace(parts.declared, prediction=probe(parts.unet)))
     prediction, noise = parts.declared.apply(files.checkpoint, parts.family)
     if prediction != parts.family.prediction or noise != parts.family.noise:
         log.info("%s declares %s.", files.checkpoint.name, parts.declared.describe())
-    vae = _vae(files, parts, device)
-    fit_any_size(parts.unet)
     hashing = ThreadPoolExecutor(1)
     identified = hashing.submit(identify, files)
     hashing.shutdown(wait=False)
@@ -73,9 +75,9 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         family=parts.family,
         prediction=prediction,
         noise=noise,
-        unet=UNet(parts.unet.eval()),
+        unet=UNet(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale),
-        text=TextEncoder(parts.text.eval(), load_tokenizer(files.tokenizer), device.place),
+        text=TextEncoder(parts.text.eval(), parts.family.text, load_tokenizer(files.tokenizer), device.place),
         adapters=Adapters(parts.unet, parts.text, parts.family.text),
         controls=ControlNets(parts.unet.config, device),
         device=device,
@@ -149,6 +151,17 @@ def _from_folder(path: Path, device: Device) -> Parts:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
     declared = declared_in_scheduler(read_config(path / "scheduler" / "scheduler_config.json"))
     return Parts(family, declared, unet, vae, text)
+
+
+@torch.inference_mode()
+def probe(unet: UNet2DConditionModel) -> str:
+    """Return what a UNet predicts, by diffusers' name, which WebUI finds out so: given 0.5 everywhere at the last
+    timestep, a prediction of the noise gives about the same back, and one of v about its negative."""
+    weight = unet.conv_in.weight
+    x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, dtype=weight.dtype, device=weight.device)
+    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=weight.dtype, device=weight.device)
+    output = unet(x, 999, encoder_hidden_states=context, return_dict=False)[0]
+    return "v_prediction" if float((output.float() - 0.5).mean()) < -1 else "epsilon"
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:

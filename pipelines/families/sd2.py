@@ -1,0 +1,23 @@
+"""Stable Diffusion 2.0 and 2.1: OpenCLIP ViT-H as text encoder, linear projections, heads of 64 channels.
+
+Base models (512 px) predict noise, the others (768 px) v. Nothing in their single files says which.
+"""
+
+from dataclasses import replace
+
+from pipelines.families.family import TextTower
+from pipelines.families.sd1 import SD1
+
+SD2 = replace(
+    SD1,
+    name="Stable Diffusion 2.x",
+    text=TextTower(
+        prefix="cond_stage_model.model.",
+        folder="text_encoder",
+        activation="gelu",
+        lora_prefixes=SD1.text.lora_prefixes,
+        openclip=True,
+    ),
+    unet_heads=None,
+    probed=True,
+)
