@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing
-from pipelines.drawing.start import Start, extra_channels, start_from
+from pipelines.drawing.start import Start, extra_channels, image_vectors, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -135,13 +135,14 @@ def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
             hires_prompts = _hires_prompts(encoder, request, plan, plan.hires)
     with drawing.using(loras):
         start = start_from(drawing, init_latents)
-        stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas))
+        vectors = image_vectors(drawing)
+        stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas), vectors)
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
         start = Start((yield from _upscale(drawing, latents)))
         with drawing.using(hires_loras):
-            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None))
+            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None), vectors)
             latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)

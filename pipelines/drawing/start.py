@@ -72,6 +72,17 @@ def extra_channels(model: Model, part: PassPlan, canvas: Canvas | None) -> Tenso
     return torch.cat([small, kept[None]], dim=1)
 
 
+def image_vectors(drawing: Drawing) -> Tensor | None:
+    """Return what an unCLIP model draws by beside its prompt, (B, k): of the request's picture, or zeros without one.
+    None for other models."""
+    prompt, canvas, seeds = drawing.model.image_prompt, drawing.canvas, drawing.plan.seeds
+    if prompt is None:
+        return None
+    if canvas is None:
+        return torch.zeros(len(seeds), prompt.width, device=drawing.place)
+    return prompt.vectors(_pixels(canvas.picture), 0, seeds)
+
+
 def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:
     """Encode a picture to scaled latents (B, 4, h, w), resized if the picture has another size than the pass.
 

@@ -13,9 +13,9 @@ from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import PREDICTIONS, Prediction
 from pipelines.families.sd1 import SD1
-from pipelines.families.sd2 import SD2
+from pipelines.families.sd2 import DEPTH, SD2, UNCLIP
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP)}
 """What this container runs, by name."""
 
 

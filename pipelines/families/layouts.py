@@ -47,6 +47,14 @@ OPENCLIP_ENDS = (
     ("positional_embedding", "embeddings.position_embedding.weight"),
     ("ln_final", "final_layer_norm"),
 )
+IMAGE_TOWER_ENDS = (
+    ("class_embedding", "vision_model.embeddings.class_embedding"),
+    ("conv1", "vision_model.embeddings.patch_embedding"),
+    ("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    ("ln_pre", "vision_model.pre_layrnorm"),
+    ("ln_post", "vision_model.post_layernorm"),
+    ("proj", "visual_projection.weight"),
+)
 OPENCLIP_LAYER = (
     ("ln_1", "layer_norm1"),
     ("ln_2", "layer_norm2"),
@@ -145,14 +153,24 @@ def vae_layout(levels: int) -> Layout:
 
 def openclip_layout(layers: int) -> Layout:
     """Return the names of an OpenCLIP text model's first layers, as transformers has them in its CLIP model."""
-    places = [(f"transformer.resblocks.{layer}", f"encoder.layers.{layer}") for layer in range(layers)]
+    return _openclip(layers, OPENCLIP_ENDS, "")
+
+
+def image_tower_layout(layers: int) -> Layout:
+    """Return the names of an OpenCLIP image tower, as transformers has them in its CLIP model. OpenCLIP's `proj` is the
+    transpose of what it is called there."""
+    return _openclip(layers, IMAGE_TOWER_ENDS, "vision_model.")
+
+
+def _openclip(layers: int, ends: Iterable[Pair], prefix: str) -> Layout:
+    places = [(f"transformer.resblocks.{layer}", f"{prefix}encoder.layers.{layer}") for layer in range(layers)]
     inside = [(f"{ldm}.{a}", f"{theirs}.{b}") for ldm, theirs in places for a, b in OPENCLIP_LAYER]
     joined = {
         f"{ldm}.attn.in_proj_{kind}": tuple(f"{theirs}.self_attn.{part}_proj.{kind}" for part in "qkv")
         for ldm, theirs in places
         for kind in ("weight", "bias")
     }
-    return Layout((*OPENCLIP_ENDS, *inside), joined=joined)
+    return Layout((*ends, *inside), joined=joined)
 
 
 def _unet(attends: Sequence[bool]) -> Iterator[Pair]:

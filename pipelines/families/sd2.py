@@ -6,6 +6,7 @@ Base models (512 px) predict noise, the others (768 px) v. Nothing in their sing
 from dataclasses import replace
 
 from pipelines.families.family import TextTower
+from pipelines.families.prediction import VPrediction
 from pipelines.families.sd1 import SD1
 
 SD2 = replace(
@@ -21,3 +22,9 @@ SD2 = replace(
     unet_heads=None,
     probed=True,
 )
+
+UNCLIP = replace(SD2, name="Stable unCLIP", prediction=VPrediction(), channels=(4,), probed=False)
+"""Stable unCLIP 2.1: it is also told the CLIP embedding of a picture."""
+
+DEPTH = replace(SD2, name="Stable Diffusion 2.x depth", channels=(5,), probed=False)
+"""Its UNet sees a depth map beside the latents."""

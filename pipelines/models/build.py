@@ -4,6 +4,7 @@ Networks are built on the meta device and take the file's tensors as they are: n
 overwritten, and nothing is copied twice.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,24 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 
 from pipelines.ask.prompt import END, START
 from pipelines.errors import ModelError
 from pipelines.families.detection import check_channels
 from pipelines.families.family import Family, TextTower
-from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
+from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, image_tower_layout, unet_layout, vae_layout
+from pipelines.models.image_prompt import ImagePrompt, Spread
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
+IMAGE_PREFIX, AUGMENTOR_PREFIX = "embedder.model.visual.", "noise_augmentor."
+"""Of an unCLIP model's image tower, and of what it knows of its embeddings."""
+QUICK_WIDTH = 1024
+"""Of OpenAI's ViT-L/14, whose activation is another than OpenCLIP's."""
+IMAGE_HEAD_CHANNELS = {1280: 80}
+"""Of ViT-H/14."""
 HEAD_CHANNELS = 64
 """Of a family's UNet whose number of heads grows with its layers' width."""
 TOKENS = "embeddings.token_embedding.weight"
@@ -55,6 +63,42 @@ def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTow
     return fill(path, text, tensors, device)
 
 
+def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device) -> ImagePrompt | None:
+    """Return an unCLIP model's image tower of its LDM tensors; None for a model that has none. Raises ModelError."""
+    tower = {
+        name.removeprefix(IMAGE_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(IMAGE_PREFIX)
+    }
+    if not tower:
+        return None
+    config = image_tower_config(path, tower)
+    with built_of(path, "image tower", tower), torch.device("meta"):
+        network = CLIPVisionModelWithProjection(config)
+    embeddings = network.vision_model.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+    theirs = image_tower_layout(config.num_hidden_layers).tensors_to_diffusers(tower)
+    theirs["visual_projection.weight"] = theirs["visual_projection.weight"].T.contiguous()
+    width = config.projection_dim
+    mean = tensors.get(f"{AUGMENTOR_PREFIX}data_mean", torch.zeros(width)).flatten().float()
+    deviation = tensors.get(f"{AUGMENTOR_PREFIX}data_std", torch.ones(width)).flatten().float()
+    return ImagePrompt(fill(path, network, theirs, device).eval(), Spread(mean, deviation))
+
+
+def image_tower_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:
+    """Return the configuration of an image tower of OpenCLIP's tensors (`visual.*` without that prefix)."""
+    width, _, patch, _ = _shape(path, tensors, "conv1.weight", 4)
+    patches = _shape(path, tensors, "positional_embedding", 2)[0] - 1
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=_shape(path, tensors, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        projection_dim=_shape(path, tensors, "proj", 2)[1],
+        num_hidden_layers=_count(tensors, "transformer.resblocks."),
+        num_attention_heads=max(1, width // IMAGE_HEAD_CHANNELS.get(width, HEAD_CHANNELS)),
+        image_size=patch * math.isqrt(patches),
+        patch_size=patch,
+        hidden_act="quick_gelu" if width == QUICK_WIDTH else "gelu",
+    )
+
+
 def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:
     """Raise ModelError for a UNet (its configuration) that was made for another text encoder (its tensors)."""
     if unet["cross_attention_dim"] != _shape(path, text, TOKENS, 2)[1]:
@@ -70,6 +114,11 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
     widths = tuple(_shape(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
     attends = [f"{first}.1.norm.weight" in tensors for first in firsts]
+    label = f"{UNET_PREFIX}label_emb.0.0.weight"
+    class_embedding: dict[str, Any] = {}
+    if label in tensors:
+        width = _shape(path, tensors, label, 2)[1]
+        class_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     context = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     return {
         "in_channels": in_channels,
@@ -81,6 +130,7 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
         # diffusers' name for the number of heads
         "attention_head_dim": family.unet_heads or tuple(max(1, width // HEAD_CHANNELS) for width in widths),
         "cross_attention_dim": _shape(path, tensors, context, 2)[1],
+        **class_embedding,
         "use_linear_projection": tensors[f"{UNET_PREFIX}input_blocks.1.1.proj_in.weight"].dim() == 2,
     }
 

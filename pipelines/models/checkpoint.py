@@ -252,7 +252,8 @@ def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) 
     """Return the (UNet, VAE, text encoder) tensors of a single file; UNet's and VAE's keep their prefixes.
 
     Text tensors come by transformers' names without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged
-    checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file without a text encoder.
+    checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file without a
+    text encoder.
     """
     prefix = family.text.prefix
     unet = {name: value for name, value in tensors.items() if name.startswith(UNET_PREFIX)}

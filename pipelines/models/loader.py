@@ -24,7 +24,14 @@ from pipelines.families.detection import (
 )
 from pipelines.families.family import Family
 from pipelines.families.layouts import VAE_PREFIX
-from pipelines.models.build import build_text_encoder, build_unet, build_vae, check_widths, unet_config
+from pipelines.models.build import (
+    build_image_prompt,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    check_widths,
+    unet_config,
+)
 from pipelines.models.checkpoint import (
     family_of_file,
     map_tensors,
@@ -35,6 +42,7 @@ from pipelines.models.checkpoint import (
 )
 from pipelines.models.controlnets import ControlNets
 from pipelines.models.folders import from_subfolder, read_config
+from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
 from pipelines.models.text import TextEncoder, load_tokenizer
@@ -44,6 +52,8 @@ from pipelines.runtime.device import Device, best_device
 from pipelines.runtime.unet_call import UNet
 
 log = logging.getLogger(__name__)
+
+LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Parts:
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
     text: CLIPTextModel
+    image_prompt: ImagePrompt | None = None
 
 
 def load(files: ModelFiles, device: Device | None = None) -> Model:
@@ -63,7 +74,8 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     parts = _read(files, device)
     vae = _vae(files, parts, device)
     fit_any_size(parts.unet.eval())
-    if parts.family.probed and parts.declared.prediction is None:
+    plain = parts.unet.config.in_channels == LATENT_CHANNELS  # UNets for inpainting predict the noise
+    if parts.family.probed and plain and parts.declared.prediction is None:
         parts = replace(parts, declared=replace(parts.declared, prediction=probe(parts.unet)))
     prediction, noise = parts.declared.apply(files.checkpoint, parts.family)
     if prediction != parts.family.prediction or noise != parts.family.noise:
@@ -78,6 +90,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         unet=UNet(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale),
         text=TextEncoder(parts.text.eval(), parts.family.text, load_tokenizer(files.tokenizer), device.place),
+        image_prompt=parts.image_prompt,
         adapters=Adapters(parts.unet, parts.text, parts.family.text),
         controls=ControlNets(parts.unet.config, device),
         device=device,
@@ -138,6 +151,7 @@ def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
         build_unet(path, unet, family, device),
         build_vae(path, vae, device) if vae and own_vae else None,
         build_text_encoder(path, text, family.text, device),
+        build_image_prompt(path, tensors, device),
     )
 
 

@@ -13,6 +13,7 @@ from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
 from pipelines.models.controlnets import ControlNets
+from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters, LoraUse
 from pipelines.models.text import TextEncoder
 from pipelines.models.unet import set_freeu
@@ -34,6 +35,8 @@ class Model:
     unet: UNet
     vae: VAE
     text: TextEncoder
+    image_prompt: ImagePrompt | None
+    """An unCLIP model's second way to be told what to draw; None for others."""
     adapters: Adapters
     controls: ControlNets
     device: Device

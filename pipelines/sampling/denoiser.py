@@ -44,6 +44,9 @@ class Stage:
     prompts: Prompts
     channels: Tensor | None = None
     """What the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    vectors: Tensor | None = None
+    """What the prompt's rows have beside their tokens, (B, k), for a model that takes a vector; the negative prompt's
+    have zeros."""
     starts_at: float = 0.0
     """The share of the model's noise, from 0 to 1, that must be gone before this stage takes over."""
 
@@ -151,12 +154,17 @@ class GuidedDenoiser:
         if key != self._key:
             positive, negative = prompts.at(calls)
             together = positive.tokens.shape[1] == negative.tokens.shape[1]
-            batches = [Condition.cat([positive, negative])] if together else [positive, negative]
-            self._conditions = [
-                batch.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0)) for batch in batches
-            ]
+            repeated = [self._repeated(positive, self._stage.vectors, images)]
+            none = None if self._stage.vectors is None else torch.zeros_like(self._stage.vectors)
+            repeated.append(self._repeated(negative, none, images))
+            self._conditions = [Condition.cat(repeated)] if together else repeated
             self._key = key
         return self._conditions
+
+    def _repeated(self, condition: Condition, vectors: Tensor | None, images: int) -> Condition:
+        """Return every row of the condition for every image, in the UNet's number format, with the images' vectors."""
+        rows = condition.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0))
+        return rows if vectors is None else replace(rows, vector=vectors.to(self._dtype).repeat(len(condition), 1))
 
     def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
         """Return the UNet's output (B, 4, h, w) for every B rows of the condition, computing as many at once as fit.
