@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.__main__ import tensors_of
@@ -29,9 +29,10 @@ from pipelines.ask.networks import Extras, in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings, NoiseSettings
 from pipelines.drawing.phases import BASE, PassResult, Picture, render
+from pipelines.drawing.start import Given
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
-from pipelines.models.loader import load
+from pipelines.models.loader import load, sha256_of
 from pipelines.models.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,23 @@ def cases(folder: Path) -> dict[str, Json]:
     """Cases by name."""
     settings: dict[str, Json] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return settings
+
+
+def checkpoint_of(folder: Path, name: str, into: Path) -> Path:
+    """Return a checkpoint of the folder. One that is told by its differences to another is written to `into`."""
+    known: Json = json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))[name]
+    if "variant_of" not in known:
+        return folder / f"{name}.safetensors"
+    path = into / f"{name}.safetensors"
+    if not path.exists():
+        tensors = load_file(folder / known["variant_of"])
+        tensors = {each: tensor for each, tensor in tensors.items() if each not in known["remove"]}
+        for delta in known["deltas_in_order"]:
+            tensors |= load_file(folder / "variants" / delta)
+        save_file(tensors, path, metadata={"format": "pt"})
+    if sha256_of(path) != known["sha256"]:
+        raise ValueError(f"{path}: not the file that WebUI drew with")
+    return path
 
 
 def extras_of(folder: Path) -> Extras:
@@ -132,7 +150,7 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
         _compare_canvas(found, model, prepare(request.image, plan.final_size), expected)
-    for event in render(model, request, plan, init_latents=expected.get("0_img2img_init_latent")):
+    for event in render(model, request, plan, given=_given(expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -143,6 +161,14 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
             text = of_picture(request, plan, model.identity, event.index, embeddings)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
+
+
+def _given(expected: Mapping[str, Tensor], images: int) -> Given:
+    """What WebUI drew from no seed: the encoder's noise, and that over an unCLIP model's embedding."""
+    told = next((tensor for name, tensor in expected.items() if name.endswith("image_cond")), None)
+    if told is not None:
+        told = told[:images] if told.dim() == 2 else told[:1]  # the file has rows for the negative prompt, too
+    return Given(expected.get("0_img2img_init_latent"), told)
 
 
 @torch.inference_mode()
@@ -164,7 +190,7 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
             found.conditioning = max(found.conditioning, _apart(ours[:1], theirs[:1]))
         elif name.endswith("latent_mask"):
             found.masks.append(torch.equal(ours.cpu(), expected[name][0]))
-        elif kind == "blended":
+        elif kind == "blended" and name in expected:
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
             found.latents.append(_apart(ours, expected[name]))

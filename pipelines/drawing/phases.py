@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing
-from pipelines.drawing.start import Start, extra_channels, image_vectors, start_from
+from pipelines.drawing.start import Given, Start, extra_channels, first_stage, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -96,12 +96,12 @@ def render(
     *,
     show_phases: bool = False,
     upscaler: Upscaler | None = None,
-    init_latents: Tensor | None = None,
+    given: Given = Given(),
 ) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture are handed out too.
 
-    `upscaler` is the plan's, if it has weights of its own. `init_latents` (B or 1, 4, h, w) take the place of those
-    that the request's picture is encoded to.
+    `upscaler` is the plan's, if it has weights of its own. What is `given` takes the place of what the request's
+    picture is encoded to.
 
     Each finished picture comes as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded; the
     pictures before it have been handed out.
@@ -118,10 +118,10 @@ def render(
             show_phases=show_phases,
             watch=watch,
         )
-        yield from _phases(drawing, init_latents)
+        yield from _phases(drawing, given)
 
 
-def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
+def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
     loras = drawing.loras(request.prompt)
     hires_loras = drawing.loras((request.hires.prompt if request.hires else "") or request.prompt)
@@ -134,15 +134,14 @@ def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
             encoder = encoder if hires_loras == loras else _prompt_encoder(drawing)
             hires_prompts = _hires_prompts(encoder, request, plan, plan.hires)
     with drawing.using(loras):
-        start = start_from(drawing, init_latents)
-        vectors = image_vectors(drawing)
-        stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas), vectors)
+        start = start_from(drawing, given.latents)
+        stage = first_stage(drawing, prompts, given)
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
         start = Start((yield from _upscale(drawing, latents)))
         with drawing.using(hires_loras):
-            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None), vectors)
+            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None), stage.vectors)
             latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)

@@ -15,10 +15,23 @@ from pipelines.errors import InvalidInput
 from pipelines.images.masks import Canvas, latent_mask
 from pipelines.models.model import Model
 from pipelines.models.vae import VAE
-from pipelines.sampling.denoiser import LatentMask
+from pipelines.sampling.denoiser import LatentMask, Stage
+from pipelines.sampling.prompts import Prompts
 
+LATENT_CHANNELS = 4
 INPAINTING_CHANNELS = 9
 """A UNet for inpainting takes the latents, the mask, and the latents of the picture without what is masked."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tensors that take the place of what a request's picture is encoded to, which WebUI draws from no seed."""
+
+    latents: Tensor | None = None
+    """(B or 1, 4, h, w): where the first pass starts."""
+    condition: Tensor | None = None
+    """What the first pass's UNet is told of the picture: channels beside the latents (1, n, h, w), or an unCLIP model's
+    vectors (B or 1, k)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     if given is None:
         latents = _encoded(drawing.model.vae, canvas.picture, part, seeds)
     else:
-        latents = _checked(given, (len(seeds), *part.latent_shape)).to(drawing.place)
+        latents = _checked("init_latent", given, (len(seeds), *part.latent_shape)).to(drawing.place)
     if canvas.mask is None or settings.mask is None:
         return Start(latents)
     size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
@@ -53,6 +66,21 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     elif settings.mask.content == "latent nothing":
         latents = latents * (1 - drawn)
     return Start(latents, LatentMask(drawn, latents))
+
+
+def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
+    """Return the first pass's model with its prompts and what it is told of the request's picture.
+
+    Raises InvalidInput for a given condition of another shape.
+    """
+    model, part = drawing.model, drawing.plan.first
+    if given.condition is None:
+        return Stage(model, prompts, extra_channels(model, part, drawing.canvas), image_vectors(drawing))
+    condition = given.condition.float().to(drawing.place)
+    if model.image_prompt is not None:
+        return Stage(model, prompts, vectors=_checked("image_cond", condition, (len(drawing.plan.seeds), model.image_prompt.width)))
+    extra = model.unet.network.config.in_channels - LATENT_CHANNELS
+    return Stage(model, prompts, _checked("image_cond", condition, (1, extra, *part.latent_shape[1:])))
 
 
 def extra_channels(model: Model, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
@@ -102,9 +130,9 @@ def _pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255).permute(2, 0, 1)
 
 
-def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return latents for every image of the batch; a single one serves all."""
+def _checked(name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return tensors for every image of the batch; a single one serves all."""
     if given.shape not in (shape, (1, *shape[1:])) or not given.is_floating_point() or not given.isfinite().all():
-        rule = f"must be finite latents {shape} of this request"
-        raise InvalidInput("init_latent", tuple(given.shape), rule, "Keep those of a pass of the same size.")
+        rule = f"must be finite numbers {shape} of this request"
+        raise InvalidInput(name, tuple(given.shape), rule, "Keep those of a pass of the same size.")
     return given.float().expand(shape)
