@@ -270,7 +270,7 @@ class Predictor(BasePredictor):
             default=[],
         ),
         files: list[Path] = Input(
-            description="LoRAs, embeddings, ControlNets and upscalers of your own, called by their file names.",
+            description="LoRAs, embeddings, hypernetworks, ControlNets and upscalers, called by their file names.",
             default=[],
         ),
         generation_data: str = Input(

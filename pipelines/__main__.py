@@ -48,7 +48,8 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
-    extras = in_folders(options.lora_dir, options.embeddings_dir, options.controlnet_dir)
+    folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
+    extras = in_folders(*folders)
     found = obstacles(asked, model.identity, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
@@ -143,8 +144,13 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="an ESRGAN that blocks call by its file",
     )
-    folders = ("lora", "LoRAs"), ("embeddings", "textual inversion embeddings"), ("controlnet", "ControlNets")
-    for kind, name in folders:
+    folders = {
+        "lora": "LoRAs",
+        "embeddings": "textual inversion embeddings",
+        "controlnet": "ControlNets",
+        "hypernetworks": "hypernetworks",
+    }
+    for kind, name in folders.items():
         parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"where {name} are that blocks name")
     parser.add_argument(
         "--control",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
 
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 """Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
-OWN_FOLDERS = ("loras", "embeddings", "controlnets")
+OWN_FOLDERS = ("loras", "embeddings", "controlnets", "hypernetworks")
 """In the cache: what whoever runs the container has put there."""
 LINES_MAX = 32
 KIND_OF = {"loras": "adapter", "controls": "controlnet"}
@@ -111,7 +111,7 @@ class Library:
         here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
         uploads = sort_uploads(inputs.files, asked["file_names"])
         loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
-        extras = here | Extras(loras=loras, embeddings=uploads.embeddings)
+        extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
         extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
         upscalers = {name: file.path for name, file in uploads.upscalers.items()}
         return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))

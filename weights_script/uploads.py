@@ -1,4 +1,4 @@
-"""Files that a request brings -> LoRAs, embeddings, ControlNets and upscalers, told apart by their content."""
+"""Files that a request brings -> LoRAs, embeddings, hypernetworks, ControlNets and upscalers, told by their content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pipelines.ask.inputs import checked_files
 from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
 
-FIX = "Send a LoRA, an embedding, a ControlNet or an upscaler."
+FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet or an upscaler."
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
 NAMELESS = "file"
@@ -22,6 +22,7 @@ class Uploads:
     loras: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    hypernetworks: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     upscalers: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
 
 
@@ -54,11 +55,15 @@ def _own_name(file: ExtraFile) -> str:
 
 def _kind_of(file: ExtraFile) -> str:
     from pipelines.models.checkpoint import (  # here: they import torch, which is there when files are sent
+        content_of,
         kind_of,
         map_tensors,
     )
+    from pipelines.models.hypernetworks import is_hypernetwork
 
     with file.blamed():
+        if is_hypernetwork(content_of(file.path)):
+            return "hypernetworks"
         tensors = map_tensors(file.path)
     if not tensors:
         raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)

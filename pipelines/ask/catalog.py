@@ -30,28 +30,43 @@ class SamplerInfo:
     picture needs."""
     timesteps: bool = False
     """Walks integer timesteps (DDIM family) and has no sigma schedule."""
+    takes: tuple[str, ...] = ()
+    """Which of the request's settings of added noise (`AddedNoise`) it takes in WebUI, by attribute."""
+
+
+CHURN, SCALED_ETA = ("churn", "tmin", "tmax", "scale"), ("eta", "scale")
 
 
 SAMPLERS: dict[str, SamplerInfo] = {
     info.name: info
     for info in (
         SamplerInfo(name="DPM++ 2M", automatic="Karras"),
-        SamplerInfo(name="DPM++ SDE", automatic="Karras", second_order=True),
-        SamplerInfo(name="DPM++ 2M SDE", automatic="Exponential"),
-        SamplerInfo(name="DPM++ 2M SDE Heun", automatic="Exponential"),
-        SamplerInfo(name="DPM++ 2S a", automatic="Karras", second_order=True, draws=True),
-        SamplerInfo(name="DPM++ 3M SDE", automatic="Exponential", drops_penultimate=True),
-        SamplerInfo(name="Euler a", draws=True),
-        SamplerInfo(name="Euler"),
+        SamplerInfo(name="DPM++ SDE", automatic="Karras", second_order=True, takes=SCALED_ETA),
+        SamplerInfo(name="DPM++ 2M SDE", automatic="Exponential", takes=SCALED_ETA),
+        SamplerInfo(name="DPM++ 2M SDE Heun", automatic="Exponential", takes=SCALED_ETA),
+        SamplerInfo(name="DPM++ 2S a", automatic="Karras", second_order=True, draws=True, takes=SCALED_ETA),
+        SamplerInfo(name="DPM++ 3M SDE", automatic="Exponential", drops_penultimate=True, takes=SCALED_ETA),
+        SamplerInfo(name="Euler a", draws=True, takes=("eta",)),
+        SamplerInfo(name="Euler", takes=CHURN),
         SamplerInfo(name="LMS"),
-        SamplerInfo(name="Heun", second_order=True),
-        SamplerInfo(name="DPM2", automatic="Karras", second_order=True, drops_penultimate=True),
-        SamplerInfo(name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, draws=True),
-        SamplerInfo(name="DPM fast", draws=True, own_levels=True, steps_run=lambda n: n // 3 + 1 if n > 1 else 0),
-        SamplerInfo(name="DPM adaptive", draws=True, own_levels=True, steps_run=lambda n: None if n > 1 else 0),
+        SamplerInfo(name="Heun", second_order=True, takes=CHURN),
+        SamplerInfo(name="DPM2", automatic="Karras", second_order=True, drops_penultimate=True, takes=CHURN),
+        SamplerInfo(
+            name="DPM2 a", automatic="Karras", second_order=True, drops_penultimate=True, draws=True, takes=SCALED_ETA
+        ),
+        SamplerInfo(
+            name="DPM fast",
+            draws=True,
+            own_levels=True,
+            steps_run=lambda n: n // 3 + 1 if n > 1 else 0,
+            takes=SCALED_ETA,
+        ),
+        SamplerInfo(
+            name="DPM adaptive", draws=True, own_levels=True, steps_run=lambda n: None if n > 1 else 0, takes=("eta",)
+        ),
         SamplerInfo(name="Restart", automatic="Karras", second_order=True, draws=True),
-        SamplerInfo(name="DDIM", timesteps=True, steps_run=lambda n: n - 1),
-        SamplerInfo(name="DDIM CFG++", timesteps=True, steps_run=lambda n: n - 1),
+        SamplerInfo(name="DDIM", timesteps=True, steps_run=lambda n: n - 1, takes=("eta_ddim",)),
+        SamplerInfo(name="DDIM CFG++", timesteps=True, steps_run=lambda n: n - 1, takes=("eta_ddim",)),
         SamplerInfo(name="PLMS", timesteps=True, steps_run=lambda n: n - 1),
         SamplerInfo(name="UniPC", timesteps=True),
         SamplerInfo(name="LCM", model_levels=50, draws=True),
@@ -90,6 +105,9 @@ NETWORK_UPSCALERS: tuple[str, ...] = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B")
 UPSCALERS: tuple[str, ...] = LATENT_UPSCALERS + PIXEL_UPSCALERS + NETWORK_UPSCALERS
 
 NOISE_SOURCES: tuple[str, ...] = ("NV", "CPU", "GPU")
+ZERO_TERMINAL_SNR = "Zero Terminal SNR"
+NOISE_SCHEDULES: tuple[str, ...] = ("Default", ZERO_TERMINAL_SNR)
+"""What becomes of the noise levels that a model was trained with, by WebUI's names."""
 
 RESIZE_MODES: tuple[str, ...] = ("stretch", "crop", "fill", "latent")
 """How an input picture comes to the size that is drawn, in WebUI's order: stretched; covering it and cropped; inside

@@ -29,6 +29,8 @@ class ModelIdentity:
     sha256: str
     vae_name: str = ""
     vae_sha256: str = ""
+    inpainting: bool = False
+    """The checkpoint was made for inpainting."""
     folder: bool = False
     """The checkpoint is a diffusers folder: its hash is its UNet's and cannot be compared with a single file's."""
     vae_folder: bool = False

@@ -14,8 +14,12 @@ from pipelines.errors import InvalidInput, ModelError, shown_name
 from pipelines.files.headers import read_header
 
 LORA_KINDS = ("lora", "lyco")
+HYPERNETWORK_KIND = "hypernet"
+NETWORK_KINDS = (*LORA_KINDS, HYPERNETWORK_KIND)
+"""Of the tags that are applied here."""
 LORA_SUFFIXES = CONTROL_SUFFIXES = (".safetensors",)
 EMBEDDING_SUFFIXES = (".safetensors", ".pt")
+HYPERNETWORK_SUFFIXES = (".pt",)
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
@@ -112,11 +116,12 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs, embeddings and ControlNets that are here, by name."""
+    """The LoRAs, embeddings, ControlNets and hypernetworks that are here, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    hypernetworks: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
 
     def __or__(self, other: "Extras") -> "Extras":
         """Both; where names are equal, the other's."""
@@ -124,13 +129,16 @@ class Extras:
             loras={**self.loras, **other.loras},
             embeddings={**self.embeddings, **other.embeddings},
             controls={**self.controls, **other.controls},
+            hypernetworks={**self.hypernetworks, **other.hypernetworks},
         )
 
 
 NO_EXTRAS = Extras()
 
 
-def in_folders(loras: Path | None, embeddings: Path | None, controls: Path | None = None) -> Extras:
+def in_folders(
+    loras: Path | None, embeddings: Path | None, controls: Path | None = None, hypernetworks: Path | None = None
+) -> Extras:
     """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
@@ -138,6 +146,7 @@ def in_folders(loras: Path | None, embeddings: Path | None, controls: Path | Non
         loras=trained | found,
         embeddings=_files(embeddings, EMBEDDING_SUFFIXES),
         controls=_files(controls, CONTROL_SUFFIXES),
+        hypernetworks=_files(hypernetworks, HYPERNETWORK_SUFFIXES),
     )
 
 
@@ -198,20 +207,62 @@ def _multiplier(text: str) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class HypernetworkTag:
+    """`<hypernet:name:multiplier>`, whose multiplier is 1 unless it is said."""
+
+    name: str
+    multiplier: float = 1.0
+
+    def __str__(self) -> str:
+        return f"<{HYPERNETWORK_KIND}:{self.name}:{self.multiplier:g}>"
+
+
+def hypernetwork_tags(prompt: str, field: str = "prompt") -> list[HypernetworkTag]:
+    """The hypernetworks that a prompt asks for. Raises InvalidInput for a multiplier that is none."""
+    tags = []
+    for tag in cut_networks(prompt)[1]:
+        if tag.kind == HYPERNETWORK_KIND:
+            try:
+                tags.append(HypernetworkTag(tag.args[0], _multiplier((*tag.args, "1")[1] or "1")))
+            except ValueError:
+                shown = f"<{tag.kind}:{':'.join(tag.args)}>"
+                rule = f"the multiplier must be a number from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}"
+                raise InvalidInput(field, shown, rule, f"Write <{HYPERNETWORK_KIND}:name:0.8>.") from None
+    if len(tags) > LORAS_MAX:
+        rule = f"at most {LORAS_MAX} hypernetworks in a prompt, this has {len(tags)}"
+        raise InvalidInput(field, prompt, rule, "Leave some.")
+    return tags
+
+
+def missing_hypernetworks(prompt: str, extras: Extras, field: str = "prompt") -> list[HypernetworkTag]:
+    """The prompt's tags of hypernetworks that are not here; with a multiplier of 0 nothing is asked for."""
+    tags = hypernetwork_tags(prompt, field)
+    return [tag for tag in tags if tag.multiplier and tag.name not in extras.hypernetworks]
+
+
 def missing_loras(prompt: str, extras: Extras, field: str = "prompt") -> list[LoraTag]:
     """The prompt's tags of LoRAs that are not here; with multipliers of 0 nothing is asked for."""
     return [tag for tag in lora_tags(prompt, field) if tag.acts and tag.name not in extras.loras]
 
 
 def without_missing(prompt: str, extras: Extras) -> str:
-    """The prompt without its tags of LoRAs that are not here."""
-    names = "|".join(re.escape(tag.name) for tag in missing_loras(prompt, extras))
-    return re.sub(rf"<(?:{'|'.join(LORA_KINDS)}):(?:{names})(?::[^>]*)?>", "", prompt) if names else prompt
+    """The prompt without its tags of LoRAs and hypernetworks that are not here."""
+    loras = [tag.name for tag in missing_loras(prompt, extras)]
+    hypernetworks = [tag.name for tag in missing_hypernetworks(prompt, extras)]
+    for kinds, missing in ((LORA_KINDS, loras), ((HYPERNETWORK_KIND,), hypernetworks)):
+        names = "|".join(map(re.escape, missing))
+        prompt = re.sub(rf"<(?:{'|'.join(kinds)}):(?:{names})(?::[^>]*)?>", "", prompt) if names else prompt
+    return prompt
 
 
 def check_present(field: str, prompt: str, extras: Extras) -> None:
-    """Raise InvalidInput for a LoRA that is not here: the picture would be another one."""
+    """Raise InvalidInput for a LoRA or hypernetwork that is not here: the picture would be another one."""
     for tag in missing_loras(prompt, extras, field):
         here = ", ".join(sorted(extras.loras)[:20]) or "none"
         fix = "Bring it in loras or files (--lora-dir), or take the tag out."
         raise InvalidInput(field, str(tag), f"no LoRA of this name is here; here are: {here}", fix)
+    for hypernetwork in missing_hypernetworks(prompt, extras, field):
+        here = ", ".join(sorted(extras.hypernetworks)[:20]) or "none"
+        fix = "Send it in files (--hypernetworks-dir), or take the tag out."
+        raise InvalidInput(field, str(hypernetwork), f"no hypernetwork of this name is here; here are: {here}", fix)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, SAMPLERS, SamplerInfo
-from pipelines.ask.networks import LORA_KINDS
+from pipelines.ask.networks import NETWORK_KINDS
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    AddedNoise,
     ControlSettings,
     GenerationRequest,
     HiresSettings,
@@ -37,6 +38,8 @@ class PassPlan:
     first_step: int
     """Where in the schedule this pass starts."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    added_noise: AddedNoise = field(default_factory=AddedNoise)
+    """The request's, as far as the sampler takes it."""
     refines: bool
     """Starts from latents with noise over them, not from noise alone."""
 
@@ -44,6 +47,20 @@ class PassPlan:
     def asked(self) -> int:
         """Steps asked for, of the part of the schedule that this pass walks."""
         return self.schedule_steps - self.first_step
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls that guidance counts for the steps asked for."""
+        return self.calls_of(self.asked)
+
+    def calls_of(self, steps: int) -> int:
+        """Denoiser calls that prompt editing counts for so many steps."""
+        return steps * 2 if self.sampler.second_order else steps
+
+    @property
+    def draws(self) -> bool:
+        """Whether the sampler draws noise as it goes, so that ENSD makes another picture."""
+        return self.sampler.draws or bool(self.added_noise.churn or self.added_noise.eta_ddim)
 
     @property
     def spacing(self) -> str:
@@ -138,14 +155,17 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
     noise = request.noise
     count = range(request.num_outputs)
     varied = noise.variation_strength > 0  # then all images keep the seed and the variation seed counts up
+    schedule_steps, first_step = _first_pass_steps(request)
+    sampler = SAMPLERS[request.sampler]
     first = PassPlan(
         width=request.width // LATENT_PIXELS * LATENT_PIXELS,
         height=request.height // LATENT_PIXELS * LATENT_PIXELS,
-        sampler=SAMPLERS[request.sampler],
+        sampler=sampler,
         schedule_type=request.schedule_type,
-        schedule_steps=request.num_inference_steps,
-        first_step=_first_step(request),
+        schedule_steps=schedule_steps,
+        first_step=first_step,
         schedule=request.schedule,
+        added_noise=_taken(request.added_noise, sampler),
         refines=request.image is not None,
     )
     if request.image and first.asked < first.schedule_steps:
@@ -178,10 +198,28 @@ def _check_pictured(request: GenerationRequest, parts: Iterable[PassPlan]) -> No
             check_croppable("control_images", control.picture.size, size, fix)
 
 
-def _first_step(request: GenerationRequest) -> int:
-    """Where the first pass enters its schedule. From a picture WebUI runs one step more than the strength's share."""
-    steps = request.num_inference_steps
-    return steps - int(min(request.image.denoising_strength, 0.999) * steps) - 1 if request.image else 0
+def _taken(added: AddedNoise, sampler: SamplerInfo) -> AddedNoise:
+    """What of these settings the sampler takes; the others are at their defaults."""
+    return AddedNoise(**{name: getattr(added, name) for name in sampler.takes})
+
+
+def _first_pass_steps(request: GenerationRequest) -> tuple[int, int]:
+    """Steps of the first pass's whole schedule, and where in it the pass begins.
+
+    From a picture WebUI runs one step more than the strength's share, unless all steps are to be run.
+    """
+    steps, image = request.num_inference_steps, request.image
+    if image is None:
+        return steps, 0
+    if image.exact_steps:
+        return _exactly(steps, image.denoising_strength)
+    return steps, steps - int(min(image.denoising_strength, 0.999) * steps) - 1
+
+
+def _exactly(steps: int, strength: float) -> tuple[int, int]:
+    """The same for exactly so many steps: the schedule is so long that its part below the strength has that many."""
+    schedule_steps = int(steps / min(strength, 0.999))
+    return schedule_steps, schedule_steps - steps
 
 
 def _check_runs(field: str, value: float, part: PassPlan) -> None:
@@ -204,8 +242,9 @@ def _size_notes(request: GenerationRequest) -> Iterator[str]:
 
 def _network_notes(request: GenerationRequest) -> Iterator[str]:
     for tag in cut_networks(request.prompt)[1]:
-        if tag.kind not in LORA_KINDS:
-            yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: only LoRAs are applied."
+        if tag.kind not in NETWORK_KINDS:
+            known = "only LoRAs and hypernetworks are applied"
+            yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: {known}."
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
@@ -219,17 +258,19 @@ def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
 
 
 def _hires_pass(request: GenerationRequest, hires: HiresSettings, upscale: UpscalePlan) -> PassPlan:
-    """Exactly the steps asked for: the schedule is made so long that its part below the strength has that many."""
+    """The second pass, which runs exactly the steps asked for."""
     steps = hires.steps or request.num_inference_steps
-    schedule_steps = int(steps / min(hires.denoising_strength, 0.999))
+    schedule_steps, first_step = _exactly(steps, hires.denoising_strength)
+    sampler = SAMPLERS[request.sampler if hires.sampler == SAME_SAMPLER else hires.sampler]
     return PassPlan(
         width=(upscale.width // LATENT_PIXELS - upscale.crop[0]) * LATENT_PIXELS,
         height=(upscale.height // LATENT_PIXELS - upscale.crop[1]) * LATENT_PIXELS,
-        sampler=SAMPLERS[request.sampler if hires.sampler == SAME_SAMPLER else hires.sampler],
+        sampler=sampler,
         schedule_type=request.schedule_type if hires.schedule_type == SAME_SCHEDULE else hires.schedule_type,
         schedule_steps=schedule_steps,
-        first_step=schedule_steps - steps,
+        first_step=first_step,
         schedule=request.schedule,
+        added_noise=_taken(request.added_noise, sampler),
         refines=True,
     )
 

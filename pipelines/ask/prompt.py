@@ -91,16 +91,22 @@ class _Bracket:
 class _Clock:
     """Turns the numbers of one pass into steps, and keeps the steps at which the text changes."""
 
-    def __init__(self, steps: int, hires_steps: int | None) -> None:
+    def __init__(self, steps: int, hires_steps: int | None, old: bool) -> None:
+        self.old = old
+        hires_steps = None if old else hires_steps
         self.steps = steps if hires_steps is None else hires_steps
         # The hires pass continues the count: its first step is 1.0 as a fraction, and first-pass steps + 1 as a count.
         self.passed_fraction, self.passed_steps = (0.0, 0) if hires_steps is None else (1.0, steps)
         self.ends = {self.steps}
 
     def edit_end(self, number: str) -> int:
-        """The last step of an edit's first text. "." makes the number a fraction of the steps."""
+        """The last step of an edit's first text. "." makes the number a fraction of the steps.
+
+        Before WebUI 1.6 every number below 1 was a fraction, and no other one.
+        """
         value = float(number)
-        value = (value - self.passed_fraction) * self.steps if "." in number else value - self.passed_steps
+        fraction = value < 1 if self.old else "." in number
+        value = (value - self.passed_fraction) * self.steps if fraction else value - self.passed_steps
         end = int(max(0, min(self.steps, value)))
         self.ends.update({end} - {0})
         return end
@@ -109,18 +115,19 @@ class _Clock:
         self.ends.update(range(1, self.steps + 1))
 
 
-def schedule(text: str, steps: int, hires_steps: int | None = None) -> list[tuple[int, str]]:
+def schedule(text: str, steps: int, hires_steps: int | None = None, *, old: bool = False) -> list[tuple[int, str]]:
     """Spread prompt editing and alternation over one pass: `(last step, text)` entries in ascending order.
 
     `steps` counts denoiser calls: the steps of the first pass, twice that for second-order samplers. With
     `hires_steps` (counted alike) the entries are those of the hires pass, where a fraction N means
-    (N - 1) * hires_steps and a count N means N - steps. The last entry ends at the last step of the pass.
+    (N - 1) * hires_steps and a count N means N - steps. The last entry ends at the last step of the pass. `old` is how
+    WebUI did it before 1.6: a number below 1 is a fraction, and the hires pass has the first pass's entries.
 
     A bracket that is no edit, alternation or emphasis is plain text, and a "|" or "\\" that fits nowhere makes the
     whole text plain: that is where WebUI's grammar has no parse. Entries whose texts are equal are kept, because the
     emphasis of conditioning is normalised over all of them.
     """
-    clock = _Clock(steps, hires_steps)
+    clock = _Clock(steps, hires_steps, old)
     nodes = _parse(text, clock)
     if nodes is None:
         return [(clock.steps, text)]

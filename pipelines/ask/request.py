@@ -16,6 +16,7 @@ from pipelines.ask.catalog import (
     INPAINT_AREAS,
     MASKED_CONTENTS,
     NO_PREPROCESSOR,
+    NOISE_SCHEDULES,
     NOISE_SOURCES,
     ONLY_MASKED,
     PREPROCESSORS,
@@ -85,6 +86,7 @@ BLUR = Whole(0, 64)
 EIGHTS = "Use a multiple of 8; others are rounded down to one."
 BY_SCALE = "0 leaves it to hires_scale, or to the other side and the aspect ratio."
 BY_MODEL = "0 leaves it to the model or the schedule type."
+NO_SEED_RESIZE = "0 turns seed resize off."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,25 @@ class NoiseSettings(Checked):
         hint="0 turns variations off.",
         about="How far to go from the seed's picture to the variation seed's. 0 is off.",
     )
+    resize_width: int = setting(
+        "seed_resize_width",
+        Whole(0, SIDE_MAX),
+        0,
+        hint=NO_SEED_RESIZE,
+        about="Width of the picture whose noise lies in the middle of this one's.",
+    )
+    resize_height: int = setting(
+        "seed_resize_height",
+        Whole(0, SIDE_MAX),
+        0,
+        hint=NO_SEED_RESIZE,
+        about="Height of that picture. With one side alone nothing is resized.",
+    )
+
+    @property
+    def resized_from(self) -> tuple[int, int] | None:
+        """(width, height) in pixels of the picture whose noise lies in the middle; None without seed resize."""
+        return (self.resize_width, self.resize_height) if self.resize_width and self.resize_height else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +171,101 @@ class ScheduleSettings(Checked):
         key="Discard penultimate sigma",
         about="Compute one noise level more and leave out the last but one.",
     )
+    kind: str = setting(
+        "noise_schedule",
+        Choice(NOISE_SCHEDULES),
+        NOISE_SCHEDULES[0],
+        key="Noise Schedule",
+        about="Zero Terminal SNR rescales the model's noise levels to end in pure noise.",
+    )
+    downcast: bool = setting(
+        "downcast_alphas",
+        Flag(),
+        False,
+        key="Downcast alphas_cumprod",
+        about="Round the model's noise levels to half precision, as WebUI did before 1.8.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma_max and self.sigma_min >= self.sigma_max:
             rule = f"must be less than schedule_sigma_max={self.sigma_max}"
             raise InvalidInput("schedule_sigma_min", self.sigma_min, rule, "0 leaves both to the model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedNoise(Checked):
+    """How much noise a sampler adds on its way, by WebUI's options. Each sampler takes some of them (`catalog`)."""
+
+    eta: float = setting(
+        "eta",
+        SHARE,
+        1,
+        key="Eta",
+        hint="1 is usual, 0 adds none.",
+        about="How much of their noise ancestral and SDE samplers add.",
+    )
+    eta_ddim: float = setting(
+        "eta_ddim", SHARE, 0, key="Eta DDIM", hint="0 is usual.", about="How much noise DDIM and DDIM CFG++ add."
+    )
+    churn: float = setting(
+        "sigma_churn",
+        Number(0, 100),
+        0,
+        key="Sigma churn",
+        hint="0 is usual.",
+        about="How much noise Euler, Heun and DPM2 add before their steps, over all of them.",
+    )
+    tmin: float = setting(
+        "sigma_tmin", LEVEL, 0, key="Sigma tmin", hint="0 is usual.", about="The lowest noise level at which they do."
+    )
+    tmax: float = setting(
+        "sigma_tmax",
+        LEVEL,
+        0,
+        key="Sigma tmax",
+        hint="0 sets no limit.",
+        about="The highest noise level at which they do. 0 sets no limit.",
+    )
+    scale: float = setting(
+        "sigma_noise",
+        Number(0, 2),
+        1,
+        key="Sigma noise",
+        hint="1 is usual.",
+        about="A factor of the noise that samplers add. Euler a, DPM adaptive, Restart, LCM and DDIM ignore it.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tmax and self.tmin > self.tmax:
+            rule = f"must not be more than sigma_tmax={self.tmax}"
+            raise InvalidInput("sigma_tmin", self.tmin, rule, "0 sets no limit for either.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedGuidance(Checked):
+    """When the negative prompt is left out, and with it guidance."""
+
+    early: float = setting(
+        "skip_early_cfg",
+        SHARE,
+        0,
+        key="Skip Early CFG",
+        hint="0 turns it off, 0.1 to 0.3 is usual.",
+        about="Leave the negative prompt out of this share of a pass's first steps.",
+    )
+    minimum_sigma: float = setting(
+        "ngms",
+        LEVEL,
+        0,
+        key="NGMS",
+        hint="0 turns it off, 1 to 4 is usual.",
+        about="Leave the negative prompt out of every other step below this noise level.",
+    )
+    all_steps: bool = setting(
+        "ngms_all_steps", Flag(), False, key="NGMS all steps", about="With NGMS, leave it out of all steps below it."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,6 +503,22 @@ class ImageSettings(Checked):
         written=False,
         about="How an image of another size is brought to the size that is drawn.",
     )
+    noise_multiplier: float = setting(
+        "noise_multiplier",
+        Number(0, 1.5),
+        1,
+        key="Noise multiplier",
+        hint="1 is usual.",
+        about="A factor of the noise that is laid over the image.",
+    )
+    exact_steps: bool = setting(
+        "exact_steps",
+        Flag(),
+        False,
+        key="Exact steps",
+        about="Run all steps over the image, instead of the share of them that the denoising strength says: WebUI's "
+        "option img2img_fix_steps, which infotexts do not tell.",
+    )
     mask: MaskSettings | None = None
     outpaint: tuple[int, ...] = setting(
         "outpaint",
@@ -407,6 +533,9 @@ class ImageSettings(Checked):
         super().__post_init__()
         if any(self.outpaint) and self.mask is None:
             object.__setattr__(self, "mask", MaskSettings())
+        if self.exact_steps and self.denoising_strength < STRENGTH_MIN:
+            rule = f"must be at least {STRENGTH_MIN} with exact steps, whose schedule would be endless"
+            raise InvalidInput("denoising_strength", self.denoising_strength, rule, "Use more, or Exact steps: False.")
         mask = self.mask.picture if self.mask else None
         if mask is not None and mask.size != self.picture.size:
             rule = "must have the size of image, {} x {}".format(*self.picture.size)
@@ -555,6 +684,51 @@ class GenerationRequest(Checked):
         key="Pad conds",
         about="Pad the shorter of the two prompts with empty chunks, as WebUI's option of that name.",
     )
+    old_editing: bool = setting(
+        "old_prompt_editing",
+        Flag(),
+        False,
+        key="Old prompt editing timelines",
+        about="Read prompt editing such as [a:b:N] as WebUI did before 1.6: an N below 1 is a share of the steps, and "
+        "the hires pass begins from the start.",
+    )
+    tiling: bool = setting(
+        "tiling", Flag(), False, key="Tiling", about="Draw a picture whose opposite edges fit, for patterns."
+    )
+    sgm_noise: bool = setting(
+        "sgm_noise_multiplier",
+        Flag(),
+        False,
+        key="SGM noise multiplier",
+        about="Start from a little more noise, as Stability AI's generative-models does. Only without an image.",
+    )
+    extra_noise: float = setting(
+        "extra_noise",
+        SHARE,
+        0,
+        key="Extra noise",
+        hint="0 turns it off; it should be less than the denoising strength.",
+        about="More noise over what an image or the highres fix starts from, for more detail.",
+    )
+    mask_weight: float = setting(
+        "conditional_mask_weight",
+        SHARE,
+        1.0,
+        key="Conditional mask weight",
+        written=False,
+        hint="1 is usual.",
+        about="How much of what is masked an inpainting checkpoint does not see. At 0 it sees the whole image.",
+    )
+    image_noise_level: int = setting(
+        "image_noise_level",
+        Whole(0, 999),
+        0,
+        key="Image noise level",
+        hint="0 is usual.",
+        about="Noise over what a Stable unCLIP checkpoint knows of the image: more makes variations freer.",
+    )
+    added_noise: AddedNoise = field(default_factory=AddedNoise)
+    skipped_guidance: SkippedGuidance = field(default_factory=SkippedGuidance)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     image: ImageSettings | None = None
@@ -582,7 +756,8 @@ class GenerationRequest(Checked):
     def values(self) -> dict[str, Any]:
         """All settings of this request by name."""
         mask = self.image.mask if self.image else None
-        groups = (self, self.noise, self.schedule, self.image, mask, self.hires)
+        own = self.noise, self.schedule, self.added_noise, self.skipped_guidance
+        groups = (self, *own, self.image, mask, self.hires)
         return {name: value for group in groups if group for name, value in values_of(group).items()}
 
     def _check_control(self, control: ControlSettings) -> None:
@@ -612,6 +787,15 @@ def _check_parts(name: str, text: str) -> None:
         raise InvalidInput(name, text, f"at most {AND_PARTS_MAX} parts joined by AND", "Write most of them as tags.")
 
 
-GROUPS = (GenerationRequest, NoiseSettings, ScheduleSettings, ImageSettings, MaskSettings, HiresSettings)
+GROUPS = (
+    GenerationRequest,
+    NoiseSettings,
+    ScheduleSettings,
+    AddedNoise,
+    SkippedGuidance,
+    ImageSettings,
+    MaskSettings,
+    HiresSettings,
+)
 SETTINGS: dict[str, Setting] = {row.name: row for group in GROUPS for row in rows(group).values()}
 """Every setting of a request by its name."""

@@ -45,7 +45,11 @@ ROWS: dict[str, Setting] = SETTINGS | {row.name: row for row in rows(Handling).v
 """Every setting by its name."""
 BY_KEY: dict[str, Setting] = {row.key: row for row in ROWS.values() if row.key}
 """Every setting that generation data can hold by itself, by the key it has there."""
-PAIRS = {"Size": ("width", "height"), "Hires resize": ("hires_width", "hires_height")}
+PAIRS = {
+    "Size": ("width", "height"),
+    "Hires resize": ("hires_width", "hires_height"),
+    "Seed resize from": ("seed_resize_width", "seed_resize_height"),
+}
 """Keys of generation data that hold two settings."""
 KEY_OF: dict[str, str] = {row.name: row.key for row in BY_KEY.values()} | {
     name: f"{key}, {side}"

@@ -1,22 +1,30 @@
 """One prediction: what its phases share."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from pipelines.ask.networks import lora_tags
+from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest
 from pipelines.images.masks import Canvas
 from pipelines.images.reading import Pixels
+from pipelines.models.hypernetworks import HypernetworkUse
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.runtime.device import Stopwatch
 from pipelines.sampling.control import Controls, controls_of, in_hires
 from pipelines.sampling.noise import Noise
 from pipelines.upscalers.interpolation import Upscaler
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassNetworks:
+    """What a pass's prompt asks for beside the model."""
+
+    loras: tuple[LoraUse, ...]
+    hypernetworks: tuple[HypernetworkUse, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +47,20 @@ class Drawing:
         """Where the networks are."""
         return self.model.device.place
 
-    def using(self, loras: Sequence[LoraUse]) -> AbstractContextManager[None]:
-        """Inside, the model has what a pass with these LoRAs asks for."""
+    def using(self, networks: PassNetworks) -> AbstractContextManager[None]:
+        """Inside, the model has what a pass with these networks asks for."""
         extras = self.request.extras
         controls = [extras.controls[control.model] for control in self.request.controls]
-        return self.model.using(loras, controls, self.request.freeu)
+        return self.model.using(networks.loras, controls, self.request.freeu, networks.hypernetworks)
 
-    def loras(self, prompt: str) -> list[LoraUse]:
-        """Return the LoRAs that a prompt's tags ask for."""
-        files = self.request.extras.loras
-        return [LoraUse(files[tag.name], tag) for tag in lora_tags(prompt) if tag.name in files]
+    def networks(self, prompt: str) -> PassNetworks:
+        """Return the networks that a prompt's tags ask for."""
+        loras, hypernetworks = self.request.extras.loras, self.request.extras.hypernetworks
+        changing = [tag for tag in hypernetwork_tags(prompt) if tag.name in hypernetworks and tag.multiplier]
+        return PassNetworks(
+            loras=tuple(LoraUse(loras[tag.name], tag) for tag in lora_tags(prompt) if tag.name in loras),
+            hypernetworks=tuple(HypernetworkUse(hypernetworks[tag.name], tag.multiplier) for tag in changing),
+        )
 
     def controls(self, part: PassPlan) -> Controls | None:
         """Return the request's ControlNets as they act in a pass, with maps of its size."""
@@ -61,7 +73,7 @@ class Drawing:
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
         """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""
-        return Noise(
+        noise = Noise(
             self.plan.seeds,
             part.latent_shape,
             device=self.place,
@@ -69,6 +81,8 @@ class Drawing:
             variation_seeds=self.plan.variation_seeds,
             span=span,
         )
+        noise.added = part.added_noise
+        return noise
 
     def finished(self, pixels: Pixels) -> Pixels:
         """Return a decoded picture with what the canvas keeps of the input."""

@@ -5,17 +5,19 @@ shows progress, streams and cancels between two events; there are no callbacks. 
 generator and ends with it.
 """
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing
-from pipelines.drawing.start import Given, Start, extra_channels, first_stage, start_from
+from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, extra_channels, first_stage, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -23,11 +25,12 @@ from pipelines.models.model import Model
 from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
 from pipelines.runtime.memory import memory_errors_say_what_fits, room_left, rows_at_once
+from pipelines.runtime.unet_call import UNet
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, LatentMask, Stage
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import PromptEncoder, Prompts
 from pipelines.sampling.samplers import ALGORITHMS
-from pipelines.sampling.schedules import sigmas, timesteps
+from pipelines.sampling.schedules import as_set, sigmas, timesteps
 from pipelines.upscalers.interpolation import Upscaler, encode_pictures, upscale_latents, upscale_pixels
 from pipelines.upscalers.latent import SCALE as LATENT_SCALE
 from pipelines.upscalers.latent import STEPS as LATENT_STEPS
@@ -96,7 +99,7 @@ def render(
     *,
     show_phases: bool = False,
     upscaler: Upscaler | None = None,
-    given: Given = Given(),
+    given: Given = NOTHING_GIVEN,
 ) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture are handed out too.
 
@@ -106,7 +109,8 @@ def render(
     Each finished picture comes as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded; the
     pictures before it have been handed out.
     """
-    with memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place):
+    model = _as_asked(model, request)
+    with memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place), model.tiling(request.tiling):
         watch = Stopwatch(model.device.place)
         canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
         drawing = Drawing(
@@ -121,27 +125,37 @@ def render(
         yield from _phases(drawing, given)
 
 
+def _as_asked(model: Model, request: GenerationRequest) -> Model:
+    """Return the model with the request's noise levels, and with the plain network where the request changes that:
+    compiled code and recorded graphs would not see the change."""
+    noise = as_set(model.noise, request.schedule)
+    model = model if noise is model.noise else replace(model, noise=noise)
+    prompts = request.prompt, request.hires.prompt if request.hires else ""
+    plain = request.tiling or any(map(hypernetwork_tags, prompts))
+    return replace(model, unet=UNet(model.unet.network)) if plain else model
+
+
 def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
-    loras = drawing.loras(request.prompt)
-    hires_loras = drawing.loras((request.hires.prompt if request.hires else "") or request.prompt)
-    with drawing.using(loras):
+    networks = drawing.networks(request.prompt)
+    hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
+    with drawing.using(networks):
         encoder = _prompt_encoder(drawing)
-        prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(plan.first, plan.first.schedule_steps))
+        prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(drawing))
     hires_prompts = prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is told before its time is spent
-        with drawing.using(hires_loras):
-            encoder = encoder if hires_loras == loras else _prompt_encoder(drawing)
-            hires_prompts = _hires_prompts(encoder, request, plan, plan.hires)
-    with drawing.using(loras):
+        with drawing.using(hires_networks):
+            encoder = encoder if hires_networks == networks else _prompt_encoder(drawing)
+            hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
+    with drawing.using(networks):
         start = start_from(drawing, given.latents)
         stage = first_stage(drawing, prompts, given)
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
         start = Start((yield from _upscale(drawing, latents)))
-        with drawing.using(hires_loras):
-            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None), stage.vectors)
+        with drawing.using(hires_networks):
+            stage = Stage(model, hires_prompts, extra_channels(drawing, plan.hires, None), stage.vectors)
             latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)
@@ -151,23 +165,26 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
 def _prompt_encoder(drawing: Drawing) -> PromptEncoder:
     request = drawing.request
     settings = request.clip_skip, request.emphasis, request.pad_conds
-    return PromptEncoder(drawing.model.text, *settings, embeddings=request.extras.embeddings)
+    return PromptEncoder(
+        drawing.model.text, *settings, embeddings=request.extras.embeddings, old_editing=request.old_editing
+    )
 
 
-def _calls(part: PassPlan, steps: int) -> int:
-    """Return how many denoiser calls prompt editing counts for this many steps of a pass."""
-    return steps * 2 if part.sampler.second_order else steps
+def _calls(drawing: Drawing) -> int:
+    """Return how many denoiser calls prompt editing counts for the first pass, all of them also from a picture."""
+    return drawing.plan.first.calls_of(drawing.request.num_inference_steps)
 
 
-def _hires_prompts(encoder: PromptEncoder, request: GenerationRequest, plan: HighresPlan, hires: PassPlan) -> Prompts:
+def _hires_prompts(encoder: PromptEncoder, drawing: Drawing, hires: PassPlan) -> Prompts:
     """Encode the hires prompts, where there are any; editing counts on from the first pass."""
+    request = drawing.request
     settings = request.hires
     assert settings is not None
     return encoder.encode(
         settings.prompt or request.prompt,
         settings.negative_prompt or request.negative_prompt,
-        _calls(plan.first, plan.first.schedule_steps),
-        _calls(hires, hires.asked),
+        _calls(drawing),
+        hires.calls,
     )
 
 
@@ -176,13 +193,16 @@ def _sample(
 ) -> Generator[Event, None, Tensor]:
     """Run one pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w)."""
     model, prompts = stages[0].model, stages[0].prompts
+    request = drawing.request
     levels, span = _levels(model.noise, part)
     noise = drawing.noise(part, span)
     initial = noise.initial()
-    x, levels = START[part.sampler.timesteps](model.noise, part, levels, initial, start.latents)
+    if request.image and part is drawing.plan.first and request.image.noise_multiplier != 1:
+        initial = initial * request.image.noise_multiplier
+    x, levels = START[part.sampler.timesteps](model.noise, part, levels, initial, start.latents, request)
     controls = drawing.controls(part)
     rows = rows_at_once(model.footprint, x[0, 0].numel(), len(x) * prompts.rows, room_left(drawing.place))
-    guidance = Guidance(drawing.request.guidance_scale, drawing.request.guidance_rescale)
+    guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.skipped_guidance, part.calls)
     denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
@@ -203,27 +223,43 @@ def _levels(schedule: NoiseSchedule, part: PassPlan) -> tuple[Sequence[float], t
 
 
 def _sigma_start(
-    schedule: NoiseSchedule, part: PassPlan, levels: Sequence[float], noise: Tensor, start: Tensor | None
+    schedule: NoiseSchedule,
+    part: PassPlan,
+    levels: Sequence[float],
+    noise: Tensor,
+    start: Tensor | None,
+    request: GenerationRequest,
 ) -> tuple[Tensor, Sequence[float]]:
     """Return noise, over the latents to refine if there are any, and the levels that are walked from there."""
     levels = levels[part.first_step :]
-    x = noise * levels[0]
     if start is not None:
-        return start + x, levels
+        return _with_extra(start + noise * levels[0], noise, request.extra_noise), levels
+    x = noise * (math.sqrt(1 + levels[0] ** 2) if request.sgm_noise else levels[0])
     if part.sampler.own_levels:
         levels = sigmas(schedule, "Uniform", part.schedule_steps, part.sampler)
     return x, levels
 
 
 def _timestep_start(
-    schedule: NoiseSchedule, part: PassPlan, levels: Sequence[float], noise: Tensor, start: Tensor | None
+    schedule: NoiseSchedule,
+    part: PassPlan,
+    levels: Sequence[float],
+    noise: Tensor,
+    start: Tensor | None,
+    request: GenerationRequest,
 ) -> tuple[Tensor, Sequence[float]]:
     """Return the same for the DDIM family, whose latents keep unit variance and whose timesteps ascend."""
     if start is None:
         return noise, levels
     last = part.asked - 1
-    alpha = schedule.alphas[int(levels[last])]
-    return start * alpha**0.5 + noise * (1 - alpha) ** 0.5, levels[:last]
+    t = int(levels[last])
+    x = start * schedule.picture_share(t) + noise * schedule.noise_share(t)
+    return _with_extra(x, noise, request.extra_noise * schedule.picture_share(t)), levels[:last]
+
+
+def _with_extra(x: Tensor, noise: Tensor, share: float) -> Tensor:
+    """Return x with some more of the noise that is over it already."""
+    return x.add(noise, alpha=share) if share else x
 
 
 START = {False: _sigma_start, True: _timestep_start}

@@ -10,17 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.ask.plan import LATENT_PIXELS, PassPlan
+from pipelines.ask.request import NoiseSettings
 from pipelines.drawing.drawing import Drawing
 from pipelines.errors import InvalidInput
+from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS
 from pipelines.images.masks import Canvas, latent_mask
-from pipelines.models.model import Model
+from pipelines.images.reading import resize
 from pipelines.models.vae import VAE
 from pipelines.sampling.denoiser import LatentMask, Stage
+from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import Prompts
-
-LATENT_CHANNELS = 4
-INPAINTING_CHANNELS = 9
-"""A UNet for inpainting takes the latents, the mask, and the latents of the picture without what is masked."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,9 @@ class Given:
     condition: Tensor | None = None
     """What the first pass's UNet is told of the picture: channels beside the latents (1, n, h, w), or an unCLIP model's
     vectors (B or 1, k)."""
+
+
+NOTHING_GIVEN = Given()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
     drawn = torch.from_numpy(latent_mask(canvas.mask, size, settings.mask.soft)).to(drawing.place)
     if settings.mask.content == "latent noise":
-        latents = latents * (1 - drawn) + drawing.noise(part).initial() * drawn
+        # WebUI draws this from the seeds alone: neither the variation nor seed resize acts on it
+        source = NoiseSettings(source=drawing.request.noise.source)
+        noise = Noise(seeds, part.latent_shape, device=drawing.place, settings=source)
+        latents = latents * (1 - drawn) + noise.initial() * drawn
     elif settings.mask.content == "latent nothing":
         latents = latents * (1 - drawn)
     return Start(latents, LatentMask(drawn, latents))
@@ -73,31 +78,46 @@ def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
 
     Raises InvalidInput for a given condition of another shape.
     """
-    model, part = drawing.model, drawing.plan.first
-    if given.condition is None:
-        return Stage(model, prompts, extra_channels(model, part, drawing.canvas), image_vectors(drawing))
-    condition = given.condition.float().to(drawing.place)
+    model, part, condition = drawing.model, drawing.plan.first, given.condition
+    if condition is None:
+        return Stage(model, prompts, extra_channels(drawing, part, drawing.canvas), image_vectors(drawing))
+    channels = model.unet.network.config.in_channels - LATENT_CHANNELS
+    shape: tuple[int, ...] = (1, channels, *part.latent_shape[1:])
     if model.image_prompt is not None:
-        return Stage(model, prompts, vectors=_checked("image_cond", condition, (len(drawing.plan.seeds), model.image_prompt.width)))
-    extra = model.unet.network.config.in_channels - LATENT_CHANNELS
-    return Stage(model, prompts, _checked("image_cond", condition, (1, extra, *part.latent_shape[1:])))
+        shape = len(drawing.plan.seeds), model.image_prompt.width
+    condition = _checked("image_cond", condition, shape).to(drawing.place)
+    if model.image_prompt is not None:
+        return Stage(model, prompts, vectors=condition)
+    return Stage(model, prompts, channels=condition)
 
 
-def extra_channels(model: Model, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
-    """Return what an inpainting UNet sees beside the latents, (1, 5, h, w): the mask and the picture around it.
+def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
+    """Return what the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    make = EXTRA_CHANNELS.get(drawing.model.unet.network.config.in_channels)
+    return make(drawing, part, canvas) if make else None
 
-    Without a mask everything counts as masked, and the picture is grey. None for other UNets. WebUI adds the encoder's
-    noise, which has no seed; it is left out here.
+
+def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor:
+    """Return the mask and the picture around it, (1, 5, h, w).
+
+    Without a mask everything counts as masked. What is masked becomes grey, as far as the conditional mask weight says.
+    WebUI adds the encoder's noise, which has no seed; it is left out here.
     """
-    if model.unet.network.config.in_channels != INPAINTING_CHANNELS:
-        return None
+    settings, size = drawing.request.image, (part.width, part.height)
     masked, pixels = torch.ones(1, part.height, part.width), torch.full((3, part.height, part.width), 0.5)
-    if canvas and canvas.mask:
-        masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255).round()[None]
-        pixels = pixels.lerp(_pixels(canvas.picture), 1 - masked)
-    kept = model.vae.encode(pixels, torch.zeros(part.latent_shape))
+    if canvas:
+        if canvas.mask and settings and settings.mask:
+            masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255)[None]
+            masked = masked if settings.mask.soft else masked.round()
+        picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
+        pixels = pixels.lerp(_pixels(picture), 1 - masked * drawing.request.mask_weight)
+    kept = drawing.model.vae.encode(pixels, torch.zeros(part.latent_shape))
     small = F.interpolate(masked[None], size=kept.shape[1:]).to(kept.device)
     return torch.cat([small, kept[None]], dim=1)
+
+
+EXTRA_CHANNELS = {INPAINTING_CHANNELS: _inpainting_channels}
+"""What makes a UNet's channels beside the latents, by the number of all its channels."""
 
 
 def image_vectors(drawing: Drawing) -> Tensor | None:
@@ -108,7 +128,7 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
         return None
     if canvas is None:
         return torch.zeros(len(seeds), prompt.width, device=drawing.place)
-    return prompt.vectors(_pixels(canvas.picture), 0, seeds)
+    return prompt.vectors(_pixels(canvas.picture), drawing.request.image_noise_level, seeds)
 
 
 def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:

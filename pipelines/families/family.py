@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
 
+LATENT_CHANNELS = 4
+DEPTH_CHANNELS = 5
+"""The latents and a depth map."""
+INPAINTING_CHANNELS = 9
+"""The latents, the mask, and the latents of the picture without what is masked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:

@@ -24,22 +24,36 @@ class NoiseSchedule:
     """Cumulative alpha of every timestep, falling from almost 1 to almost 0."""
     aligned: tuple[float, ...] = ()
     """The noise levels at ten steps that "Align Your Steps" (Sabour et al. 2024) found for models of this family."""
+    half: bool = False
+    """What follows from the alphas is computed in half precision."""
+
+    def _exact(self, values: Sequence[float]) -> Tensor:
+        """The values as a tensor of the schedule's precision."""
+        return torch.tensor(values, dtype=torch.float16 if self.half else torch.float32)
 
     @cached_property
     def sigmas(self) -> tuple[float, ...]:
         """The noise level of every timestep in the variance-exploding form, ascending."""
-        alphas = torch.tensor(self.alphas)
+        alphas = self._exact(self.alphas)
         return tuple((((1 - alphas) / alphas) ** 0.5).tolist())
 
     @cached_property
     def log_sigmas(self) -> tuple[float, ...]:
         """The logarithm of every noise level."""
-        return tuple(torch.tensor(self.sigmas).log().tolist())
+        return tuple(self._exact(self.sigmas).log().tolist())
 
     @cached_property
     def log_alphas(self) -> tuple[float, ...]:
         """The logarithm of every cumulative alpha."""
-        return tuple(math.log(alpha) for alpha in self.alphas)
+        return tuple(self._exact(self.alphas).log().tolist() if self.half else map(math.log, self.alphas))
+
+    def noise_share(self, t: int) -> float:
+        """Return the share of noise in a variance-preserving x at a timestep: sqrt(1 - alpha)."""
+        return (1 - self._exact([self.alphas[t]])).sqrt().item() if self.half else math.sqrt(1 - self.alphas[t])
+
+    def picture_share(self, t: int) -> float:
+        """Return the share of the picture in it: sqrt(alpha)."""
+        return self._exact([self.alphas[t]]).sqrt().item() if self.half else math.sqrt(self.alphas[t])
 
     def t_of(self, sigma: float) -> float:
         """Return the fractional timestep of a noise level > 0.
@@ -62,16 +76,31 @@ class NoiseSchedule:
         return below if sigma - self.sigmas[below] <= self.sigmas[above] - sigma else above
 
     def every(self, stride: int) -> "NoiseSchedule":
-        """Return a schedule of every `stride`-th timestep, the last one included."""
-        return replace(self, alphas=self.alphas[stride - 1 :: stride])
+        """Return a schedule of every `stride`-th timestep, the last one included, in single precision."""
+        return replace(self, alphas=self.alphas[stride - 1 :: stride], half=False)
+
+    def downcast(self) -> "NoiseSchedule":
+        """Return the schedule rounded to half precision, in which its noise levels are then computed, too.
+
+        So do WebUI before 1.8 and, on request, WebUI 1.10.1 (its pull request 14145).
+        """
+        return replace(self, alphas=tuple(torch.tensor(self.alphas).half().tolist()), half=True)
 
     def zero_terminal_snr(self) -> "NoiseSchedule":
-        """Return the same schedule rescaled to end in pure noise (Lin et al. 2023, https://arxiv.org/abs/2305.08891)."""
+        """Return the same schedule rescaled to end in pure noise (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
+
+        One that does already comes back unchanged. The result is computed in single precision.
+        """
+        if self.alphas[-1] <= _LAST:
+            return self
         roots = torch.tensor(self.alphas).sqrt()
         first, last = roots[0].clone(), roots[-1].clone()
         roots = (roots - last) * (first / (first - last))
         alphas: list[float] = (roots**2).tolist()
-        return replace(self, alphas=(*alphas[:-1], torch.tensor(LAST_ALPHA).item()))
+        return replace(self, alphas=(*alphas[:-1], _LAST), half=False)
+
+
+_LAST: float = torch.tensor(LAST_ALPHA).item()
 
 
 def scaled_linear(start: float, end: float, aligned: Sequence[float]) -> NoiseSchedule:

@@ -14,6 +14,7 @@ from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, Extras, name_of_upload
 from pipelines.ask.request import (
     SIDES,
+    AddedNoise,
     ControlSettings,
     GenerationRequest,
     HiresSettings,
@@ -22,6 +23,7 @@ from pipelines.ask.request import (
     NoiseSettings,
     Picture,
     ScheduleSettings,
+    SkippedGuidance,
     nothing_to_follow,
     random_seed,
 )
@@ -198,6 +200,8 @@ def _request(asked: Asked, count: int, pictures: Pictures, extras: Extras) -> Ge
     return GenerationRequest(
         **of_group(GenerationRequest, {"prompt": "", **values}),
         schedule=ScheduleSettings(**of_group(ScheduleSettings, values)),
+        added_noise=AddedNoise(**of_group(AddedNoise, values)),
+        skipped_guidance=SkippedGuidance(**of_group(SkippedGuidance, values)),
         noise=NoiseSettings(**of_group(NoiseSettings, values)),
         image=_image(asked, pictures),
         hires=_hires(asked) if asked.hires else None,
@@ -232,6 +236,9 @@ def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
         for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
             if value:
                 raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
+        for row in rows(ImageSettings).values():  # what cannot be meant is told, also where it would do nothing
+            if row.name in asked.values:
+                row.check(asked[row.name])
         return None
     masked = pictures.mask is not None or any(asked["outpaint"])
     mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None

@@ -6,8 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.ask.identity import ModelIdentity
-from pipelines.ask.networks import LORA_KINDS, NO_EXTRAS, Extras, in_hashes, missing_loras, without_missing
-from pipelines.ask.prompt import cut_networks, schedule
+from pipelines.ask.networks import (
+    NETWORK_KINDS,
+    NO_EXTRAS,
+    Extras,
+    hypernetwork_tags,
+    in_hashes,
+    missing_hypernetworks,
+    missing_loras,
+    without_missing,
+)
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -20,7 +29,7 @@ from pipelines.ask.settings import Choice, Values, rows
 from pipelines.ask.table import ROWS
 from pipelines.errors import InvalidInput, shown
 from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures
-from pipelines.infotext.reading import OLD_RULES, GenerationData
+from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
 
 _OTHER_PICTURE = re.compile(
@@ -156,12 +165,18 @@ def _of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
     data, prompts = asked.data, asked.prompts
     tags = {tag: None for prompt in prompts.values() for tag in cut_networks(prompt)[1]}  # a set that keeps the order
     for tag in tags:
-        if tag.kind not in LORA_KINDS and not re.fullmatch(r"0*\.?0*", tag.args[1] if len(tag.args) == 2 else "1"):
-            yield Obstacle(f"<{tag.kind}:{':'.join(tag.args)}>: only LoRAs are applied here", other_picture=True)
+        if tag.kind not in NETWORK_KINDS and not re.fullmatch(r"0*\.?0*", tag.args[1] if len(tag.args) == 2 else "1"):
+            yield Obstacle(
+                f"<{tag.kind}:{':'.join(tag.args)}>: only LoRAs and hypernetworks are applied here", other_picture=True
+            )
     instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
     for lora in {lora: None for prompt in prompts.values() for lora in missing_loras(prompt, extras)}:
         told = f"{lora}: no LoRA of this name is here; bring it in loras or files (--lora-dir)"
         yield Obstacle(told, other_picture=True, instead=instead)
+    for missing in {tag: None for prompt in prompts.values() for tag in missing_hypernetworks(prompt, extras)}:
+        told = f"{missing}: no hypernetwork of this name is here; send it in files (--hypernetworks-dir)"
+        yield Obstacle(told, other_picture=True, instead=instead)
+    yield from _of_hypernetwork(asked, extras)
     for name in data.lora_hashes.keys() - {in_hashes(tag.args[0]) for tag in tags}:
         yield Obstacle(f"the LoRA {name} is not in its prompt, so that its multiplier is not known", other_picture=True)
     for what, hashes, files in (
@@ -175,6 +190,14 @@ def _of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
     for name in data.ti_hashes.keys() - set(map(in_hashes, extras.embeddings)):
         told = f"the embedding {name} is not here; bring it in files (--embeddings-dir)"
         yield Obstacle(told, other_picture=True)
+
+
+def _of_hypernetwork(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
+    """A block from before 2023 tells the hash of its hypernetwork, the last one of its prompt."""
+    digits, files = asked.data.hypernetwork_hash, extras.hypernetworks
+    for tag in hypernetwork_tags(asked["prompt"] or "")[-1:] if digits else ():
+        if tag.name in files and not files[tag.name].sha256.startswith(digits.lower()):
+            yield Obstacle(f"made with another hypernetwork {tag.name} ({digits}) than the one here", True)
 
 
 def _of_controls(asked: Asked, pictures: Pictures, extras: Extras) -> Iterator[Obstacle]:
@@ -215,9 +238,7 @@ BLUR = "mask_blur"
 def _of_keys(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
     data = asked.data
     yield from (Obstacle(doubt, other_picture=True) for doubt in data.doubts)
-    edits = any(len(schedule(prompt, 1000)) > 1 for prompt in (asked["prompt"] or "", asked["negative_prompt"]))
-    for warning in data.warnings:
-        yield Obstacle(warning, other_picture=edits and warning.startswith(OLD_RULES))
+    yield from (Obstacle(warning, other_picture=False) for warning in data.warnings)
     for key, value in data.unknown.items():
         sent = key == "Init image hash" and pictures.image is not None
         yield Obstacle(f"{key}: {value} is not understood", bool(_OTHER_PICTURE.search(key)) and not sent)

@@ -51,6 +51,8 @@ class GenerationData:
     version: str | None = None
     lora_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     ti_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    hypernetwork_hash: str = ""
+    """Of the one hypernetwork of a block from before 2023, whose tag is at the end of the prompt."""
     controls: tuple[ControlSettings, ...] = ()
     """ControlNets, whose pictures no block holds."""
     wildcards: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -94,12 +96,15 @@ _FACTS: dict[str, tuple[str, Callable[[str], object]]] = {
     "Version": ("version", str),
     "Lora hashes": ("lora_hashes", _hashes),
     "TI hashes": ("ti_hashes", _hashes),
+    "Hypernet hash": ("hypernetwork_hash", str),
 }
 """Keys that tell what made a picture, instead of setting something: the attribute, and how the value is read."""
 
 _OTHER_NAMES: dict[str, str] = {
     "cfg": "CFG scale",
     "guidance scale": "CFG scale",
+    "negative guidance minimum sigma": "NGMS",
+    "img2img_fix_steps": "Exact steps",
     "eta noise seed delta": "ENSD",
     "module 1": "VAE",  # Forge
     "scheduler": "Schedule type",
@@ -110,10 +115,10 @@ _OTHER_NAMES: dict[str, str] = {
 _NAMES = {key.casefold(): key for key in (*BY_KEY, *PAIRS, *_FACTS)} | _OTHER_NAMES
 
 _WITHOUT_EFFECT = frozenset(
-    {key for key, *_ in OLD_BEHAVIOUR}
+    {key for key, *_ in OLD_BEHAVIOUR if key not in BY_KEY}
     | {"Template", "Negative Template", "User", "Parser", "Time taken", "File includes", "Comment", "Wildcard prompt"}
     | {"Wildcard negative prompt", "First pass size", "Batch size", "Batch pos", "Batch", "Created Date", "App"}
-    | {"Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
+    | {"Hypernet", "Hypernet strength", "Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
 )
 """Keys that are understood but ask for nothing: they repeat others or tell of the program."""
 
@@ -125,8 +130,6 @@ _NEUTRAL = {key: str(value) for key, value in DEFAULTS.items()} | {
     "Beta schedule beta": "0.6",
     "Hires Module 1": "Use same choices",  # Forge
     "Conditional mask weight": "1",  # written with every picture of an inpainting checkpoint
-    "Noise multiplier": "1",
-    "Seed resize from": "-1x-1",
 }
 """Values that ask for nothing."""
 _OFF = frozenset(("false", "none", "disable", "disabled", "0", "0.0", ""))
@@ -166,10 +169,20 @@ def read(text: str) -> GenerationData:
 
 
 def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
-    """What the block says, without the defaults that WebUI's parser adds."""
+    """What the block says, also by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
-    said = {*written, "Prompt", "Negative prompt", "Hires resize"}
+    said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
+    old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
+    if old and any("[" in fields.get(key, "") for key in EDITED):
+        fields[OLD_EDITING] = "True"
     return {key: value for key, value in fields.items() if key in said}
+
+
+EDITED = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
+"""Texts in which a bracket may be an edit. WebUI looks for one in the prompt alone, but edited all by its old rules."""
+NEVER = (99,)
+"""The version of what has none: no old rules apply."""
+EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OLD_EDITING)
 
 
 def _known(fields: Mapping[str, str]) -> dict[str, str]:
@@ -186,6 +199,8 @@ def _values(known: Mapping[str, str]) -> dict[str, Any]:
             values |= _pair(key, text)
         elif key in BY_KEY:
             values[BY_KEY[key].name] = _value(BY_KEY[key], text)
+    if "eta" in values and known.get("Sampler") == "DDIM" and "Hires sampler" not in known:
+        values.setdefault("eta_ddim", values.pop("eta"))  # before 1.6 WebUI had one key for both
     _split_schedule(values, "")
     _split_schedule(values, "hires_")
     values["hires_upscaler"] = _own_name(_UPSCALERS, values.get("hires_upscaler"))
@@ -200,11 +215,11 @@ def _value(row: Setting, text: str) -> Any:
 
 
 def _pair(key: str, text: str) -> dict[str, int]:
-    """Width and height. 0x0 says nothing."""
-    match = re.fullmatch(r"([0-9]{1,5})\s*[xX\u00d7]\s*([0-9]{1,5})", text)
+    """Width and height. 0x0 and -1x-1 say nothing."""
+    match = re.fullmatch(r"([0-9]{1,5}|-1)\s*[xX\u00d7]\s*([0-9]{1,5}|-1)", text)
     if match is None:
         raise _unreadable(key, text, "two whole numbers, such as 512x768")
-    sides = int(match[1]), int(match[2])
+    sides = max(int(match[1]), 0), max(int(match[2]), 0)
     return dict(zip(PAIRS[key], sides, strict=True)) if any(sides) else {}
 
 
@@ -316,19 +331,10 @@ def _same_number(first: str, second: str) -> bool:
 
 
 def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[str, ...]:
-    version = version_of(known.get("Version", "")) or (99,)
+    version = version_of(known.get("Version", "")) or NEVER
     hires = [key for key in _HIRES_KEYS if key in known]
     own_schedule = SAMPLERS[sampler].automatic if (sampler := known.get("Sampler", "")) in SAMPLERS else "Uniform"
     told = (
-        (
-            OLD_EDITING in parsed or (version < (1, 6) and "[" in known.get("Negative prompt", "")),
-            f"{OLD_RULES} ([a:b:N]) were others before 1.6; those of 1.6 and later are used here",
-        ),
-        (
-            DOWNCAST in parsed,
-            "the noise levels were rounded to half precision (Downcast alphas_cumprod), which is not done here: "
-            "details differ",
-        ),
         (
             "Pad conds v0" in parsed,
             "the shorter prompt was padded in the way of before 1.6 (Pad conds v0), which is not done here",
@@ -359,8 +365,6 @@ def _doubts(parsed: Mapping[str, Value], facts: Mapping[str, Any], resources: Ma
     )
     return (*(doubt for holds, doubt in told if holds), *_of_civitai(facts, resources.get("Civitai resources")))
 
-
-OLD_RULES = "the rules for prompt editing"
 
 # --- dialects ---------------------------------------------------------------------------------------------------------
 

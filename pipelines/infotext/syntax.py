@@ -139,6 +139,8 @@ def parse(text: str, *, auto_backcompat: bool = True) -> dict[str, Value]:
         size = _SIZE.fullmatch(value)
         parsed |= {f"{key}-1": size[1], f"{key}-2": size[2]} if size else {key: value}
     parsed |= {"Prompt": block.prompt, "Negative prompt": block.negative_prompt}
+    if "Hypernet" in parsed:  # before 2023 a hypernetwork was an option
+        parsed["Prompt"] = f"{block.prompt}<hypernet:{parsed['Hypernet']}:{parsed.get('Hypernet strength', '1.0')}>"
     if "Emphasis" not in parsed and _emphasizes(block):
         parsed["Emphasis"] = "Original"
     parsed = {**DEFAULTS, **parsed, **_first_pass_size(parsed)}

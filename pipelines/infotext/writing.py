@@ -6,14 +6,17 @@ from pipelines import __version__
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.networks import in_hashes, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
+from pipelines.ask.prompt import schedule
 from pipelines.ask.request import (
     CONTROLS_MAX,
     SAME_SAMPLER,
     SETTINGS,
+    AddedNoise,
     GenerationRequest,
     ImageSettings,
     ScheduleSettings,
 )
+from pipelines.ask.settings import rows
 from pipelines.infotext import syntax as infotext
 from pipelines.infotext.control_lines import write_unit
 
@@ -24,6 +27,8 @@ EXTRA_HASH_DIGITS = 12
 """The same of LoRAs and embeddings."""
 
 
+EXTRA_NOISE = "Extra noise"
+"""WebUI tells it before what a sampler from a picture takes, and after all that the pass before a hires pass tells."""
 ORDER = (
     "Steps",
     "Sampler",
@@ -39,10 +44,15 @@ ORDER = (
     "VAE",
     "Variation seed",
     "Variation seed strength",
+    "Seed resize from",
     "Denoising strength",
+    "Conditional mask weight",
     "Clip skip",
     "ENSD",
     "RNG",
+    "Tiling",
+    "Downcast alphas_cumprod",
+    "Noise Schedule",
     "Mask mode",
     "Mask blur",
     "Inpaint area",
@@ -60,15 +70,24 @@ ORDER = (
     "Hires denoising strength",
     *(f"ControlNet {number}" for number in range(CONTROLS_MAX)),
     "Lora hashes",
+    "Old prompt editing timelines",
     "TI hashes",
     "Emphasis",
+    "Exact steps",
+    "Noise multiplier",
     "Discard penultimate sigma",
     "Schedule min sigma",
     "Schedule max sigma",
     "Schedule rho",
     "Beta schedule alpha",
     "Beta schedule beta",
+    "SGM noise multiplier",
+    EXTRA_NOISE,
+    *(row.key for row in rows(AddedNoise).values()),
+    "Skip Early CFG",
     "Pad conds",
+    "NGMS",
+    "NGMS all steps",
 )
 """WebUI's order of keys. Others come after them, and the version last."""
 
@@ -85,14 +104,18 @@ def of_picture(
         **_plain_fields(request),
         **_first_pass_fields(request, plan, index),
         **_model_fields(model),
+        "Conditional mask weight": request.mask_weight if model.inpainting else None,
         **_mask_fields(request.image),
         **_hires_fields(request, plan),
         **_control_fields(request),
         "Lora hashes": _hashes(_loras(request).items()),
         "TI hashes": _hashes(embeddings),
         **_schedule_fields(request.schedule, list(_passes(plan))),
+        **_sampling_fields(request, plan),
+        "Old prompt editing timelines": _edits_otherwise(request, plan) or None,
     }
-    place = {key: number for number, key in enumerate(ORDER)}
+    order = ORDER if request.image else (*(key for key in ORDER if key != EXTRA_NOISE), EXTRA_NOISE)
+    place = {key: number for number, key in enumerate(order)}
     ordered = sorted(fields.items(), key=lambda field: place.get(field[0], len(ORDER)))
     return infotext.write(request.prompt, request.negative_prompt, {**dict(ordered), "Version": VERSION})
 
@@ -118,8 +141,9 @@ def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int
         "Size": f"{request.width}x{request.height}",
         "Variation seed": plan.variation_seeds[index] if varied else None,
         "Variation seed strength": noise.variation_strength if varied else None,
+        "Seed resize from": "{}x{}".format(*noise.resized_from) if noise.resized_from else None,
         "Denoising strength": _strength(request),
-        "ENSD": noise.ensd if noise.ensd and any(part.sampler.draws for part in _passes(plan)) else None,
+        "ENSD": noise.ensd if noise.ensd and any(part.draws for part in _passes(plan)) else None,
         "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
     }
 
@@ -187,6 +211,42 @@ def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict
         "Beta schedule alpha": 0.6 if "Beta" in types else None,
         "Beta schedule beta": 0.6 if "Beta" in types else None,
     }
+
+
+def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
+    """What acts on the passes of a request only if their samplers know it."""
+    passes = list(_passes(plan))
+    of_sigmas = any(not part.sampler.timesteps for part in passes)
+    skipped = request.skipped_guidance
+    below = skipped.minimum_sigma if of_sigmas else 0
+    fresh = not (plan.first.refines or plan.first.sampler.timesteps)
+    return {
+        **dict.fromkeys(row.key for row in rows(AddedNoise).values()),
+        **{key: value for part in reversed(passes) for key, value in _added_noise(part.added_noise)},
+        "SGM noise multiplier": True if request.sgm_noise and fresh else None,
+        EXTRA_NOISE: (request.extra_noise or None) if any(part.refines for part in passes) else None,
+        "NGMS": below or None,
+        "NGMS all steps": True if below and skipped.all_steps else None,
+    }
+
+
+def _added_noise(added: AddedNoise) -> Iterator[tuple[str, object]]:
+    """Keys and values of what a pass's sampler adds otherwise than it would by itself."""
+    for attribute, row in rows(AddedNoise).items():
+        if (value := getattr(added, attribute)) != row.default:
+            yield row.key, value
+
+
+def _edits_otherwise(request: GenerationRequest, plan: HighresPlan) -> bool:
+    """Whether the old rules of prompt editing mean another picture than today's."""
+    if not request.old_editing:
+        return False
+    steps, hires = plan.first.calls_of(request.num_inference_steps), request.hires
+    passes: list[tuple[str, int | None]] = [(request.prompt, None), (request.negative_prompt, None)]
+    if hires and plan.hires:
+        texts = hires.prompt or request.prompt, hires.negative_prompt or request.negative_prompt
+        passes += [(text, plan.hires.calls) for text in texts]
+    return any(schedule(text, steps, more) != schedule(text, steps, more, old=True) for text, more in passes)
 
 
 RHO = {"Karras": 7, "Polyexponential": 1}

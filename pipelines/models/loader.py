@@ -22,7 +22,7 @@ from pipelines.families.detection import (
     family_of,
     sign_of_folder,
 )
-from pipelines.families.family import Family
+from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS, Family
 from pipelines.families.layouts import VAE_PREFIX
 from pipelines.models.build import (
     build_image_prompt,
@@ -53,8 +53,6 @@ from pipelines.runtime.unet_call import UNet
 
 log = logging.getLogger(__name__)
 
-LATENT_CHANNELS = 4
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -81,7 +79,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     if prediction != parts.family.prediction or noise != parts.family.noise:
         log.info("%s declares %s.", files.checkpoint.name, parts.declared.describe())
     hashing = ThreadPoolExecutor(1)
-    identified = hashing.submit(identify, files)
+    identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS)
     hashing.shutdown(wait=False)
     return Model(
         family=parts.family,
@@ -115,14 +113,15 @@ def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
     return parts.vae
 
 
-def identify(files: ModelFiles) -> ModelIdentity:
-    """Return names and hashes as infotexts give them. Reads the whole files."""
+def identify(files: ModelFiles, inpainting: bool = False) -> ModelIdentity:
+    """Return what infotexts tell of the model, names and hashes above all. Reads the whole files."""
     vae = files.vae
     return ModelIdentity(
         name=files.name,
         sha256=files.sha256 or sha256_of(files.checkpoint),
         vae_name=vae.name if vae else "",
         vae_sha256=sha256_of(vae) if vae else "",
+        inpainting=inpainting,
         folder=files.checkpoint.is_dir(),
         vae_folder=bool(vae and vae.is_dir()),
     )

@@ -13,10 +13,11 @@ from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
 from pipelines.models.controlnets import ControlNets
+from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
 from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters, LoraUse
 from pipelines.models.text import TextEncoder
-from pipelines.models.unet import set_freeu
+from pipelines.models.unet import set_freeu, set_tiling
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import Footprint
@@ -57,16 +58,37 @@ class Model:
         return self._footprint.under_controls() if self.controls.networks else self._footprint
 
     @contextmanager
-    def using(self, loras: Sequence[LoraUse], controls: Iterable[ExtraFile], freeu: FreeU | None) -> Iterator[None]:
-        """Inside, the model has exactly these LoRAs in its weights, these ControlNets loaded, and FreeU on or off.
+    def using(
+        self,
+        loras: Sequence[LoraUse],
+        controls: Iterable[ExtraFile],
+        freeu: FreeU | None,
+        hypernetworks: Sequence[HypernetworkUse] = (),
+    ) -> Iterator[None]:
+        """Inside, the model has exactly these LoRAs in its weights, these ControlNets loaded, these hypernetworks in
+        its attention, and FreeU on or off.
 
-        At the end FreeU goes off at once. LoRAs and ControlNets stay for the next prediction that asks for the same;
-        one that asks for others takes them out. Not to be nested. Raises ModelError for a file that does not fit.
+        At the end FreeU and hypernetworks go off at once. LoRAs and ControlNets stay for the next prediction that asks
+        for the same; one that asks for others takes them out. Not to be nested. Raises ModelError for a file that does
+        not fit.
         """
         self.controls.load_only(controls)
         self.adapters.apply(loras)
         set_freeu(self.unet.network, freeu)
         try:
-            yield
+            with hypernetworks_in(self.unet.network, hypernetworks):
+                yield
         finally:
             set_freeu(self.unet.network, None)
+
+    @contextmanager
+    def tiling(self, on: bool) -> Iterator[None]:
+        """Inside, pictures fit to themselves at opposite edges if it is on. ControlNets see no edges but their own."""
+        networks = [self.unet.network, self.vae.network] if on else []
+        for network in networks:
+            set_tiling(network, True)
+        try:
+            yield
+        finally:
+            for network in networks:
+                set_tiling(network, False)

@@ -50,6 +50,13 @@ def fit_any_size(unet: UNet2DConditionModel) -> None:
     set_freeu(unet, None)
 
 
+def set_tiling(network: torch.nn.Module, on: bool) -> None:
+    """Let convolutions see the opposite edge beyond each edge, so that copies of a picture fit together; or zeros."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.padding_mode = "circular" if on else "zeros"
+
+
 def set_freeu(unet: UNet2DConditionModel, freeu: FreeU | None) -> None:
     """Turn diffusers' FreeU on, or off for None."""
     # off by None and not by `disable_freeu`, which leaves another state behind than a new network has: one that a

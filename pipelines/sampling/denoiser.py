@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.ask.request import SkippedGuidance
 from pipelines.models.model import Model
 from pipelines.runtime.memory import with_fallback
 from pipelines.runtime.parts import SHORT_SECONDS, at_once
@@ -51,6 +52,10 @@ class Stage:
     """The share of the model's noise, from 0 to 1, that must be gone before this stage takes over."""
 
 
+ALWAYS = SkippedGuidance()
+"""Guidance that no call skips."""
+
+
 @dataclass(frozen=True)
 class Guidance:
     """How strongly the prompt is followed."""
@@ -58,6 +63,19 @@ class Guidance:
     scale: float
     rescale: float = 0.0
     """How much of the contrast that a high scale adds is taken back, from 0 to 1."""
+    skipped: SkippedGuidance = ALWAYS
+    calls: int = 1
+    """Denoiser calls of the whole pass, of which some may be skipped."""
+
+    def skips(self, call: int, level: float) -> bool:
+        """Whether a call, counted from 0, does without the negative prompt.
+
+        `level` is its sigma, or its timestep for samplers that walk those: there WebUI compares it likewise.
+        """
+        skipped = self.skipped
+        if skipped.early and call / self.calls <= skipped.early:
+            return True
+        return level < skipped.minimum_sigma and (skipped.all_steps or call % 2 == 1)
 
 
 class GuidedDenoiser:
@@ -107,7 +125,8 @@ class GuidedDenoiser:
         """
         self._advance(self.noise.nearest(sigma))
         scaled = x * (sigma**2 + 1) ** -0.5
-        output, _ = self._guided(scaled, self.noise.t_of(sigma) if t is None else t, sigma)
+        skip = self._guidance.skips(self.calls, sigma)
+        output, _ = self._guided(scaled, self.noise.t_of(sigma) if t is None else t, sigma, skip)
         denoised = self._stage.model.prediction.denoised(x, sigma, output)
         return self._mask.blend(denoised) if self._mask else denoised
 
@@ -115,17 +134,24 @@ class GuidedDenoiser:
         """Return the guided and the unconditional noise of a variance-preserving x (B, 4, h, w) at a timestep."""
         self._advance(int(t))
         x = self._mask.blend(x) if self._mask else x
-        guided, unconditional = self._guided(x, t, self.noise.sigma_of(t))
+        skip = self._guidance.skips(self.calls, t)
+        guided, unconditional = self._guided(x, t, self.noise.sigma_of(t), skip)
         prediction, alpha = self._stage.model.prediction, self.noise.alphas[int(t)]
         return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional)
 
-    def _guided(self, x: Tensor, t: float, sigma: float) -> tuple[Tensor, Tensor]:
-        """Return the guided and the unconditional output for a variance-preserving x at the noise level sigma."""
-        conditions = self._conditions_for(len(x))
+    def _guided(self, x: Tensor, t: float, sigma: float, skip: bool) -> tuple[Tensor, Tensor]:
+        """Return the guided and the unconditional output for a variance-preserving x at the noise level sigma.
+
+        With `skip` the negative prompt is not computed: the first part of the prompt takes its place, and guidance is
+        1, so that without AND the output is the prompt's.
+        """
+        conditions = self._conditions_for(len(x), skip)
         weights = self._stage.prompts.positive.weights
         self.calls += 1
         conditional_rows = len(weights) * len(x)
         outputs = list(self._predict(x, t, conditions[0], conditional_rows))
+        if skip:
+            return _combined(outputs, weights, outputs[0], 1), outputs[0]
         for condition in conditions[1:]:
             outputs += self._predict(x, t, condition, 0)
         *conditional, unconditional = outputs
@@ -146,17 +172,22 @@ class GuidedDenoiser:
         rescaled = denoised * torch.lerp(torch.ones_like(ratio), ratio, self._guidance.rescale)
         return prediction.output(x, sigma, rescaled)
 
-    def _conditions_for(self, images: int) -> list[Condition]:
+    def _conditions_for(self, images: int, skip: bool) -> list[Condition]:
         """Return conditions of (prompts * images) rows, the negative prompt's last: one batch, or two where the prompts
-        have different numbers of chunks. They are made again only when prompt editing changes them."""
+        have different numbers of chunks. With `skip` there is no negative prompt.
+
+        They are made again only when prompt editing or a skip changes them.
+        """
         prompts, calls = self._stage.prompts, self.calls
-        key = prompts.places(calls)
+        key = (skip, *prompts.places(calls))
         if key != self._key:
             positive, negative = prompts.at(calls)
             together = positive.tokens.shape[1] == negative.tokens.shape[1]
-            repeated = [self._repeated(positive, self._stage.vectors, images)]
-            none = None if self._stage.vectors is None else torch.zeros_like(self._stage.vectors)
-            repeated.append(self._repeated(negative, none, images))
+            vectors = self._stage.vectors
+            repeated = [self._repeated(positive, vectors, images)]
+            if not skip:
+                none = None if vectors is None else torch.zeros_like(vectors)
+                repeated.append(self._repeated(negative, none, images))
             self._conditions = [Condition.cat(repeated)] if together else repeated
             self._key = key
         return self._conditions

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.ask.request import NoiseSettings
+from pipelines.ask.plan import LATENT_PIXELS
+from pipelines.ask.request import AddedNoise, NoiseSettings
 
-DEFAULTS = NoiseSettings()
+DEFAULTS, ADDED = NoiseSettings(), AddedNoise()
 Shape = tuple[int, int, int]
 Source = Callable[[Sequence[int], Shape, torch.device], Iterator[Tensor]]
 """(seeds, shape, device) -> successive draws (len(seeds), *shape) of unit normals, each seed's its own stream."""
@@ -88,6 +89,26 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     return torch.where(cosine.mean() > 0.9995, start.lerp(end, weight), between)  # no `if`: the host would wait for it
 
 
+def pasted(noise: Tensor, middle: Tensor) -> Tensor:
+    """Return noise (B, 4, h, w) with other noise in its middle, or with the middle of larger noise over it.
+
+    Sides that differ by an odd number are aligned as in WebUI: halves are rounded down.
+    """
+    spans = [_overlap(length, other) for length, other in zip(noise.shape[2:], middle.shape[2:], strict=True)]
+    (down, from_down), (across, from_across) = spans
+    result = noise.clone()
+    result[:, :, down, across] = middle[:, :, from_down, from_across]
+    return result
+
+
+def _overlap(length: int, other: int) -> tuple[slice, slice]:
+    """Where a span of the length `other` lies on one of this length, and which part of it does."""
+    margin = (length - other) // 2
+    shown = other if margin >= 0 else other + 2 * margin
+    start, cut = max(margin, 0), max(-margin, 0)
+    return slice(start, start + shown), slice(cut, cut + shown)
+
+
 class Noise:
     """The draws of one pass over a batch, each (B, 4, h, w) float32 with unit variance.
 
@@ -109,6 +130,9 @@ class Noise:
         `brownian` needs the `span`: the lowest positive and the highest sigma of the whole schedule, even if a pass
         runs only its end. The settings' ENSD is added to the seeds after the first draw.
         """
+        self.added = ADDED
+        """How much of its noise the sampler adds, which whoever walks the steps sets."""
+        self._resized_from = settings.resized_from
         self._normals = SOURCES[settings.source]
         self._seeds, self._shape, self._device, self._ensd = seeds, shape, device, settings.ensd
         self._variation_seeds, self._variation_strength = variation_seeds, settings.variation_strength
@@ -119,12 +143,23 @@ class Noise:
     def initial(self) -> Tensor:
         """Initial noise of the pass, with the variation mixed in."""
         noise = next(self._stream)
-        if self._variation_seeds and self._variation_strength > 0:
-            variations = next(self._normals(self._variation_seeds, self._shape, self._device))
-            noise = torch.stack([slerp(n, v, self._variation_strength) for n, v in zip(noise, variations, strict=True)])
+        if self._resized_from:
+            width, height = (side // LATENT_PIXELS for side in self._resized_from)
+            shape = self._shape[0], height, width
+            noise = pasted(noise, self._varied(next(self._normals(self._seeds, shape, self._device))))
+        else:
+            noise = self._varied(noise)
         if self._ensd:
             self._stream = self._normals([seed + self._ensd for seed in self._seeds], self._shape, self._device)
         return noise
+
+    def _varied(self, noise: Tensor) -> Tensor:
+        """Return noise (B, 4, h, w), moved towards that of the variation seeds."""
+        if not self._variation_seeds or self._variation_strength <= 0:
+            return noise
+        _, channels, height, width = noise.shape
+        variations = next(self._normals(self._variation_seeds, (channels, height, width), self._device))
+        return torch.stack([slerp(n, v, self._variation_strength) for n, v in zip(noise, variations, strict=True)])
 
     def draw(self) -> Tensor:
         """The next noise of an ancestral sampler."""

@@ -99,7 +99,8 @@ def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
 class PromptEncoder:
     """Encodes the prompts of one prediction; a text that both passes use is encoded once.
 
-    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch.
+    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch. With
+    `old_editing` prompts are edited as before WebUI 1.6.
     """
 
     def __init__(
@@ -109,10 +110,11 @@ class PromptEncoder:
         emphasis: str = "Original",
         pad: bool = False,
         embeddings: Mapping[str, ExtraFile] = MappingProxyType({}),
+        old_editing: bool = False,
     ) -> None:
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
-        self._pad = pad
+        self._pad, self._old_editing = pad, old_editing
         self._table = encoder.embedding_table(embeddings)
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
@@ -139,7 +141,7 @@ class PromptEncoder:
     def _part(
         self, field: str, text: str, weight: float, steps: int, hires_steps: int | None
     ) -> tuple[Part, tuple[tuple[str, str], ...]]:
-        schedule = grammar.schedule(text, steps, hires_steps)
+        schedule = grammar.schedule(text, steps, hires_steps, old=self._old_editing)
         encoded = self._encode(field, tuple(entry for _, entry in schedule))
         ends = (end for end, _ in schedule)
         return Part(weight, tuple(zip(ends, encoded.conditions, strict=True))), encoded.embeddings

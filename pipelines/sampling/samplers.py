@@ -2,6 +2,8 @@
 
     for x in ALGORITHMS[name](model, x, levels, noise): ...
 
+How much noise a sampler adds on its way stands in `noise.added`.
+
 `x` is (B, 4, h, w) float32 and comes in scaled; a fresh x is yielded after every step and the last one is the result.
 `levels` are descending sigmas, or for the samplers that `catalog` marks so, ascending timesteps. With no step to run
 nothing is yielded, and the result is the x that came in. Coefficients are Python floats: no step waits for the device,
@@ -47,34 +49,60 @@ def _steps(sigmas: Sequence[float]) -> Iterator[tuple[float, float]]:
     return ((sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas) if sigma != sigma_next)
 
 
-def _ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
-    """Level to step down to, and level of the noise to add, so that both together make sigma_next (eta 1)."""
+def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """Level to step down to, and level of the noise to add, so that both together make sigma_next."""
+    if not eta:
+        return sigma_next, 0.0
     start, end = np.float32(sigma), np.float32(sigma_next)  # k-diffusion's precision: long steps cancel in it
-    up = min(end, np.sqrt(end**2 * (start**2 - end**2) / start**2))
+    up = min(end, np.float32(eta) * np.sqrt(end**2 * (start**2 - end**2) / start**2))
     return float(np.sqrt(end**2 - up**2)), float(up)
+
+
+CHURN_MAX = math.sqrt(2) - 1
+"""Karras et al. 2022, table 5: a step's level is raised by this share at most."""
+
+
+def _churned_steps(sigmas: Sequence[float], noise: Noise) -> Iterator[tuple[float, float, float, Tensor | None]]:
+    """Neighbouring levels, the level to which churn raises the first one, and the noise for that; None for none.
+
+    As in k-diffusion, churn draws at every step, also outside of its range of levels. With it a step between equal
+    levels is one, too.
+    """
+    added, count = noise.added, len(sigmas) - 1
+    for sigma, sigma_next in pairwise(sigmas) if added.churn else _steps(sigmas):
+        fresh = noise.draw() if added.churn else None
+        churned = added.tmin <= sigma <= (added.tmax or math.inf)
+        raised = sigma * (1 + min(added.churn / count, CHURN_MAX)) if churned else sigma
+        yield sigma, sigma_next, raised, fresh if raised > sigma else None
+
+
+def _raised(x: Tensor, sigma: float, raised: float, fresh: Tensor | None, noise: Noise) -> Tensor:
+    """Return x with noise from the level sigma up to the raised one (Karras et al. 2022, algorithm 2, line 6)."""
+    return x if fresh is None else x.add(fresh, alpha=noise.added.scale * math.sqrt(raised**2 - sigma**2))
 
 
 def euler(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """Karras et al. 2022, algorithm 2 without the second-order correction."""
-    for sigma, sigma_next in _steps(sigmas):
-        x = x.lerp(model(x, sigma), 1 - sigma_next / sigma)
+    for sigma, sigma_next, raised, fresh in _churned_steps(sigmas, noise):
+        x = _raised(x, sigma, raised, fresh, noise)
+        x = x.lerp(model(x, raised), 1 - sigma_next / raised)
         yield x
 
 
 def euler_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """Euler's step to below the next level, then noise up to it."""
     for sigma, sigma_next in _steps(sigmas):
-        down, up = _ancestral(sigma, sigma_next)
+        down, up = _ancestral(sigma, sigma_next, noise.added.eta)
         x = x.lerp(model(x, sigma), 1 - down / sigma)
         if up:
-            x = x.add(noise.draw(), alpha=up)
+            x = x.add(noise.draw(), alpha=up * noise.added.scale)
         yield x
 
 
 def heun(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Karras et al. 2022, algorithm 2 without churn."""
-    for sigma, sigma_next in _steps(sigmas):
-        x = _heun_step(model, x, sigma, sigma_next)
+    """Karras et al. 2022, algorithm 2."""
+    for sigma, sigma_next, raised, fresh in _churned_steps(sigmas, noise):
+        x = _heun_step(model, _raised(x, sigma, raised, fresh, noise), raised, sigma_next)
         yield x
 
 
@@ -115,18 +143,18 @@ def _combine(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
 
 def dpm_2(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """DPM-Solver-2 (Lu et al. 2022) as a midpoint method in sigma."""
-    for sigma, sigma_next in _steps(sigmas):
-        x = _midpoint_step(model, x, sigma, sigma_next)
+    for sigma, sigma_next, raised, fresh in _churned_steps(sigmas, noise):
+        x = _midpoint_step(model, _raised(x, sigma, raised, fresh, noise), raised, sigma_next)
         yield x
 
 
 def dpm_2_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """DPM-Solver-2 to below the next level, then noise up to it."""
     for sigma, sigma_next in _steps(sigmas):
-        down, up = _ancestral(sigma, sigma_next)
+        down, up = _ancestral(sigma, sigma_next, noise.added.eta)
         x = _midpoint_step(model, x, sigma, down)
         if up:
-            x = x.add(noise.draw(), alpha=up)
+            x = x.add(noise.draw(), alpha=up * noise.added.scale)
         yield x
 
 
@@ -149,37 +177,42 @@ def dpm_fast(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) 
     times = np.linspace(-math.log(sigmas[0]), last, calls // 3 + 2).tolist()
     orders = [3] * (calls // 3 - 1) + [2, 1] if calls % 3 == 0 else [3] * (calls // 3) + [calls % 3]
     for order, (time, time_next) in zip(orders, pairwise(times), strict=True):
-        down, up = _ancestral_times(time, time_next, last)
-        x = _DPM_STEPS[order](model, x, time, down)[-1].add(noise.draw(), alpha=up)
+        down, up = _ancestral_times(time, time_next, last, noise.added.eta)
+        x = _DPM_STEPS[order](model, x, time, down)[-1].add(noise.draw(), alpha=up * noise.added.scale)
         yield x
 
 
 def dpm_adaptive(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """DPM-Solver-23 (Lu et al. 2022, appendix C), ancestral: the error of order 2 against 3 sets the step.
 
-    Only the first sigma and the last but one count. The error is over the batch, as in WebUI, so an image's steps
-    depend on its neighbours. Raises NonFiniteError where the error is not a number.
+    With noise the error is taken for one of order 1.5, as in k-diffusion. Only the first sigma and the last but one
+    count. The error is over the batch, as in WebUI, so an image's steps depend on its neighbours. Raises NonFiniteError
+    where the error is not a number.
     """
     time, last, h, previous = -math.log(sigmas[0]), -math.log(sigmas[-2]), 0.05, x
+    order = 1.5 if noise.added.eta else 3
     while time < last - 1e-5:
         time_next = min(last, time + h)
-        down, up = _ancestral_times(time, time_next, last)
+        down, up = _ancestral_times(time, time_next, last, noise.added.eta)
         low, high = _dpm_step_3(model, x, time, down)
         tolerance = (torch.maximum(low.abs(), previous.abs()) * 0.05).clamp(min=0.0078)
         error = ((low - high) / tolerance).square().mean().sqrt().item()
         if not math.isfinite(error):
             raise NonFiniteError("The network returned NaN. Lower guidance_scale or the weights in the prompt.")
-        factor = 1 + math.atan((error + 1e-8) ** (-1 / 1.5) - 1)
+        factor = 1 + math.atan((error + 1e-8) ** (-1 / order) - 1)
         h *= factor
         if factor >= 0.81:
-            time, previous, x = time_next, low, high.add(noise.draw(), alpha=up)
+            time, previous, x = time_next, low, high.add(noise.draw(), alpha=up * noise.added.scale)
             yield x
 
 
-def _ancestral_times(time: float, time_next: float, last: float) -> tuple[float, float]:
+def _ancestral_times(time: float, time_next: float, last: float, eta: float) -> tuple[float, float]:
     """`_ancestral` in times = -log sigma, going down no further than the last time."""
+    if not eta:
+        return time_next, 0.0
     sigma_next = math.exp(-time_next)
-    down = min(last, 2 * time_next - time)
+    below = time_next - time if eta == 1 else -math.log1p(eta**2 * math.expm1(2 * (time - time_next))) / 2
+    down = min(last, time_next + below)
     return down, math.sqrt(max(sigma_next**2 - math.exp(-2 * down), 0.0))
 
 
@@ -227,14 +260,14 @@ _DPM_STEPS: dict[int, Callable[[Denoiser, Tensor, float, float], tuple[Tensor, .
 def dpmpp_2s_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
     """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) to below the next level, then noise up to it."""
     for sigma, sigma_next in _steps(sigmas):
-        down, up = _ancestral(sigma, sigma_next)
+        down, up = _ancestral(sigma, sigma_next, noise.added.eta)
         denoised = model(x, sigma)
         if down:
             middle = math.sqrt(sigma * down)
             denoised = model(x.lerp(denoised, 1 - middle / sigma), middle)
         x = x.lerp(denoised, 1 - down / sigma)
         if up:
-            x = x.add(noise.draw(), alpha=up)
+            x = x.add(noise.draw(), alpha=up * noise.added.scale)
         yield x
 
 
@@ -249,11 +282,16 @@ def dpmpp_sde(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise)
         if sigma_next == 0:
             x = denoised
         elif sigma_next != sigma:
-            down, up = _ancestral(sigma, middle)
-            half = x.lerp(denoised, 1 - down / sigma).add(noise.brownian(sigma, middle), alpha=up)
-            down, up = _ancestral(sigma, sigma_next)
-            x = x.lerp(model(half, middle), 1 - down / sigma).add(noise.brownian(sigma, sigma_next), alpha=up)
+            down, up = _ancestral(sigma, middle, noise.added.eta)
+            half = _diffused(x.lerp(denoised, 1 - down / sigma), sigma, middle, up, noise)
+            down, up = _ancestral(sigma, sigma_next, noise.added.eta)
+            x = _diffused(x.lerp(model(half, middle), 1 - down / sigma), sigma, sigma_next, up, noise)
         yield x
+
+
+def _diffused(x: Tensor, sigma: float, sigma_next: float, up: float, noise: Noise) -> Tensor:
+    """Return x with the Brownian motion's noise of a step, of the level `up`."""
+    return x.add(noise.brownian(sigma, sigma_next), alpha=up * noise.added.scale) if up else x
 
 
 def dpmpp_2m(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
@@ -287,14 +325,16 @@ def dpmpp_3m_sde(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noi
 
 _Past = Sequence[tuple[Tensor, float]]
 """Denoised image and step in log sigma of the steps done, latest first."""
-_Correction = Callable[[Tensor, float, _Past], Tensor | None]
-"""(denoised, step in log sigma, past) -> the multistep term to add to the first-order step."""
+_Correction = Callable[[Tensor, float, float, _Past], Tensor | None]
+"""(denoised, step in log sigma, the same with what is diffused, past) -> the multistep term to add to the first-order
+step."""
 
 
 def _dpmpp_multistep_sde(
     model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise, correction: _Correction
 ) -> Iterator[Tensor]:
-    """The SDE's first-order step plus a correction from earlier steps, then noise; eta 1."""
+    """The SDE's first-order step plus a correction from earlier steps, then noise."""
+    eta = noise.added.eta
     past: _Past = ()
     for sigma, sigma_next in _steps(sigmas):
         denoised = model(x, sigma)
@@ -302,36 +342,45 @@ def _dpmpp_multistep_sde(
             x = denoised
         else:
             h = math.log(sigma / sigma_next)
-            down, up = _ancestral(sigma, sigma_next)
-            term = correction(denoised, h, past)
-            x = x.lerp(denoised, 1 - down / sigma).add(noise.brownian(sigma, sigma_next), alpha=up)
+            down, up = _sde_levels(sigma, sigma_next, eta)
+            term = correction(denoised, h, (1 + eta) * h, past)
+            x = _diffused(x.lerp(denoised, 1 - down / sigma), sigma, sigma_next, up, noise)
             x = x if term is None else x + term
             past = ((denoised, h), *past[:1])
         yield x
 
 
-def _midpoint_correction(denoised: Tensor, h: float, past: _Past) -> Tensor | None:
-    return (denoised - past[0][0]) * (-0.5 * math.expm1(-2 * h) * h / past[0][1]) if past else None
+def _sde_levels(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """`_ancestral` as the SDE has it: the level is exp(-(1 + eta) h) of sigma after a step of h in log sigma."""
+    if eta == 1:
+        return _ancestral(sigma, sigma_next, eta)
+    ratio = sigma_next / sigma
+    return sigma_next * ratio**eta, sigma_next * math.sqrt(1 - ratio ** (2 * eta))
 
 
-def _phi_2(h: float) -> float:
-    """Second exponential-integrator function at -2h, in k-diffusion's sign."""
-    return math.expm1(-2 * h) / (2 * h) + 1
+def _midpoint_correction(denoised: Tensor, h: float, diffused: float, past: _Past) -> Tensor | None:
+    return (denoised - past[0][0]) * (-0.5 * math.expm1(-diffused) * h / past[0][1]) if past else None
 
 
-def _heun_correction(denoised: Tensor, h: float, past: _Past) -> Tensor | None:
-    return (denoised - past[0][0]) * (_phi_2(h) * h / past[0][1]) if past else None
+def _phi_2(diffused: float) -> float:
+    """Second exponential-integrator function, in k-diffusion's sign."""
+    return math.expm1(-diffused) / diffused + 1
 
 
-def _third_order_correction(denoised: Tensor, h: float, past: _Past) -> Tensor | None:
+def _heun_correction(denoised: Tensor, h: float, diffused: float, past: _Past) -> Tensor | None:
+    return (denoised - past[0][0]) * (_phi_2(diffused) * h / past[0][1]) if past else None
+
+
+def _third_order_correction(denoised: Tensor, h: float, diffused: float, past: _Past) -> Tensor | None:
     if len(past) < 2:
-        return _heun_correction(denoised, h, past)
+        return _heun_correction(denoised, h, diffused, past)
     (denoised_1, h_1), (denoised_2, h_2) = past
     r_0, r_1 = h_1 / h, h_2 / h
     slope_0, slope_1 = (denoised - denoised_1) / r_0, (denoised_1 - denoised_2) / r_1
     curvature = (slope_0 - slope_1) / (r_0 + r_1)
-    phi_3 = _phi_2(h) / (2 * h) - 0.5
-    return slope_0 * _phi_2(h) + curvature * (_phi_2(h) * r_0 - phi_3)
+    phi_2 = _phi_2(diffused)
+    phi_3 = phi_2 / diffused - 0.5
+    return slope_0 * phi_2 + curvature * (phi_2 * r_0 - phi_3)
 
 
 def restart(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
@@ -374,10 +423,10 @@ def lcm(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> It
 
 
 def ddim(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Song et al. 2020, equation 12 with eta 0; ends at the first timestep, without calling the model there."""
+    """Song et al. 2020, equation 12; ends at the first timestep, without calling the model there."""
     for t, t_next in _timestep_pairs(timesteps):
         eps, _ = model.eps(x, t)
-        x = _ddim_step(model.noise, x, eps, eps, t, t_next)
+        x = _ddim_noisy_step(model.noise, x, (eps, eps), (t, t_next), noise)
         yield x
 
 
@@ -385,7 +434,7 @@ def ddim_cfgpp(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: No
     """CFG++ (Chung et al. 2024): guidance divided by 12.5 as in WebUI, new noise in the unconditional direction."""
     for t, t_next in _timestep_pairs(timesteps):
         eps, unconditional = model.eps(x, t)
-        x = _ddim_step(model.noise, x, unconditional.lerp(eps, 1 / 12.5), unconditional, t, t_next)
+        x = _ddim_noisy_step(model.noise, x, (unconditional.lerp(eps, 1 / 12.5), unconditional), (t, t_next), noise)
         yield x
 
 
@@ -395,11 +444,11 @@ def plms(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -
     for t, t_next in _timestep_pairs(timesteps):
         past = [model.eps(x, t)[0], *past[:3]]
         if len(past) == 1:
-            predicted = _ddim_step(model.noise, x, past[0], past[0], t, t_next)
+            predicted = _ddim_step(model.noise, x, (past[0], past[0]), (t, t_next))
             eps = past[0].lerp(model.eps(predicted, t_next)[0], 0.5)
         else:
             eps = _combine(_ADAMS_BASHFORTH[len(past)], past)
-        x = _ddim_step(model.noise, x, eps, eps, t, t_next)
+        x = _ddim_step(model.noise, x, (eps, eps), (t, t_next))
         yield x
 
 
@@ -414,11 +463,29 @@ def _timestep_pairs(timesteps: Sequence[float]) -> Iterator[tuple[int, int]]:
     return pairwise(int(t) for t in reversed(timesteps))
 
 
-def _ddim_step(noise: NoiseSchedule, x: Tensor, eps: Tensor, direction: Tensor, t: int, t_next: int) -> Tensor:
-    """Take the noise eps of timestep t out of x, and put noise in the given direction in for the next timestep."""
-    alpha, alpha_next = noise.alphas[t], noise.alphas[t_next]
-    clean = x.sub(eps, alpha=math.sqrt(1 - alpha)) * math.sqrt(alpha_next / alpha)
-    return clean.add(direction, alpha=math.sqrt(1 - alpha_next))
+def _ddim_step(
+    schedule: NoiseSchedule, x: Tensor, eps: tuple[Tensor, Tensor], times: tuple[int, int], deviation: float = 0.0
+) -> Tensor:
+    """Take the first noise of timestep t out of x, and put the second one in for the next timestep.
+
+    Room is left for fresh noise of the given deviation.
+    """
+    (removed, direction), (t, t_next) = eps, times
+    alpha, alpha_next = schedule.alphas[t], schedule.alphas[t_next]
+    clean = x.sub(removed, alpha=schedule.noise_share(t)) * math.sqrt(alpha_next / alpha)
+    return clean.add(direction, alpha=math.sqrt(1 - alpha_next - deviation**2))
+
+
+def _ddim_noisy_step(
+    schedule: NoiseSchedule, x: Tensor, eps: tuple[Tensor, Tensor], times: tuple[int, int], noise: Noise
+) -> Tensor:
+    """`_ddim_step`, then fresh noise (Song et al. 2020, equation 16, whose eta is 0 unless somebody asks for more)."""
+    eta = noise.added.eta_ddim
+    if not eta:
+        return _ddim_step(schedule, x, eps, times)
+    alpha, alpha_next = (schedule.alphas[t] for t in times)
+    deviation = eta * math.sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
+    return _ddim_step(schedule, x, eps, times, deviation).add(noise.draw(), alpha=deviation)
 
 
 def unipc(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.ask.catalog import SamplerInfo
+from pipelines.ask.catalog import ZERO_TERMINAL_SNR, SamplerInfo
 from pipelines.ask.request import ScheduleSettings
 from pipelines.families.noise_schedule import NoiseSchedule
 
@@ -34,6 +34,12 @@ def lcm_timestep(noise: NoiseSchedule, sigma: float) -> int:
     log_sigma = math.log(sigma)
     distilled = range(LCM_STRIDE - 1, len(noise.log_sigmas), LCM_STRIDE)
     return min(distilled, key=lambda t: abs(noise.log_sigmas[t] - log_sigma))
+
+
+def as_set(noise: NoiseSchedule, settings: ScheduleSettings) -> NoiseSchedule:
+    """Return a model's noise levels as the settings change them: WebUI rounds first, then rescales."""
+    noise = noise.downcast() if settings.downcast else noise
+    return noise.zero_terminal_snr() if settings.kind == ZERO_TERMINAL_SNR else noise
 
 
 def timesteps(steps: int) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.ask.catalog import SAMPLERS
-from pipelines.ask.request import NoiseSettings
+from pipelines.ask.request import AddedNoise, NoiseSettings
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.samplers import ALGORITHMS
 from pipelines.sampling.schedules import karras
@@ -104,6 +104,8 @@ class Impulses:
     Samplers are linear in their noise where the denoiser is, so the result's rows are what each draw contributes. For
     Brownian motion a draw is its increment between two of the `times` at which it is asked for.
     """
+
+    added = AddedNoise()
 
     def __init__(self, rows: int, times: Sequence[float] = (), factor: float = 1.0) -> None:
         self.times, self.factor = times, factor

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.ask.catalog import SAMPLERS
 from pipelines.ask.identity import TOKENIZER
@@ -12,7 +14,7 @@ from pipelines.ask.prompt import chunks, parse_attention, schedule
 from pipelines.ask.request import NoiseSettings
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.sd1 import SD1
-from pipelines.images.masks import blur_kernel
+from pipelines.images.masks import blur
 from pipelines.infotext.reading import read
 from pipelines.infotext.syntax import parse, quote, split, unquote, write
 from pipelines.models.text import load_tokenizer
@@ -137,4 +139,12 @@ def test_infotexts_are_written_again_to_the_letter(name: str) -> None:
 
 @pytest.mark.parametrize("sigma", KERNELS)
 def test_kernels_of_mask_blurs(sigma: str) -> None:
-    assert blur_kernel(int(sigma)) == KERNELS[sigma]
+    """A single white pixel is blurred to the weights: 255 of 256 parts of each are rounded to the weight."""
+    kernel = KERNELS[sigma]
+    row = np.zeros((1, 2 * len(kernel) + 1), np.uint8)
+    row[0, len(kernel)] = 255
+    found = np.asarray(blur(Image.fromarray(row), int(sigma), 0))[0]
+    start = len(kernel) - len(kernel) // 2
+    assert found[start : start + len(kernel)].tolist() == kernel
+    assert sum(kernel) == 256
+    assert found.sum() == 256

@@ -17,10 +17,19 @@ from PIL import Image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.catalog import SAMPLERS, ZERO_TERMINAL_SNR
 from pipelines.ask.networks import Extras
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import ControlSettings, FreeU, GenerationRequest, HiresSettings
+from pipelines.ask.request import (
+    AddedNoise,
+    ControlSettings,
+    FreeU,
+    GenerationRequest,
+    HiresSettings,
+    NoiseSettings,
+    ScheduleSettings,
+    SkippedGuidance,
+)
 from pipelines.drawing import compiling as compiled
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, REFINE, PassResult, Picture, render
@@ -247,3 +256,23 @@ def test_no_step_waits_for_the_device(on_meta: Model, sampler: str) -> None:
         assert [next(e.phase for e in events if isinstance(e, PassResult)) for _ in range(2)] == [BASE, REFINE]
     with pytest.raises(NotImplementedError, match="meta tensor"):  # the copy to the host
         next(events)
+
+
+@pytest.mark.parametrize("sampler", sorted({name for name in SAMPLERS if SAMPLERS[name].takes} - {"DPM adaptive"}))
+def test_no_rarer_option_waits_for_the_device(on_meta: Model, sampler: str) -> None:
+    asked = replace(
+        request(prompt="[red:blue:0.5] house", num_outputs=2, sampler=sampler),
+        num_inference_steps=6,
+        noise=NoiseSettings(resize_width=128, resize_height=64),
+        added_noise=AddedNoise(eta=0.5, eta_ddim=0.5, churn=3, scale=0.9),
+        skipped_guidance=SkippedGuidance(early=0.3, minimum_sigma=1),
+        schedule=ScheduleSettings(kind=ZERO_TERMINAL_SNR, downcast=True),
+        extra_noise=0.1,
+        sgm_noise=True,
+        tiling=True,
+        old_editing=True,
+        hires=HiresSettings(steps=3),
+    )
+    with steps_alone(on_meta):
+        events = render(on_meta, asked, make_plan(asked))
+        assert [next(e.phase for e in events if isinstance(e, PassResult)) for _ in range(2)] == [BASE, REFINE]

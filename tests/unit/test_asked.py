@@ -12,6 +12,7 @@ from pipelines.ask.catalog import (
     EMPHASES,
     INPAINT_AREAS,
     MASKED_CONTENTS,
+    NOISE_SCHEDULES,
     NOISE_SOURCES,
     SAMPLERS,
     SCHEDULE_TYPES,
@@ -21,9 +22,11 @@ from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.ask.plan import make_plan
+from pipelines.ask.prompt import schedule
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    AddedNoise,
     FreeU,
     GenerationRequest,
     HiresSettings,
@@ -31,6 +34,7 @@ from pipelines.ask.request import (
     MaskSettings,
     NoiseSettings,
     ScheduleSettings,
+    SkippedGuidance,
 )
 from pipelines.errors import InvalidInput
 from pipelines.families.sd1 import SD1
@@ -49,7 +53,7 @@ from pipelines.infotext.asked import request_from as request_of
 from pipelines.infotext.obstacles import Obstacle, drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
 from pipelines.infotext.writing import of_picture
-from pipelines.sampling.schedules import sigmas, timesteps
+from pipelines.sampling.schedules import as_set, sigmas, timesteps
 from tests.unit.sized import Sized
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)
@@ -165,10 +169,6 @@ def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRe
             "the hires upscaler 4x-UltraSharp is not here (Lanczos is); bring its weights",
         ),
         (f"a\n{HIRES}, Hires prompt: <lora:x:1>", "<lora:x:1>"),
-        (
-            f"[a:b:5]\n{PLAIN}, Version: v1.5.2",
-            "the rules for prompt editing ([a:b:N]) were others before 1.6",
-        ),
     ],
 )
 def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
@@ -177,10 +177,24 @@ def test_what_makes_another_picture_is_told(block: str, told: str) -> None:
     assert told in found[0]
 
 
-def test_old_versions_weaken_with_brackets_as_now() -> None:
-    data = f"[blurry]\n{PLAIN}, Version: v1.5.2"
-    assert not any(each.other_picture for each in obstacles(data, MODEL))
-    assert any("half precision" in each.text for each in obstacles(data, MODEL))
+@pytest.mark.parametrize(
+    ("version", "prompt", "old_editing", "downcast"),
+    [
+        ("v1.5.2", "[a:b:5]", True, True),
+        ("v1.5.2", "a\nNegative prompt: [x:y:0.5]", True, True),  # WebUI looks for brackets in the prompt alone
+        ("v1.5.2", "a", False, True),
+        ("v1.6.0", "[a:b:5]", False, True),
+        ("v1.7.0-224-gabc", "a", False, True),
+        ("v1.7.0-225-gabc", "[a:b:5]", False, False),
+        ("v1.10.1", "[a:b:5]", False, False),
+        ("f0.0.17", "[a:b:5]", False, False),
+    ],
+)
+def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing: bool, downcast: bool) -> None:
+    block = f"{prompt}\n{PLAIN}, Version: {version}"
+    made = request_from(block)
+    assert (made.old_editing, made.schedule.downcast) == (old_editing, downcast)
+    assert not obstacles(block, MODEL)
 
 
 def test_unknown_keys_are_told_but_do_no_harm() -> None:
@@ -235,12 +249,33 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
             sigma_max=draw(st.sampled_from([0, 10])),
             rho=draw(st.sampled_from([0, 3])),
             discard_penultimate=draw(st.booleans()),
+            kind=draw(st.sampled_from(NOISE_SCHEDULES)),
+            downcast=draw(st.booleans()),
         ),
         noise=NoiseSettings(
             source=draw(st.sampled_from(NOISE_SOURCES)),
             ensd=draw(st.sampled_from([0, 31337, -1])),
             variation_seed=draw(st.integers(0, 9)),
             variation_strength=draw(st.sampled_from([0, 0.3])),
+            resize_width=draw(st.sampled_from([0, 64])),
+            resize_height=draw(st.sampled_from([0, 96])),
+        ),
+        old_editing=draw(st.booleans()),
+        tiling=draw(st.booleans()),
+        sgm_noise=draw(st.booleans()),
+        extra_noise=draw(st.sampled_from([0, 0.1])),
+        added_noise=AddedNoise(
+            eta=draw(st.sampled_from([0, 0.5, 1])),
+            eta_ddim=draw(st.sampled_from([0, 0.5])),
+            churn=draw(st.sampled_from([0, 5.0])),
+            tmin=draw(st.sampled_from([0, 0.1])),
+            tmax=draw(st.sampled_from([0, 9])),
+            scale=draw(st.sampled_from([1, 1.1])),
+        ),
+        skipped_guidance=SkippedGuidance(
+            early=draw(st.sampled_from([0, 0.1])),
+            minimum_sigma=draw(st.sampled_from([0, 3])),
+            all_steps=draw(st.booleans()),
         ),
         hires=draw(st.none() | st.just(hires)),
     )
@@ -251,17 +286,26 @@ def drawn(request: GenerationRequest) -> list[object]:
     plan, noise = make_plan(request), request.noise
     found: list[object] = [request.guidance_scale, request.clip_skip, request.pad_conds, plan.seeds, plan.upscale]
     found += [noise.source, plan.variation_seeds if noise.variation_strength else None, noise.variation_strength]
-    found += [noise.ensd if any(part and part.sampler.draws for part in (plan.first, plan.hires)) else 0]
+    found += [noise.ensd if any(part and part.draws for part in (plan.first, plan.hires)) else 0]
+    found += [noise.resized_from, request.tiling]
     texts = [request.prompt, request.negative_prompt]
     if request.hires:
         texts += [request.hires.prompt or request.prompt, request.hires.negative_prompt or request.negative_prompt]
     found += [*texts, request.emphasis if any(bracket in "".join(texts) for bracket in "([") else None]
+    counts = [plan.first.calls_of(request.num_inference_steps), plan.hires.calls if plan.hires else None]
+    old, skipped = request.old_editing, request.skipped_guidance
+    found += [schedule(text, counts[0] or 0, count, old=old) for text in texts for count in (None, counts[1])]
+    known = as_set(SD1.noise, request.schedule)
     for part in filter(None, (plan.first, plan.hires)):
-        found += [part.latent_shape, part.sampler, part.asked, part.first_step]
+        found += [part.latent_shape, part.sampler, part.asked, part.first_step, part.added_noise, skipped.early]
+        found += [request.extra_noise if part.refines else None]
+        if not part.sampler.timesteps:
+            found += [request.sgm_noise if not part.refines else None]
+            found += [skipped.minimum_sigma, skipped.all_steps if skipped.minimum_sigma else None]
         if part.sampler.timesteps:
             found.append(timesteps(part.schedule_steps + part.schedule.discard_penultimate))
         else:
-            found.append(sigmas(SD1.noise, part.schedule_type, part.schedule_steps, part.sampler, part.schedule))
+            found.append(sigmas(known, part.schedule_type, part.schedule_steps, part.sampler, part.schedule))
     return found
 
 
@@ -280,6 +324,8 @@ def images(draw: st.DrawFn) -> ImageSettings:
         picture=IMAGE,
         denoising_strength=draw(st.sampled_from([0.4, 0.75, 1])),
         mask=mask if any(outpaint) else draw(st.sampled_from([None, mask])),
+        noise_multiplier=draw(st.sampled_from([0, 1, 1.1])),
+        exact_steps=draw(st.booleans()),
         outpaint=outpaint,
     )
 
@@ -440,6 +486,63 @@ def test_single_settings_reach_the_request() -> None:
     assert made.noise == NoiseSettings(ensd=31337, variation_seed=5, variation_strength=0.1)
     assert made.hires == HiresSettings(sampler="Euler a", prompt="a, b")
     assert request_from("Hires denoising strength: 0.4").hires == HiresSettings(denoising_strength=0.4)
+
+
+RARER = (
+    "Eta: 0.5, Sigma noise: 1.05, Seed resize from: 256x320, Tiling: True, NGMS: 2, NGMS all steps: True\n"
+    "Skip Early CFG: 0.1, Noise Schedule: Zero Terminal SNR, Downcast alphas_cumprod: True, Extra noise: 0.1\n"
+    "Sigma churn: 3, Sigma tmin: 0.1, Sigma tmax: 9, Eta DDIM: 0.2, Old prompt editing timelines: True\n"
+    "SGM noise multiplier: True, Tiling: True"
+)
+
+
+def test_rarer_options_reach_the_request_as_single_settings() -> None:
+    made = request_from(RARER, prompt="a", seed=1)
+    assert made.added_noise == AddedNoise(eta=0.5, eta_ddim=0.2, churn=3, tmin=0.1, tmax=9, scale=1.05)
+    assert made.skipped_guidance == SkippedGuidance(early=0.1, minimum_sigma=2, all_steps=True)
+    assert made.schedule == ScheduleSettings(kind="Zero Terminal SNR", downcast=True)
+    assert made.noise.resized_from == (256, 320)
+    assert (made.tiling, made.sgm_noise, made.old_editing, made.extra_noise) == (True, True, True, 0.1)
+    pictures = Pictures(image=IMAGE)
+    image = request_from("Noise multiplier: 1.1, img2img_fix_steps: True", pictures, prompt="a").image
+    assert image is not None
+    assert (image.noise_multiplier, image.exact_steps) == (1.1, True)
+
+
+def test_a_block_of_rarer_options_is_honoured() -> None:
+    block = f"a\n{HIRES}, " + RARER.replace("\n", ", ")
+    assert not obstacles(block, MODEL)
+    assert read_data(block).values["eta_ddim"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Eta: nan", "Eta must be a number from 0 to 1"),
+        ("Eta: 2", "must be a number from 0 to 1. 1 is usual, 0 adds none."),
+        ("Eta DDIM: -0.1", "must be a number from 0 to 1"),
+        ("Sigma churn: 1e9", "must be a number from 0 to 100"),
+        ("Sigma tmin: 5, Sigma tmax: 2", "'Sigma tmin: 5': must not be more than sigma_tmax=2"),
+        ("Sigma noise: loud", "Sigma noise must be a number from 0 to 2"),
+        ("NGMS: inf", "NGMS must be a number from 0 to 1000"),
+        ("Skip Early CFG: 1.5", "must be a number from 0 to 1"),
+        ("Noise Schedule: Loud", "Noise Schedule must be one of Default, Zero Terminal SNR"),
+        ("Downcast alphas_cumprod: perhaps", "must be True or False"),
+        ("Seed resize from: 512", "Seed resize from must be two whole numbers"),
+        ("Seed resize from: 4096x512", "'Seed resize from, width: 4096': must be a whole number from 0 to 2048"),
+        ("Noise multiplier: 9", "must be a number from 0 to 1.5"),  # also without an image, where it does nothing
+        ("Extra noise: -1", "must be a number from 0 to 1"),
+    ],
+)
+def test_rarer_options_out_of_their_range_are_named(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^generation_data=") as caught:
+        request_from(text, prompt="a")
+    assert told in str(caught.value)
+
+
+def test_exact_steps_need_a_strength() -> None:
+    with pytest.raises(InvalidInput, match=r"denoising_strength=0.*at least 0.01 with exact steps.*Exact steps: False"):
+        request_from("Exact steps: True", Pictures(image=IMAGE), prompt="a", denoising_strength=0.0)
 
 
 @pytest.mark.parametrize(

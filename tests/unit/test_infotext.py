@@ -265,23 +265,20 @@ def test_a_value_that_cannot_be_read_is_named(key: str, value: str) -> None:
 
 
 def test_keys_that_are_not_understood() -> None:
-    found = read(f"(a)\n{SHORT}, Tiling: True, Mask mode: Inpaint masked, Token merging ratio: 0.5, Batch pos: 1")
-    assert found.unknown == {"Tiling": "True", "Token merging ratio": "0.5"}
+    found = read(f"(a)\n{SHORT}, Face restoration: GFPGAN, Mask mode: Inpaint masked, Token merging ratio: 0.5")
+    assert found.unknown == {"Face restoration": "GFPGAN", "Token merging ratio": "0.5"}
 
 
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        (f"[a:b:3]\n{SHORT}, Version: v1.5.2", "the rules for prompt editing ([a:b:N]) were others before 1.6"),
-        (f"a\nNegative prompt: [b]\n{SHORT}, Version: 1.3.0", "the rules for prompt editing"),
-        (f"a\n{SHORT}, Version: v1.5.2", "rounded to half precision"),
         (f"a\n{SHORT.replace('Euler a', 'DDIM')}, Version: v1.5.2", "Pad conds v0"),
         (f"a\n{SHORT.replace('Euler a', 'DPM++ 2M')}, Version: v1.5.2", "schedule_type=Uniform"),
     ],
 )
 def test_warnings(block: str, told: str) -> None:
     assert told in " ".join(read(block).warnings)
-    assert not read(block.replace("1.5.2", "1.10.1").replace("1.3.0", "1.10.1")).warnings
+    assert not read(block.replace("1.5.2", "1.10.1")).warnings
 
 
 @pytest.mark.parametrize(
@@ -358,9 +355,37 @@ def test_clip_skip_of_other_programs(told: str, meant: int) -> None:
 
 
 def test_values_that_turn_an_unknown_thing_off_ask_for_nothing() -> None:
-    assert read(f"a\n{SHORT}, Tiling: False, FreeU: None, ADetailer version: 23, Hires CFG Scale: 7.0, CFG scale: 7"
-                ).unknown == {}  # fmt: skip
-    assert read(f"a\n{SHORT}, Eta: 0").unknown == {"Eta": "0"}
+    off = "Face restoration: False, FreeU: None, ADetailer version: 23, Hires CFG Scale: 7.0, CFG scale: 7"
+    assert read(f"a\n{SHORT}, {off}").unknown == {}
+    assert read(f"a\n{SHORT}, Eta: 0").values["eta"] == 0  # where 0 is a choice
+
+
+@pytest.mark.parametrize(
+    ("told", "eta", "eta_ddim"),
+    [
+        ("Sampler: Euler a, Eta: 0.5", 0.5, None),
+        ("Sampler: DDIM, Eta: 0.5, Version: v1.3.0", None, 0.5),
+        ("Sampler: DDIM, Eta DDIM: 0.5", None, 0.5),
+        ("Sampler: DDIM, Eta: 0.5, Hires sampler: Euler a", 0.5, None),
+        ("Sampler: Euler a, Eta DDIM: 0.5, Hires sampler: DDIM", None, 0.5),
+    ],
+)
+def test_eta_of_old_and_new_blocks(told: str, eta: float | None, eta_ddim: float | None) -> None:
+    values = read(f"a\nSteps: 20, {told}, CFG scale: 7, Seed: 1, Size: 64x64").values
+    assert (values.get("eta"), values.get("eta_ddim")) == (eta, eta_ddim)
+
+
+def test_seed_resize_that_is_off_says_nothing() -> None:
+    """As WebUI's API writes it (its issue 11247)."""
+    assert not read(f"a\n{SHORT}, Seed resize from: -1x-1").values.keys() & {"seed_resize_width", "seed_resize_height"}
+    resized = read(f"a\n{SHORT}, Seed resize from: 512x768").values
+    assert (resized["seed_resize_width"], resized["seed_resize_height"]) == (512, 768)
+
+
+def test_a_hypernetwork_of_a_block_from_before_2023_is_a_tag() -> None:
+    found = read(f"a cat\n{SHORT}, Hypernet: ink(12), Hypernet hash: 0123456789, Hypernet strength: 0.6")
+    assert found.values["prompt"] == "a cat<hypernet:ink(12):0.6>"
+    assert (found.hypernetwork_hash, found.unknown) == ("0123456789", {})
 
 
 def test_networks_that_only_civitai_tells() -> None:

@@ -1,14 +1,16 @@
 """Masks, crops and overlays: WebUI's integers, and pixels that come back as they were."""
 
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.ask.request import ImageSettings, MaskSettings
 from pipelines.errors import InvalidInput
-from pipelines.images.masks import blur, blur_kernel, crop_region, fill, latent_mask, prepare
+from pipelines.images.masks import blur, crop_region, fill, latent_mask, prepare
 
 
 def grey(values: np.ndarray) -> Image.Image:
@@ -25,12 +27,41 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Ima
     return mask
 
 
-@given(st.integers(1, 64))
-def test_a_kernel_sums_to_256_and_is_symmetric(sigma: int) -> None:
-    kernel = blur_kernel(sigma)
-    assert sum(kernel) == 256
-    assert kernel == kernel[::-1]
-    assert len(kernel) == 2 * int(2.5 * sigma + 0.5) + 1
+def kernel(sigma: int) -> list[int]:
+    """Gaussian weights that sum to 256: from the ends, what rounding leaves goes to the next."""
+    weights = [math.exp(-(k**2) / (2 * sigma**2)) for k in range(int(2.5 * sigma + 0.5), -1, -1)]
+    scale, left, half = 256 / (2 * sum(weights) - weights[-1]), 0.0, list[int]()
+    for weight in weights[:-1]:
+        exact = weight * scale + left
+        half.append(round(exact))
+        left = exact - half[-1]
+    return [*half, 256 - 2 * sum(half), *reversed(half)]
+
+
+def blurred(values: np.ndarray, axis: int, sigma: int) -> np.ndarray:
+    """The rule in whole numbers: mirrored without the edge, as often as the kernel reaches beyond, then rounded."""
+    weights, margins = kernel(sigma), [(0, 0), (0, 0)]
+    margins[axis] = (len(weights) // 2,) * 2
+    padded = np.moveaxis(np.pad(values, margins, mode="reflect"), axis, 0).astype(np.uint32)
+    total = sum(weight * padded[k : k + values.shape[axis]] for k, weight in enumerate(weights))
+    return np.moveaxis((total + 128 >> 8).astype(np.uint8), 0, axis)
+
+
+SIDE = st.integers(1, 48)
+BLUR = st.integers(0, 64)
+
+
+@given(SIDE, SIDE, BLUR, BLUR, st.integers(0, 2**32 - 1), st.sampled_from([1, 128, 255]))
+@settings(max_examples=400)
+def test_blur_follows_the_rule_for_kernels_of_any_size(
+    width: int, height: int, across: int, down: int, seed: int, step: int
+) -> None:
+    """Kernels reach up to 321 pixels, over pictures of at most 48."""
+    values = (np.random.default_rng(seed).integers(0, 256 // step + 1, (height, width)) * step).clip(0, 255)
+    expected = values.astype(np.uint8)
+    for axis, sigma in ((1, across), (0, down)):
+        expected = blurred(expected, axis, sigma) if sigma else expected
+    assert np.array_equal(np.asarray(blur(grey(values), across, down)), expected)
 
 
 def test_blur_is_rounded_and_mirrors_without_the_edge() -> None:
@@ -148,11 +179,11 @@ def test_masks_may_be_inverted_or_be_what_is_opaque() -> None:
     picture, mask = noise(64, 64), box_mask((64, 64), (0, 0, 32, 64))
     stencil = picture.convert("RGBA")
     stencil.putalpha(mask.point(lambda value: 129 if value else 128))
-    for settings in (
+    for masked in (
         MaskSettings(picture=Image.eval(mask, lambda value: 255 - value), invert=True, blur=(0, 0)),
         MaskSettings(picture=stencil, blur=(0, 0)),
     ):
-        canvas = canvas_of(picture, (64, 64), mask=settings)
+        canvas = canvas_of(picture, (64, 64), mask=masked)
         assert canvas.mask is not None
         assert np.array_equal(np.asarray(canvas.mask), np.asarray(mask))
 

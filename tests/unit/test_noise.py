@@ -1,5 +1,6 @@
 """Draws against WebUI's and cuRAND's published test vector, and how noise behaves."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -127,3 +128,50 @@ def test_a_bridge_has_the_variance_of_its_time(time: float) -> None:
 def test_sde_noise_needs_the_span() -> None:
     with pytest.raises(ValueError, match="span"):
         Noise([1], SHAPE, device=CPU).brownian(3.0, 2.0)
+
+
+# --- seed resize
+
+
+@pytest.mark.parametrize(
+    ("size", "middle"),
+    [((128, 96), (64, 64)), ((64, 64), (128, 96)), ((128, 64), (64, 128)), ((104, 64), (64, 64)), ((64, 64), (88, 72))],
+)
+@pytest.mark.parametrize("source", ["NV", "CPU"])
+def test_seed_resize_puts_the_other_sizes_noise_in_the_middle(
+    size: tuple[int, int], middle: tuple[int, int], source: str
+) -> None:
+    """Latent by latent: what lies as far from the middle is the same, odd margins being rounded down."""
+
+    def initial(width: int, height: int, resize: tuple[int, int] = (0, 0)) -> Tensor:
+        settings = NoiseSettings(source=source, resize_width=resize[0], resize_height=resize[1])
+        return Noise([5, 6], (4, height // 8, width // 8), device=CPU, settings=settings).initial()
+
+    found, plain, other = initial(*size, middle), initial(*size), initial(*middle)
+    down, across = ((own // 8 - their // 8) // 2 for own, their in zip(size[::-1], middle[::-1], strict=True))
+    pasted = 0
+    for y in range(found.shape[2]):
+        for x in range(found.shape[3]):
+            inside = 0 <= y - down < other.shape[2] and 0 <= x - across < other.shape[3]
+            beyond = x >= other.shape[3] + 2 * across or y >= other.shape[2] + 2 * down
+            inside = inside and not (beyond and min(down, across) < 0)
+            wanted = other[:, :, y - down, x - across] if inside else plain[:, :, y, x]
+            assert torch.equal(found[:, :, y, x], wanted), (y, x)
+            pasted += inside
+    assert pasted > 0
+
+
+def test_seed_resize_varies_what_it_puts_in_and_goes_on_as_before() -> None:
+    resized = NoiseSettings(source="CPU", resize_width=32, resize_height=32, variation_strength=0.3, ensd=3)
+    noise = Noise([5], (4, 8, 8), device=CPU, settings=resized, variation_seeds=[9])
+    alone = Noise([5], (4, 4, 4), device=CPU, settings=replace(resized, resize_width=0), variation_seeds=[9])
+    plain = Noise([5], (4, 8, 8), device=CPU, settings=NoiseSettings(source="CPU", ensd=3))
+    found, around = noise.initial(), plain.initial()
+    assert torch.equal(found[:, :, 2:6, 2:6], alone.initial())
+    assert torch.equal(found[:, :, :2], around[:, :, :2])
+    assert torch.equal(noise.draw(), plain.draw())
+
+
+@pytest.mark.parametrize("sides", [(512, 0), (0, 512), (0, 0)])
+def test_one_side_alone_resizes_nothing(sides: tuple[int, int]) -> None:
+    assert NoiseSettings(resize_width=sides[0], resize_height=sides[1]).resized_from is None

@@ -3,14 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.catalog import SAMPLERS, ZERO_TERMINAL_SNR
+from pipelines.ask.request import ScheduleSettings
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.sd1 import SD1
-from pipelines.sampling.schedules import sigmas
+from pipelines.sampling.schedules import as_set, sigmas
 
 NOISE = SD1.noise
 
@@ -58,3 +60,36 @@ def test_another_table_makes_another_schedule() -> None:
     assert noise.sigmas == pytest.approx((1 / 3, 1, 3), rel=1e-6)
     assert noise.t_of(math.sqrt(3)) == pytest.approx(1.5, abs=1e-6)
     assert sigmas(noise, "Uniform", 3, SAMPLERS["Euler"]) == pytest.approx([3, 1, 1 / 3, 0], rel=1e-6)
+
+
+def test_downcast_computes_in_half_precision_as_numpy_does() -> None:
+    """Every operation rounds to half precision, also the logarithm of the levels."""
+    half = NOISE.downcast()
+    alphas = np.array(NOISE.alphas, np.float32).astype(np.float16)
+    levels = np.sqrt((np.float16(1) - alphas) / alphas)
+    assert half.alphas == tuple(alphas.tolist())
+    assert half.sigmas == tuple(levels.tolist())
+    assert half.log_sigmas == pytest.approx(np.log(levels).tolist(), abs=2e-3)  # log may be an ulp of half apart
+    assert half.sigmas[0] == 0.03125
+    assert (half.sigmas[-1], NOISE.sigmas[-1]) == pytest.approx((14.61, 14.6146), abs=1e-2)
+    assert max(abs(a - b) / b for a, b in zip(half.sigmas, NOISE.sigmas, strict=True)) > 0.05
+    assert half.noise_share(500) == np.sqrt(np.float16(1) - alphas[500])
+    assert half.picture_share(500) == np.sqrt(alphas[500])
+    assert half.noise_share(500) == pytest.approx(NOISE.noise_share(500), rel=1e-3)
+
+
+def test_every_level_of_half_precision_has_its_timestep() -> None:
+    half = NOISE.downcast()
+    assert all(math.isfinite(half.t_of(sigma)) for sigma in half.sigmas)
+    assert all(0 <= half.t_of(sigma) <= 999 for sigma in (1e-3, 0.03, 1.0, 14.6, 20.0))
+    levels = sigmas(half, "Karras", 20, SAMPLERS["DPM++ 2M"])
+    assert (levels[0], levels[-2], levels[-1]) == pytest.approx((half.sigmas[-1], half.sigmas[0], 0), rel=1e-5)
+
+
+def test_settings_round_first_and_then_rescale() -> None:
+    both = as_set(NOISE, ScheduleSettings(kind=ZERO_TERMINAL_SNR, downcast=True))
+    assert both == NOISE.downcast().zero_terminal_snr()
+    assert both.sigmas[-1] == pytest.approx(4518.76, rel=1e-4)
+    assert not both.half
+    assert as_set(NOISE, ScheduleSettings()) is NOISE
+    assert NOISE.zero_terminal_snr().zero_terminal_snr() == NOISE.zero_terminal_snr()

@@ -9,14 +9,20 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    AddedNoise,
     GenerationRequest,
     HiresSettings,
+    ImageSettings,
+    MaskSettings,
     NoiseSettings,
     ScheduleSettings,
+    SkippedGuidance,
 )
 from pipelines.infotext import reading as pasted
 from pipelines.infotext.writing import VERSION, of_picture
+from tests.unit.sized import Sized
 
+PICTURE = Sized((128, 128))
 MODEL = ModelIdentity(name="tiny_sd15", sha256="89aa3d4988" + "0" * 54)
 
 
@@ -149,3 +155,94 @@ def test_a_schedule_set_by_hand_is_told_where_it_counts() -> None:
     assert "Schedule rho" not in last_line(schedule=by_hand, schedule_type="Beta")
     assert "Schedule rho" not in last_line(schedule=ScheduleSettings(rho=7))
     assert "sigma" not in last_line(schedule=by_hand, sampler="Euler a")
+
+
+# --- rarer options
+
+SKIPPED = SkippedGuidance(early=0.1, minimum_sigma=3, all_steps=True)
+RESIZED = NoiseSettings(source="CPU", resize_width=64, resize_height=96)
+ZERO_SNR = ScheduleSettings(kind="Zero Terminal SNR", downcast=True, sigma_min=0.1)
+
+
+def test_rarer_options_stand_in_webuis_order() -> None:
+    made = last_line(
+        prompt="[a:b:1.5]",
+        sampler="Euler",
+        schedule_type="Karras",
+        noise=RESIZED,
+        schedule=ZERO_SNR,
+        added_noise=AddedNoise(churn=2, tmin=0.5, tmax=9, scale=1.05),
+        skipped_guidance=SKIPPED,
+        extra_noise=0.05,
+        old_editing=True,
+        tiling=True,
+        sgm_noise=True,
+        pad_conds=True,
+        hires=HiresSettings(),
+    )
+    assert made.partition("Model: tiny_sd15, ")[2] == (
+        "Seed resize from: 64x96, Denoising strength: 0.6, RNG: CPU, Tiling: True, Downcast alphas_cumprod: True, "
+        "Noise Schedule: Zero Terminal SNR, Hires upscale: 2, Hires upscaler: Latent, "
+        "Old prompt editing timelines: True, Schedule min sigma: 0.1, SGM noise multiplier: True, Sigma churn: 2, "
+        "Sigma tmin: 0.5, Sigma tmax: 9, Sigma noise: 1.05, Skip Early CFG: 0.1, Pad conds: True, NGMS: 3, "
+        f"NGMS all steps: True, Extra noise: 0.05, Version: {VERSION}"
+    )
+
+
+def test_options_of_passes_from_a_picture_stand_in_webuis_order() -> None:
+    image = ImageSettings(picture=PICTURE, noise_multiplier=1.1, exact_steps=True, mask=MaskSettings(picture=PICTURE))
+    made = last_line(
+        image=image,
+        sampler="Euler a",
+        extra_noise=0.05,
+        added_noise=AddedNoise(eta=0.5),
+        schedule=ScheduleSettings(downcast=True),
+        noise=NoiseSettings(source="GPU"),
+        hires=None,
+    )
+    assert made.partition("Model: tiny_sd15, ")[2] == (
+        "Denoising strength: 0.6, Downcast alphas_cumprod: True, Mask blur: 4, Exact steps: True, "
+        f"Noise multiplier: 1.1, Extra noise: 0.05, Eta: 0.5, Version: {VERSION}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        ("Euler a", ["Eta"]),
+        ("DPM adaptive", ["Eta"]),
+        ("DPM++ 2M SDE Heun", ["Eta", "Sigma noise"]),
+        ("DPM2 a", ["Eta", "Sigma noise"]),
+        ("Heun", ["Sigma churn", "Sigma tmin", "Sigma tmax", "Sigma noise"]),
+        ("DDIM", ["Eta DDIM"]),
+        ("DDIM CFG++", ["Eta DDIM"]),
+        *((name, []) for name in ("DPM++ 2M", "LMS", "PLMS", "UniPC", "Restart", "LCM")),
+    ],
+)
+def test_only_what_the_sampler_takes_is_told(sampler: str, told: list[str]) -> None:
+    everything = AddedNoise(eta=0.5, eta_ddim=0.5, churn=1, tmin=0.1, tmax=9, scale=0.9)
+    made = last_line(sampler=sampler, added_noise=everything, hires=None)
+    assert re.findall(r"(Eta DDIM|Eta|Sigma \w+): ", made) == told
+
+
+def test_options_that_do_nothing_are_not_told() -> None:
+    made = last_line(
+        prompt="[a:b:0.5] [c]",
+        sampler="DDIM",
+        noise=NoiseSettings(resize_width=64),
+        skipped_guidance=SkippedGuidance(minimum_sigma=3, all_steps=True),
+        extra_noise=0.1,
+        sgm_noise=True,
+        old_editing=True,
+        hires=None,
+    )
+    assert made.endswith(f"Model: tiny_sd15, RNG: NV, Version: {VERSION}")
+    assert "SGM" not in last_line(image=ImageSettings(picture=PICTURE), sgm_noise=True, hires=None)
+
+
+def test_ensd_is_told_where_churn_or_eta_draws() -> None:
+    """WebUI leaves it out there, and then draws another picture from its own text."""
+    noise = NoiseSettings(ensd=31337)
+    assert "ENSD" not in last_line(sampler="Euler", noise=noise, hires=None)
+    assert "ENSD: 31337" in last_line(sampler="Euler", noise=noise, added_noise=AddedNoise(churn=1), hires=None)
+    assert "ENSD: 31337" in last_line(sampler="DDIM", noise=noise, added_noise=AddedNoise(eta_ddim=1), hires=None)

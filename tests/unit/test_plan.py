@@ -122,9 +122,9 @@ def test_sizes_off_the_grid_are_floored_and_said() -> None:
 
 
 def test_networks_that_are_not_applied_are_said() -> None:
-    request = GenerationRequest(prompt="a <hypernet:x:0.5>", width=64, height=64, seed=1)
+    request = GenerationRequest(prompt="a <gligen:x:0.5>", width=64, height=64, seed=1)
     (note,) = make_plan(request).notes
-    assert note == "<hypernet:x:0.5> is cut out of the prompt: only LoRAs are applied."
+    assert note == "<gligen:x:0.5> is cut out of the prompt: only LoRAs and hypernetworks are applied."
 
 
 @given(steps=st.integers(1, 150), hires_steps=st.integers(0, 150), strength=st.floats(0.01, 1))
