@@ -120,10 +120,9 @@ class Predictor(BasePredictor):
         self.worker = Worker(within=in_parts_on(device.place))
         self.fetchers = Worker(threads=4)  # one may still wait for a server that a cancelled prediction asked
         networks = self.worker.run(load, self.model.files, device)
+        self.settings = {**networks.settings, **self.model.settings}
         marks.append(time.perf_counter())
-        self.networks = self.worker.run(
-            compile_model, networks, self.model.settings["width"], self.model.settings["height"]
-        )
+        self.networks = self.worker.run(compile_model, networks, self.settings["width"], self.settings["height"])
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
@@ -331,7 +330,7 @@ class Predictor(BasePredictor):
         with clean_errors(), self.watchdog.working():
             try:
                 pictures = read_pictures(inputs)
-                asked = pick(settle(inputs, read_data(generation_data), self.model.settings, pictures))
+                asked = pick(settle(inputs, read_data(generation_data), self.settings, pictures))
                 if asked["upscale_only"]:
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:

@@ -17,6 +17,8 @@ class ModelFiles:
     vae: Path | None
     """A better VAE to put over the checkpoint's own."""
     tokenizer: Path = TOKENIZER
+    prediction: str = ""
+    """What the UNet predicts, by diffusers' name, whatever the files say; empty: what they say."""
     sha256: str = ""
     """Of the checkpoint, where it is known from fetching it; reading gigabytes again takes seconds."""
 

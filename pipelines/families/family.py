@@ -1,9 +1,12 @@
 """A family of models as data: what sets it apart from the others. docs/architecture.md has the recipe for a new one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from pipelines.families.noise_schedule import NoiseSchedule
-from pipelines.families.prediction import Prediction
+from pipelines.families.prediction import Prediction, VPrediction
 
 LATENT_CHANNELS = 4
 DEPTH_CHANNELS = 5
@@ -46,3 +49,13 @@ class Family:
     """The VAE's latents are multiplied by this."""
     probed: bool = False
     """Whether a file that says nothing of its prediction is asked: the UNet's output tells noise from v."""
+    own_alphas: bool = False
+    """Whether the cumulative alphas in a single file count, instead of the family's."""
+    settings: Mapping[str, Any]
+    """What a request takes that does not say otherwise, width and height above all."""
+    v_settings: Mapping[str, Any] = MappingProxyType({})
+    """What differs for models of v."""
+
+    def settings_for(self, prediction: Prediction) -> dict[str, Any]:
+        """Return what a request to a model takes that does not say otherwise."""
+        return {**self.settings, **(self.v_settings if isinstance(prediction, VPrediction) else {})}

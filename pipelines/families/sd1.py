@@ -19,4 +19,5 @@ SD1 = Family(
     channels=(4, 9),
     unet_heads=8,
     latent_scale=0.18215,
+    settings={"width": 512, "height": 512},
 )

@@ -21,9 +21,18 @@ SD2 = replace(
     ),
     unet_heads=None,
     probed=True,
+    own_alphas=True,
+    v_settings={"width": 768, "height": 768},
 )
 
-UNCLIP = replace(SD2, name="Stable unCLIP", prediction=VPrediction(), channels=(4,), probed=False)
+UNCLIP = replace(
+    SD2,
+    name="Stable unCLIP",
+    prediction=VPrediction(),
+    channels=(4,),
+    probed=False,
+    settings={"width": 768, "height": 768, "guidance_scale": 10, "num_inference_steps": 20, "denoising_strength": 1},
+)
 """Stable unCLIP 2.1: it is also told the CLIP embedding of a picture."""
 
 DEPTH = replace(SD2, name="Stable Diffusion 2.x depth", channels=(5,), probed=False)

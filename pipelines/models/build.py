@@ -21,6 +21,8 @@ from pipelines.errors import ModelError
 from pipelines.families.detection import check_channels
 from pipelines.families.family import Family, TextTower
 from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, image_tower_layout, unet_layout, vae_layout
+from pipelines.models.checkpoint import check_finite, map_tensors, weight_file
+from pipelines.models.folders import from_subfolder
 from pipelines.models.image_prompt import ImagePrompt, Spread
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
@@ -77,10 +79,30 @@ def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device
     embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
     theirs = image_tower_layout(config.num_hidden_layers).tensors_to_diffusers(tower)
     theirs["visual_projection.weight"] = theirs["visual_projection.weight"].T.contiguous()
-    width = config.projection_dim
-    mean = tensors.get(f"{AUGMENTOR_PREFIX}data_mean", torch.zeros(width)).flatten().float()
-    deviation = tensors.get(f"{AUGMENTOR_PREFIX}data_std", torch.ones(width)).flatten().float()
-    return ImagePrompt(fill(path, network, theirs, device).eval(), Spread(mean, deviation))
+    statistics = {name.removeprefix(AUGMENTOR_PREFIX): tensor for name, tensor in tensors.items()}
+    spread = _spread(path, statistics, ("data_mean", "data_std"), config.projection_dim)
+    return ImagePrompt(fill(path, network, theirs, device).eval(), spread)
+
+
+def image_prompt_of_folder(path: Path, device: Device) -> ImagePrompt:
+    """Return the image tower of an unCLIP model's diffusers folder. Raises ModelError."""
+    tower = from_subfolder(CLIPVisionModelWithProjection, path / "image_encoder", device)
+    file = weight_file(path / "image_normalizer")
+    statistics = map_tensors(file) if file else {}
+    spread = _spread(path, statistics, ("mean", "std"), tower.config.projection_dim)
+    return ImagePrompt(tower.eval(), spread)
+
+
+def _spread(path: Path, tensors: Mapping[str, Tensor], names: tuple[str, str], width: int) -> Spread:
+    """Return the mean and the deviation of a model's embeddings, by their names. Raises ModelError."""
+    found = []
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.numel() != width or not tensor.is_floating_point():
+            raise ModelError(f"{path}: lacks the statistics of its embeddings ({name}, {width} numbers).")
+        found.append(tensor.flatten().float())
+    check_finite(path, dict(zip(names, found, strict=True)))
+    return Spread(*found)
 
 
 def image_tower_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.modeling_utils import PreTrainedModel
 
 from pipelines.errors import ModelError, in_one_line
 from pipelines.models.checkpoint import check_finite, check_plain, map_tensors, no_larger_than, weight_file
@@ -26,7 +26,7 @@ def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
     tensors = map_tensors(file)
     check_plain(file, tensors)
     options: dict[str, Any] = {"dtype": device.dtype}
-    if network_class is not CLIPTextModel:
+    if not issubclass(network_class, PreTrainedModel):
         options = {"torch_dtype": device.dtype, "low_cpu_mem_usage": False}
     with folder_errors(folder), no_larger_than(tensors.values()):
         network, report = network_class.from_pretrained(

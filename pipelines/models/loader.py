@@ -17,25 +17,26 @@ from pipelines.errors import ModelError
 from pipelines.families.detection import (
     Declaration,
     check_channels,
-    declared_in_file,
     declared_in_scheduler,
     family_of,
+    in_ldm_layout,
     sign_of_folder,
 )
 from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS, Family
 from pipelines.families.layouts import VAE_PREFIX
+from pipelines.families.sd2 import UNCLIP
 from pipelines.models.build import (
     build_image_prompt,
     build_text_encoder,
     build_unet,
     build_vae,
     check_widths,
+    image_prompt_of_folder,
     unet_config,
 )
 from pipelines.models.checkpoint import (
     family_of_file,
     map_tensors,
-    read_metadata,
     split_checkpoint,
     vae_tensors,
     weight_file,
@@ -45,6 +46,7 @@ from pipelines.models.folders import from_subfolder, read_config
 from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
+from pipelines.models.parameterization import declared_by, probe
 from pipelines.models.text import TextEncoder, load_tokenizer
 from pipelines.models.unet import fit_any_size
 from pipelines.models.vae import VAE
@@ -72,12 +74,15 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     parts = _read(files, device)
     vae = _vae(files, parts, device)
     fit_any_size(parts.unet.eval())
+    declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
     plain = parts.unet.config.in_channels == LATENT_CHANNELS  # UNets for inpainting predict the noise
-    if parts.family.probed and plain and parts.declared.prediction is None:
-        parts = replace(parts, declared=replace(parts.declared, prediction=probe(parts.unet)))
-    prediction, noise = parts.declared.apply(files.checkpoint, parts.family)
-    if prediction != parts.family.prediction or noise != parts.family.noise:
-        log.info("%s declares %s.", files.checkpoint.name, parts.declared.describe())
+    if parts.family.probed and plain and declared.prediction is None:
+        declared = replace(declared, prediction=probe(parts.unet))
+        log.info("%s says nothing of its prediction: a probe tells %s.", files.checkpoint.name, declared.prediction)
+    elif declared.describe():
+        said = "is set to" if files.prediction else "declares"
+        log.info("%s %s %s.", files.checkpoint.name, said, " and ".join(declared.describe()))
+    prediction, noise = declared.apply(files.checkpoint, parts.family)
     hashing = ThreadPoolExecutor(1)
     identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS)
     hashing.shutdown(wait=False)
@@ -140,13 +145,13 @@ def sha256_of(path: Path) -> str:
 
 
 def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
-    tensors = map_tensors(path)
+    tensors = in_ldm_layout(map_tensors(path))
     family = family_of_file(path, tensors)
     unet, vae, text = split_checkpoint(path, tensors, family)
     check_widths(path, unet_config(path, unet, family), text)
     return Parts(
         family,
-        declared_in_file(tensors, read_metadata(path)),
+        declared_by(path, tensors, family),
         build_unet(path, unet, family, device),
         build_vae(path, vae, device) if vae and own_vae else None,
         build_text_encoder(path, text, family.text, device),
@@ -163,18 +168,8 @@ def _from_folder(path: Path, device: Device) -> Parts:
     if unet.config.cross_attention_dim != text.config.hidden_size:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
     declared = declared_in_scheduler(read_config(path / "scheduler" / "scheduler_config.json"))
-    return Parts(family, declared, unet, vae, text)
-
-
-@torch.inference_mode()
-def probe(unet: UNet2DConditionModel) -> str:
-    """Return what a UNet predicts, by diffusers' name, which WebUI finds out so: given 0.5 everywhere at the last
-    timestep, a prediction of the noise gives about the same back, and one of v about its negative."""
-    weight = unet.conv_in.weight
-    x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, dtype=weight.dtype, device=weight.device)
-    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=weight.dtype, device=weight.device)
-    output = unet(x, 999, encoder_hidden_states=context, return_dict=False)[0]
-    return "v_prediction" if float((output.float() - 0.5).mean()) < -1 else "epsilon"
+    prompt = image_prompt_of_folder(path, device) if family is UNCLIP else None
+    return Parts(family, declared, unet, vae, text, prompt)
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:

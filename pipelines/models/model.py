@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.networks import ExtraFile
@@ -42,6 +43,11 @@ class Model:
     controls: ControlNets
     device: Device
     identified: Future[ModelIdentity]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a request takes that does not say otherwise, as its family's models need it."""
+        return self.family.settings_for(self.prediction)
 
     @property
     def identity(self) -> ModelIdentity:
