@@ -15,10 +15,11 @@ from typing import Optional
 from cog import BasePredictor, Input, Path, streaming
 
 from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.networks import name_of_upload
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
-from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, PassResult, Picture, Step, render
+from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
 from pipelines.drawing.progress import Bars
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
@@ -260,16 +261,16 @@ class Predictor(BasePredictor):
             max_length=10000,
         ),
         controls: str = Input(
-            description="ControlNets, one a line: canny: 0.8, or owner/repository: weight=1, start=0, end=0.6.",
+            description="ControlNets and adapters, one a line: canny: 0.8, or owner/repo: weight=1, start=0, end=0.6.",
             default="",
             max_length=10000,
         ),
         control_images: list[Path] = Input(
-            description="Pictures for the ControlNets: one per line of controls, or one for all. Empty: the image.",
+            description="Pictures for the lines of controls: one per line, or one for all. Empty: the image.",
             default=[],
         ),
         files: list[Path] = Input(
-            description="LoRAs, embeddings, hypernetworks, ControlNets and upscalers, called by their file names.",
+            description="LoRAs, embeddings, hypernetworks, ControlNets, adapters, upscalers, by their file names.",
             default=[],
         ),
         generation_data: str = Input(
@@ -352,9 +353,11 @@ class Predictor(BasePredictor):
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
+        self.not_honoured: list[str] = []
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)
-            self.record_metric("not_honoured", [obstacle.text for obstacle in found])
+            self.not_honoured += [obstacle.text for obstacle in found]
+            self.record_metric("not_honoured", self.not_honoured)
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked["strict"])
         request = request_from(asked, count, pictures, extras)
@@ -408,6 +411,10 @@ class Predictor(BasePredictor):
                         name = f"{event.kind}-{event.index}-seed-{plan.seeds[event.index]}"
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1
+                    elif isinstance(event, Notice):
+                        say(f"Not honoured: {event.text}")
+                        self.not_honoured.append(event.text)
+                        self.record_metric("not_honoured", self.not_honoured)
                     elif isinstance(event, Finished):
                         self._report(event.seconds)
                     # a device that works by itself goes on meanwhile; elsewhere the next event may be far away
@@ -428,8 +435,10 @@ class Predictor(BasePredictor):
                 self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
-            name = "files" if hires and hires.upscaler_file else "hires_upscaler"
-            raise ModelError(f"{name}: {error}") from error
+            sent = hires.upscaler_file if hires else None
+            name = f"files={name_of_upload(sent.name)!r}" if sent else "hires_upscaler"
+            reason = str(error).removeprefix(f"{sent.name}: ") if sent else str(error)
+            raise ModelError(f"{name}: {reason}") from error
 
     def _report(self, seconds: dict[str, float]) -> None:
         """Seconds per phase, in the log and as metrics."""

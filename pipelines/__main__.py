@@ -20,7 +20,7 @@ from pipelines.ask.inputs import Inputs, filled_in
 from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
-from pipelines.drawing.phases import BASE, PassResult, Picture, render
+from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
 from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
@@ -92,6 +92,8 @@ def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
+        elif isinstance(event, Notice):
+            print(event.text, file=sys.stderr)
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
             text = of_picture(request, plan, model.identity, event.index, embeddings)

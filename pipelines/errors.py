@@ -87,6 +87,8 @@ _ASSIGNED = re.compile(
 )
 _QUERY = re.compile(r"[?&][\w.%-]+=.")
 """A query of an address that has no host, such as a redirect's."""
+_UPLOADED = re.compile(r"(?<![\w./-])(?:/[\w.-]+){0,8}/tmp[a-z0-9_]{8}(?=[^\s/'\":,)])")
+"""Where the server puts a file that a request brings, before the file's own name."""
 _HOST = re.compile(r"\.[A-Za-z][^.:]+\.?(:\d+)?$|^(\d+\.){3}\d+(:\d+)?$|^localhost(:\d+)?$", re.IGNORECASE)
 """How the name of a host ends that has no scheme before it: with letters, or it is four numbers."""
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict.fromkeys(
@@ -96,17 +98,22 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict
 
 
 def shown(text: str, longest: int = TEXT_MAX) -> str:
-    """The text as it may be shown: bounded, in valid Unicode, without control characters and secrets.
+    """Return the text as it may be shown: bounded, in valid Unicode, without control characters, secrets and the
+    folders of uploaded files.
 
+    What is too long loses its middle, where errors have the value that they are about: their end says what to do. Of
+    a text beyond READ_MAX the end is lost: a secret that begins before it could not be known there.
     Takes time in proportion to the text's length.
     """
     whole = len(text)
     text = text[:READ_MAX].encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)
-    text = redacted(text)
+    text = _UPLOADED.sub("", redacted(text))
     if len(text) <= longest and whole <= READ_MAX:
         return text
-    end = f"... ({whole} characters)"
-    return text[: max(0, longest - len(end))] + end
+    mark = f"... ({whole} characters)"
+    end = text[len(text) - longest // 4 :] if whole <= READ_MAX else ""
+    mark += " ... " if end else ""
+    return text[: max(0, longest - len(mark) - len(end))] + mark + end
 
 
 def shown_name(name: str) -> str:

@@ -99,7 +99,42 @@ def crowded(members: int) -> bytes:
     return b"PK\x03\x04" + bytes(26) + directory + end
 
 
+def filled(items: list[bytes], code: bytes) -> bytes:
+    """The instructions that put these items into the list or dict on the stack, as pickle does: a thousand at once."""
+    return b"".join(b"(" + b"".join(items[at : at + 1000]) + code for at in range(0, len(items), 1000))
+
+
+def arrays(times: int) -> bytes:
+    """Numpy arrays of a megabyte that share one text."""
+    kind = b"cnumpy\ndtype\n" + text("u1") + b"\x85Rq\x01"
+    content = b"c_codecs\nencode\n" + text("x" * 1_000_000) + text("latin1") + b"\x86Rq\x02"
+    state = b"(K\x01J" + struct.pack("<i", 1_000_000) + b"\x85h\x01\x89h\x02t"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n)R" + state + b"b"
+    call = b"ctorch._utils\n_rebuild_device_tensor_from_numpy\n(" + array + b"NN\x89tR"
+    return (
+        b"\x80\x02" + kind + b"0" + content + b"0}" + filled([text(str(k)) + call for k in range(times)], b"u") + b"."
+    )
+
+
+def modules(times: int) -> bytes:
+    """Many objects that share the state of one, which is large."""
+    large = b"}" + filled([text(str(k)) + b"N" for k in range(times)], b"u")
+    state = b"}" + text("_parameters") + large + b"sq\x010"
+    return b"\x80\x02" + state + b"]" + filled([b"ca\nB\n)\x81h\x01b"] * times, b"e") + b"."
+
+
+def named(times: int) -> bytes:
+    """Many dicts inside a dict with a long name."""
+    inner = b"}" + filled([text(str(k)) + b"}" for k in range(times)], b"u")
+    return b"\x80\x02}" + text("x" * 1_000_000) + inner + b"s."
+
+
 WEIGHTS: dict[str, Make] = {
+    "many arrays of one text": lambda: zipped(arrays(400)),
+    "many modules of one state": lambda: zipped(modules(30_000)),
+    "inert objects without end": lambda: zipped(pickled(b"]" + filled([b"ca\nB\n)R"] * 200_000, b"e"))),
+    "dicts in a circle": lambda: zipped(b"\x80\x02}q\x01" + text("a") + b"h\x01s."),
+    "dicts with a long name": lambda: zipped(named(50_000)),
     "tuples a million deep, in a zip": lambda: zipped(pickled(DEEP)),
     "tuples a million deep": lambda: pickled(DEEP),
     "lists a million deep": lambda: zipped(pickled(b"]" * 1_000_000 + b"a" * 999_999)),

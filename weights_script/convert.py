@@ -14,12 +14,20 @@ from torch import Tensor
 from pipelines.errors import ModelError
 from pipelines.families.detection import MARKERS, SPECS
 from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
-from pipelines.models.checkpoint import check_plain, family_of_file, is_finite, map_tensors, read_metadata, vae_tensors
+from pipelines.models.build import POSITIONS
+from pipelines.models.checkpoint import (
+    NUMBER_FORMATS,
+    check_plain,
+    family_of_file,
+    is_finite,
+    map_tensors,
+    read_metadata,
+    vae_tensors,
+)
 
 EMA_PREFIX = "model_ema."
 """LDM's moving average of the UNet: names without their dots, so that `a.b` is at `model_ema.ab`."""
-_NAMES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
-_NAMES |= {torch.int32: "I32", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL", torch.int16: "I16"}
+_NAMES = {dtype: name for name, dtype in NUMBER_FORMATS.items()}
 
 
 def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None = None, ema: bool = False) -> None:
@@ -41,9 +49,15 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
         better = vae_tensors(vae, map_tensors(vae))
         check_plain(vae, better)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)} | better
-    tensors.pop(f"{text_prefix}text_model.embeddings.position_ids", None)  # 0..76, in some files in broken float16
+    tensors |= {name: _positions(tensor) for name, tensor in tensors.items() if name.endswith(POSITIONS)}
     declared = {name: text for name, text in read_metadata(source).items() if name in SPECS}
     _write(target, tensors, half, declared)
+
+
+def _positions(told: Tensor) -> Tensor:
+    """The text encoder's positions as whole numbers, which programs make of them; in some files they are broken, and
+    half precision would change what is drawn."""
+    return told.double().to(torch.int64) if bool(told.double().isfinite().all()) else told
 
 
 def _moving_average(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,8 +77,6 @@ def _write(target: Path, tensors: Mapping[str, Tensor], half: bool, metadata: Ma
         kinds |= {name: torch.float16 for name, dtype in kinds.items() if dtype.is_floating_point}
     header, offset = {}, 0
     for name, tensor in tensors.items():
-        if tensor.dtype not in _NAMES:
-            raise ModelError(f"{name}: is {tensor.dtype}, as quantised files have it. Convert the original checkpoint.")
         end = offset + tensor.numel() * kinds[name].itemsize
         header[name] = {"dtype": _NAMES[kinds[name]], "shape": tensor.shape, "data_offsets": [offset, end]}
         offset = end

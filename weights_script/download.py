@@ -62,6 +62,8 @@ class Expected:
     """All digits or the first ones; empty when nothing is known."""
     at_most: int | None = None
     """Bytes that may come where no size is known."""
+    use: str = ""
+    """What the weights are for, as uploads are told apart (`loras`, `controls`); empty for weights of any kind."""
 
     def problem(self, size: int, sha256: str) -> str:
         """What is wrong with a file of this size and hash; empty when nothing is."""

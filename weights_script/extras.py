@@ -1,4 +1,4 @@
-"""LoRAs, embeddings and ControlNets that a request names or brings along -> files here, which it then asks for."""
+"""LoRAs, embeddings and control networks that a request names or brings along -> files here, which it then asks for."""
 
 import re
 import urllib.parse
@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.ask.catalog import IMAGE_PROMPT, NO_PREPROCESSOR, preprocessor_for
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
     LoraTag,
+    check_name,
     in_folders,
+    lora_names,
     lora_tags,
     missing_loras,
     plain_name,
@@ -34,6 +37,8 @@ HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
 OWN_FOLDERS = ("loras", "embeddings", "controlnets", "hypernetworks")
 """In the cache: what whoever runs the container has put there."""
 LINES_MAX = 32
+IMAGE_ENCODER = "clip-vit-h"
+"""The manifest's entry that IP-Adapters see by."""
 KIND_OF = {"loras": "adapter", "controls": "controlnet"}
 """Input -> the kind of the manifest's entries that it may name."""
 USUAL = (
@@ -86,7 +91,7 @@ OR_SENT = ", or send the file in files."
 
 
 class Library:
-    """The LoRAs, embeddings and ControlNets that requests may use. What one uses is kept until it is released."""
+    """The LoRAs, embeddings and control networks that requests may use. What one uses is kept until it is released."""
 
     def __init__(self) -> None:
         self._shelf: Shelf | None = None
@@ -154,7 +159,7 @@ def _loras(
 def _controls(
     asked: Asked, text: str, extras: Extras, shelf: "Shelf", uploads: Uploads
 ) -> tuple[Extras, tuple[ControlSettings, ...]]:
-    """The ControlNets of the form's lines, or else of the generation data, and their files.
+    """The control networks of the form's lines, or else of the generation data, and their files.
 
     A file that no line names is called by the one plain name that nothing here has; with no such line it acts as it is.
     """
@@ -182,7 +187,45 @@ def _controls(
     for name, file in sent.items():
         files[name] = file
         found.append(ControlSettings(model=name))
-    return extras | Extras(controls=files), tuple(found)
+    guided = tuple(_as_its_file(control, files) for control in found)
+    encoder = extras.image_encoder
+    if any(control.image_prompt and control.model in files for control in guided):
+        encoder = next(iter(uploads.encoders.values()), encoder) or _image_encoder()
+    return extras | Extras(controls=files, image_encoder=encoder), guided
+
+
+def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> ControlSettings:
+    """The unit as what its file is: an IP-Adapter sees its picture without a preprocessor, whatever its name tells.
+
+    Raises InvalidInput where a preprocessor was asked for that cannot be.
+    """
+    if control.model not in files:
+        return control
+    from pipelines.models.checkpoint import IP_ADAPTER, kind_of, map_tensors  # here: they import torch
+
+    file, asked = files[control.model], control.preprocessor
+    told = preprocessor_for(control.model)
+    with file.blamed():
+        is_prompt = kind_of(map_tensors(file.path)) is IP_ADAPTER
+    if is_prompt and asked not in (told, NO_PREPROCESSOR, IMAGE_PROMPT):
+        rule = "an IP-Adapter sees its picture without a preprocessor"
+        raise InvalidInput(f"controls, preprocessor of {control.model}", asked, rule, "Leave it out.")
+    if not is_prompt and asked == IMAGE_PROMPT != told:
+        rule = "its file is no IP-Adapter"
+        raise InvalidInput(f"controls, preprocessor of {control.model}", asked, rule, "Use another preprocessor.")
+    if is_prompt:
+        return replace(control, preprocessor=IMAGE_PROMPT)
+    return replace(control, preprocessor=NO_PREPROCESSOR) if asked == IMAGE_PROMPT else control
+
+
+def _image_encoder() -> ExtraFile:
+    """The manifest's image encoder, fetched if need be. Raises ModelError where it cannot be had."""
+    from weights_script.fetch import cache_folder, ensure
+
+    try:
+        return ExtraFile.at(ensure(load_manifest()[IMAGE_ENCODER], cache_folder()))
+    except ModelError as error:
+        raise ModelError(f"The image encoder of IP-Adapters: {error}") from None
 
 
 def _entry(name: str, field: str) -> Entry | None:
@@ -208,6 +251,8 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 break
             rest, weights = before.rstrip(), [float(number), *weights]
         name, equals, source = rest.partition("=")
+        if equals and not re.search("[/?#]", name):  # else it is a link with a query
+            check_name(field, name.strip())
         if not equals or not _NAME.fullmatch(name) or not source.strip():
             name, source = "", rest
         if not source.strip():
@@ -230,7 +275,7 @@ def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[s
             path = ensure(entry, cache_folder())
             path = path if path.is_file() else next(path.glob("*.safetensors"))
         else:
-            path = shelf.fetch(_address(line, here, shelf))
+            path = shelf.fetch(_address(line, here, shelf), line.field)
     except SourceFailed as failure:
         raise ModelError(f"{line}: {redacted(str(failure), line.secrets)}. {_fix(line, failure)}") from None
     except ModelError as error:
@@ -313,17 +358,18 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
 
 
 def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
-    """The one LoRA that the prompts name and that is not here, else this name."""
+    """The one LoRA that the prompts, or else their options, name and that is not here; without one this name."""
     missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
+    missing = missing or {each for text in asked.options.values() for each in lora_names(text)} - extras.loras.keys()
     return missing.pop() if len(missing) == 1 else name
 
 
 def _tagged(asked: Asked, weights: Weights) -> Asked:
-    """What is asked for, with prompts that ask for these LoRAs: where they do not name one, by its line's multipliers,
-    else at 1."""
+    """What is asked for, with prompts that ask for these LoRAs: a prompt none of whose options names one gets its tag,
+    with its line's multipliers, else with 1."""
     prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
     for field, prompt in prompts.items():
-        present = {tag.name for tag in lora_tags(prompt, field)}
+        present = {tag.name for tag in lora_tags(prompt, field)} | lora_names(asked.options.get(field, ""))
         wanted = {name: given or (1.0,) for name, given in weights.items() if name not in present}
         tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in wanted.items())
         prompts[field] = " ".join((prompt, *map(str, tags)))

@@ -6,13 +6,14 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import NAME_MAX, ModelError, in_one_line, redacted
-from pipelines.files.headers import read_header
-from pipelines.files.pickles import read_pickle
+from pipelines.files.contents import read_content, tensors_in
+from pipelines.files.headers import Stored
 from weights_script import hub
 from weights_script.claims import claim, wait_for_claim
 from weights_script.download import Expected, download
@@ -71,6 +72,7 @@ OWN_FILE = {
     "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or to off",
     "adapter": "leave it out",
     "controlnet": "send it in files",
+    "image-encoder": "send it in files",
 }
 """What to do without an entry, by its kind."""
 
@@ -91,26 +93,20 @@ def present(entry: Entry, cache: Path) -> Path | None:
 
 
 def fetch_url(
-    url: str,
-    cache: Path,
-    sha256: str = "",
-    patience: Patience = PATIENCE,
-    at_most: int | None = None,
-    access: Access | None = None,
+    url: str, cache: Path, stated: Expected | None = None, patience: Patience = PATIENCE, access: Access | None = None
 ) -> Path:
-    """A weight file by its address, of `at_most` so many bytes. A name without a known suffix is taken for safetensors.
+    """A weight file by its address. A name without a known suffix is taken for safetensors.
 
     `access` is used instead of the operator's own. Raises ModelError for anything but http and https, and SourceFailed
-    when the file cannot be had, or is no weight file.
+    when the file cannot be had, or is not what was `stated`.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ModelError(f"{redacted(url)}: not an http or https URL. Give one of those, or a local path.")
-    key = f"{url_key(url)}/{_file_name(parts.path)}"
-    stated = Expected(sha256=sha256, at_most=at_most)
+    key, stated = f"{url_key(url)}/{_file_name(parts.path)}", stated or Expected()
     if Ledger(cache).vouches(key, stated):
         return cache / key
-    return _file(cache, key, url, stated, None, patience, access)
+    return _File(key=key, url=url, stated=stated, access=access).fetched(cache, patience)
 
 
 def url_key(url: str) -> str:
@@ -160,7 +156,7 @@ def _from_source(entry: Entry, source: Source, cache: Path, patience: Patience) 
         return _folder(entry, source, cache, patience)
     url = source.url or hub.file_url(source, source.file)
     found = hub.cached(source, source.file) if source.repo else None
-    return _file(cache, _file_key(entry), url, _stated(entry), found, patience)
+    return _File(key=_file_key(entry), url=url, stated=_stated(entry), found=found).fetched(cache, patience)
 
 
 def _folder(entry: Entry, source: Source, cache: Path, patience: Patience) -> Path:
@@ -169,41 +165,51 @@ def _folder(entry: Entry, source: Source, cache: Path, patience: Patience) -> Pa
     files = hub.folder_files(source, patience)
     for name, listed in files.items():
         stated = Expected(size=listed.size, sha256=entry.hashes.get(name, listed.sha256))
-        url = hub.file_url(source, name)
-        _file(cache, f"{key}/{name}", url, stated, hub.cached(source, name), patience)
+        url, found = hub.file_url(source, name), hub.cached(source, name)
+        _File(key=f"{key}/{name}", url=url, stated=stated, found=found).fetched(cache, patience)
     (cache / key / COMPLETE).write_text(json.dumps(list(files)))
     return cache / key
 
 
-def _file(
-    cache: Path,
-    key: str,
-    url: str,
-    stated: Expected,
-    found: Path | None,
-    patience: Patience,
-    access: Access | None = None,
-) -> Path:
-    """One file at its place in the cache, recorded. `found` is a copy elsewhere that may serve."""
-    target = cache / key
-    ledger = Ledger(cache)
-    with _alone(cache, key):
-        if ledger.vouches(key, stated):  # Another process was faster.
-            return target
-        expected = ledger.expectation(key, stated)
-        if found and (digest := sha256_of(found)) and not expected.problem(found.stat().st_size, digest):
-            _link(found, target)
-            ledger.add(key, digest, str(found))
-            return target
-        refuse_offline()
-        access = Access(token=hub.token_for(url)) if access is None else access
-        digest = download(url, target, expected, access=access, patience=patience)
-        if len(expected.sha256) < 64 and target.name.endswith(SUFFIXES):
-            _check_weights(target)
-        if not expected.sha256:
-            log.info("%s: no hash is published; %s is trusted from now on", target.name, digest)
-        ledger.add(key, digest, url)
-    return target
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file that is wanted at its place in the cache."""
+
+    key: str
+    url: str
+    stated: Expected
+    found: Path | None = None
+    """A copy elsewhere that may serve."""
+    access: Access | None = None
+    """In place of the operator's own."""
+
+    def fetched(self, cache: Path, patience: Patience) -> Path:
+        """Return where it lies, recorded, fetched if need be. Raises SourceFailed and ModelError."""
+        target, ledger = cache / self.key, Ledger(cache)
+        with _alone(cache, self.key):
+            if ledger.vouches(self.key, self.stated):  # Another process was faster.
+                return target
+            expected = ledger.expectation(self.key, self.stated)
+            if self.found and (digest := self._hash_of_copy(expected)):
+                _link(self.found, target)
+                ledger.add(self.key, digest, str(self.found))
+                return target
+            refuse_offline()
+            access = Access(token=hub.token_for(self.url)) if self.access is None else self.access
+            digest = download(self.url, target, expected, access=access, patience=patience)
+            if len(expected.sha256) < 64 and target.name.endswith(SUFFIXES):
+                _check_weights(target, self.stated.use)
+            if not expected.sha256:
+                log.info("%s: no hash is published; %s is trusted from now on", target.name, digest)
+            ledger.add(self.key, digest, self.url)
+        return target
+
+    def _hash_of_copy(self, expected: Expected) -> str:
+        """Return the SHA-256 of the copy; empty if it is not the file that is expected."""
+        if self.found is None:
+            return ""
+        digest = sha256_of(self.found)
+        return "" if expected.problem(self.found.stat().st_size, digest) else digest
 
 
 def _link(found: Path, target: Path) -> None:
@@ -219,20 +225,32 @@ def refuse_offline() -> None:
         raise SourceFailed("not here, and HF_HUB_OFFLINE forbids to fetch it")
 
 
-def _check_weights(target: Path) -> None:
-    """Read a fetched file as what it should be before it is trusted: a server may answer with an error in its place.
+def _check_weights(target: Path, use: str) -> None:
+    """Read a fetched file as what it should be before it is trusted: a server may answer with an error in its place, or
+    with another kind of weights.
 
     Raises SourceFailed, and deletes the file.
     """
     try:
-        with target.open("rb") as stream:
-            start = stream.read(9)
-        content = read_header(target).tensors if start[8:] == b"{" else read_pickle(target)
-        if not content:
+        tensors = tensors_in(read_content(target))
+        if not tensors:
             raise ValueError("it holds no tensors")
     except Exception as error:  # zipfile and the readers raise many kinds
         target.unlink(missing_ok=True)
         raise SourceFailed(f"sent no weights ({in_one_line(error)})") from error
+    what = _other_kind(tensors, use) if use else ""
+    if what:
+        target.unlink(missing_ok=True)
+        raise SourceFailed(f"sent {what}, which is none of the {use} that are asked for")
+
+
+def _other_kind(tensors: Mapping[str, Stored], use: str) -> str:
+    """Return what the file is where it is for something else; empty where it may be right."""
+    from pipelines.models.checkpoint import kind_of  # here: it imports torch, which is there when requests name files
+    from weights_script.uploads import group_of
+
+    kind = kind_of(tensors)
+    return kind.what if kind and group_of(kind.what) != use else ""
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pipelines.errors import NAME_MAX, shown
 from pipelines.runtime.worker import Stopped
 from weights_script import hub
 from weights_script.claims import Claim, claim, wait_for_claim
-from weights_script.download import NoRoom, read_text
+from weights_script.download import Expected, NoRoom, read_text
 from weights_script.fetch import fetch_url, refuse_offline, url_key
 from weights_script.ledger import Ledger
 from weights_script.web import PATIENCE, Access, Refused, SourceFailed
@@ -27,6 +29,9 @@ ROOM = 16 << 30
 count: no request can add one to them."""
 FOLDERS_MAX = 1000
 """Files, and answers of listings, that are kept at most, however small they are."""
+PARTS = (".part", ".part.json")
+PART_SECONDS = 24 * 3600
+"""How long a part is kept, from which a fetch of the same address would go on."""
 HURRY = replace(PATIENCE, tries=1, connects=1, timeout=5.0)
 """With a server whose answer is known from before."""
 
@@ -49,23 +54,27 @@ class Shelf:
             held.release()
         self._used.clear()
 
-    def fetch(self, url: str) -> Path:
-        """The file at an address. Raises SourceFailed, also for more than there is room, and other ModelErrors."""
+    def fetch(self, url: str, use: str = "") -> Path:
+        """The file at an address, for a use (`Expected.use`).
+
+        Raises SourceFailed, also for more than there is room, and other ModelErrors.
+        """
         key = url_key(url)
         room = max(0, min(LARGEST, ROOM - sum(_size(self._folder / used) for used in self._used)))
         self._make_room(room if not (self._folder / key).is_dir() else 0)
         others = (folder for folder in self._by_age() if folder != self._folder / key)
         room = max(0, min(room, ROOM - sum(map(_size, others))))  # other processes keep what they use, too
+        fetch = partial(fetch_url, url, self._folder, Expected(at_most=room, use=use), access=_access(url))
         try:
-            path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+            path = fetch()
         except NoRoom:
             if not self._make_room(ROOM):
                 raise
-            path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+            path = fetch()
         self._hold(key)
         while not path.is_file():  # another process deleted it before it was held
             self._used.pop(key).release()  # whoever fetches has the folder alone
-            path = fetch_url(url, self._folder, at_most=room, access=_access(url))
+            path = fetch()
             self._hold(key)
         with suppress(OSError):
             os.utime(path.parent)  # not the file, whose time is a part of what it is known by
@@ -101,13 +110,16 @@ class Shelf:
         return known
 
     def _make_room(self, more: int) -> bool:
-        """Delete what was not used for the longest time, until so many bytes more would have room; whether anything was
-        deleted. What this request uses stays, and so does what another process fetches or uses."""
+        """Delete old parts, and what was not used for the longest time, until so many bytes more would have room.
+        Return whether anything was deleted.
+
+        What this request uses stays, and so does what another process fetches or uses.
+        """
         folders = list(self._by_age())
         total, count, gone = sum(_size(folder) for folder in folders), len(folders), 0
         for folder in folders:
-            if total + more <= ROOM and count < FOLDERS_MAX:
-                break
+            if total + more <= ROOM and count < FOLDERS_MAX and not _is_abandoned(folder):
+                continue
             key = folder.relative_to(self._folder).as_posix()
             held = None if key in self._used else claim(self._folder, key, alone=True)
             if held is None:
@@ -137,6 +149,18 @@ def _picked(text: str, pick: Callable[[Any], str]) -> str:
     if len(picked) > 2 * NAME_MAX or shown(picked) != picked:
         raise SourceFailed("answered with a listing whose names cannot be used")
     return picked
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a fetch into this folder was given up: it holds at most a part, and nothing came for a day."""
+    newest = 0.0
+    with suppress(OSError):  # another process deletes it
+        for path in folder.iterdir():
+            if not path.name.endswith(PARTS):
+                return False
+            newest = max(newest, path.stat().st_mtime)
+        newest = max(newest, folder.stat().st_mtime)
+    return newest < time.time() - PART_SECONDS
 
 
 def _size(folder: Path) -> int:

@@ -1,14 +1,15 @@
-"""Files that a request brings -> LoRAs, embeddings, hypernetworks, ControlNets and upscalers, told by their content."""
+"""Files that a request brings -> LoRAs, embeddings, hypernetworks, control networks and upscalers, told apart by their
+content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.ask.inputs import checked_files
-from pipelines.ask.networks import ExtraFile, name_of_upload, plain_name, training_name
+from pipelines.ask.networks import ExtraFile, check_name, name_of_upload, plain_name, training_name
 from pipelines.errors import InvalidInput
 
-FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet or an upscaler."
+FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet, an adapter or an upscaler."
 FILES_MAX = 16
 """Files of one request. Each is looked into before anything is drawn."""
 NAMELESS = "file"
@@ -24,16 +25,18 @@ class Uploads:
     controls: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     hypernetworks: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     upscalers: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    encoders: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    """Image encoders, which IP-Adapters see by."""
 
 
 def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
     """The files by kind and name. `names`, between commas, go before the files' own.
 
-    Raises InvalidInput for a file that is none of these, and for a name that two files have.
+    Raises InvalidInput for a file that is none of these, and for a name that two files have or that no tag can hold.
     """
     if len(files) > FILES_MAX:
         raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
-    uploads, given = Uploads(), [name.strip() for name in names.split(",")]
+    uploads, given = Uploads(), [check_name("file_names", name.strip()) for name in names.split(",")]
     for number, path in enumerate(checked_files(files, "files")):
         file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
         kind = _kind_of(file)
@@ -69,16 +72,24 @@ def _kind_of(file: ExtraFile) -> str:
         raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)
     kind = kind_of(tensors)
     what = kind.what if kind else "an embedding" if len(tensors) == 1 else "unknown"
-    for words, group in GROUPS.items():
-        if words in what:
-            return group
-    raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
+    group = group_of(what)
+    if group is None:
+        raise InvalidInput("files", name_of_upload(file.path.name), f"is {what}", FIX)
+    return group
+
+
+def group_of(what: str) -> str | None:
+    """Return the field of `Uploads` for a kind of file by its words; None for a kind that requests cannot bring."""
+    return next((group for words, group in GROUPS.items() if words in what), None)
 
 
 GROUPS = {
     "LoRA": "loras",
     "embedding": "embeddings",
     "ControlNet": "controls",
+    "T2I adapter": "controls",
+    "IP-Adapter": "controls",
+    "image encoder": "encoders",
     "upscaler": "upscalers",
     "unknown": "upscalers",  # the library for upscalers knows more kinds than we can tell, and says what it does not
 }

@@ -4,6 +4,7 @@ Pure data, so that requests and plans can be checked without torch. The algorith
 `samplers.py`, `schedules.py`, `upscale.py` and `noise.py`; a test keeps both sides complete.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,15 +127,32 @@ CONTROL_MODES: dict[str, str] = {
 CONTROL_RESIZE_MODES: dict[str, str] = {"crop": "Crop and Resize", "stretch": "Just Resize"}
 """How a control image comes to the size that is drawn, likewise."""
 NO_PREPROCESSOR = "none"
+IMAGE_PROMPT = "ip-adapter"
+"""Stands in the preprocessor's place where an IP-Adapter sees the picture itself."""
 PREPROCESSORS: dict[str, str] = {
     "canny": "canny",
     "lineart": "lineart_standard (from white bg & black line)",
     "scribble": "scribble_xdog",
     "invert": "invert (from white bg & black line)",
     "inpaint": "inpaint_only",
+    "color": "t2ia_color_grid",
     NO_PREPROCESSOR: "none",
+    IMAGE_PROMPT: "ip-adapter_clip_sd15",
 }
 """What makes a ControlNet's map of a picture, likewise."""
+
+
+def preprocessor_for(name: str) -> str:
+    """Return the preprocessor that the name of a control network tells, if it tells one."""
+    return next((known for pattern, known in _TOLD if re.search(pattern, name.casefold())), NO_PREPROCESSOR)
+
+
+_TOLD = (
+    (r"(?<![a-z])ip[-_ ]?adapter", IMAGE_PROMPT),
+    (r"adapter[-_]color|color[-_](co)?adapter", "color"),  # ControlNets of that name colour grey pictures
+    *((name, name) for name in PREPROCESSORS if name not in (IMAGE_PROMPT, "color")),
+)
+"""Part of a name, and the preprocessor that it tells."""
 
 EMPHASES: tuple[str, ...] = ("Original", "No norm", "Ignore", "None")
 """What weights in a prompt do: scale vectors and restore their mean, only scale, nothing, or are plain text."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from pipelines.ask.prompt import NetworkTag, cut_networks
@@ -17,12 +18,15 @@ LORA_KINDS = ("lora", "lyco")
 HYPERNETWORK_KIND = "hypernet"
 NETWORK_KINDS = (*LORA_KINDS, HYPERNETWORK_KIND)
 """Of the tags that are applied here."""
-LORA_SUFFIXES = CONTROL_SUFFIXES = (".safetensors",)
-EMBEDDING_SUFFIXES = (".safetensors", ".pt")
+LORA_SUFFIXES = (".safetensors", ".pt", ".ckpt")
+CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin")
 HYPERNETWORK_SUFFIXES = (".pt",)
 LORAS_MAX = 16
 """In one prompt: each is read and added to the weights."""
 MULTIPLIER_MAX = 100
+_IMAGE_ENCODER = re.compile(r"(?i)clip[-_ ]?(vision|vit)[-_ ]?h|image[-_ ]?encoder")
+"""What the image encoder of IP-Adapters is called where it lies among control networks."""
 
 
 def name_of_upload(stem: str) -> str:
@@ -33,6 +37,14 @@ def name_of_upload(stem: str) -> str:
 def plain_name(name: str) -> str:
     """The name as tags and generation data can hold it: short, and without what would end it there."""
     return re.sub(r"[<>:,=\"]", "_", shown_name(name))
+
+
+def check_name(field: str, name: str) -> str:
+    """The name that somebody gives a file. Raises InvalidInput for one that tags and generation data cannot hold."""
+    if name and plain_name(name) != shown_name(name):
+        fix = f"Call it {plain_name(name)}."
+        raise InvalidInput(field, name, 'a name in tags holds none of < > : , = "', fix)
+    return name
 
 
 def in_hashes(name: str) -> str:
@@ -101,8 +113,10 @@ def _short_hash(file: ExtraFile) -> str:
 
 
 def _header_length(path: Path) -> int:
+    """Bytes of a safetensors header; -8 for a pickle, which is hashed from its first byte on."""
     with path.open("rb") as stream:
-        return int.from_bytes(stream.read(8), "little")
+        start = stream.read(9)
+    return int.from_bytes(start[:8], "little") if start[8:] == b"{" else -8
 
 
 @lru_cache(4096)
@@ -116,12 +130,15 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs, embeddings, ControlNets and hypernetworks that are here, by name."""
+    """The LoRAs, embeddings, control networks and hypernetworks that are here, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     controls: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    """ControlNets and adapters."""
     hypernetworks: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
+    image_encoder: ExtraFile | None = None
+    """What IP-Adapters see by."""
 
     def __or__(self, other: "Extras") -> "Extras":
         """Both; where names are equal, the other's."""
@@ -130,6 +147,7 @@ class Extras:
             embeddings={**self.embeddings, **other.embeddings},
             controls={**self.controls, **other.controls},
             hypernetworks={**self.hypernetworks, **other.hypernetworks},
+            image_encoder=other.image_encoder or self.image_encoder,
         )
 
 
@@ -142,10 +160,13 @@ def in_folders(
     """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
+    networks = _files(controls, CONTROL_SUFFIXES)
+    encoders = [name for name in networks if _IMAGE_ENCODER.search(name)]
     return Extras(
         loras=trained | found,
         embeddings=_files(embeddings, EMBEDDING_SUFFIXES),
-        controls=_files(controls, CONTROL_SUFFIXES),
+        image_encoder=networks.pop(encoders[0]) if encoders else None,
+        controls=networks,
         hypernetworks=_files(hypernetworks, HYPERNETWORK_SUFFIXES),
     )
 
@@ -163,6 +184,8 @@ class LoraTag:
     te: float
     unet: float
     rank: int | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    """Arguments that are known to extensions alone, such as `lbw=OUTALL`: they change nothing here."""
 
     @property
     def acts(self) -> bool:
@@ -182,22 +205,42 @@ def lora_tags(prompt: str, field: str = "prompt") -> list[LoraTag]:
     return tags
 
 
+_ARGUMENTS = ("te", "unet", "dyn")
+"""What a tag says behind its name, by place or by `key=value`."""
+
+
 def _read(tag: NetworkTag, field: str) -> LoraTag:
-    named = dict(arg.split("=") for arg in tag.args if arg.count("=") == 1)
-    name, *numbers = [arg for arg in tag.args if arg.count("=") != 1] or [""]
-    of_te, of_unet, ranks = [*numbers, "", "", ""][:3]
+    name, *args = tag.args
+    named = dict(arg.split("=", 1) for arg in args if "=" in arg)
+    placed = [arg for arg in args if "=" not in arg]
+    said = dict(zip(_ARGUMENTS, placed, strict=False)) | {key: named[key] for key in _ARGUMENTS if key in named}
+    unknown = [arg for arg in args if "=" in arg and arg.partition("=")[0] not in _ARGUMENTS]
     try:
-        te = _multiplier(named.get("te", of_te) or "1")
-        unet = _multiplier(named.get("unet", of_unet) or str(te))
-        dyn = named.get("dyn", ranks)
-        rank = int(dyn) if dyn else None
-        if rank is not None and rank < 0:
-            raise ValueError
+        te = _multiplier(said.get("te") or "1")
+        unet = _multiplier(said.get("unet") or str(te))
+        rank = _rank(said.get("dyn"))
     except ValueError:
-        shown = f"<{tag.kind}:{':'.join(tag.args)}>"
         rule = f"multipliers must be numbers from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}, and a rank a whole number"
-        raise InvalidInput(field, shown, rule, "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>.") from None
-    return LoraTag(name, te, unet, rank)
+        raise InvalidInput(field, str(tag), rule, _advice(tag)) from None
+    return LoraTag(name, te, unet, rank, ignored=(*unknown, *placed[len(_ARGUMENTS) :]))
+
+
+def _advice(tag: NetworkTag) -> str:
+    """How to write a tag that cannot be read. Words behind its name may belong to a name that holds a colon."""
+    words = list(takewhile(lambda arg: "=" not in arg and not _NUMERIC.fullmatch(arg), tag.args))
+    if len(words) > 1:
+        return f"A name in a tag holds no colon: call the file {'_'.join(words)}, and write <lora:{'_'.join(words)}:1>."
+    return "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>."
+
+
+_NUMERIC = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|inf")
+
+
+def _rank(text: str | None) -> int | None:
+    rank = int(text) if text else None
+    if rank is not None and rank < 0:
+        raise ValueError(text)
+    return rank
 
 
 def _multiplier(text: str) -> float:
@@ -205,6 +248,11 @@ def _multiplier(text: str) -> float:
     if not (math.isfinite(value) and abs(value) <= MULTIPLIER_MAX):
         raise ValueError
     return value
+
+
+def lora_names(text: str) -> set[str]:
+    """The names of the LoRAs in a text's tags, whatever else the tags say."""
+    return {tag.args[0] for tag in cut_networks(text)[1] if tag.kind in LORA_KINDS}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from pipelines.ask.request import (
 from pipelines.ask.sizes import check_croppable, enlarged_size
 from pipelines.errors import InvalidInput
 
+IMAGE_ENCODER_SIDE = 224
+"""The width and height in which an IP-Adapter's image encoder sees a picture."""
 LATENT_PIXELS = 8
 """Pixels a side that one latent stands for."""
 
@@ -188,8 +190,12 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
 
 
 def _check_pictured(request: GenerationRequest, parts: Iterable[PassPlan]) -> None:
-    """That every ControlNet's picture can be cropped: to each pass, or to the image that only a part is drawn of."""
+    """Check that every control picture can be cropped: to each pass, or to the image that only a part is drawn of."""
     for control in request.controls:
+        if control.picture is not None and control.image_prompt:
+            fix = "Send a picture that is nearer to a square."
+            check_croppable("control_images", control.picture.size, (IMAGE_ENCODER_SIDE, IMAGE_ENCODER_SIDE), fix)
+            continue
         if control.picture is None or control.resize_mode != "crop":
             continue
         sizes = [(part.width, part.height) for part in parts if part.steps_under(control)]

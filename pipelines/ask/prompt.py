@@ -13,7 +13,8 @@ from operator import itemgetter
 
 # --- extra networks and AND -------------------------------------------------------------------------------------------
 
-_NETWORK = re.compile(r"<(\w+):([^>]+)>")
+NETWORK = re.compile(r"<(\w+):([^>]+)>")
+"""A tag: its kind, and its arguments between colons. Search no further than the last ">", as `cut_networks` does."""
 _AND = re.compile(r"\bAND\b")
 _AND_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
@@ -25,12 +26,20 @@ class NetworkTag:
     kind: str
     args: tuple[str, ...]
 
+    @property
+    def off(self) -> bool:
+        """Whether its multiplier is 0, so that it asks for nothing."""
+        return len(self.args) == 2 and re.fullmatch(r"0+\.?0*|\.0+", self.args[1]) is not None
+
+    def __str__(self) -> str:
+        return f"<{self.kind}:{':'.join(self.args)}>"
+
 
 def cut_networks(text: str) -> tuple[str, list[NetworkTag]]:
     """Take the `<name:arguments>` tags out of `text`; the spaces around them stay, as in WebUI."""
     end = text.rfind(">") + 1  # past the last ">" nothing can match, and searching there is quadratic
-    tags = [NetworkTag(kind, tuple(args.split(":"))) for kind, args in _NETWORK.findall(text, 0, end)]
-    return _NETWORK.sub("", text[:end]) + text[end:], tags
+    tags = [NetworkTag(kind, tuple(args.split(":"))) for kind, args in NETWORK.findall(text, 0, end)]
+    return NETWORK.sub("", text[:end]) + text[end:], tags
 
 
 def split_and(text: str) -> list[tuple[str, float]]:

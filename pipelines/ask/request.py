@@ -13,9 +13,9 @@ from pipelines.ask.catalog import (
     CONTROL_MODES,
     CONTROL_RESIZE_MODES,
     EMPHASES,
+    IMAGE_PROMPT,
     INPAINT_AREAS,
     MASKED_CONTENTS,
-    NO_PREPROCESSOR,
     NOISE_SCHEDULES,
     NOISE_SOURCES,
     ONLY_MASKED,
@@ -25,6 +25,7 @@ from pipelines.ask.catalog import (
     SCHEDULE_TYPES,
     UPSCALERS,
     WHOLE_PICTURE,
+    preprocessor_for,
 )
 from pipelines.ask.networks import NO_EXTRAS, Extras, check_present
 from pipelines.ask.prompt import split_and
@@ -555,7 +556,7 @@ class ImageSettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """A ControlNet at work in both passes."""
+    """A ControlNet, or an adapter, at work in both passes."""
 
     model: str
     """Its name, by which `Extras` has its file."""
@@ -576,8 +577,7 @@ class ControlSettings:
     resize_mode: str = "crop"
 
     def __post_init__(self) -> None:
-        named = next((name for name in PREPROCESSORS if name in self.model.casefold()), NO_PREPROCESSOR)
-        object.__setattr__(self, "preprocessor", self.preprocessor or named)
+        object.__setattr__(self, "preprocessor", self.preprocessor or preprocessor_for(self.model))
         for name, (allowed, hint) in CONTROL_RULES.items():
             allowed.check(f"controls, {name} of {self.model}", getattr(self, name), hint)
         if self.start > self.end:
@@ -586,6 +586,16 @@ class ControlSettings:
         Choice(tuple(CONTROL_MODES)).check(f"controls, mode of {self.model}", self.mode, "")
         Choice(tuple(PREPROCESSORS)).check(f"controls, preprocessor of {self.model}", self.preprocessor, "")
         Choice(tuple(CONTROL_RESIZE_MODES)).check(f"controls, resize of {self.model}", self.resize_mode, "")
+        usual = (("mode", self.mode, "balanced"), ("resize", self.resize_mode, "crop")) if self.image_prompt else ()
+        for name, value, only in usual:
+            if value != only:
+                rule = "it changes nothing about an IP-Adapter, which sees a picture and no map"
+                raise InvalidInput(f"controls, {name} of {self.model}", value, rule, "Leave it out.")
+
+    @property
+    def image_prompt(self) -> bool:
+        """Whether it is an IP-Adapter."""
+        return self.preprocessor == IMAGE_PROMPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -766,6 +776,9 @@ class GenerationRequest(Checked):
             raise InvalidInput("controls", control.model, "no ControlNet of this name is here", fix)
         if control.picture is None and self.image is None:
             raise nothing_to_follow(control)
+        if control.image_prompt and self.extras.image_encoder is None:
+            fix = "Send CLIP ViT-H in files, or put clip-vit-h.safetensors beside it (--controlnet-dir)."
+            raise InvalidInput("controls", control.model, "an IP-Adapter needs an image encoder, and none is here", fix)
         if control.preprocessor == "inpaint" and (self.image is None or self.image.mask is None):
             fix = "Send image and mask, or use another preprocessor."
             raise InvalidInput("controls", control.model, "the preprocessor inpaint needs a mask", fix)

@@ -3,12 +3,15 @@
 The syntax is a part of what the extension sd-dynamic-prompts documents: options with weights, several options at once,
 wildcards, and each inside the other. The package dynamicprompts, made for that, had its last release in 2024 and brings
 two parsers along.
+
+A tag such as `<lora:my__style__v2:0.8>` is one piece: nothing inside it is an option or a wildcard.
 """
 
 import re
 from collections.abc import Mapping
 from random import Random
 
+from pipelines.ask.prompt import NETWORK
 from pipelines.errors import InvalidInput
 
 LEVELS = 10
@@ -24,9 +27,11 @@ _LINE = re.compile(r"\s*wildcard\s+([^:\s]*)\s*:", re.IGNORECASE)
 _WILDCARD = re.compile(r"__([\w/.-]+?)__")
 _VARIABLE = re.compile(r"(?<!\$)\$\{[^{}]*\}?")
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
-_SEVERAL = re.compile(r"\s*(\d{0,4})(-?)(\d{0,4})\$\$(?:(.*?)\$\$)?(.*)", re.DOTALL)
+_SEVERAL = re.compile(r"\s*(\d{0,4})\s*(-?)\s*(\d{0,4})\s*\$\$(?:(.*?)\$\$)?(.*)", re.DOTALL)
 """`2$$`, `1-3$$`, `-3$$` or `2-$$`, then maybe ` and $$`, which stands between them, then the options."""
-_WEIGHTED = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})::(.*)", re.DOTALL)
+_WEIGHTED = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})\s*::(.*)", re.DOTALL)
+_HIDDEN = re.compile("\0([0-9]+)\0")
+"""What stands for a tag while options are picked. A request with a NUL of its own is refused."""
 
 
 def lift_wildcards(text: str) -> tuple[str, dict[str, str]]:
@@ -62,7 +67,30 @@ def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> s
     Prompts of the highres pass pick as those of the first pass do, so that the same text becomes the same.
     """
     random = Random(f"{seed} {field.removeprefix('hires_')}")
-    text = _with_options(field, text, wildcards)
+    tags = _Tags()
+    hidden = {name: tags.hidden(options) for name, options in wildcards.items()}
+    try:
+        return tags.shown(_picked(field, _with_options(field, tags.hidden(text), hidden), random))
+    except InvalidInput as error:
+        raise InvalidInput(error.field, tags.shown(str(error.value)), error.rule, error.fix) from None
+
+
+def options_of(text: str, wildcards: Mapping[str, str]) -> str:
+    """The text and the options of every wildcard that it may come to: all that could be picked."""
+    tags = _Tags()
+    found, pending = [text], _WILDCARD.findall(tags.hidden(text))
+    seen = set[str]()
+    while pending:
+        name = pending.pop()
+        if name in wildcards and name not in seen:
+            seen.add(name)
+            found.append(wildcards[name])
+            pending += _WILDCARD.findall(tags.hidden(wildcards[name]))
+    return "\n".join(found)
+
+
+def _picked(field: str, text: str, random: Random) -> str:
+    """The text with one option in place of each pair of braces, the innermost first. Raises InvalidInput."""
     for _ in range(BRACES_MAX + 1):
         text, found = _INNERMOST.subn(lambda braces: _pick(field, braces[1], random), text)
         if not found:
@@ -74,6 +102,26 @@ def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> s
     return text
 
 
+class _Tags:
+    """The tags of a text, taken out of it while its options are picked."""
+
+    def __init__(self) -> None:
+        self._tags: list[str] = []
+
+    def hidden(self, text: str) -> str:
+        """The text with a mark in place of each tag."""
+        end = text.rfind(">") + 1  # past the last ">" there is no tag, and searching there is quadratic
+        return NETWORK.sub(self._hide, text[:end]) + text[end:]
+
+    def _hide(self, tag: re.Match[str]) -> str:
+        self._tags.append(tag[0])
+        return f"\0{len(self._tags) - 1}\0"
+
+    def shown(self, text: str) -> str:
+        """The text with its tags again."""
+        return _HIDDEN.sub(lambda mark: self._tags[int(mark[1])] if int(mark[1]) < len(self._tags) else mark[0], text)
+
+
 def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
     """The text with every wildcard as its options in braces; those alone after `$$` are in braces already."""
 
@@ -83,7 +131,7 @@ def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
             raise InvalidInput(
                 field, found[0], f"there is no such wildcard; there are: {known}", "Add a line Wildcard NAME: a | b."
             )
-        alone = text.endswith("$$", 0, found.start()) and text.startswith("}", found.end())
+        alone = _ends(text, found.start(), "$$") and _begins(text, found.end(), "}")
         return wildcards[found[1]] if alone else f"{{{wildcards[found[1]]}}}"
 
     for _ in range(LEVELS):
@@ -97,6 +145,20 @@ def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
             raise InvalidInput(field, text, rule, "Use fewer of them.")
         text = _WILDCARD.sub(options, text)
     raise InvalidInput(field, text, f"wildcards name each other more than {LEVELS} deep", "Let none come to itself.")
+
+
+def _ends(text: str, end: int, mark: str) -> bool:
+    """Whether the mark, and then spaces at most, stands before this place."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return text.endswith(mark, 0, end)
+
+
+def _begins(text: str, start: int, mark: str) -> bool:
+    """Whether the mark follows this place, after spaces at most."""
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return text.startswith(mark, start)
 
 
 def _pick(field: str, body: str, random: Random) -> str:

@@ -51,7 +51,8 @@ class Drawing:
         """Inside, the model has what a pass with these networks asks for."""
         extras = self.request.extras
         controls = [extras.controls[control.model] for control in self.request.controls]
-        return self.model.using(networks.loras, controls, self.request.freeu, networks.hypernetworks)
+        used = networks.loras, controls, self.request.freeu, networks.hypernetworks
+        return self.model.using(*used, extras.image_encoder)
 
     def networks(self, prompt: str) -> PassNetworks:
         """Return the networks that a prompt's tags ask for."""
@@ -63,13 +64,14 @@ class Drawing:
         )
 
     def controls(self, part: PassPlan) -> Controls | None:
-        """Return the request's ControlNets as they act in a pass, with maps of its size."""
+        """Return the request's control networks as they act in a pass, with maps of its size."""
         settings = self.request.controls
         if part is self.plan.hires:
             settings = tuple(in_hires(control) for control in settings)
         files = self.request.extras.controls
-        networks = [self.model.controls[files[control.model]] for control in settings]
-        return controls_of(part, settings, networks, self.canvas, self.model.device)
+        loaded = self.model.controls
+        networks = [loaded[files[control.model]] for control in settings]
+        return controls_of(part, settings, networks, self.canvas, self.model.device, loaded.encoder)
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
         """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""

@@ -16,11 +16,12 @@ from torch import Tensor
 from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
-from pipelines.drawing.drawing import Drawing
+from pipelines.drawing.drawing import Drawing, PassNetworks
 from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, extra_channels, first_stage, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
+from pipelines.models.embeddings import bundles_of
 from pipelines.models.model import Model
 from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
@@ -82,13 +83,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A sentence on something that was asked for and is not drawn."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """Everything is done, in these seconds per phase."""
 
     seconds: dict[str, float]
 
 
-Event = Step | PassResult | Picture | Finished
+Event = Step | PassResult | Picture | Notice | Finished
 
 
 @torch.inference_mode()
@@ -140,13 +148,16 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     networks = drawing.networks(request.prompt)
     hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
     with drawing.using(networks):
-        encoder = _prompt_encoder(drawing)
+        encoder = _prompt_encoder(drawing, networks)
+        left_over = model.adapters.left_over
         prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(drawing))
     hires_prompts = prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is told before its time is spent
         with drawing.using(hires_networks):
-            encoder = encoder if hires_networks == networks else _prompt_encoder(drawing)
+            encoder = encoder if hires_networks == networks else _prompt_encoder(drawing, hires_networks)
+            left_over += model.adapters.left_over
             hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
+    yield from map(Notice, dict.fromkeys(left_over))
     with drawing.using(networks):
         start = start_from(drawing, given.latents)
         stage = first_stage(drawing, prompts, given)
@@ -162,12 +173,13 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     yield Finished(watch.seconds())
 
 
-def _prompt_encoder(drawing: Drawing) -> PromptEncoder:
+def _prompt_encoder(drawing: Drawing, networks: PassNetworks) -> PromptEncoder:
+    """Return the encoder for a pass with these LoRAs, whose files may hold embeddings."""
     request = drawing.request
     settings = request.clip_skip, request.emphasis, request.pad_conds
-    return PromptEncoder(
-        drawing.model.text, *settings, embeddings=request.extras.embeddings, old_editing=request.old_editing
-    )
+    bundles = bundles_of(use.file for use in networks.loras if use.tag.acts)
+    table = drawing.model.text.embedding_table(request.extras.embeddings, bundles)
+    return PromptEncoder(drawing.model.text, *settings, table=table, old_editing=request.old_editing)
 
 
 def _calls(drawing: Drawing) -> int:

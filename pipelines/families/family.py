@@ -1,8 +1,7 @@
 """A family of models as data: what sets it apart from the others. docs/architecture.md has the recipe for a new one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.families.noise_schedule import NoiseSchedule
@@ -53,7 +52,7 @@ class Family:
     """Whether the cumulative alphas in a single file count, instead of the family's."""
     settings: Mapping[str, Any]
     """What a request takes that does not say otherwise, width and height above all."""
-    v_settings: Mapping[str, Any] = MappingProxyType({})
+    v_settings: Mapping[str, Any] = field(default_factory=dict)
     """What differs for models of v."""
 
     def settings_for(self, prediction: Prediction) -> dict[str, Any]:

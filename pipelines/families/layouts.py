@@ -5,6 +5,7 @@ A pair names a layer or a block; what follows in a tensor's name (`.weight`, `.t
 is the same in both. Names come without the prefixes that tell a network apart from the others in its file.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -64,6 +65,9 @@ OPENCLIP_LAYER = (
 )
 VAE_SAME = ("conv1", "conv2", "norm1", "norm2")
 VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD = re.compile(rf"(?<=\.)({'|'.join(_OLD_ATTENTION)})(?=\.(?:weight|bias)$)")
+"""What diffusers called the layers of an autoencoder's attention until 2023."""
 VAE_ENDS = (
     ("norm_out", "conv_norm_out"),
     ("mid.block_1", "mid_block.resnets.0"),
@@ -132,6 +136,11 @@ def _translated(name: str, table: Mapping[str, str]) -> str:
             return table[name[:end]] + name[end:]
         end = name.rfind(".", 0, end)
     return name
+
+
+def of_today(name: str) -> str:
+    """Return the name that diffusers has today for a layer or tensor of an autoencoder."""
+    return _OLD.sub(lambda match: _OLD_ATTENTION[match[0]], name) if ".attentions." in name else name
 
 
 def unet_layout(down_block_types: Sequence[str]) -> Layout:

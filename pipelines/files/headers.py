@@ -56,6 +56,8 @@ class Stored:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     start: int
+    content: bytes | None = None
+    """Its values, where they do not lie in the file as they are."""
 
     @property
     def extent(self) -> int:

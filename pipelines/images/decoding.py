@@ -11,17 +11,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError  # noqa: F401  (the third reads EXIF)
 
+from pipelines.images.texts import comment_in, png_texts
 from pipelines.runtime.isolation import limit_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
-WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF")
+WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF", "GIF")
 """What generation parameters are read from."""
 SCANS_MAX = 100
 """Of a JPEG; encoders write about 10. Every scan goes over all of the picture."""
 STRIP = 256
 """Rows that are handed over at a time."""
-EXIF_IFD = 0x8769
-USER_COMMENT = 0x9286
 
 
 def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
     try:
         opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("it is none of the formats that are read, or cut at its beginning") from None
+        raise ValueError(_what_else(file)) from None
     with opened as image:
         if image.width * image.height > pixels_max:  # told by its header, before a pixel is read
             return {"size": image.size}
@@ -51,16 +50,67 @@ def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | N
     """The generation parameters of a picture; "" where it has none, and None for what is no picture."""
     try:
         with Image.open(file, formats=WITH_PARAMETERS) as image:
-            text, comment = image.info.get("parameters"), image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+            if image.format == "PNG":
+                return _of_png(file, characters_max)
+            text, comment = comment_in(image.getexif(), characters_max), image.info.get("comment")
     except UnidentifiedImageError:
         return None
-    if isinstance(text, str) and text.strip():
-        return text[: characters_max + 1]
-    return _comment(comment[: 4 * characters_max])[: characters_max + 1] if isinstance(comment, bytes) else ""
+    if not text.strip() and isinstance(comment, bytes):
+        text = comment[: 4 * characters_max + 4].decode("utf-8", errors="replace")
+    return text[: characters_max + 1]
+
+
+def _of_png(file: BinaryIO, characters_max: int) -> str:
+    """The last `parameters` of a PNG that says anything, else its EXIF's comment."""
+    found = {"parameters": "", "exif": ""}
+    for kind, value in png_texts(file, characters_max):
+        text = comment_in(value, characters_max) if kind == "exif" else value
+        found[kind] = text if text.strip() else found[kind]
+    return found["parameters"] or found["exif"]
 
 
 JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parameters}
 Image.init()  # or every child would import Pillow's formats anew
+
+
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (rb".{4}ftyp(hei[cxms]|hev[cxm]|mif1|msf1)", "a HEIC picture, as iPhones save them"),
+    (rb".{4}ftyp(avif|avis)", "an AVIF picture that is cut or broken"),
+    (rb".{4}ftypcrx", "a camera's raw picture"),
+    (rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV", "a video"),
+    (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIU\0", "a camera's raw picture"),
+    (rb"II[*+]\0|MM\0[*+]", "a TIFF picture"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"gimp xcf", "a GIMP file"),
+    (rb"\0\0[\x01\x02]\0", "an icon"),
+    (rb"\x76\x2f\x31\x01", "an OpenEXR picture"),
+    (rb"#\?RADIANCE", "a Radiance picture"),
+    (rb"DDS ", "a DDS texture"),
+    (rb"%PDF", "a PDF document"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", "an SVG drawing"),
+    (rb"(?i)\s*(<!doctype html|<html)", "a web page"),
+    (rb"\s*[{\[]", "JSON"),
+    (rb"\x89PNG", "a PNG that is cut or broken"),
+    (rb"\xff\xd8\xff", "a JPEG that is cut or broken"),
+    (rb"RIFF.{4}WEBP", "a WebP picture that is cut or broken"),
+    (rb"GIF8", "a GIF that is cut or broken"),
+)
+"""How files begin that are not read as pictures, and what they are."""
+_BEGINNING = 512
+"""Bytes of a file that tell what it is."""
+
+
+def _what_else(file: BinaryIO) -> str:
+    """What a file is that cannot be read as a picture, in words."""
+    file.seek(0)
+    start = file.read(_BEGINNING)
+    if not start:
+        return "it is empty"
+    what = next((what for sign, what in _OTHERS if re.match(sign, start, re.DOTALL)), None)
+    return f"it is {what}" if what else "it is none of the formats that are read, or cut at its beginning"
 
 
 def _check_scans(file: BinaryIO) -> None:
@@ -81,14 +131,3 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     transparent = "A" in image.mode.upper() or "transparency" in image.info
     mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
-
-
-def _comment(comment: bytes) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then the text; some programs write the text alone."""
-    kind, content = comment[:8], comment[8:]
-    if kind == b"UNICODE\0":
-        # big-endian as WebUI writes it; in other programs' little-endian "Steps" begins at an even place
-        little = content.find("Steps".encode("utf-16-le")) % 2 == 0
-        return content.decode("utf-16-le" if little else "utf-16-be", errors="replace").removeprefix("\ufeff")
-    known = kind in (b"ASCII\0\0\0", bytes(8))
-    return (content if known else comment).decode("utf-8", errors="replace")

@@ -18,8 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import InvalidInput, OutputError
-from pipelines.images.decoding import EXIF_IFD, USER_COMMENT
 from pipelines.images.reading import DECODER, Pixels, limits
+from pipelines.images.texts import EXIF_IFD, USER_COMMENT
 from pipelines.runtime.isolation import Failed
 from pipelines.runtime.worker import Task, Worker, stop_if_asked
 

@@ -38,6 +38,13 @@ def scribble(picture: Pixels) -> Pixels:
     return _rgb(((darker > 16) * 255).astype(np.uint8))
 
 
+def color(picture: Pixels) -> Pixels:
+    """The picture's colours in squares of 64 px."""
+    height, width = picture.shape[:2]
+    squares = cv2.resize(picture, (max(1, width // 64), max(1, height // 64)), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(squares, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+
+
 def _rgb(grey: NDArray[np.uint8]) -> Pixels:
     return np.repeat(grey[..., None], 3, axis=2)
 
@@ -48,6 +55,7 @@ _OF: dict[str, Callable[[Pixels, ControlSettings], Pixels]] = {
     "scribble": lambda picture, _: scribble(picture),
     "invert": lambda picture, _: 255 - picture,
     "inpaint": lambda picture, _: picture,
+    "color": lambda picture, _: color(picture),
     NO_PREPROCESSOR: lambda picture, _: picture,
 }
 

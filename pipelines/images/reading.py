@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 
 from pipelines.ask.inputs import Inputs, checked_files
+from pipelines.ask.networks import name_of_upload
 from pipelines.ask.request import CONTROLS_MAX
 from pipelines.ask.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, in_one_line
 from pipelines.infotext.asked import Pictures
 from pipelines.runtime.isolation import Failed, Helper, Limits
 
@@ -25,12 +26,13 @@ def read(path: Path, field: str) -> Image.Image:
 
     It is decoded in a process of its own. Raises InvalidInput that names the input `field`.
     """
-    fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file."
+    fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file; save a picture of another format as one of them."
     try:
         with path.open("rb") as stream:
             answer, output = DECODER.run("pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX)
     except (OSError, Failed) as error:
-        raise InvalidInput(field, path.name, f"cannot be read as a picture ({error})", fix) from error
+        rule = f"cannot be read as a picture ({in_one_line(error)})"
+        raise InvalidInput(field, name_of_upload(path.name), rule, fix) from error
     width, height = answer["size"]
     with output:
         if "mode" not in answer:

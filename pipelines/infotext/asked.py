@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS, UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
-from pipelines.ask.networks import NO_EXTRAS, Extras, name_of_upload
+from pipelines.ask.networks import NETWORK_KINDS, NO_EXTRAS, Extras, lora_tags, name_of_upload
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SIDES,
     AddedNoise,
@@ -30,7 +31,7 @@ from pipelines.ask.request import (
 from pipelines.ask.settings import Values, of_group, rows
 from pipelines.ask.sizes import Size, size_to_draw
 from pipelines.ask.table import KEY_OF, ROWS
-from pipelines.ask.wildcards import lift_wildcards, with_picks
+from pipelines.ask.wildcards import lift_wildcards, options_of, with_picks
 from pipelines.errors import InvalidInput
 from pipelines.infotext.reading import GenerationData, holds_settings, read, read_settings
 
@@ -72,6 +73,8 @@ class Asked:
     """The settings that the form said."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers, by the names that generation data calls them."""
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By each prompt's setting all that dynamic prompts might have picked. What any option names counts as named."""
 
     @property
     def resolved(self) -> bool:
@@ -151,8 +154,9 @@ def pick(asked: Asked) -> Asked:
     if not asked.resolved:
         return asked
     seed = seed_of(asked)
-    prompts = {name: asked[name] or "" for name in _PROMPTS}
-    return asked.with_values(seed=seed, **with_picks(prompts, asked.data.wildcards, seed))
+    prompts, wildcards = {name: asked[name] or "" for name in _PROMPTS}, asked.data.wildcards
+    options = {name: options_of(prompt, wildcards) for name, prompt in prompts.items()}
+    return replace(asked.with_values(seed=seed, **with_picks(prompts, wildcards, seed)), options=options)
 
 
 def seed_of(asked: Asked) -> int:
@@ -280,13 +284,27 @@ def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
         if found and not there:
             yield f"Without {what}, {', '.join(found)} does nothing."
     prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    prompts += asked.options.values()
     for name, file in request.extras.embeddings.items():
         if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
             yield f"No prompt says {name}, so {file.origin} does nothing."
+    if not asked.data.whole:  # of a block it is told in another way
+        yield from dict.fromkeys(ignored_tags(asked))
     used = hires.upscaler_file if hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+
+
+def ignored_tags(asked: Asked) -> Iterator[str]:
+    """What the tags of the prompts say that is not applied here, as it may be told."""
+    for name, prompt in asked.prompts.items():
+        for tag in cut_networks(prompt)[1]:
+            if tag.kind not in NETWORK_KINDS and not tag.off:
+                yield f"{tag}: only LoRAs and hypernetworks are applied here"
+        for lora in lora_tags(prompt, name):
+            if lora.acts and lora.ignored:
+                yield f"{lora}: its {', '.join(lora.ignored)} is not applied here, so that the whole LoRA acts"
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:

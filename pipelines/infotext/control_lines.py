@@ -1,13 +1,20 @@
-"""ControlNet units as text: lines of the input `controls`, and the values by which WebUI's extension tells of them.
+"""Control units as text: lines of the input `controls`, and what WebUI's extension writes of a unit into infotexts.
 
 canny: 0.8
 lineart: weight=0.8, start=0, end=0.6, mode=prompt, preprocessor=none
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipelines.ask.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, NO_PREPROCESSOR, PREPROCESSORS
+from pipelines.ask.catalog import (
+    CONTROL_MODES,
+    CONTROL_RESIZE_MODES,
+    IMAGE_PROMPT,
+    NO_PREPROCESSOR,
+    PREPROCESSORS,
+)
 from pipelines.ask.networks import in_hashes
 from pipelines.ask.request import CONTROLS_MAX, ControlSettings
 from pipelines.errors import InvalidInput
@@ -15,7 +22,8 @@ from pipelines.errors import InvalidInput
 _NUMBER = re.compile(r"[-+]?[\d.]+")
 _KEY = re.compile(r"\w+")
 _NO_NAME = re.compile(r":\s|^(?!.*://).*[:=,;]")
-"""What a line's name has when its settings could not be read: files and repositories have none of it, links some."""
+"""What a line's name contains if its settings could not be read. Files and repositories contain none of it, links some.
+"""
 _FIELD_OF = {
     "weight": "weight",
     "start": "start",
@@ -26,12 +34,15 @@ _FIELD_OF = {
     "low": "low",
     "high": "high",
 }
-"""Key of a line -> the field that it sets."""
+"""The field that each key of a line sets."""
 _NUMBERS = ("weight", "start", "end", "low", "high")
 
 
 def read_lines(text: str) -> list[ControlSettings]:
-    """The units that an input asks for; `model` is what a line names. Raises InvalidInput for what cannot be read."""
+    """Return the units that the input asks for; `model` is what a line names.
+
+    Raises InvalidInput for a line that cannot be read.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > CONTROLS_MAX:
         raise InvalidInput("controls", text, f"at most {CONTROLS_MAX} lines, this has {len(lines)}", "Leave some out.")
@@ -57,14 +68,14 @@ def _read_line(line: str) -> ControlSettings:
 
 
 def _parted(line: str) -> tuple[str, list[str]]:
-    """A line's name, and its settings where all that follows its last colon are such."""
+    """Return a line's name, and its settings if everything after its last colon is one."""
     source, _, rest = line.rpartition(":")
     settings = [setting.strip() for setting in rest.split(",")]
     return (source.rstrip(), settings) if source.strip() and all(map(_is_setting, settings)) else (line, [])
 
 
 def _is_setting(text: str) -> bool:
-    """A number, or `key=value`."""
+    """Return whether the text is a number or `key=value`."""
     key, equals, value = text.partition("=")
     if not equals:
         return _NUMBER.fullmatch(text) is not None
@@ -76,28 +87,41 @@ def _is_setting(text: str) -> bool:
 _VALUE = re.compile(r"(?:\A|(?<=,))\s*([A-Za-z][\w /-]*):\s*(\([^()]*\)|[^,]*)")
 _HASH = re.compile(r"[0-9a-fA-F]+")
 _OLD_NAMES = {"preprocessor": "module", "starting/ending": "guidance", "preprocessor params": "params"}
+_OLD_GROUPS = {
+    "guidance": ("guidance start", "guidance end"),
+    "params": ("processor res", "threshold a", "threshold b"),
+}
+"""Keys of older versions whose value is a tuple, and the keys that its members have today."""
+_NUMBER_KEYS = {"weight": "weight", "start": "guidance start", "end": "guidance end"}
+_THRESHOLD_KEYS = {"low": "threshold a", "high": "threshold b"}
+_READ = {"module", "model", "weight", "resize mode", "control mode", "processor res", "pixel perfect", "hr option"}
+_READ |= {*_OLD_GROUPS, *_NUMBER_KEYS.values(), *_THRESHOLD_KEYS.values()}
+_WITHOUT_EFFECT = {"low vram", "lowvram", "save detected map", "input mode", "union control type"}
+_NOTHING = {"", "none", "false", "[]", "0"}
+"""Values by which a key of a unit says that it does nothing."""
 
 
 @dataclass(frozen=True)
-class Told:
+class ParsedUnit:
     """A unit of an infotext, and what of it is not done here."""
 
     settings: ControlSettings
     warnings: tuple[str, ...] = ()
-    """What changes nothing where the right picture is sent."""
+    """What changes nothing if the right picture is sent."""
     doubts: tuple[str, ...] = ()
     """What makes another picture."""
 
 
 def write_unit(control: ControlSettings, short_hash: str) -> str:
-    """The unit as an infotext tells it."""
+    """Return the unit as an infotext says it."""
+    thresholds = {"Threshold A": f"{control.low:g}", "Threshold B": f"{control.high:g}"}
     fields = {
         "Module": PREPROCESSORS[control.preprocessor],
         "Model": f"{in_hashes(control.model)} [{short_hash}]",
         "Weight": f"{control.weight:g}",
         "Resize Mode": CONTROL_RESIZE_MODES[control.resize_mode],
-        "Processor Res": "512",  # as the extension does, which takes no notice of it in pictures that are Pixel Perfect
-        **({"Threshold A": f"{control.low:g}", "Threshold B": f"{control.high:g}"} if _canny(control) else {}),
+        "Processor Res": "512",  # the extension writes it too, and ignores it in pictures that are Pixel Perfect
+        **(thresholds if control.preprocessor == "canny" else {}),
         "Guidance Start": f"{control.start:g}",
         "Guidance End": f"{control.end:g}",
         "Pixel Perfect": "True",
@@ -106,67 +130,87 @@ def write_unit(control: ControlSettings, short_hash: str) -> str:
     return ", ".join(f"{key}: {value}" for key, value in fields.items())
 
 
-def _canny(control: ControlSettings) -> bool:
-    return control.preprocessor == "canny"
+def read_unit(text: str, size: tuple[int, int] | None) -> ParsedUnit:
+    """Return a unit of an infotext, of the extension's present or older forms. `size` is that of the picture.
 
-
-def read_unit(text: str, size: tuple[int, int] | None) -> Told:
-    """A unit of an infotext, of the extension's present and older forms, of a picture of this size.
-
-    Raises ValueError (InvalidInput is one) for what cannot be read.
+    Raises ValueError (InvalidInput is one) for a unit that cannot be read.
     """
-    told = {key.casefold().strip(): value.strip() for key, value in _VALUE.findall(text)}
-    told = {_OLD_NAMES.get(key, key): value for key, value in told.items()}
-    if "guidance" in told:
-        told["guidance start"], told["guidance end"] = told["guidance"].strip("()").split(",")
-    if "params" in told:
-        told["processor res"], told["threshold a"], told["threshold b"] = told["params"].strip("()").split(",")
+    told = _values(text)
     if "model" not in told:
         raise ValueError(text)
     model, model_hash = _named(told["model"])
-    module = told.get("module", "none")
-    preprocessor = _preprocessor(module)
-    values = {"weight": "weight", "start": "guidance start", "end": "guidance end"}
-    values |= {"low": "threshold a", "high": "threshold b"} if preprocessor == "canny" else {}
-    mode, resize_mode = told.get("control mode", "Balanced"), told.get("resize mode", "Crop and Resize")
-    known_resize = resize_mode in CONTROL_RESIZE_MODES.values()
+    preprocessor = _preprocessor(told.get("module", "none"))
     settings = ControlSettings(
         model=model,
         model_hash=model_hash.lower(),
         preprocessor=preprocessor or NO_PREPROCESSOR,
-        mode=_own_name(CONTROL_MODES, mode),
-        resize_mode=_own_name(CONTROL_RESIZE_MODES, resize_mode) if known_resize else "crop",
-        **{name: float(told[key]) for name, key in values.items() if key in told},  # type: ignore[arg-type]
+        **_choices(told, preprocessor),  # type: ignore[arg-type]
+        **_numbers(told, preprocessor),  # type: ignore[arg-type]
     )
+    warnings = _warnings(told, preprocessor)
+    return ParsedUnit(settings, tuple(warnings), tuple(_doubts(told, settings, size)))
+
+
+def _values(text: str) -> dict[str, str]:
+    """Return a unit's values by the keys of the present form, in small letters."""
+    told = {key.casefold().strip(): value.strip() for key, value in _VALUE.findall(text)}
+    told = {_OLD_NAMES.get(key, key): value for key, value in told.items()}
+    for group, keys in _OLD_GROUPS.items():
+        if group in told:
+            told |= dict(zip(keys, told[group].strip("()").split(","), strict=True))
+    return told
+
+
+def _choices(told: Mapping[str, str], preprocessor: str | None) -> dict[str, str]:
+    """Return the modes of a unit. Of an IP-Adapter the extension ignores both."""
+    if preprocessor == IMAGE_PROMPT:
+        return {}
+    resize_mode = _own_name(CONTROL_RESIZE_MODES, told.get("resize mode", "Crop and Resize"))
+    mode = _own_name(CONTROL_MODES, told.get("control mode", "Balanced"))
+    return {"mode": mode, "resize_mode": resize_mode if resize_mode in CONTROL_RESIZE_MODES else "crop"}
+
+
+def _numbers(told: Mapping[str, str], preprocessor: str | None) -> dict[str, float]:
+    keys = _NUMBER_KEYS | (_THRESHOLD_KEYS if preprocessor == "canny" else {})
+    return {name: float(told[key]) for name, key in keys.items() if key in told}
+
+
+def _warnings(told: Mapping[str, str], preprocessor: str | None) -> Iterator[str]:
+    if preprocessor is None:
+        yield f"the preprocessor {told['module']} is not here: the picture sent for it is taken for its map"
+
+
+def _doubts(told: Mapping[str, str], settings: ControlSettings, size: tuple[int, int] | None) -> Iterator[str]:
+    module, resize_mode = told.get("module", ""), told.get("resize mode", "Crop and Resize")
     resolution = told.get("processor res", "512")
-    perfect = told.get("pixel perfect", "False") == "True" or settings.preprocessor == NO_PREPROCESSOR
-    doubts = (
-        (not known_resize, f"its resize mode {resize_mode} is not here (Crop and Resize is)"),
-        (
-            not perfect and size is not None and float(resolution) != min(size),
-            f"its map was made at {resolution} px; here it is made at the picture's own size",
-        ),
-        ("both" not in told.get("hr option", "both").casefold(), "it acted in one pass only; here it acts in both"),
-    )
-    missing = f"the preprocessor {module} is not here: the picture sent for it is taken for its map"
-    return Told(
-        settings,
-        warnings=(missing,) if preprocessor is None else (),
-        doubts=tuple(doubt for holds, doubt in doubts if holds),
-    )
+    by_size = settings.preprocessor not in (NO_PREPROCESSOR, IMAGE_PROMPT) and told.get("pixel perfect") != "True"
+    if not settings.image_prompt and resize_mode not in CONTROL_RESIZE_MODES.values():
+        yield f"its resize mode {resize_mode} is not here (Crop and Resize is)"
+    if by_size and size is not None and float(resolution) != min(size):
+        yield f"its map was made at {resolution} px; here it is made at the picture's own size"
+    if "both" not in told.get("hr option", "both").casefold():
+        yield "it acted in one pass only; here it acts in both"
+    if settings.image_prompt and re.search("face|pulid", module):
+        yield f"{module} looked at a face by a network that is not here"
+    for key in sorted(told.keys() - _READ - _WITHOUT_EFFECT):
+        if told[key].casefold() not in _NOTHING:
+            yield f"its {key} ({told[key]}) is not known here"
 
 
 def _named(model: str) -> tuple[str, str]:
-    """`name [hash]` as name and hash, which may be missing."""
+    """Split `name [hash]` into the name and the hash, which is empty if there is none."""
     name, _, digits = model.removesuffix("]").rpartition("[")
     return (name.rstrip(), digits) if model.endswith("]") and _HASH.fullmatch(digits) else (model, "")
 
 
+_MODULES = {module.partition(" ")[0]: ours for ours, module in PREPROCESSORS.items()}
+_MODULES |= {"inpaint": "inpaint", "inpaint_global_harmonious": "inpaint", "": NO_PREPROCESSOR}
+
+
 def _preprocessor(module: str) -> str | None:
-    """Ours for a module of the extension; None for one that is not here."""
+    """Return our name of a module of the extension; None if it is not here."""
     first = module.casefold().partition(" ")[0]
-    own = {name: ours for ours, theirs in PREPROCESSORS.items() for name in [theirs.partition(" ")[0]]}
-    return (own | {"inpaint": "inpaint", "inpaint_global_harmonious": "inpaint", "": NO_PREPROCESSOR}).get(first)
+    return IMAGE_PROMPT if first.startswith("ip-adapter") else _MODULES.get(first)
 
 
 def _own_name(names: dict[str, str], theirs: str) -> str:

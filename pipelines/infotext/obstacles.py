@@ -1,17 +1,18 @@
 """What stands in the way of the picture that generation data describes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.networks import (
-    NETWORK_KINDS,
     NO_EXTRAS,
+    ExtraFile,
     Extras,
     hypernetwork_tags,
     in_hashes,
+    lora_names,
     missing_hypernetworks,
     missing_loras,
     without_missing,
@@ -20,6 +21,7 @@ from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
+    SEED_MAX,
     ControlSettings,
     GenerationRequest,
     ImageSettings,
@@ -28,21 +30,11 @@ from pipelines.ask.request import (
 from pipelines.ask.settings import Choice, Values, rows
 from pipelines.ask.table import ROWS
 from pipelines.errors import InvalidInput, shown
-from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures
+from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures, ignored_tags
+from pipelines.infotext.civitai import of_another_family
+from pipelines.infotext.keys import done_afterwards
 from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
-
-_OTHER_PICTURE = re.compile(
-    r"(?i)\b(refiner|token merging|controlnet|adetailer|face restoration|tiling|hypernet|noise multiplier|sigma|eta\b"
-    r"|s_churn|ddim discretize|unipc|hires checkpoint|hires cfg|hires vae|hires module|cfg rescale|freeu|mask|inpaint"
-    r"|resize mode|conditional mask|init image|seed resize|skip early|ngms|extra noise|vae encoder|vae decoder"
-    r"|fp8 weight|beta schedule|downcast|pad conds v0|addnet|dynamic thresholding|tiled|latent couple"
-    r"|regional prompter|rp active|hypertile|perturbed|self attention guidance|distilled cfg|shift|rescale|dynthres"
-    r"|sag_|pag_|kohya|negpip|cutoff|animatediff|lora block|cfg scheduler|uncond skip|script|sd upscale|ultimate sd"
-    r"|prediction type|denoise)"
-)
-"""Keys of what draws another picture if it is left out."""
-
 
 OBSTACLE_MAX = 300
 """Characters of an obstacle's text."""
@@ -85,7 +77,7 @@ def obstacles(
 ) -> list[Obstacle]:
     """What of a block of generation data cannot be honoured with this model, these pictures and these networks."""
     found = [
-        *_of_missing(asked.data, asked),
+        *_of_silence(asked.data, asked),
         *_of_model(asked.data, model),
         *_of_vae(asked.data, model),
         *_of_names(asked),
@@ -98,7 +90,7 @@ def obstacles(
     return found if len(found) <= OBSTACLES_MAX else worst_first[:OBSTACLES_MAX]
 
 
-def _of_missing(data: GenerationData, asked: Asked) -> Iterator[Obstacle]:
+def _of_silence(data: GenerationData, asked: Asked) -> Iterator[Obstacle]:
     """What a block must say, or else only chance would draw its picture."""
     keys = {"num_inference_steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed"}
     said = {name for name in asked.values if name in data.values or name in asked.chosen}
@@ -144,6 +136,10 @@ def _stem(name: str) -> str:
 
 
 def _of_names(asked: Asked) -> Iterator[Obstacle]:
+    seed = asked.values.get("seed", RANDOM)
+    if seed > SEED_MAX:
+        told = f"its Seed {seed} is more than the largest of WebUI, {SEED_MAX}"
+        yield Obstacle(told, other_picture=True, instead={"seed": seed % (SEED_MAX + 1)})
     for name, instead in (
         ("sampler", GenerationRequest.sampler),
         ("schedule_type", GenerationRequest.schedule_type),
@@ -162,34 +158,74 @@ def _of_names(asked: Asked) -> Iterator[Obstacle]:
 
 
 def _of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    data, prompts = asked.data, asked.prompts
-    tags = {tag: None for prompt in prompts.values() for tag in cut_networks(prompt)[1]}  # a set that keeps the order
-    for tag in tags:
-        if tag.kind not in NETWORK_KINDS and not re.fullmatch(r"0*\.?0*", tag.args[1] if len(tag.args) == 2 else "1"):
-            yield Obstacle(
-                f"<{tag.kind}:{':'.join(tag.args)}>: only LoRAs and hypernetworks are applied here", other_picture=True
-            )
-    instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
-    for lora in {lora: None for prompt in prompts.values() for lora in missing_loras(prompt, extras)}:
-        told = f"{lora}: no LoRA of this name is here; bring it in loras or files (--lora-dir)"
-        yield Obstacle(told, other_picture=True, instead=instead)
-    for missing in {tag: None for prompt in prompts.values() for tag in missing_hypernetworks(prompt, extras)}:
-        told = f"{missing}: no hypernetwork of this name is here; send it in files (--hypernetworks-dir)"
-        yield Obstacle(told, other_picture=True, instead=instead)
+    yield from _of_tags(asked)
+    yield from _of_missing(asked, extras)
     yield from _of_hypernetwork(asked, extras)
-    for name in data.lora_hashes.keys() - {in_hashes(tag.args[0]) for tag in tags}:
-        yield Obstacle(f"the LoRA {name} is not in its prompt, so that its multiplier is not known", other_picture=True)
-    for what, hashes, files in (
-        ("LoRA", data.lora_hashes, extras.loras),
-        ("embedding", data.ti_hashes, extras.embeddings),
-    ):
-        here = {in_hashes(name): file for name, file in files.items()}
-        for name, digits in hashes.items():
-            if name in here and not here[name].hashed_as(digits):
-                yield Obstacle(f"made with another {what} {name} ({digits}) than the one here", other_picture=True)
-    for name in data.ti_hashes.keys() - set(map(in_hashes, extras.embeddings)):
+    yield from _of_unnamed_loras(asked, extras)
+    yield from _of_hashes("LoRA", asked.data.lora_hashes, extras.loras)
+    yield from _of_hashes("embedding", asked.data.ti_hashes, extras.embeddings)
+    for name in asked.data.ti_hashes.keys() - set(map(in_hashes, extras.embeddings)):
         told = f"the embedding {name} is not here; bring it in files (--embeddings-dir)"
         yield Obstacle(told, other_picture=True)
+    yield from _of_resources(asked.data, extras)
+
+
+def _of_tags(asked: Asked) -> Iterator[Obstacle]:
+    """What tags say and is not applied."""
+    for told in ignored_tags(asked):
+        yield Obstacle(told, other_picture=True)
+
+
+def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
+    """Networks that prompts name and that are not here."""
+    prompts = asked.prompts.values()
+    instead = {name: without_missing(prompt, extras) for name, prompt in asked.prompts.items()}
+    for lora in {lora: None for prompt in prompts for lora in missing_loras(prompt, extras)}:
+        told = f"{lora}: no LoRA of this name is here; bring it in loras or files (--lora-dir)"
+        yield Obstacle(told, other_picture=True, instead=instead)
+    for missing in {tag: None for prompt in prompts for tag in missing_hypernetworks(prompt, extras)}:
+        told = f"{missing}: no hypernetwork of this name is here; send it in files (--hypernetworks-dir)"
+        yield Obstacle(told, other_picture=True, instead=instead)
+
+
+def _of_unnamed_loras(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
+    """LoRAs that the block tells of and that no prompt names."""
+    data = asked.data
+    named = {
+        in_hashes(name) for text in (*asked.prompts.values(), *asked.options.values()) for name in lora_names(text)
+    }
+    told = {in_hashes(name): name for name in (*data.lora_hashes, *data.networks)}
+    for name in told.keys() - named:
+        text = f"the LoRA {told[name]} is not in its prompt, so that its multiplier is not known"
+        yield Obstacle(text, other_picture=True)
+
+
+def _of_hashes(what: str, hashes: Mapping[str, str], files: Mapping[str, ExtraFile]) -> Iterator[Obstacle]:
+    """Files here that are others than those of the same name that the block was made with."""
+    here = {in_hashes(name): file for name, file in files.items()}
+    for name, digits in hashes.items():
+        if name in here and not here[name].hashed_as(digits):
+            yield Obstacle(f"made with another {what} {name} ({digits}) than the one here", other_picture=True)
+
+
+def _of_resources(data: GenerationData, extras: Extras) -> Iterator[Obstacle]:
+    """Files of CivitAI that no prompt and no other key of the block names."""
+    digests = {digits.lower() for digits in (*data.lora_hashes.values(), *data.ti_hashes.values())}
+    origins = [file.origin for file in (*extras.loras.values(), *extras.embeddings.values())]
+    names = {tag.args[0] for prompt in data.prompts.values() for tag in cut_networks(prompt)[1]}
+    for each in data.resources:
+        known = each.name in names or (each.digest and each.digest.lower() in digests)
+        brought = each.address and any(f"{each.address}'" in origin for origin in origins)
+        if of_another_family(each):
+            yield Obstacle(f"made with {each}, which is for models of the family {each.base}", other_picture=True)
+        elif each.kind == "checkpoint":
+            if not (data.model or data.model_hash):
+                told = f"made with {each}, which cannot be compared with the checkpoint here"
+                yield Obstacle(told, other_picture=True)
+        elif each.kind == "VAE" and (data.vae or data.vae_hash):
+            continue
+        elif not (known or brought):
+            yield Obstacle(f"made with {each}, which its prompt does not name: {each.advice}", other_picture=True)
 
 
 def _of_hypernetwork(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
@@ -239,6 +275,10 @@ def _of_keys(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
     data = asked.data
     yield from (Obstacle(doubt, other_picture=True) for doubt in data.doubts)
     yield from (Obstacle(warning, other_picture=False) for warning in data.warnings)
+    by = f" of {data.program}" if data.program else ""
     for key, value in data.unknown.items():
-        sent = key == "Init image hash" and pictures.image is not None
-        yield Obstacle(f"{key}: {value} is not understood", bool(_OTHER_PICTURE.search(key)) and not sent)
+        if done_afterwards(key):
+            yield Obstacle(f"{key}: {value} was done to the finished picture, and is not done here", False)
+            continue
+        sent = key.startswith("Init image") and pictures.image is not None
+        yield Obstacle(f"{key}: {value}{by} is not understood", other_picture=not sent)

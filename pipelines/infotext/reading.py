@@ -1,27 +1,42 @@
-"""Generation data as people paste it -> settings: WebUI's of all versions, Forge's, SD.Next's, CivitAI's.
+"""Generation data as people paste it -> settings.
 
-`read` takes a whole block. It first makes a block of the text that WebUI's parser understands (`infotext.parse`), then
-values of our settings from what that finds. Nothing is lost silently: what is not understood is in `unknown`,
-`warnings` and `doubts`. `read_settings` takes single settings, in the same words.
+`read` takes a whole block: of WebUI, its forks and old versions, or of another program (`programs.py`). It first makes
+a block of the text that WebUI's parser understands (`syntax.parse`), then values of our settings from what that finds.
+Nothing is lost silently: what is not understood is in `unknown`, `warnings` and `doubts`. `read_settings` takes single
+settings, in the same words.
 """
 
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.ask.catalog import SAMPLERS, SCHEDULE_TYPES, UPSCALERS
+from pipelines.ask.catalog import SAMPLERS
 from pipelines.ask.request import ControlSettings
 from pipelines.ask.settings import Setting, Values
+from pipelines.ask.sizes import Size
 from pipelines.ask.table import BY_KEY, PAIRS
 from pipelines.errors import InvalidInput
+from pipelines.infotext.blocks import has_parameters, pasted
+from pipelines.infotext.civitai import Resource, add_hashes, resources
 from pipelines.infotext.control_lines import read_unit
+from pipelines.infotext.dialects import in_our_words, program_of
+from pipelines.infotext.keys import (
+    CONTROL,
+    FACTS,
+    NAMES,
+    SETTING_KEYS,
+    asks_for_nothing,
+    folded,
+    own_key,
+    same_value,
+)
+from pipelines.infotext.names import sampler_and_schedule, upscaler
+from pipelines.infotext.programs import translated
 from pipelines.infotext.syntax import (
-    DEFAULTS,
     DOWNCAST,
-    NEGATIVE,
     OLD_BEHAVIOUR,
     OLD_EDITING,
     Value,
@@ -53,12 +68,18 @@ class GenerationData:
     ti_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     hypernetwork_hash: str = ""
     """Of the one hypernetwork of a block from before 2023, whose tag is at the end of the prompt."""
+    networks: tuple[str, ...] = ()
+    """Names of LoRAs, of which no hash is told."""
+    resources: tuple[Resource, ...] = ()
+    """Files of CivitAI."""
     controls: tuple[ControlSettings, ...] = ()
     """ControlNets, whose pictures no block holds."""
     wildcards: Mapping[str, str] = field(default_factory=dict[str, str])
     """Options of the wildcards that it defines, by name."""
     unknown: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Keys that are not understood here and whose values are not WebUI's defaults."""
+    """Keys that ask for something and are no setting here."""
+    program: str = ""
+    """The program that wrote it, if it is another one than WebUI."""
     warnings: tuple[str, ...] = ()
     """What is done otherwise than the block says, and changes little or nothing."""
     doubts: tuple[str, ...] = ()
@@ -88,84 +109,85 @@ def _hashes(text: str) -> dict[str, str]:
     return {name.strip(): digest.strip() for name, colon, digest in triples if colon}
 
 
-_FACTS: dict[str, tuple[str, Callable[[str], object]]] = {
-    "Model hash": ("model_hash", _model_name),
-    "Model": ("model", _model_name),
-    "VAE hash": ("vae_hash", _model_name),
-    "VAE": ("vae", _model_name),
-    "Version": ("version", str),
-    "Lora hashes": ("lora_hashes", _hashes),
-    "TI hashes": ("ti_hashes", _hashes),
-    "Hypernet hash": ("hypernetwork_hash", str),
+def _listed(text: str) -> tuple[str, ...]:
+    """`name, name`, without the weights that may follow a name."""
+    return tuple(name.strip().partition(":")[0] for name in text.split(",") if name.strip())
+
+
+_READ_FACT: dict[str, Callable[[str], object]] = {
+    "version": str,
+    "lora_hashes": _hashes,
+    "ti_hashes": _hashes,
+    "networks": _listed,
+    "hypernetwork_hash": str,
 }
-"""Keys that tell what made a picture, instead of setting something: the attribute, and how the value is read."""
-
-_OTHER_NAMES: dict[str, str] = {
-    "cfg": "CFG scale",
-    "guidance scale": "CFG scale",
-    "negative guidance minimum sigma": "NGMS",
-    "img2img_fix_steps": "Exact steps",
-    "eta noise seed delta": "ENSD",
-    "module 1": "VAE",  # Forge
-    "scheduler": "Schedule type",
-    "subseed": "Variation seed",
-    "subseed strength": "Variation seed strength",
-}
-"""Keys of other programs, in lower case. Ours match in any case, too."""
-_NAMES = {key.casefold(): key for key in (*BY_KEY, *PAIRS, *_FACTS)} | _OTHER_NAMES
-
-_WITHOUT_EFFECT = frozenset(
-    {key for key, *_ in OLD_BEHAVIOUR if key not in BY_KEY}
-    | {"Template", "Negative Template", "User", "Parser", "Time taken", "File includes", "Comment", "Wildcard prompt"}
-    | {"Wildcard negative prompt", "First pass size", "Batch size", "Batch pos", "Batch", "Created Date", "App"}
-    | {"Hypernet", "Hypernet strength", "Backend", "Pipeline", "Operations", "Second pass", "Hires force", "Hires size"}
-)
-"""Keys that are understood but ask for nothing: they repeat others or tell of the program."""
-
-_CONTROL = re.compile(r"ControlNet \d+")
-"""Keys of WebUI's extension, one for each unit."""
-
-_NEUTRAL = {key: str(value) for key, value in DEFAULTS.items()} | {
-    "Beta schedule alpha": "0.6",
-    "Beta schedule beta": "0.6",
-    "Hires Module 1": "Use same choices",  # Forge
-    "Conditional mask weight": "1",  # written with every picture of an inpainting checkpoint
-}
-"""Values that ask for nothing."""
-_OFF = frozenset(("false", "none", "disable", "disabled", "0", "0.0", ""))
-"""Values that turn an unknown thing off, but for "Eta", where 0 is a choice."""
+"""How a fact is read; the others are names."""
 
 _HIRES_KEYS = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 
 
 def read(text: str) -> GenerationData:
-    """What a block says, as people paste it: from WebUI, Forge, SD.Next, CivitAI, or an old version.
+    """What a block says, as people paste it: of WebUI, its forks and old versions, CivitAI, or another program.
 
     Raises InvalidInput("generation_data", ...) that names the key for a value that cannot be read.
     """
-    text, left_out = _whole_block(text)
-    text, resources = _lift_json(text)
-    parsed = parse(text)
-    fields = _written(parsed, split(text).fields)
+    block = translated(text)
+    paste = pasted(block.text if block else text)
+    parsed, pairs = parse(paste.text), split(paste.text).pairs
+    written = _with_size(_written(parsed, dict(pairs)))
+    dialect = in_our_words(written, (block.program if block else "") or program_of(written))
+    lifted = paste.lifted | _quoted_json(dialect.fields)
+    fields = {key: value for key, value in dialect.fields.items() if key not in lifted}
     known = _known(fields)
     values = _values(known)
-    hires = "denoising_strength" in values and any(key in known for key in _HIRES_KEYS)
-    size = (values["width"], values["height"]) if "width" in values else None
-    controls, of_controls, doubts = _controls(fields, size)
-    warnings = _warnings(parsed, known) + ((f"{left_out!r} after the parameters is left out",) if left_out else ())
-    facts = _facts(known, resources.get("Hashes"))
+    facts, of_hashes = _facts(known, lifted.get("Hashes"))
+    controls, of_controls, of_units = _controls(fields, values)
     data = GenerationData(
         values=values,
-        hires=hires,
+        hires="denoising_strength" in values and any(key in known for key in _HIRES_KEYS),
         controls=controls,
-        unknown=_not_understood(fields),
-        warnings=warnings + of_controls,
-        doubts=doubts + _doubts(parsed, facts, resources),
+        unknown=_not_understood(fields, lifted, paste.lines_below),
+        program=dialect.program,
+        resources=(*of_hashes, *(resource for key in _RESOURCES for resource in resources(lifted.get(key)))),
+        warnings=(*dialect.warnings, *_warnings(parsed, known), *_left_out(paste.lines_below), *of_controls),
+        doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *_contradictions(pairs, values, written)),
         **facts,
     )
     if data.from_picture and "mask_blur" not in values:  # WebUI does not tell a blur of 0
         return replace(data, values={**values, "mask_blur": (0, 0)})
     return data
+
+
+_RESOURCES = ("Civitai resources", "Resources", "resources")
+"""Keys of JSON that lists files of CivitAI."""
+_SHOWN = 200
+"""Characters of a value that nobody here understands."""
+
+
+def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[Resource]]:
+    """What made the picture, by attribute; and what the hashes name beside."""
+    facts = {name: _READ_FACT.get(name, _model_name)(known[key]) for key, name in FACTS.items() if key in known}
+    others = list(add_hashes(facts, hashes))
+    return {name: value for name, value in facts.items() if value is not None}, others
+
+
+def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
+    """Values that are JSON in quotation marks, by their keys."""
+    found: dict[str, object] = {}
+    for key in ("Hashes", *_RESOURCES):
+        try:
+            found[key] = json.loads(fields.get(key, ""))
+        except (ValueError, RecursionError):
+            continue
+    return found
+
+
+def _with_size(fields: dict[str, str]) -> dict[str, str]:
+    """The fields with a size that is told side by side."""
+    sides = {folded(key): value for key, value in fields.items() if folded(key) in ("width", "height")}
+    if len(sides) == 2 and not any(own_key(key) == "Size" for key in fields):
+        return {**fields, "Size": f"{sides['width']}x{sides['height']}"}
+    return fields
 
 
 def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
@@ -187,8 +209,8 @@ EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OL
 
 def _known(fields: Mapping[str, str]) -> dict[str, str]:
     """The fields whose keys are understood, under our spelling. An exact name wins over other programs' names."""
-    exact_last = sorted(fields, key=lambda key: key in _NAMES.values())
-    return {_NAMES[key.casefold()]: fields[key] for key in exact_last if key.casefold() in _NAMES}
+    exact_last = sorted(fields, key=lambda key: key in NAMES.values())
+    return {own: fields[key] for key in exact_last if (own := own_key(key))}
 
 
 def _values(known: Mapping[str, str]) -> dict[str, Any]:
@@ -201,9 +223,10 @@ def _values(known: Mapping[str, str]) -> dict[str, Any]:
             values[BY_KEY[key].name] = _value(BY_KEY[key], text)
     if "eta" in values and known.get("Sampler") == "DDIM" and "Hires sampler" not in known:
         values.setdefault("eta_ddim", values.pop("eta"))  # before 1.6 WebUI had one key for both
-    _split_schedule(values, "")
-    _split_schedule(values, "hires_")
-    values["hires_upscaler"] = _own_name(_UPSCALERS, values.get("hires_upscaler"))
+    for prefix in ("", "hires_"):
+        names = f"{prefix}sampler", f"{prefix}schedule_type"
+        values |= zip(names, sampler_and_schedule(*map(values.get, names)), strict=True)
+    values["hires_upscaler"] = upscaler(values.get("hires_upscaler"))
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -216,21 +239,20 @@ def _value(row: Setting, text: str) -> Any:
 
 def _pair(key: str, text: str) -> dict[str, int]:
     """Width and height. 0x0 and -1x-1 say nothing."""
-    match = re.fullmatch(r"([0-9]{1,5}|-1)\s*[xX\u00d7]\s*([0-9]{1,5}|-1)", text)
-    if match is None:
+    sides = _size(text)
+    if sides is None:
         raise _unreadable(key, text, "two whole numbers, such as 512x768")
-    sides = max(int(match[1]), 0), max(int(match[2]), 0)
     return dict(zip(PAIRS[key], sides, strict=True)) if any(sides) else {}
+
+
+def _size(text: str) -> Size | None:
+    """Width and height of `512x768` or `(512, 768)`, -1 as 0; None for another text."""
+    match = re.fullmatch(r"\(?\s*([0-9]{1,5}|-1)\s*[xX\u00d7*,]\s*([0-9]{1,5}|-1)\s*\)?", text.strip())
+    return (max(int(match[1]), 0), max(int(match[2]), 0)) if match else None
 
 
 def _unreadable(key: str, text: str, words: str) -> InvalidInput:
     return InvalidInput("generation_data", f"{key}: {text}", f"{key} must be {words}", "Correct it, or remove it.")
-
-
-def _facts(known: Mapping[str, str], civitai_hashes: object) -> dict[str, Any]:
-    facts = {name: read_fact(known[key]) for key, (name, read_fact) in _FACTS.items() if key in known}
-    _add_civitai_hashes(facts, civitai_hashes)
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 # --- single settings --------------------------------------------------------------------------------------------------
@@ -240,7 +262,7 @@ def holds_settings(text: str) -> bool:
     """Whether the text is single settings, and not a whole block: every line begins with `key:`, and there is neither a
     prompt nor the line of parameters that a block has."""
     lines = [line for line in text.splitlines() if line.strip()]
-    whole = _PARAMETER_LINE.search(text) is not None and "Seed:" in text
+    whole = has_parameters(text) or translated(text) is not None
     return not whole and all(re.match(r"\s*\w[\w /()-]*:", line) for line in lines)
 
 
@@ -253,7 +275,7 @@ def read_settings(text: str) -> GenerationData:
     for line in filter(str.strip, text.splitlines()):
         fields |= _fields_of_line(line.strip())
     for key in fields:
-        if _NAMES.get(key.casefold(), key) not in (*BY_KEY, *PAIRS):  # what made a picture is no setting either
+        if own_key(key) not in SETTING_KEYS:  # what made a picture is no setting either
             raise _no_such_key(key, fields[key])
     values = _values(_known(fields))
     hires = "denoising_strength" in values and any(key in fields for key in _HIRES_KEYS)
@@ -273,8 +295,8 @@ def _fields_of_line(line: str) -> dict[str, str]:
 
 
 def _no_such_key(key: str, value: str) -> InvalidInput:
-    names = {folded: own for folded, own in _NAMES.items() if own not in _FACTS}
-    similar = [names[folded] for folded in difflib.get_close_matches(key.casefold(), names, n=3, cutoff=0.6)]
+    names = {name: own for name, own in NAMES.items() if own in SETTING_KEYS}
+    similar = [names[name] for name in difflib.get_close_matches(folded(key), names, n=3, cutoff=0.6)]
     fix = f"Did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else "docs/inputs.md lists the settings."
     return InvalidInput("generation_data", f"{key}: {value}", f"there is no setting {key}", fix)
 
@@ -283,11 +305,12 @@ def _no_such_key(key: str, value: str) -> InvalidInput:
 
 
 def _controls(
-    fields: Mapping[str, str], size: tuple[int, int] | None
+    fields: Mapping[str, str], values: Values
 ) -> tuple[tuple[ControlSettings, ...], tuple[str, ...], tuple[str, ...]]:
     """The ControlNets of a block, and what of them is a warning or a doubt."""
     units, warnings, doubts = [], list[str](), list[str]()
-    for key in sorted(filter(_CONTROL.fullmatch, fields)):
+    size = (values["width"], values["height"]) if "width" in values else None
+    for key in sorted(filter(CONTROL.fullmatch, fields)):
         try:
             unit = read_unit(fields[key], size)
         except ValueError as error:
@@ -309,25 +332,29 @@ def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
     return fields
 
 
-def _not_understood(fields: Mapping[str, str]) -> dict[str, str]:
-    neutral = _NEUTRAL | {"Hires CFG Scale": fields.get("CFG scale", "")}  # Forge writes it always
-    known = _NAMES.keys() | {key.casefold() for key in fields if _CONTROL.fullmatch(key)}
-    rest = {key: value for key, value in fields.items() if key.casefold() not in known and key not in _WITHOUT_EFFECT}
-    return {key: value for key, value in rest.items() if not _asks_for_nothing(key, value, neutral.get(key))}
+def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below: Iterable[str]) -> dict[str, str]:
+    """What asks for something and is no setting here: fields, JSON, and fields in the lines below the parameters."""
+    asked = {key: value for key, value in fields.items() if own_key(key) is None and not CONTROL.fullmatch(key)}
+    read = ("Hashes", *_RESOURCES)
+    asked |= {key: json.dumps(value)[:_SHOWN] for key, value in lifted.items() if key not in read}
+    found = {key: value for key, value in asked.items() if not asks_for_nothing(key, value, fields)}
+    for line in below:
+        found |= _below(line)
+    return found
 
 
-def _asks_for_nothing(key: str, value: str, neutral: str | None) -> bool:
-    if neutral is not None and (value == neutral or _same_number(value, neutral)):
-        return True
-    off = value.casefold() in _OFF and not key.casefold().startswith("eta")
-    return off or key.casefold().endswith(" version")
+def _below(line: str) -> dict[str, str]:
+    """Fields in a line below the parameters that ask for something: WebUI does not read them there."""
+    fields = fields_of(line)
+    first = next(iter(fields), None)
+    if first is None or not line.lstrip().startswith(f"{first}:") or asks_for_nothing(first, fields[first], {}):
+        return {}
+    return fields
 
 
-def _same_number(first: str, second: str) -> bool:
-    try:
-        return float(first) == float(second)
-    except ValueError:
-        return False
+def _left_out(lines: Iterable[str]) -> Iterator[str]:
+    if text := " ".join(" ".join(line for line in lines if not _below(line)).split()):
+        yield f"{text!r} after the parameters is left out"
 
 
 def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[str, ...]:
@@ -352,139 +379,48 @@ def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[st
     return tuple(warning for holds, warning in told if holds)
 
 
-def _doubts(parsed: Mapping[str, Value], facts: Mapping[str, Any], resources: Mapping[str, object]) -> tuple[str, ...]:
-    told = (
-        (
-            re.search(r"(?<![\w:])Steps: ?\d+, ", f"{parsed['Prompt']}\n{parsed['Negative prompt']}"),
-            "Steps stand in the prompt: the line of parameters must be the last one, and in one piece",
-        ),
-        (
-            "comfy" in str(facts.get("version")).casefold(),
-            "made with ComfyUI, which draws other noise and weighs prompts in another way",
-        ),
-    )
-    return (*(doubt for holds, doubt in told if holds), *_of_civitai(facts, resources.get("Civitai resources")))
+def _doubts(parsed: Mapping[str, Value]) -> Iterator[str]:
+    if re.search(r"(?<![\w:])Steps: ?\d+, ", f"{parsed['Prompt']}\n{parsed['Negative prompt']}"):
+        yield "Steps stand in the prompt: the line of parameters must be the last one, and in one piece"
 
 
-# --- dialects ---------------------------------------------------------------------------------------------------------
-
-_BEGINNING = re.compile(r"\A\s*parameters\s*(?::|\n)\s*", re.IGNORECASE)
-"""What PNG readers put before the text."""
-_PARAMETER_LINE = re.compile(r"^[ \t]*(?=Steps:[ \xa0]*\d+[ \xa0]*,)", re.MULTILINE)
-_INLINE = re.compile(r"(?<=\S)\s+(?=Steps: ?\d+ ?, ?(?:Sampler|Schedule type|CFG scale|Seed|Size):)")
-_INLINE_NEGATIVE = re.compile(r"(?<=\S)\s+(?=Negative prompt:)")
-
-
-def _whole_block(text: str) -> tuple[str, str]:
-    """The text with its parameters as one last line, and what followed them.
-
-    People paste what a browser or log shows: wrapped lines, no line ends at all, notes below, hard spaces.
-    """
-    text = _BEGINNING.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("Negative\xa0prompt:", NEGATIVE))
-    starts = [match.end() for match in _PARAMETER_LINE.finditer(text)]
-    if not starts and (match := next(iter(_INLINE.finditer(text)), None)):
-        text = _INLINE_NEGATIVE.sub("\n", text[: match.start()]) + "\n" + text[match.end() :]
-        starts = [text.rindex("\nSteps:") + 1]
-    if not starts:
-        return text, ""
-    line, *below = text[starts[-1] :].replace("\xa0", " ").split("\n")
-    while below and line.rstrip().endswith(","):
-        line = f"{line.rstrip()} {below.pop(0).lstrip()}"
-    return text[: starts[-1]] + line, " ".join(" ".join(below).split())
+def _contradictions(pairs: Iterable[tuple[str, str]], values: Values, fields: Mapping[str, str]) -> Iterator[str]:
+    """What is told twice, and not alike."""
+    told: dict[str, list[str]] = {}
+    for key, value in pairs:
+        if (own := own_key(key)) and not value.endswith("Scheduler"):  # SD.Next tells diffusers' class there
+            told.setdefault(own, []).append(value)
+    sides = {folded(key): value for key, value in fields.items()}
+    if "Size" in told and {"width", "height"} <= sides.keys():
+        told["Size"].append(f"{sides['width']}x{sides['height']}")
+    for key, said in told.items():
+        if not all(_alike(said[0], other) for other in said):
+            yield f"it tells {key} in more than one way: {', '.join(dict.fromkeys(said))}"
+    yield from _of_hires_size(values, sides.get("hires size", ""))
 
 
-def _of_civitai(facts: Mapping[str, Any], resources: object) -> list[str]:
-    """What CivitAI's own generator tells of networks, which its prompts do not name, and of the checkpoint."""
-    told = []
-    for each in resources if isinstance(resources, list) else ():
-        kind, name = (str(each.get(key, "")) for key in ("type", "modelName")) if isinstance(each, dict) else ("", "")
-        if kind == "checkpoint" and not (facts.get("model") or facts.get("model_hash")):
-            told.append(f"made with what CivitAI calls {name}, which cannot be compared with the checkpoint here")
-        elif kind and kind != "checkpoint":
-            told.append(f"the {kind} {name} of CivitAI is not applied here")
-    return told
+def _alike(first: str, second: str) -> bool:
+    return same_value(first, second) or (_size(first) is not None and _size(first) == _size(second))
 
 
-_JSON_FIELD = re.compile(r"\b(Hashes|Civitai resources|Civitai metadata):\s*(?=[\[{])")
+_ROUNDED = 8
+"""Pixels by which an enlarged side may differ: programs round it to a multiple of 8."""
 
 
-def _lift_json(text: str) -> tuple[str, dict[str, object]]:
-    """Take CivitAI's `Hashes: {...}` and the like out of the last line: WebUI's parser breaks them."""
-    start = text.rstrip().rfind("\n") + 1
-    kept, lifted, position = [text[:start]], dict[str, object](), start
-    for match in _JSON_FIELD.finditer(text, start):
-        if match.start() < position:  # inside the last one
-            continue
-        try:
-            value, end = json.JSONDecoder().raw_decode(text, match.end())
-        except (ValueError, RecursionError):
-            continue
-        lifted[match[1]] = value
-        kept.append(text[position : match.start()].rstrip(" ,"))
-        position = end
-    return "".join([*kept, text[position:]]), lifted
-
-
-def _add_civitai_hashes(facts: dict[str, Any], hashes: object) -> None:
-    """`{"model": ..., "vae": ..., "lora:name": ..., "embed:name": ...}` fills in what the other keys do not say."""
-    for key, digest in hashes.items() if isinstance(hashes, dict) else ():
-        kind, _, name = str(key).partition(":")
-        if kind in ("lora", "embed"):
-            facts.setdefault("lora_hashes" if kind == "lora" else "ti_hashes", {}).setdefault(name, str(digest))
-        elif kind in ("model", "vae") and facts.get(f"{kind}_hash") is None:
-            facts[f"{kind}_hash"] = str(digest)
-
-
-_SCHEDULES = {name.casefold(): name for name in SCHEDULE_TYPES} | {
-    "sgmuniform": "SGM Uniform",
-    "ays": "Align Your Steps",
-    "ddim uniform": "DDIM",
-    "default": "Automatic",
-    "undefined": "Automatic",
-}
-_SAMPLERS = {name.casefold(): name for name in SAMPLERS} | {
-    "dpm 2": "DPM2",
-    "dpm 2 ancestral": "DPM2 a",
-    "dpmpp 2m": "DPM++ 2M",
-    "dpmpp 2m sde": "DPM++ 2M SDE",
-    "dpmpp 2m sde heun": "DPM++ 2M SDE Heun",
-    "dpmpp 2s a": "DPM++ 2S a",
-    "dpmpp 2s ancestral": "DPM++ 2S a",
-    "dpm++ 2s ancestral": "DPM++ 2S a",
-    "dpm2 ancestral": "DPM2 a",
-    "dpm 2 a": "DPM2 a",
-    "ddim cfgpp": "DDIM CFG++",
-    "dpmpp 3m sde": "DPM++ 3M SDE",
-    "dpmpp sde": "DPM++ SDE",
-    "euler ancestral": "Euler a",
-    "uni pc": "UniPC",
-}
-"""By folded name; the lower ones are k-diffusion's and ComfyUI's."""
-
-
-_UPSCALERS = {name.casefold(): name for name in UPSCALERS} | {
-    "latent bicubic antialias": "Latent (bicubic antialiased)"
-}
-
-
-def _folded(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").split()).removeprefix("k ").removesuffix(" gpu")
-
-
-def _split_schedule(values: dict[str, Any], prefix: str) -> None:
-    """Name the sampler and the schedule type of one pass as here; a schedule in the sampler's name wins."""
-    sampler, schedule_type = values.get(f"{prefix}sampler"), values.get(f"{prefix}schedule_type")
-    if sampler is not None and _folded(sampler) not in _SAMPLERS:
-        for suffix in sorted(_SCHEDULES, key=len, reverse=True):
-            if _folded(sampler).endswith(f" {suffix}"):
-                sampler, schedule_type = sampler[: -len(suffix) - 1], suffix
-                break
-    values[f"{prefix}sampler"] = _own_name(_SAMPLERS, sampler)
-    values[f"{prefix}schedule_type"] = _own_name(_SCHEDULES, schedule_type)
-
-
-def _own_name(names: Mapping[str, str], name: str | None) -> str | None:
-    """Unknown names stay as written; "the same" and CivitAI's "Undefined" are no name."""
-    if name is None or name.startswith("Use same"):
-        return None
-    return names.get(_folded(name), None if name == "Undefined" else name)
+def _of_hires_size(values: Values, hires_size: str) -> Iterator[str]:
+    """Sizes of the hires pass: by a scale, by themselves, and as SD.Next tells it again."""
+    if "width" not in values:
+        return
+    scale = values.get("hires_scale")
+    sizes = {
+        "Hires upscale": tuple(round(values[side] * scale) for side in ("width", "height")) if scale else None,
+        "Hires resize": (values["hires_width"], values["hires_height"]) if "hires_width" in values else None,
+        "Hires size": _size(hires_size),
+    }
+    told = {key: size for key, size in sizes.items() if size and all(size)}
+    first = next(iter(told.values()), ())
+    for size in told.values():
+        if any(abs(a - b) >= _ROUNDED for a, b in zip(first, size, strict=True)):
+            each = ", ".join(f"{width}x{height} by {key}" for key, (width, height) in told.items())
+            yield f"it tells the size of the hires pass in more than one way: {each}"
+            return

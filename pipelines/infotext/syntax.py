@@ -4,7 +4,7 @@
     Negative prompt: what it shall not show
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512
 
-`parse` answers as WebUI's parser does; `pasted.py` goes on to typed values and to the dialects of other programs.
+`parse` answers as WebUI's parser does; `reading.py` goes on to typed values and to the dialects of other programs.
 """
 
 import json
@@ -100,7 +100,12 @@ class Block:
 
     prompt: str
     negative_prompt: str
-    fields: dict[str, str]
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The last value of each key, as WebUI takes it."""
+        return dict(self.pairs)
 
 
 def fields_of(line: str) -> dict[str, str]:
@@ -125,7 +130,7 @@ def split(text: str) -> Block:
         negative = negative or line.startswith(NEGATIVE)
         texts[negative].append(line.removeprefix(NEGATIVE).strip() if negative else line)
     prompt, negative_prompt = ("\n".join(texts[part]).lstrip("\n") for part in (False, True))
-    return Block(prompt, negative_prompt, {key: unquote(value) for key, value in pairs if value})
+    return Block(prompt, negative_prompt, tuple((key, unquote(value)) for key, value in pairs if value))
 
 
 def parse(text: str, *, auto_backcompat: bool = True) -> dict[str, Value]:

@@ -4,7 +4,7 @@ Networks are built on the meta device and take the file's tensors as they are: n
 overwritten, and nothing is copied twice.
 """
 
-import math
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,23 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from pipelines.ask.prompt import END, START
 from pipelines.errors import ModelError
 from pipelines.families.detection import check_channels
 from pipelines.families.family import Family, TextTower
-from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, image_tower_layout, unet_layout, vae_layout
-from pipelines.models.checkpoint import check_finite, map_tensors, weight_file
-from pipelines.models.folders import from_subfolder
-from pipelines.models.image_prompt import ImagePrompt, Spread
+from pipelines.families.layouts import LAYERS, UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
-IMAGE_PREFIX, AUGMENTOR_PREFIX = "embedder.model.visual.", "noise_augmentor."
-"""Of an unCLIP model's image tower, and of what it knows of its embeddings."""
-QUICK_WIDTH = 1024
-"""Of OpenAI's ViT-L/14, whose activation is another than OpenCLIP's."""
-IMAGE_HEAD_CHANNELS = {1280: 80}
-"""Of ViT-H/14."""
+log = logging.getLogger(__name__)
+
 HEAD_CHANNELS = 64
 """Of a family's UNet whose number of heads grows with its layers' width."""
 TOKENS = "embeddings.token_embedding.weight"
+POSITIONS = "embeddings.position_ids"
 
 
 def build_unet(path: Path, tensors: Mapping[str, Tensor], family: Family, device: Device) -> UNet2DConditionModel:
@@ -61,85 +55,55 @@ def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTow
     with built_of(path, "text encoder", tensors), torch.device("meta"):
         text = CLIPTextModel(text_config(path, tensors, tower))
     # A buffer that is no weight: on the meta device it must be made by hand.
-    text.embeddings.position_ids = torch.arange(text.config.max_position_embeddings)[None]
+    text.embeddings.position_ids = _positions(path, tensors, text.config.max_position_embeddings)[None]
     return fill(path, text, tensors, device)
 
 
-def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device) -> ImagePrompt | None:
-    """Return an unCLIP model's image tower of its LDM tensors; None for a model that has none. Raises ModelError."""
-    tower = {
-        name.removeprefix(IMAGE_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(IMAGE_PREFIX)
-    }
-    if not tower:
-        return None
-    config = image_tower_config(path, tower)
-    with built_of(path, "image tower", tower), torch.device("meta"):
-        network = CLIPVisionModelWithProjection(config)
-    embeddings = network.vision_model.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
-    theirs = image_tower_layout(config.num_hidden_layers).tensors_to_diffusers(tower)
-    theirs["visual_projection.weight"] = theirs["visual_projection.weight"].T.contiguous()
-    statistics = {name.removeprefix(AUGMENTOR_PREFIX): tensor for name, tensor in tensors.items()}
-    spread = _spread(path, statistics, ("data_mean", "data_std"), config.projection_dim)
-    return ImagePrompt(fill(path, network, theirs, device).eval(), spread)
+def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
+    """Return which position each token of a chunk has: 0, 1, 2 and so on, unless the file says otherwise.
 
-
-def image_prompt_of_folder(path: Path, device: Device) -> ImagePrompt:
-    """Return the image tower of an unCLIP model's diffusers folder. Raises ModelError."""
-    tower = from_subfolder(CLIPVisionModelWithProjection, path / "image_encoder", device)
-    file = weight_file(path / "image_normalizer")
-    statistics = map_tensors(file) if file else {}
-    spread = _spread(path, statistics, ("mean", "std"), tower.config.projection_dim)
-    return ImagePrompt(tower.eval(), spread)
-
-
-def _spread(path: Path, tensors: Mapping[str, Tensor], names: tuple[str, str], width: int) -> Spread:
-    """Return the mean and the deviation of a model's embeddings, by their names. Raises ModelError."""
-    found = []
-    for name in names:
-        tensor = tensors.get(name)
-        if tensor is None or tensor.numel() != width or not tensor.is_floating_point():
-            raise ModelError(f"{path}: lacks the statistics of its embeddings ({name}, {width} numbers).")
-        found.append(tensor.flatten().float())
-    check_finite(path, dict(zip(names, found, strict=True)))
-    return Spread(*found)
-
-
-def image_tower_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:
-    """Return the configuration of an image tower of OpenCLIP's tensors (`visual.*` without that prefix)."""
-    width, _, patch, _ = _shape(path, tensors, "conv1.weight", 4)
-    patches = _shape(path, tensors, "positional_embedding", 2)[0] - 1
-    return CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=_shape(path, tensors, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-        projection_dim=_shape(path, tensors, "proj", 2)[1],
-        num_hidden_layers=_count(tensors, "transformer.resblocks."),
-        num_attention_heads=max(1, width // IMAGE_HEAD_CHANNELS.get(width, HEAD_CHANNELS)),
-        image_size=patch * math.isqrt(patches),
-        patch_size=patch,
-        hidden_act="quick_gelu" if width == QUICK_WIDTH else "gelu",
-    )
+    Merging tools have added and rounded these numbers in some files. WebUI 1.10.1 draws with them as they are, cut to
+    whole numbers, so that a token may have its neighbour's position; so do we, and say so.
+    """
+    right, told = torch.arange(count), tensors.get(POSITIONS)
+    if told is None:
+        return right
+    given = told.flatten().double()
+    if torch.equal(given, right.double()):
+        return right
+    whole = given.to(torch.int64)
+    wrong = [f"{at} is {value:g}" for at, value in enumerate(given.tolist()) if at >= count or whole[at] != at]
+    if len(whole) != count or not bool(((whole >= 0) & (whole < count)).all()):
+        log.warning("%s: its text encoder's position_ids fit no chunk; 0 to %d are used.", path.name, count - 1)
+        return right
+    if wrong:
+        log.warning(
+            "%s: its text encoder's position_ids are broken (%s). Pictures are drawn with them, as in WebUI.",
+            path.name,
+            ", ".join(wrong[:5]),
+        )
+    return whole
 
 
 def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:
     """Raise ModelError for a UNet (its configuration) that was made for another text encoder (its tensors)."""
-    if unet["cross_attention_dim"] != _shape(path, text, TOKENS, 2)[1]:
+    if unet["cross_attention_dim"] != shape_of(path, text, TOKENS, 2)[1]:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The file is put together wrongly.")
 
 
 def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
     """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
-    in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
+    in_channels = shape_of(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
     check_channels(path, family, in_channels)
     blocks = LAYERS + 1  # of a level: residual blocks, and what makes the picture smaller
-    levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
+    levels = (count_of(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
-    widths = tuple(_shape(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
+    widths = tuple(shape_of(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
     attends = [f"{first}.1.norm.weight" in tensors for first in firsts]
     label = f"{UNET_PREFIX}label_emb.0.0.weight"
     class_embedding: dict[str, Any] = {}
     if label in tensors:
-        width = _shape(path, tensors, label, 2)[1]
+        width = shape_of(path, tensors, label, 2)[1]
         class_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     context = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     return {
@@ -151,7 +115,7 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
         "layers_per_block": LAYERS,
         # diffusers' name for the number of heads
         "attention_head_dim": family.unet_heads or tuple(max(1, width // HEAD_CHANNELS) for width in widths),
-        "cross_attention_dim": _shape(path, tensors, context, 2)[1],
+        "cross_attention_dim": shape_of(path, tensors, context, 2)[1],
         **class_embedding,
         "use_linear_projection": tensors[f"{UNET_PREFIX}input_blocks.1.1.proj_in.weight"].dim() == 2,
     }
@@ -159,9 +123,10 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
 
 def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
-    levels = _count(tensors, VAE_PREFIX + "encoder.down.")
+    levels = count_of(tensors, VAE_PREFIX + "encoder.down.")
     channels = [
-        _shape(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)
+        shape_of(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0]
+        for level in range(levels)
     ]
     return {
         "in_channels": 3,
@@ -176,14 +141,14 @@ def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> CLIPTextConfig:
     """Return the configuration of CLIP's text model. Heads are 64 wide; the small models of tests have four."""
-    vocabulary, width = _shape(path, tensors, TOKENS, 2)
+    vocabulary, width = shape_of(path, tensors, TOKENS, 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=_shape(path, tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
-        num_hidden_layers=_count(tensors, "encoder.layers."),
+        intermediate_size=shape_of(path, tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=count_of(tensors, "encoder.layers."),
         num_attention_heads=width // 64 if width >= 512 else 4,
-        max_position_embeddings=_shape(path, tensors, "embeddings.position_embedding.weight", 2)[0],
+        max_position_embeddings=shape_of(path, tensors, "embeddings.position_embedding.weight", 2)[0],
         hidden_act=tower.activation,
         bos_token_id=START,
         eos_token_id=END,
@@ -191,7 +156,8 @@ def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> 
     )
 
 
-def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+def shape_of(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+    """Return the shape of a tensor. Raises ModelError where it is missing or has another number of dimensions."""
     if name not in tensors:
         raise ModelError(f"{path}: lacks {name}. The file is cut or of another form.")
     shape = tensors[name].shape
@@ -200,7 +166,7 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int
     return shape
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def count_of(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Return how many different numbers follow `prefix` in the tensors' names."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
     return len(numbers)

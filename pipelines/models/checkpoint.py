@@ -20,9 +20,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from pipelines.errors import ModelError, in_one_line
 from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
 from pipelines.families.family import Family
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, openclip_layout
-from pipelines.files.headers import Stored, check_name, read_header
-from pipelines.files.pickles import read_pickle
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, of_today, openclip_layout, vae_layout
+from pipelines.files.contents import looks_like, read_content, tensors_in
+from pipelines.files.headers import Stored, read_header
 
 NUMBER_FORMATS: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -47,6 +47,10 @@ NUMBER_FORMATS: Mapping[str, torch.dtype] = {
 """Number formats by their names in headers."""
 
 
+PIECE = 1 << 22
+"""Values of 8 bits that are looked at at once."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a file is by its tensors' names, and what to give instead where a checkpoint is wanted."""
@@ -61,15 +65,38 @@ VAE_FILE = Kind("a VAE", r"^(decoder|encoder)\.conv_in\.", "Name it with PASTEL_
 UPSCALER = Kind(
     "an upscaler", r"^(params\w*\.)?(conv_first\.|model\.1\.sub\.|body\.\d)", "Send it with a request, in files."
 )
+LORA_NAMES = (
+    r"lora_(up|down|A|B)\b|[._]lora\.|\.(hada|lokr)_w1|\.oft_blocks$|\.dora_scale$|\.on_input$|^bundle_emb\."
+    r"|^(lora|lycoris)_\w+\.(diff|diff_b|w_norm|b_norm|[ab][12]\.weight)$"
+)
+CONTROLNET = Kind(
+    "a ControlNet",
+    r"^(lora_controlnet$|(control_model|controlnet_\w+|input_hint_block)\.)",
+    "Give the checkpoint that it guides.",
+)
+T2I_ADAPTER = Kind(
+    "a T2I adapter",
+    r"^(adapter\.)?body\.\d+\.((resnets|body)\.\d+\.)?block1\.",
+    "Send it with a request, in files.",
+)
+IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
+IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
+    IP_ADAPTER,
+    T2I_ADAPTER,
+    Kind("a T2I style adapter", r"^style_embedding$", "Send a T2I adapter for a map, in files."),
+    Kind("a fuser of CoAdapters", r"^spatial_ch_projs\.", "Send the T2I adapters without it, in files."),
+    Kind("a PEFT adapter of a ControlNet", r"^base_model\.model\.controlnet_", "Give the checkpoint that it guides."),
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
-    Kind("a LoRA", r"lora_(up|down|A|B)\b|\.lora\.|\.(hada|lokr)_w1", "Give the checkpoint that it was made for."),
-    Kind("a ControlNet", r"^(control_model|controlnet_\w+|input_hint_block)\.", "Give the checkpoint that it guides."),
+    Kind("a LoRA", LORA_NAMES, "Give the checkpoint that it was made for."),
+    CONTROLNET,
     Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
+    Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$"),
     CHECKPOINT,
     Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
     UPSCALER,
     VAE_FILE,
+    IMAGE_ENCODER,
 )
 
 
@@ -89,7 +116,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """
     content = content_of(path)
     with _pickle_errors(path):
-        return mapped(path, _flat(content))
+        return mapped(path, tensors_in(content))
 
 
 def content_of(path: Path) -> Any:
@@ -97,26 +124,8 @@ def content_of(path: Path) -> Any:
 
     Raises ModelError.
     """
-    if is_safetensors(path):
-        with _header_errors(path):
-            return read_header(path).tensors
-    with _pickle_errors(path):
-        return read_pickle(path)
-
-
-def _flat(content: Any) -> dict[str, Stored]:
-    """The tensors of a pickle by their names, those of dicts inside it by both names. Raises ValueError."""
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    groups = {"": content} if isinstance(content, Mapping) else {}
-    groups |= {f"{name}.": group for name, group in groups.get("", {}).items() if isinstance(group, dict)}
-    distinct = {id(group): (prefix, group) for prefix, group in groups.items()}  # one could stand there many times
-    found: dict[str, Stored] = {}
-    for prefix, group in distinct.values():
-        for name, value in group.items():
-            if isinstance(value, Stored):
-                check_name(f"{prefix}{name}", found)
-                found[f"{prefix}{name}"] = value
-    return found
+    with _header_errors(path) if is_safetensors(path) else _pickle_errors(path):
+        return read_content(path)
 
 
 def mapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
@@ -130,6 +139,8 @@ def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
     kind = NUMBER_FORMATS[stored.kind]
     if stored.extent == 0:
         return torch.empty(stored.shape, dtype=kind)
+    if stored.content is not None:
+        return torch.frombuffer(bytearray(stored.content), dtype=kind).as_strided(stored.shape, stored.strides)
     if stored.start % kind.itemsize == 0:
         values = torch.frombuffer(content, dtype=kind, count=stored.extent, offset=stored.start)
     else:  # processors want values at multiples of their size, and old files do not care
@@ -156,10 +167,10 @@ def is_safetensors(path: Path) -> bool:
             start = stream.read(64)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
-    pickled = start.startswith((b"PK\x03\x04", b"\x80\x02"))
-    if start[8:9] != b"{" and not pickled:
+    form = looks_like(start)
+    if not form:
         raise ModelError(f"{path}: {_what_else(start)}. Give a .safetensors file.")
-    return not pickled
+    return form == "safetensors"
 
 
 def _what_else(start: bytes) -> str:
@@ -195,12 +206,16 @@ def _pickle_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelError for tensors that pickles can name and that would grow beyond their file once they are copied."""
+def check_plain(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Path] = ()) -> None:
+    """Raise ModelError for tensors that pickles can name and that would grow beyond their file once they are copied.
+
+    `others` are the further files of a set of parts.
+    """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or not tensor.is_cpu or tensor.is_quantized:
             raise ModelError(f"{path}: {name} is no plain tensor (sparse, quantised, or without values).")
-    if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+    size = sum(each.stat().st_size for each in (path, *others))
+    if sum(tensor.nbytes for tensor in tensors.values()) > size:
         raise ModelError(f"{path}: its tensors claim to be larger than the file. It is broken, or made to do harm.")
 
 
@@ -237,15 +252,42 @@ def check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite. The sum tells for a thirtieth of the time; it may overflow, so it only
-    raises doubt."""
-    return not tensor.is_floating_point() or bool(tensor.sum().isfinite() or tensor.isfinite().all())
+    """Whether no value is NaN or infinite, in any number format.
+
+    The sum tells for a thirtieth of the time; it may overflow, so it only raises doubt. torch has no arithmetic for
+    numbers of 8 bits, which are looked at in half precision, piece by piece.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.itemsize == 1:
+        return all(bool(piece.half().isfinite().all()) for piece in tensor.flatten().split(PIECE))
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
 
 def weight_file(folder: Path) -> Path | None:
-    """The weights of a diffusers pipeline's UNet, or of a folder that holds one network."""
-    found = (sorted(folder.glob(pattern)) for pattern in ("unet/*.safetensors", "unet/*.bin", "*.safetensors", "*.bin"))
-    return next((files[0] for files in found if files), None)
+    """Return the weights of a diffusers pipeline's UNet, or of a folder that holds one network; the first of a set."""
+    return next(iter(weight_files(folder / "unet") or weight_files(folder)), None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a folder's network: one, or all of a set of parts.
+
+    Of several forms the safe one is taken, and of its variants the plain one, then fp16.
+    """
+    for ending in ("safetensors", "bin"):
+        found = sorted(folder.glob(f"*.{ending}"), key=lambda path: (_variant_rank(path.name), path.name))
+        if found:
+            part = _PART_OF_SET.search(found[0].name)
+            return [path for path in found if part and path.name.endswith(part[0])] or found[:1]
+    return []
+
+
+_PART_OF_SET = re.compile(r"-of-\d+[^/]*$")
+
+
+def _variant_rank(name: str) -> int:
+    plain = re.fullmatch(r"(diffusion_pytorch_model|model|pytorch_model)(-\d+-of-\d+)?\.\w+", name)
+    return 0 if plain else 1 if ".fp16" in name else 2
 
 
 def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
@@ -265,7 +307,6 @@ def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) 
     }
     if not text:
         raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
-    text.pop("embeddings.position_ids", None)  # an index 0..76, which some checkpoints hold in broken float16
     if family.text.openclip:
         layers = {name.split(".")[2] for name in text if name.startswith("transformer.resblocks.")}
         text = openclip_layout(len(layers) - 1).tensors_to_diffusers(text)  # nothing uses the last one
@@ -285,13 +326,16 @@ def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:
 def vae_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a separate VAE file under the names they have inside a checkpoint.
 
-    VAE files are published with and without `first_stage_model.`; a whole checkpoint serves as well.
+    VAE files are published with and without `first_stage_model.`, and with diffusers' names; a whole checkpoint serves
+    as well.
     Raises ModelError when the file holds no decoder, or is of another family.
     """
     inside = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
     if not inside:
         kept = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-        inside = {VAE_PREFIX + name: value for name, value in tensors.items() if name.startswith(kept)}
+        own = {of_today(name): value for name, value in tensors.items() if name.startswith(kept)}
+        levels = {name.split(".")[2] for name in own if name.startswith("encoder.down_blocks.")}
+        inside = vae_layout(len(levels)).tensors_to_ldm(own, VAE_PREFIX)
     kind = kind_of(tensors)
     if VAE_PREFIX + "decoder.conv_in.weight" not in inside or kind not in (CHECKPOINT, VAE_FILE, None):
         seen = f" It is {kind.what}." if kind else ""

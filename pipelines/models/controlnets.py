@@ -1,85 +1,113 @@
 """ControlNet files -> networks: a copy of the UNet's encoding half that sees a map (Zhang et al. 2023,
 https://arxiv.org/abs/2302.05543).
+
+A Control-LoRA (https://huggingface.co/stabilityai/control-lora) is a ControlNet whose layers are products of low rank
+that are added to the UNet's own weights. What it has in common with the UNet is not in its file at all.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from pipelines.ask.networks import ExtraFile
 from pipelines.errors import ModelError
 from pipelines.families.layouts import control_layout
-from pipelines.models.checkpoint import is_safetensors, kind_of, map_tensors
-from pipelines.models.network import built_of, fill
+from pipelines.models.checkpoint import kind_of
+from pipelines.models.network import adopt, built_of, check_weights, fill
 from pipelines.models.unet import fit_any_norm
 from pipelines.runtime.device import Device
 
 TENSORS_MAX = 2000
 """In a ControlNet's file. More could only cost time."""
-PREFIXES = {"control_model.": "control_model.time_embed.0.weight", "": "time_embed.0.weight"}
-"""What LDM's names begin with in the two forms that are published, and the tensor that tells the form."""
-DIFFUSERS = "time_embedding.linear_1.weight"
-"""The tensor that tells diffusers' names."""
+RANK_MAX = 4096
+"""Of a Control-LoRA. No layer of Stable Diffusion 1.x has a larger one."""
+PREFIXES = {"control_model.": "control_model.time_embed.0.", "": "time_embed.0."}
+"""What LDM's names begin with in the two forms that are published, and the layer that tells the form."""
+DIFFUSERS = "time_embedding.linear_1."
+"""The layer that tells diffusers' names."""
+LORA_MARKER = "lora_controlnet"
+"""An empty tensor that Control-LoRAs have."""
 SHARED = ("block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim", "attention_head_dim")
 """What a ControlNet's configuration has in common with its UNet's."""
 
 
-class ControlNets:
-    """The ControlNets of one prediction, kept for the next one as far as it asks for the same."""
+def build_controlnet(
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+) -> ControlNetModel:
+    """Return the ControlNet of a file's tensors, which have LDM's or diffusers' names.
 
-    def __init__(self, unet: Mapping[str, Any], device: Device) -> None:
-        """`unet` is the configuration of the UNet that they guide."""
-        self._unet, self._device = unet, device
-        self._loaded: dict[ExtraFile, ControlNetModel] = {}
-
-    def __getitem__(self, file: ExtraFile) -> ControlNetModel:
-        return self._loaded[file]
-
-    @property
-    def networks(self) -> Collection[ControlNetModel]:
-        return self._loaded.values()
-
-    def load_only(self, files: Iterable[ExtraFile]) -> None:
-        """Load these, keep those that are loaded already and drop all others.
-
-        Raises ModelError for a file that does not fit the UNet.
-        """
-        wanted = dict.fromkeys(files)
-        self._loaded = {file: network for file, network in self._loaded.items() if file in wanted}
-        for file in wanted:
-            if file not in self._loaded:
-                with file.blamed():
-                    self._loaded[file] = load_control(file.path, self._unet, self._device)
-
-
-def load_control(path: Path, unet: Mapping[str, Any], device: Device) -> ControlNetModel:
-    """Return the ControlNet of a safetensors file with LDM's or diffusers' names. Raises ModelError."""
-    if not is_safetensors(path):
-        raise ModelError(f"{path}: a pickle. ControlNets are read as .safetensors only: give that version of it.")
-    tensors = map_tensors(path)
+    `unet` is the UNet that it guides, without LoRAs. Raises ModelError.
+    """
     if len(tensors) > TENSORS_MAX:
         raise ModelError(f"{path}: holds {len(tensors)} tensors, and a ControlNet of its family has about 340.")
     if "difference" in tensors:
         raise ModelError(f"{path}: holds only differences to another model. Give the whole ControlNet.")
     _check_is_control(path, tensors)
-    config = {name: unet[name] for name in SHARED}
-    with built_of(path, "ControlNet", tensors), torch.device("meta"):
-        network = ControlNetModel(**config)
+    low_rank = LORA_MARKER in tensors
+    named = _by_diffusers_names(tensors, len(unet.config["block_out_channels"]))
+    own = unet.state_dict() if low_rank else {}
+    with built_of(path, "ControlNet", {**own, **named}), torch.device("meta"):
+        network = ControlNetModel(**{name: unet.config[name] for name in SHARED})
     fit_any_norm(network)
-    if DIFFUSERS not in tensors:
-        prefix = next(prefix for prefix, first in PREFIXES.items() if first in tensors)
-        tensors = control_layout(len(config["block_out_channels"])).tensors_to_diffusers(tensors, prefix)
-    return fill(path, network, tensors, device).eval()
+    if not low_rank:
+        return fill(path, network, named, device).eval()
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    return adopt(path, network, _joined(path, named, own, wanted, device), device, mapped=False).eval()
 
 
 def _check_is_control(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    form_known = any(name in tensors for name in (*PREFIXES.values(), DIFFUSERS))
+    if any(name.startswith(("label_emb.", "control_model.label_emb.", "add_embedding.")) for name in tensors):
+        raise ModelError(f"{path}: a ControlNet for SDXL. Give one that was made for Stable Diffusion 1.x.")
+    form_known = any(name.startswith((*PREFIXES.values(), DIFFUSERS)) for name in tensors)
     if form_known and any("zero_convs" in name or "controlnet_" in name for name in tensors):
         return
     kind = kind_of(tensors)
     what = f"{kind.what}, and no ControlNet" if kind and kind.what != "a ControlNet" else "no ControlNet"
     raise ModelError(f"{path}: {what}. Give one that was made for Stable Diffusion 1.x.")
+
+
+def _by_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> Mapping[str, Tensor]:
+    if any(name.startswith(DIFFUSERS) for name in tensors):
+        return tensors
+    prefix = next(prefix for prefix, first in PREFIXES.items() if any(name.startswith(first) for name in tensors))
+    return control_layout(levels).tensors_to_diffusers(tensors, prefix)
+
+
+def _joined(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    unet: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    device: Device,
+) -> dict[str, Tensor]:
+    """Return the weights of a Control-LoRA's ControlNet: the file's, or the UNet's with the file's products added.
+
+    `wanted` are the shapes of all weights by their names. Raises ModelError.
+    """
+    check_weights(path, {name: tensor for name, tensor in tensors.items() if name != LORA_MARKER})
+    joined = {}
+    for name, shape in wanted.items():
+        if name in tensors:
+            joined[name] = tensors[name]
+        elif name in unet:
+            # an inpainting UNet sees more channels than the latents, which are all that a ControlNet sees
+            own = unet[name][:, : shape[1]] if name == "conv_in.weight" else unet[name]
+            joined[name] = _added(path, name, own, tensors).to(device.dtype)
+    return joined
+
+
+def _added(path: Path, name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a copy of the UNet's own weight with the file's product `up @ down`, if there is one, in float32."""
+    layer = name.removesuffix(".weight")
+    up, down = tensors.get(f"{layer}.up"), tensors.get(f"{layer}.down")
+    if up is None or down is None:
+        return own.clone()
+    up, down = up.flatten(1), down.flatten(1)
+    if up.shape[1] != down.shape[0] or len(down) > RANK_MAX or len(up) * down.shape[1] != own.numel():
+        shapes = f"{tuple(up.shape)} by {tuple(down.shape)}"
+        raise ModelError(f"{path}: its product for {layer} ({shapes}) does not fit the UNet's {tuple(own.shape)}.")
+    product = up.to(own.device).float() @ down.to(own.device).float()
+    return own.float() + product.reshape(own.shape)

@@ -1,6 +1,8 @@
 """Textual inversion: words of a prompt that stand for vectors of their own (Gal et al. 2022, arXiv:2208.01618)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_
 
 NAMES = ("string_to_param.", "emb_params")
 """How programs begin the vectors' name in their files; others hold one tensor of any name."""
+BUNDLED = "bundle_emb."
+"""How the tensors of embeddings that are part of a LoRA's file begin: `bundle_emb.NAME.string_to_param.*`."""
 
 
 class EmbeddingTable:
@@ -20,10 +24,18 @@ class EmbeddingTable:
     In a chunk an embedding's vector is a token of negative number: -1 is the first row of `_rows`.
     """
 
-    def __init__(self, files: Mapping[str, ExtraFile], tokenize: Callable[[str], list[int]], width: int) -> None:
-        self._files, self._width = files, width
+    def __init__(
+        self,
+        files: Mapping[str, ExtraFile],
+        tokenize: Callable[[str], list[int]],
+        width: int,
+        bundles: Mapping[str, ExtraFile] | None = None,
+    ) -> None:
+        """Of `bundles`, embeddings inside LoRA files, those count whose names no file has, as in WebUI."""
+        self._bundles = {name: file for name, file in (bundles or {}).items() if name not in files}
+        self._files, self._width = {**files, **self._bundles}, width
         self._names: dict[int, list[tuple[list[int], str]]] = {}
-        for name in files:
+        for name in self._files:
             if ids := tokenize(name):
                 self._names.setdefault(ids[0], []).append((ids, name))
         for names in self._names.values():
@@ -47,7 +59,8 @@ class EmbeddingTable:
     def _unit(self, name: str) -> tuple[int, ...]:
         if name not in self._units:
             with self._files[name].blamed():
-                vectors = read_embedding(self._files[name], self._width)
+                bundled = name if name in self._bundles else None
+                vectors = read_embedding(self._files[name], self._width, bundled)
             first = -1 - len(self._rows)
             self._units[name] = tuple(range(first, first - len(vectors), -1))
             self._rows += vectors
@@ -59,21 +72,37 @@ class EmbeddingTable:
         return torch.stack([self._rows[-1 - token] for token in tokens])
 
     def hashes(self, tokens: Sequence[int]) -> dict[str, str]:
-        """Names and SHA-256 of the embeddings among the tokens, in their order."""
+        """Names and SHA-256 of the embeddings among the tokens, in their order. Bundled ones have no hash."""
         names = dict.fromkeys(self._owners[-1 - token] for token in tokens if token < 0)
-        return {name: self._files[name].sha256 for name in names}
+        return {name: self._files[name].sha256 for name in names if name not in self._bundles}
 
 
-def read_embedding(file: ExtraFile, width: int) -> Tensor:
-    """An embedding's vectors (n, width) in float32. Raises ModelError for a file that holds no such thing."""
+def bundles_of(loras: Iterable[ExtraFile]) -> dict[str, ExtraFile]:
+    """Return the embeddings that these LoRA files hold, by name, each with its file. Raises ModelError."""
+    found: dict[str, ExtraFile] = {}
+    for file in loras:
+        with file.blamed():
+            found |= dict.fromkeys(_bundled_names(file), file)
+    return found
+
+
+@lru_cache(256)
+def _bundled_names(file: ExtraFile) -> tuple[str, ...]:
+    names = (name.removeprefix(BUNDLED) for name in map_tensors(file.path) if name.startswith(BUNDLED))
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> Tensor:
+    """Return an embedding's vectors (n, width) in float32; of a LoRA's file those that are `bundled` by this name.
+
+    Raises ModelError for a file that holds no such thing.
+    """
     path, tensors = file.path, map_tensors(file.path)
+    if bundled is not None:
+        prefix = f"{BUNDLED}{bundled}."
+        tensors = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
     check_plain(path, tensors)
-    vectors = next((tensor for name, tensor in tensors.items() if name.startswith(NAMES)), None)
-    if vectors is None and len(tensors) == 1:
-        (vectors,) = tensors.values()
-    if vectors is None:
-        kind = kind_of(tensors)
-        raise ModelError(f"{path}: {kind.what if kind else 'no embedding'}. Give a textual inversion's file.")
+    vectors = _vectors(path, tensors)
     vectors = vectors[None] if vectors.dim() == 1 else vectors
     fits = vectors.dim() == 2 and vectors.shape[1] == width and 0 < len(vectors) <= CHUNK_LENGTH
     if not fits or not vectors.is_floating_point():
@@ -83,3 +112,14 @@ def read_embedding(file: ExtraFile, width: int) -> Tensor:
         )
     check_finite(path, {"embedding": vectors})
     return vectors.detach().float()
+
+
+def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the one tensor that holds the vectors. Raises ModelError where there is none."""
+    named = next((tensor for name, tensor in tensors.items() if name.startswith(NAMES)), None)
+    if named is not None:
+        return named
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    kind = kind_of(tensors)
+    raise ModelError(f"{path}: {kind.what if kind else 'no embedding'}. Give a textual inversion's file.")

@@ -1,4 +1,4 @@
-"""Diffusers folders: their configurations and networks, read offline, with named errors."""
+"""Diffusers folders: their configurations and networks, with named errors."""
 
 import json
 from collections.abc import Iterator
@@ -6,36 +6,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.modeling_utils import PreTrainedModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from pipelines.errors import ModelError, in_one_line
-from pipelines.models.checkpoint import check_finite, check_plain, map_tensors, no_larger_than, weight_file
+from pipelines.families.layouts import of_today
+from pipelines.models.checkpoint import map_tensors, weight_files
+from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
 
 def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
     """Return a network of a diffusers folder, on the device.
 
-    diffusers and transformers read it themselves. They would fill what is missing with random numbers and a warning;
-    here that is an error. Raises ModelError.
+    The folder may hold any variant (fp16), and its weights in one file or in parts. Raises ModelError.
     """
-    read_config(folder / "config.json")
-    file = weight_file(folder)
-    if file is None:
+    config = read_config(folder / "config.json")
+    files = weight_files(folder)
+    if not files:
         raise ModelError(f"{folder}: not a diffusers folder that can be read (it holds no weights).")
-    tensors = map_tensors(file)
-    check_plain(file, tensors)
-    options: dict[str, Any] = {"dtype": device.dtype}
-    if not issubclass(network_class, PreTrainedModel):
-        options = {"torch_dtype": device.dtype, "low_cpu_mem_usage": False}
-    with folder_errors(folder), no_larger_than(tensors.values()):
-        network, report = network_class.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **options
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"{file.name} lacks {min(report['missing_keys'])}")
-    check_finite(file, network.state_dict())
-    return network.to(device.place)
+    tensors = {of_today(name): tensor for file in files for name, tensor in map_tensors(file).items()}
+    with folder_errors(folder):
+        with built_of(folder, network_class.__name__, tensors):
+            network = _empty(network_class, config)
+        known = network.state_dict().keys()
+        named = {name if name in known else name.removeprefix("text_model."): each for name, each in tensors.items()}
+        return fill(files[0], network, named, device, files[1:])
+
+
+def _empty(network_class: Any, config: dict[str, Any]) -> Any:
+    """Return a network of this configuration. It is not made on the meta device, as some have buffers that no file
+    holds; memory for its weights is reserved and not written to."""
+    if network_class is CLIPTextModel:
+        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    return network_class.from_config(config)
 
 
 @contextmanager

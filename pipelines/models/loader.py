@@ -26,12 +26,10 @@ from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS, Fami
 from pipelines.families.layouts import VAE_PREFIX
 from pipelines.families.sd2 import UNCLIP
 from pipelines.models.build import (
-    build_image_prompt,
     build_text_encoder,
     build_unet,
     build_vae,
     check_widths,
-    image_prompt_of_folder,
     unet_config,
 )
 from pipelines.models.checkpoint import (
@@ -41,9 +39,9 @@ from pipelines.models.checkpoint import (
     vae_tensors,
     weight_file,
 )
-from pipelines.models.controlnets import ControlNets
+from pipelines.models.controls import ControlNetworks
 from pipelines.models.folders import from_subfolder, read_config
-from pipelines.models.image_prompt import ImagePrompt
+from pipelines.models.image_prompt import ImagePrompt, build_image_prompt, image_prompt_of_folder
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
 from pipelines.models.parameterization import declared_by, probe
@@ -95,7 +93,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         text=TextEncoder(parts.text.eval(), parts.family.text, load_tokenizer(files.tokenizer), device.place),
         image_prompt=parts.image_prompt,
         adapters=Adapters(parts.unet, parts.text, parts.family.text),
-        controls=ControlNets(parts.unet.config, device),
+        controls=ControlNetworks(parts.unet, device),
         device=device,
         identified=identified,
     )
@@ -103,7 +101,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
 
 def _read(files: ModelFiles, device: Device) -> Parts:
     if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
-        return _from_folder(files.checkpoint, device)
+        return _from_folder(files.checkpoint, device, own_vae=files.vae is None)
     return _from_single_file(files.checkpoint, device, own_vae=files.vae is None)
 
 
@@ -120,7 +118,7 @@ def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
 
 def identify(files: ModelFiles, inpainting: bool = False) -> ModelIdentity:
     """Return what infotexts tell of the model, names and hashes above all. Reads the whole files."""
-    vae = files.vae
+    vae = _vae_folder(files.vae) if files.vae else None
     return ModelIdentity(
         name=files.name,
         sha256=files.sha256 or sha256_of(files.checkpoint),
@@ -159,24 +157,31 @@ def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
     )
 
 
-def _from_folder(path: Path, device: Device) -> Parts:
+def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
     family = family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
     unet = from_subfolder(UNet2DConditionModel, path / "unet", device)
-    vae = from_subfolder(AutoencoderKL, path / "vae", device)
+    vae = from_subfolder(AutoencoderKL, path / "vae", device) if own_vae and (path / "vae").is_dir() else None
     text = from_subfolder(CLIPTextModel, path / family.text.folder, device)
     check_channels(path, family, unet.config.in_channels)
     if unet.config.cross_attention_dim != text.config.hidden_size:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
-    declared = declared_in_scheduler(read_config(path / "scheduler" / "scheduler_config.json"))
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    declared = declared_in_scheduler(read_config(scheduler)) if scheduler.is_file() else Declaration()
     prompt = image_prompt_of_folder(path, device) if family is UNCLIP else None
     return Parts(family, declared, unet, vae, text, prompt)
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:
-    """Return the VAE of a file or diffusers folder. Raises ModelError."""
+    """Return the VAE of a file, of a folder that holds one, or of a whole diffusers folder. Raises ModelError."""
     if os.path.isdir(path):
-        return from_subfolder(AutoencoderKL, path, device)
+        return from_subfolder(AutoencoderKL, _vae_folder(path), device)
     return build_vae(path, vae_tensors(path, map_tensors(path)), device)
+
+
+def _vae_folder(path: Path) -> Path:
+    """Return where a folder has its VAE: in itself, or as a whole pipeline. A file comes back as it is."""
+    inner = path / "vae"
+    return inner if os.path.isdir(inner) else path
 
 
 def _check_applied(path: Path, vae: AutoencoderKL) -> None:
@@ -185,7 +190,7 @@ def _check_applied(path: Path, vae: AutoencoderKL) -> None:
     A better VAE that is silently not applied is the classic cause of pale pictures. The last layer tells, because
     every file has it under the same name.
     """
-    file = weight_file(path) if path.is_dir() else path
+    file = weight_file(_vae_folder(path)) if path.is_dir() else path
     applied = vae.decoder.conv_out.weight
     inside = map_tensors(file) if file else {}
     wanted = inside.get("decoder.conv_out.weight", inside.get(f"{VAE_PREFIX}decoder.conv_out.weight"))

@@ -1,12 +1,11 @@
-"""LoRA and its relatives: small files whose products are added to a model's weights, and taken away again.
+"""LoRA and its relatives: small files whose differences are added to a model's weights, and taken away again.
 
-W + up @ down * alpha / rank * multiplier (Hu et al. 2021, arXiv:2106.09685), in float32; LoHa and LoKr as in the
-LyCORIS paper (Yeh et al. 2023, arXiv:2309.14859). Names are Kohya's, diffusers' or PEFT's; layers go by LDM's or
-diffusers' names.
+Names are Kohya's, diffusers' or PEFT's; layers go by LDM's or diffusers' names. `changes.py` has the arithmetic. What a
+file holds beside that is left out and told, as WebUI does.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +17,10 @@ from pipelines.ask.networks import ExtraFile, LoraTag
 from pipelines.errors import ModelError, in_one_line
 from pipelines.families.family import TextTower
 from pipelines.families.layouts import unet_layout
-from pipelines.models.checkpoint import check_finite, check_plain, is_safetensors, kind_of, map_tensors
+from pipelines.models.changes import METHODS, PART, SCALARS, SIDES, Parts, bias_change, change, changes_weight
+from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_tensors
+from pipelines.models.embeddings import BUNDLED
 
-RANK_MAX = 4096
-"""More would only cost time: no layer of Stable Diffusion 1.x has a larger one."""
-
-STEP_MAX = 1 << 24
-"""Values: a layer of 1280 to 1280 channels and 3 x 3 pixels has 14.7 million."""
-
-Parts = Mapping[str, Tensor]
 _SPELLINGS = (
     (re.compile(r"^base_model\.model\."), ""),
     (re.compile(r"\.processor\."), "."),
@@ -35,12 +29,15 @@ _SPELLINGS = (
     (re.compile(r"\.lora(?:_linear_layer)?\.(up|down)\."), r".lora_\1."),
     (re.compile(r"\.lora_A(?:\.default)?\."), ".lora_down."),
     (re.compile(r"\.lora_B(?:\.default)?\."), ".lora_up."),
+    (re.compile(r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$"), ".magnitude"),
 )
 """Other programs' names -> Kohya's."""
-_NAME = re.compile(r"(.+?)\.(lora_(?:up|down|mid)\.weight|alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))")
-UNET_PREFIXES = ("lora_unet_", "unet_", "")
+_NAME = re.compile(rf"(.+?)\.({PART})")
+UNET_PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "")
 """What the names of the UNet's layers begin with, dots written as underscores."""
 _OTHER_FAMILIES = re.compile(r"^(lora_te[123]_|text_encoder_[23]\.|(lora_)?transformer)")
+LEFT_OVER_SHOWN = 3
+"""Names of tensors that are told of those that a file holds for nothing that is here."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,21 @@ class _Layer:
         assert isinstance(weight, Tensor)
         return weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        bias = self.module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+
+@dataclass(frozen=True)
+class LoraContent:
+    """What a file changes, and what it holds beside that."""
+
+    changes: Mapping[_Layer, Parts]
+    left_over: str
+    """What is not applied, as a sentence; empty for nothing."""
+
 
 class Adapters:
     """The LoRAs in the weights of one model.
@@ -83,8 +95,10 @@ class Adapters:
             self._name(layer, UNET_PREFIXES, layout.to_ldm(name))
         for name, module in _adaptable(text):
             self._name(_Layer(module, of_text=True), tower.lora_prefixes, name)
-        self._originals: list[tuple[_Layer, Tensor]] = []
+        self._originals: list[tuple[Tensor, Tensor]] = []
         self._merged: tuple[LoraUse, ...] | None = ()
+        self.left_over: tuple[str, ...] = ()
+        """What the files that are merged now hold and is not applied, a sentence for each file."""
 
     def _name(self, layer: _Layer, prefixes: Sequence[str], name: str) -> None:
         """Let LoRA files call the layer by this name after any of the prefixes."""
@@ -101,56 +115,90 @@ class Adapters:
             return
         read = [(use.tag, read_lora(use.file, self._layers)) for use in wanted]
         self._merged = None  # until all is done, so that the next call undoes an interrupted one
-        for layer, original in self._originals:
-            layer.weight.copy_(original)
+        for parameter, original in self._originals:
+            parameter.copy_(original)
         self._originals.clear()
-        for layer in dict.fromkeys(layer for _, found in read for layer in found):
-            self._merge(layer, [(tag, found[layer]) for tag, found in read if layer in found])
+        for layer in dict.fromkeys(layer for _, content in read for layer in content.changes):
+            self._merge(layer, [(tag, content.changes[layer]) for tag, content in read if layer in content.changes])
+        self.left_over = tuple(dict.fromkeys(content.left_over for _, content in read if content.left_over))
         self._merged = wanted
 
     def _merge(self, layer: _Layer, added: list[tuple[LoraTag, Parts]]) -> None:
-        self._originals.append((layer, layer.weight.to("cpu", copy=True)))
-        merged = layer.weight.float()
+        """Change one layer. What depends on the weight sees it as the files before have left it, as in WebUI."""
+        weight = self._kept(layer.weight)
+        bias = None if layer.bias is None else self._kept(layer.bias)
         for tag, parts in added:
-            there = {name: part if name == "alpha" else part.to(merged.device).float() for name, part in parts.items()}
+            there = {name: part if name in SCALARS else part.to(weight) for name, part in parts.items()}
             multiplier = tag.te if layer.of_text else tag.unet
-            merged = merged + change(there, layer.weight.shape, tag.rank) * multiplier
-        layer.weight.copy_(merged)
+            if changes_weight(parts):
+                weight = weight + change(there, weight, tag.rank) * multiplier
+            more = bias_change(there)
+            if more is not None and bias is not None:
+                bias = bias + more.reshape(bias.shape) * multiplier
+        layer.weight.copy_(weight)
+        if bias is not None and layer.bias is not None:
+            layer.bias.copy_(bias)
+
+    def _kept(self, parameter: Tensor) -> Tensor:
+        """Return the parameter in float32. It is also remembered as it is, so that it can be restored."""
+        self._originals.append((parameter, parameter.to("cpu", copy=True)))
+        return parameter.float()
 
 
 def _adaptable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers that LoRAs may change, with their names."""
+    """Yield the layers that LoRAs and their relatives may change, with their names."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm) and module.weight is not None:
             yield name, module
 
 
-def read_lora(file: ExtraFile, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:
-    """What a file adds to which layers. Raises ModelError, which names the input or the file, and the reason."""
+def read_lora(file: ExtraFile, layers: Mapping[str, _Layer]) -> LoraContent:
+    """Return what a file changes in which layers. Raises ModelError, which names the input or the file."""
     with file.blamed():
-        return _read(file.path, layers)
+        return _read(file, layers)
 
 
-def _read(path: Path, layers: Mapping[str, _Layer]) -> dict[_Layer, Parts]:
-    if not is_safetensors(path):
-        raise ModelError(f"{path}: a pickle. LoRAs are read as .safetensors only: give that version of it.")
-    tensors = map_tensors(path)
+def _read(file: ExtraFile, layers: Mapping[str, _Layer]) -> LoraContent:
+    path, tensors = file.path, map_tensors(file.path)
+    if not tensors:
+        raise ModelError(f"{path}: holds no tensors. Give a LoRA made for Stable Diffusion 1.x.")
+    _check_family(path, tensors)
     check_plain(path, tensors)
-    found: dict[_Layer, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    found: dict[_Layer, dict[str, str]] = {}
+    left: list[str] = []
+    for name in tensors:
         match = _NAME.fullmatch(_spelled(name))
         layer = layers.get(match[1].replace(".", "_")) if match else None
-        if match is None or layer is None:
-            raise ModelError(f"{path}: {_what_else(name, tensors)}")
-        if not tensor.is_floating_point():
-            raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
-        found.setdefault(layer, {})[match[2]] = tensor
-    if not found:
-        raise ModelError(f"{path}: holds no tensors. Give a LoRA made for Stable Diffusion 1.x.")
-    for layer, parts in found.items():
+        if match and layer:
+            found.setdefault(layer, {})[match[2]] = name
+        elif not name.startswith(BUNDLED):
+            left.append(name)
+    for layer, names in list(found.items()):
+        if not _acts(layer, names):
+            left += found.pop(layer).values()
+        left += [names.pop(part) for part in [part for part in METHODS if part in names][1:]]  # one method counts
+    if not found and not any(name.startswith(BUNDLED) for name in tensors):
+        raise ModelError(f"{path}: {_what_else(next(iter(tensors)), tensors)}")
+    changes = {layer: {part: tensors[name] for part, name in names.items()} for layer, names in found.items()}
+    for layer, parts in changes.items():
         _check_fits(path, layer, parts)
-    check_finite(path, tensors)
-    return dict(found)
+    check_finite(path, {name: tensors[name] for names in found.values() for name in names.values()})
+    return LoraContent(changes, _told(file, left, len(tensors)))
+
+
+def _acts(layer: _Layer, parts: Mapping[str, str]) -> bool:
+    """Whether these parts change the layer, or would if the file were whole."""
+    if "b_norm" in parts or "diff_b" in parts:
+        return layer.bias is not None or len(parts) > 1
+    return "on_input" in parts or any(name not in SIDES for name in parts)
+
+
+def _told(file: ExtraFile, left: Sequence[str], count: int) -> str:
+    if not left:
+        return ""
+    more = f" and {len(left) - LEFT_OVER_SHOWN} more" if len(left) > LEFT_OVER_SHOWN else ""
+    name, shown = file.origin or file.path.name, ", ".join(left[:LEFT_OVER_SHOWN])
+    return f"{name}: {len(left)} of its {count} tensors are not known here and are left out: {shown}{more}"
 
 
 def _spelled(name: str) -> str:
@@ -159,90 +207,45 @@ def _spelled(name: str) -> str:
     return name
 
 
+def _check_family(path: Path, names: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for a file whose names show that it was made for a family with other text encoders."""
+    for name in names:
+        if _OTHER_FAMILIES.match(name):
+            raise ModelError(
+                f"{path}: made for another family (SDXL, SD 3, Flux; it has {name}). "
+                "Give one made for Stable Diffusion 1.x."
+            )
+
+
 def _what_else(name: str, names: Mapping[str, Tensor]) -> str:
     kind = kind_of(names)
     if kind and kind.what != "a LoRA":
         return f"{kind.what}, and no LoRA. Give a LoRA made for Stable Diffusion 1.x."
-    if _OTHER_FAMILIES.match(name):
-        return f"made for another family (SDXL, SD 3, Flux; it has {name}). Give one made for Stable Diffusion 1.x."
-    return f"{name} is no part of a LoRA, LoHa or LoKr for Stable Diffusion 1.x that is known here. Give another form."
+    return (
+        f"nothing in it is known here ({name} and so on). LoRA, DoRA, LoHa, LoKr, GLoRA, IA3, OFT and full differences "
+        "are read, for the layers of Stable Diffusion 1.x. Give another form."
+    )
 
 
 def _check_fits(path: Path, layer: _Layer, parts: Parts) -> None:
-    """Do the sum on shapes alone: what does not fit is known before any memory is taken."""
-    shapes = {name: torch.empty(part.shape, device="meta") for name, part in parts.items() if name != "alpha"}
+    """Do the arithmetic on shapes alone, so that what does not fit is known before any memory is taken."""
+    for name, part in parts.items():
+        if name not in SCALARS and not part.is_floating_point():
+            raise ModelError(f"{path}: {name} is {part.dtype}: a quantised file. Give it in fp16 or fp32.")
+    scalars = {name: part for name, part in parts.items() if name in SCALARS}
+    shapes = {name: torch.empty(part.shape, device="meta") for name, part in parts.items() if name not in SCALARS}
     try:
-        if parts.get("alpha", torch.ones(())).numel() != 1:
-            raise ValueError("alpha is no number")
-        change(shapes, layer.weight.shape, None)
+        for name, scalar in scalars.items():
+            if scalar.numel() != 1:
+                raise ValueError(f"{name} is no number")
+        if changes_weight(parts) or bias_change(shapes) is None:
+            change({**shapes, **scalars}, torch.empty(layer.weight.shape, device="meta"), None)
+        more = bias_change(shapes)
+        if more is not None and layer.bias is not None:
+            more.reshape(layer.bias.shape)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         told = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
         raise ModelError(
             f"{path}: {told} does not fit a weight of shape {tuple(layer.weight.shape)} ({in_one_line(error)}). "
             "It was made for another model, or is broken."
         ) from error
-
-
-def change(parts: Parts, shape: torch.Size, rank: int | None) -> Tensor:
-    """What the parts add to a weight of this shape at multiplier 1; of a LoRA only the first `rank` ranks."""
-    method = next((method for name, method in _METHODS.items() if name in parts), None)
-    if method is None:
-        raise ValueError("parts are missing")
-    product, own_rank = method(parts, rank)
-    if product.shape[0] != shape[0] or product.numel() != shape.numel():
-        raise ValueError(f"it makes {tuple(product.shape)}")
-    if own_rank is not None and own_rank > RANK_MAX:
-        raise ValueError(f"of rank {own_rank}; at most {RANK_MAX}")
-    scale = float(parts["alpha"]) / own_rank if "alpha" in parts and own_rank else 1.0
-    return product.reshape(shape) * scale
-
-
-def _lora(parts: Parts, rank: int | None) -> tuple[Tensor, int]:
-    up, down = parts["lora_up.weight"].flatten(1), parts["lora_down.weight"].flatten(1)
-    if "lora_mid.weight" in parts:
-        return _around_core(parts["lora_mid.weight"], up.T, down), len(down)
-    return up[:, :rank] @ down[:rank], len(down)
-
-
-def _loha(parts: Parts, rank: int | None) -> tuple[Tensor, int]:
-    def factor(number: int) -> Tensor:
-        a, b = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
-        core = parts.get(f"hada_t{number}")
-        return a @ b if core is None else _around_core(core, a, b)
-
-    return factor(1) * factor(2), len(parts["hada_w1_b"])
-
-
-def _lokr(parts: Parts, rank: int | None) -> tuple[Tensor, int | None]:
-    ranks = [len(parts[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in parts]
-
-    def factor(name: str) -> Tensor:
-        if name in parts:
-            return parts[name]
-        a, b, core = parts[f"{name}_a"], parts[f"{name}_b"], parts.get("lokr_t2")
-        if core is not None and name == "lokr_w2":
-            return _around_core(core, a, b)
-        return a @ b.flatten(1)
-
-    first, second = factor("lokr_w1"), factor("lokr_w2")
-    return torch.kron(first[(...,) + (None,) * (second.dim() - 2)], second), next(iter(ranks), None)
-
-
-def _around_core(core: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """core (i, j, k, l), first (i, p), second (j, r) -> (p, r, k, l).
-
-    The step between is (j, k, l, p), and a small file can make it huge. Raises ValueError for one that is.
-    """
-    between = core.numel() // max(1, len(first)) * first.shape[1]
-    if between > STEP_MAX:
-        raise ValueError(f"its product takes a step of {between} values")
-    return torch.einsum("ijkl,ip,jr->prkl", core, first, second)
-
-
-_METHODS: Mapping[str, Callable[[Parts, int | None], tuple[Tensor, int | None]]] = {
-    "lora_up.weight": _lora,
-    "hada_w1_a": _loha,
-    "lokr_w1": _lokr,
-    "lokr_w1_a": _lokr,
-}
-"""Method by the part that shows it."""

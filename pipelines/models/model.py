@@ -13,7 +13,7 @@ from pipelines.ask.request import FreeU
 from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
-from pipelines.models.controlnets import ControlNets
+from pipelines.models.controls import ControlNetworks
 from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
 from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters, LoraUse
@@ -40,7 +40,7 @@ class Model:
     image_prompt: ImagePrompt | None
     """An unCLIP model's second way to be told what to draw; None for others."""
     adapters: Adapters
-    controls: ControlNets
+    controls: ControlNetworks
     device: Device
     identified: Future[ModelIdentity]
 
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def footprint(self) -> Footprint:
-        """The bytes that drawing takes, with the ControlNets that are loaded now."""
+        """The bytes that drawing takes, with the control networks that are loaded now."""
         return self._footprint.under_controls() if self.controls.networks else self._footprint
 
     @contextmanager
@@ -70,15 +70,19 @@ class Model:
         controls: Iterable[ExtraFile],
         freeu: FreeU | None,
         hypernetworks: Sequence[HypernetworkUse] = (),
+        image_encoder: ExtraFile | None = None,
     ) -> Iterator[None]:
-        """Inside, the model has exactly these LoRAs in its weights, these ControlNets loaded, these hypernetworks in
-        its attention, and FreeU on or off.
+        """Inside, the model has exactly these LoRAs in its weights, these control networks loaded, these hypernetworks
+        in its attention, and FreeU on or off.
 
-        At the end FreeU and hypernetworks go off at once. LoRAs and ControlNets stay for the next prediction that asks
-        for the same; one that asks for others takes them out. Not to be nested. Raises ModelError for a file that does
-        not fit.
+        At the end FreeU and hypernetworks go off at once. LoRAs and control networks stay for the next prediction that
+        asks for the same; one that asks for others takes them out. IP-Adapters see by the image encoder. Not to be
+        nested. Raises ModelError for a file that does not fit.
         """
-        self.controls.load_only(controls)
+        wanted = tuple(controls)
+        if not self.controls.have(wanted):
+            self.adapters.apply(())
+        self.controls.load_only(wanted, image_encoder)
         self.adapters.apply(loras)
         set_freeu(self.unet.network, freeu)
         try:

@@ -1,12 +1,11 @@
 """How a network gets its weights: it is built on the meta device, takes a file's tensors as they are and goes to the
 device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
@@ -16,7 +15,6 @@ from pipelines.runtime.device import Device
 from pipelines.runtime.memory import drop_pages
 
 Network = TypeVar("Network", bound=nn.Module)
-WEIGHT_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @contextmanager
@@ -34,25 +32,38 @@ def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[N
         raise ModelError(f"{path}: its {part} is of no form that is known ({in_one_line(error)}).") from error
 
 
-def fill(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device) -> Network:
+def fill(
+    path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device, others: Iterable[Path] = ()
+) -> Network:
     """Give the meta network its tensors and move it to the device. Every parameter must be there, in its shape.
 
-    Raises ModelError, also for weights that are not finite in the device's number format.
+    `others` are the further files of a set of parts. Raises ModelError, also for weights that are not finite in the
+    device's number format.
     """
-    kind = type(network).__name__
     used = {name: tensors[name] for name in network.state_dict() if name in tensors}
-    check_plain(path, used)
-    for name, tensor in used.items():
-        if tensor.dtype not in WEIGHT_FORMATS:
+    check_weights(path, used, others)
+    return adopt(path, network, used, device, mapped=is_safetensors(path))
+
+
+def check_weights(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Path] = ()) -> None:
+    """Raise ModelError for tensors of a file, or of a set of files, that are no plain weights."""
+    check_plain(path, tensors, others)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
             raise ModelError(f"{path}: {name} is {tensor.dtype}: a quantised file. Give it in fp16 or fp32.")
+
+
+def adopt(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device, mapped: bool) -> Network:
+    """Do what `fill` does with tensors that were checked or computed; `mapped` tells that all are of a mapped file."""
+    kind = type(network).__name__
     try:
-        report = network.load_state_dict(used, strict=False, assign=True)
+        report = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
         raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
-    _move(network.requires_grad_(False), device, mapped=is_safetensors(path))
+    _move(network.requires_grad_(False), device, mapped)
     check_finite(path, network.state_dict())
     return network
 

@@ -21,13 +21,12 @@ from pipelines.errors import ModelError, in_one_line
 from pipelines.images.reading import Pixels
 from pipelines.models.checkpoint import map_tensors
 from pipelines.models.folders import read_config
+from pipelines.models.image_encoder import clip_input
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
 STRICTER = 0.01
 """Added to every concept's score when a special-care concept is near."""
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,8 @@ class SafetyChecker:
         return Verdict(float(concepts.max()) + (STRICTER if bool((special > 0).any()) else 0.0))
 
     def _prepare(self, pixels: Pixels) -> Tensor:
-        """CLIP's own preparation: shorter side to the network's size, centre crop, normalised."""
         size = int(self._network.config.vision_config.image_size)
-        image = Image.fromarray(pixels)
-        factor = size / min(image.size)
-        width, height = (max(size, round(side * factor)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        cropped = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-        values = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8).view(size, size, 3).float() / 255
-        return ((values - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(2, 0, 1)[None]
+        return clip_input(Image.fromarray(pixels), size)
 
 
 def load_safety_checker(folder: Path | None, device: Device) -> SafetyChecker | None:

@@ -57,9 +57,11 @@ class TextEncoder:
         self.tokenize = tokenize
         self.device = device
 
-    def embedding_table(self, files: Mapping[str, ExtraFile]) -> EmbeddingTable:
-        """Return these embeddings as this encoder reads them."""
-        return EmbeddingTable(files, self.tokenize, self.model.config.hidden_size)
+    def embedding_table(
+        self, files: Mapping[str, ExtraFile], bundles: Mapping[str, ExtraFile] | None = None
+    ) -> EmbeddingTable:
+        """Return these embeddings, and those bundled with LoRAs, as this encoder reads them."""
+        return EmbeddingTable(files, self.tokenize, self.model.config.hidden_size, bundles)
 
     def encode(
         self,

@@ -88,9 +88,9 @@ class GraphedUNet(UNet):
     def __call__(self, call: UNetCall) -> Tensor:
         """Return the network's output (rows, 4, h, w).
 
-        With a ControlNet's residuals or FreeU the plain network computes: graphs and compiled code know neither.
+        With control networks or FreeU the plain network computes: graphs and compiled code know neither.
         """
-        if call.residuals or self.network.up_blocks[0].b1 is not None:
+        if call.guided or self.network.up_blocks[0].b1 is not None:
             return super().__call__(call)
         key = tuple(tensor.shape for tensor in call.inputs)
         if key not in self._graphs and not self._recorded(key, call):

@@ -1,13 +1,15 @@
 """A call of the UNet as one value, from the denoiser down to the CUDA graphs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,19 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class PicturePrompt:
+    """What an IP-Adapter shows to the UNet's cross-attentions beside the prompt."""
+
+    to_k: nn.ModuleList
+    """What makes keys of the tokens, for each cross-attention in order."""
+    to_v: nn.ModuleList
+    """What makes values of them."""
+    tokens: Tensor
+    """(rows, n, width)"""
+    weight: float
+
+
+@dataclass(frozen=True)
 class UNetCall:
     """What a UNet is called with. It returns its output (rows, 4, h, w)."""
 
@@ -44,20 +59,30 @@ class UNetCall:
     """(), the timestep of all rows"""
     condition: Condition
     residuals: tuple[Tensor, ...] = ()
-    """What ControlNets add to the levels' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
+    """What ControlNets add to the blocks' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
+    features: tuple[Tensor, ...] = ()
+    """What T2I adapters add inside the encoding half, (rows, C, h', w') a level, the deepest last; empty without any.
+    """
+    pictures: tuple[PicturePrompt, ...] = ()
+    """What IP-Adapters show to the cross-attentions."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether it takes more than a call of the UNet alone does."""
+        return bool(self.residuals or self.features or self.pictures)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """All tensors but the residuals, in a fixed order."""
+        """The tensors of a call that is not guided, in a fixed order."""
         vector = self.condition.vector
         return (self.images, self.time, self.condition.tokens, *(() if vector is None else (vector,)))
 
     def clone(self) -> "UNetCall":
-        """Return a call without residuals whose tensors are copies."""
+        """Return a call that is not guided and whose tensors are copies."""
         return UNetCall(self.images.clone(), self.time.clone(), self.condition.map(torch.clone))
 
     def split(self, rows: int) -> Iterator["UNetCall"]:
-        """Cut a call without residuals into calls of at most so many rows."""
+        """Cut a call that is not guided into calls of at most so many rows."""
         for start in range(0, len(self.images), rows):
             part = itemgetter(slice(start, start + rows))
             yield UNetCall(part(self.images), self.time, self.condition.map(part))
@@ -70,7 +95,11 @@ class UNetCall:
         if self.residuals:
             *down, middle = self.residuals
             options |= {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
-        tokens = self.condition.tokens
+        if self.features:
+            options["down_intrablock_additional_residuals"] = list(self.features)  # the network empties the list
+        tokens: Any = self.condition.tokens
+        if self.pictures:
+            tokens = tokens, [picture.tokens for picture in self.pictures]
         return network(self.images, self.time, encoder_hidden_states=tokens, return_dict=False, **options)[0]
 
 
@@ -83,4 +112,37 @@ class UNet:
 
     def __call__(self, call: UNetCall) -> Tensor:
         """Return the network's output (rows, 4, h, w)."""
-        return call.compute(self.network)
+        with _shown(self.network, call.pictures):
+            return call.compute(self.network)
+
+
+def cross_attentions(network: UNet2DConditionModel) -> list[Attention]:
+    """Return the attentions to the prompt, in the order in which diffusers and IP-Adapter files count them."""
+    modules = network.named_modules()
+    return [module for name, module in modules if name.endswith(".attn2") and isinstance(module, Attention)]
+
+
+@contextmanager
+def _shown(network: UNet2DConditionModel, pictures: Sequence[PicturePrompt]) -> Iterator[None]:
+    """Inside, the cross-attentions take a tuple of the prompt's tokens and of every picture's.
+
+    What computed them before comes back, the very same objects: compiled code of the network stays valid.
+    """
+    attentions = cross_attentions(network) if pictures else []
+    before = [attention.processor for attention in attentions]
+    try:
+        for place, attention in enumerate(attentions):
+            # its method, because a module would be registered as a part of the network
+            attention.processor = _processor(pictures, place).__call__
+        yield
+    finally:
+        for attention, processor in zip(attentions, before, strict=True):
+            attention.processor = processor
+
+
+def _processor(pictures: Sequence[PicturePrompt], place: int) -> IPAdapterAttnProcessor2_0:
+    processor = IPAdapterAttnProcessor2_0(0, 0, num_tokens=(), scale=[])
+    processor.scale = [picture.weight for picture in pictures]
+    processor.to_k_ip.extend(picture.to_k[place] for picture in pictures)
+    processor.to_v_ip.extend(picture.to_v[place] for picture in pictures)
+    return processor

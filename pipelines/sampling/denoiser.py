@@ -9,7 +9,7 @@ pictures.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -81,9 +81,9 @@ class Guidance:
 class GuidedDenoiser:
     """The denoiser of one pass, which may change its model on the way.
 
-    It counts its calls, which prompt editing goes by. ControlNets go by `step`, which whoever walks the steps sets.
-    With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the UNet
-    of a timestep sampler sees.
+    It counts its calls, which prompt editing goes by. Control networks go by `step`, which is set by whoever walks the
+    steps. With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the
+    UNet of a timestep sampler sees.
     """
 
     def __init__(
@@ -195,7 +195,9 @@ class GuidedDenoiser:
     def _repeated(self, condition: Condition, vectors: Tensor | None, images: int) -> Condition:
         """Return every row of the condition for every image, in the UNet's number format, with the images' vectors."""
         rows = condition.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0))
-        return rows if vectors is None else replace(rows, vector=vectors.to(self._dtype).repeat(len(condition), 1))
+        if vectors is None:
+            return rows
+        return Condition(rows.tokens, vectors.to(self._dtype).repeat(len(condition), 1))
 
     def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
         """Return the UNet's output (B, 4, h, w) for every B rows of the condition, computing as many at once as fit.
@@ -230,7 +232,7 @@ class GuidedDenoiser:
     def _compute(self, call: UNetCall, conditional: int) -> Tensor:
         if self._controls:
             rows = min(max(conditional, 0), len(call.images))
-            call = replace(call, residuals=self._controls.residuals(call, self.step, rows))
+            call = self._controls.guide(call, self.step, rows)
         started = perf_counter()
         with at_once() if self._short else nullcontext():
             output: Tensor = self._stage.model.unet(call)

@@ -4,16 +4,14 @@ A prompt over a pass is a small table: its AND parts, each with the conditions t
 (prompt editing). Every text is encoded once and kept for both passes. The rules are those of WebUI 1.10.1.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from pipelines.ask import prompt as grammar
-from pipelines.ask.networks import ExtraFile
+from pipelines.models.embeddings import EmbeddingTable
 from pipelines.models.text import Encoded, TextEncoder
 from pipelines.runtime.unet_call import Condition
 
@@ -109,13 +107,14 @@ class PromptEncoder:
         clip_skip: int,
         emphasis: str = "Original",
         pad: bool = False,
-        embeddings: Mapping[str, ExtraFile] = MappingProxyType({}),
+        table: EmbeddingTable | None = None,
         old_editing: bool = False,
     ) -> None:
+        """`table` holds the embeddings that the prompts may name."""
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
         self._pad, self._old_editing = pad, old_editing
-        self._table = encoder.embedding_table(embeddings)
+        self._table = table or encoder.embedding_table({})
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:

@@ -103,7 +103,7 @@ def enlarge(request: Enlargement, network: Upscaler | None) -> Pixels:
     """uint8 pixels (height, width, 3). `network` is the upscaler where that has weights of its own."""
     width, height = request.covered
     plan = UpscalePlan(upscaler=request.by.upscaler, width=width, height=height)
-    whole = upscale_pixels(np.asarray(picture.flat(request.image)), plan, network)
+    whole = upscale_pixels(np.asarray(picture.flat(request.image)), plan, network, alone=True)
     left, top = (width - request.size[0]) // 2, (height - request.size[1]) // 2
     return whole[top : top + request.size[1], left : left + request.size[0]]
 

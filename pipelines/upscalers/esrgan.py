@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,16 @@ TENSORS_MAX = 5000
 """In an upscaler's file; the largest known networks have 2,500."""
 NUMBER_MAX = 1000
 """In the name of an upscaler's tensor: of its layers and blocks."""
+PURPOSES = ("SR", "Restoration")
+"""What networks are for, in spandrel's words: to enlarge, or to clean a picture and leave its size."""
+WRAPPERS = (
+    "params_ema", "params-ema", "params", "generator_ema", "g_ema", "generator", "net_g", "netG", "model_g", "ema",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights",
+)  # fmt: skip
+"""What trainers call the network's tensors beside their own things, the best first."""
+OWN_NAMES = ("model", "net", "network", "module", "netG")
+"""Those that networks' own names begin with, or that spandrel takes off itself."""
+WRAPPED_MAX = 6
 
 
 class NetworkUpscaler:
@@ -158,7 +168,7 @@ def _named_tensors(path: Path) -> dict[str, Stored]:
     spandrel loops over the numbers in names and takes sizes from empty tensors, so both are bounded here.
     """
     try:
-        content = import_spandrel().canonicalize_state_dict(content_of(path))
+        content = import_spandrel().canonicalize_state_dict(_unwrapped(content_of(path)))
         stored = {name: each for name, each in content.items() if isinstance(each, Stored)}
     except ImportError as error:
         raise ModelError(
@@ -166,19 +176,50 @@ def _named_tensors(path: Path) -> dict[str, Stored]:
             "Install requirements-upscalers.txt, or choose another hires_upscaler."
         ) from error
     except Exception as error:  # of keys that are no text, and of our own
-        said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
-        raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
+        raise ModelError(_unreadable(path, error)) from error
     kind = kind_of(stored)
     numbers = (int(number) for name in stored for number in re.findall(r"\d+", name))
     wrong = {
         f"it is {kind.what if kind else ''}": kind not in (None, UPSCALER),
+        "it holds no tensors, or holds them in a way that is not known": not stored,
         f"it holds {len(stored)} tensors": len(stored) > TENSORS_MAX,
         "one of its tensors is empty": any(0 in each.shape for each in stored.values()),
         "a number in its tensors' names is too large": any(number > NUMBER_MAX for number in numbers),
+        "it is quantised": any(each.kind in ("I8", "U8") and len(each.shape) > 1 for each in stored.values()),
     }
     for reason in (reason for reason, holds in wrong.items() if holds):
         raise ModelError(f"{path.name}: not an upscaler that can be read ({reason}).")
     return stored
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+    if "can't allocate memory" in said:
+        said = "it asks for more memory than it may take"
+    return f"{path.name}: not an upscaler that can be read ({said})."
+
+
+def _unwrapped(content: Any) -> Any:
+    """Return what trainers have put their names around: the tensors by the network's own names."""
+    for _ in range(WRAPPED_MAX):
+        if not isinstance(content, Mapping):
+            break
+        groups = {name: group for name, group in content.items() if isinstance(group, dict) and group}
+        inner = next((groups[name] for name in WRAPPERS if name in groups), None)
+        if inner is None and len(groups) == 1 and not any(isinstance(each, Stored) for each in content.values()):
+            (inner,) = groups.values()
+        if inner is None:
+            return _without_prefix(content)
+        content = inner
+    return content
+
+
+def _without_prefix(tensors: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The same where a file has no groups, and names begin with the wrapper's."""
+    for prefix in (f"{name}." for name in WRAPPERS if name not in OWN_NAMES):
+        if tensors and all(isinstance(name, str) and name.startswith(prefix) for name in tensors):
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
@@ -188,15 +229,13 @@ def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkU
     try:
         weights = mapped(path, stored)
         check_plain(path, weights)
+        weights = {name: _computable(tensor) for name, tensor in weights.items()}
         with no_larger_than(weights.values()):
             descriptor = spandrel.ModelLoader(device=place).load_from_state_dict(weights)
     except Exception as error:  # spandrel and torch raise a dozen kinds
-        said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
-        if "can't allocate memory" in said:
-            said = "it asks for more memory than it may take"
-        raise ModelError(f"{path.name}: not an upscaler that can be read ({said}).") from error
+        raise ModelError(_unreadable(path, error)) from error
     check_finite(path.name, descriptor.model.state_dict())
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose != "SR":
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose not in PURPOSES:
         raise ModelError(
             f"{path.name}: holds a {descriptor.architecture.name} network, which does not enlarge pictures."
         )
@@ -206,3 +245,8 @@ def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkU
         raise ModelError(f"{path.name}: enlarges {descriptor.scale} times; at most {SCALE_MAX} times is run here.")
     wanted = dtype if dtype == torch.float32 or descriptor.supports_half else torch.float32
     return NetworkUpscaler(descriptor.to(place, wanted).eval(), descriptor.scale)
+
+
+def _computable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; numbers of 8 bits in half precision, as spandrel computes with some to find a network's sizes."""
+    return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor

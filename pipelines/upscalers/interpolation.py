@@ -58,13 +58,13 @@ PIXEL: dict[str, Enlarge | None] = {
 }
 
 
-def _through_multiples_of_8(enlarge: Enlarge, image: Image.Image, size: Size) -> Image.Image:
+def _through_multiples_of_8(enlarge: Enlarge, image: Image.Image, size: Size, alone: bool) -> Image.Image:
     """Enlarge, up to three times, until multiples of 8 are covered, and resize to them.
 
     The caller brings the result to the exact size.
     """
     factor = max(size[0] / image.width, size[1] / image.height)
-    if factor <= 1:
+    if factor < 1 or (factor == 1 and not alone):
         return image
     whole = int(image.width * factor // 8 * 8), int(image.height * factor // 8 * 8)
     for _ in range(_PASSES):
@@ -85,16 +85,19 @@ def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
     return _crop(LATENT[plan.upscaler](latents, size=size), plan.crop)
 
 
-def upscale_pixels(picture: Pixels, plan: UpscalePlan, network: Upscaler | None = None) -> Pixels:
-    """uint8 pixels (H, W, 3) -> the plan's size, before the crop. "None" is a plain Lanczos resize.
+def upscale_pixels(
+    picture: Pixels, plan: UpscalePlan, network: Upscaler | None = None, *, alone: bool = False
+) -> Pixels:
+    """Enlarge uint8 pixels (H, W, 3) to the plan's size, before the crop. "None" is a plain Lanczos resize.
 
-    `network` is the plan's upscaler where that is none of `PIXEL`.
+    `network` is the plan's upscaler where that is none of `PIXEL`. Where nothing is drawn (`alone`), the upscaler also
+    runs, once, at factor 1. WebUI does the same: its Extras run it, and its highres fix does not.
     """
     size, image = (plan.width, plan.height), Image.fromarray(picture)
     enlarge = (
         (lambda image, _: network.enlarge(image)) if isinstance(network, NetworkUpscaler) else PIXEL[plan.upscaler]
     )
-    image = _through_multiples_of_8(enlarge, image, size) if enlarge else image
+    image = _through_multiples_of_8(enlarge, image, size, alone) if enlarge else image
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 
 

@@ -1,6 +1,9 @@
-"""ControlNets and their pictures through HTTP."""
+"""ControlNets, adapters and their pictures through HTTP."""
+
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import ImageOps
 
 from pipelines.models.loader import load
@@ -8,7 +11,14 @@ from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
 from tests.contract.test_img2img import IMAGE, uri
-from tests.controls import random_control, write
+from tests.controls import (
+    by_authors_names,
+    random_control,
+    random_image_encoder,
+    random_ip_adapter,
+    random_t2i,
+    write,
+)
 from weights_script.resolve import resolve
 
 Inputs = dict[str, object]
@@ -56,3 +66,25 @@ def test_two_at_once_with_a_picture_each(server: CogServer, inputs: Inputs) -> N
     lines = {"controls": "my canny: 0.8\nmy canny: 0.4, mode=control, preprocessor=lineart"}
     made = draw(server, inputs | lines | {"control_images": [uri(IMAGE), uri(ImageOps.mirror(IMAGE))]})
     assert "ControlNet 1: " in parameters(picture(made["output"][0]))
+
+
+def test_adapters_are_known_by_their_content_and_their_block_brings_them_back(
+    server: CogServer, inputs: Inputs, tmp_path: Path
+) -> None:
+    unet = load(resolve(None, None).files).unet.network
+    adapter = write(tmp_path / "a.safetensors", by_authors_names(random_t2i(unet)))
+    encoder = write(tmp_path / "b.safetensors", dict(random_image_encoder().state_dict()))
+    torch.save(random_ip_adapter(unet), tmp_path / "c.bin")
+    files = [data_uri(path) for path in (adapter.path, encoder.path, tmp_path / "c.bin")]
+    sent = {"files": files, "control_images": [uri(IMAGE)]}
+    names = "File names: my lineart, eyes, look"
+    lines = {"controls": "look: 0.6, end=0.5\nmy lineart: 0.7", "generation_data": names}
+    (changed,) = draw(server, inputs | sent | lines)["output"]
+    text = parameters(picture(changed))
+    assert 'ControlNet 0: "Module: ip-adapter_clip_sd15, Model: look [' in text
+    assert 'ControlNet 1: "Module: lineart_standard (from white bg & black line), Model: my lineart [' in text
+    again = draw(server, sent | {"generation_data": f'{text}, File names: "my lineart, eyes, look"'})
+    assert again["output"] == [changed]
+    assert again["metrics"]["not_honoured"] == []
+    reply = ask(server, inputs | sent | {"controls": "look: mode=prompt", "generation_data": names})
+    assert "it changes nothing about an IP-Adapter" in " ".join(reasons(reply.body))

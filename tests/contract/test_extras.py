@@ -1,8 +1,10 @@
 """A LoRA that is sent along changes its own picture and no other."""
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.models.loader import load
 from script.client import data_uri
@@ -31,6 +33,21 @@ def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) 
     again = draw(server, {"generation_data": text, "files": [lora]})
     assert again["output"] == [changed]
     assert again["metrics"]["not_honoured"] == []
+
+
+def test_what_is_left_over_in_a_lora_is_told(server: CogServer, tmp_path: Path) -> None:
+    networks = load(resolve(None, None).files)
+    tensors = kohya(networks.unet.network, networks.text.model) | {"lora_unet_nowhere.lora_up.weight": torch.ones(2)}
+    file = data_uri(write(tmp_path / "more.safetensors", tensors).path)
+    told = r"files='[^']*': 1 of its 10 tensors are not known here and are left out: lora_unet_nowhere\.lora_up\.weight"
+    done = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "files": [file]})
+    (left,) = done["metrics"]["not_honoured"]
+    assert re.fullmatch(told, left)
+    assert f"Not honoured: {left}" in done["logs"]
+    block = parameters(picture(done["output"][0]))
+    again = draw(server, {"generation_data": f"{block}, ToMe: x", "files": [file]})
+    assert any(re.fullmatch(told, each) for each in again["metrics"]["not_honoured"])
+    assert len(again["metrics"]["not_honoured"]) == 2, "beside what the block asks for"
 
 
 def test_an_embedding_of_ones_own_is_called_by_the_name_it_is_given(server: CogServer) -> None:

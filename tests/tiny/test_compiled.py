@@ -41,7 +41,7 @@ from pipelines.runtime.graphs import GraphedUNet
 from pipelines.runtime.unet_call import Condition, UNetCall
 from tests import adapters
 from tests.alike import alike
-from tests.controls import random_control, write
+from tests.controls import by_authors_names, random_control, random_image_encoder, random_ip_adapter, random_t2i, write
 from tests.folders import save
 from tests.tiny.test_highres import steps_alone
 from weights_script.resolve import ResolvedModel
@@ -88,6 +88,10 @@ def shallow(networks: Model, embedded: ResolvedModel, tmp_path: Path) -> Model:
 
 def test_one_compilation_serves_every_usual_size(own: Model, shallow: Model, tmp_path: Path) -> None:
     lora = adapters.write(tmp_path / "mine.safetensors", adapters.kohya(shallow.unet.network, shallow.text.model))
+    adapter = write(tmp_path / "adapter.safetensors", random_ip_adapter(shallow.unet.network))
+    encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
+    seen = ControlSettings(model="some", picture=Image.effect_noise((64, 64), 60).convert("RGB"), end=0.4)
+    shown = Extras(controls={"some": adapter}, image_encoder=encoder)
     asked = [
         request(height=128, hires=None),
         request(width=192, height=128, num_outputs=3, hires=None),
@@ -96,7 +100,8 @@ def test_one_compilation_serves_every_usual_size(own: Model, shallow: Model, tmp
         request(width=64, height=64, hires=None),  # and one latent wide at the deepest level
         request(freeu=FreeU(1.5, 1.6, 0.9, 0.2)),
         request(prompt="a pink sun <lora:mine:1>", extras=adapters.extras(lora)),
-        request(),  # neither leaves anything behind that would have to be compiled for
+        request(controls=(seen,), extras=shown, height=128, num_inference_steps=3, hires=None),
+        request(),  # none of these leaves anything behind that would have to be compiled for
     ]
     expected = [picture(shallow, each) for each in asked]
     counters.clear()
@@ -107,6 +112,8 @@ def test_one_compilation_serves_every_usual_size(own: Model, shallow: Model, tmp
     assert counters["stats"]["unique_graphs"] == made
     assert all(map(alike, found, expected))
     assert not any(map(alike, found, [*expected[1:], expected[0]]))
+    torch.compiler.set_stance("fail_on_recompile")  # the compiled code is still in use, and not only allowed to be
+    assert alike(picture(faster, asked[0]), expected[0])
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(own: Model, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,12 +205,17 @@ def test_large_sizes_are_not_recorded() -> None:
     assert (counted.recordings, counted.replays) == (1, 2)
 
 
-def test_under_a_control_the_plain_network_computes(networks: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [random_control, lambda unet: by_authors_names(random_t2i(unet)), random_ip_adapter])
+def test_under_a_control_the_plain_network_computes(
+    networks: Model, tmp_path: Path, made: Callable[[Any], Any]
+) -> None:
     """Steps without it go on as graphs; those with it neither record nor replay one."""
-    file = write(tmp_path / "some.safetensors", random_control(networks.unet.network))
+    file = write(tmp_path / "some.safetensors", made(networks.unet.network))
+    encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
     shown = Image.effect_noise((128, 64), 60)
     half = ControlSettings(model="some", picture=shown, end=0.4)
-    under = request(controls=(half,), extras=Extras(controls={"some": file}), num_inference_steps=5, hires=None)
+    extras = Extras(controls={"some": file}, image_encoder=encoder)
+    under = request(controls=(half,), extras=extras, num_inference_steps=5, hires=None)
     recordings: list[Tensor] = []
 
     def record(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

@@ -1,7 +1,6 @@
 """ControlNet on the embedded model: it does what diffusers' networks do, where and when it was asked to."""
 
 import copy
-import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pastel_tiny.captions import caption
@@ -28,7 +28,7 @@ from pipelines.drawing import drawing
 from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.errors import ModelError
 from pipelines.images.preprocess import canny
-from pipelines.models.controlnets import ControlNets, load_control
+from pipelines.models.controls import ControlNetworks, load_control
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import UNet, UNetCall
 from pipelines.sampling.control import Controls, controls_of
@@ -82,9 +82,9 @@ def test_a_step_is_what_diffusers_networks_make_of_it(
     """Each row by itself, and the guidance by hand."""
     control = replace(UNIT, mode=mode, weight=0.7)
     request = asked(file, control)
-    network = load_control(file.path, networks.unet.network.config, networks.device)
+    network = load_control(file.path, networks.unet.network, networks.device)
     with torch.inference_mode():
-        prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode(prompt, "night", 4)
+        prompts = PromptEncoder(networks.text, 1, "Original", False).encode(prompt, "night", 4)
         controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
         x, sigma = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0)) * 3, 3.0
         found = GuidedDenoiser([Stage(networks, prompts)], Guidance(5.0), rows, controls=controls)(x, sigma)
@@ -166,15 +166,15 @@ def test_it_acts_between_start_and_end_in_both_passes(networks: Model, file: Ext
     control = replace(UNIT, start=0.25, end=0.5)
     request = asked(file, control, sampler=sampler, num_inference_steps=9, hires=HiresSettings(steps=5))
     plan, steps = make_plan(request), list[int]()
-    whole = Controls.residuals
+    whole = Controls.guide
 
     def noted(self: Controls, call: UNetCall, step: int, rows: int) -> Any:
         made = whole(self, call, step, rows)
-        if made:
+        if made.guided:
             steps.append(step)
         return made
 
-    with mock.patch.object(Controls, "residuals", noted):
+    with mock.patch.object(Controls, "guide", noted):
         list(render(networks, request, plan))
     assert plan.hires is not None
     wanted = [*plan.first.steps_under(control), *plan.hires.steps_under(control)]
@@ -184,16 +184,16 @@ def test_it_acts_between_start_and_end_in_both_passes(networks: Model, file: Ext
 
 def test_a_map_has_the_size_of_its_pass(networks: Model, file: ExtraFile) -> None:
     sizes: list[tuple[int, ...]] = []
-    whole = ControlNets.__getitem__
+    whole = ControlNetworks.__getitem__
 
-    def seen(self: ControlNets, wanted: ExtraFile) -> Any:
+    def seen(self: ControlNetworks, wanted: ExtraFile) -> Any:
         network = whole(self, wanted)
         return lambda images, time, contexts, shown, **rest: (
             sizes.append(tuple(shown.shape[2:])),
             network(images, time, contexts, shown, **rest),
         )[1]
 
-    with mock.patch.object(ControlNets, "__getitem__", seen):
+    with mock.patch.object(ControlNetworks, "__getitem__", seen):
         draw(networks, asked(file, UNIT, num_inference_steps=1, hires=HiresSettings(steps=1, scale=1.5)))
     assert sizes == [(64, 128), (96, 192)]
 
@@ -319,7 +319,7 @@ def test_a_file_by_its_authors_names_is_the_same_network(
     networks: Model, file: ExtraFile, tmp_path: Path, prefix: str
 ) -> None:
     theirs = write(tmp_path / "ldm.safetensors", by_ldm_names(random_control(networks.unet.network), prefix))
-    wanted, found = (load_control(f.path, networks.unet.network.config, networks.device) for f in (file, theirs))
+    wanted, found = (load_control(f.path, networks.unet.network, networks.device) for f in (file, theirs))
     assert found.state_dict().keys() == wanted.state_dict().keys()
     assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
 
@@ -353,11 +353,12 @@ def test_other_files_are_refused_before_anything_is_drawn(
     assert not drawn.called
 
 
-def test_a_pickle_is_refused(networks: Model, tmp_path: Path) -> None:
-    path = tmp_path / "control.pth"
-    path.write_bytes(pickle.dumps({}, protocol=2))
-    with pytest.raises(ModelError, match=r"a pickle\. ControlNets are read as \.safetensors only"):
-        load_control(path, networks.unet.network.config, networks.device)
+def test_a_pickle_is_the_same_network(networks: Model, file: ExtraFile, tmp_path: Path) -> None:
+    torch.save({"state_dict": load_file(file.path)}, tmp_path / "control.pth")
+    wanted, found = (
+        load_control(path, networks.unet.network, networks.device) for path in (file.path, tmp_path / "control.pth")
+    )
+    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
 
 
 def test_it_is_kept_for_the_next_prediction_that_asks_for_it_and_no_longer(networks: Model, file: ExtraFile) -> None:

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +14,7 @@ from torch import Tensor
 from pipelines.errors import ModelError
 from pipelines.families.detection import Declaration, declared_in_file
 from pipelines.families.layouts import VAE_PREFIX
-from pipelines.models.checkpoint import map_tensors, read_metadata
+from pipelines.models.checkpoint import NUMBER_FORMATS, map_tensors, read_metadata
 from script.schema import ROOT
 from weights_script.convert import EMA_PREFIX, convert
 from weights_script.resolve import ResolvedModel
@@ -45,13 +47,28 @@ def test_precision_can_be_kept(tensors: dict[str, Tensor], tmp_path: Path) -> No
     assert all(torch.equal(value, tensors[name]) for name, value in made.items())
 
 
+def raw(tensor: Tensor) -> bytes:
+    return bytes(tensor.flatten().view(torch.uint8).tolist())
+
+
 def test_every_kind_of_number_is_written_as_it_is(tmp_path: Path) -> None:
-    kinds = (torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
+    kinds = NUMBER_FORMATS.values()
     tensors = {f"{UNET}{kind}": torch.ones(3, 2).to(kind) for kind in kinds} | {f"{UNET}scalar": torch.tensor(2.5)}
     save_file(tensors, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", half=False)
     made = load_file(tmp_path / "b.safetensors")
-    assert all(torch.equal(value, made[name]) and value.dtype == made[name].dtype for name, value in tensors.items())
+    assert {name: value.dtype for name, value in made.items()} == {name: value.dtype for name, value in tensors.items()}
+    assert all(raw(value) == raw(made[name]) for name, value in tensors.items())
+    convert(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+    half = {name for name, value in load_file(tmp_path / "c.safetensors").items() if value.dtype == torch.float16}
+    assert half == {name for name, value in tensors.items() if value.is_floating_point()}
+
+
+def test_a_checkpoint_with_what_trainers_keep_in_it(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    kept = {"callbacks": {"path": tmp_path, "score": np.float64(0.5)}, "hyper_parameters": Namespace(a=1)}
+    torch.save({"state_dict": tensors} | kept, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    assert torch.equal(load_file(tmp_path / "b.safetensors")[WEIGHT], tensors[WEIGHT].half())
 
 
 def test_another_vae_takes_the_place_of_its_own(

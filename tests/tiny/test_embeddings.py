@@ -71,7 +71,7 @@ def test_vectors_replace_the_tokens_before_positions_are_added(networks: Model, 
     (sun,) = networks.text.tokenize("sun")
     vector = networks.text.model.embeddings.token_embedding.weight[sun].detach().float().clone()
     files = {"zeta": write(tmp_path, "zeta", vector)}
-    encode = PromptEncoder(networks.text, 1, embeddings=files).encode
+    encode = PromptEncoder(networks.text, 1, table=networks.text.embedding_table(files)).encode
     with torch.inference_mode():
         word, named = encode("a (sun:1.3) sat", "", 5), encode("a (zeta:1.3) sat", "zeta", 5)
         plain = PromptEncoder(networks.text, 1).encode("a (zeta:1.3) sat", "", 5)

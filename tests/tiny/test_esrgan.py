@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pastel_tiny.dataset import TEST_SEED, halve
@@ -19,8 +22,10 @@ from pipelines.ask.plan import UpscalePlan, make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.phases import Picture, render
 from pipelines.errors import ModelError
+from pipelines.models.checkpoint import NUMBER_FORMATS
 from pipelines.models.model import Model
-from pipelines.upscalers.esrgan import OVERLAP, TILE, NetworkUpscaler, load_esrgan
+from pipelines.upscalers.enlarging import Enlargement, enlarge
+from pipelines.upscalers.esrgan import OVERLAP, TILE, NetworkUpscaler, Trials, load_esrgan
 from pipelines.upscalers.interpolation import upscale_pixels
 from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
@@ -130,6 +135,85 @@ def test_a_file_is_known_by_its_content(weights: Path, tmp_path: Path, ending: s
     assert load_esrgan(upload, CPU, torch.float32).scale == 4
     torch.save(load_file(weights), upload)
     assert load_esrgan(upload, CPU, torch.float32).scale == 4
+
+
+Tensors = dict[str, torch.Tensor]
+WRAPPED: dict[str, Callable[[Tensors], Any]] = {
+    "params": lambda t: {"params": t},
+    "the average of two": lambda t: {"params": {name: each * 0 for name, each in t.items()}, "params_ema": t},
+    "generator": lambda t: {"generator": t, "discriminator": {"a": torch.ones(2)}, "step": torch.ones(())},
+    "in two": lambda t: {"model": {"state_dict": t}, "epoch": 5},
+    "a trainer's": lambda t: {"state_dict": {"generator": t}, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+    "a name of nobody": lambda t: {"my_network": t, "psnr": 30.5},
+    "a module": lambda t: OrderedDict({f"module.{name}": each for name, each in t.items()}),
+    "names": lambda t: {f"generator.{name}": each for name, each in t.items()},
+    "both": lambda t: {"net_g": {f"module.{name}": each for name, each in t.items()}},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_what_trainers_put_around_a_network_is_taken_off(weights: Path, tmp_path: Path, form: str) -> None:
+    tensors, path = load_file(weights), tmp_path / "a.pth"
+    torch.save(WRAPPED[form](tensors), path)
+    expected, found = (load_esrgan(each, CPU, torch.float32).descriptor.model.state_dict() for each in (weights, path))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    if form == "names":
+        save_file(WRAPPED[form](tensors), tmp_path / "a.safetensors")
+        assert load_esrgan(tmp_path / "a.safetensors", CPU, torch.float32).scale == 4
+
+
+@pytest.mark.parametrize("content", [{}, {"a": {}}, {"a": {"b": 1}, "c": {"d": 2}}, {"generator": {"generator": 1}}])
+def test_a_file_in_which_no_network_is_found_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"a\.pth: not an upscaler that can be read \(it holds no tensors"):
+        load_esrgan(tmp_path / "a.pth", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NUMBER_FORMATS.values() if kind.is_floating_point], ids=str)
+def test_every_number_format_is_read_and_checked(weights: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    tensors = {name: each.to(kind) for name, each in load_file(weights).items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = load_esrgan(tmp_path / "a.safetensors", CPU, torch.float32).descriptor.model.state_dict()
+    assert all(torch.equal(found[name], each.float()) for name, each in tensors.items() if name in found)
+    first = next(iter(tensors))
+    save_file(tensors | {first: torch.full(tensors[first].shape, float("nan")).to(kind)}, tmp_path / "b.safetensors")
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        load_esrgan(tmp_path / "b.safetensors", CPU, torch.float32)
+
+
+def of_scale_1() -> Tensors:
+    """A small compact network (SRVGG) that leaves the size; with these weights it adds a tenth to every value."""
+    tensors = {"body.0.weight": torch.zeros(8, 3, 3, 3), "body.0.bias": torch.zeros(8), "body.1.weight": torch.ones(8)}
+    tensors |= {"body.2.weight": torch.zeros(8, 8, 3, 3), "body.2.bias": torch.zeros(8), "body.3.weight": torch.ones(8)}
+    return tensors | {"body.4.weight": torch.zeros(3, 8, 3, 3), "body.4.bias": torch.full((3,), 0.1)}
+
+
+def test_a_network_that_leaves_the_size_runs_once(tmp_path: Path) -> None:
+    save_file(of_scale_1(), tmp_path / "1x.safetensors")
+    Trials().check(tmp_path / "1x.safetensors")
+    network = load_esrgan(tmp_path / "1x.safetensors", CPU, torch.float32)
+    assert network.scale == 1
+    image = Image.new("RGB", (64, 72), (0, 100, 200))
+    for factor in (1, 2):
+        by = HiresSettings(upscaler="1x", upscaler_file=tmp_path / "1x.safetensors", scale=factor)
+        made = enlarge(Enlargement(image=image, by=by), network)
+        assert made.shape == (72 * factor, 64 * factor, 3)
+        assert np.unique(made.reshape(-1, 3), axis=0).tolist() == [[26, 126, 226]]
+
+
+def test_at_factor_1_extras_run_the_network_once_and_the_highres_fix_does_not() -> None:
+    """As WebUI's do: the one for what it does to a picture, the other only to enlarge."""
+    picture, plan = np.asarray(noise(128, 128)), UpscalePlan(upscaler="x", width=128, height=128)
+    network = Nearest()
+    made = upscale_pixels(picture, plan, NetworkUpscaler(network, 2), alone=True)
+    assert len(network.seen) == 1
+    twice = Image.fromarray(picture).resize((256, 256), Image.Resampling.NEAREST)
+    assert np.array_equal(made, np.asarray(twice.resize((128, 128), Image.Resampling.LANCZOS)))
+    assert np.array_equal(upscale_pixels(picture, plan, NetworkUpscaler(network, 2)), picture)
+    smaller = UpscalePlan(upscaler="x", width=64, height=64)
+    upscale_pixels(picture, smaller, NetworkUpscaler(network, 2), alone=True)
+    assert len(network.seen) == 1, "nor below it"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import Extras
@@ -737,9 +739,9 @@ def load(**lines: str) -> tuple[Extras, Asked]:
 def test_more_than_is_taken_is_refused(server: Server, tmp_path: Path, answer: Answer) -> None:
     server.script["/weights"] = [answer]
     with pytest.raises(ModelError, match=r"too large|longer than expected"):
-        fetch_url(f"{server.address}/weights", tmp_path, patience=HURRY, at_most=len(DATA) - 1)
+        fetch_url(f"{server.address}/weights", tmp_path, Expected(at_most=len(DATA) - 1), HURRY)
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert fetch_url(f"{server.address}/weights", tmp_path, patience=HURRY, at_most=len(DATA)).read_bytes() == DATA
+    assert fetch_url(f"{server.address}/weights", tmp_path, Expected(at_most=len(DATA)), HURRY).read_bytes() == DATA
 
 
 @pytest.mark.parametrize(
@@ -889,6 +891,57 @@ def test_a_request_brings_no_more_than_there_is_room(
     assert first.exists()
     assert brought("other/lora").exists()
     assert not first.exists()
+
+
+def of_names(*names: str) -> bytes:
+    return save({name: torch.zeros(2, 2) for name in names})
+
+
+KINDS = {
+    "a Stable Diffusion checkpoint": of_names("model.diffusion_model.out.2.weight"),
+    "an SDXL checkpoint": of_names("conditioner.embedders.1.model.ln_final.weight"),
+    "a VAE": of_names("decoder.conv_in.weight"),
+    "an upscaler": of_names("conv_first.weight"),
+    "a LoRA": of_names("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"),
+    "a ControlNet": of_names("control_model.time_embed.0.weight"),
+    "a textual inversion embedding": of_names("emb_params"),
+}
+
+
+@pytest.mark.parametrize(("field", "right"), [("loras", "a LoRA"), ("controls", "a ControlNet")])
+@pytest.mark.parametrize("sent", KINDS)
+def test_weights_of_another_kind_are_not_trusted(
+    hub_of_loras: Server, tmp_path: Path, field: str, right: str, sent: str
+) -> None:
+    """A server that once answered with a checkpoint in place of a LoRA would else be believed for good."""
+    place = "/some/lora/resolve/main/some.safetensors"
+    hub_of_loras.script[place] = [Answer(body=KINDS[sent]), Answer(body=KINDS[right])]
+    if sent != right:
+        with pytest.raises(ModelError, match=f"^{field}='some/lora': sent {sent}, which is none of the {field}"):
+            load(**{field: "some/lora"})
+        assert Ledger(tmp_path / "fetched").records() == {}
+        assert not list(tmp_path.rglob("some.safetensors"))
+    extras, _ = load(**{field: "some/lora"})
+    (file,) = getattr(extras, field).values()
+    assert file.path.read_bytes() == KINDS[right]
+
+
+def test_parts_that_nobody_goes_on_with_age_out(hub_of_loras: Server, tmp_path: Path) -> None:
+    folders = {name: tmp_path / "fetched" / "urls" / name for name in ("old", "new", "whole", "empty")}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        if name != "empty":
+            (folder / ("a.safetensors" if name == "whole" else "a.safetensors.part")).write_bytes(b"x")
+        days = 0 if name == "new" else 2
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - days * 24 * 3600,) * 2)
+    brought("some/lora")
+    assert {name: folder.exists() for name, folder in folders.items()} == {
+        "old": False,
+        "new": True,
+        "whole": True,
+        "empty": False,
+    }
 
 
 def test_what_was_forgotten_may_come_back_as_another(

@@ -1,7 +1,10 @@
 """Checkpoints in every form that people have them in, and named errors for files that are something else."""
 
+import copy
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -9,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from pipelines.ask.identity import ModelFiles
@@ -19,14 +23,18 @@ from pipelines.errors import ModelError
 from pipelines.families.prediction import PREDICTIONS
 from pipelines.families.sd1 import SD1
 from pipelines.models import loader
-from pipelines.models.loader import load
+from pipelines.models.checkpoint import NUMBER_FORMATS
+from pipelines.models.loader import load, load_vae
 from pipelines.models.model import Model
+from pipelines.runtime.device import Device
 from pipelines.runtime.unet_call import UNet, UNetCall
 from tests.alike import alike
 from tests.folders import save
+from weights_script.convert import convert
 from weights_script.resolve import ResolvedModel
 
 Tensors = dict[str, torch.Tensor]
+CPU = Device(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +210,104 @@ def test_a_checkpoint_without_a_vae_needs_one(files: ModelFiles, tensors: Tensor
     load(replace(files, checkpoint=path))
     with pytest.raises(ModelError, match="holds no VAE"):
         load(replace(files, checkpoint=path, vae=None))
+
+
+def same_vae(found: AutoencoderKL, expected: AutoencoderKL) -> bool:
+    wanted = expected.state_dict()
+    return all(torch.equal(tensor, wanted[name]) for name, tensor in found.state_dict().items())
+
+
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+@pytest.mark.parametrize("names", ["of today", "until 2023"])
+def test_a_vae_file_may_have_diffusers_names(networks: Model, tmp_path: Path, names: str) -> None:
+    tensors = networks.vae.network.state_dict()
+    if names != "of today":
+        tensors = {re.sub("to_[qkv]|to_out.0", lambda each: OLD[each[0]], name): t for name, t in tensors.items()}
+        assert any("query" in name for name in tensors)
+    save_file(tensors, tmp_path / "vae.safetensors")
+    assert same_vae(load_vae(tmp_path / "vae.safetensors", CPU), networks.vae.network)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NUMBER_FORMATS.values() if kind.is_floating_point], ids=str)
+def test_every_number_format_of_a_vae_is_read_and_checked(files: ModelFiles, tmp_path: Path, kind: torch.dtype) -> None:
+    assert files.vae is not None
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(files.vae).items()}
+    name, path = "decoder.conv_in.weight", tmp_path / "vae.safetensors"
+    save_file(tensors, path)
+    assert torch.equal(load_vae(path, CPU).decoder.conv_in.weight, tensors[name].float())
+    save_file(tensors | {name: torch.full(tensors[name].shape, float("nan")).to(kind)}, path)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        load_vae(path, CPU)
+
+
+def test_a_folder_of_fp16_variants_and_parts(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+    half = [copy.deepcopy(network).half() for network in (networks.unet.network, networks.vae.network)]
+    half[0].save_pretrained(tmp_path / "unet", variant="fp16", max_shard_size="4MB")
+    half[1].save_pretrained(tmp_path / "vae", variant="fp16")
+    copy.deepcopy(networks.text.model).half().save_pretrained(tmp_path / "text_encoder", variant="fp16")
+    assert (
+        len(list((tmp_path / "unet").glob("*-of-*.fp16.safetensors")) + list((tmp_path / "unet").glob("*fp16-0*"))) > 1
+    )
+    found = load(replace(files, checkpoint=tmp_path, vae=None))
+    assert all(
+        torch.equal(tensor, half[0].state_dict()[name].float())
+        for name, tensor in found.unet.network.state_dict().items()
+    )
+    assert alike(picture(found), picture(networks)), "its weights were half precision before"
+
+
+def test_a_folder_without_a_vae_needs_one(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+    folder = save(networks, tmp_path)
+    shutil.move(folder / "vae", tmp_path / "elsewhere")
+    for vae in (files.vae, tmp_path / "elsewhere"):
+        assert same_vae(load(replace(files, checkpoint=folder, vae=vae)).vae.network, networks.vae.network)
+    with pytest.raises(ModelError, match=r"holds no VAE\. Name one"):
+        load(replace(files, checkpoint=folder, vae=None))
+
+
+POSITIONS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float16, torch.float32, torch.bfloat16])
+def test_whole_positions_are_no_news(
+    files: ModelFiles, tensors: Tensors, tmp_path: Path, kind: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(tensors | {POSITIONS: torch.arange(77)[None].to(kind)}, tmp_path / "a.safetensors")
+    positions = load(replace(files, checkpoint=tmp_path / "a.safetensors")).text.model.embeddings.position_ids
+    assert positions.tolist() == [list(range(77))]
+    assert "position_ids" not in caplog.text
+
+
+def test_broken_positions_draw_webuis_picture_and_are_told(
+    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """WebUI copies them into whole numbers, so 2.98 is the position 2."""
+    told = torch.arange(77.0)[None]
+    told[0, 3], told[0, 5] = 2.98, 60
+    path, made = tmp_path / "broken.safetensors", tmp_path / "made.safetensors"
+    save_file(tensors | {POSITIONS: told}, path)
+    broken = load(replace(files, checkpoint=path))
+    expected = [2 if at == 3 else 60 if at == 5 else at for at in range(77)]
+    assert broken.text.model.embeddings.position_ids.tolist() == [expected]
+    assert "broken (3 is 2.98, 5 is 60). Pictures are drawn with them, as in WebUI" in caplog.text
+    with mock.patch.object(networks.text.model.embeddings, "position_ids", torch.tensor([expected])):
+        wanted = picture(networks)
+    assert alike(picture(broken), wanted)
+    assert not alike(wanted, picture(networks))
+    convert(path, made)
+    assert load_file(made)[POSITIONS].tolist() == [expected], "a converted file draws the same"
+
+
+@pytest.mark.parametrize("told", [torch.full((1, 77), float("nan")), torch.arange(77) + 1, torch.arange(50)], ids=str)
+def test_positions_that_webui_cannot_draw_with_are_mended_and_told(
+    files: ModelFiles, tensors: Tensors, tmp_path: Path, told: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(tensors | {POSITIONS: told}, tmp_path / "a.safetensors")
+    found = load(replace(files, checkpoint=tmp_path / "a.safetensors"))
+    assert found.text.model.embeddings.position_ids.tolist() == [list(range(77))]
+    assert "a.safetensors: its text encoder's position_ids fit no chunk; 0 to 76 are used." in caplog.text
 
 
 def test_missing_and_cut_files(files: ModelFiles, tmp_path: Path) -> None:

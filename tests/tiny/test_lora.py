@@ -18,12 +18,13 @@ from torch import Tensor
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import Picture, Step, render
+from pipelines.drawing.phases import Notice, Picture, Step, render
 from pipelines.errors import ModelError
+from pipelines.families.layouts import unet_layout
 from pipelines.models import lora
-from pipelines.models.checkpoint import map_tensors
+from pipelines.models.changes import Parts, change
+from pipelines.models.checkpoint import NUMBER_FORMATS, map_tensors
 from pipelines.models.loader import load
-from pipelines.models.lora import change
 from pipelines.models.model import Model
 from tests import adapters
 from tests.adapters import CONV, LINEAR, TEXT, extras, kohya, use, write
@@ -89,11 +90,11 @@ def test_nothing_stays_after_a_cancel_or_an_error(
         calls: list[int] = []
         whole = change
 
-        def breaks(parts: lora.Parts, shape: torch.Size, rank: int | None) -> Tensor:
+        def breaks(parts: Parts, weight: Tensor, rank: int | None) -> Tensor:
             calls.append(1)
             if len(calls) == 5:  # three are the check of the shapes
                 raise KeyboardInterrupt
-            return whole(parts, shape, rank)
+            return whole(parts, weight, rank)
 
         monkeypatch.setattr(lora, "change", breaks)
         with pytest.raises(KeyboardInterrupt):
@@ -207,19 +208,21 @@ def random(*shape: int) -> Tensor:
 def test_loha_lokr_and_cores_are_what_their_papers_say() -> None:
     a, b, c, d = random(6, 2), random(2, 8), random(6, 2), random(2, 8)
     loha = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d, "alpha": torch.tensor(4.0)}
-    assert torch.allclose(change(loha, torch.Size((6, 8)), None), (a @ b) * (c @ d) * 2, atol=5e-6)
+    assert torch.allclose(change(loha, torch.zeros(6, 8), None), (a @ b) * (c @ d) * 2, atol=5e-6)
     first, second = random(2, 4), random(3, 2, 3, 3)
     whole = torch.einsum("ab,cdkl->acbdkl", first, second).reshape(6, 8, 3, 3)
     lokr = {"lokr_w1": first, "lokr_w2": second, "alpha": torch.tensor(4.0)}
-    assert torch.allclose(change(lokr, whole.shape, None), whole, atol=5e-6), "alpha counts for what has a rank"
+    assert torch.allclose(change(lokr, torch.zeros_like(whole), None), whole, atol=5e-6), (
+        "alpha counts for what has a rank"
+    )
     w2_a, w2_b = random(3, 2), random(2, 2 * 9)
     lokr = {"lokr_w1": first, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b, "alpha": torch.tensor(4.0)}
     whole = torch.kron(first[..., None, None], (w2_a @ w2_b).reshape(3, 2, 3, 3))
-    assert torch.allclose(change(lokr, whole.shape, None), whole * 2, atol=5e-6)
+    assert torch.allclose(change(lokr, torch.zeros_like(whole), None), whole * 2, atol=5e-6)
     up, core, down, x = random(6, 2, 1, 1), random(2, 2, 3, 3), random(2, 8, 1, 1), random(1, 8, 5, 5)
     conv = torch.nn.functional.conv2d
     weight = change(
-        {"lora_up.weight": up, "lora_mid.weight": core, "lora_down.weight": down}, torch.Size((6, 8, 3, 3)), None
+        {"lora_up.weight": up, "lora_mid.weight": core, "lora_down.weight": down}, torch.zeros(6, 8, 3, 3), None
     )
     assert torch.allclose(conv(x, weight), conv(conv(conv(x, down), core), up), atol=1e-4)
 
@@ -243,12 +246,21 @@ def thin_core(tensors: dict[str, Tensor], method: str) -> dict[str, Tensor]:
     return {f"{layer}.{name}": part for name, part in parts.items()}
 
 
-UP = f"lora_unet_{LINEAR.replace('.', '_')}.lora_up.weight"
+LAYER = f"lora_unet_{LINEAR.replace('.', '_')}"
+UP = f"{LAYER}.lora_up.weight"
 HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "a checkpoint": (lambda _: {"model.diffusion_model.out.2.weight": torch.ones(2)}, "a Stable Diffusion checkpoint"),
     "of SDXL": (lambda t: renamed(t, "lora_te_", "lora_te1_"), "another family"),
-    "of another form": (lambda t: t | {UP.replace("lora_up.weight", "oft_blocks"): torch.ones(1)}, "is no part of"),
-    "of no layer": (lambda t: renamed(t, "to_q", "to_z"), "to_z.* is no part of"),
+    "of another form": (lambda t: renamed(t, ".lora_up", ".vera_up"), "parts are missing"),
+    "of no layer": (lambda t: {UP.replace("to_q", "to_z"): t[UP]}, "nothing in it is known here .*to_z"),
+    "magnitudes of another layer": (
+        lambda t: t | {UP.replace("lora_up.weight", "dora_scale"): torch.ones(7, 1)},
+        "7 mag",
+    ),
+    "blocks that fill no layer": (
+        lambda t: {UP.replace("lora_up.weight", "oft_blocks"): torch.ones(3, 5, 5)},
+        "3 blocks",
+    ),
     "a part missing": (lambda t: {name: v for name, v in t.items() if name != UP}, "parts are missing"),
     "wrong shapes": (lambda t: t | {UP: torch.ones(3, adapters.RANK)}, "does not fit a weight of shape"),
     "ranks that differ": (lambda t: t | {UP: torch.ones(t[UP].shape[0], 5)}, "does not fit"),
@@ -276,11 +288,155 @@ def test_what_is_no_lora_is_refused_with_the_weights_untouched(clean: Model, tmp
     assert all(torch.equal(weight, before[name]) for name, weight in weights(clean).items())
 
 
-def test_a_pickle_is_refused_unread(clean: Model, tmp_path: Path) -> None:
-    path = tmp_path / "bad.safetensors"
+def test_a_pickle_is_read_as_plain_data(clean: Model, file: ExtraFile, tmp_path: Path) -> None:
+    clean.adapters.apply([use(file)])
+    expected = weights(clean)
+    path = tmp_path / "some.pt"
+    torch.save({"state_dict": some(clean)}, path)
+    clean.adapters.apply([use(ExtraFile.at(path))])
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(clean).items())
     path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
-    with pytest.raises(ModelError, match=f"^{path}: a pickle"):
+    with pytest.raises(ModelError, match="nothing in it was run"):
         clean.adapters.apply([use(ExtraFile.at(path))])
+
+
+FORMATS = [kind for kind in NUMBER_FORMATS.values() if kind.is_floating_point]
+
+
+@pytest.mark.parametrize("kind", FORMATS, ids=str)
+def test_every_number_format_is_read_and_checked(clean: Model, tmp_path: Path, kind: torch.dtype) -> None:
+    before, tensors = weights(clean), {name: value.to(kind) for name, value in some(clean).items()}
+    clean.adapters.apply([use(write(tmp_path / "a.safetensors", tensors))])
+    up, down = (tensors[f"lora_unet_{LINEAR.replace('.', '_')}.lora_{side}.weight"] for side in ("up", "down"))
+    expected = before[LINEAR] + up.float() @ down.float() / adapters.RANK
+    assert torch.allclose(weights(clean)[LINEAR], expected, atol=5e-6)
+    tensors[UP] = torch.full(tensors[UP].shape, float("nan")).to(kind)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        clean.adapters.apply([use(write(tmp_path / "b.safetensors", tensors))])
+
+
+def test_what_is_left_over_is_told_and_the_rest_applied(clean: Model, tmp_path: Path) -> None:
+    """As WebUI does: one name that is not known here is no reason to leave out a thousand that are."""
+    plain = some(clean)
+    clean.adapters.apply([use(write(tmp_path / "plain.safetensors", plain))])
+    expected = weights(clean)
+    strange = {"lora_unet_nowhere.lora_up.weight": torch.ones(2), "who.knows": torch.ones(1, dtype=torch.int32)}
+    strange |= {UP.replace("lora_up.weight", "bias_values"): torch.ones(3), UP.replace("to_q", "to_x"): torch.ones(3)}
+    file = write(tmp_path / "more.safetensors", plain | strange)
+    request = asked("a boat <lora:more:1>", extras(file), HiresSettings(scale=1, steps=2))
+    told = [event.text for event in render(clean, request, make_plan(request)) if isinstance(event, Notice)]
+    assert len(told) == 1, "once, though both passes have it"
+    assert told[0].startswith("more.safetensors: 4 of its 13 tensors are not known here and are left out: ")
+    assert all(name in told[0] for name in ("nowhere", "and 1 more"))
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(clean).items())
+    assert not [e for e in render(clean, asked("a boat"), make_plan(asked("a boat"))) if isinstance(e, Notice)]
+
+
+def test_ldm_names_of_every_layer_are_known(clean: Model, tmp_path: Path) -> None:
+    layout = unet_layout(clean.unet.network.config.down_block_types)
+    tensors = {}
+    for name, module in clean.unet.network.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            up, down = adapters.parts(module.weight.shape)
+            key = "lora_unet_" + layout.to_ldm(name).replace(".", "_")
+            tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(2)}
+    assert any("input_blocks_1_1_" in name for name in tensors)
+    clean.adapters.apply([use(write(tmp_path / "ldm.safetensors", tensors))])
+    assert clean.adapters.left_over == ()
+
+
+def lora64(tensors: dict[str, Tensor], module: str) -> Tensor:
+    up, down = (tensors[f"{module}.lora_{side}.weight"].double().flatten(1) for side in ("up", "down"))
+    return up @ down * float(tensors[f"{module}.alpha"]) / len(down)
+
+
+@pytest.mark.parametrize("weight", [1, 0.6, -1, 2])
+@pytest.mark.parametrize("form", ["of outputs", "of inputs", "PEFT's"])
+@pytest.mark.parametrize("layer", [LINEAR, CONV])
+def test_dora_is_the_formula_of_its_paper(clean: Model, tmp_path: Path, layer: str, form: str, weight: float) -> None:
+    """W + weight * (m * (W + s B A) / ||W + s B A|| - W), here in double precision. alpha is not the rank."""
+    module = f"lora_unet_{layer.replace('.', '_')}"
+    tensors = {name: value for name, value in some(clean).items() if name.startswith(f"{module}.")}
+    tensors[f"{module}.alpha"] = torch.tensor(0.5)
+    before = weights(clean)[layer].double()
+    side = 1 if form == "of inputs" else 0
+    magnitudes = random(before.shape[side]).abs().double() + 0.5
+    shape = [1] * before.dim()
+    shape[side] = -1
+    changed = before + lora64(tensors, module).reshape(before.shape)
+    norms = changed.transpose(0, side).flatten(1).norm(dim=1)
+    expected = before + weight * (changed * (magnitudes / norms).reshape(shape) - before)
+    if form == "PEFT's":
+        shape = [1, -1, 1, 1] if layer == CONV else [-1]
+        name = f"base_model.model.unet.{layer}.lora_magnitude_vector.weight"
+    else:
+        name = f"{module}.dora_scale"
+    tensors[name] = magnitudes.float().reshape(shape)
+    clean.adapters.apply([use(write(tmp_path / "dora.safetensors", tensors), unet=weight)])
+    assert clean.adapters.left_over == ()
+    assert torch.allclose(weights(clean)[layer].double(), expected, atol=1e-5)
+    assert not torch.allclose(weights(clean)[layer].double(), before + weight * (changed - before), atol=1e-2)
+
+
+def test_glora_ia3_oft_and_full_differences_are_what_their_papers_say() -> None:
+    for shape in ((6, 8), (6, 8, 3, 3)):
+        weight = random(*shape)
+        flat, inputs = weight.flatten(1), weight.flatten(2) if weight.dim() > 2 else weight[..., None]
+        a, b, c, d = random(8, 2), random(2, 8), random(6, 2), random(2, flat.shape[1])
+        expected = torch.einsum("oik,ij->ojk", inputs, a @ b).reshape(shape) + (c @ d).reshape(shape)
+        glora = {"a1.weight": a, "a2.weight": b, "b1.weight": c, "b2.weight": d}
+        assert torch.allclose(change(glora, weight, None), expected, atol=5e-6)
+        swapped = {"a2.weight": a, "a1.weight": b, "b2.weight": c, "b1.weight": d, "alpha": torch.tensor(1)}
+        assert torch.allclose(change(swapped, weight, None), expected / 2, atol=5e-6)
+        for of_inputs, side in ((True, 8), (False, 6)):
+            ia3 = {"weight": random(side), "on_input": torch.tensor(int(of_inputs))}
+            factors = ia3["weight"].reshape((1, -1) if of_inputs else (-1, 1))
+            expected = (inputs * factors[..., None]).reshape(shape)
+            assert torch.allclose(change(ia3, weight, None), expected)
+        blocks = random(3, 2, 2) / 4
+        skew = blocks - blocks.mT
+        turned = [(torch.eye(2) + q) @ torch.linalg.inv(torch.eye(2) - q) for q in skew]
+        assert all(torch.allclose(r @ r.T, torch.eye(2), atol=1e-6) for r in turned), "they are rotations"
+        expected = torch.cat([r.T @ flat[2 * k : 2 * k + 2] for k, r in enumerate(turned)]).reshape(shape)
+        assert torch.allclose(change({"oft_blocks": blocks}, weight, None), expected - weight, atol=5e-6)
+        assert torch.equal(change({"diff": weight * 3}, weight, None), weight * 3)
+
+
+def test_norms_and_biases_are_changed_and_restored(clean: Model, tmp_path: Path) -> None:
+    name = "mid_block.resnets.0.norm1"
+    norm, conv = clean.unet.network.get_submodule(name), clean.unet.network.get_submodule(CONV)
+    before = [parameter.clone() for parameter in (norm.weight, norm.bias, conv.bias)]
+    layer = f"lora_unet_{name.replace('.', '_')}"
+    tensors = {f"{layer}.w_norm": random(len(before[0])), f"{layer}.b_norm": random(len(before[1])) * 2}
+    tensors[f"lora_unet_{CONV.replace('.', '_')}.diff_b"] = random(len(before[2])) * 3
+    clean.adapters.apply([use(write(tmp_path / "norm.safetensors", tensors), unet=0.5)])
+    for parameter, old, added in zip((norm.weight, norm.bias, conv.bias), before, tensors.values(), strict=True):
+        assert torch.allclose(parameter, old + 0.5 * added, atol=1e-6)
+    clean.adapters.apply([])
+    assert all(torch.equal(*pair) for pair in zip((norm.weight, norm.bias, conv.bias), before, strict=True))
+
+
+def test_an_embedding_inside_a_lora_counts_while_the_lora_does(clean: Model, tmp_path: Path) -> None:
+    """`bundle_emb` of OneTrainer and others; a file of its own with the same name goes before it, as in WebUI."""
+    vectors = random(2, clean.text.model.config.hidden_size)
+    tensors = some(clean) | {"bundle_emb.zqx.string_to_param.*": vectors}
+    bundle = write(tmp_path / "bundle.safetensors", tensors)
+    alone = write(tmp_path / "zqx.safetensors", {"emb_params": vectors})
+    other = write(tmp_path / "other.safetensors", {"emb_params": -vectors})
+    plain = write(tmp_path / "plain.safetensors", some(clean))
+    tag = "a zqx boat <lora:plain:1>"
+
+    def drawn(prompt: str, found: Extras) -> NDArray[np.uint8]:
+        return draw(clean, asked(prompt, found))
+
+    expected = drawn(tag, Extras(loras={"plain": plain}, embeddings={"zqx": alone}))
+    assert np.array_equal(drawn(tag, Extras(loras={"plain": bundle})), expected)
+    assert clean.adapters.left_over == ()
+    assert not alike(drawn(tag, Extras(loras={"plain": plain})), expected)
+    replaced = drawn(tag, Extras(loras={"plain": bundle}, embeddings={"zqx": other}))
+    assert np.array_equal(replaced, drawn(tag, Extras(loras={"plain": plain}, embeddings={"zqx": other})))
+    untagged = drawn("a zqx boat", Extras(loras={"plain": bundle}))
+    assert np.array_equal(untagged, drawn("a zqx boat", NO_EXTRAS)), "not without its tag"
 
 
 def test_a_broken_file_is_told_by_its_input(clean: Model, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +31,7 @@ from pipelines.runtime import memory
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import Footprint
 from pipelines.runtime.unet_call import Condition, UNet, UNetCall
-from pipelines.sampling.control import Controls, Unit
+from pipelines.sampling.control import ControlNetUnit, Controls
 from tests.alike import alike
 
 SHORT = torch.OutOfMemoryError("CUDA out of memory")
@@ -123,11 +122,11 @@ def test_the_footprint_under_controls_is_what_they_and_the_unet_hold() -> None:
 
     networks = [(control, ControlSettings(model="x")) for control in controls]
     shown, time, contexts = empty(1, 3, 512, 768), torch.empty((), device="meta"), empty(2, 77, 768)
-    units = [Unit(control, settings, range(1), shown) for control, settings in networks]
+    units = [ControlNetUnit(settings, range(1), control, shown) for control, settings in networks]
     call = UNetCall(empty(2, 4, 64, 96), time, Condition(contexts))
 
     def drawn() -> object:
-        return UNet(unet)(replace(call, residuals=Controls(units).residuals(call, 0, 1)))
+        return UNet(unet)(Controls(units).guide(call, 0, 1))
 
     assert footprint.unet * 64 * 96 * 2 == pytest.approx(peak(drawn), rel=0.05)
 

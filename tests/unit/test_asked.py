@@ -197,9 +197,60 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
     assert not obstacles(block, MODEL)
 
 
-def test_unknown_keys_are_told_but_do_no_harm() -> None:
-    (found,) = obstacles(f"a\n{PLAIN}, Mood: fine", MODEL)
-    assert (found.text, found.other_picture) == ("Mood: fine is not understood", False)
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Mood: fine",
+        "PAG scale: 3",
+        "CFG end: 0.8",
+        "ToMe: 0.5",
+        "Detailer: face-yolo8n",
+        "Color correction: True",
+        "Conditional mask weight: 0",  # 0 is a choice there, and 1 the usual
+        "CFG end: 0",
+        "Sampler low order: False",  # so is False here
+        "Image guidance mode: 0",
+        "Hires checkpoint: other",
+        "Hires CFG Scale: 3",
+        "Styles: anime",
+        "Parser: compel",
+    ],
+)
+def test_a_key_that_nobody_here_knows_stops_a_strict_request(end: str) -> None:
+    (found,) = obstacles(f"a\n{PLAIN}, {end}", MODEL)
+    assert (found.text, found.other_picture) == (f"{end} is not understood", True)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Version: v1.10.1",
+        "User: me",
+        "Created Date: 2024-05-01T10:11:12.0000000Z",
+        "Time taken: 5.1 sec.",
+        "Batch size: 4, Batch pos: 1",
+        "PAG scale: 0",
+        "CFG end: 1.0",
+        "ToMe: 0.0",
+        "Detailer: None",
+        "Color correction: False",
+        "Conditional mask weight: 1",
+        "ADetailer version: 23.11.1",
+        "Dynamic thresholding enabled: False",
+        "Parser: native",
+        "Hires CFG Scale: 7.0",
+        "Refiner: None",
+        "Token merging ratio: 0",
+    ],
+)
+def test_keys_that_ask_for_nothing_are_known(end: str) -> None:
+    assert obstacles(f"a\n{PLAIN}, {end}", MODEL) == []
+
+
+def test_what_was_done_to_a_finished_picture_is_told_and_stops_nothing() -> None:
+    (found,) = obstacles(f"a\n{PLAIN}, Postprocess upscaler: R-ESRGAN 4x+", MODEL)
+    assert not found.other_picture
+    assert "Postprocess upscaler: R-ESRGAN 4x+ was done to the finished picture" in found.text
 
 
 def test_what_cannot_be_drawn_names_its_field() -> None:
@@ -696,7 +747,7 @@ def test_strict_refuses_another_picture_and_says_all_of_it() -> None:
         drop_unsupported(data, found, strict=True)
     assert "4x-UltraSharp" in str(refused.value)
     assert "deadbeef00" in str(refused.value)
-    assert "Mood" not in str(refused.value)
+    assert "Mood: fine" in str(refused.value)
     drawn_anyway = request_of(drop_unsupported(data, found, strict=False))
     assert drawn_anyway.hires is not None
     assert drawn_anyway.hires.upscaler == "Lanczos"

@@ -66,6 +66,30 @@ def test_texts_are_bounded_and_hold_no_control_characters() -> None:
     assert str(error).isprintable()
 
 
+@pytest.mark.parametrize("length", [2500, 20_000, 39_000])
+def test_a_long_error_loses_its_middle_and_keeps_what_to_do(length: int) -> None:
+    value = "x " * (length // 2)
+    error = ModelError(f"the value {value} is wrong. Give another one, see https://x.com/?token=SECRET")
+    assert len(str(error)) <= TEXT_MAX
+    assert str(error).startswith("the value x x ")
+    assert str(error).endswith(" is wrong. Give another one, see https://x.com/")
+    assert " characters) ... " in str(error)
+    assert len(shown(value, 300)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("/tmp/tmpab12_xyzstyle.safetensors: no LoRA", "style.safetensors: no LoRA"),
+        ("cannot open '/var/folders/t7/tmpab12_xyzmy file.png'", "cannot open 'my file.png'"),
+        ("the LoRA tmp_training_v2", "the LoRA tmp_training_v2"),
+        ("/tmp/pastel-x/final.png", "/tmp/pastel-x/final.png"),
+    ],
+)
+def test_the_place_of_an_uploaded_file_is_not_shown(text: str, clean: str) -> None:
+    assert shown(text) == clean
+
+
 def test_a_value_of_any_size_is_told_by_its_beginning() -> None:
     error = InvalidInput("prompt", "y" * 9_000_000, "is long", "Shorten it.")
     assert len(str(error)) < 200

@@ -388,12 +388,6 @@ def test_a_hypernetwork_of_a_block_from_before_2023_is_a_tag() -> None:
     assert (found.hypernetwork_hash, found.unknown) == ("0123456789", {})
 
 
-def test_networks_that_only_civitai_tells() -> None:
-    resources = '[{"type":"checkpoint","modelName":"Pony"},{"type":"lora","weight":0.8,"modelName":"Ink"}]'
-    found = read(f"a\n{SHORT}, Civitai resources: {resources}, Civitai metadata: {{}}")
-    assert [word in " ".join(found.doubts) for word in ("Pony", "the lora Ink")] == [True, True]
-
-
 # --- other programs
 
 
@@ -428,7 +422,8 @@ def test_sdnext() -> None:
         "Hires sampler: DPM++ SDE, VAE: Automatic"
     )
     assert (found.hires, found.values.get("hires_scale"), size(found, "hires_")) == (True, 1.5, (None, None))
-    assert (found.vae, found.unknown, found.warnings) == (None, {}, ())
+    assert (found.vae, found.unknown, found.doubts) == (None, {}, ())
+    assert [warning.partition(",")[0] for warning in found.warnings] == ["made with SD.Next"]
 
 
 def test_forge() -> None:

@@ -1,10 +1,12 @@
 """Files of every format hold the picture and its generation parameters."""
 
+import io
 import os
 import resource
 import struct
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InvalidInput, OutputError
-from pipelines.images.files import EXIF_IFD, USER_COMMENT, FileFormat, OutputFolder, read_parameters
+from pipelines.images.files import FileFormat, OutputFolder, parameters_in, read_parameters
+from pipelines.images.texts import EXIF_IFD, USER_COMMENT
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 TEXT = "a café, 海\nSteps: 20, Sampler: DPM++ 2M"
@@ -128,7 +131,7 @@ HOSTILE = {
     "a long text": (png(8, 8, chunk(b"tEXt", b"parameters\0" + b"a" * 1_000_001)), "more than 1000000 characters"),
     "a cut png": (png(8, 8)[:30], "cannot be read"),
     "a chunk longer than the file": (png(8, 8)[:33] + b"\x7f\xff\xff\xfftEXt", "cannot be read"),
-    "a gif": (b"GIF89a" + bytes(range(256)), "cannot be read"),
+    "a broken gif": (b"GIF89a" + bytes(range(256)), ""),
     "an empty file": (b"", "holds no generation parameters"),
     "a long text file": (b"a" * 1_000_001, "more than 1000000 characters"),
     "no text": (bytes(range(256)), "cannot be read"),
@@ -158,10 +161,63 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         (b"caf\xc3\xa9\nSteps: 20", "café\nSteps: 20"),
         (b"UNICODE\0" + "\ufeffa\nSteps: 20".encode("utf-16-le"), "a\nSteps: 20"),
         (b"UNICODE\0" + "a\nSteps: 20".encode("utf-16-be") + b"x", "a\nSteps: 20\ufffd"),
+        (b"UNICODE\0" + "1girl, \u6d77 without the word".encode("utf-16-le"), "1girl, \u6d77 without the word"),
+        (b"UNICODE\0" + "1girl, \u6d77 without the word".encode("utf-16-be"), "1girl, \u6d77 without the word"),
+        (b"Unicode\0" + "\ufeff\u6d77\u6d77\u6d77 Steps".encode("utf-16-be"), "\u6d77\u6d77\u6d77 Steps"),
+        (b"UNICODE\0" + "\u6d77\u6d77\nSteps: 20".encode("utf-16-le"), "\u6d77\u6d77\nSteps: 20"),
+        (b"JIS\0\0\0\0\0" + "\u6d77\nSteps: 20".encode("iso2022_jp"), "\u6d77\nSteps: 20"),
     ],
 )
-def test_other_encodings_of_the_comment(tmp_path: Path, raw: bytes, text: str) -> None:
+@pytest.mark.parametrize("ending", ["jpg", "webp", "avif", "png"])
+def test_other_encodings_of_the_comment(tmp_path: Path, raw: bytes, text: str, ending: str) -> None:
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD)[USER_COMMENT] = raw
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_parameters(tmp_path / "a.jpg") == text
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a.{ending}", exif=exif.tobytes())
+    assert read_parameters(tmp_path / f"a.{ending}") == text
+
+
+TEXTS: dict[str, Callable[[str], bytes]] = {
+    "tEXt": lambda text: chunk(b"tEXt", b"parameters\0" + text.encode("latin-1")),
+    "zTXt": lambda text: chunk(b"zTXt", b"parameters\0\0" + zlib.compress(text.encode("latin-1"))),
+    "iTXt": lambda text: chunk(b"iTXt", b"parameters\0\0\0en\0word\0" + text.encode()),
+    "packed iTXt": lambda text: chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(text.encode())),
+}
+
+
+def written(tmp_path: Path, before: bytes = b"", after: bytes = b"") -> Path:
+    """A whole PNG with chunks before its pixels and after them."""
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(stream, "PNG")
+    content = stream.getvalue()
+    end = len(content) - 12
+    path = tmp_path / "a.png"
+    path.write_bytes(content[:33] + before + content[33:end] + after + content[end:])
+    return path
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_parameters_are_found_before_the_pixels_and_after_them(tmp_path: Path, kind: str) -> None:
+    text = "caf\xe9\nSteps: 20, Sampler: Euler, Seed: 1"
+    other = chunk(b"tEXt", b"Software\0parameters") + chunk(b"zTXt", b"parameters\0\0broken")
+    for place in ("before", "after"):
+        path = written(tmp_path, **{place: TEXTS[kind](text) + other})
+        assert read_parameters(path) == parameters_in(path) == text
+    path = written(tmp_path, TEXTS["tEXt"]("before"), TEXTS[kind]("after"))
+    assert read_parameters(path) == "after", "the last one counts, as in Pillow"
+    path.write_bytes(path.read_bytes()[:-12])
+    assert read_parameters(path) == "after", "the end is missing"
+
+
+def test_hostile_texts_after_the_pixels_are_bounded(tmp_path: Path) -> None:
+    for kind, head in ((b"zTXt", b"parameters\0\0"), (b"iTXt", b"parameters\0\1\0\0\0")):
+        path = written(tmp_path, after=chunk(kind, head + BOMB))
+        with pytest.raises(InvalidInput, match="more than 1000000 characters"):
+            read_parameters(path)
+    path = written(tmp_path, after=chunk(b"tEXt", b"") * 300_000)
+    with pytest.raises(InvalidInput, match="more than 200000 chunks"):
+        read_parameters(path)
+
+
+def test_a_comment_of_a_gif_is_read(tmp_path: Path) -> None:
+    Image.new("P", (8, 8)).save(tmp_path / "a.gif", comment=b"a\nSteps: 20")
+    assert read_parameters(tmp_path / "a.gif") == "a\nSteps: 20"

@@ -1,20 +1,27 @@
 """Pickles as torch writes them, read without torch; and as attackers write them."""
 
+import datetime
+import functools
+import importlib
 import os
 import pickle
+import shutil
+import subprocess
 import zipfile
 from argparse import Namespace
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipelines.files.headers import Stored
-from pipelines.files.pickles import Inert, read_pickle
+from pipelines.files.machine import Inert
+from pipelines.files.pickles import read_pickle
 from pipelines.models.checkpoint import map_tensors
 from tests.attacks import pickled, storage, tensor, text, zipped
 
@@ -91,20 +98,90 @@ class Call:
 
 
 @pytest.mark.parametrize("zipped_form", [True, False])
-def test_every_name_from_outside_is_refused_by_name(tmp_path: Path, zipped_form: bool) -> None:
+def test_what_does_harm_when_it_is_called_is_refused_by_name(tmp_path: Path, zipped_form: bool) -> None:
     path, proof = tmp_path / "a.pt", tmp_path / "ran"
     for value, name in (
         (Call(os.system, f"touch {proof}"), "posix.system"),
         (Call(eval, f"open({str(proof)!r}, 'w')"), "__builtin__.eval"),
         (Call(getattr, Path, "touch"), "__builtin__.getattr"),
-        (Namespace(a=1), "argparse.Namespace"),
-        (bytearray(3), "__builtin__.bytearray"),
+        (Call(subprocess.Popen, ["touch", str(proof)]), "commands.Popen"),  # which it was called in Python 2
+        (Call(shutil.copy, "/etc/hostname", str(proof)), "shutil.copy"),
+        (Call(importlib.import_module, "antigravity"), "importlib.import_module"),
+        (Call(functools.partial(os.system, f"touch {proof}")), "posix.system"),
+        (Call(torch.hub.load, "owner/name", "model"), "torch.hub.load"),
+        (Call(np.testing.runstring, f"open({str(proof)!r}, 'w')", {}), "numpy.testing._private.utils.runstring"),
         (torch.zeros(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
     ):
         torch.save({"a": value}, path, _use_new_zipfile_serialization=zipped_form)
         with pytest.raises(ValueError, match=f"^it asks for {name}$"):
             read_pickle(path)
     assert not proof.exists()
+
+
+class Strange(dict[str, int]):
+    """A class that nobody here knows, and whose objects are dicts."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (), {"attribute": 1}, iter([1]), iter(self.items())
+
+    def append(self, value: object) -> None:
+        """What unpickling adds."""
+
+
+TRAINERS: dict[str, Any] = {
+    "lightning's callbacks": {
+        "callbacks": {Strange: Strange(a=1), "path": Path("a"), "when": datetime.date(2024, 1, 1)}
+    },
+    "numpy's scalars": {"loss": np.float64(0.5), "many": np.ones(3), "kind": np.dtype("f2"), "step": np.int64(3)},
+    "arguments": {"hyper_parameters": Namespace(a=1, b=Strange(c=2)), "partial": functools.partial(int, base=2)},
+    "sets and keys": {"set": {1, 2}, "frozen": frozenset((3,)), ("a", "tuple"): 1, b"bytes": bytearray(3), None: ...},
+    "an optimizer": {"optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}]},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("beside", TRAINERS)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_trainers_keep_beside_weights_is_inert(tmp_path: Path, beside: str, protocol: int) -> None:
+    path, values = tmp_path / "a.ckpt", torch.arange(6.0).reshape(2, 3)
+    torch.save({"state_dict": {"w": values}} | TRAINERS[beside], path, pickle_protocol=protocol)
+    assert {name: tensor.tolist() for name, tensor in map_tensors(path).items()} == {"w": values.tolist()}
+
+
+def of_device(values: Tensor) -> Call:
+    """How torch 1.12 to 2.0 wrote a tensor of a Mac's GPU: as a numpy array."""
+    array = values.numpy()
+    return Call(torch._utils._rebuild_device_tensor_from_numpy, array, values.dtype, "mps:0", False)  # type: ignore
+
+
+EMBEDDINGS: dict[str, Callable[[Tensor], Any]] = {
+    "ParameterDict": lambda v: nn.ParameterDict({"*": nn.Parameter(v)}),
+    "OrderedDict": lambda v: OrderedDict({"*": v}),
+    "defaultdict": lambda v: defaultdict(list, {"*": v}),
+    "a class of nobody": lambda v: Strange({"*": v}),  # type: ignore[dict-item]
+    "of a Mac": lambda v: {"*": of_device(v)},
+    "of a Mac, by columns": lambda v: {"*": of_device(v.T.contiguous().T)},
+}
+
+
+@pytest.mark.parametrize("form", EMBEDDINGS)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("zipped_form", [True, False])
+def test_embeddings_of_all_programs_are_read(tmp_path: Path, form: str, kind: torch.dtype, zipped_form: bool) -> None:
+    path, values = tmp_path / "a.pt", torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(kind)
+    content = {"string_to_token": {"*": 265}, "string_to_param": EMBEDDINGS[form](values), "name": "a", "step": 9}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped_form)
+    (name, found), *others = map_tensors(path).items()
+    assert (name, others) == ("string_to_param.*", [])
+    assert same(found, values)
+
+
+def test_a_whole_module_has_the_names_of_its_state(tmp_path: Path) -> None:
+    module, path = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3))), tmp_path / "a.pth"
+    torch.save(module, path)
+    assert {name: value.tolist() for name, value in map_tensors(path).items()} == {
+        name: value.tolist() for name, value in module.state_dict().items()
+    }
 
 
 GOOD = {"data/0": bytes(16)}
@@ -114,14 +191,17 @@ GOOD = {"data/0": bytes(16)}
     ("content", "told"),
     [
         (pickle.dumps({"a": 1}, protocol=2), "none that torch wrote"),
-        (pickle.dumps({"a": 1}, protocol=4), "instruction b'.x95'"),
+        (pickle.dumps({"a": 1}, protocol=4), "none that torch wrote"),
         (zipped(b"\x80\x02"), "cut or too long"),
         (zipped(b"\x80\x02."), "takes more from the stack"),
         (zipped(b"\x80\x02}t."), "lacks a mark"),
         (zipped(b"\x80\x02(a."), "takes more from the stack"),
         (zipped(b"\x80\x02h\x07."), "did not remember"),
         (zipped(b"\x80\x02NNR."), "what cannot be called"),
-        (zipped(b"\x80\x02ctorch\nfloat16\n)R."), "it calls torch.float16"),
+        (zipped(b"\x80\x02d."), "instruction b'd'"),
+        (zipped(b"\x80\x02" + text("a") + b"](NNe\x93."), "no short text"),
+        (zipped(b"\x80\x02" + text("os\n") + text("system") + b"\x93."), "no short text"),
+        (zipped(b"\x80\x04" + text("os") + text("system") + b"\x93."), "it asks for os.system"),
         (zipped(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R."), "too many or too few"),
         (zipped(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + b"N" * 999 + b"tR."), "too many or too few"),
         (zipped(b"\x80\x02c" + b"x" * 300 + b"\n\n."), "a name in its pickle is too long"),
@@ -129,7 +209,7 @@ GOOD = {"data/0": bytes(16)}
         (zipped(b"\x80\x02Na."), "takes more from the stack"),
         (zipped(b"\x80\x02NNa."), "adds to what is no list"),
         (zipped(b"\x80\x02NQ."), "names storages in no known way"),
-        (zipped(b"\x80\x02" + storage(4, "StrangeStorage") + b".", **GOOD), "it asks for torch.StrangeStorage"),
+        (zipped(b"\x80\x02" + storage(4, "StrangeStorage") + b".", **GOOD), "a storage of no known type"),
         (zipped(b"\x80\x02(" + storage(4) + storage(5) + b"t.", **GOOD), "names one storage in two ways"),
         (zipped(pickled(tensor((2,), (1,)))), "a storage is missing"),
         (zipped(pickled(tensor((2,), (1, 1))), **GOOD), "more sizes than strides"),

@@ -37,6 +37,36 @@ def test_every_kind_of_pixel(tmp_path: Path, mode: str, name: str, expected: str
     assert np.asarray(flat(image)).min() >= 254
 
 
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture"),
+        (b"\0\0\0\x24ftypmif1\0\0\0\0heic", "a HEIC picture"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "a video"),
+        (b"\0\0\0\x18ftypcrx isom", "a camera's raw picture"),
+        (b"II*\0\x08\0\0\0", "a TIFF picture"),
+        (b"MM\0*\0\0\0\x08", "a TIFF picture"),
+        (b"\xff\x0a\xfa\x7f", "a JPEG XL picture"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x">', "an SVG drawing"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "a PNG that is cut or broken"),
+        (b"", "it is empty"),
+        (b"hello", "none of the formats that are read"),
+    ],
+)
+def test_what_is_no_picture_that_is_read_is_named(tmp_path: Path, start: bytes, what: str) -> None:
+    path = tmp_path / "tmpab12_xyzholiday.heic"
+    path.write_bytes(start + bytes(100) * bool(start))
+    with pytest.raises(InvalidInput) as refused:
+        read(path, "image")
+    assert what in str(refused.value)
+    assert str(refused.value).startswith("image='holiday.heic': cannot be read as a picture (it is ")
+    assert "save a picture of another format as one of them" in str(refused.value)
+
+
 def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
     values = np.array([[0, 257 * 100, 65535]], np.uint16)
     image = read(saved(Image.fromarray(values), tmp_path / "a.png"), "mask")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.ask.catalog import PREPROCESSORS
+from pipelines.ask.catalog import IMAGE_PROMPT, PREPROCESSORS
 from pipelines.ask.request import ControlSettings
-from pipelines.images.preprocess import canny, control_map, lineart, scribble
+from pipelines.images.preprocess import canny, color, control_map, lineart, scribble
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 
@@ -46,7 +46,20 @@ def test_lines_are_white_where_they_were_black(preprocessor) -> None:  # type: i
     assert (made == made[..., :1]).all(), "grey"
 
 
-@pytest.mark.parametrize("name", PREPROCESSORS)
+def test_colours_are_squares_of_64_pixels() -> None:
+    picture = np.zeros((128, 200, 3), np.uint8)
+    picture[:64, :100] = (200, 100, 50)
+    made = color(picture)
+    assert made.shape == picture.shape
+    columns = np.flatnonzero((made[:, 1:] != made[:, :-1]).any(axis=(0, 2))) + 1
+    rows = np.flatnonzero((made[1:] != made[:-1]).any(axis=(1, 2))) + 1
+    assert list(rows) == [64]
+    assert all(abs(column - wanted) <= 1 for column, wanted in zip(columns, (67, 134), strict=False))
+    assert np.abs(made[10, 10].astype(int) - (200, 100, 50)).max() < 60
+    assert color(WHITE[:8, :8]).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in PREPROCESSORS if name not in ("color", IMAGE_PROMPT)])
 def test_maps_are_from_0_to_1_in_the_pictures_size(name: str) -> None:
     made = control_map(square(), ControlSettings(model="x", preprocessor=name), None)
     assert made.shape == (64, 64, 3)

@@ -1,12 +1,15 @@
 """ControlNet units: lines of the input, values of infotexts in every form, and the checks on both."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from pipelines.ask.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, PREPROCESSORS
+from pipelines.ask.catalog import CONTROL_MODES, CONTROL_RESIZE_MODES, IMAGE_PROMPT, PREPROCESSORS
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import ExtraFile, Extras
@@ -65,6 +68,12 @@ def request(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> Gener
         ("a: preprocessor = scribble , resize=stretch", {"preprocessor": "scribble", "resize_mode": "stretch"}),
         ("canny: 1, low=50, high=60", {"low": 50, "high": 60, "weight": 1}),
         ("https://h.co/x/a_canny.safetensors: 0.4", {"model": "https://h.co/x/a_canny.safetensors", "weight": 0.4}),
+        ("ip-adapter-plus: 0.6", {"model": "ip-adapter-plus", "preprocessor": "ip-adapter", "weight": 0.6}),
+        ("h94/IP-Adapter/models/x.bin: end=0.5", {"preprocessor": "ip-adapter", "end": 0.5}),
+        ("t2iadapter_canny_sd15v2", {"preprocessor": "canny"}),
+        ("t2iadapter_color_sd14v1", {"preprocessor": "color"}),
+        ("ioclab_sd15_recolor", {"preprocessor": "none"}),
+        ("mine: preprocessor=ip-adapter", {"preprocessor": "ip-adapter"}),
         ("https://h.co:80/a.safetensors?a=b", {"model": "https://h.co:80/a.safetensors?a=b", "preprocessor": "none"}),
     ],
 )
@@ -90,6 +99,8 @@ def test_lines(line: str, settings: dict[str, object]) -> None:
         ("canny: preprocessor=hed", "controls, preprocessor of canny='hed': must be one of canny, lineart"),
         ("canny: resize=fill", "must be one of crop, stretch"),
         ("\n".join(["canny"] * 5), "at most 4 lines"),
+        ("ip-adapter: mode=prompt", "mode of ip-adapter='prompt': it changes nothing about an IP-Adapter"),
+        ("ip-adapter: resize=stretch", "resize of ip-adapter='stretch': it changes nothing"),
     ],
 )
 def test_lines_that_ask_for_what_there_is_not(line: str, words: str) -> None:
@@ -108,7 +119,7 @@ def test_a_unit_is_written_as_the_extension_does() -> None:
     assert write_unit(CANNY, "d14c016b") == UNIT
 
 
-@pytest.mark.parametrize("preprocessor", PREPROCESSORS)
+@pytest.mark.parametrize("preprocessor", [name for name in PREPROCESSORS if name != IMAGE_PROMPT])
 @pytest.mark.parametrize("mode", CONTROL_MODES)
 @pytest.mark.parametrize("resize_mode", CONTROL_RESIZE_MODES)
 def test_what_is_written_is_read_back(preprocessor: str, mode: str, resize_mode: str) -> None:
@@ -127,6 +138,9 @@ def test_what_is_written_is_read_back(preprocessor: str, mode: str, resize_mode:
         ("Crop and Resize", "Resize and Fill", "resize mode Resize and Fill is not here"),
         ("Control Mode", "Hr Option: Low res only, Control Mode", "in one pass only"),
         ("Control Mode", "Hr Option: Both, Control Mode", ""),
+        ("Control Mode", "Low Vram: True, Save Detected Map: True, Control Mode", ""),
+        ("Control Mode", "Advanced Weighting: None, Control Mode", ""),
+        ("Control Mode", "Advanced Weighting: 0.5, Control Mode", r"its advanced weighting (0.5) is not known here"),
     ],
 )
 def test_what_makes_another_picture_is_a_doubt(changed: str, to: str, words: str) -> None:
@@ -136,6 +150,35 @@ def test_what_makes_another_picture_is_a_doubt(changed: str, to: str, words: str
     doubts = read_unit(text, (512, 768)).doubts
     assert words in " ".join(doubts)
     assert bool(words) == bool(doubts)
+
+
+IP_UNIT = (
+    "Module: {}, Model: ip-adapter_sd15 [6a3f6166], Weight: 0.6, Resize Mode: {}, Low Vram: False, "
+    "Processor Res: 640, Threshold A: 0.5, Threshold B: 0.5, Guidance Start: 0, Guidance End: 0.8, "
+    "Pixel Perfect: False, Control Mode: {}, Hr Option: Both, Save Detected Map: True"
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "resize_mode", "mode"),
+    [
+        ("ip-adapter_clip_sd15", "Crop and Resize", "Balanced"),
+        ("ip-adapter-auto", "Resize and Fill", "ControlNet is more important"),
+    ],
+)
+def test_an_ip_adapter_of_an_infotext(module: str, resize_mode: str, mode: str) -> None:
+    """The extension hides both modes of one, and ignores them."""
+    told = read_unit(IP_UNIT.format(module, resize_mode, mode), (512, 768))
+    assert told.settings == ControlSettings(
+        model="ip-adapter_sd15", model_hash="6a3f6166", preprocessor="ip-adapter", weight=0.6, end=0.8
+    )
+    assert told.warnings + told.doubts == ()
+    assert read_unit(write_unit(told.settings, "6a3f6166"), (512, 768)).settings == told.settings
+
+
+def test_an_ip_adapter_that_looked_at_a_face_is_a_doubt() -> None:
+    (doubt,) = read_unit(IP_UNIT.format("ip-adapter_face_id_plus", "Just Resize", "Balanced"), None).doubts
+    assert doubt == "ip-adapter_face_id_plus looked at a face by a network that is not here"
 
 
 def test_a_preprocessor_that_is_not_here_leaves_its_map_to_be_sent() -> None:
@@ -208,6 +251,8 @@ def test_each_line_has_its_picture(file: ExtraFile) -> None:
 def test_what_a_request_refuses(file: ExtraFile) -> None:
     with pytest.raises(InvalidInput, match="controls='y': no ControlNet of this name is here"):
         request(file, ControlSettings(model="y", picture=PICTURE))
+    with pytest.raises(InvalidInput, match="an IP-Adapter needs an image encoder, and none is here"):
+        request(file, ControlSettings(model="x_canny", picture=PICTURE, preprocessor="ip-adapter"))
     with pytest.raises(InvalidInput, match="the preprocessor inpaint needs a mask"):
         request(file, ControlSettings(model="x_canny", picture=PICTURE, preprocessor="inpaint"))
 
@@ -226,17 +271,17 @@ def test_the_steps_at_which_it_acts(file: ExtraFile, start: float, end: float, s
     assert plan.describe().endswith(f"; ControlNet x_canny (canny) at 1 in steps {told} and {told}")
 
 
+CANNY_TINY = ROOT / "tests" / "data" / "controlnets" / "canny-tiny.safetensors"
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: ExtraFile) -> Path:
     """A cache that holds one ControlNet, own_canny."""
     monkeypatch.setenv("PASTEL_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "controlnets").mkdir()
-    (tmp_path / "controlnets" / "own_canny.safetensors").write_bytes(b"w")
+    shutil.copy(CANNY_TINY, tmp_path / "controlnets" / "own_canny.safetensors")
     return tmp_path
-
-
-CANNY_TINY = ROOT / "tests" / "data" / "controlnets" / "canny-tiny.safetensors"
 
 
 def test_files_of_lines(cache: Path) -> None:
@@ -298,3 +343,70 @@ def test_a_block_asks_for_the_file_of_its_model() -> None:
 def test_lines_that_name_nothing(line: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         Library().load_only(NOTHING, Inputs(controls=line))
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Files by whose content an IP-Adapter, an image encoder and a T2I adapter are known."""
+    names = ("ip_adapter.1.to_k_ip.weight", "vision_model.embeddings.class_embedding", "body.0.block1.weight")
+    paths = tmp_path / "face.bin", tmp_path / "vision.safetensors", tmp_path / "ip-adapter.safetensors"
+    for name, path in zip(names, paths, strict=True):
+        save_file({name: torch.zeros(2)}, path)
+    return paths
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_ip_adapter_is_known_by_its_content_and_brings_its_encoder(sent: tuple[Path, Path, Path]) -> None:
+    extras, made = Library().load_only(NOTHING, Inputs(controls="face: 0.5", files=sent[:2]))
+    assert made.controls == (ControlSettings(model="face", weight=0.5, preprocessor="ip-adapter"),)
+    assert extras.image_encoder is not None
+    assert extras.image_encoder.path == sent[1]
+    assert list(extras.controls) == ["own_canny", "face"]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_name_makes_no_ip_adapter(sent: tuple[Path, Path, Path]) -> None:
+    extras, made = Library().load_only(NOTHING, Inputs(controls="ip-adapter: 0.5", files=sent[2:]))
+    assert made.controls == (ControlSettings(model="ip-adapter", weight=0.5, preprocessor="none"),)
+    assert extras.image_encoder is None
+
+
+def test_an_encoder_in_the_cache_is_used(cache: Path, sent: tuple[Path, Path, Path]) -> None:
+    own = Path(shutil.copy(sent[1], cache / "controlnets" / "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"))
+    extras, _ = Library().load_only(NOTHING, Inputs(controls="face", files=sent[:1]))
+    assert extras.image_encoder is not None
+    assert extras.image_encoder.path == own
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_encoder_that_cannot_be_had_is_told_before_anything_is_drawn(sent: tuple[Path, Path, Path]) -> None:
+    told = r"The image encoder of IP-Adapters: clip-vit-h cannot be had.*HF_HUB_OFFLINE.*send it in files"
+    with pytest.raises(ModelError, match=told):
+        Library().load_only(NOTHING, Inputs(controls="face", files=sent[:1]))
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("line", "count", "words"),
+    [
+        ("face: preprocessor=canny", 2, "preprocessor of face='canny': an IP-Adapter sees its picture without"),
+        ("face: mode=prompt", 2, "mode of face='prompt': it changes nothing about an IP-Adapter"),
+    ],
+)
+def test_what_an_ip_adapter_has_not(sent: tuple[Path, Path, Path], line: str, count: int, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        Library().load_only(NOTHING, Inputs(controls=line, files=sent[:count]))
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_is_no_ip_adapter(sent: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(InvalidInput, match="preprocessor of mine='ip-adapter': its file is no IP-Adapter"):
+        Library().load_only(NOTHING, Inputs(controls="mine: preprocessor=ip-adapter", files=sent[2:]))
+
+
+def test_a_picture_that_no_square_can_be_cut_of(file: ExtraFile) -> None:
+    extras = Extras(controls={"x_canny": file}, image_encoder=file)
+    long = ControlSettings(model="x_canny", picture=Sized((4, 4_000_000)), preprocessor="ip-adapter")
+    made = replace(request(file), extras=extras, controls=(long,))
+    with pytest.raises(InvalidInput, match=r"control_images='4x4000000'.*Send a picture that is nearer to a square"):
+        make_plan(made)

@@ -1,6 +1,7 @@
 """Files that a request brings: told apart by their content, called by their names."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 from pipelines.ask.inputs import Inputs, filled_in
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.infotext.asked import Asked, request_from, settle, unused_inputs
+from pipelines.infotext.asked import Asked, pick, request_from, settle, unused_inputs
 from pipelines.infotext.reading import GenerationData, read_settings
 from script.schema import ROOT
 from weights_script.extras import Library
@@ -61,6 +62,34 @@ def test_an_embedding_of_one_tensor_has_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ("body.0.block1.weight", "controls"),  # of an upscaler it would be body.0.weight
+        ("adapter.body.0.resnets.0.block1.weight", "controls"),
+        ("body.0.body.0.block1.weight", "controls"),
+        ("ip_adapter.1.to_k_ip.weight", "controls"),
+        ("lora_controlnet", "controls"),
+        ("vision_model.embeddings.class_embedding", "encoders"),
+        ("body.0.weight", "upscalers"),
+        ("model.0.lora_up.weight", "loras"),
+    ],
+)
+def test_networks_of_like_names_are_told_apart(tmp_path: Path, tensor: str, kind: str) -> None:
+    save_file({tensor: torch.ones(2, 2), "other": torch.ones(1)}, tmp_path / "it.safetensors")
+    assert names(sort_uploads((tmp_path / "it.safetensors",), "")) == {kind: ["it"]}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [("style_embedding", "is a T2I style adapter"), ("spatial_ch_projs.0.weight", "is a fuser of CoAdapters")],
+)
+def test_what_goes_with_adapters_and_is_none_is_named(tmp_path: Path, tensor: str, words: str) -> None:
+    save_file({tensor: torch.ones(2, 2), "other": torch.ones(1)}, tmp_path / "it.safetensors")
+    with pytest.raises(InvalidInput, match=words):
+        sort_uploads((tmp_path / "it.safetensors",), "")
+
+
+@pytest.mark.parametrize(
     ("source", "words"),
     [
         (CHECKPOINT, r"files='sent\.safetensors': is a Stable Diffusion checkpoint\. Send a LoRA, an embedding"),
@@ -100,6 +129,13 @@ def test_two_of_one_name_are_refused_and_names_mend_it(tmp_path: Path) -> None:
     assert names(sort_uploads((files[0], EMBEDDING), ", glow")) == {"loras": ["mine"], "embeddings": ["glow"]}
 
 
+def test_a_name_that_no_tag_can_hold_is_refused() -> None:
+    with pytest.raises(
+        InvalidInput, match=r"file_names='my:style': a name in tags holds none of < > : .* Call it my_s"
+    ):
+        sort_uploads([LORA], "my:style")
+
+
 def test_a_lora_and_an_embedding_may_share_a_name(tmp_path: Path) -> None:
     assert names(sort_uploads((LORA, EMBEDDING), "mine, mine")) == {"loras": ["mine"], "embeddings": ["mine"]}
 
@@ -137,6 +173,31 @@ def test_one_lora_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, name: st
     extras, made = Library().load_only(asked(inputs), inputs)
     assert extras.loras[name].path == inputs.files[0]
     assert made["prompt"] == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wildcards"),
+    [
+        ("a {<lora:some:0.5>|b}", {}),
+        ("a {<lora:called otherwise:0.5>|b}", {}),
+        ("a __w__", {"w": "__v__ | b", "v": "<lora:some:1> | {c|d}"}),
+    ],
+)
+def test_a_lora_that_an_option_names_is_not_added_where_another_is_picked(
+    tmp_path: Path, prompt: str, wildcards: dict[str, str]
+) -> None:
+    inputs = Inputs(files=(sent(tmp_path, LORA, "tmpab12_xyzsome.bin"),))
+    made = set[str]()
+    for seed in range(20):
+        said = {"prompt": prompt, "seed": seed, "dynamic_prompts": True}
+        wanted = pick(asked(replace(inputs, said=said), GenerationData(whole=False, wildcards=wildcards)))
+        extras, loaded = Library().load_only(wanted, inputs)
+        request = request_from(loaded, extras=extras)
+        made.add(request.prompt)
+        assert not [line for line in unused_inputs(loaded, request) if "some" in line]
+    assert not any(each.count("<lora:") > 1 or ("<lora:" in each and "b" in each.split()) for each in made)
+    assert "a b" in made
+    assert any("<lora:" in each for each in made)
 
 
 def test_an_upscaler_that_is_sent_is_used_unless_the_form_names_another() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ask.wildcards import lift_wildcards, resolve, with_picks
+from pipelines.ask.wildcards import lift_wildcards, options_of, resolve, with_picks
 from pipelines.errors import InvalidInput
 from tests.growth import grows_linearly
 
@@ -45,6 +45,45 @@ def test_two_of_a_wildcard_differ() -> None:
     for made in seen("{2$$__colour__}"):
         first, second = made.split(", ")
         assert first != second
+
+
+@pytest.mark.parametrize("text", ["{2$$ __colour__}", "{2$$__colour__ }", "{ 2$$\n__colour__\n}", "{2 $$ __colour__}"])
+def test_spaces_around_a_wildcard_leave_it_the_list_to_pick_from(text: str) -> None:
+    assert seen(text).keys() == seen("{2$$__colour__}").keys()
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "<lora:my__style__v2:1>",
+        "<lora:a__colour__:0.5>",
+        "<lora:{a|b}:1>",
+        "<lora:a|b:1>",
+        "<lora:${x}:1>",
+        "<lyco:2$$a__sun__::3>",
+        "<hypernet:__colour__:1>",
+    ],
+)
+def test_a_tag_is_one_piece(tag: str) -> None:
+    assert set(seen(f"a {tag} sea", 20)) == {f"a {tag} sea"}
+    assert set(seen(f"{{a {tag}|b}}")) == {f"a {tag}", "b"}
+    assert set(seen(f"{{2$${tag}|b}}")) == {f"{tag}, b", f"b, {tag}"}
+    assert resolve("prompt", "__w__", {"w": tag}, 1) == tag
+
+
+def test_an_error_shows_the_tags_of_its_text() -> None:
+    with pytest.raises(InvalidInput, match="<lora:x:1>"):
+        resolve("prompt", "a {b <lora:x:1>", {}, 1)
+
+
+def test_a_text_with_nul_is_left_as_it_is() -> None:
+    assert resolve("prompt", "\0001\0 <lora:x:1>", {}, 1) == "\0001\0 <lora:x:1>"
+
+
+def test_options_are_all_that_may_come() -> None:
+    wildcards = {"a": "x | __b__", "b": "y | __a__", "c": "z"}
+    assert set(options_of("{__a__|q}", wildcards).split("\n")) == {"{__a__|q}", "x | __b__", "y | __a__"}
+    assert options_of("<lora:a__c__:1>", wildcards) == "<lora:a__c__:1>"
 
 
 def test_options_come_as_often_as_their_weights_say() -> None:

@@ -1,0 +1,86 @@
+"""What people paste -> one block as WebUI's parser understands it (`syntax.parse`), and what stood around it."""
+
+import json
+import re
+from dataclasses import dataclass, field
+
+from pipelines.infotext.keys import SETTING_KEYS, own_key
+from pipelines.infotext.syntax import NEGATIVE, fields_of
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """A text with its parameters as one last line."""
+
+    text: str
+    lines_below: tuple[str, ...] = ()
+    """What stood below the parameters."""
+    lifted: dict[str, object] = field(default_factory=dict[str, object])
+    """Values that are JSON, by their keys: WebUI's parser would break them at their commas."""
+
+
+_BEGINNING = re.compile(r"\A\s*(?:parameters\s*(?::|\n)\s*)?(?:(?:positive[ _])?prompt:[ \t]*)?", re.IGNORECASE)
+"""What readers of pictures put before the prompt."""
+_NEGATIVE_LINE = re.compile(r"^[ \t\xa0]*negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE | re.MULTILINE)
+_PARAMETER_LINE = re.compile(r"^[ \t]*(?=Steps:[ \xa0]*\d+[ \xa0]*,)", re.MULTILINE)
+_INLINE = re.compile(r"(?<=\S)\s+(?=Steps: ?\d+ ?, ?(?:Sampler|Schedule type|CFG scale|Guidance Scale|Seed|Size):)")
+_INLINE_NEGATIVE = re.compile(r"(?<=\S)\s+negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE)
+
+
+def has_parameters(text: str) -> bool:
+    """Whether there is a line of parameters, as a whole block has it."""
+    return "Seed:" in text and any(line.search(text) for line in (_PARAMETER_LINE, _INLINE))
+
+
+def pasted(text: str) -> Pasted:
+    """A block with its parameters as one last line, without the JSON in them.
+
+    People paste what a browser or log shows: wrapped lines, no line ends at all, notes below, hard spaces.
+    """
+    text = _BEGINNING.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _NEGATIVE_LINE.sub(NEGATIVE, text)
+    start, text = _start_of_parameters(text)
+    if start is None:
+        return _without_json(text, ())
+    lines = text[start:].replace("\xa0", " ").split("\n")
+    count = 1
+    while count < len(lines) and (lines[count - 1].rstrip().endswith(",") or _goes_on(lines[count])):
+        count += 1
+    line = lines[0] if count == 1 else ", ".join(part.strip(" ,\t") for part in lines[:count])
+    return _without_json(text[:start] + line, tuple(filter(str.strip, lines[count:])))
+
+
+def _start_of_parameters(text: str) -> tuple[int | None, str]:
+    """Where the last line of parameters begins, and the text with such a line. None without one."""
+    starts = [match.end() for match in _PARAMETER_LINE.finditer(text)]
+    if not starts and (match := next(iter(_INLINE.finditer(text)), None)):
+        text = _INLINE_NEGATIVE.sub(f"\n{NEGATIVE}", text[: match.start()]) + "\n" + text[match.end() :]
+        starts = [text.rindex("\nSteps:") + 1]
+    return (starts[-1] if starts else None), text
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line below the parameters holds more of them: it begins with a key that is understood."""
+    key = next(iter(fields_of(line[:200])), "")
+    return own_key(key) not in (None, "Prompt", "Negative prompt") and line.lstrip().startswith(key)
+
+
+_JSON_FIELD = re.compile(r"(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*(?=\[\s*[\[{\"]|\[\]|\{\s*[\"}])")
+_DECODER = json.JSONDecoder()
+
+
+def _without_json(text: str, below: tuple[str, ...]) -> Pasted:
+    """Take values that are JSON, such as CivitAI's `Hashes: {...}`, out of the last line."""
+    start = text.rstrip().rfind("\n") + 1
+    kept, lifted, position = [text[:start]], dict[str, object](), start
+    for match in _JSON_FIELD.finditer(text, start):
+        if match.start() < position or own_key(match[1]) in SETTING_KEYS:  # inside the last one, or text
+            continue
+        try:
+            value, end = _DECODER.raw_decode(text, match.end())
+        except (ValueError, RecursionError):
+            continue
+        lifted[match[1]] = value
+        kept.append(text[position : match.start()].rstrip(" ,"))
+        position = end
+    return Pasted("".join([*kept, text[position:]]), below, lifted)

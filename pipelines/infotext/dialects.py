@@ -1,0 +1,164 @@
+"""Which program wrote a block, and what its fields mean where they mean something else than WebUI's."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pipelines.infotext.keys import folded, same_value
+
+COMFYUI, SDNEXT, DRAW_THINGS = "ComfyUI", "SD.Next", "Draw Things"
+INVOKEAI, NOVELAI, FOOOCUS, SWARMUI = "InvokeAI", "NovelAI", "Fooocus", "SwarmUI"
+EASY_DIFFUSION, MOCHI, MIDJOURNEY = "Easy Diffusion", "Mochi Diffusion", "Midjourney"
+
+_SIGNS: tuple[tuple[str, str, str], ...] = (
+    (SDNEXT, "app", r"sd\.?next"),
+    (SDNEXT, "version", "vlad"),
+    (SWARMUI, "version|app|swarm version", "swarm"),
+    (SWARMUI, "automaticvae|swarm version|loraweights", ""),
+    (COMFYUI, "version|app|software", "comfy"),
+    (COMFYUI, r"(lora|embedding|clip) \d+ (model )?(name|hash)|metadata generator version", ""),
+    (FOOOCUS, "version|software", "fooocus"),
+    (FOOOCUS, "adm guidance|fooocus v2 expansion|metadata scheme|sharpness", ""),
+    (DRAW_THINGS, "seed mode", ""),
+    (DRAW_THINGS, "software|creator tool", "draw things"),
+    (INVOKEAI, "version|app|software|app id", "invoke"),
+    (NOVELAI, "software|source", "novelai"),
+    (EASY_DIFFUSION, "stable diffusion model", ""),
+    (MOCHI, "generator", "mochi"),
+    (MOCHI, "include in image", ""),
+    (COMFYUI, "sampler", r"(dpm|euler|heun|uni|res|lms|ddim)\w*_\w"),
+)
+"""Program, its folded key (a whole one), and how the key's value begins, in any case."""
+
+REASONS: Mapping[str, str] = {
+    COMFYUI: "draws other noise and weighs prompts in another way",
+    DRAW_THINGS: "has samplers and noise of its own",
+    EASY_DIFFUSION: "has noise and prompt weights of its own",
+    FOOOCUS: "changes prompts and guidance in ways of its own",
+    INVOKEAI: "draws other noise and weighs prompts in another way",
+    MIDJOURNEY: "has models of its own, which nobody else has",
+    MOCHI: "has samplers and noise of its own",
+    NOVELAI: "has models of its own and weighs prompts in another way",
+    SWARMUI: "draws with ComfyUI, whose noise and prompt weights are others",
+}
+"""Programs whose pictures cannot be drawn here, and why."""
+
+
+def program_of(fields: Mapping[str, str]) -> str:
+    """The program that wrote these fields of a block; "" where nothing tells of another one than WebUI."""
+    said = {folded(key): value.strip().strip('"') for key, value in fields.items()}
+    for program, key, beginning in _SIGNS:
+        for name, value in said.items():
+            if re.fullmatch(key, name) and re.match(beginning, value, re.IGNORECASE):
+                return program
+    return ""
+
+
+@dataclass
+class Dialect:
+    """The fields of a block, by our words where the program has others, and what of them makes another picture."""
+
+    program: str
+    fields: dict[str, str]
+    doubts: list[str] = field(default_factory=list[str])
+    warnings: list[str] = field(default_factory=list[str])
+
+    def take(self, key: str) -> str | None:
+        """Remove a field, by its key in any case, and return its value."""
+        name = next((name for name in self.fields if folded(name) == key), None)
+        return None if name is None else self.fields.pop(name)
+
+
+def in_our_words(fields: Mapping[str, str], program: str) -> Dialect:
+    """The fields of a program's block in our words."""
+    dialect = Dialect(program, dict(fields))
+    if reason := REASONS.get(program):
+        dialect.doubts.append(f"made with {program}, which {reason}")
+    _ADAPTED.get(program, _as_it_is)(dialect)
+    return dialect
+
+
+def _as_it_is(dialect: Dialect) -> None:
+    """Nothing to do."""
+
+
+def _strength(dialect: Dialect, key: str) -> None:
+    """A strength that is 1 wherever no picture is drawn over."""
+    strength = dialect.take(key)
+    if strength is not None and not same_value(strength, "1"):
+        dialect.fields["Denoising strength"] = strength
+
+
+_SEED_MODES = {"torch cpu compatible": "CPU", "nvidia gpu compatible": "GPU"}
+"""Draw Things's seed modes whose noise is here, too."""
+
+
+def _from_draw_things(dialect: Dialect) -> None:
+    _strength(dialect, "strength")
+    mode = (dialect.take("seed mode") or "").casefold()
+    if mode in _SEED_MODES:
+        dialect.fields["RNG"] = _SEED_MODES[mode]
+
+
+def _from_comfyui(dialect: Dialect) -> None:
+    _strength(dialect, "denoise")
+
+
+_CLASSES = {
+    "ddimscheduler": "DDIM",
+    "eulerancestraldiscretescheduler": "Euler a",
+    "eulerdiscretescheduler": "Euler",
+    "heundiscretescheduler": "Heun",
+    "kdpm2ancestraldiscretescheduler": "DPM2 a",
+    "kdpm2discretescheduler": "DPM2",
+    "lcmscheduler": "LCM",
+    "lmsdiscretescheduler": "LMS",
+    "unipcmultistepscheduler": "UniPC",
+}
+"""diffusers' class of a sampler, which SD.Next tells beside the sampler's name or for the default one."""
+_OPERATIONS = frozenset(("txt2img", "img2img", "hires", "upscale", "inpaint"))
+_RESIZED = {"fixed": "stretch", "crop": "crop", "fill": "fill"}
+
+
+def _from_sdnext(dialect: Dialect) -> None:
+    """https://github.com/vladmandic/sdnext/wiki: samplers are diffusers'; a second pass says a strength of its own."""
+    dialect.warnings.append("made with SD.Next, whose samplers round noise levels: details differ")
+    fields = dialect.fields
+    scheduler = (dialect.take("scheduler") or "").casefold()
+    if folded(fields.get("Sampler", "default")) == "default" and scheduler in _CLASSES:
+        fields["Sampler"] = _CLASSES[scheduler]
+    if (spacing := dialect.take("sampler sigma")) and folded(spacing) != "default":
+        fields["Schedule type"] = spacing
+    mode = dialect.take("resize mode")
+    if mode is not None and folded(mode) in _RESIZED:
+        fields["Resize mode"] = _RESIZED[folded(mode)]
+    done = {folded(each) for each in fields.get("Operations", "").split(";")} - {""}
+    if done:
+        _passes_of_sdnext(dialect, done)
+
+
+def _passes_of_sdnext(dialect: Dialect, done: set[str]) -> None:
+    """SD.Next writes the settings of a hires pass always: its operations tell whether there was one."""
+    fields = dialect.fields
+    if other := sorted(done - _OPERATIONS):
+        dialect.doubts.append(f"SD.Next also did {', '.join(other)}, which is not done here")
+    strength = dialect.take("hires strength")
+    from_picture = bool(done & {"img2img", "inpaint"})
+    if "hires" in done:
+        if strength is not None:
+            fields["Hires denoising strength" if from_picture else "Denoising strength"] = strength
+        return
+    upscaler = dialect.take("hires upscaler")
+    for key in [key for key in fields if folded(key).startswith("hires ")]:
+        del fields[key]
+    if not from_picture:
+        dialect.take("denoising strength")
+    if "upscale" in done:
+        dialect.doubts.append(f"SD.Next enlarged the picture by {upscaler or 'an upscaler'} without drawing it again")
+
+
+_ADAPTED: Mapping[str, Callable[[Dialect], None]] = {
+    COMFYUI: _from_comfyui,
+    DRAW_THINGS: _from_draw_things,
+    SDNEXT: _from_sdnext,
+}

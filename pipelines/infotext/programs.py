@@ -1,0 +1,385 @@
+"""Generation data of programs that do not write it as WebUI does -> a block as WebUI writes it, and the program's name.
+
+The forms are those that the programs' users and the public readers of such data show: JSON objects, one key a line, and
+InvokeAI's old command line.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import InvalidInput
+from pipelines.infotext.dialects import (
+    COMFYUI,
+    DRAW_THINGS,
+    EASY_DIFFUSION,
+    FOOOCUS,
+    INVOKEAI,
+    MIDJOURNEY,
+    NOVELAI,
+    SWARMUI,
+    program_of,
+)
+from pipelines.infotext.keys import SETTING_KEYS, folded, own_key
+from pipelines.infotext.syntax import NEGATIVE, write
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block as WebUI writes it, and the program that wrote it in its own way ("" for WebUI's own ways)."""
+
+    text: str
+    program: str
+
+
+def translated(text: str) -> Block | None:
+    """The text of another program as a block; None for a text that is none of these forms.
+
+    Raises InvalidInput for JSON of a form that is not known, and for a workflow that cannot be read.
+    """
+    stripped = text.strip()
+    for read in (_of_json, _of_list, _of_command_line, _of_draw_things, _of_midjourney):
+        if (block := read(stripped)) is not None:
+            return block
+    return None
+
+
+def _as_block(values: Mapping[str, str], program: str) -> Block:
+    """A block of fields by our keys. Its line begins with the steps, by which it is known for one."""
+    fields = {key: " ".join(value.split()) for key, value in values.items() if value.strip()}
+    line = {"Steps": fields.get("Steps"), **fields, "Prompt": None, "Negative prompt": None}
+    return Block(write(values.get("Prompt", ""), values.get("Negative prompt", ""), line), program)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A JSON object of a program: the keys by which it is known, and what ours are for its own."""
+
+    program: str
+    signs: frozenset[str]
+    keys: Mapping[str, str]
+
+
+_USUAL = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "scheduler": "Schedule type",
+    "cfg_scale": "CFG scale",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "size": "Size",
+    "width": "Width",
+    "height": "Height",
+    "model": "Model",
+    "vae": "VAE",
+    "clip_skip": "Clip skip",
+    "denoising_strength": "Denoising strength",
+}
+_OF_WEBUI = _USUAL | {
+    "sampler_name": "Sampler",
+    "sampler_index": "Sampler",
+    "subseed": "Variation seed",
+    "subseed_strength": "Variation seed strength",
+    "hr_scale": "Hires upscale",
+    "hr_upscaler": "Hires upscaler",
+    "hr_second_pass_steps": "Hires steps",
+    "hr_sampler_name": "Hires sampler",
+    "hr_scheduler": "Hires schedule type",
+    "hr_prompt": "Hires prompt",
+    "hr_negative_prompt": "Hires negative prompt",
+    "sd_model_name": "Model",
+    "sd_model_hash": "Model hash",
+    "sd_vae_name": "VAE",
+    "sd_vae_hash": "VAE hash",
+    "eta": "Eta",
+    "s_churn": "Sigma churn",
+    "s_noise": "Sigma noise",
+    "s_tmin": "Sigma tmin",
+    "s_tmax": "Sigma tmax",
+    "tiling": "Tiling",
+}
+_OF_CIVITAI = _USUAL | {
+    "negativePrompt": "Negative prompt",
+    "cfgScale": "CFG scale",
+    "clipSkip": "Clip skip",
+    "hashes": "Hashes",
+    "resources": "Resources",
+    "civitaiResources": "Civitai resources",
+}
+
+_FORMS = (
+    _Form(
+        DRAW_THINGS,
+        frozenset(("c", "uc")),
+        _USUAL
+        | {
+            "c": "Prompt",
+            "uc": "Negative prompt",
+            "scale": "CFG scale",
+            "strength": "Strength",
+            "seed_mode": "Seed mode",
+        },
+    ),
+    _Form(
+        SWARMUI,
+        frozenset(("cfgscale", "prompt")),
+        _USUAL | {"negativeprompt": "Negative prompt", "cfgscale": "CFG scale"},
+    ),
+    _Form(
+        INVOKEAI,
+        frozenset(("positive_prompt",)),
+        _USUAL | {"positive_prompt": "Prompt", "scheduler": "Sampler"},
+    ),
+    _Form(INVOKEAI, frozenset(("prompt", "threshold", "perlin")), _USUAL),
+    _Form(
+        NOVELAI,
+        frozenset(("uc", "scale")),
+        _USUAL | {"uc": "Negative prompt", "scale": "CFG scale", "noise_schedule": "Schedule type"},
+    ),
+    _Form(
+        FOOOCUS,
+        frozenset(("base_model", "performance")),
+        _USUAL | {"base_model": "Model", "base_model_hash": "Model hash", "resolution": "Size"},
+    ),
+    _Form(
+        EASY_DIFFUSION,
+        frozenset(("num_inference_steps", "use_stable_diffusion_model")),
+        _USUAL
+        | {
+            "num_inference_steps": "Steps",
+            "sampler_name": "Sampler",
+            "use_stable_diffusion_model": "Model",
+            "use_vae_model": "VAE",
+        },
+    ),
+    _Form("", frozenset(("prompt", "cfgScale")), _OF_CIVITAI),
+    _Form("", frozenset(("prompt", "cfg_scale", "steps")), _OF_WEBUI),
+)
+"""The first whose signs all stand in an object is its form."""
+_PASSED_ON = ("",)
+"""Of the forms without a program, which are WebUI's, keys that are not known are passed on, to be told."""
+_API_ONLY = frozenset(
+    {"send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "n_iter", "batch_size", "enable_hr"}
+    | {"all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "job_timestamp", "index_of_first_image"}
+    | {"override_settings_restore_afterwards", "infotexts", "is_using_inpainting_conditioning", "nsfw", "baseModel"}
+)
+"""Keys of requests to WebUI and of its answers that change nothing, or only where others say so."""
+
+_WRAPPERS = ("parameters", "sui_image_params", "invokeai_metadata", "sd-metadata", "meta", "image", "Comment")
+"""Keys whose value, an object or text, is the generation data itself."""
+_WRAPPED_MOST = 4
+"""Objects around one another that are looked into."""
+
+
+def _of_json(text: str) -> Block | None:
+    data = _json(text)
+    if not isinstance(data, dict):
+        return None  # a prompt may begin with a brace, too
+    for _ in range(_WRAPPED_MOST):
+        if (block := _of_object(data, text)) is not None:
+            return block
+        inside = _unwrapped(data)
+        if isinstance(inside, str):
+            return Block(inside, "")
+        if inside is None:
+            break
+        data = {"prompt": data.get("Description"), **inside}
+    rule = "is JSON of a program that is not known here"
+    raise InvalidInput("generation_data", text, rule, "Paste the text as WebUI shows it, or fill in the form.")
+
+
+def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
+    """The block of an object that is one of the forms."""
+    if (graph := _graph_of(data)) is not None:
+        return _as_block(_of_graph(graph, text), COMFYUI)
+    for form in _FORMS:
+        if form.signs <= data.keys():
+            return _as_block(dict(_by_our_keys(form, data)), form.program)
+    return None
+
+
+def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
+    """What an object holds that is the generation data itself: another object, or a block of text."""
+    infotexts = data.get("infotexts")
+    listed = infotexts[0] if isinstance(infotexts, list) and infotexts else None
+    inside = listed or next((data[key] for key in _WRAPPERS if data.get(key)), None)
+    if isinstance(inside, str):
+        inside = _json(inside) or inside
+    return inside if isinstance(inside, (dict, str)) else None
+
+
+def _json(text: str) -> Any:
+    """The value of a text that is a JSON object, else None."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What an object says, by our keys. Other keys of WebUI's own forms keep theirs."""
+    hires = bool(data.get("enable_hr", True))
+    for key, value in data.items():
+        own = form.keys.get(key) or form.keys.get(key.lower())
+        if own is None and form.program in _PASSED_ON and key not in _API_ONLY:
+            own = key.replace("_", " ")
+        said = _as_text(value)
+        if own and said and (hires or not own.startswith("Hires")):
+            yield own, said
+
+
+def _as_text(value: Any) -> str:
+    """A value as text; "" for one that says nothing. Of an object its name, of a list of prompts the first."""
+    if value is None or value == [] or value == {} or value is False:
+        return ""
+    if isinstance(value, dict) and (name := value.get("model_name") or value.get("name") or value.get("key")):
+        return str(name)
+    if isinstance(value, list) and isinstance(value[0], dict) and "prompt" in value[0]:
+        return str(value[0]["prompt"])
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+# --- ComfyUI ----------------------------------------------------------------------------------------------------------
+
+_Graph = Mapping[str, Mapping[str, Any]]
+_OF_SAMPLER = {
+    "steps": "Steps",
+    "sampler_name": "Sampler",
+    "scheduler": "Schedule type",
+    "cfg": "CFG scale",
+    "seed": "Seed",
+    "noise_seed": "Seed",
+}
+"""Inputs of the node that samples, and our keys."""
+_DEEPEST = 50
+"""Nodes one behind the other, to the one that is looked for."""
+
+
+def _graph_of(data: Mapping[str, Any]) -> _Graph | None:
+    """The nodes of what ComfyUI saves, by number; empty for a workflow of the editor, which names no inputs."""
+    if "nodes" in data and "links" in data:
+        return {}
+    inside = data.get("prompt")
+    inside = _json(inside) if isinstance(inside, str) else inside
+    for graph in (data, inside):
+        if isinstance(graph, dict) and graph and all(isinstance(node, dict) for node in graph.values()):
+            nodes = {number: node["inputs"] for number, node in graph.items() if "class_type" in node}
+            if nodes and all(isinstance(inputs, dict) for inputs in nodes.values()):
+                return nodes
+    return {} if "workflow" in data else None
+
+
+def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
+    """What the one node that samples and those before it say, by our keys. Raises InvalidInput without such a node."""
+    samplers = [inputs for inputs in graph.values() if {"steps", "cfg"} <= inputs.keys()]
+    if not samplers:
+        rule = "is a workflow of ComfyUI, of which the prompt and the sampler cannot be told"
+        raise InvalidInput("generation_data", text, rule, "Fill in the form, or paste a block as WebUI shows it.")
+    sampler = samplers[0]
+    said = {
+        ours: str(sampler[key]) for key, ours in _OF_SAMPLER.items() if isinstance(sampler.get(key), (str, int, float))
+    }
+    said["Prompt"] = _before(graph, sampler.get("positive"), "text")
+    said["Negative prompt"] = _before(graph, sampler.get("negative"), "text")
+    said["Width"] = _before(graph, sampler.get("latent_image"), "width")
+    said["Height"] = _before(graph, sampler.get("latent_image"), "height")
+    said["Model"] = _before(graph, sampler.get("model"), "ckpt_name")
+    strength = sampler.get("denoise", 1)
+    return said | ({"Denoising strength": str(strength)} if strength != 1 else {})
+
+
+def _before(graph: _Graph, link: Any, name: str) -> str:
+    """The first value of this name at the end of a link, or before it; "" where there is none."""
+    for _ in range(_DEEPEST):
+        if not (isinstance(link, list) and link and str(link[0]) in graph):
+            return ""
+        inputs = graph[str(link[0])]
+        value = inputs.get(name)
+        if isinstance(value, (str, int, float)):
+            return str(value)
+        links = [each for each in (value, *inputs.values()) if isinstance(each, list)]
+        link = links[0] if links else None
+    return ""
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+_LINE = re.compile(r"\s*([A-Za-z][\w ./()-]{0,60}?)\s*:\s?(.*)")
+_OF_MOCHI = {"include in image": "Prompt", "exclude from image": "Negative prompt"}
+"""Mochi Diffusion's folded keys that no other program has."""
+_TEXTS = ("Prompt", "Negative prompt")
+
+
+def _of_list(text: str) -> Block | None:
+    """One key a line, as Easy Diffusion, Fooocus and Mochi Diffusion write. Single settings of ours are not such."""
+    mochi = text.casefold().startswith("include in image:")
+    written: dict[str, list[str]] = {}
+    key = ""
+    for line in re.split(r"[;\n]" if mochi else r"\n", text):
+        found = _LINE.fullmatch(line)
+        if found is not None and (_of_list_key(key) not in _TEXTS or found[1][0].isupper()):
+            key = found[1].strip()
+            written[key] = [found[2].strip()]
+        elif key:
+            written[key].append(line)
+        else:
+            return None
+    if any(_json(lines[0]) for lines in written.values()):  # NovelAI's Description and Comment
+        return _of_json(json.dumps({key: "\n".join(lines).strip() for key, lines in written.items()}))
+    values = {_of_list_key(key): "\n".join(lines).strip() for key, lines in written.items()}
+    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
+        values["Sampler"] = values.pop("Schedule type")
+    if values.keys() <= SETTING_KEYS or not {"Prompt", "Steps", "Seed"} <= values.keys():
+        return None
+    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+
+
+def _of_list_key(key: str) -> str:
+    return _OF_MOCHI.get(folded(key)) or own_key(key) or key
+
+
+_OPTIONS = {"s": "Steps", "S": "Seed", "W": "Width", "H": "Height", "C": "CFG scale", "A": "Sampler"}
+_OPTION = re.compile(r"(?<!\S)-([a-zA-Z])[ ]?(\S+)")
+
+
+def _of_command_line(text: str) -> Block | None:
+    """InvokeAI's `"a cat [ugly]" -s 50 -S 3 -W 512 -H 512 -C 7.5 -A k_lms`."""
+    before, _, options = text.rpartition('"')
+    values = {_OPTIONS[flag]: value for flag, value in _OPTION.findall(options) if flag in _OPTIONS}
+    if not before.startswith('"') or not {"Steps", "Seed"} <= values.keys():
+        return None
+    prompt, bracket, rest = before[1:].partition("[")
+    negative, closing, _ = rest.rpartition("]")
+    texts = {"Prompt": prompt.strip(), "Negative prompt": negative} if bracket and closing else {"Prompt": before[1:]}
+    return _as_block(texts | values, INVOKEAI)
+
+
+def _of_draw_things(text: str) -> Block | None:
+    """WebUI's form, but for a negative prompt behind a minus at the beginning of its line."""
+    above, _, line = text.rpartition("\n")
+    if not re.match(r"Steps: ?\d+,", line) or "Guidance Scale:" not in line:
+        return None
+    lines = above.split("\n")
+    for number, each in enumerate(lines):
+        if each.startswith("-"):
+            lines[number] = f"{NEGATIVE} {each[1:].strip()}"
+            break
+    return Block("\n".join((*lines, line)), DRAW_THINGS)
+
+
+_FLAG = re.compile(r"(?:^|\s)--(?:ar|v|niji|stylize|s|chaos|c|q|iw|style|no|seed|sref|cref|raw|tile|weird)\b", re.I)
+
+
+def _of_midjourney(text: str) -> Block | None:
+    return Block(text, MIDJOURNEY) if _FLAG.search(text) and "Steps:" not in text else None

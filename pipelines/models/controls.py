@@ -1,0 +1,86 @@
+"""What guides a prediction beside its prompt: ControlNets and adapters, told apart by their files' content."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from diffusers.models.adapter import T2IAdapter
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from pipelines.ask.networks import ExtraFile
+from pipelines.errors import ModelError
+from pipelines.models.checkpoint import IP_ADAPTER, T2I_ADAPTER, Kind, kind_of, map_tensors
+from pipelines.models.controlnets import build_controlnet
+from pipelines.models.image_encoder import ImageEncoder, load_image_encoder
+from pipelines.models.ip_adapters import IPAdapter, build_ip_adapter
+from pipelines.models.t2i_adapters import build_t2i_adapter
+from pipelines.runtime.device import Device
+
+ControlNetwork: TypeAlias = ControlNetModel | T2IAdapter | IPAdapter
+Build = Callable[[Path, Mapping[str, Tensor], UNet2DConditionModel, Device], ControlNetwork]
+BUILD: Mapping[Kind, Build] = {T2I_ADAPTER: build_t2i_adapter, IP_ADAPTER: build_ip_adapter}
+"""How a network is made of each kind of file; of any other it is a ControlNet, or nothing that is known."""
+
+
+class ControlNetworks:
+    """The control networks of one prediction, kept for the next one as far as it asks for the same."""
+
+    def __init__(self, unet: UNet2DConditionModel, device: Device) -> None:
+        """`unet` is the network that they guide."""
+        self._unet, self._device = unet, device
+        self._loaded: dict[ExtraFile, ControlNetwork] = {}
+        self._encoders: dict[ExtraFile, ImageEncoder] = {}
+
+    def __getitem__(self, file: ExtraFile) -> ControlNetwork:
+        return self._loaded[file]
+
+    @property
+    def networks(self) -> Collection[ControlNetwork]:
+        """All that are loaded, without the image encoder."""
+        return self._loaded.values()
+
+    @property
+    def encoder(self) -> ImageEncoder | None:
+        """The image encoder, which is loaded together with an IP-Adapter."""
+        return next(iter(self._encoders.values()), None)
+
+    def have(self, files: Iterable[ExtraFile]) -> bool:
+        """Return whether all of these are loaded."""
+        return all(file in self._loaded for file in files)
+
+    def load_only(self, files: Iterable[ExtraFile], image_encoder: ExtraFile | None = None) -> None:
+        """Load these, keep those that are loaded already and drop all others.
+
+        The UNet must hold no LoRAs when a file is read: a Control-LoRA is a change of the UNet's own weights. Raises
+        ModelError for a file that does not fit the UNet, and for an IP-Adapter without its image encoder.
+        """
+        wanted = dict.fromkeys(files)
+        self._loaded = {file: network for file, network in self._loaded.items() if file in wanted}
+        for file in wanted:
+            if file not in self._loaded:
+                with file.blamed():
+                    self._loaded[file] = load_control(file.path, self._unet, self._device)
+        self._load_encoder(image_encoder)
+
+    def _load_encoder(self, file: ExtraFile | None) -> None:
+        adapters = {each: network for each, network in self._loaded.items() if isinstance(network, IPAdapter)}
+        if not adapters or file not in self._encoders:
+            self._encoders.clear()
+        if adapters and file is not None and file not in self._encoders:
+            with file.blamed():
+                self._encoders[file] = load_image_encoder(file.path, self._device)
+        for each, adapter in adapters.items():
+            with each.blamed():
+                if self.encoder is None:
+                    raise ModelError("an IP-Adapter, which needs the image encoder CLIP ViT-H, and there is none here.")
+                adapter.check_encoder(self.encoder)
+
+
+def load_control(path: Path, unet: UNet2DConditionModel, device: Device) -> ControlNetwork:
+    """Return the control network of a file, for this UNet. Raises ModelError."""
+    tensors = map_tensors(path)
+    kind = kind_of(tensors)
+    build = BUILD.get(kind, build_controlnet) if kind else build_controlnet
+    return build(path, tensors, unet, device)

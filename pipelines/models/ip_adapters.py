@@ -1,0 +1,139 @@
+"""IP-Adapter files -> networks by which cross-attention looks at a picture too (Ye et al. 2023,
+https://arxiv.org/abs/2308.06721)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+
+from pipelines.errors import ModelError
+from pipelines.models.image_encoder import ImageEncoder
+from pipelines.models.network import built_of, fill
+from pipelines.runtime.device import Device
+from pipelines.runtime.unet_call import cross_attentions
+
+TENSORS_MAX = 1000
+"""In an IP-Adapter's file. More could only cost time."""
+PROJECTION = "image_proj."
+HEAD = 64
+"""The width of a head of the plus form's attention, which the weights do not tell."""
+SDXL_WIDTH = 2048
+PLUS_NAMES = (
+    (r"^layers\.(\d+)\.0\.norm1\.", r"layers.\1.ln0."),
+    (r"^layers\.(\d+)\.0\.norm2\.", r"layers.\1.ln1."),
+    (r"^layers\.(\d+)\.0\.to_out\.", r"layers.\1.attn.to_out.0."),
+    (r"^layers\.(\d+)\.0\.(to_[qkv])\.", r"layers.\1.attn.\2."),
+    (r"^layers\.(\d+)\.1\.0\.", r"layers.\1.ff.0."),
+    (r"^layers\.(\d+)\.1\.1\.", r"layers.\1.ff.1.net.0.proj."),
+    (r"^layers\.(\d+)\.1\.3\.", r"layers.\1.ff.1.net.2."),
+)
+"""The authors' names of the plus form's layers -> diffusers'."""
+OTHERS = {
+    "image_proj.perceiver_resampler.proj_in.weight": "an IP-Adapter FaceID",
+    "ip_adapter.0.to_q_lora.down.weight": "an IP-Adapter FaceID",
+    "image_proj.proj.3.weight": "an IP-Adapter of the full face",
+}
+"""Tensors that tell forms which are not run here: they see the picture in other ways."""
+
+
+class IPAdapter(nn.Module):
+    """An image prompt: what makes tokens of a picture, and how each cross-attention of the UNet reads them."""
+
+    def __init__(self, projection: nn.Module, attentions: list[Attention]) -> None:
+        """`attentions` are the UNet's cross-attentions, in order."""
+        super().__init__()
+        self.projection = projection
+        shapes = [(each.to_k.in_features, each.to_k.out_features) for each in attentions]
+        self.to_k = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in shapes)
+        self.to_v = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in shapes)
+
+    def check_encoder(self, encoder: ImageEncoder) -> None:
+        """Raise ModelError for an image encoder whose output has another width than the adapter's input."""
+        config = encoder.network.config
+        plus = isinstance(self.projection, IPAdapterPlusImageProjection)
+        made = config.hidden_size if plus else config.projection_dim
+        layer = self.projection.get_submodule("proj_in" if plus else "image_embeds")
+        assert isinstance(layer, nn.Linear)
+        if (wanted := layer.in_features) != made:
+            raise ModelError(f"it was made for an image encoder of width {wanted}, and the one here has {made}.")
+
+    def tokens(self, encoder: ImageEncoder, picture: Image.Image) -> Tensor:
+        """Return the tokens (2, n, width) of no picture, for the negative prompt, and of an RGB picture."""
+        plus = isinstance(self.projection, IPAdapterPlusImageProjection)
+        look = encoder.patches if plus else encoder.embedding
+        tokens: Tensor = self.projection(torch.cat([look(None), look(picture)]))
+        return tokens
+
+
+def build_ip_adapter(
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+) -> IPAdapter:
+    """Return the IP-Adapter of a file's tensors, which have their authors' names. Raises ModelError."""
+    if len(tensors) > TENSORS_MAX:
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, and an IP-Adapter has at most 100.")
+    _check_form(path, tensors)
+    attentions = cross_attentions(unet)
+    with built_of(path, "IP-Adapter", tensors), torch.device("meta"):
+        named = _projection_tensors(tensors)
+        network = IPAdapter(_projection(named), attentions)
+    for place in range(len(attentions)):
+        for part in ("to_k", "to_v"):  # diffusers counts all attentions, of which every other one is a cross-attention
+            theirs = f"ip_adapter.{2 * place + 1}.{part}_ip.weight"
+            if theirs in tensors:
+                named[f"{part}.{place}.weight"] = tensors[theirs]
+    return fill(path, network, named, device).eval()
+
+
+def _check_form(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".to_k_ip.weight")}
+    other = "an IP-Adapter for SDXL" if widths == {SDXL_WIDTH} else ""
+    other = other or next((what for name, what in OTHERS.items() if name in tensors), "")
+    if other:
+        raise ModelError(f"{path}: {other}. Give a plain one or a plus one for Stable Diffusion 1.5.")
+
+
+def _projection_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the projection's tensors by diffusers' names."""
+    named = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(PROJECTION):
+            continue
+        own = name.removeprefix(PROJECTION)
+        if ".to_kv." in own:
+            for half, part in zip(("to_k", "to_v"), tensor.chunk(2), strict=True):
+                named[f"projection.{_spelled(own.replace('to_kv', half))}"] = part
+        else:
+            named[f"projection.{_spelled(own)}"] = tensor
+    return named
+
+
+def _spelled(name: str) -> str:
+    for pattern, replacement in PLUS_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return re.sub(r"^proj\.", "image_embeds.", name)
+
+
+def _projection(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network of the tensors' shapes. Raises KeyError for one that lacks."""
+    if "projection.latents" not in tensors:
+        width = len(tensors["projection.norm.weight"])
+        wide, embedding = tensors["projection.image_embeds.weight"].shape
+        return ImageProjection(embedding, width, wide // width)
+    _, queries, hidden = tensors["projection.latents"].shape
+    inner = len(tensors["projection.layers.0.ff.1.net.0.proj.weight"])
+    return IPAdapterPlusImageProjection(
+        embed_dims=tensors["projection.proj_in.weight"].shape[1],
+        output_dims=len(tensors["projection.proj_out.weight"]),
+        hidden_dims=hidden,
+        depth=len({name for name in tensors if name.endswith(".attn.to_q.weight")}),
+        dim_head=HEAD,
+        heads=len(tensors["projection.layers.0.attn.to_q.weight"]) // HEAD,
+        num_queries=queries,
+        ffn_ratio=inner / hidden,
+    )

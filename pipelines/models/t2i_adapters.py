@@ -1,0 +1,82 @@
+"""T2I adapter files -> networks that make features of a map, once for a whole pass (Mou et al. 2023,
+https://arxiv.org/abs/2302.08453)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.models.adapter import T2IAdapter
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from pipelines.errors import ModelError
+from pipelines.models.network import built_of, fill
+from pipelines.runtime.device import Device
+
+TENSORS_MAX = 300
+"""In an adapter's file. More could only cost time."""
+PREFIX = "adapter."
+"""What diffusers' names begin with."""
+SCALE, SDXL_SCALE = 8, 16
+"""The map's pixels, in width and height, that an adapter for Stable Diffusion 1.x and one for SDXL see as one."""
+COLOURS = (1, 3)
+"""The channels of a map: grey, or red, green and blue."""
+
+
+def build_t2i_adapter(
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+) -> T2IAdapter:
+    """Return the adapter of a file's tensors, which have their authors' names or diffusers'. Raises ModelError."""
+    if len(tensors) > TENSORS_MAX:
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, and a T2I adapter has about 40.")
+    plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    levels = tuple(unet.config["block_out_channels"])
+    light = "body.0.in_conv.weight" in plain
+    if light and levels[-1] != levels[-2]:
+        raise ModelError(f"{path}: a light T2I adapter, and the last two levels of this model's UNet are not alike.")
+    first = plain.get("body.0.in_conv.weight" if light else "conv_in.weight")
+    if first is None or first.dim() != 4:
+        raise ModelError(f"{path}: its T2I adapter lacks conv_in.weight. The file is cut or of another form.")
+    config = {
+        "in_channels": _colours(path, first.shape[1]),
+        # of a light adapter the last two levels are alike, and diffusers adds the last one by itself
+        "channels": levels[:-1] if light else levels,
+        "downscale_factor": SCALE,
+        "adapter_type": "light_adapter" if light else "full_adapter",
+    }
+    named = _by_diffusers_names(plain, light, len(levels))
+    config["num_res_blocks"] = len({name.split(".")[3] for name in named if name.startswith("body.0.resnets.")})
+    with built_of(path, "T2I adapter", tensors), torch.device("meta"):
+        network = T2IAdapter(**config)
+    return fill(path, network, {f"{PREFIX}{name}": tensor for name, tensor in named.items()}, device).eval()
+
+
+def _colours(path: Path, channels: int) -> int:
+    """Return the map's channels, by those of the first layer. Raises ModelError for other families' adapters."""
+    colours, rest = divmod(channels, SCALE**2)
+    if not rest and colours in COLOURS:
+        return colours
+    if channels in [count * SDXL_SCALE**2 for count in COLOURS]:
+        raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for Stable Diffusion 1.x.")
+    raise ModelError(f"{path}: a T2I adapter of no form that is known: its first layer takes {channels} channels.")
+
+
+def _by_diffusers_names(tensors: Mapping[str, Tensor], light: bool, levels: int) -> Mapping[str, Tensor]:
+    """Return the tensors by diffusers' names, which count an adapter's blocks level by level."""
+    if any(".resnets." in name for name in tensors):
+        return tensors
+    if light:
+        return {re.sub(r"^(body\.\d+)\.body\.", r"\1.resnets.", name): tensor for name, tensor in tensors.items()}
+    found = [re.fullmatch(r"body\.(\d+)\.(.*)", name) for name in tensors]
+    blocks = max(1, len({match[1] for match in found if match}) // levels)
+    named = {}
+    for match, (name, tensor) in zip(found, tensors.items(), strict=True):
+        level, block = divmod(int(match[1]), blocks) if match else (0, 0)
+        if match is None:
+            named[name] = tensor
+        elif match[2].startswith("in_conv."):
+            named[f"body.{level}.{match[2]}"] = tensor
+        else:
+            named[f"body.{level}.resnets.{block}.{match[2]}"] = tensor
+    return named
