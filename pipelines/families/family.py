@@ -44,6 +44,8 @@ class Family:
     """Numbers of input channels that a UNet may have: 4 latents, and 5 more for inpainting."""
     unet_heads: int | None
     """Attention heads of every UNet layer, which cannot be read from the tensors. None: each is 64 channels wide."""
+    context: int
+    """Width of what the UNet gets of a prompt, in models of the published size."""
     latent_scale: float
     """The VAE's latents are multiplied by this."""
     probed: bool = False

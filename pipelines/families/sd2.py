@@ -20,6 +20,7 @@ SD2 = replace(
         openclip=True,
     ),
     unet_heads=None,
+    context=1024,
     probed=True,
     own_alphas=True,
     v_settings={"width": 768, "height": 768},

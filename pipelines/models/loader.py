@@ -90,10 +90,10 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         noise=noise,
         unet=UNet(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale),
-        text=TextEncoder(parts.text.eval(), parts.family.text, load_tokenizer(files.tokenizer), device.place),
+        text=TextEncoder(parts.text.eval(), parts.family, load_tokenizer(files.tokenizer), device.place),
         image_prompt=parts.image_prompt,
-        adapters=Adapters(parts.unet, parts.text, parts.family.text),
-        controls=ControlNetworks(parts.unet, device),
+        adapters=Adapters(parts.unet, parts.text, parts.family),
+        controls=ControlNetworks(parts.unet, parts.family, device),
         device=device,
         identified=identified,
     )

@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.errors import ModelError
+from pipelines.families.family import Family
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
@@ -25,7 +26,7 @@ COLOURS = (1, 3)
 
 
 def build_t2i_adapter(
-    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> T2IAdapter:
     """Return the adapter of a file's tensors, which have their authors' names or diffusers'. Raises ModelError."""
     if len(tensors) > TENSORS_MAX:
@@ -39,7 +40,7 @@ def build_t2i_adapter(
     if first is None or first.dim() != 4:
         raise ModelError(f"{path}: its T2I adapter lacks conv_in.weight. The file is cut or of another form.")
     config = {
-        "in_channels": _colours(path, first.shape[1]),
+        "in_channels": _colours(path, first.shape[1], family),
         # of a light adapter the last two levels are alike, and diffusers adds the last one by itself
         "channels": levels[:-1] if light else levels,
         "downscale_factor": SCALE,
@@ -52,13 +53,13 @@ def build_t2i_adapter(
     return fill(path, network, {f"{PREFIX}{name}": tensor for name, tensor in named.items()}, device).eval()
 
 
-def _colours(path: Path, channels: int) -> int:
+def _colours(path: Path, channels: int, family: Family) -> int:
     """Return the map's channels, by those of the first layer. Raises ModelError for other families' adapters."""
     colours, rest = divmod(channels, SCALE**2)
     if not rest and colours in COLOURS:
         return colours
     if channels in [count * SDXL_SCALE**2 for count in COLOURS]:
-        raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for Stable Diffusion 1.x.")
+        raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for {family.name}.")
     raise ModelError(f"{path}: a T2I adapter of no form that is known: its first layer takes {channels} channels.")
 
 
