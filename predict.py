@@ -20,6 +20,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
+from pipelines.drawing.pictures import check_image, with_depth
 from pipelines.drawing.progress import Bars
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
@@ -352,7 +353,9 @@ class Predictor(BasePredictor):
         if asked.resolved:
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
+        check_image(self.networks, pictures)
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
+        pictures = pictures if asked.controls else with_depth(self.networks, pictures)
         self.not_honoured: list[str] = []
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)

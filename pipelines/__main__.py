@@ -21,6 +21,7 @@ from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
+from pipelines.drawing.pictures import check_image, with_depth
 from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
@@ -45,6 +46,8 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
         mask=picture.read(options.mask, "mask") if options.mask else None,
         controls=tuple(picture.read(path, "control") for path in options.control),
     )
+    check_image(model, pictures)
+    pictures = pictures if data.controls else with_depth(model, pictures)
     inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})

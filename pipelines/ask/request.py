@@ -520,6 +520,8 @@ class ImageSettings(Checked):
         about="Run all steps over the image, instead of the share of them that the denoising strength says: WebUI's "
         "option img2img_fix_steps, which infotexts do not tell.",
     )
+    depth: Picture | None = None
+    """How near everything in the picture is, white what is nearest, for a depth checkpoint; None: it is estimated."""
     mask: MaskSettings | None = None
     outpaint: tuple[int, ...] = setting(
         "outpaint",

@@ -13,7 +13,7 @@ from pipelines.ask.plan import LATENT_PIXELS, PassPlan
 from pipelines.ask.request import NoiseSettings
 from pipelines.drawing.drawing import Drawing
 from pipelines.errors import InvalidInput
-from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS
+from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS, LATENT_CHANNELS
 from pipelines.images.masks import Canvas, latent_mask
 from pipelines.images.reading import resize
 from pipelines.models.vae import VAE
@@ -116,7 +116,21 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
     return torch.cat([small, kept[None]], dim=1)
 
 
-EXTRA_CHANNELS = {INPAINTING_CHANNELS: _inpainting_channels}
+def _depth_channels(drawing: Drawing, part: PassPlan, _: Canvas | None) -> Tensor:
+    """Return how near everything is, (1, 1, h, w) from -1 to 1; of the first pass's canvas in either pass."""
+    if drawing.canvas is None:
+        return torch.zeros(1, 1, *part.latent_shape[1:], device=drawing.place)
+    return scaled_depth(drawing.depth, part.latent_shape[1:]).to(drawing.place)
+
+
+def scaled_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a depth map (1, 1, H, W) of any range in the size (h, w) of latents, from -1 to 1; a flat one is 0."""
+    small = F.interpolate(depth, size=size, mode="bicubic", align_corners=False)
+    low, high = small.aminmax()
+    return torch.zeros_like(small) if high == low else 2 * (small - low) / (high - low) - 1
+
+
+EXTRA_CHANNELS = {INPAINTING_CHANNELS: _inpainting_channels, DEPTH_CHANNELS: _depth_channels}
 """What makes a UNet's channels beside the latents, by the number of all its channels."""
 
 

@@ -54,6 +54,8 @@ class Pictures:
     mask: Picture | None = None
     controls: tuple[Picture, ...] = ()
     """Control images: one for each ControlNet, or one for all; without any they look at the image."""
+    depth: Picture | None = None
+    """How near everything in the image is, for a depth checkpoint."""
 
 
 NO_PICTURES = Pictures()
@@ -246,7 +248,9 @@ def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
         return None
     masked = pictures.mask is not None or any(asked["outpaint"])
     mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
-    return ImageSettings(picture=pictures.image, mask=mask, **of_group(ImageSettings, asked.values))
+    return ImageSettings(
+        picture=pictures.image, depth=pictures.depth, mask=mask, **of_group(ImageSettings, asked.values)
+    )
 
 
 def _hires(asked: Asked) -> HiresSettings:

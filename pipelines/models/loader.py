@@ -24,7 +24,7 @@ from pipelines.families.detection import (
 )
 from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS, Family
 from pipelines.families.layouts import VAE_PREFIX
-from pipelines.families.sd2 import UNCLIP
+from pipelines.families.sd2 import DEPTH, UNCLIP
 from pipelines.models.build import (
     build_text_encoder,
     build_unet,
@@ -40,6 +40,7 @@ from pipelines.models.checkpoint import (
     weight_file,
 )
 from pipelines.models.controls import ControlNetworks
+from pipelines.models.depth import DepthEstimator, build_depth_estimator, depth_estimator_of_folder
 from pipelines.models.folders import from_subfolder, read_config
 from pipelines.models.image_prompt import ImagePrompt, build_image_prompt, image_prompt_of_folder
 from pipelines.models.lora import Adapters
@@ -64,6 +65,7 @@ class Parts:
     vae: AutoencoderKL | None
     text: CLIPTextModel
     image_prompt: ImagePrompt | None = None
+    depth: DepthEstimator | None = None
 
 
 def load(files: ModelFiles, device: Device | None = None) -> Model:
@@ -92,6 +94,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         vae=VAE(vae.eval(), parts.family.latent_scale),
         text=TextEncoder(parts.text.eval(), parts.family, load_tokenizer(files.tokenizer), device.place),
         image_prompt=parts.image_prompt,
+        depth=parts.depth,
         adapters=Adapters(parts.unet, parts.text, parts.family),
         controls=ControlNetworks(parts.unet, parts.family, device),
         device=device,
@@ -154,6 +157,7 @@ def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
         build_vae(path, vae, device) if vae and own_vae else None,
         build_text_encoder(path, text, family.text, device),
         build_image_prompt(path, tensors, device),
+        build_depth_estimator(path, tensors, device) if family is DEPTH else None,
     )
 
 
@@ -168,7 +172,9 @@ def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
     scheduler = path / "scheduler" / "scheduler_config.json"
     declared = declared_in_scheduler(read_config(scheduler)) if scheduler.is_file() else Declaration()
     prompt = image_prompt_of_folder(path, device) if family is UNCLIP else None
-    return Parts(family, declared, unet, vae, text, prompt)
+    estimator = path / "depth_estimator"
+    depth = depth_estimator_of_folder(estimator, device) if family is DEPTH and estimator.is_dir() else None
+    return Parts(family, declared, unet, vae, text, prompt, depth)
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:

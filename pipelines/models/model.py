@@ -14,6 +14,7 @@ from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
 from pipelines.models.controls import ControlNetworks
+from pipelines.models.depth import DepthEstimator
 from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
 from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters, LoraUse
@@ -39,6 +40,8 @@ class Model:
     text: TextEncoder
     image_prompt: ImagePrompt | None
     """An unCLIP model's second way to be told what to draw; None for others."""
+    depth: DepthEstimator | None
+    """What tells a depth model how far away everything in a picture is; None for others, and where a file lacks it."""
     adapters: Adapters
     controls: ControlNetworks
     device: Device
