@@ -17,7 +17,7 @@ def check_image(model: Model, pictures: Pictures) -> None:
     """Raise InvalidInput for a request without an image to a model that cannot draw without one."""
     if draws_by_depth(model) and pictures.image is None:
         rule = f"{model.family.name} draws from a picture, by the depth in it; WebUI cannot draw without one, either"
-        raise InvalidInput("image", "empty", rule, "Send a picture, or use a checkpoint for text to image.")
+        raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
 
 
 def with_depth(model: Model, pictures: Pictures) -> Pictures:
@@ -31,5 +31,5 @@ def with_depth(model: Model, pictures: Pictures) -> Pictures:
         return replace(pictures, depth=pictures.controls[0], controls=())
     if model.depth is None:
         rule = "this checkpoint brings no depth estimator"
-        raise InvalidInput("control_images", "empty", rule, "Send a depth map of the image, white what is nearest.")
+        raise InvalidInput("control_images", "", rule, "Send a depth map of the image, white what is nearest.")
     return pictures
