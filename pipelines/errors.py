@@ -7,6 +7,7 @@ server may choke on megabytes of text, and a file or a request can bring them.
 import logging
 import os
 import re
+import unicodedata
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,13 +78,16 @@ log = logging.getLogger(__name__)
 
 _WORD = re.compile(r"[^\s'\"<>]+")
 """A run of text in which an address would stand."""
+_WORD_WITH_MARK = re.compile(r"[^\s.,:;)\]}]([.,:;)\]}]+)(?=\s|$)")
+"""The end of a word that ends a part of a sentence."""
 _TOKEN = re.compile(r"(hf|r8|sk|ghp)_[A-Za-z0-9]{8,}")
 _CREDENTIAL = re.compile(
     r"(?i)\b(authorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?(?:(?:bearer|basic|token|digest)\s{1,3})?)[^\s'\"]+"
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s{1,3})[^\s'\"]{16,}")
 _ASSIGNED = re.compile(
-    r"(?i)\b((?:token|api_?key|access_?token|signature|password|secret)(?:=|['\"]\s?:\s?['\"]))[^\s&'\"]+"
+    r"(?i)\b((?:(?:x-)?api[-_]?key|(?:access[-_]?)?token|sig(?:nature)?|password|secret)"
+    r"(?:\s{0,3}=['\"]?(?=\S)|['\"]\s{0,3}:\s{0,3}['\"]|\s{0,3}:\s{0,3}(?=[^\s&'\"]{6})))[^\s&'\"]+"
 )
 _QUERY = re.compile(r"[?&][\w.%-]+=.")
 """A query of an address that has no host, such as a redirect's."""
@@ -92,9 +96,9 @@ _UPLOADED = re.compile(r"(?<![\w./-])(?:/[\w.-]+){0,8}/tmp[a-z0-9_]{8}(?=[^\s/'\
 _HOST = re.compile(r"\.[A-Za-z][^.:]+\.?(:\d+)?$|^(\d+\.){3}\d+(:\d+)?$|^localhost(:\d+)?$", re.IGNORECASE)
 """How the name of a host ends that has no scheme before it: with letters, or it is four numbers."""
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict.fromkeys(
-    (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), ""
+    (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF), ""
 )
-"""Control characters, which become spaces, and those that turn the direction of a text, which go."""
+"""Control characters, which become spaces, and those that are not seen or turn the direction of a text, which go."""
 
 
 def shown(text: str, longest: int = TEXT_MAX) -> str:
@@ -137,8 +141,11 @@ def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def _without_queries(text: str) -> str:
-    """Each address without its user name, query and fragment. A query in quotation marks ends where they do: a token
-    may hold a space."""
+    """Each address without its user name, query and fragment.
+
+    A token may hold a space. So a query in quotation marks ends where they do, and another one at a word that ends
+    with a mark, or at the end of the text.
+    """
     pieces: list[str] = []
     done = 0
     for match in _WORD.finditer(text):
@@ -153,6 +160,9 @@ def _without_queries(text: str) -> str:
         if quote in ("'", '"') and plain != word:
             closing = text.find(quote, end)
             end = closing if closing >= 0 else end
+        elif plain != word and _has_query(word) and not _end_of(word):
+            last = _WORD_WITH_MARK.search(text, end)
+            end = last.start(1) if last else len(text)
         pieces += (text[done : match.start()], plain)
         done = end
     return "".join((*pieces, text[done:]))
@@ -163,6 +173,7 @@ def _address_without_query(word: str) -> str | None:
     plain = word
     for _ in range(3):  # it may be encoded more than once
         plain = urllib.parse.unquote(plain)
+    plain = unicodedata.normalize("NFKC", plain)  # of wide marks
     if "://" in plain or _QUERY.search(plain):
         word = plain
     head = re.split(r"[?#]", word, maxsplit=1)[0]
@@ -176,6 +187,10 @@ def _address_without_query(word: str) -> str | None:
         return word[: query.start()] + _end_of(word) if query else None
     end = _end_of(word) if head != word else ""
     return f"{before}{separator}{host}{slash}{path}{end}"
+
+
+def _has_query(word: str) -> bool:
+    return bool(re.search(r"[?#]|%(?:25)*(?:3f|23)", word, re.IGNORECASE))
 
 
 def _end_of(word: str) -> str:

@@ -74,6 +74,14 @@ def pickled(value: bytes) -> bytes:
     return b"\x80\x02}" + text("emb_params") + value + b"s."
 
 
+def of_one_hash(count: int) -> bytes:
+    """A pickle of a dict whose keys are whole numbers with the same hash, a thousand at a time."""
+    step = 2**61 - 1  # Python's hash is the rest of a division by it
+    keys = [b"\x8a\x14" + (number * step).to_bytes(20, "little") + b"N" for number in range(count)]
+    filled = b"".join(b"(" + b"".join(keys[at : at + 1000]) + b"u" for at in range(0, count, 1000))
+    return pickled(b"}" + filled)
+
+
 DEEP = b")" + b"\x85" * 1_000_000
 
 
@@ -140,6 +148,7 @@ WEIGHTS: dict[str, Make] = {
     "lists a million deep": lambda: zipped(pickled(b"]" * 1_000_000 + b"a" * 999_999)),
     "a million marks": lambda: zipped(pickled(b"(" * 1_000_000)),
     "an array of 4 GB": lambda: zipped(pickled(b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\1\x85R")),
+    "keys of one hash": lambda: zipped(of_one_hash(70_000)),
     "a deep tuple as a key": lambda: zipped(b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"Ns."),
     "texts encoded in a chain": lambda: zipped(pickled(chained(20))),
     "many names for one dict": lambda: zipped(shared(30_000)),
@@ -152,6 +161,7 @@ WEIGHTS: dict[str, Make] = {
     "a name of 9 million characters in a pickle": lambda: zipped(
         b"\x80\x02}" + text("x" * 9_000_000) + tensor((1,), (1,)) + b"s.", **{"data/0": bytes(16)}
     ),
+    "names of 500 dots": lambda: of_zeros({f"{number}{'.' * 490}": (1,) for number in range(20_000)}),
     "900,000 empty tensors": lambda: empty_tensors(900_000),
     "a header of lists": lambda: safetensors(b'{"__metadata__":{"a":' + b"[]," * 33_000_000 + b"[]}}"),
     "a header of lists, shorter": lambda: safetensors(b'{"a":[' + b"[]," * 5_000_000 + b"[]]}"),
@@ -210,6 +220,9 @@ PICTURES: dict[str, Make] = {
     "packed texts, international": lambda: texts(b"iTXt", 100),
     "a packed profile": lambda: png(
         png_header(1, 1), (b"iCCP", b"a\0\0" + zlib.compress(bytes(500_000_000))), (b"IDAT", zlib.compress(bytes(4)))
+    ),
+    "one row of 30 million pixels": lambda: png(
+        png_header(30_000_000, 1), (b"IDAT", zlib.compress(bytes(1 + 3 * 30_000_000)))
     ),
     "pixels that are not there": lambda: png(png_header(5000, 5000), (b"IDAT", zlib.compress(bytes(99)))),
     "16 bits": lambda: png(png_header(5000, 6000, 16, 6), (b"IDAT", zlib.compress(bytes(99)))),

@@ -118,6 +118,19 @@ def random_ip_adapter(unet: Any, plus: bool = False) -> dict[str, Tensor]:
 
 
 HIDDEN = 128
+LAYER: dict[str, tuple[int, ...]] = {
+    "0.norm1.weight": (HIDDEN,),
+    "0.norm1.bias": (HIDDEN,),
+    "0.norm2.weight": (HIDDEN,),
+    "0.norm2.bias": (HIDDEN,),
+    "0.to_q.weight": (128, HIDDEN),
+    "0.to_kv.weight": (256, HIDDEN),
+    "0.to_out.weight": (HIDDEN, 128),
+    "1.0.weight": (HIDDEN,),
+    "1.0.bias": (HIDDEN,),
+    "1.1.weight": (4 * HIDDEN, HIDDEN),
+    "1.3.weight": (HIDDEN, 4 * HIDDEN),
+}
 PLUS: dict[str, tuple[int, ...]] = {
     "latents": (1, 6, HIDDEN),
     "proj_in.weight": (HIDDEN, WIDTH),
@@ -126,23 +139,9 @@ PLUS: dict[str, tuple[int, ...]] = {
     "proj_out.bias": (64,),
     "norm_out.weight": (64,),
     "norm_out.bias": (64,),
+    **{f"layers.{layer}.{name}": shape for layer in range(4) for name, shape in LAYER.items()},
 }
-"""Shapes of a resampler as its authors name them, with four layers as in the published files."""
-for _layer in range(4):
-    for _name, _shape in {
-        "0.norm1.weight": (HIDDEN,),
-        "0.norm1.bias": (HIDDEN,),
-        "0.norm2.weight": (HIDDEN,),
-        "0.norm2.bias": (HIDDEN,),
-        "0.to_q.weight": (128, HIDDEN),
-        "0.to_kv.weight": (256, HIDDEN),
-        "0.to_out.weight": (HIDDEN, 128),
-        "1.0.weight": (HIDDEN,),
-        "1.0.bias": (HIDDEN,),
-        "1.1.weight": (4 * HIDDEN, HIDDEN),
-        "1.3.weight": (HIDDEN, 4 * HIDDEN),
-    }.items():
-        PLUS[f"layers.{_layer}.{_name}"] = _shape
+"""Shapes of a resampler by its authors' names, with four layers as in the published files."""
 
 
 def write(path: Path, tensors: dict[str, Tensor]) -> ExtraFile:

@@ -1,8 +1,9 @@
 """LoRAs, embeddings and control networks that a request names or brings along -> files here, which it then asks for."""
 
+import difflib
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ USUAL = (
 """The file to take of a repository that holds several, the best first."""
 
 _NAME = re.compile(r"[^=:/?<>]+")
+_WIDE = str.maketrans("／？：＝＆＃＠", "/?:=&#@")
+"""Marks as keyboards for Chinese and Japanese write them."""
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
@@ -118,6 +121,7 @@ class Library:
         loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
         extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
         extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
+        extras = _with_encoder(extras, guided, uploads)
         upscalers = {name: file.path for name, file in uploads.upscalers.items()}
         return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
 
@@ -187,11 +191,14 @@ def _controls(
     for name, file in sent.items():
         files[name] = file
         found.append(ControlSettings(model=name))
-    guided = tuple(_as_its_file(control, files) for control in found)
-    encoder = extras.image_encoder
-    if any(control.image_prompt and control.model in files for control in guided):
-        encoder = next(iter(uploads.encoders.values()), encoder) or _image_encoder()
-    return extras | Extras(controls=files, image_encoder=encoder), guided
+    return extras | Extras(controls=files), tuple(_as_its_file(control, files) for control in found)
+
+
+def _with_encoder(extras: Extras, controls: Sequence[ControlSettings], uploads: Uploads) -> Extras:
+    """The files with the image encoder that was sent, that is here, or that an IP-Adapter needs fetched."""
+    extras |= Extras(image_encoder=next(iter(uploads.encoders.values()), None))
+    needed = any(control.image_prompt and control.model in extras.controls for control in controls)
+    return extras | Extras(image_encoder=_image_encoder()) if needed and extras.image_encoder is None else extras
 
 
 def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> ControlSettings:
@@ -240,7 +247,7 @@ def _entry(name: str, field: str) -> Entry | None:
 
 def read_lines(field: str, text: str) -> Iterator[Line]:
     """The lines of an input. Raises InvalidInput where there are too many."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().translate(_WIDE) for line in text.splitlines() if line.strip()]
     if len(lines) > LINES_MAX:
         raise InvalidInput(field, text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
     for line in lines:
@@ -260,6 +267,14 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
                 field, re.split(r"[?#]", line)[0], "names nothing", "Write a name, an address or owner/repository."
             )
         yield Line(field, name.strip(), source.strip(), tuple(weights))
+
+
+def _names_like(line: Line, here: Iterable[str]) -> str:
+    """The names that a line may have meant, of files that are here and of those that are fetched by a short name."""
+    known = sorted({*here, *(entry.name for entry in load_manifest().values() if entry.kind == KIND_OF[line.field])})
+    if similar := difflib.get_close_matches(line.source, known, n=3):
+        return f"Did you mean {' or '.join(similar)}?"
+    return f"Known names are {', '.join(known[:20])}." if known else "There are no files with names of their own."
 
 
 def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[str, ExtraFile]:
@@ -313,8 +328,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     host = (address.hostname or "").removeprefix("www.")
     if not address.netloc:
         if repository is None:
-            shown = ", ".join(sorted(here)[:20]) or "none"
-            fix = f"Use an https address or owner/repository, or one of those here: {shown}."
+            fix = f"{_names_like(line, here)} Or give an https address or owner/repository."
             raise InvalidInput(line.field, line.address, "nothing of this name is here", fix)
         return _on_the_hub(line, shelf, repository[1], "main", repository[2])
     if not ours and not (address.scheme == "https" and any(f".{host}".endswith(f".{known}") for known in HOSTS)):

@@ -17,12 +17,13 @@ from weights_script.web import Access, Patience, SourceFailed
 
 ALWAYS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
 OPTIONAL_FOLDERS = ("scheduler/", "tokenizer/")
+_FORMS = "{}.safetensors", "{}.fp16.safetensors", "{}.bin", "{}.fp16.bin"
 NETWORK_WEIGHTS: dict[str, tuple[str, ...]] = {
-    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+    "unet": tuple(form.format("diffusion_pytorch_model") for form in _FORMS),
+    "vae": tuple(form.format("diffusion_pytorch_model") for form in _FORMS),
+    "text_encoder": ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin"),
 }
-"""One weight file of each network, the safe form first; repositories often hold several forms of the same."""
+"""One weight file of each network, the best form first; repositories often hold several forms of the same."""
 
 
 def endpoint() -> str:

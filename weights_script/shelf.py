@@ -144,7 +144,7 @@ def _picked(text: str, pick: Callable[[Any], str]) -> str:
     """What `pick` takes of a listing. Raises SourceFailed for an answer that is none."""
     try:
         picked = pick(json.loads(text))
-    except (json.JSONDecodeError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SourceFailed("answered with something else than a listing") from error
     if len(picked) > 2 * NAME_MAX or shown(picked) != picked:
         raise SourceFailed("answered with a listing whose names cannot be used")

@@ -9,7 +9,7 @@ TOKENIZER = Path(__file__).resolve().parents[2] / "weights_script" / "embedded" 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """What to load."""
+    """The files of a model to load."""
 
     name: str
     checkpoint: Path

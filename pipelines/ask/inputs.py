@@ -30,7 +30,7 @@ SMALL_SIDE, SMALL_STEP = 256, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What `predict()` got."""
+    """The inputs of `predict()`, before any file is opened."""
 
     said: Values = field(default_factory=dict[str, Any])
     """The settings that were filled in, by name."""
@@ -47,7 +47,7 @@ class Inputs:
 
 
 def filled_in(**inputs: Any) -> dict[str, Any]:
-    """The settings that are not empty, in their own types. Raises InvalidInput for a text that cannot be read.
+    """Return the settings that were filled in, in their own types. Raises InvalidInput for a text that is unreadable.
 
     A text of spaces alone is filled in, and says nothing: a space as the negative prompt leaves the model's own out.
     Sliders send 7.0 for 7, and generation data shows whole numbers without a fraction.
@@ -59,7 +59,7 @@ def filled_in(**inputs: Any) -> dict[str, Any]:
 
 
 def checked_files(sent: Sequence[Path], field: str) -> Sequence[Path]:
-    """The files that an input brought. Raises InvalidInput for a text that Cog took for no address."""
+    """Return the files that an input brought. Raises InvalidInput for a text, which Cog passes on if it is no URL."""
     for each in sent:
         if not isinstance(each, Path):
             raise InvalidInput(field, each, "must be a file", "Send a data, http or https URL.")
@@ -75,14 +75,14 @@ def _outpaint(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """7 for 7.0, and no text for spaces; anything else as it is."""
+    """Turn 7.0 into 7 and a text of spaces into an empty one. Any other value is returned unchanged."""
     if isinstance(value, str) and value.isspace():
         return ""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def size_of_aspect(aspect_ratio: str, model: Size) -> Size | None:
-    """The size of an aspect ratio with about as many pixels as the model's own. None for the model's own."""
+    """Return a size of this aspect ratio with about the model's number of pixels. None means the model's own size."""
     if aspect_ratio == OWN_ASPECT:
         return None
     across, down = ASPECT_RATIOS[aspect_ratio]

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pipelines.ask.prompt import NetworkTag, cut_networks
-from pipelines.errors import InvalidInput, ModelError, shown_name
+from pipelines.errors import InvalidInput, ModelError, shown, shown_name
 from pipelines.files.headers import read_header
 
 LORA_KINDS = ("lora", "lyco")
@@ -30,17 +30,17 @@ _IMAGE_ENCODER = re.compile(r"(?i)clip[-_ ]?(vision|vit)[-_ ]?h|image[-_ ]?encod
 
 
 def name_of_upload(stem: str) -> str:
-    """What a file was called that was uploaded: Cog puts "tmp" and eight letters before it."""
+    """Return the name that an uploaded file had: Cog puts "tmp" and eight characters in front of it."""
     return shown_name(re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem))
 
 
 def plain_name(name: str) -> str:
-    """The name as tags and generation data can hold it: short, and without what would end it there."""
+    """Return the name in a form that fits into tags and generation data: short, and without their punctuation."""
     return re.sub(r"[<>:,=\"]", "_", shown_name(name))
 
 
 def check_name(field: str, name: str) -> str:
-    """The name that somebody gives a file. Raises InvalidInput for one that tags and generation data cannot hold."""
+    """Return the name that a request gives to a file. Raises InvalidInput if a tag could not hold it."""
     if name and plain_name(name) != shown_name(name):
         fix = f"Call it {plain_name(name)}."
         raise InvalidInput(field, name, 'a name in tags holds none of < > : , = "', fix)
@@ -48,13 +48,13 @@ def check_name(field: str, name: str) -> str:
 
 
 def in_hashes(name: str) -> str:
-    """The name without what would end it in an infotext's list of hashes."""
+    """Return the name without the characters that separate entries in an infotext's list of hashes."""
     return re.sub("[:,]", "", name)
 
 
 @dataclass(frozen=True)
 class ExtraFile:
-    """A file at one moment: what is written over it later is another one."""
+    """A file as it is now. If it is overwritten later, the new content counts as another file."""
 
     path: Path
     size: int
@@ -70,11 +70,11 @@ class ExtraFile:
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """A ModelError that is raised inside names the input, and not the place where its file was put."""
+        """Make a ModelError that is raised inside name the input, instead of the path at which its file was stored."""
         try:
             yield
         except ModelError as error:
-            reason = str(error).removeprefix(f"{self.path}: ")
+            reason = str(error).removeprefix(f"{shown(str(self.path))}: ")  # as errors show it
             raise ModelError(f"{self.origin or self.path}: {reason}") from error
 
     @property
@@ -121,7 +121,7 @@ def _header_length(path: Path) -> int:
 
 @lru_cache(4096)
 def training_name(file: ExtraFile) -> str:
-    """The name that a LoRA had when it was trained, by which WebUI calls it in prompts; empty where none is told."""
+    """Return the name under which a LoRA was trained, which WebUI uses in prompts. Empty if the file has none."""
     try:
         return plain_name(read_header(file.path).texts.get("ss_output_name", ""))
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ class Extras:
     """What IP-Adapters see by."""
 
     def __or__(self, other: "Extras") -> "Extras":
-        """Both; where names are equal, the other's."""
+        """Combine both. If a name is in both, the other's file wins."""
         return Extras(
             loras={**self.loras, **other.loras},
             embeddings={**self.embeddings, **other.embeddings},
@@ -157,7 +157,7 @@ NO_EXTRAS = Extras()
 def in_folders(
     loras: Path | None, embeddings: Path | None, controls: Path | None = None, hypernetworks: Path | None = None
 ) -> Extras:
-    """What lies in these folders and below them. A LoRA also goes by the name it was trained under, if no file does."""
+    """Return the files in these folders and below. A LoRA is also known by its training name, unless a file has it."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
     networks = _files(controls, CONTROL_SUFFIXES)
@@ -198,7 +198,7 @@ class LoraTag:
 
 
 def lora_tags(prompt: str, field: str = "prompt") -> list[LoraTag]:
-    """The LoRAs that a prompt asks for. Raises InvalidInput for a multiplier or rank that is none."""
+    """Return the LoRAs that a prompt asks for. Raises InvalidInput for an unreadable multiplier or rank."""
     tags = [_read(tag, field) for tag in cut_networks(prompt)[1] if tag.kind in LORA_KINDS]
     if len(tags) > LORAS_MAX:
         raise InvalidInput(field, prompt, f"at most {LORAS_MAX} LoRAs in a prompt, this has {len(tags)}", "Leave some.")
@@ -226,7 +226,7 @@ def _read(tag: NetworkTag, field: str) -> LoraTag:
 
 
 def _advice(tag: NetworkTag) -> str:
-    """How to write a tag that cannot be read. Words behind its name may belong to a name that holds a colon."""
+    """Say how to write a tag that cannot be read. Words after its name may be the rest of a name with a colon."""
     words = list(takewhile(lambda arg: "=" not in arg and not _NUMERIC.fullmatch(arg), tag.args))
     if len(words) > 1:
         return f"A name in a tag holds no colon: call the file {'_'.join(words)}, and write <lora:{'_'.join(words)}:1>."
@@ -251,7 +251,7 @@ def _multiplier(text: str) -> float:
 
 
 def lora_names(text: str) -> set[str]:
-    """The names of the LoRAs in a text's tags, whatever else the tags say."""
+    """Return the names of the LoRAs in a text's tags, whatever else the tags say."""
     return {tag.args[0] for tag in cut_networks(text)[1] if tag.kind in LORA_KINDS}
 
 
@@ -267,7 +267,7 @@ class HypernetworkTag:
 
 
 def hypernetwork_tags(prompt: str, field: str = "prompt") -> list[HypernetworkTag]:
-    """The hypernetworks that a prompt asks for. Raises InvalidInput for a multiplier that is none."""
+    """Return the hypernetworks that a prompt asks for. Raises InvalidInput for an unreadable multiplier."""
     tags = []
     for tag in cut_networks(prompt)[1]:
         if tag.kind == HYPERNETWORK_KIND:
@@ -284,18 +284,18 @@ def hypernetwork_tags(prompt: str, field: str = "prompt") -> list[HypernetworkTa
 
 
 def missing_hypernetworks(prompt: str, extras: Extras, field: str = "prompt") -> list[HypernetworkTag]:
-    """The prompt's tags of hypernetworks that are not here; with a multiplier of 0 nothing is asked for."""
+    """Return the tags of hypernetworks that are not here. A tag with the multiplier 0 asks for nothing."""
     tags = hypernetwork_tags(prompt, field)
     return [tag for tag in tags if tag.multiplier and tag.name not in extras.hypernetworks]
 
 
 def missing_loras(prompt: str, extras: Extras, field: str = "prompt") -> list[LoraTag]:
-    """The prompt's tags of LoRAs that are not here; with multipliers of 0 nothing is asked for."""
+    """Return the tags of LoRAs that are not here. A tag whose multipliers are 0 asks for nothing."""
     return [tag for tag in lora_tags(prompt, field) if tag.acts and tag.name not in extras.loras]
 
 
 def without_missing(prompt: str, extras: Extras) -> str:
-    """The prompt without its tags of LoRAs and hypernetworks that are not here."""
+    """Return the prompt without the tags of LoRAs and hypernetworks that are not here."""
     loras = [tag.name for tag in missing_loras(prompt, extras)]
     hypernetworks = [tag.name for tag in missing_hypernetworks(prompt, extras)]
     for kinds, missing in ((LORA_KINDS, loras), ((HYPERNETWORK_KIND,), hypernetworks)):

@@ -34,6 +34,7 @@ from pipelines.ask.settings import (
     Checked,
     Choice,
     Flag,
+    Key,
     LayerFromEnd,
     Name,
     Number,
@@ -98,8 +99,7 @@ class NoiseSettings(Checked):
         "rng",
         Choice(NOISE_SOURCES),
         "NV",
-        key="RNG",
-        unsaid="GPU",
+        key=Key("RNG", unsaid="GPU"),
         about="Where noise comes from, as in WebUI. NV and GPU give the same noise, CPU gives another.",
     )
     ensd: int = setting(
@@ -477,8 +477,7 @@ class MaskSettings(Checked):
         "mask_soft",
         Flag(),
         False,
-        key="Soft mask",
-        written=False,
+        key=Key("Soft mask", written=False),
         about="Change the grey parts of the mask by degrees, instead of wholly or not at all.",
     )
 
@@ -500,8 +499,7 @@ class ImageSettings(Checked):
         "resize_mode",
         Choice(RESIZE_MODES),
         RESIZE_MODES[0],
-        key="Resize mode",
-        written=False,
+        key=Key("Resize mode", written=False),
         about="How an image of another size is brought to the size that is drawn.",
     )
     noise_multiplier: float = setting(
@@ -607,7 +605,7 @@ class GenerationRequest(Checked):
     A request made from another with `dataclasses.replace` is checked again.
     """
 
-    prompt: str = setting("prompt", PROMPT, key="Prompt", unsaid="", about="What to draw.")
+    prompt: str = setting("prompt", PROMPT, key=Key("Prompt", unsaid=""), about="What to draw.")
     negative_prompt: str = setting(
         "negative_prompt", PROMPT, "", key="Negative prompt", about="What the picture must not show."
     )

@@ -194,26 +194,28 @@ class Setting:
         return self.rule.check(self.name, value, self.hint)
 
 
+@dataclass(frozen=True)
+class Key:
+    """What generation data calls a setting, where its silence or its writing is not the usual."""
+
+    name: str
+    unsaid: Any = SAME_AS_DEFAULT
+    written: bool = True
+
+
 def setting(
-    name: str,
-    rule: Rule,
-    default: Any = dataclasses.MISSING,
-    *,
-    key: str = "",
-    unsaid: Any = SAME_AS_DEFAULT,
-    written: bool = True,
-    hint: str = "",
-    about: str = "",
+    name: str, rule: Rule, default: Any = dataclasses.MISSING, *, key: str | Key = "", hint: str = "", about: str = ""
 ) -> Any:
-    """A dataclass field that is the row of a setting."""
+    """Make a dataclass field that is the row of a setting. A field without a default must be given."""
     known = None if default is dataclasses.MISSING else default
+    called = key if isinstance(key, Key) else Key(key)
     row = Setting(
         name=name,
         rule=rule,
         default=known,
-        key=key,
-        unsaid=known if unsaid is SAME_AS_DEFAULT else unsaid,
-        written=written,
+        key=called.name,
+        unsaid=known if called.unsaid is SAME_AS_DEFAULT else called.unsaid,
+        written=called.written,
         hint=hint,
         about=about,
     )

@@ -13,6 +13,8 @@ COVERED_PIXELS_MAX = 2 * FINAL_PIXELS_MAX
 """Of an enlarged draft before it is cropped to another aspect ratio."""
 INPUT_PIXELS_MAX = 8 * FINAL_PIXELS_MAX
 """Of an input picture."""
+INPUT_SIDE_MAX = 32_768
+"""Pixels. Resizing takes memory in proportion to a side: 2 GB for a picture of 30 million pixels in one row."""
 CROPPED_PIXELS_MAX = 2 * INPUT_PIXELS_MAX
 """Of an input picture enlarged to cover another aspect ratio, before it is cropped."""
 

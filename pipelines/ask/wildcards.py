@@ -35,7 +35,7 @@ _HIDDEN = re.compile("\0([0-9]+)\0")
 
 
 def lift_wildcards(text: str) -> tuple[str, dict[str, str]]:
-    """The text without its lines `Wildcard colour: red | blue`, and the options of each wildcard by its name.
+    """Return the text without its lines `Wildcard colour: red | blue`, and the options of each wildcard by its name.
 
     Raises InvalidInput.
     """
@@ -57,12 +57,12 @@ def lift_wildcards(text: str) -> tuple[str, dict[str, str]]:
 
 
 def with_picks(prompts: Mapping[str, str], wildcards: Mapping[str, str], seed: int) -> dict[str, str]:
-    """The prompts, by the settings that hold them, with their options picked by the seed. Raises InvalidInput."""
+    """Return the prompts, by the settings that hold them, with options picked by the seed. Raises InvalidInput."""
     return {name: resolve(name, prompt, wildcards, seed) for name, prompt in prompts.items()}
 
 
 def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> str:
-    """The text with its options picked; the same for the same seed. Raises InvalidInput that names the `field`.
+    """Return the text with options picked, always the same for a seed. Raises InvalidInput that names the `field`.
 
     Prompts of the highres pass pick as those of the first pass do, so that the same text becomes the same.
     """
@@ -76,7 +76,7 @@ def resolve(field: str, text: str, wildcards: Mapping[str, str], seed: int) -> s
 
 
 def options_of(text: str, wildcards: Mapping[str, str]) -> str:
-    """The text and the options of every wildcard that it may come to: all that could be picked."""
+    """Return everything that could be picked: the text, and the options of every wildcard that it may lead to."""
     tags = _Tags()
     found, pending = [text], _WILDCARD.findall(tags.hidden(text))
     seen = set[str]()
@@ -90,7 +90,7 @@ def options_of(text: str, wildcards: Mapping[str, str]) -> str:
 
 
 def _picked(field: str, text: str, random: Random) -> str:
-    """The text with one option in place of each pair of braces, the innermost first. Raises InvalidInput."""
+    """Replace each pair of braces by one of its options, the innermost first. Raises InvalidInput."""
     for _ in range(BRACES_MAX + 1):
         text, found = _INNERMOST.subn(lambda braces: _pick(field, braces[1], random), text)
         if not found:
@@ -103,13 +103,13 @@ def _picked(field: str, text: str, random: Random) -> str:
 
 
 class _Tags:
-    """The tags of a text, taken out of it while its options are picked."""
+    """Keeps the tags of a text while its options are picked."""
 
     def __init__(self) -> None:
         self._tags: list[str] = []
 
     def hidden(self, text: str) -> str:
-        """The text with a mark in place of each tag."""
+        """Return the text with a mark in place of each tag."""
         end = text.rfind(">") + 1  # past the last ">" there is no tag, and searching there is quadratic
         return NETWORK.sub(self._hide, text[:end]) + text[end:]
 
@@ -118,12 +118,12 @@ class _Tags:
         return f"\0{len(self._tags) - 1}\0"
 
     def shown(self, text: str) -> str:
-        """The text with its tags again."""
+        """Return the text with the tags back in their places."""
         return _HIDDEN.sub(lambda mark: self._tags[int(mark[1])] if int(mark[1]) < len(self._tags) else mark[0], text)
 
 
 def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
-    """The text with every wildcard as its options in braces; those alone after `$$` are in braces already."""
+    """Replace every wildcard by its options in braces. A wildcard alone after `$$` is inside braces already."""
 
     def options(found: re.Match[str]) -> str:
         if found[1] not in wildcards:
@@ -148,21 +148,21 @@ def _with_options(field: str, text: str, wildcards: Mapping[str, str]) -> str:
 
 
 def _ends(text: str, end: int, mark: str) -> bool:
-    """Whether the mark, and then spaces at most, stands before this place."""
+    """Return whether the mark stands before this position, with nothing but spaces between."""
     while end and text[end - 1].isspace():
         end -= 1
     return text.endswith(mark, 0, end)
 
 
 def _begins(text: str, start: int, mark: str) -> bool:
-    """Whether the mark follows this place, after spaces at most."""
+    """Return whether the mark follows this position, with nothing but spaces between."""
     while start < len(text) and text[start].isspace():
         start += 1
     return text.startswith(mark, start)
 
 
 def _pick(field: str, body: str, random: Random) -> str:
-    """What stands between two braces -> one option of it, or as many as it says, none twice. Raises InvalidInput."""
+    """Pick one of the options between two braces, or as many different ones as they ask for. Raises InvalidInput."""
     several = _SEVERAL.fullmatch(body)
     low, dash, high, between, listed = several.groups() if several else ("1", "", "", None, body)
     options = [_weighted(option) for option in listed.split("|")]
@@ -180,13 +180,13 @@ def _pick(field: str, body: str, random: Random) -> str:
 
 
 def _weighted(option: str) -> tuple[float, str]:
-    """`0.5::red` or `red`: weight and text, without spaces around it."""
+    """Split `0.5::red` or `red` into a weight, which is 1 if there is none, and the text without spaces around it."""
     weighted = _WEIGHTED.fullmatch(option)
     return (float(weighted[1]), weighted[2].strip()) if weighted else (1.0, option.strip())
 
 
 def _drawn(options: list[tuple[float, str]], random: Random) -> tuple[float, str]:
-    """One option by its weight. Of `random` only random() is used: of it alone Python promises the same for ever."""
+    """Draw an option by its weight. Only `random()` is used, the one method whose results Python promises to keep."""
     mark = random.random() * sum(weight for weight, _ in options)
     for option in options:
         mark -= option[0]

@@ -36,7 +36,8 @@ def tensors_in(content: Any) -> dict[str, Stored]:
 
     Of a checkpoint with other things beside its weights, its `state_dict` counts. Raises ValueError.
     """
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    for _ in range(2):  # some files have it twice, and WebUI looks twice
+        content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     found: dict[str, Stored] = {}
     seen: set[int] = set()  # one dict could stand in many places
     groups = deque([("", content, 0)] if isinstance(content, Mapping) else [])

@@ -19,6 +19,8 @@ TENSORS_MAX = 20_000
 """An SDXL checkpoint has 2,500, a LoRA with seven parts for each of its layers about as many."""
 NAME_MAX = 500
 """Characters of a tensor's name; the longest of any real file have about 150."""
+NAME_PARTS_MAX = 50
+"""Parts of a name between its dots; layers are looked up by every beginning of it. The longest real ones have 15."""
 DIMENSIONS_MAX = 8
 _TEXTS_MAX = 10_000
 """Entries of the metadata; real files have about 60."""
@@ -107,6 +109,8 @@ def check_name(name: str, others: Mapping[str, object]) -> None:
         raise ValueError(f"it holds more than {TENSORS_MAX} tensors")
     if len(name) > NAME_MAX:
         raise ValueError(f"a tensor's name has {len(name)} characters, and at most {NAME_MAX} are read")
+    if name.count(".") >= NAME_PARTS_MAX:
+        raise ValueError(f"a tensor's name has more than {NAME_PARTS_MAX} parts")
     if not name.isprintable():
         raise ValueError("a tensor's name holds control characters")
     if name in others:

@@ -261,9 +261,9 @@ class Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("it sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(key, str | int | float | Name | None):
+            if isinstance(key, str | float | Name | None) or (isinstance(key, int) and abs(key) < _KEY_MAX):
                 target[key] = value
-            elif not isinstance(key, Group | Inert | Encoded | bytes):  # whose values no weights are named by
+            elif not isinstance(key, int | Group | Inert | Encoded | bytes):  # whose values no weights are named by
                 raise ValueError("a key of one of its dicts is no plain value")
 
     def _memoize(self) -> None:
@@ -453,6 +453,9 @@ class Machine:
 
 
 _NAME_MAX = 200
+_KEY_MAX = 1 << 60
+"""Below it Python's hash of a whole number is the number itself. Larger ones can be chosen so that all of them have the
+same hash, and a dict of 100,000 such keys would take minutes."""
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": Machine._mapping,
     "collections.defaultdict": Machine._default_mapping,

@@ -23,10 +23,10 @@ STRIP = 256
 """Rows that are handed over at a time."""
 
 
-def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
+def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> dict[str, Any]:
     """Write the picture's bytes: upright, of 8 bits, L, RGB or RGBA; of an animation the first frame.
 
-    Returns its mode and size, or only its size where it has more pixels than are read.
+    Returns its mode and size, or only its size if it has more pixels, or a longer side, than are read.
     """
     _check_scans(file)
     try:
@@ -34,7 +34,7 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int) -> dict[str, Any]:
     except UnidentifiedImageError:
         raise ValueError(_what_else(file)) from None
     with opened as image:
-        if image.width * image.height > pixels_max:  # told by its header, before a pixel is read
+        if image.width * image.height > pixels_max or max(image.size) > side_max:  # known before a pixel is read
             return {"size": image.size}
         limit_memory((64 << 20) + 24 * image.width * image.height)
         image.load()

@@ -1,6 +1,6 @@
-"""Preprocessors: from a picture to the map that a ControlNet was trained on, all by filters that need no weights.
+"""Preprocessors: they make of a picture the map that a control network was trained on, by filters without weights.
 
-Names, thresholds and their defaults are those of WebUI's extension. Maps that take a network of their own (openpose,
+Names, thresholds and their defaults are those of WebUI's extension. Maps that need a network of their own (openpose,
 depth, normals) are sent ready made.
 """
 
@@ -18,12 +18,12 @@ Pixels = NDArray[np.uint8]
 
 
 def canny(picture: Pixels, low: float, high: float) -> Pixels:
-    """White edges on black: gradients above `high`, and those above `low` that go on from them."""
+    """Return white edges on black: gradients above `high`, and those above `low` that continue them."""
     return _rgb(cv2.Canny(picture, low, high).astype(np.uint8))
 
 
 def lineart(picture: Pixels) -> Pixels:
-    """White lines on black where the picture is darker than its surroundings, as strong as its usual line is white."""
+    """Return white lines on black where the picture is darker than its surroundings. Its usual line is grey, of 127."""
     values = picture.astype(np.float32)
     darker = (cv2.GaussianBlur(values, (0, 0), 6.0) - values).min(axis=2).clip(0, 255)
     lines = darker[darker > 8]
@@ -32,14 +32,14 @@ def lineart(picture: Pixels) -> Pixels:
 
 
 def scribble(picture: Pixels) -> Pixels:
-    """Thick white lines on black where a fine blur is darker than a wide one: a difference of Gaussians, cut at 32."""
+    """Return thick white lines on black where a fine blur is darker than a wide one, by more than 16."""
     values = picture.astype(np.float32)
     darker = (cv2.GaussianBlur(values, (0, 0), 5.0) - cv2.GaussianBlur(values, (0, 0), 0.5)).min(axis=2)
     return _rgb(((darker > 16) * 255).astype(np.uint8))
 
 
 def color(picture: Pixels) -> Pixels:
-    """The picture's colours in squares of 64 px."""
+    """Return the picture's colours in squares of 64 px, which T2I color adapters follow."""
     height, width = picture.shape[:2]
     squares = cv2.resize(picture, (max(1, width // 64), max(1, height // 64)), interpolation=cv2.INTER_CUBIC)
     return cv2.resize(squares, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
@@ -61,7 +61,7 @@ _OF: dict[str, Callable[[Pixels, ControlSettings], Pixels]] = {
 
 
 def control_map(picture: Pixels, settings: ControlSettings, masked: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-    """The map (height, width, 3) from 0 to 1 of an RGB picture; of inpainting it is -1 where it is `masked`."""
+    """Return the map (height, width, 3) of an RGB picture, from 0 to 1; for inpainting -1 where it is `masked`."""
     values = _OF[settings.preprocessor](picture, settings).astype(np.float32) / np.float32(255)
     if settings.preprocessor == "inpaint" and masked is not None:
         values[masked] = -1

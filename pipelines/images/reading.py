@@ -9,7 +9,7 @@ from PIL import Image
 from pipelines.ask.inputs import Inputs, checked_files
 from pipelines.ask.networks import name_of_upload
 from pipelines.ask.request import CONTROLS_MAX
-from pipelines.ask.sizes import INPUT_PIXELS_MAX, Size, check_croppable, scaled_size
+from pipelines.ask.sizes import INPUT_PIXELS_MAX, INPUT_SIDE_MAX, Size, check_croppable, scaled_size
 from pipelines.errors import InvalidInput, in_one_line
 from pipelines.infotext.asked import Pictures
 from pipelines.runtime.isolation import Failed, Helper, Limits
@@ -29,15 +29,17 @@ def read(path: Path, field: str) -> Image.Image:
     fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file; save a picture of another format as one of them."
     try:
         with path.open("rb") as stream:
-            answer, output = DECODER.run("pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX)
+            answer, output = DECODER.run(
+                "pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX, side_max=INPUT_SIDE_MAX
+            )
     except (OSError, Failed) as error:
         rule = f"cannot be read as a picture ({in_one_line(error)})"
         raise InvalidInput(field, name_of_upload(path.name), rule, fix) from error
     width, height = answer["size"]
     with output:
         if "mode" not in answer:
-            most = f"{INPUT_PIXELS_MAX / 1e6:.1f} million pixels"
-            raise InvalidInput(field, f"{width}x{height}", f"at most {most} are read", "Scale it down.")
+            most = f"at most {INPUT_PIXELS_MAX / 1e6:.1f} million pixels are read, and {INPUT_SIDE_MAX} a side"
+            raise InvalidInput(field, f"{width}x{height}", most, "Scale it down, or cut it.")
         with mmap.mmap(output.fileno(), 0, access=mmap.ACCESS_READ) as pixels:
             return Image.frombytes(answer["mode"], (width, height), pixels)  # type: ignore[arg-type]  # any buffer
 

@@ -84,11 +84,11 @@ class Asked:
         return bool(self["dynamic_prompts"] or self.data.wildcards)
 
     def __getitem__(self, name: str) -> Any:
-        """The value of a setting, or its default."""
+        """Return the value of a setting, or its default."""
         return self.values.get(name, ROWS[name].default)
 
     def with_values(self, **values: Any) -> "Asked":
-        """The same with other settings."""
+        """Return a copy with other settings."""
         return replace(self, values={**self.values, **values})
 
     @property
@@ -99,15 +99,19 @@ class Asked:
 
 
 def read_data(text: str) -> GenerationData:
-    """What generation data says: a whole block, or single settings. Raises InvalidInput."""
+    """Read generation data, either a whole block or single settings. Raises InvalidInput."""
     text, wildcards = lift_wildcards(text)
     if not text.strip():
         return replace(NO_DATA, wildcards=wildcards)
-    return replace(read_settings(text) if holds_settings(text) else read(text), wildcards=wildcards)
+    data = read_settings(text) if holds_settings(text) else read(text)
+    if not data.values.keys() - _PROMPTS and not data.unknown and not data.doubts:
+        rule = "there is no line of parameters in it, and no setting such as ENSD: 31337"
+        raise InvalidInput("generation_data", text, rule, "Write settings as key: value, on lines or after commas.")
+    return replace(data, wildcards=wildcards)
 
 
 def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pictures = NO_PICTURES) -> Asked:
-    """One set of settings. `defaults` are the model's own, with its width and height. Raises InvalidInput."""
+    """Merge everything into one set of settings. `defaults` are the model's own, with its size. Raises InvalidInput."""
     base = UNSAID if data.whole else defaults
     values = {**base, **data.values, **inputs.said}
     if inputs.said.keys() & {"hires_scale"} and not inputs.said.keys() & {"hires_width", "hires_height"}:
@@ -127,18 +131,23 @@ def _size_said(data: GenerationData) -> Size | None:
 
 
 def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
-    """The size where nobody says one: the image's, with what outpainting adds. It is the model's own without an image,
-    and where only a part of the image is drawn."""
+    """Return the size to draw if neither the form nor the data says one.
+
+    It is the image's with what outpainting adds, or the model's own if there is no image or only a part of it is drawn.
+    """
+    if pictures.image is None:
+        return WEBUI_SIZE if asked.data.whole else own
     outpaint = asked["outpaint"]
-    part = asked["inpaint_area"] == ONLY_MASKED and (pictures.mask is not None or any(outpaint))
-    if pictures.image is None or part:
-        return WEBUI_SIZE if asked.data.whole and pictures.image is None else own
-    (width, height), (left, top, right, bottom) = pictures.image.size, outpaint
+    masked = pictures.mask is not None or any(outpaint)
+    if masked and asked["inpaint_area"] == ONLY_MASKED:
+        return own
+    width, height = pictures.image.size
+    left, top, right, bottom = outpaint
     return size_to_draw(width + left + right, height + top + bottom)
 
 
 def _has_hires(inputs: Inputs, data: GenerationData, pictures: Pictures) -> bool:
-    """Automatic: as a whole block says it; else on, unless there is an image."""
+    """Decide on the highres fix. Automatic follows a whole block; otherwise it is on unless there is an image."""
     if inputs.highres_fix != AUTOMATIC:
         return inputs.highres_fix == ON
     if pictures.image is not None:
@@ -149,7 +158,7 @@ def _has_hires(inputs: Inputs, data: GenerationData, pictures: Pictures) -> bool
 
 
 def pick(asked: Asked) -> Asked:
-    """Resolve dynamic prompts by the seed; where none is said, by a random one, which is then said.
+    """Resolve dynamic prompts by the seed. If there is none, take a random one and keep it.
 
     Does nothing unless dynamic prompts are on, or a wildcard is defined. Raises InvalidInput.
     """
@@ -162,7 +171,7 @@ def pick(asked: Asked) -> Asked:
 
 
 def seed_of(asked: Asked) -> int:
-    """The seed that is said, else a random one."""
+    """Return the seed that was asked for, or a random one."""
     seed: int = asked.values.get("seed", RANDOM)
     return random_seed() if seed == RANDOM else seed
 
@@ -171,9 +180,13 @@ _PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"
 
 
 def said_by_data(asked: Asked) -> str:
-    """What comes from generation data and not from the form, for the log."""
-    said, left_out = asked.data.values, {*_PROMPTS, *asked.chosen}
-    return ", ".join(f"{name}={said[name]}" for name in ROWS if name in said and name not in left_out)
+    """Describe for the log which settings come from the generation data instead of the form."""
+    said = asked.data.values
+    told = []
+    for name in ROWS:
+        if name in said and name not in _PROMPTS and name not in asked.chosen and asked[name] == said[name]:
+            told.append(f"{name}={said[name]}")
+    return ", ".join(told)
 
 
 # --- settings to a request --------------------------------------------------------------------------------------------
@@ -182,7 +195,7 @@ def said_by_data(asked: Asked) -> str:
 def request_from(
     asked: Asked, count: int = 1, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
 ) -> GenerationRequest:
-    """The request, with a random seed where none is said.
+    """Make the request, with a random seed if none was asked for.
 
     Raises InvalidInput for what cannot be drawn. The error speaks of the generation data where the value comes from
     there, else of the input.
@@ -217,14 +230,14 @@ def _request(asked: Asked, count: int, pictures: Pictures, extras: Extras) -> Ge
 
 
 def check_pictured(controls: Sequence[ControlSettings], pictures: Pictures) -> None:
-    """What can be told of ControlNets before one is fetched. Raises InvalidInput."""
+    """Check that every ControlNet has a picture, before any of them is fetched. Raises InvalidInput."""
     for control in paired(controls, pictures.controls) if controls else ():
         if control.picture is None and pictures.image is None:
             raise nothing_to_follow(control)
 
 
 def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -> tuple[ControlSettings, ...]:
-    """The ControlNets, each with its picture. Raises InvalidInput where the numbers do not match."""
+    """Give each ControlNet its picture. Raises InvalidInput if the numbers do not match."""
     count, sent = len(controls), len(pictures)
     if sent and not count:
         fix = "Name one in controls, or send it in files."
@@ -237,32 +250,42 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
 
 
 def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
+    """Make the settings of the picture to start from. Raises InvalidInput if it is missing and something needs it."""
     if pictures.image is None:
-        sides = ", ".join(f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels)
-        for name, value in {"mask": pictures.mask and "a picture", "outpaint": sides}.items():
-            if value:
-                raise InvalidInput(name, value, "there is no image", "Send it in image, too.")
-        for row in rows(ImageSettings).values():  # what cannot be meant is told, also where it would do nothing
-            if row.name in asked.values:
-                row.check(asked[row.name])
+        _check_without_image(asked, pictures)
         return None
-    masked = pictures.mask is not None or any(asked["outpaint"])
-    mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values)) if masked else None
-    return ImageSettings(
-        picture=pictures.image, depth=pictures.depth, mask=mask, **of_group(ImageSettings, asked.values)
-    )
+    mask = None
+    if pictures.mask is not None or any(asked["outpaint"]):
+        mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values))
+    settings = of_group(ImageSettings, asked.values)
+    return ImageSettings(picture=pictures.image, depth=pictures.depth, mask=mask, **settings)
+
+
+def _check_without_image(asked: Asked, pictures: Pictures) -> None:
+    """Refuse a mask and outpainting. Check the other settings of a picture, although they would have no effect."""
+    fix = "Send it in image, too."
+    if pictures.mask is not None:
+        raise InvalidInput("mask", "a picture", "there is no image", fix)
+    if any(asked["outpaint"]):
+        sides = [f"{side} {pixels}" for side, pixels in zip(SIDES, asked["outpaint"], strict=True) if pixels]
+        raise InvalidInput("outpaint", ", ".join(sides), "there is no image", fix)
+    for row in rows(ImageSettings).values():
+        if row.name in asked.values:
+            row.check(asked[row.name])
 
 
 def _hires(asked: Asked) -> HiresSettings:
-    """A strength of 0 of its own is that of the first pass, or the only one."""
-    values = of_group(HiresSettings, asked.values)
-    own = "hires_denoising_strength" if asked["hires_denoising_strength"] else "denoising_strength"
-    own = own if own in asked.values else "denoising_strength"
-    values["denoising_strength"] = asked[own]
+    """Make the settings of the second pass. If it has no strength of its own, it takes the first pass's."""
+    own = "hires_denoising_strength"
+    if own not in asked.values or not asked[own]:
+        own = "denoising_strength"
     name = asked["hires_upscaler"]
-    file = None if name in LATENT_UPSCALERS + PIXEL_UPSCALERS else asked.upscalers.get(name)
+    file = None
+    if name not in LATENT_UPSCALERS + PIXEL_UPSCALERS:
+        file = asked.upscalers.get(name)
+    values = {**of_group(HiresSettings, asked.values), "denoising_strength": asked[own], "upscaler_file": file}
     try:
-        return HiresSettings(**{**values, "upscaler_file": file})
+        return HiresSettings(**values)
     except InvalidInput as error:
         if error.field == "hires_denoising_strength":
             raise InvalidInput(own, error.value, error.rule, error.fix) from None
@@ -276,35 +299,51 @@ _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
-    """Of what the form says, that which does nothing in this request: a line for the log on each kind."""
-    image, hires, said = request.image, request.hires, sorted(asked.chosen)
-    for names, there, what in (
-        ({"resize_mode"}, image, "an image"),
-        (_OF_MASK, image and image.mask, "a mask or outpainting"),
-        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
-        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
-    ):
-        found = [name for name in said if name in names]
-        if found and not there:
-            yield f"Without {what}, {', '.join(found)} does nothing."
-    prompts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
-    prompts += asked.options.values()
-    for name, file in request.extras.embeddings.items():
-        if file.origin and not any(name.casefold() in prompt.casefold() for prompt in prompts):
-            yield f"No prompt says {name}, so {file.origin} does nothing."
+    """Describe for the log which inputs have no effect in this request, one line for each kind."""
+    yield from _without_object(asked, request)
+    yield from _unnamed_embeddings(asked, request)
     if not asked.data.whole:  # of a block it is told in another way
         yield from dict.fromkeys(ignored_tags(asked))
-    used = hires.upscaler_file if hires else None
+    used = request.hires.upscaler_file if request.hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
 
 
+def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Name settings of an image, a mask, a highres fix or a variation if there is none."""
+    image, hires = request.image, request.hires
+    mask = image.mask if image else None
+    asked_for = asked.chosen if asked.data.whole else asked.chosen | asked.data.values.keys()
+    for names, there, what in (
+        ({"resize_mode"}, image, "an image"),
+        (_OF_MASK, mask, "a mask or outpainting"),
+        (_OF_HIRES, hires, "the highres fix (highres_fix)"),
+        ({"denoising_strength"}, image or hires, "an image or the highres fix"),
+        ({"variation_seed"}, request.noise.variation_strength, "a variation seed strength"),
+    ):
+        found = sorted(asked_for & names)
+        if found and not there:
+            yield f"Without {what}, {', '.join(found)} {'do' if len(found) > 1 else 'does'} nothing."
+
+
+def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+    """Name embeddings that were sent although no prompt, and no option of a prompt, contains their name."""
+    prompts = [request.prompt, request.negative_prompt, *asked.options.values()]
+    if request.hires:
+        prompts += (request.hires.prompt, request.hires.negative_prompt)
+    named = "\n".join(prompts).casefold()
+    for name, file in request.extras.embeddings.items():
+        if file.origin and name.casefold() not in named:
+            yield f"No prompt says {name}, so {file.origin} does nothing."
+
+
 def ignored_tags(asked: Asked) -> Iterator[str]:
-    """What the tags of the prompts say that is not applied here, as it may be told."""
+    """Describe what the tags of the prompts ask for and is not applied here."""
     for name, prompt in asked.prompts.items():
         for tag in cut_networks(prompt)[1]:
-            if tag.kind not in NETWORK_KINDS and not tag.off:
+            known = tag.kind in NETWORK_KINDS
+            if not known and not tag.off:
                 yield f"{tag}: only LoRAs and hypernetworks are applied here"
         for lora in lora_tags(prompt, name):
             if lora.acts and lora.ignored:
@@ -312,7 +351,7 @@ def ignored_tags(asked: Asked) -> Iterator[str]:
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:
-    """What generation data calls an uploaded upscaler: as the block does that it was uploaded for, else as its file."""
+    """Return the name of an uploaded upscaler: the one that the block gives it, or else its file's name."""
     if called and called not in UPSCALERS:
         return called
     name = name_of_upload(stem)

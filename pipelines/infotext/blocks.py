@@ -23,22 +23,25 @@ _BEGINNING = re.compile(r"\A\s*(?:parameters\s*(?::|\n)\s*)?(?:(?:positive[ _])?
 """What readers of pictures put before the prompt."""
 _NEGATIVE_LINE = re.compile(r"^[ \t\xa0]*negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE | re.MULTILINE)
 _PARAMETER_LINE = re.compile(r"^[ \t]*(?=Steps:[ \xa0]*\d+[ \xa0]*,)", re.MULTILINE)
+_PIPED_LINE = re.compile(r"^Steps: ?\d+ ?\|.*$", re.MULTILINE)
+"""Parameters as SD.Next's log shows them."""
 _INLINE = re.compile(r"(?<=\S)\s+(?=Steps: ?\d+ ?, ?(?:Sampler|Schedule type|CFG scale|Guidance Scale|Seed|Size):)")
 _INLINE_NEGATIVE = re.compile(r"(?<=\S)\s+negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE)
 
 
 def has_parameters(text: str) -> bool:
-    """Whether there is a line of parameters, as a whole block has it."""
+    """Return whether the text has a line of parameters, as a whole block does."""
     return "Seed:" in text and any(line.search(text) for line in (_PARAMETER_LINE, _INLINE))
 
 
 def pasted(text: str) -> Pasted:
-    """A block with its parameters as one last line, without the JSON in them.
+    """Bring a block into the form with one last line of parameters, and take the JSON out of that line.
 
     People paste what a browser or log shows: wrapped lines, no line ends at all, notes below, hard spaces.
     """
     text = _BEGINNING.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = _NEGATIVE_LINE.sub(NEGATIVE, text)
+    text = _PIPED_LINE.sub(lambda line: line[0].replace("|", ","), text)
     start, text = _start_of_parameters(text)
     if start is None:
         return _without_json(text, ())
@@ -51,7 +54,7 @@ def pasted(text: str) -> Pasted:
 
 
 def _start_of_parameters(text: str) -> tuple[int | None, str]:
-    """Where the last line of parameters begins, and the text with such a line. None without one."""
+    """Return where the last line of parameters begins, or None, and the text, in which that line stands by itself."""
     starts = [match.end() for match in _PARAMETER_LINE.finditer(text)]
     if not starts and (match := next(iter(_INLINE.finditer(text)), None)):
         text = _INLINE_NEGATIVE.sub(f"\n{NEGATIVE}", text[: match.start()]) + "\n" + text[match.end() :]
@@ -60,7 +63,7 @@ def _start_of_parameters(text: str) -> tuple[int | None, str]:
 
 
 def _goes_on(line: str) -> bool:
-    """Whether a line below the parameters holds more of them: it begins with a key that is understood."""
+    """Return whether a line below the parameters continues them, because it begins with a known key."""
     key = next(iter(fields_of(line[:200])), "")
     return own_key(key) not in (None, "Prompt", "Negative prompt") and line.lstrip().startswith(key)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.infotext.keys import first_said
+
 KINDS = {
     "lora": "LoRA",
     "lycoris": "LoRA",
@@ -22,11 +24,19 @@ KINDS = {
     "upscaler": "upscaler",
 }
 """CivitAI's words for what a file is, and ours."""
-_AIR = re.compile(r"urn:air:(?P<base>[\w.-]+):(?P<kind>\w+):(?P<site>\w+):(?P<model>[^@]+?)(?:@(?P<version>[\w.-]+))?")
+_AIR = re.compile(
+    r"(?:urn:)?(?:air:)?(?:(?P<base>[\w.-]+):(?P<kind>\w+):)?"
+    r"(?P<site>\w+):(?P<model>[^@:]+?)(?:@(?P<version>[\w-]+))?(?::\w+)?(?:\.\w+)?"
+)
 """https://developer.civitai.com/docs/getting-started/ai-resource-identifier"""
 _TYPE = re.compile(r"\bType = (\w+)")
 """In some of CivitAI's own texts a type is printed with all that belongs to it."""
 _SD1 = ("sd1", "sd-1", "sd15", "sd1.5", "other", "multi")
+
+
+CIVITAI, HUGGING_FACE = "CivitAI", "Hugging Face"
+_SITES = {"civitai": CIVITAI, "huggingface": HUGGING_FACE}
+"""Names of the sites by their words in an AIR."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,9 @@ class Resource:
     name: str = ""
     version: str = ""
     """The number of the model's version, by which the file can be fetched."""
+    model: str = ""
+    """The number of the model, which has a page with all its versions; at Hugging Face the repository."""
+    site: str = CIVITAI
     weight: str = ""
     digest: str = ""
     base: str = ""
@@ -44,50 +57,67 @@ class Resource:
 
     @property
     def address(self) -> str:
-        """Where the file is fetched from; empty if that is not told."""
-        return f"https://civitai.com/api/download/models/{self.version}" if self.version else ""
+        """What fetches the file: its URL, the model's page or a repository; empty if none of these is known."""
+        if self.site == HUGGING_FACE:
+            return self.model
+        if self.version:
+            return f"https://civitai.com/api/download/models/{self.version}"
+        return f"https://civitai.com/models/{self.model}" if self.model else ""
 
     def __str__(self) -> str:
         named = f" {self.name}" if self.name else ""
-        details = (f"version {self.version}" if self.version else "", f"weight {self.weight}" if self.weight else "")
-        told = ", ".join(filter(None, details))
-        return f"the {self.kind}{named} of CivitAI" + (f" ({told})" if told else "")
+        numbers = {"version": self.version, "model": "" if self.version else self.model, "weight": self.weight}
+        told = ", ".join(f"{what} {number}" for what, number in numbers.items() if number)
+        return f"the {self.kind}{named} of {self.site}" + (f" ({told})" if told else "")
 
     @property
     def advice(self) -> str:
-        """How a request brings the file."""
+        """What a user can do to bring the file."""
         if self.kind == "LoRA" and self.address:
             return f"write {self.address}{f':{self.weight}' if self.weight else ''} in loras"
         return "send its file in files"
 
 
 def resources(listed: object) -> Iterator[Resource]:
-    """The files that a list tells of."""
+    """Read a list of files."""
     for each in listed if isinstance(listed, list) else ():
         if isinstance(each, dict) and each:
             yield _resource({key: str(value) for key, value in each.items() if value is not None})
 
 
 def _resource(said: Mapping[str, str]) -> Resource:
-    air = _AIR.fullmatch(said.get("air") or said.get("urn") or "")
-    told = air.groupdict() if air else {}
-    printed = _TYPE.search(said.get("type", ""))
-    kind = (printed[1] if printed else said.get("type") or told.get("kind") or "").casefold()
-    on_civitai = told.get("site", "civitai") == "civitai"
+    told = _of_air(said.get("air") or said.get("urn") or "")
+    kind = said.get("type") or told["kind"]
+    printed = _TYPE.search(kind)
+    if printed is not None:
+        kind = printed[1]
     return Resource(
-        kind=KINDS.get(kind, kind or "file"),
-        name=said.get("modelName") or said.get("name") or "",
-        version=said.get("modelVersionId") or (told.get("version") or "" if on_civitai else ""),
-        weight=said.get("weight") or said.get("strength") or "",
+        kind=KINDS.get(kind.casefold(), kind) or "file",
+        name=first_said(said, "modelName", "name"),
+        version=first_said(said, "modelVersionId", "versionId") or told["version"],
+        model=first_said(said, "modelId", "id") or told["model"],
+        weight=first_said(said, "weight", "strength"),
         digest=said.get("hash", ""),
-        base=told.get("base") or "",
+        base=told["base"],
+        site=_SITES.get(told["site"], told["site"] or CIVITAI),
     )
 
 
-def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:
-    """Fill in what `{"model": ..., "vae": ..., "lora:name": ..., "embed:name": ...}` says and other keys do not.
+def _of_air(air: str) -> dict[str, str]:
+    """Split an AIR into its parts. Versions of other sites than CivitAI are no numbers, and are left out."""
+    found = _AIR.fullmatch(air)
+    if found is None:
+        return dict.fromkeys(("base", "kind", "site", "version", "model"), "")
+    told = {name: text or "" for name, text in found.groupdict().items()}
+    if told["site"] != "civitai":
+        told["version"] = ""
+    return told
 
-    Yields the files of other kinds that it names.
+
+def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:
+    """Add hashes such as `{"model": ..., "lora:name": ..., "embed:name": ...}` to the facts that other keys gave.
+
+    Yields the files of other kinds.
     """
     for key, digest in hashes.items() if isinstance(hashes, dict) else ():
         word, _, name = str(key).partition(":")
@@ -107,5 +137,5 @@ _HASHED_BY_NAME = {"LoRA": "lora_hashes", "embedding": "ti_hashes"}
 
 
 def of_another_family(resource: Resource) -> bool:
-    """Whether its file is for other models than Stable Diffusion 1."""
+    """Return whether the file belongs to another family of models than Stable Diffusion 1."""
     return bool(resource.base) and resource.base.casefold() not in _SD1

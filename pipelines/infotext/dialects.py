@@ -45,7 +45,7 @@ REASONS: Mapping[str, str] = {
 
 
 def program_of(fields: Mapping[str, str]) -> str:
-    """The program that wrote these fields of a block; "" where nothing tells of another one than WebUI."""
+    """Return the program that wrote a block with these fields; "" if nothing points to another one than WebUI."""
     said = {folded(key): value.strip().strip('"') for key, value in fields.items()}
     for program, key, beginning in _SIGNS:
         for name, value in said.items():
@@ -56,7 +56,7 @@ def program_of(fields: Mapping[str, str]) -> str:
 
 @dataclass
 class Dialect:
-    """The fields of a block, by our words where the program has others, and what of them makes another picture."""
+    """The fields of another program's block while they are translated into WebUI's."""
 
     program: str
     fields: dict[str, str]
@@ -70,7 +70,7 @@ class Dialect:
 
 
 def in_our_words(fields: Mapping[str, str], program: str) -> Dialect:
-    """The fields of a program's block in our words."""
+    """Translate the fields of a program's block into WebUI's."""
     dialect = Dialect(program, dict(fields))
     if reason := REASONS.get(program):
         dialect.doubts.append(f"made with {program}, which {reason}")
@@ -79,11 +79,11 @@ def in_our_words(fields: Mapping[str, str], program: str) -> Dialect:
 
 
 def _as_it_is(dialect: Dialect) -> None:
-    """Nothing to do."""
+    """Leave the fields as they are."""
 
 
 def _strength(dialect: Dialect, key: str) -> None:
-    """A strength that is 1 wherever no picture is drawn over."""
+    """Translate a strength that is 1 unless a picture is drawn over."""
     strength = dialect.take(key)
     if strength is not None and not same_value(strength, "1"):
         dialect.fields["Denoising strength"] = strength
@@ -121,39 +121,52 @@ _RESIZED = {"fixed": "stretch", "crop": "crop", "fill": "fill"}
 
 
 def _from_sdnext(dialect: Dialect) -> None:
-    """https://github.com/vladmandic/sdnext/wiki: samplers are diffusers'; a second pass says a strength of its own."""
+    """Translate SD.Next's fields (https://github.com/vladmandic/sdnext/wiki). Its samplers are those of diffusers."""
     dialect.warnings.append("made with SD.Next, whose samplers round noise levels: details differ")
+    _sampler_of_sdnext(dialect)
+    mode = dialect.take("resize mode")
+    if mode is not None and folded(mode) in _RESIZED:
+        dialect.fields["Resize mode"] = _RESIZED[folded(mode)]
+    operations = dialect.fields.get("Operations", "").split(";")
+    done = set(map(folded, operations)) - {""}
+    if not done:  # older versions do not tell them
+        return
+    if other := sorted(done - _OPERATIONS):
+        dialect.doubts.append(f"SD.Next also did {', '.join(other)}, which is not done here")
+    from_picture = not done.isdisjoint(("img2img", "inpaint"))
+    if "hires" in done:
+        _second_pass_of_sdnext(dialect, from_picture)
+    else:
+        _single_pass_of_sdnext(dialect, from_picture, enlarged="upscale" in done)
+
+
+def _sampler_of_sdnext(dialect: Dialect) -> None:
+    """Read the sampler from diffusers' class if its name is "Default", and the schedule type from a key of its own."""
     fields = dialect.fields
     scheduler = (dialect.take("scheduler") or "").casefold()
     if folded(fields.get("Sampler", "default")) == "default" and scheduler in _CLASSES:
         fields["Sampler"] = _CLASSES[scheduler]
-    if (spacing := dialect.take("sampler sigma")) and folded(spacing) != "default":
+    spacing = dialect.take("sampler sigma")
+    if spacing is not None and folded(spacing) != "default":
         fields["Schedule type"] = spacing
-    mode = dialect.take("resize mode")
-    if mode is not None and folded(mode) in _RESIZED:
-        fields["Resize mode"] = _RESIZED[folded(mode)]
-    done = {folded(each) for each in fields.get("Operations", "").split(";")} - {""}
-    if done:
-        _passes_of_sdnext(dialect, done)
 
 
-def _passes_of_sdnext(dialect: Dialect, done: set[str]) -> None:
-    """SD.Next writes the settings of a hires pass always: its operations tell whether there was one."""
-    fields = dialect.fields
-    if other := sorted(done - _OPERATIONS):
-        dialect.doubts.append(f"SD.Next also did {', '.join(other)}, which is not done here")
+def _second_pass_of_sdnext(dialect: Dialect, from_picture: bool) -> None:
     strength = dialect.take("hires strength")
-    from_picture = bool(done & {"img2img", "inpaint"})
-    if "hires" in done:
-        if strength is not None:
-            fields["Hires denoising strength" if from_picture else "Denoising strength"] = strength
-        return
+    if strength is not None:
+        key = "Hires denoising strength" if from_picture else "Denoising strength"
+        dialect.fields[key] = strength
+
+
+def _single_pass_of_sdnext(dialect: Dialect, from_picture: bool, enlarged: bool) -> None:
+    """Remove the settings of a second pass, which SD.Next writes even if there was none."""
     upscaler = dialect.take("hires upscaler")
-    for key in [key for key in fields if folded(key).startswith("hires ")]:
-        del fields[key]
+    for key in list(dialect.fields):
+        if folded(key).startswith("hires "):
+            del dialect.fields[key]
     if not from_picture:
         dialect.take("denoising strength")
-    if "upscale" in done:
+    if enlarged:
         dialect.doubts.append(f"SD.Next enlarged the picture by {upscaler or 'an upscaler'} without drawing it again")
 
 

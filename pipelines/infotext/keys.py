@@ -4,6 +4,8 @@ What stands in none of these tables asks for something that is not done here: a 
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.ask.table import BY_KEY, PAIRS
 from pipelines.infotext.syntax import DEFAULTS, OLD_BEHAVIOUR
@@ -54,7 +56,7 @@ _OTHER_NAMES = {
 
 
 def folded(key: str) -> str:
-    """The key in lower case, its words separated by single spaces."""
+    """Return the key in lower case with single spaces between its words."""
     return " ".join(key.casefold().replace("_", " ").split())
 
 
@@ -64,7 +66,7 @@ SETTING_KEYS = frozenset((*BY_KEY, *PAIRS))
 
 
 def own_key(key: str) -> str | None:
-    """Our key for one that is understood, else None."""
+    """Return our key for a key that is understood, or None."""
     return NAMES.get(folded(key))
 
 
@@ -80,7 +82,7 @@ _HARMLESS = frozenset(
     | {"torch active/reserved", "sys vram", "image saved", "gpu", "device", "python", "torch"}
     | {"batch", "batch size", "batch pos", "batch index", "batch count", "index", "first pass size", "image id"}
     | {"operations", "second pass", "hires force", "hires size", "width", "height", "image cfg scale"}
-    | {"hypernet", "hypernet strength", "civitai metadata", "metadata generator version"}
+    | {"hypernet", "hypernet strength", "cache fp16 weight for lora", "civitai metadata", "metadata generator version"}
 )
 """Folded keys that ask for nothing, whatever their value: they tell of the program, or repeat what others say."""
 _HARMLESS_ENDS = (" version",)
@@ -103,6 +105,8 @@ _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, valu
     "resize scale": ("1",),
     "sampler dynamic shift": ("false",),
     "sampler options": ("",),
+    "te": ("default", "automatic"),  # SD.Next
+    "unet": ("default", "automatic"),
     "weight dtype": ("default",),
 }
 """Values that ask for nothing, by folded key."""
@@ -125,7 +129,7 @@ _AFTERWARDS = re.compile(r"postprocess\b.*")
 
 
 def asks_for_nothing(key: str, value: str, fields: dict[str, str]) -> bool:
-    """Whether a key that is no setting leaves the picture as it is. `fields` are all of the block."""
+    """Return whether a key that is no setting has no effect on the picture. `fields` are all of the block."""
     name, said = folded(key), value.casefold().strip()
     if name in _HARMLESS or name.endswith(_HARMLESS_ENDS) or said in _NONE:
         return True
@@ -137,13 +141,18 @@ def asks_for_nothing(key: str, value: str, fields: dict[str, str]) -> bool:
 
 
 def done_afterwards(key: str) -> bool:
-    """Whether a key tells of what was done to the finished picture, which is drawn here without it."""
+    """Return whether a key describes processing of the finished picture, which is left out here."""
     return _AFTERWARDS.fullmatch(folded(key)) is not None
 
 
 def same_value(first: str, second: str) -> bool:
-    """Whether two values are the same text, in any case, or the same number."""
+    """Return whether two values are the same number, or the same text except for case and spaces."""
     try:
         return float(first) == float(second)
     except ValueError:
         return " ".join(first.casefold().split()) == " ".join(second.casefold().split())
+
+
+def first_said(said: Mapping[str, Any], *keys: str) -> str:
+    """Return the first of these values that is not empty, as text."""
+    return next((str(said[key]) for key in keys if said.get(key)), "")

@@ -42,7 +42,7 @@ _UPSCALERS = {name.casefold(): name for name in UPSCALERS} | {
 
 
 def sampler_and_schedule(sampler: str | None, schedule_type: str | None) -> tuple[str | None, str | None]:
-    """Our names of both. A schedule type at the end of the sampler's name wins: `DPM++ 2M Karras`."""
+    """Return our names of both. A schedule type at the end of the sampler's name wins, as in `DPM++ 2M Karras`."""
     if sampler is not None and _folded(sampler) not in _SAMPLERS:
         for suffix in sorted(_SCHEDULES, key=len, reverse=True):
             if _folded(sampler).endswith(f" {suffix}"):
@@ -52,7 +52,7 @@ def sampler_and_schedule(sampler: str | None, schedule_type: str | None) -> tupl
 
 
 def upscaler(name: str | None) -> str | None:
-    """Our name of an upscaler."""
+    """Return our name of an upscaler."""
     return _own_name(_UPSCALERS, name)
 
 
@@ -61,7 +61,7 @@ def _folded(name: str) -> str:
 
 
 def _own_name(names: Mapping[str, str], name: str | None) -> str | None:
-    """An unknown name stays as it is; "the same" and CivitAI's "Undefined" are no name."""
+    """Return our name. An unknown name is kept; "Use same ..." and CivitAI's "Undefined" mean none."""
     if name is None or name.startswith("Use same"):
         return None
     return names.get(_folded(name), None if name == "Undefined" else name)

@@ -22,7 +22,7 @@ from pipelines.infotext.dialects import (
     SWARMUI,
     program_of,
 )
-from pipelines.infotext.keys import SETTING_KEYS, folded, own_key
+from pipelines.infotext.keys import SETTING_KEYS, first_said, folded, own_key
 from pipelines.infotext.syntax import NEGATIVE, write
 
 
@@ -35,7 +35,7 @@ class Block:
 
 
 def translated(text: str) -> Block | None:
-    """The text of another program as a block; None for a text that is none of these forms.
+    """Translate the text of another program into a block. Return None if the text has none of these forms.
 
     Raises InvalidInput for JSON of a form that is not known, and for a workflow that cannot be read.
     """
@@ -47,7 +47,7 @@ def translated(text: str) -> Block | None:
 
 
 def _as_block(values: Mapping[str, str], program: str) -> Block:
-    """A block of fields by our keys. Its line begins with the steps, by which it is known for one."""
+    """Make a block of fields by our keys. Its line of parameters begins with the steps, by which it is recognised."""
     fields = {key: " ".join(value.split()) for key, value in values.items() if value.strip()}
     line = {"Steps": fields.get("Steps"), **fields, "Prompt": None, "Negative prompt": None}
     return Block(write(values.get("Prompt", ""), values.get("Negative prompt", ""), line), program)
@@ -163,10 +163,9 @@ _FORMS = (
     _Form("", frozenset(("prompt", "cfg_scale", "steps")), _OF_WEBUI),
 )
 """The first whose signs all stand in an object is its form."""
-_PASSED_ON = ("",)
-"""Of the forms without a program, which are WebUI's, keys that are not known are passed on, to be told."""
 _API_ONLY = frozenset(
     {"send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "n_iter", "batch_size", "enable_hr"}
+    | {"init_images"}
     | {"all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "job_timestamp", "index_of_first_image"}
     | {"override_settings_restore_afterwards", "infotexts", "is_using_inpainting_conditioning", "nsfw", "baseModel"}
 )
@@ -196,7 +195,7 @@ def _of_json(text: str) -> Block | None:
 
 
 def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
-    """The block of an object that is one of the forms."""
+    """Make a block of an object that has one of the forms; None for any other object."""
     if (graph := _graph_of(data)) is not None:
         return _as_block(_of_graph(graph, text), COMFYUI)
     for form in _FORMS:
@@ -206,17 +205,21 @@ def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
 
 
 def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
-    """What an object holds that is the generation data itself: another object, or a block of text."""
+    """Return the object or text inside an object that is the generation data itself."""
+    candidates = [data.get(key) for key in _WRAPPERS]
     infotexts = data.get("infotexts")
-    listed = infotexts[0] if isinstance(infotexts, list) and infotexts else None
-    inside = listed or next((data[key] for key in _WRAPPERS if data.get(key)), None)
-    if isinstance(inside, str):
-        inside = _json(inside) or inside
-    return inside if isinstance(inside, (dict, str)) else None
+    if isinstance(infotexts, list):
+        candidates = [*infotexts[:1], *candidates]
+    for inside in filter(None, candidates):
+        if isinstance(inside, str):
+            return _json(inside) or inside
+        if isinstance(inside, dict):
+            return inside
+    return None
 
 
 def _json(text: str) -> Any:
-    """The value of a text that is a JSON object, else None."""
+    """Parse a JSON object. Return None for a text that is none."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -226,28 +229,41 @@ def _json(text: str) -> Any:
 
 
 def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What an object says, by our keys. Other keys of WebUI's own forms keep theirs."""
-    hires = bool(data.get("enable_hr", True))
+    """Yield what an object says by our keys. In WebUI's own forms, unknown keys are kept."""
+    unused = _without_effect(data)
     for key, value in data.items():
-        own = form.keys.get(key) or form.keys.get(key.lower())
-        if own is None and form.program in _PASSED_ON and key not in _API_ONLY:
+        own = form.keys.get(key) or form.keys.get(key.lower(), "")
+        if not own and not form.program:
             own = key.replace("_", " ")
         said = _as_text(value)
-        if own and said and (hires or not own.startswith("Hires")):
+        if own and said and key not in unused:
             yield own, said
 
 
+def _without_effect(data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys of a request to WebUI's API that change nothing in it."""
+    if "cfg_scale" not in data or data.get("enable_hr"):
+        return _API_ONLY
+    unused = {key for key in data if key.startswith("hr_")}
+    if not data.get("init_images"):
+        unused.add("denoising_strength")
+    return _API_ONLY | unused
+
+
 def _as_text(value: Any) -> str:
-    """A value as text; "" for one that says nothing. Of an object its name, of a list of prompts the first."""
-    if value is None or value == [] or value == {} or value is False:
+    """Turn a value into text: the name of an object, the first of a list of prompts, "" for what says nothing."""
+    if value is None or value is False or value in ([], {}):
         return ""
-    if isinstance(value, dict) and (name := value.get("model_name") or value.get("name") or value.get("key")):
-        return str(name)
-    if isinstance(value, list) and isinstance(value[0], dict) and "prompt" in value[0]:
-        return str(value[0]["prompt"])
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return first_said(value, "model_name", "name", "key") or _dumped(value)
+    if isinstance(value, list):
+        first = value[0]
+        return (first_said(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
     return str(value)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------------------------------
@@ -267,21 +283,35 @@ _DEEPEST = 50
 
 
 def _graph_of(data: Mapping[str, Any]) -> _Graph | None:
-    """The nodes of what ComfyUI saves, by number; empty for a workflow of the editor, which names no inputs."""
-    if "nodes" in data and "links" in data:
+    """Return the inputs of ComfyUI's nodes by number; none for a workflow of its editor; None if it is neither."""
+    if {"nodes", "links"} <= data.keys():
         return {}
     inside = data.get("prompt")
-    inside = _json(inside) if isinstance(inside, str) else inside
+    if isinstance(inside, str):
+        inside = _json(inside)
     for graph in (data, inside):
-        if isinstance(graph, dict) and graph and all(isinstance(node, dict) for node in graph.values()):
-            nodes = {number: node["inputs"] for number, node in graph.items() if "class_type" in node}
-            if nodes and all(isinstance(inputs, dict) for inputs in nodes.values()):
-                return nodes
+        nodes = _nodes(graph)
+        if nodes:
+            return nodes
     return {} if "workflow" in data else None
 
 
+def _nodes(graph: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the inputs of each node; none if this is no graph."""
+    nodes: dict[str, Mapping[str, Any]] = {}
+    if not isinstance(graph, dict):
+        return nodes
+    for number, node in graph.items():
+        if not isinstance(node, dict):
+            return {}
+        inputs = node.get("inputs")
+        if "class_type" in node and isinstance(inputs, dict):
+            nodes[number] = inputs
+    return nodes
+
+
 def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
-    """What the one node that samples and those before it say, by our keys. Raises InvalidInput without such a node."""
+    """Read the node that samples and those before it, by our keys. Raises InvalidInput if there is no such node."""
     samplers = [inputs for inputs in graph.values() if {"steps", "cfg"} <= inputs.keys()]
     if not samplers:
         rule = "is a workflow of ComfyUI, of which the prompt and the sampler cannot be told"
@@ -300,16 +330,16 @@ def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
 
 
 def _before(graph: _Graph, link: Any, name: str) -> str:
-    """The first value of this name at the end of a link, or before it; "" where there is none."""
+    """Follow a link back to the first node with an input of this name. Return "" if there is none."""
     for _ in range(_DEEPEST):
-        if not (isinstance(link, list) and link and str(link[0]) in graph):
+        if not isinstance(link, list) or not link:
             return ""
-        inputs = graph[str(link[0])]
+        inputs = graph.get(str(link[0]), {})
         value = inputs.get(name)
         if isinstance(value, (str, int, float)):
             return str(value)
         links = [each for each in (value, *inputs.values()) if isinstance(each, list)]
-        link = links[0] if links else None
+        link = next(iter(links), None)
     return ""
 
 
@@ -322,11 +352,33 @@ _TEXTS = ("Prompt", "Negative prompt")
 
 
 def _of_list(text: str) -> Block | None:
-    """One key a line, as Easy Diffusion, Fooocus and Mochi Diffusion write. Single settings of ours are not such."""
-    mochi = text.casefold().startswith("include in image:")
+    """Read a text with one key a line, as Easy Diffusion and Fooocus write it, unless it is a few settings of ours."""
+    written = _written(text)
+    if any(_json(value) for value in written.values()):  # NovelAI's Description and Comment
+        return _of_json(json.dumps(written))
+    values = {_of_list_key(key): value for key, value in written.items()}
+    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
+        values["Sampler"] = values.pop("Schedule type")
+    foreign = not values.keys() <= SETTING_KEYS
+    if not values.keys() >= (_OF_ANY_PICTURE if foreign else _OF_A_PICTURE):
+        return None
+    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+
+
+_OF_ANY_PICTURE = frozenset(("Prompt", "Steps", "Seed"))
+"""What a list must say to be of a picture, where it also says what is no setting of ours."""
+_OF_A_PICTURE = _OF_ANY_PICTURE | {"Sampler", "CFG scale"}
+"""The same for a list of our settings alone."""
+
+
+def _written(text: str) -> dict[str, str]:
+    """Return the values of a text with one key a line, by their keys; none if the text does not begin with a key."""
+    lines = text.split("\n")
+    if text.casefold().startswith("include in image:"):
+        lines = re.split("[;\n]", text)
     written: dict[str, list[str]] = {}
     key = ""
-    for line in re.split(r"[;\n]" if mochi else r"\n", text):
+    for line in lines:
         found = _LINE.fullmatch(line)
         if found is not None and (_of_list_key(key) not in _TEXTS or found[1][0].isupper()):
             key = found[1].strip()
@@ -334,15 +386,8 @@ def _of_list(text: str) -> Block | None:
         elif key:
             written[key].append(line)
         else:
-            return None
-    if any(_json(lines[0]) for lines in written.values()):  # NovelAI's Description and Comment
-        return _of_json(json.dumps({key: "\n".join(lines).strip() for key, lines in written.items()}))
-    values = {_of_list_key(key): "\n".join(lines).strip() for key, lines in written.items()}
-    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
-        values["Sampler"] = values.pop("Schedule type")
-    if values.keys() <= SETTING_KEYS or not {"Prompt", "Steps", "Seed"} <= values.keys():
-        return None
-    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+            return {}
+    return {key: "\n".join(lines).strip() for key, lines in written.items()}
 
 
 def _of_list_key(key: str) -> str:
@@ -354,7 +399,7 @@ _OPTION = re.compile(r"(?<!\S)-([a-zA-Z])[ ]?(\S+)")
 
 
 def _of_command_line(text: str) -> Block | None:
-    """InvokeAI's `"a cat [ugly]" -s 50 -S 3 -W 512 -H 512 -C 7.5 -A k_lms`."""
+    """Read InvokeAI's `"a cat [ugly]" -s 50 -S 3 -W 512 -H 512 -C 7.5 -A k_lms`."""
     before, _, options = text.rpartition('"')
     values = {_OPTIONS[flag]: value for flag, value in _OPTION.findall(options) if flag in _OPTIONS}
     if not before.startswith('"') or not {"Steps", "Seed"} <= values.keys():
@@ -366,7 +411,7 @@ def _of_command_line(text: str) -> Block | None:
 
 
 def _of_draw_things(text: str) -> Block | None:
-    """WebUI's form, but for a negative prompt behind a minus at the beginning of its line."""
+    """Read WebUI's form with a negative prompt that follows a minus at the beginning of its line."""
     above, _, line = text.rpartition("\n")
     if not re.match(r"Steps: ?\d+,", line) or "Guidance Scale:" not in line:
         return None

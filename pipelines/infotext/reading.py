@@ -16,11 +16,11 @@ from typing import Any
 from pipelines.ask.catalog import SAMPLERS
 from pipelines.ask.request import ControlSettings
 from pipelines.ask.settings import Setting, Values
-from pipelines.ask.sizes import Size
 from pipelines.ask.table import BY_KEY, PAIRS
 from pipelines.errors import InvalidInput
 from pipelines.infotext.blocks import has_parameters, pasted
 from pipelines.infotext.civitai import Resource, add_hashes, resources
+from pipelines.infotext.contradictions import hires_sizes, size_of, told_twice
 from pipelines.infotext.control_lines import read_unit
 from pipelines.infotext.dialects import in_our_words, program_of
 from pipelines.infotext.keys import (
@@ -31,7 +31,6 @@ from pipelines.infotext.keys import (
     asks_for_nothing,
     folded,
     own_key,
-    same_value,
 )
 from pipelines.infotext.names import sampler_and_schedule, upscaler
 from pipelines.infotext.programs import translated
@@ -100,17 +99,21 @@ class GenerationData:
 
 
 def _model_name(text: str) -> str | None:
-    return None if text.casefold() in ("", "none", "automatic") else text
+    return None if text.casefold() in _NO_NAME else text
+
+
+_NO_NAME = ("", "none", "automatic", "default", "default (model)", "baked vae", "built-in")
+"""What programs write for the checkpoint's own VAE, and for a name that they do not know."""
 
 
 def _hashes(text: str) -> dict[str, str]:
-    """`name: hash, name: hash`; a name may hold colons."""
+    """Split `name: hash, name: hash`. A name may hold colons."""
     triples = (entry.rpartition(":") for entry in text.split(","))
     return {name.strip(): digest.strip() for name, colon, digest in triples if colon}
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """`name, name`, without the weights that may follow a name."""
+    """Split `name, name`. Weights that follow the names are dropped."""
     return tuple(name.strip().partition(":")[0] for name in text.split(",") if name.strip())
 
 
@@ -127,7 +130,7 @@ _HIRES_KEYS = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 
 
 def read(text: str) -> GenerationData:
-    """What a block says, as people paste it: of WebUI, its forks and old versions, CivitAI, or another program.
+    """Read a block as people paste it: from WebUI, its forks and old versions, CivitAI, or another program.
 
     Raises InvalidInput("generation_data", ...) that names the key for a value that cannot be read.
     """
@@ -150,7 +153,7 @@ def read(text: str) -> GenerationData:
         program=dialect.program,
         resources=(*of_hashes, *(resource for key in _RESOURCES for resource in resources(lifted.get(key)))),
         warnings=(*dialect.warnings, *_warnings(parsed, known), *_left_out(paste.lines_below), *of_controls),
-        doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *_contradictions(pairs, values, written)),
+        doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *told_twice(pairs), *hires_sizes(values, written)),
         **facts,
     )
     if data.from_picture and "mask_blur" not in values:  # WebUI does not tell a blur of 0
@@ -165,33 +168,39 @@ _SHOWN = 200
 
 
 def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[Resource]]:
-    """What made the picture, by attribute; and what the hashes name beside."""
-    facts = {name: _READ_FACT.get(name, _model_name)(known[key]) for key, name in FACTS.items() if key in known}
+    """Return what made the picture, by attribute, and files of other kinds that the hashes name."""
+    facts: dict[str, Any] = {}
+    for key, name in FACTS.items():
+        if key in known:
+            facts[name] = _READ_FACT.get(name, _model_name)(known[key])
     others = list(add_hashes(facts, hashes))
     return {name: value for name, value in facts.items() if value is not None}, others
 
 
 def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
-    """Values that are JSON in quotation marks, by their keys."""
+    """Return values that are JSON in quotation marks, by their keys."""
     found: dict[str, object] = {}
     for key in ("Hashes", *_RESOURCES):
         try:
-            found[key] = json.loads(fields.get(key, ""))
+            value = json.loads(fields.get(key, ""))
         except (ValueError, RecursionError):
             continue
+        if isinstance(value, (dict, list)):
+            found[key] = value
     return found
 
 
 def _with_size(fields: dict[str, str]) -> dict[str, str]:
-    """The fields with a size that is told side by side."""
-    sides = {folded(key): value for key, value in fields.items() if folded(key) in ("width", "height")}
-    if len(sides) == 2 and not any(own_key(key) == "Size" for key in fields):
-        return {**fields, "Size": f"{sides['width']}x{sides['height']}"}
-    return fields
+    """Add a size to the fields if its sides have keys of their own."""
+    by_name = {folded(key): value for key, value in fields.items()}
+    told = any(own_key(key) == "Size" for key in fields)
+    if told or not {"width", "height"} <= by_name.keys():
+        return fields
+    return {**fields, "Size": f"{by_name['width']}x{by_name['height']}"}
 
 
 def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
-    """What the block says, also by its version, without the defaults that WebUI's parser adds."""
+    """Return what the block says, or implies by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
     said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
     old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
@@ -208,13 +217,17 @@ EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OL
 
 
 def _known(fields: Mapping[str, str]) -> dict[str, str]:
-    """The fields whose keys are understood, under our spelling. An exact name wins over other programs' names."""
-    exact_last = sorted(fields, key=lambda key: key in NAMES.values())
-    return {own: fields[key] for key in exact_last if (own := own_key(key))}
+    """Return the fields whose keys are understood, by our keys. Our own spelling wins over other programs' names."""
+    known: dict[str, str] = {}
+    for key in sorted(fields, key=lambda key: key in NAMES.values()):
+        own = own_key(key)
+        if own is not None:
+            known[own] = fields[key]
+    return known
 
 
 def _values(known: Mapping[str, str]) -> dict[str, Any]:
-    """Settings by name. Raises InvalidInput for a value that cannot be read."""
+    """Return settings by name. Raises InvalidInput for a value that cannot be read."""
     values: dict[str, Any] = {}
     for key, text in known.items():
         if key in PAIRS:
@@ -238,17 +251,11 @@ def _value(row: Setting, text: str) -> Any:
 
 
 def _pair(key: str, text: str) -> dict[str, int]:
-    """Width and height. 0x0 and -1x-1 say nothing."""
-    sides = _size(text)
+    """Read width and height. 0x0 and -1x-1 say nothing."""
+    sides = size_of(text)
     if sides is None:
         raise _unreadable(key, text, "two whole numbers, such as 512x768")
     return dict(zip(PAIRS[key], sides, strict=True)) if any(sides) else {}
-
-
-def _size(text: str) -> Size | None:
-    """Width and height of `512x768` or `(512, 768)`, -1 as 0; None for another text."""
-    match = re.fullmatch(r"\(?\s*([0-9]{1,5}|-1)\s*[xX\u00d7*,]\s*([0-9]{1,5}|-1)\s*\)?", text.strip())
-    return (max(int(match[1]), 0), max(int(match[2]), 0)) if match else None
 
 
 def _unreadable(key: str, text: str, words: str) -> InvalidInput:
@@ -267,7 +274,7 @@ def holds_settings(text: str) -> bool:
 
 
 def read_settings(text: str) -> GenerationData:
-    """Single settings in the words of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
+    """Read single settings in the words of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
 
     Raises InvalidInput for a key that is not understood.
     """
@@ -283,7 +290,7 @@ def read_settings(text: str) -> GenerationData:
 
 
 def _fields_of_line(line: str) -> dict[str, str]:
-    """`key: value` pairs between commas. A line with a single key may have commas in its value, unquoted."""
+    """Read the `key: value` pairs of a line. If there is one key, its value may hold commas without quotation marks."""
     fields = fields_of(line)
     if len(fields) == 1:
         (key,) = fields
@@ -307,7 +314,7 @@ def _no_such_key(key: str, value: str) -> InvalidInput:
 def _controls(
     fields: Mapping[str, str], values: Values
 ) -> tuple[tuple[ControlSettings, ...], tuple[str, ...], tuple[str, ...]]:
-    """The ControlNets of a block, and what of them is a warning or a doubt."""
+    """Return the ControlNets of a block, and warnings and doubts about them."""
     units, warnings, doubts = [], list[str](), list[str]()
     size = (values["width"], values["height"]) if "width" in values else None
     for key in sorted(filter(CONTROL.fullmatch, fields)):
@@ -323,28 +330,36 @@ def _controls(
 
 
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
-    """`Size-1`, `Size-2` -> `Size: 512x512`; a size of 0x0 is none."""
+    """Join `Size-1` and `Size-2` to `Size: 512x512`. A size of 0x0 is dropped."""
     fields = {key: str(value).strip() for key, value in parsed.items()}
-    for key in [key.removesuffix("-1") for key in fields if key.endswith("-1")]:
-        if f"{key}-2" in fields:
-            size = f"{fields.pop(f'{key}-1')}x{fields.pop(f'{key}-2')}"
-            fields |= {key: size} if size != "0x0" else {}
+    for first in list(fields):
+        key = first.removesuffix("-1")
+        if key == first or f"{key}-2" not in fields:
+            continue
+        size = f"{fields.pop(first)}x{fields.pop(f'{key}-2')}"
+        if size != "0x0":
+            fields[key] = size
     return fields
 
 
 def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below: Iterable[str]) -> dict[str, str]:
-    """What asks for something and is no setting here: fields, JSON, and fields in the lines below the parameters."""
-    asked = {key: value for key, value in fields.items() if own_key(key) is None and not CONTROL.fullmatch(key)}
-    read = ("Hashes", *_RESOURCES)
-    asked |= {key: json.dumps(value)[:_SHOWN] for key, value in lifted.items() if key not in read}
-    found = {key: value for key, value in asked.items() if not asks_for_nothing(key, value, fields)}
+    """Return what asks for something and is no setting here: fields, JSON, and fields below the parameters."""
+    said = dict(fields)
+    for key, value in lifted.items():
+        if key not in ("Hashes", *_RESOURCES):
+            said[key] = json.dumps(value)[:_SHOWN]
+    found: dict[str, str] = {}
+    for key, text in said.items():
+        read = own_key(key) is not None or CONTROL.fullmatch(key) is not None
+        if not read and not asks_for_nothing(key, text, fields):
+            found[key] = text
     for line in below:
         found |= _below(line)
     return found
 
 
 def _below(line: str) -> dict[str, str]:
-    """Fields in a line below the parameters that ask for something: WebUI does not read them there."""
+    """Return the fields of a line below the parameters if they ask for something. WebUI does not read them there."""
     fields = fields_of(line)
     first = next(iter(fields), None)
     if first is None or not line.lstrip().startswith(f"{first}:") or asks_for_nothing(first, fields[first], {}):
@@ -382,45 +397,3 @@ def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[st
 def _doubts(parsed: Mapping[str, Value]) -> Iterator[str]:
     if re.search(r"(?<![\w:])Steps: ?\d+, ", f"{parsed['Prompt']}\n{parsed['Negative prompt']}"):
         yield "Steps stand in the prompt: the line of parameters must be the last one, and in one piece"
-
-
-def _contradictions(pairs: Iterable[tuple[str, str]], values: Values, fields: Mapping[str, str]) -> Iterator[str]:
-    """What is told twice, and not alike."""
-    told: dict[str, list[str]] = {}
-    for key, value in pairs:
-        if (own := own_key(key)) and not value.endswith("Scheduler"):  # SD.Next tells diffusers' class there
-            told.setdefault(own, []).append(value)
-    sides = {folded(key): value for key, value in fields.items()}
-    if "Size" in told and {"width", "height"} <= sides.keys():
-        told["Size"].append(f"{sides['width']}x{sides['height']}")
-    for key, said in told.items():
-        if not all(_alike(said[0], other) for other in said):
-            yield f"it tells {key} in more than one way: {', '.join(dict.fromkeys(said))}"
-    yield from _of_hires_size(values, sides.get("hires size", ""))
-
-
-def _alike(first: str, second: str) -> bool:
-    return same_value(first, second) or (_size(first) is not None and _size(first) == _size(second))
-
-
-_ROUNDED = 8
-"""Pixels by which an enlarged side may differ: programs round it to a multiple of 8."""
-
-
-def _of_hires_size(values: Values, hires_size: str) -> Iterator[str]:
-    """Sizes of the hires pass: by a scale, by themselves, and as SD.Next tells it again."""
-    if "width" not in values:
-        return
-    scale = values.get("hires_scale")
-    sizes = {
-        "Hires upscale": tuple(round(values[side] * scale) for side in ("width", "height")) if scale else None,
-        "Hires resize": (values["hires_width"], values["hires_height"]) if "hires_width" in values else None,
-        "Hires size": _size(hires_size),
-    }
-    told = {key: size for key, size in sizes.items() if size and all(size)}
-    first = next(iter(told.values()), ())
-    for size in told.values():
-        if any(abs(a - b) >= _ROUNDED for a, b in zip(first, size, strict=True)):
-            each = ", ".join(f"{width}x{height} by {key}" for key, (width, height) in told.items())
-            yield f"it tells the size of the hires pass in more than one way: {each}"
-            return

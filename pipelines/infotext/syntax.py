@@ -21,13 +21,13 @@ NEGATIVE = "Negative prompt:"
 
 
 def quote(value: object) -> str:
-    """The value as text, JSON-quoted if it holds a comma, a colon or a newline."""
+    """Return the value as text, JSON-quoted if it holds a comma, a colon or a newline."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
 def unquote(text: str) -> str:
-    """Undo `quote`. Text that is no JSON string stays as it is."""
+    """Undo `quote`. Text that is no JSON string is returned unchanged."""
     if len(text) < 2 or not (text.startswith('"') and text.endswith('"')):
         return text
     try:
@@ -37,7 +37,7 @@ def unquote(text: str) -> str:
 
 
 def write(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """The infotext with `fields` in their order; those that are None are left out.
+    """Write the infotext with `fields` in their order. Fields that are None are left out.
 
     WebUI's quoting cannot bring back everything: spaces at the ends of a value, empty values and values that begin with
     a quotation mark are read differently.
@@ -109,12 +109,12 @@ class Block:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """The `key: value` pairs of one line, unquoted, in their order."""
+    """Return the `key: value` pairs of one line, unquoted, in their order."""
     return {key: unquote(value.strip()) for key, value in _FIELD.findall(line) if value}
 
 
 def rest_of(line: str) -> str:
-    """What of a line is in no `key: value` pair."""
+    """Return the part of a line that is in no `key: value` pair."""
     return _FIELD.sub("", line).strip(" ,")
 
 
@@ -134,7 +134,7 @@ def split(text: str) -> Block:
 
 
 def parse(text: str, *, auto_backcompat: bool = True) -> dict[str, Value]:
-    """What WebUI's parser makes of an infotext: strings, sizes as two keys, defaults for absent keys. Never raises.
+    """Parse an infotext as WebUI does: strings, sizes as two keys, defaults for absent keys. Never raises.
 
     `auto_backcompat` is WebUI's option of that name: set the keys that bring back what older versions did.
     """
@@ -160,13 +160,13 @@ def _emphasizes(block: Block) -> bool:
 
 
 def version_of(text: str) -> tuple[int, ...] | None:
-    """`v1.7.0-225-g...`: three numbers and the commits since; None for other programs' versions."""
+    """Read `v1.7.0-225-g...` as three numbers and the commits since. Return None for other programs' versions."""
     match = re.match(r"v?(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:-(\d{1,9})\b)?", text)
     return tuple(int(number or 0) for number in match.groups()) if match else None
 
 
 def _first_pass_size(parsed: Mapping[str, Value]) -> dict[str, Value]:
-    """Before 2023 `Size` was the final size and `First pass size` the other: today's keys for such a block.
+    """Return today's keys for a block from before 2023, whose `Size` was the final size.
 
     A first pass of 0x0 had about 512 x 512 pixels, its sides rounded up to multiples of 64.
     """

@@ -99,7 +99,7 @@ def of_picture(
     index: int,
     embeddings: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """The infotext of picture `index` of a batch; `embeddings` are names and SHA-256 of those that it used."""
+    """Write the infotext of picture `index` of a batch. `embeddings` are names and SHA-256 of those that it used."""
     fields = {
         **_plain_fields(request),
         **_first_pass_fields(request, plan, index),
@@ -139,13 +139,18 @@ def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int
         "CFG scale": request.guidance_scale,
         "Seed": plan.seeds[index],
         "Size": f"{request.width}x{request.height}",
-        "Variation seed": plan.variation_seeds[index] if varied else None,
-        "Variation seed strength": noise.variation_strength if varied else None,
+        "Variation seed": _where(varied, plan.variation_seeds[index]),
+        "Variation seed strength": _where(varied, noise.variation_strength),
         "Seed resize from": "{}x{}".format(*noise.resized_from) if noise.resized_from else None,
         "Denoising strength": _strength(request),
-        "ENSD": noise.ensd if noise.ensd and any(part.draws for part in _passes(plan)) else None,
-        "Emphasis": request.emphasis if request.emphasis != "Original" and _emphasizes(request) else None,
+        "ENSD": _where(any(part.draws for part in _passes(plan)), noise.ensd or None),
+        "Emphasis": _where(request.emphasis != "Original" and _emphasizes(request), request.emphasis),
     }
+
+
+def _where(holds: object, value: object) -> object:
+    """Return the value if a condition holds, else None, which is not written."""
+    return value if holds else None
 
 
 def _model_fields(model: ModelIdentity) -> dict[str, object]:
@@ -166,55 +171,54 @@ def _control_fields(request: GenerationRequest) -> dict[str, object]:
 
 
 def _loras(request: GenerationRequest) -> dict[str, str]:
-    """Names and SHA-256 of the LoRAs of both passes."""
+    """Return names and SHA-256 of the LoRAs of both passes."""
     prompts = request.prompt, request.hires.prompt if request.hires else ""
     tags = (tag for prompt in prompts for tag in lora_tags(prompt) if tag.name in request.extras.loras)
     return {tag.name: request.extras.loras[tag.name].tensors_sha256 for tag in tags}
 
 
 def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
-    """`name: digits, name: digits`."""
+    """Format hashes as `name: digits, name: digits`."""
     told = (f"{in_hashes(name)}: {sha256[:EXTRA_HASH_DIGITS]}" for name, sha256 in named)
     return ", ".join(told) or None
 
 
 def _strength(request: GenerationRequest) -> float | None:
-    """Of the first pass from a picture, else of the hires pass."""
+    """Return the strength of the first pass if it starts from a picture, else that of the hires pass."""
     part = request.image or request.hires
     return part.denoising_strength if part else None
 
 
 def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
-    """Keys of inpainting. WebUI does not tell a blur that differs across and down."""
+    """Return the keys of inpainting. WebUI does not write a blur that differs across and down."""
     if image is None or image.mask is None:
         return {}
     mask, (across, down) = image.mask, image.mask.blur
     return {
-        "Mask mode": "Inpaint not masked" if mask.invert else None,
-        "Mask blur": across if across == down and across else None,
-        "Masked area padding": mask.padding if image.only_masked else None,
-        "Outpaint": " ".join(map(str, image.outpaint)) if any(image.outpaint) else None,
+        "Mask mode": _where(mask.invert, "Inpaint not masked"),
+        "Mask blur": _where(across == down, across or None),
+        "Masked area padding": _where(image.only_masked, mask.padding),
+        "Outpaint": _where(any(image.outpaint), " ".join(map(str, image.outpaint))),
     }
 
 
 def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
-    """What is set by hand and changes a schedule of a pass; WebUI always tells Beta's parameters."""
+    """Return what is set by hand and changes a pass's schedule. WebUI always writes the parameters of Beta."""
     types = [_spacing(part) for part in passes]
-    levels = any(types)
+    levels, beta = any(types), "Beta" in types
+    curved = any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
     return {
-        "Discard penultimate sigma": True if any(map(_discards, passes)) else None,
-        "Schedule min sigma": (levels and settings.sigma_min) or None,
-        "Schedule max sigma": (levels and settings.sigma_max) or None,
-        "Schedule rho": (settings.rho or None)
-        if any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
-        else None,
-        "Beta schedule alpha": 0.6 if "Beta" in types else None,
-        "Beta schedule beta": 0.6 if "Beta" in types else None,
+        "Discard penultimate sigma": _where(any(map(_discards, passes)), True),
+        "Schedule min sigma": _where(levels, settings.sigma_min or None),
+        "Schedule max sigma": _where(levels, settings.sigma_max or None),
+        "Schedule rho": _where(curved, settings.rho or None),
+        "Beta schedule alpha": _where(beta, 0.6),
+        "Beta schedule beta": _where(beta, 0.6),
     }
 
 
 def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
-    """What acts on the passes of a request only if their samplers know it."""
+    """Return what has an effect only if the samplers of the passes know it."""
     passes = list(_passes(plan))
     of_sigmas = any(not part.sampler.timesteps for part in passes)
     skipped = request.skipped_guidance
@@ -223,22 +227,22 @@ def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str,
     return {
         **dict.fromkeys(row.key for row in rows(AddedNoise).values()),
         **{key: value for part in reversed(passes) for key, value in _added_noise(part.added_noise)},
-        "SGM noise multiplier": True if request.sgm_noise and fresh else None,
-        EXTRA_NOISE: (request.extra_noise or None) if any(part.refines for part in passes) else None,
+        "SGM noise multiplier": _where(fresh, request.sgm_noise or None),
+        EXTRA_NOISE: _where(any(part.refines for part in passes), request.extra_noise or None),
         "NGMS": below or None,
-        "NGMS all steps": True if below and skipped.all_steps else None,
+        "NGMS all steps": _where(below, skipped.all_steps or None),
     }
 
 
 def _added_noise(added: AddedNoise) -> Iterator[tuple[str, object]]:
-    """Keys and values of what a pass's sampler adds otherwise than it would by itself."""
+    """Yield the settings of added noise that differ from the sampler's own."""
     for attribute, row in rows(AddedNoise).items():
         if (value := getattr(added, attribute)) != row.default:
             yield row.key, value
 
 
 def _edits_otherwise(request: GenerationRequest, plan: HighresPlan) -> bool:
-    """Whether the old rules of prompt editing mean another picture than today's."""
+    """Return whether the old rules of prompt editing give another picture than today's."""
     if not request.old_editing:
         return False
     steps, hires = plan.first.calls_of(request.num_inference_steps), request.hires
@@ -274,7 +278,7 @@ AUTOMATIC_SPACING = "Uniform"
 
 
 def _discards(part: PassPlan) -> bool:
-    """Whether the request, and not the sampler, leaves out the last but one sigma."""
+    """Return whether the request, and not the sampler, leaves out the second to last sigma."""
     return part.schedule.discard_penultimate and not part.sampler.drops_penultimate
 
 
@@ -285,7 +289,7 @@ def _emphasizes(request: GenerationRequest) -> bool:
 
 
 def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
-    """Keys of the hires pass; what equals the first pass's is left out."""
+    """Return the keys of the hires pass, without those that equal the first pass's."""
     hires = request.hires
     if hires is None:
         return {}
@@ -293,19 +297,19 @@ def _hires_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, ob
     resized = bool(width or height)
     negative = hires.negative_prompt
     return {
-        "Hires sampler": hires.sampler if hires.sampler not in (SAME_SAMPLER, request.sampler) else None,
-        "Hires prompt": hires.prompt if hires.prompt not in ("", request.prompt) else None,
-        "Hires negative prompt": negative if negative not in ("", request.negative_prompt) else None,
+        "Hires sampler": _where(hires.sampler not in (SAME_SAMPLER, request.sampler), hires.sampler),
+        "Hires prompt": _where(hires.prompt not in ("", request.prompt), hires.prompt),
+        "Hires negative prompt": _where(negative not in ("", request.negative_prompt), negative),
         "Hires schedule type": _hires_schedule(request, plan),
-        "Hires upscale": None if resized else hires.scale,
-        "Hires resize": f"{width}x{height}" if resized else None,
+        "Hires upscale": _where(not resized, hires.scale),
+        "Hires resize": _where(resized, f"{width}x{height}"),
         "Hires upscaler": hires.upscaler,
-        "Hires denoising strength": hires.denoising_strength if request.image else None,
+        "Hires denoising strength": _where(request.image, hires.denoising_strength),
     }
 
 
 def _hires_schedule(request: GenerationRequest, plan: HighresPlan) -> str | None:
-    """The hires pass's schedule type, where it is another than the first pass's."""
+    """Return the hires pass's schedule type if it differs from the first pass's."""
     assert plan.hires is not None
     first, hires = _spacing(plan.first), _spacing(plan.hires)
     if plan.hires.sampler.timesteps:

@@ -24,14 +24,17 @@ from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_
 from pipelines.models.embeddings import BUNDLED
 
 _SPELLINGS = (
-    (re.compile(r"^base_model\.model\."), ""),
+    (re.compile(r"(?:^|(?<=\.))base_model\.model\."), ""),
     (re.compile(r"\.processor\."), "."),
     (re.compile(r"\.to_(q|k|v|out)_lora\."), r".to_\1.lora."),
     (re.compile(r"\.to_out\.lora"), ".to_out.0.lora"),
     (re.compile(r"\.lora(?:_linear_layer)?\.(up|down)\."), r".lora_\1."),
-    (re.compile(r"\.lora_A(?:\.default)?\."), ".lora_down."),
-    (re.compile(r"\.lora_B(?:\.default)?\."), ".lora_up."),
-    (re.compile(r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$"), ".magnitude"),
+    (re.compile(r"\.self_attn\.to_(q|k|v)\."), r".self_attn.\1_proj."),
+    (re.compile(r"\.self_attn\.to_out\.0\."), ".self_attn.out_proj."),
+    (re.compile(r"\.default\.weight$"), ".weight"),
+    (re.compile(r"\.lora_A\."), ".lora_down."),
+    (re.compile(r"\.lora_B\."), ".lora_up."),
+    (re.compile(r"\.lora_magnitude_vector(?:\.weight)?$"), ".magnitude"),
 )
 """Other programs' names -> Kohya's."""
 _NAME = re.compile(rf"(.+?)\.({PART})")

@@ -19,6 +19,8 @@ TENSORS_MAX = 300
 """In an adapter's file. More could only cost time."""
 PREFIX = "adapter."
 """What diffusers' names begin with."""
+FULL_FIRST, LIGHT_FIRST = "conv_in.weight", "body.0.in_conv.weight"
+"""The first layer of a full adapter and of a light one."""
 SCALE, SDXL_SCALE = 8, 16
 """The map's pixels, in width and height, that an adapter for Stable Diffusion 1.x and one for SDXL see as one."""
 COLOURS = (1, 3)
@@ -33,28 +35,28 @@ def build_t2i_adapter(
         raise ModelError(f"{path}: holds {len(tensors)} tensors, and a T2I adapter has about 40.")
     plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     levels = tuple(unet.config["block_out_channels"])
-    light = "body.0.in_conv.weight" in plain
+    light = LIGHT_FIRST in plain
     if light and levels[-1] != levels[-2]:
         raise ModelError(f"{path}: a light T2I adapter, and the last two levels of this model's UNet are not alike.")
-    first = plain.get("body.0.in_conv.weight" if light else "conv_in.weight")
-    if first is None or first.dim() != 4:
-        raise ModelError(f"{path}: its T2I adapter lacks conv_in.weight. The file is cut or of another form.")
-    config = {
-        "in_channels": _colours(path, first.shape[1], family),
-        # of a light adapter the last two levels are alike, and diffusers adds the last one by itself
-        "channels": levels[:-1] if light else levels,
-        "downscale_factor": SCALE,
-        "adapter_type": "light_adapter" if light else "full_adapter",
-    }
     named = _by_diffusers_names(plain, light, len(levels))
-    config["num_res_blocks"] = len({name.split(".")[3] for name in named if name.startswith("body.0.resnets.")})
+    colours = _colours(path, plain.get(LIGHT_FIRST if light else FULL_FIRST), family)
     with built_of(path, "T2I adapter", tensors), torch.device("meta"):
-        network = T2IAdapter(**config)
+        network = T2IAdapter(
+            in_channels=colours,
+            # of a light adapter the last two levels are alike, and diffusers adds the last one by itself
+            channels=levels[:-1] if light else levels,
+            num_res_blocks=len({name.split(".")[3] for name in named if name.startswith("body.0.resnets.")}),
+            downscale_factor=SCALE,
+            adapter_type="light_adapter" if light else "full_adapter",
+        )
     return fill(path, network, {f"{PREFIX}{name}": tensor for name, tensor in named.items()}, device).eval()
 
 
-def _colours(path: Path, channels: int, family: Family) -> int:
-    """Return the map's channels, by those of the first layer. Raises ModelError for other families' adapters."""
+def _colours(path: Path, first: Tensor | None, family: Family) -> int:
+    """Return the map's channels, by the first layer's weights. Raises ModelError for other families' adapters."""
+    if first is None or first.dim() != 4:
+        raise ModelError(f"{path}: its T2I adapter lacks {FULL_FIRST}. The file is cut or of another form.")
+    channels = first.shape[1]
     colours, rest = divmod(channels, SCALE**2)
     if not rest and colours in COLOURS:
         return colours

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.errors import ModelError, in_one_line
+from pipelines.errors import ModelError, in_one_line, shown
 from pipelines.files.headers import Stored
 from pipelines.models.checkpoint import (
     UPSCALER,
@@ -193,7 +193,7 @@ def _named_tensors(path: Path) -> dict[str, Stored]:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    said = in_one_line(error).removeprefix(f"{path}: ").removesuffix(".")
+    said = in_one_line(error).removeprefix(f"{shown(str(path))}: ").removesuffix(".")  # as errors show it
     if "can't allocate memory" in said:
         said = "it asks for more memory than it may take"
     return f"{path.name}: not an upscaler that can be read ({said})."

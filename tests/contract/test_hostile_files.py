@@ -74,7 +74,7 @@ def test_an_upscaler_that_enlarges_32_times_is_refused(server: CogServer) -> Non
     network = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=32)
     before = workers(server)
     attack = {"highres_fix": "On", "files": [uri(save(network.state_dict()))]}
-    assert "files: " in (said := told(server, attack))
+    assert "files='file.bin': " in (said := told(server, attack))
     assert "enlarges 32 times; at most 8 times" in said
     assert workers(server) == before
 

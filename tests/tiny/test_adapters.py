@@ -112,7 +112,7 @@ def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
 
 def guided(networks: Model, request: GenerationRequest, network: Any, x: Tensor) -> Tensor:
     """The denoiser's output for one call at sigma 3, of "a boat AND a sun" and "night"."""
-    prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode("a boat AND a sun", "night", 4)
+    prompts = PromptEncoder(networks.text, 1, "Original", False).encode("a boat AND a sun", "night", 4)
     plan, loaded = make_plan(request), networks.controls.encoder
     controls = controls_of(plan.first, request.controls, [network], None, networks.device, loaded)
     return GuidedDenoiser([Stage(networks, prompts)], Guidance(5.0), 3, controls=controls)(x, 3.0)
@@ -121,7 +121,7 @@ def guided(networks: Model, request: GenerationRequest, network: Any, x: Tensor)
 def by_hand(networks: Model, x: Tensor, options: Callable[[int, bool], dict[str, Any]]) -> Tensor:
     """The same with diffusers' UNet, row by row; `options` are what it takes beside, by row and whether it is the
     negative prompt's."""
-    prompts = PromptEncoder(networks.text, 1, "Original", False, embeddings={}).encode("a boat AND a sun", "night", 4)
+    prompts = PromptEncoder(networks.text, 1, "Original", False).encode("a boat AND a sun", "night", 4)
     positive, negative = (condition.tokens for condition in prompts.at(0))
     time, scaled = torch.tensor(networks.noise.t_of(3.0)), x * 10**-0.5
     noises = []
@@ -263,11 +263,16 @@ def test_a_control_lora_is_added_to_the_model_without_the_loras_of_the_predictio
     assert not torch.equal(other, wanted)
 
 
-def test_a_control_lora_shares_no_weights_with_the_unet(networks: Model, control_lora: ExtraFile) -> None:
-    """A LoRA is merged into those in place."""
-    network = load_control(control_lora.path, networks.unet.network, networks.device, SD1)
+def test_what_a_control_lora_lacks_is_a_copy_of_the_unets(networks: Model, tmp_path: Path) -> None:
+    """A LoRA is merged into the UNet's weights in place."""
+    tensors, wanted = random_control_lora(networks.unet.network)
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm1.weight")}
+    assert len(fewer) < len(tensors)
+    path = write(tmp_path / "fewer.safetensors", fewer).path
+    found = load_control(path, networks.unet.network, networks.device, SD1).state_dict()
+    assert all(torch.allclose(tensor, wanted[name], atol=1e-6) for name, tensor in found.items())
     own = {tensor.data_ptr() for tensor in networks.unet.network.state_dict().values()}
-    assert not own & {tensor.data_ptr() for tensor in network.state_dict().values()}
+    assert not own & {tensor.data_ptr() for tensor in found.values()}
 
 
 def test_an_inpainting_unet_gives_a_control_lora_its_latents_channels(networks: Model, control_lora: ExtraFile) -> None:

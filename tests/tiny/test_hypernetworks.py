@@ -22,7 +22,7 @@ from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.infotext import obstacles as finding
 from pipelines.infotext.asked import read_data, request_from, settle
-from pipelines.infotext.obstacles import Obstacle
+from pipelines.infotext.obstacle import Obstacle
 from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.writing import of_picture
 from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in

@@ -50,7 +50,8 @@ from pipelines.infotext.asked import (
     unused_inputs,
 )
 from pipelines.infotext.asked import request_from as request_of
-from pipelines.infotext.obstacles import Obstacle, drop_unsupported
+from pipelines.infotext.obstacle import Obstacle
+from pipelines.infotext.obstacles import drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
 from pipelines.infotext.writing import of_picture
 from pipelines.sampling.schedules import as_set, sigmas, timesteps
@@ -636,7 +637,11 @@ def test_what_comes_from_a_block_is_told() -> None:
 @pytest.mark.parametrize(
     ("chosen", "pictures", "told"),
     [
-        (["mask_blur", "inpaint_area"], Pictures(image=IMAGE), ["a mask or outpainting, inpaint_area, mask_blur does"]),
+        (
+            ["mask_blur", "inpaint_area"],
+            Pictures(image=IMAGE),
+            ["a mask or outpainting, inpaint_area, mask_blur do nothing."],
+        ),
         (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
         (["resize_mode"], Pictures(), ["Without an image, resize_mode does nothing."]),
         (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (highres_fix), hires_scale does nothing."]),
@@ -648,6 +653,32 @@ def test_inputs_that_do_nothing_are_told(chosen: list[str], pictures: Pictures, 
     lines = list(unused_inputs(data, request_of(data, pictures=pictures)))
     assert len(lines) == len(told)
     assert all(words in line for words, line in zip(told, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Variation seed: 5", "Without a variation seed strength, variation_seed does nothing."),
+        ("Soft mask: True, Mask blur: 8", "Without a mask or outpainting, mask_blur, mask_soft do nothing."),
+    ],
+)
+def test_settings_of_the_data_that_do_nothing_are_told(text: str, told: str) -> None:
+    data = asked(text)
+    assert told in list(unused_inputs(data, request_of(data)))
+
+
+@pytest.mark.parametrize("text", ["just a prompt", "Steps=20", "Guidance rescale 0.7", "a tree\nby the sea"])
+def test_what_is_no_generation_data_is_told_by_its_own_words(text: str) -> None:
+    with pytest.raises(InvalidInput, match="there is no line of parameters in it") as caught:
+        read_data(text)
+    shown = " ".join(text.split())
+    assert str(caught.value).startswith(f"generation_data={shown!r}: ")
+
+
+def test_what_the_form_overrides_does_not_come_from_the_data() -> None:
+    told = said_by_data(asked(f"a\n{PLAIN}", width=128))
+    assert "width" not in told
+    assert "height=" in told
 
 
 def test_what_belongs_to_a_picture_needs_one() -> None:
@@ -768,7 +799,6 @@ def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ("just a prompt", "no line of parameters"),
         ("a\nSteps: 20, Sampler: Euler, CFG scale: 7, Size: 64x64", "it does not say Seed"),
         ("a\nSteps: 20, Sampler: Undefined, CFG scale: 7, Seed: -1, Size: 64x64", "it does not say Sampler, Seed"),
         (f'a\n{PLAIN}, Lora hashes: "foo: aabbccddee"', "the LoRA foo"),

@@ -26,8 +26,13 @@ from pipelines.errors import (
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("see https://user:pw@x.com/a?token=abc&d=1 now", "see https://x.com/a now"),
-        ("CIVITAI.COM/api/download/models/5?token=SECRET end", "CIVITAI.COM/api/download/models/5 end"),
+        ("see https://user:pw@x.com/a?token=abc&d=1, now", "see https://x.com/a, now"),
+        ("weight of https://civitai.com/x?token=a b SECRET=7.0: must be", "weight of https://civitai.com/x: must be"),
+        ("the checkpoint https://civitai.com/x?token=a SECRET", "the checkpoint https://civitai.com/x"),
+        ("civitai.com／models／1？token=SECRET: no", "civitai.com/models/1: no"),
+        ("X-Api-Key: SECRET123 token : SECRET123 access_token: SECRET", "X-Api-Key: *** token : *** access_token: ***"),
+        ("sig=SECRET b, token: no", "sig=*** b, token: no"),
+        ("CIVITAI.COM/api/download/models/5?token=SECRET end", "CIVITAI.COM/api/download/models/5"),
         ("loras='https://civitai.com/x?token=abc def': HTTP 401", "loras='https://civitai.com/x': HTTP 401"),
         ("https%3A%2F%2Fcivitai.com%2Fx%3Ftoken%3Dabc", "https://civitai.com/x"),
         ("(HTTPS://HOST/a#frag), and", "(HTTPS://HOST/a), and"),

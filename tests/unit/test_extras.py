@@ -18,7 +18,8 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.infotext.asked import Asked, read_data, request_from, settle
-from pipelines.infotext.obstacles import Obstacle, drop_unsupported, obstacles
+from pipelines.infotext.obstacle import Obstacle
+from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.writing import of_picture
 from weights_script import shelf
 from weights_script.extras import Library, read_lines
@@ -231,7 +232,7 @@ def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) ->
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("y", "nothing of this name is here.*here: x"),
+        ("y", "nothing of this name is here.*Known names are x"),
         ("http://huggingface.co/a/b/resolve/main/c.safetensors", "must be an https address of"),
         ("https://example.com/c.safetensors", "must be an https address of"),
         ("https://huggingface.co.example.com/c.safetensors", "must be an https address of"),
@@ -278,7 +279,7 @@ def test_links_are_turned_into_their_files(
 ) -> None:
     fetched: list[str] = []
 
-    def fetch(url: str, cache: Path, **_: object) -> Path:
+    def fetch(url: str, cache: Path, *_: object, **__: object) -> Path:
         fetched.append(url)
         return write(tmp_path / "34.safetensors", ss_output_name="a, name")
 

@@ -176,6 +176,13 @@ def test_embeddings_of_all_programs_are_read(tmp_path: Path, form: str, kind: to
     assert same(found, values)
 
 
+def test_weights_are_found_where_webui_looks(tmp_path: Path) -> None:
+    path, weights = tmp_path / "a.ckpt", {"w": torch.ones(2)}
+    for content in (weights, {"state_dict": weights}, {"state_dict": {"state_dict": weights, "x": torch.ones(1)}}):
+        torch.save(content, path)
+        assert list(map_tensors(path)) == ["w"]
+
+
 def test_a_whole_module_has_the_names_of_its_state(tmp_path: Path) -> None:
     module, path = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3))), tmp_path / "a.pth"
     torch.save(module, path)

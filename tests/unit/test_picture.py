@@ -110,6 +110,8 @@ def png_header(width: int, height: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be read as a picture"),
         (png_header(64, 64), "cannot be read as a picture"),
         (png_header(6000, 6000), "at most 33.6 million pixels are read"),
+        (png_header(1, 30_000_000), "and 32768 a side"),
+        (png_header(32_769, 1), "and 32768 a side"),
         (png_header(100_000, 100_000), "cannot be read as a picture"),
         (png_header(0, 64), "cannot be read as a picture"),
     ],

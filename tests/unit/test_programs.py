@@ -181,6 +181,16 @@ def test_webuis_data_as_json_is_read_like_the_block(data: dict[str, Any]) -> Non
     assert stops(json.dumps(data)) == []
 
 
+def test_the_api_needs_enable_hr_for_a_second_pass_and_an_image_for_a_strength() -> None:
+    asked = WEBUI_JSON["a request to the API"] | {"denoising_strength": 0.5}
+    assert not read_data(json.dumps(asked)).from_picture
+    assert read_data(json.dumps(asked | {"enable_hr": True})).hires
+    drawn_over = asked | {"init_images": ["AAAA"]}
+    del drawn_over["enable_hr"]
+    assert read_data(json.dumps(drawn_over)).from_picture
+    assert not read_data(json.dumps(drawn_over)).hires
+
+
 def test_keys_of_the_api_that_are_not_known_are_told() -> None:
     data = WEBUI_JSON["a request to the API"] | {"restore_faces": True, "alwayson_scripts": {"x": 1}}
     assert [told.partition(":")[0] for told in stops(json.dumps(data))] == ["restore faces", "alwayson scripts"]
@@ -227,6 +237,16 @@ def test_a_negative_prompt_is_known_in_any_case(text: str) -> None:
     assert found.values["seed"] == 1
 
 
+def test_a_list_of_all_that_a_picture_needs_is_a_block() -> None:
+    found = read_data("Prompt: a, b: c\nNegative prompt: d\n" + LINE.replace(", ", "\n"))
+    assert (found.whole, found.values["prompt"], found.values["width"]) == (True, "a, b: c", 512)
+    assert not read_data("Prompt: a\nSteps: 20\nSeed: 1").whole
+
+
+def test_parameters_of_a_log_stand_between_bars() -> None:
+    assert read(f"a\n{LINE.replace(', ', '| ')}").values == read(f"a\n{LINE}").values
+
+
 # --- SD.Next
 
 SDNEXT = (
@@ -242,7 +262,8 @@ def test_the_newer_names_of_sdnext() -> None:
     found = sdnext(
         "Sampler sigma: karras, Operations: hires; txt2img, Hires steps: 9, HiRes mode: 1, Hires upscaler: Lanczos, "
         "Hires scale: 2, Hires size: 1024x1024, Hires strength: 0.3, Hires CFG scale: 6, Denoising strength: 0.5, "
-        "Image CFG scale: 6, Resize scale: 1, Sampler dynamic shift: False, Variation strength: 0.2, Variation seed: 3"
+        "Image CFG scale: 6, Resize scale: 1, UNet: Default, VAE: Default, "
+        "Sampler dynamic shift: False, Variation strength: 0.2, Variation seed: 3"
     )
     values = found.values
     assert (values["schedule_type"], values["hires_scale"], values["hires_steps"]) == ("Karras", 2, 9)
@@ -293,6 +314,16 @@ def test_networks_of_sdnext_must_stand_in_the_prompt() -> None:
         (
             {"air": "urn:air:sd1:lora:civitai:12@34", "weight": 0.8},
             "write https://civitai.com/api/download/models/34:0.8 in",
+        ),
+        (
+            {"type": "lora", "modelId": 12},
+            "the LoRA of CivitAI (model 12), which its prompt does not name: write https://",
+        ),
+        ({"air": "urn:air:sd1:lora:civitai:12"}, "write https://civitai.com/models/12 in loras"),
+        ({"air": "civitai:12@34", "type": "LORA"}, "the LoRA of CivitAI (version 34)"),
+        (
+            {"air": "urn:air:sd1:lora:huggingface:a/b@main"},
+            "the LoRA of Hugging Face (model a/b), which its prompt does not name: write a/b in loras",
         ),
         ({"modelVersionId": 9}, "the file of CivitAI (version 9), which its prompt does not name"),
         ({"type": "embed", "modelVersionId": 9}, "the embedding of CivitAI (version 9)"),

@@ -336,7 +336,8 @@ def test_a_block_asks_for_the_file_of_its_model() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("nothing", "controls='nothing': nothing of this name is here.*one of those here: own_canny"),
+        ("nothing", r"controls='nothing': nothing of this name is here.*Known names are .*own_canny"),
+        ("cany", r"controls='cany'.*Did you mean canny"),
         ("https://example.com/a.safetensors", "must be an https address of .*or send the file in files"),
     ],
 )

@@ -129,6 +129,15 @@ def test_two_of_one_name_are_refused_and_names_mend_it(tmp_path: Path) -> None:
     assert names(sort_uploads((files[0], EMBEDDING), ", glow")) == {"loras": ["mine"], "embeddings": ["glow"]}
 
 
+def test_an_error_names_the_file_once_and_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    path = folder / "tmpab12_xyznotes.bin"
+    path.write_bytes(b"no weights at all")
+    with pytest.raises(ModelError, match=r"^files='notes\.bin': neither safetensors nor a pickle"):
+        sort_uploads([path], "")
+
+
 def test_a_name_that_no_tag_can_hold_is_refused() -> None:
     with pytest.raises(
         InvalidInput, match=r"file_names='my:style': a name in tags holds none of < > : .* Call it my_s"

@@ -1,0 +1,66 @@
+"""Finds what a block says more than once with different values."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from pipelines.ask.settings import Values
+from pipelines.ask.sizes import Size
+from pipelines.infotext.keys import folded, own_key, same_value
+
+_SIZE = re.compile(r"\(?\s*([0-9]{1,5}|-1)\s*[xX\u00d7*,]\s*([0-9]{1,5}|-1)\s*\)?")
+_ROUNDED = 8
+"""Pixels by which an enlarged side may differ: programs round it to a multiple of 8."""
+
+
+def size_of(text: str) -> Size | None:
+    """Read `512x768` or `(512, 768)` as width and height, with 0 for -1. Return None for any other text."""
+    match = _SIZE.fullmatch(text.strip())
+    return (max(int(match[1]), 0), max(int(match[2]), 0)) if match else None
+
+
+def told_twice(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Name settings and facts with more than one value. `pairs` are all keys and values of the block."""
+    told: dict[str, list[str]] = {}
+    sides: dict[str, str] = {}
+    for key, value in pairs:
+        own = own_key(key)
+        if folded(key) in ("width", "height"):
+            sides[folded(key)] = value
+        elif own is not None and not value.endswith("Scheduler"):  # SD.Next tells diffusers' class there
+            told.setdefault(own, []).append(value)
+    if len(sides) == 2:
+        told.setdefault("Size", []).append(f"{sides['width']}x{sides['height']}")
+    for key, said in told.items():
+        if not all(_alike(said[0], other) for other in said):
+            yield f"it tells {key} in more than one way: {', '.join(dict.fromkeys(said))}"
+
+
+def _alike(first: str, second: str) -> bool:
+    size = size_of(first)
+    if size is not None:
+        return size == size_of(second)
+    return same_value(first, second)
+
+
+def hires_sizes(values: Values, fields: Mapping[str, str]) -> Iterator[str]:
+    """Compare the sizes of the hires pass that its scale, its own key and SD.Next's note give."""
+    told = dict(_told_sizes(values, fields))
+    first = next(iter(told.values()), (0, 0))
+    for width, height in told.values():
+        if max(abs(width - first[0]), abs(height - first[1])) >= _ROUNDED:
+            each = ", ".join(f"{size[0]}x{size[1]} by {key}" for key, size in told.items())
+            yield f"it tells the size of the hires pass in more than one way: {each}"
+            return
+
+
+def _told_sizes(values: Values, fields: Mapping[str, str]) -> Iterator[tuple[str, Size]]:
+    """Yield each complete size of the hires pass with its key."""
+    if "width" in values and values.get("hires_scale"):
+        scale = values["hires_scale"]
+        yield "Hires upscale", (round(values["width"] * scale), round(values["height"] * scale))
+    if values.get("hires_width") and values.get("hires_height"):
+        yield "Hires resize", (values["hires_width"], values["hires_height"])
+    for key, value in fields.items():
+        size = size_of(value)
+        if folded(key) == "hires size" and size is not None and all(size):
+            yield "Hires size", size
