@@ -724,8 +724,7 @@ class GenerationRequest(Checked):
         "conditional_mask_weight",
         SHARE,
         1.0,
-        key="Conditional mask weight",
-        written=False,
+        key=Key("Conditional mask weight", written=False),
         hint="1 is usual.",
         about="How much of what is masked an inpainting checkpoint does not see. At 0 it sees the whole image.",
     )
