@@ -20,7 +20,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
-from pipelines.drawing.pictures import check_image, with_depth
+from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
 from pipelines.drawing.progress import Bars
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
@@ -394,7 +394,7 @@ class Predictor(BasePredictor):
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()

@@ -18,7 +18,6 @@ from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing, PassNetworks
 from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, extra_channels, first_stage, start_from
-from pipelines.families.family import INPAINTING_CHANNELS
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -85,7 +84,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence on something that was asked for and is not drawn, or not as elsewhere."""
+    """A sentence on something that was asked for and is not drawn."""
 
     text: str
 
@@ -158,7 +157,7 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
             encoder = encoder if hires_networks == networks else _prompt_encoder(drawing, hires_networks)
             left_over += model.adapters.left_over
             hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
-    yield from map(Notice, dict.fromkeys((*left_over, *_beyond_webui(drawing))))
+    yield from map(Notice, dict.fromkeys(left_over))
     with drawing.using(networks):
         start = start_from(drawing, given.latents)
         stage = first_stage(drawing, prompts, given)
@@ -172,13 +171,6 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)
     yield Finished(watch.seconds())
-
-
-def _beyond_webui(drawing: Drawing) -> Iterator[str]:
-    """Yield what is drawn here and is an error in WebUI."""
-    upscale, channels = drawing.plan.upscale, drawing.model.unet.network.config.in_channels
-    if upscale and upscale.latent and channels == INPAINTING_CHANNELS:
-        yield f"WebUI cannot draw a highres fix by {upscale.upscaler} with an inpainting checkpoint. It is drawn here."
 
 
 def _prompt_encoder(drawing: Drawing, networks: PassNetworks) -> PromptEncoder:

@@ -1,9 +1,10 @@
-"""Which pictures a model needs, checked before it draws."""
+"""What a model needs of a request's pictures, and what WebUI cannot do with it: known before it draws."""
 
 from dataclasses import replace
 
+from pipelines.ask.plan import HighresPlan
 from pipelines.errors import InvalidInput
-from pipelines.families.family import DEPTH_CHANNELS
+from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS
 from pipelines.infotext.asked import Pictures
 from pipelines.models.model import Model
 
@@ -33,3 +34,13 @@ def with_depth(model: Model, pictures: Pictures) -> Pictures:
         rule = "this checkpoint brings no depth estimator"
         raise InvalidInput("control_images", "", rule, "Send a depth map of the image, white what is nearest.")
     return pictures
+
+
+def beyond_webui(model: Model, plan: HighresPlan) -> list[str]:
+    """Return what is drawn here and is an error in WebUI, for the log."""
+    upscale, channels = plan.upscale, model.unet.network.config.in_channels
+    if upscale and upscale.latent and channels == INPAINTING_CHANNELS:
+        return [
+            f"WebUI cannot draw a highres fix by {upscale.upscaler} with an inpainting checkpoint. It is drawn."
+        ]
+    return []

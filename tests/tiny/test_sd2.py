@@ -16,8 +16,8 @@ from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
-from pipelines.drawing.phases import Notice, PassResult, Picture, render
-from pipelines.drawing.pictures import check_image, with_depth
+from pipelines.drawing.phases import PassResult, Picture, render
+from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
 from pipelines.drawing.start import Given, scaled_depth
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.families.noise_schedule import LAST_ALPHA
@@ -30,6 +30,7 @@ from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from tests.sd2 import WIDTH, folder, networks, single_file
+from weights_script.convert import convert
 
 YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n"
 SGM_YAML = """model:
@@ -275,7 +276,7 @@ def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
     told = []
     for upscaler in ("Latent", "Lanczos"):
         asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
-        told.append([e.text for e in render(model, asked, make_plan(asked)) if isinstance(e, Notice)])
+        told.append(beyond_webui(model, make_plan(asked)))
     assert [len(each) for each in told] == [1, 0]
     assert "WebUI" in told[0][0]
 
@@ -319,3 +320,15 @@ def test_pictures_come_out(depth: Model) -> None:
     asked = request(image=ImageSettings(picture=PICTURE))
     (drawn,) = (e.pixels for e in render(depth, asked, make_plan(asked)) if isinstance(e, Picture))
     assert drawn.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_converted_file_is_the_same_model(tmp_path: Path, form: str) -> None:
+    """What its family needs is kept, the noise levels are not rounded, and what lies beside is written into it."""
+    path = single_file(tmp_path / "x.safetensors", FORMS[form](), alphas_cumprod=torch.linspace(0.99, 0.01, 1000))
+    path.with_suffix(".yaml").write_text(f"{YAML}    parameterization: v\n")
+    convert(path, tmp_path / "small.safetensors")
+    one, other = model_of(path), model_of(tmp_path / "small.safetensors")
+    assert (one.family, one.prediction, one.noise) == (other.family, other.prediction, other.noise)
+    assert (one.depth is None, one.image_prompt is None) == (other.depth is None, other.image_prompt is None)
+    assert isinstance(other.prediction, VPrediction)
