@@ -20,6 +20,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
+from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
 from pipelines.drawing.progress import Bars
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
@@ -121,10 +122,9 @@ class Predictor(BasePredictor):
         self.worker = Worker(within=in_parts_on(device.place))
         self.fetchers = Worker(threads=4)  # one may still wait for a server that a cancelled prediction asked
         networks = self.worker.run(load, self.model.files, device)
+        self.settings = {**networks.settings, **self.model.settings}
         marks.append(time.perf_counter())
-        self.networks = self.worker.run(
-            compile_model, networks, self.model.settings["width"], self.model.settings["height"]
-        )
+        self.networks = self.worker.run(compile_model, networks, self.settings["width"], self.settings["height"])
         marks.append(time.perf_counter())
         self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
         self.outputs = OutputFolder()
@@ -334,7 +334,7 @@ class Predictor(BasePredictor):
         with clean_errors(), self.watchdog.working():
             try:
                 pictures = read_pictures(inputs)
-                asked = pick(settle(inputs, read_data(generation_data), self.model.settings, pictures))
+                asked = pick(settle(inputs, read_data(generation_data), self.settings, pictures))
                 if asked["upscale_only"]:
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
@@ -355,7 +355,9 @@ class Predictor(BasePredictor):
         if asked.resolved:
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
+        check_image(self.networks, pictures)
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
+        pictures = pictures if asked.controls else with_depth(self.networks, pictures)
         self.not_honoured: list[str] = []
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)
@@ -394,7 +396,7 @@ class Predictor(BasePredictor):
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes)))
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()

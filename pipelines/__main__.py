@@ -21,6 +21,8 @@ from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
+from pipelines.drawing.pictures import check_image, with_depth
+from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
@@ -44,6 +46,8 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
         mask=picture.read(options.mask, "mask") if options.mask else None,
         controls=tuple(picture.read(path, "control") for path in options.control),
     )
+    check_image(model, pictures)
+    pictures = pictures if data.controls else with_depth(model, pictures)
     inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
@@ -56,20 +60,28 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     return request_from(asked, options.num_outputs, pictures, extras)
 
 
-def read_latents(path: Path) -> Tensor:
-    """Latents to start from: of what `--keep-latents` wrote, or the one tensor of a file. Raises InvalidInput."""
+def read_given(options: argparse.Namespace) -> Given:
+    """Return what the options give in place of the encoded --init. Raises InvalidInput."""
+    latents, condition = options.init_latent, options.image_cond
+    return Given(
+        latents=_tensor(latents, "init_latent", ("init_latent", "img2img_init")) if latents else None,
+        condition=_tensor(condition, "image_cond", ("image_cond",)) if condition else None,
+    )
+
+
+def _tensor(path: Path, name: str, endings: tuple[str, ...]) -> Tensor:
+    """Return the first tensor whose name ends so, or the only one of the file. Raises InvalidInput."""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            starts = [name for name in names if name.endswith(("init_latent", "img2img_init"))]
-            (name, *_) = starts or names
-            if not starts and len(names) > 1:
-                raise ValueError(f"holds {len(names)} tensors, none of which is called init_latent")
-            latents: Tensor = file.get_tensor(name)
-            return latents
+            fitting = [each for each in names if each.endswith(endings)]
+            if not fitting and len(names) > 1:
+                raise ValueError(f"holds {len(names)} tensors, none of which is called {name}")
+            tensor: Tensor = file.get_tensor((fitting or names)[0])
+            return tensor
     except (OSError, ValueError, SafetensorError) as error:
         rule = f"cannot be read ({in_one_line(error)})"
-        raise InvalidInput("init_latent", path.name, rule, "Give a safetensors file that holds them.") from error
+        raise InvalidInput(name, path.name, rule, "Give a safetensors file that holds it.") from error
 
 
 def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
@@ -79,8 +91,7 @@ def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.
     upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
     embeddings: tuple[tuple[str, str], ...] = ()
-    init_latents = read_latents(options.init_latent) if options.init_latent else None
-    for event in render(model, request, plan, upscaler=upscaler, init_latents=init_latents):
+    for event in render(model, request, plan, upscaler=upscaler, given=read_given(options)):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -158,6 +169,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where they were drawn anew")
     parser.add_argument(
         "--init-latent", type=Path, metavar="FILE", help="latents to start from in place of the encoded --init"
+    )
+    parser.add_argument(
+        "--image-cond",
+        type=Path,
+        metavar="FILE",
+        help="what an inpainting, depth or unCLIP model is told of the picture, in place of what --init gives",
     )
     parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how --init comes to the blocks' size")
     parser.add_argument("--num-outputs", type=int, default=1, help="pictures a block, with seeds counting up")

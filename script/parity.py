@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.__main__ import tensors_of
@@ -40,9 +40,10 @@ from pipelines.ask.request import (
     SkippedGuidance,
 )
 from pipelines.drawing.phases import BASE, PassResult, Picture, render
+from pipelines.drawing.start import Given
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
-from pipelines.models.loader import load
+from pipelines.models.loader import load, sha256_of
 from pipelines.models.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +72,23 @@ def cases(folder: Path) -> dict[str, Json]:
     """Cases by name."""
     settings: dict[str, Json] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return settings
+
+
+def checkpoint_of(folder: Path, name: str, into: Path) -> Path:
+    """Return a checkpoint of the folder. One that is told by its differences to another is written to `into`."""
+    known: Json = json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))[name]
+    if "variant_of" not in known:
+        return folder / f"{name}.safetensors"
+    path = into / f"{name}.safetensors"
+    if not path.exists():
+        tensors = load_file(folder / known["variant_of"])
+        tensors = {each: tensor for each, tensor in tensors.items() if each not in known["remove"]}
+        for delta in known["deltas_in_order"]:
+            tensors |= load_file(folder / "variants" / delta)
+        save_file(tensors, path, metadata={"format": "pt"})
+    if sha256_of(path) != known["sha256"]:
+        raise ValueError(f"{path}: not the file that WebUI drew with")
+    return path
 
 
 def extras_of(folder: Path) -> Extras:
@@ -130,6 +148,7 @@ OF_REQUEST = {
     "use_old_scheduling": "old_editing",
     "sgm_noise_multiplier": "sgm_noise",
     "img2img_extra_noise": "extra_noise",
+    "inpainting_mask_weight": "mask_weight",
 }
 OF_SCHEDULE = {
     "sigma_min": "sigma_min",
@@ -187,7 +206,7 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
         _compare_canvas(found, model, prepare(request.image, plan.final_size), expected)
-    for event in render(model, request, plan, init_latents=expected.get("0_img2img_init_latent")):
+    for event in render(model, request, plan, given=_given(expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -200,12 +219,20 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
     return found
 
 
+def _given(expected: Mapping[str, Tensor], images: int) -> Given:
+    """What WebUI drew from no seed: the encoder's noise, and that over an unCLIP model's embedding."""
+    told = next((tensor for name, tensor in expected.items() if name.endswith("image_cond")), None)
+    if told is not None:
+        told = told[:images] if told.dim() == 2 else told[:1]  # the file has rows for the negative prompt, too
+    return Given(expected.get("0_img2img_init_latent"), told)
+
+
 @torch.inference_mode()
 def _compare_canvas(found: Comparison, model: Model, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
     pixels = torch.from_numpy(np.asarray(canvas.picture) / np.float32(255)).permute(2, 0, 1)
     mean = model.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / model.vae.scale
     found.masks.append(_apart(mean[None], expected["0_img2img_vae_mean"][:1]) < 1e-4)
-    if canvas.overlay is not None:
+    if canvas.overlay is not None and "overlay_image" in expected:
         found.masks.append(np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy()))
 
 
@@ -215,10 +242,14 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         if kind == "noise":
             found.noise = max(found.noise, _apart(ours, expected[name]))
         elif kind in ("cond", "uncond"):  # the file has what the first call saw, repeated for the images of a batch
-            found.conditioning = max(found.conditioning, _apart(ours[:1], expected[name][:1]))
+            theirs = expected[name if name in expected else f"0_txt2img_{kind}"]  # left out where both passes share it
+            found.conditioning = max(found.conditioning, _apart(ours[:1], theirs[:1]))
         elif name.endswith("latent_mask"):
-            found.masks.append(torch.equal(ours.cpu(), expected[name][0]))
-        elif kind == "blended":
+            theirs = expected[name][0]
+            if f"{name.removesuffix('mask')}blended" not in expected:  # such files have what is kept
+                theirs = 1 - theirs
+            found.masks.append(torch.equal(ours.cpu(), theirs))
+        elif kind == "blended" and name in expected:
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
             found.latents.append(_apart(ours, expected[name]))

@@ -17,6 +17,8 @@ from torch import Tensor
 from script.parity import REFERENCE, ROOT
 
 FACTS = ROOT / "tests" / "data" / "webui"
+CHECKPOINTS = ("tiny_sd21_v", "tiny_sd2_base", "tiny_sd2_inpaint", "tiny_sd2_depth", "tiny_sd21_unclip")
+"""Checkpoints of other families whose cases are kept: of those that this container runs."""
 SAMPLES = 16
 """Elements that are kept of each image's noise, evenly spaced."""
 Table = dict[str, Any]
@@ -36,6 +38,7 @@ def facts(folder: Path) -> dict[str, Table]:
         "quotes.json": _read(folder / "parse_table.json")["quote"],
         "blur_kernels.json": _read(folder / "mask_blur_kernels.json"),
         "cases.json": _cases(folder),
+        "families.json": _families(families),
     }
 
 
@@ -79,10 +82,23 @@ def _tokens(prompts: Table) -> Table:
 
 def _cases(folder: Path) -> Table:
     """Options, parameters, seeds and infotexts of every case, and samples of the noise of its passes."""
+    return {name: _case(folder, name, case) for name, case in _read(folder / "settings.json").items()}
+
+
+def _case(folder: Path, name: str, case: Table) -> Table:
     kept = ("options", "params", "seeds", "infotexts")
+    return {key: case[key] for key in kept} | {"noise": _noise(folder / "cases" / f"{name}.safetensors")}
+
+
+def _families(folder: Path) -> Table:
+    """The same of the cases of other families, with the checkpoint, and how far two runs of WebUI's are apart in the
+    hires pass where that was measured. Cases in which WebUI fails are left out."""
+    floor = _read(folder / "noise_floor.json")
     return {
-        name: {key: case[key] for key in kept} | {"noise": _noise(folder / "cases" / f"{name}.safetensors")}
+        name: _case(folder, name, case)
+        | {"checkpoint": case["checkpoint"], "floor": floor.get(name, {}).get("1_hires_latent")}
         for name, case in _read(folder / "settings.json").items()
+        if case["checkpoint"] in CHECKPOINTS and "error" not in case
     }
 
 

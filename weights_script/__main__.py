@@ -22,7 +22,9 @@ def show(entries: dict[str, Entry], options: argparse.Namespace) -> int:
         here = "embedded" if entry.embedded else "here"
         state = here if present(entry, options.cache) else "not here"
         size = amount(entry.size) if entry.size else ""
-        print(f"{entry.name:24} {entry.kind:15} {size:>8}  {state:12} {entry.licence.name}")
+        doubt = "" if entry.verified or entry.embedded else "  (unverified)"
+        what = f"{entry.name:24} {entry.kind:15} {entry.base:15} {size:>8}"
+        print(f"{what}  {state:12} {entry.licence.name}{doubt}")
     print("".join(f"\n{line}" for line in licence_notes(entries.values())))
     return 0
 

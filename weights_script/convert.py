@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ModelError
-from pipelines.families.detection import MARKERS, SPECS
+from pipelines.families.detection import (
+    MARKERS,
+    SPEC_PREDICTION,
+    SPECS,
+    declared_in_configuration,
+    in_ldm_layout,
+)
 from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.files.beside import read_beside
 from pipelines.models.build import POSITIONS
 from pipelines.models.checkpoint import (
     NUMBER_FORMATS,
@@ -24,6 +31,9 @@ from pipelines.models.checkpoint import (
     read_metadata,
     vae_tensors,
 )
+from pipelines.models.depth import DEPTH_PREFIX
+from pipelines.models.image_prompt import AUGMENTOR_PREFIX, IMAGE_PREFIX
+from pipelines.models.parameterization import ALPHAS
 
 EMA_PREFIX = "model_ema."
 """LDM's moving average of the UNet: names without their dots, so that `a.b` is at `model_ema.ab`."""
@@ -38,10 +48,11 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
     """
     if target.suffix != ".safetensors":
         raise ModelError(f"{target}: must end in .safetensors, the format that is written.")
-    found = map_tensors(source)
-    text_prefix = family_of_file(source, found).text.prefix
-    wanted = UNET_PREFIX, VAE_PREFIX, text_prefix
-    tensors = {name: tensor for name, tensor in found.items() if name.startswith(wanted) or name in MARKERS}
+    found = in_ldm_layout(map_tensors(source))
+    family = family_of_file(source, found)
+    wanted = UNET_PREFIX, VAE_PREFIX, family.text.prefix, IMAGE_PREFIX, AUGMENTOR_PREFIX, DEPTH_PREFIX
+    names = (*MARKERS, ALPHAS) if family.own_alphas else MARKERS
+    tensors = {name: tensor for name, tensor in found.items() if name.startswith(wanted) or name in names}
     if ema:
         tensors |= _moving_average(source, found, tensors)
     check_plain(source, tensors)
@@ -51,6 +62,8 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(VAE_PREFIX)} | better
     tensors |= {name: _positions(tensor) for name, tensor in tensors.items() if name.endswith(POSITIONS)}
     declared = {name: text for name, text in read_metadata(source).items() if name in SPECS}
+    if (beside := read_beside(source)) is not None:
+        declared[SPEC_PREDICTION] = declared_in_configuration(beside)
     _write(target, tensors, half, declared)
 
 
@@ -74,7 +87,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], half: bool, metadata: Ma
     """Write a safetensors file, tensor by tensor: the length of the header, the header, the bytes."""
     kinds = {name: tensor.dtype for name, tensor in tensors.items()}
     if half:
-        kinds |= {name: torch.float16 for name, dtype in kinds.items() if dtype.is_floating_point}
+        kinds |= {name: torch.float16 for name, dtype in kinds.items() if dtype.is_floating_point and name != ALPHAS}
     header, offset = {}, 0
     for name, tensor in tensors.items():
         end = offset + tensor.numel() * kinds[name].itemsize

@@ -16,14 +16,20 @@ from weights_script.manifest import Source
 from weights_script.web import Access, Patience, SourceFailed
 
 ALWAYS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
-OPTIONAL_FOLDERS = ("scheduler/", "tokenizer/")
+OPTIONAL_FOLDERS = ("scheduler/", "tokenizer/", "image_normalizer/")
+_OF_TRANSFORMERS = "model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin"
 _FORMS = "{}.safetensors", "{}.fp16.safetensors", "{}.bin", "{}.fp16.bin"
 NETWORK_WEIGHTS: dict[str, tuple[str, ...]] = {
     "unet": tuple(form.format("diffusion_pytorch_model") for form in _FORMS),
     "vae": tuple(form.format("diffusion_pytorch_model") for form in _FORMS),
-    "text_encoder": ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin"),
+    "text_encoder": _OF_TRANSFORMERS,
 }
 """One weight file of each network, the best form first; repositories often hold several forms of the same."""
+OPTIONAL_NETWORKS: dict[str, tuple[str, ...]] = {
+    "image_encoder": _OF_TRANSFORMERS,
+    "depth_estimator": _OF_TRANSFORMERS,
+}
+"""The same of networks that only some families have."""
 
 
 def endpoint() -> str:
@@ -87,6 +93,9 @@ def _wanted(source: Source, stated: Mapping[str, Expected]) -> list[str]:
             raise SourceFailed(f"holds no {missing[0]}")
         return list(source.files)
     weights = [_weights(network, stated) for network in NETWORK_WEIGHTS]
+    for network in OPTIONAL_NETWORKS:
+        if (config := f"{network}/config.json") in stated:
+            weights += [config, _weights(network, stated)]
     missing = [name for name in ALWAYS if name not in stated]
     if missing:
         raise SourceFailed(f"is no diffusers folder: it holds no {missing[0]}")
@@ -94,7 +103,7 @@ def _wanted(source: Source, stated: Mapping[str, Expected]) -> list[str]:
 
 
 def _weights(network: str, stated: Mapping[str, Expected]) -> str:
-    for name in NETWORK_WEIGHTS[network]:
+    for name in {**NETWORK_WEIGHTS, **OPTIONAL_NETWORKS}[network]:
         if f"{network}/{name}" in stated:
             return f"{network}/{name}"
     raise SourceFailed(f"is no diffusers folder: it holds no weights in {network}/")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from pipelines.ask.catalog import PREDICTION_NAMES
 from pipelines.ask.request import SETTINGS
 from pipelines.errors import InvalidInput, ModelError
 
@@ -15,7 +16,7 @@ KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet", 
 FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth", "adapter", "transformers")
 DEFAULT_MODEL = "pastel-tiny"
 TRAINED_SIZE = (512, 512)
-"""(width, height) that Stable Diffusion 1.x was trained on; for models that the manifest says nothing of."""
+"""(width, height) of an entry that names none: what Stable Diffusion 1.x was trained on."""
 
 
 class ManifestError(ModelError):
@@ -83,6 +84,8 @@ class Entry:
     """A fetch of ours has confirmed size and hash."""
     vae: str = ""
     """Entry of the better VAE to put over this model's own."""
+    prediction: str = ""
+    """What its UNet predicts, by diffusers' name, where its files do not say so."""
     width: int = TRAINED_SIZE[0]
     height: int = TRAINED_SIZE[1]
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -116,6 +119,7 @@ ENTRY_FIELDS: dict[str, type] = {
     "webui_hash": str,
     "verified": bool,
     "vae": str,
+    "prediction": str,
     "width": int,
     "height": int,
     "settings": dict,
@@ -162,6 +166,7 @@ ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
     ("sha256_prefix", lambda e: _hash_prefix(e.sha256_prefix), "must be 10-63 small hexadecimal digits"),
     ("sha256_prefix", lambda e: not (e.sha256 and e.sha256_prefix), "is for entries without sha256"),
     ("hashes", lambda e: all(map(_full_hash, e.hashes.values())), "must be 64 small hexadecimal digits each"),
+    ("prediction", lambda e: e.prediction in ("", *PREDICTION_NAMES.values()), "must be epsilon or v_prediction"),
     ("width", lambda e: e.width > 0 and e.width % 8 == 0, "must be a positive multiple of 8"),
     ("height", lambda e: e.height > 0 and e.height % 8 == 0, "must be a positive multiple of 8"),
     ("settings", _settings_hold, "must be settings of a request, by their names and within their ranges"),

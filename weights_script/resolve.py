@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.ask.catalog import LATENT_NETWORK, NETWORK_UPSCALERS
+from pipelines.ask.catalog import LATENT_NETWORK, NETWORK_UPSCALERS, PREDICTION_NAMES
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.request import HiresSettings
 from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, redacted
-from weights_script.manifest import DEFAULT_MODEL, TRAINED_SIZE, Entry, load_manifest
+from weights_script.manifest import DEFAULT_MODEL, Entry, load_manifest
 
 OFF = "off"
 """The value of PASTEL_SAFETY_CHECKER that turns the checker off where the container's own settings turn it on."""
@@ -21,7 +21,8 @@ class ResolvedModel:
 
     files: ModelFiles
     settings: Values
-    """What a request takes that does not say otherwise: width and height, and what the model's author advises."""
+    """What a request takes that does not say otherwise, as far as the manifest knows the model: width and height, and
+    what its author advises. It comes before what the model's family takes."""
     safety_checker: Path | None
     description: str
     """What is loaded, why this one, and from where: for the log."""
@@ -31,7 +32,8 @@ def resolve(weights: str | None, model: str | None) -> ResolvedModel:
     """`weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry), else the embedded one.
 
     PASTEL_VAE (path, URL or manifest entry) puts another VAE over it; PASTEL_SAFETY_CHECKER (folder or manifest entry)
-    turns a checker on, for the embedded model only a folder does. Fetches what is missing. Raises ModelError, which
+    turns a checker on, for the embedded model only a folder does; PASTEL_PREDICTION says what the UNet predicts, where
+    its files say something else or nothing. Fetches what is missing. Raises ModelError, which
     names the setting, what was tried and the fix.
     """
     entries = load_manifest()
@@ -51,7 +53,7 @@ def _resolved(
 ) -> ResolvedModel:
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.name  # as WebUI names models
     checker, checker_shown = _safety_checker(entry, entries)
-    width, height = entry.picture_size if entry else TRAINED_SIZE
+    size = dict(zip(("width", "height"), entry.picture_size, strict=True)) if entry else {}
     advised = entry.settings if entry else {}
     shown = ", ".join(f"{name} {value}" for name, value in advised.items() if "prompt" not in name)
     return ResolvedModel(
@@ -59,9 +61,10 @@ def _resolved(
             name=name,
             checkpoint=checkpoint,
             vae=vae,
+            prediction=_prediction(entry),
             sha256=sha256 if checkpoint.is_file() else "",
         ),
-        settings={"width": width, "height": height, **advised},
+        settings={**size, **advised},
         safety_checker=checker,
         description=f"{name} ({reason}) from {checkpoint}; VAE: {vae.name if vae else 'its own'}; "
         f"{f'its own settings: {shown}; ' if shown else ''}"
@@ -88,6 +91,15 @@ def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:
     if chosen in entries:
         return _entry_path("PASTEL_VAE", _named("PASTEL_VAE", chosen, "vae", entries))
     return _path_or_url("PASTEL_VAE", chosen)[0]
+
+
+def _prediction(entry: Entry | None) -> str:
+    """PASTEL_PREDICTION if set, else what the manifest says of the model, by diffusers' name; empty: what its files
+    say."""
+    chosen = os.environ.get("PASTEL_PREDICTION", "")
+    if chosen and chosen.lower() not in PREDICTION_NAMES:
+        raise ModelError(f"PASTEL_PREDICTION={chosen}: not known. Known are {', '.join(PREDICTION_NAMES)}.")
+    return PREDICTION_NAMES.get(chosen.lower(), entry.prediction if entry else "")
 
 
 def _safety_checker(model: Entry | None, entries: dict[str, Entry]) -> tuple[Path | None, str]:

@@ -156,3 +156,12 @@ _TOLD = (
 
 EMPHASES: tuple[str, ...] = ("Original", "No norm", "Ignore", "None")
 """What weights in a prompt do: scale vectors and restore their mean, only scale, nothing, or are plain text."""
+
+PREDICTION_NAMES = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+    "v": "v_prediction",
+}
+"""What a UNet predicts, by the names that people and files give it -> diffusers' name."""

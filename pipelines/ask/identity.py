@@ -17,6 +17,8 @@ class ModelFiles:
     vae: Path | None
     """A better VAE to put over the checkpoint's own."""
     tokenizer: Path = TOKENIZER
+    prediction: str = ""
+    """What the UNet predicts, by diffusers' name, whatever the files say; empty: what they say."""
     sha256: str = ""
     """Of the checkpoint, where it is known from fetching it; reading gigabytes again takes seconds."""
 
@@ -29,6 +31,8 @@ class ModelIdentity:
     sha256: str
     vae_name: str = ""
     vae_sha256: str = ""
+    inpainting: bool = False
+    """The checkpoint was made for inpainting."""
     folder: bool = False
     """The checkpoint is a diffusers folder: its hash is its UNet's and cannot be compared with a single file's."""
     vae_folder: bool = False

@@ -518,6 +518,8 @@ class ImageSettings(Checked):
         about="Run all steps over the image, instead of the share of them that the denoising strength says: WebUI's "
         "option img2img_fix_steps, which infotexts do not tell.",
     )
+    depth: Picture | None = None
+    """How near everything in the picture is, white what is nearest, for a depth checkpoint; None: it is estimated."""
     mask: MaskSettings | None = None
     outpaint: tuple[int, ...] = setting(
         "outpaint",
@@ -717,6 +719,22 @@ class GenerationRequest(Checked):
         key="Extra noise",
         hint="0 turns it off; it should be less than the denoising strength.",
         about="More noise over what an image or the highres fix starts from, for more detail.",
+    )
+    mask_weight: float = setting(
+        "conditional_mask_weight",
+        SHARE,
+        1.0,
+        key=Key("Conditional mask weight", written=False),
+        hint="1 is usual.",
+        about="How much of what is masked an inpainting checkpoint does not see. At 0 it sees the whole image.",
+    )
+    image_noise_level: int = setting(
+        "image_noise_level",
+        Whole(0, 999),
+        0,
+        key="Image noise level",
+        hint="0 is usual.",
+        about="Noise over what a Stable unCLIP checkpoint knows of the image: more makes variations freer.",
     )
     added_noise: AddedNoise = field(default_factory=AddedNoise)
     skipped_guidance: SkippedGuidance = field(default_factory=SkippedGuidance)

@@ -2,14 +2,18 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest
 from pipelines.images.masks import Canvas
-from pipelines.images.reading import Pixels
+from pipelines.images.reading import Pixels, resize
 from pipelines.models.hypernetworks import HypernetworkUse
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
@@ -41,6 +45,21 @@ class Drawing:
     show_phases: bool
     """Whether the draft and the enlarged picture are handed out too."""
     watch: Stopwatch
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """How near everything on the canvas is, (1, 1, H, W) of any range: as the request says, or as estimated."""
+        settings, canvas = self.request.image, self.canvas
+        assert settings is not None
+        assert canvas is not None
+        if settings.depth is None:
+            assert self.model.depth is not None
+            return self.model.depth.depth(canvas.picture)
+        assert isinstance(settings.depth, Image.Image)
+        given = canvas.same_part(settings.depth)
+        if settings.resize_mode in ("crop", "fill") and canvas.box is None:
+            given = resize(given, canvas.picture.size, settings.resize_mode)
+        return torch.from_numpy(np.asarray(given.convert("RGB")).astype(np.float32).mean(2))[None, None]
 
     @property
     def place(self) -> torch.device:

@@ -17,7 +17,7 @@ from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing, PassNetworks
-from pipelines.drawing.start import Start, extra_channels, start_from
+from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, extra_channels, first_stage, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -107,12 +107,12 @@ def render(
     *,
     show_phases: bool = False,
     upscaler: Upscaler | None = None,
-    init_latents: Tensor | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> Generator[Event]:
     """Draw what the request asks for. With `show_phases` the draft and the upscaled picture are handed out too.
 
-    `upscaler` is the plan's, if it has weights of its own. `init_latents` (B or 1, 4, h, w) take the place of those
-    that the request's picture is encoded to.
+    `upscaler` is the plan's, if it has weights of its own. What is `given` takes the place of what the request's
+    picture is encoded to.
 
     Each finished picture comes as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded; the
     pictures before it have been handed out.
@@ -130,7 +130,7 @@ def render(
             show_phases=show_phases,
             watch=watch,
         )
-        yield from _phases(drawing, init_latents)
+        yield from _phases(drawing, given)
 
 
 def _as_asked(model: Model, request: GenerationRequest) -> Model:
@@ -143,7 +143,7 @@ def _as_asked(model: Model, request: GenerationRequest) -> Model:
     return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
-def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
+def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
     networks = drawing.networks(request.prompt)
     hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
@@ -159,14 +159,14 @@ def _phases(drawing: Drawing, init_latents: Tensor | None) -> Iterator[Event]:
             hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
     yield from map(Notice, dict.fromkeys(left_over))
     with drawing.using(networks):
-        start = start_from(drawing, init_latents)
-        stage = Stage(model, prompts, extra_channels(model, plan.first, drawing.canvas))
+        start = start_from(drawing, given.latents)
+        stage = first_stage(drawing, prompts, given)
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
         start = Start((yield from _upscale(drawing, latents)))
         with drawing.using(hires_networks):
-            stage = Stage(model, hires_prompts, extra_channels(model, plan.hires, None))
+            stage = Stage(model, hires_prompts, extra_channels(drawing, plan.hires, None), stage.vectors)
             latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)

@@ -13,14 +13,27 @@ from pipelines.ask.plan import LATENT_PIXELS, PassPlan
 from pipelines.ask.request import NoiseSettings
 from pipelines.drawing.drawing import Drawing
 from pipelines.errors import InvalidInput
+from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS, LATENT_CHANNELS
 from pipelines.images.masks import Canvas, latent_mask
-from pipelines.models.model import Model
+from pipelines.images.reading import resize
 from pipelines.models.vae import VAE
-from pipelines.sampling.denoiser import LatentMask
+from pipelines.sampling.denoiser import LatentMask, Stage
 from pipelines.sampling.noise import Noise
+from pipelines.sampling.prompts import Prompts
 
-INPAINTING_CHANNELS = 9
-"""A UNet for inpainting takes the latents, the mask, and the latents of the picture without what is masked."""
+
+@dataclass(frozen=True)
+class Given:
+    """Tensors that take the place of what a request's picture is encoded to, which WebUI draws from no seed."""
+
+    latents: Tensor | None = None
+    """(B or 1, 4, h, w): where the first pass starts."""
+    condition: Tensor | None = None
+    """What the first pass's UNet is told of the picture: channels beside the latents (1, n, h, w), or an unCLIP model's
+    vectors (B or 1, k)."""
+
+
+NOTHING_GIVEN = Given()
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     if given is None:
         latents = _encoded(drawing.model.vae, canvas.picture, part, seeds)
     else:
-        latents = _checked(given, (len(seeds), *part.latent_shape)).to(drawing.place)
+        latents = _checked("init_latent", given, (len(seeds), *part.latent_shape)).to(drawing.place)
     if canvas.mask is None or settings.mask is None:
         return Start(latents)
     size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
@@ -60,21 +73,76 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     return Start(latents, LatentMask(drawn, latents))
 
 
-def extra_channels(model: Model, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
-    """Return what an inpainting UNet sees beside the latents, (1, 5, h, w): the mask and the picture around it.
+def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
+    """Return the first pass's model with its prompts and what it is told of the request's picture.
 
-    Without a mask everything counts as masked, and the picture is grey. None for other UNets. WebUI adds the encoder's
-    noise, which has no seed; it is left out here.
+    Raises InvalidInput for a given condition of another shape.
     """
-    if model.unet.network.config.in_channels != INPAINTING_CHANNELS:
-        return None
+    model, part, condition = drawing.model, drawing.plan.first, given.condition
+    if condition is None:
+        return Stage(model, prompts, extra_channels(drawing, part, drawing.canvas), image_vectors(drawing))
+    channels = model.unet.network.config.in_channels - LATENT_CHANNELS
+    shape: tuple[int, ...] = (1, channels, *part.latent_shape[1:])
+    if model.image_prompt is not None:
+        shape = len(drawing.plan.seeds), model.image_prompt.width
+    condition = _checked("image_cond", condition, shape).to(drawing.place)
+    if model.image_prompt is not None:
+        return Stage(model, prompts, vectors=condition)
+    return Stage(model, prompts, channels=condition)
+
+
+def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
+    """Return what the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    make = EXTRA_CHANNELS.get(drawing.model.unet.network.config.in_channels)
+    return make(drawing, part, canvas) if make else None
+
+
+def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor:
+    """Return the mask and the picture around it, (1, 5, h, w).
+
+    Without a mask everything counts as masked. What is masked becomes grey, as far as the conditional mask weight says.
+    WebUI adds the encoder's noise, which has no seed; it is left out here.
+    """
+    settings, size = drawing.request.image, (part.width, part.height)
     masked, pixels = torch.ones(1, part.height, part.width), torch.full((3, part.height, part.width), 0.5)
-    if canvas and canvas.mask:
-        masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255).round()[None]
-        pixels = pixels.lerp(_pixels(canvas.picture), 1 - masked)
-    kept = model.vae.encode(pixels, torch.zeros(part.latent_shape))
+    if canvas:
+        if canvas.mask and settings and settings.mask:
+            masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255)[None]
+            masked = masked if settings.mask.soft else masked.round()
+        picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
+        pixels = pixels.lerp(_pixels(picture), 1 - masked * drawing.request.mask_weight)
+    kept = drawing.model.vae.encode(pixels, torch.zeros(part.latent_shape))
     small = F.interpolate(masked[None], size=kept.shape[1:]).to(kept.device)
     return torch.cat([small, kept[None]], dim=1)
+
+
+def _depth_channels(drawing: Drawing, part: PassPlan, _: Canvas | None) -> Tensor:
+    """Return how near everything is, (1, 1, h, w) from -1 to 1; of the first pass's canvas in either pass."""
+    if drawing.canvas is None:
+        return torch.zeros(1, 1, *part.latent_shape[1:], device=drawing.place)
+    return scaled_depth(drawing.depth, part.latent_shape[1:]).to(drawing.place)
+
+
+def scaled_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a depth map (1, 1, H, W) of any range in the size (h, w) of latents, from -1 to 1; a flat one is 0."""
+    small = F.interpolate(depth, size=size, mode="bicubic", align_corners=False)
+    low, high = small.aminmax()
+    return torch.zeros_like(small) if high == low else 2 * (small - low) / (high - low) - 1
+
+
+EXTRA_CHANNELS = {INPAINTING_CHANNELS: _inpainting_channels, DEPTH_CHANNELS: _depth_channels}
+"""What makes a UNet's channels beside the latents, by the number of all its channels."""
+
+
+def image_vectors(drawing: Drawing) -> Tensor | None:
+    """Return what an unCLIP model draws by beside its prompt, (B, k): of the request's picture, or zeros without one.
+    None for other models."""
+    prompt, canvas, seeds = drawing.model.image_prompt, drawing.canvas, drawing.plan.seeds
+    if prompt is None:
+        return None
+    if canvas is None:
+        return torch.zeros(len(seeds), prompt.width, device=drawing.place)
+    return prompt.vectors(_pixels(canvas.picture), drawing.request.image_noise_level, seeds)
 
 
 def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:
@@ -96,9 +164,9 @@ def _pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255).permute(2, 0, 1)
 
 
-def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return latents for every image of the batch; a single one serves all."""
+def _checked(name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return tensors for every image of the batch; a single one serves all."""
     if given.shape not in (shape, (1, *shape[1:])) or not given.is_floating_point() or not given.isfinite().all():
-        rule = f"must be finite latents {shape} of this request"
-        raise InvalidInput("init_latent", tuple(given.shape), rule, "Keep those of a pass of the same size.")
+        rule = f"must be finite numbers {shape} of this request"
+        raise InvalidInput(name, tuple(given.shape), rule, "Keep those of a pass of the same size.")
     return given.float().expand(shape)

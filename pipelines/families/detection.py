@@ -4,17 +4,19 @@ Detection knows more families than this container runs, so that an error can nam
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
+from pipelines.ask.catalog import PREDICTION_NAMES
 from pipelines.errors import ModelError
-from pipelines.families.family import Family
+from pipelines.families.family import DEPTH_CHANNELS, Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import PREDICTIONS, Prediction
 from pipelines.families.sd1 import SD1
+from pipelines.families.sd2 import DEPTH, SD2, UNCLIP
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1,)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP)}
 """What this container runs, by name."""
 
 
@@ -25,6 +27,9 @@ class Shaped(Protocol):
     def shape(self) -> Any:
         """Its size in every dimension."""
         ...
+
+
+Tensor = TypeVar("Tensor", bound=Shaped)
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,29 @@ TASKS = {5: "depth to image", 8: "InstructPix2Pix"}
 """What a UNet with so many input channels was made for."""
 
 
+def in_ldm_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by LDM's names. Only Stable Diffusion 2.1 Turbo comes with names of SGM's instead."""
+    norm = tensors.get(f"{SGM_TEXT}model.ln_final.weight")
+    if norm is None or tuple(norm.shape) != (SD2_WIDTH,):
+        return dict(tensors)
+    return {re.sub(f"^{re.escape(SGM_TEXT)}", LDM_TEXT, name): tensor for name, tensor in tensors.items()}
+
+
 def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
     """Return what tells the family of a file; None for Stable Diffusion 1.x and for what is no checkpoint."""
-    names: Iterable[str] = tensors
-    norm = tensors.get(f"{SGM_TEXT}model.ln_final.weight")
-    if norm is not None and tuple(norm.shape) == (SD2_WIDTH,):
-        names = [re.sub(f"^{re.escape(SGM_TEXT)}", LDM_TEXT, name) for name in tensors]
-    text = "\n".join(names)
+    text = "\n".join(in_ldm_layout(tensors))
     return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
 
 
 def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
     """Return what tells the family of a diffusers folder, by its UNet's configuration."""
     scored = unet.get("projection_class_embeddings_input_dim") == 2560
+    channels = unet.get("in_channels")
     told = {
         "SDXL refiner": unet.get("addition_embed_type") is not None and scored,
         "SDXL": unet.get("addition_embed_type") is not None,
         "Stable unCLIP": unet.get("class_embed_type") is not None,
+        "Stable Diffusion 2.x depth": bool(unet.get("use_linear_projection")) and channels == DEPTH_CHANNELS,
         "Stable Diffusion 2.x": unet.get("use_linear_projection"),
     }
     name = next((name for name, holds in told.items() if holds), None)
@@ -117,11 +128,13 @@ class Declaration:
     prediction: str | None = None
     """By diffusers' name; None if nothing is said."""
     zero_terminal_snr: bool = False
+    alphas: tuple[float, ...] | None = None
+    """The cumulative alphas that the file brings with it; None: its family's."""
 
-    def describe(self) -> str:
-        """Return the declaration in words, for the log."""
+    def describe(self) -> list[str]:
+        """Return what is declared in words, for the log."""
         told = [f"the prediction type {self.prediction}"] if self.prediction else []
-        return " and ".join([*told, "zero terminal SNR"] if self.zero_terminal_snr else told)
+        return [*told, "zero terminal SNR"] if self.zero_terminal_snr else told
 
     def apply(self, where: object, family: Family) -> tuple[Prediction, NoiseSchedule]:
         """Return the prediction and the noise schedule of this model. Raises ModelError for an unknown prediction."""
@@ -129,15 +142,14 @@ class Declaration:
             known = " and ".join(PREDICTIONS)
             raise ModelError(f"{where}: its UNet predicts {self.prediction!r}. This container knows {known}.")
         prediction = PREDICTIONS[self.prediction] if self.prediction else family.prediction
-        return prediction, family.noise.zero_terminal_snr() if self.zero_terminal_snr else family.noise
+        noise = family.noise if self.alphas is None else replace(family.noise, alphas=self.alphas)
+        return prediction, noise.zero_terminal_snr() if self.zero_terminal_snr else noise
 
 
 V_MARKER, ZERO_SNR_MARKER = MARKERS = "v_pred", "ztsnr"
 """Empty tensors by which files (NoobAI's and others) say how they were trained."""
 SPEC_PREDICTION, SPEC_ARCHITECTURE = SPECS = "modelspec.prediction_type", "modelspec.architecture"
 """Metadata that say it (https://github.com/Stability-AI/ModelSpec)."""
-SPEC_PREDICTIONS = {"v": "v_prediction", "v-prediction": "v_prediction", "eps": "epsilon"}
-"""The ModelSpec's names, and what people write in their place -> diffusers' names."""
 
 
 def declared_in_file(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Declaration:
@@ -150,7 +162,21 @@ def declared_in_file(tensors: Mapping[str, Shaped], metadata: Mapping[str, str])
         prediction = "v"
     if V_MARKER in tensors:
         prediction = "v"
-    return Declaration(SPEC_PREDICTIONS.get(prediction or "", prediction), ZERO_SNR_MARKER in tensors)
+    return Declaration(PREDICTION_NAMES.get(prediction or "", prediction), ZERO_SNR_MARKER in tensors)
+
+
+def declared_in_configuration(model: Mapping[str, Any]) -> str:
+    """Return the prediction, by diffusers' name, of the `model` part of LDM's or SGM's configuration. One that does not
+    say v means noise."""
+    parameters = _part(model, "params")
+    scaling = _part(_part(_part(parameters, "denoiser_config"), "params"), "scaling_config")
+    v = parameters.get("parameterization") == "v" or str(scaling.get("target", "")).endswith(".VScaling")
+    return "v_prediction" if v else "epsilon"
+
+
+def _part(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = configuration.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def declared_in_scheduler(config: Mapping[str, Any]) -> Declaration:

@@ -7,7 +7,9 @@ is the same in both. Names come without the prefixes that tell a network apart f
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 UNET_PREFIX = "model.diffusion_model."
@@ -41,6 +43,26 @@ UNET_MIDDLE = (
 )
 UNET_END = (("out.0", "conv_norm_out"), ("out.2", "conv_out"))
 HINT_BLOCKS = 6
+OPENCLIP_ENDS = (
+    ("token_embedding", "embeddings.token_embedding"),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+    ("ln_final", "final_layer_norm"),
+)
+IMAGE_TOWER_ENDS = (
+    ("class_embedding", "vision_model.embeddings.class_embedding"),
+    ("conv1", "vision_model.embeddings.patch_embedding"),
+    ("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    ("ln_pre", "vision_model.pre_layrnorm"),
+    ("ln_post", "vision_model.post_layernorm"),
+    ("proj", "visual_projection.weight"),
+)
+OPENCLIP_LAYER = (
+    ("ln_1", "layer_norm1"),
+    ("ln_2", "layer_norm2"),
+    ("mlp.c_fc", "mlp.fc1"),
+    ("mlp.c_proj", "mlp.fc2"),
+    ("attn.out_proj", "self_attn.out_proj"),
+)
 VAE_SAME = ("conv1", "conv2", "norm1", "norm2")
 VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -56,11 +78,18 @@ VAE_ENDS = (
 class Layout:
     """The names of one network's layers in both layouts."""
 
-    def __init__(self, pairs: Iterable[Pair], convolutions: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        convolutions: Iterable[str] = (),
+        joined: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    ) -> None:
         """`pairs` must be one to one. `convolutions` are the layers, by diffusers' names, whose weights LDM keeps as
-        1x1 convolutions (n, m, 1, 1) and diffusers as matrices (n, m)."""
+        1x1 convolutions (n, m, 1, 1) and diffusers as matrices (n, m). `joined` are tensors of LDM's that hold several
+        of diffusers', one below the other."""
         self.pairs = tuple(pairs)
         self._convolutions = {f"{layer}.weight" for layer in convolutions}
+        self._joined = joined
         self._to_diffusers = dict(self.pairs)
         self._to_ldm = {diffusers: ldm for ldm, diffusers in self.pairs}
 
@@ -74,19 +103,28 @@ class Layout:
 
     def tensors_to_diffusers(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Return the tensors whose LDM names begin with `prefix`, by their diffusers names."""
-        made = {}
+        made: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                theirs = self.to_diffusers(name.removeprefix(prefix))
-                made[theirs] = tensor.flatten(1) if theirs in self._convolutions and tensor.dim() > 2 else tensor
+            if not name.startswith(prefix):
+                continue
+            own = name.removeprefix(prefix)
+            if own in self._joined:
+                theirs = self._joined[own]
+                made |= zip(theirs, tensor.chunk(len(theirs)), strict=True)
+            else:
+                one = self.to_diffusers(own)
+                made[one] = tensor.flatten(1) if one in self._convolutions and tensor.dim() > 2 else tensor
         return made
 
     def tensors_to_ldm(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Return all tensors by their LDM names, each with `prefix` before it."""
-        made = {}
+        made, parts = {}, {part for theirs in self._joined.values() for part in theirs}
         for name, tensor in tensors.items():
             matrix = name in self._convolutions and tensor.dim() == 2
-            made[prefix + self.to_ldm(name)] = tensor[:, :, None, None] if matrix else tensor
+            if name not in parts:
+                made[prefix + self.to_ldm(name)] = tensor[:, :, None, None] if matrix else tensor
+        for own, theirs in self._joined.items():
+            made[prefix + own] = torch.cat([tensors[part] for part in theirs])
         return made
 
 
@@ -120,6 +158,28 @@ def vae_layout(levels: int) -> Layout:
     matrices = [diffusers for _, diffusers in VAE_ATTENTION if diffusers != "group_norm"]
     halves = [f"{half}.mid_block.attentions.0" for half in ("encoder", "decoder")]
     return Layout(_vae(levels), [f"{half}.{matrix}" for half in halves for matrix in matrices])
+
+
+def openclip_layout(layers: int) -> Layout:
+    """Return the names of an OpenCLIP text model's first layers, as transformers has them in its CLIP model."""
+    return _openclip(layers, OPENCLIP_ENDS, "")
+
+
+def image_tower_layout(layers: int) -> Layout:
+    """Return the names of an OpenCLIP image tower, as transformers has them in its CLIP model. OpenCLIP's `proj` is the
+    transpose of what it is called there."""
+    return _openclip(layers, IMAGE_TOWER_ENDS, "vision_model.")
+
+
+def _openclip(layers: int, ends: Iterable[Pair], prefix: str) -> Layout:
+    places = [(f"transformer.resblocks.{layer}", f"{prefix}encoder.layers.{layer}") for layer in range(layers)]
+    inside = [(f"{ldm}.{a}", f"{theirs}.{b}") for ldm, theirs in places for a, b in OPENCLIP_LAYER]
+    joined = {
+        f"{ldm}.attn.in_proj_{kind}": tuple(f"{theirs}.self_attn.{part}_proj.{kind}" for part in "qkv")
+        for ldm, theirs in places
+        for kind in ("weight", "bias")
+    }
+    return Layout((*ends, *inside), joined=joined)
 
 
 def _unet(attends: Sequence[bool]) -> Iterator[Pair]:

@@ -18,5 +18,7 @@ SD1 = Family(
     noise=scaled_linear(0.00085, 0.012, ALIGNED),
     channels=(4, 9),
     unet_heads=8,
+    context=768,
     latent_scale=0.18215,
+    settings={"width": 512, "height": 512},
 )

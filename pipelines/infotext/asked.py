@@ -54,6 +54,8 @@ class Pictures:
     mask: Picture | None = None
     controls: tuple[Picture, ...] = ()
     """Control images: one for each ControlNet, or one for all; without any they look at the image."""
+    depth: Picture | None = None
+    """How near everything in the image is, for a depth checkpoint."""
 
 
 NO_PICTURES = Pictures()
@@ -257,7 +259,8 @@ def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
     mask = None
     if pictures.mask is not None or any(asked["outpaint"]):
         mask = MaskSettings(picture=pictures.mask, **of_group(MaskSettings, asked.values))
-    return ImageSettings(picture=pictures.image, mask=mask, **of_group(ImageSettings, asked.values))
+    settings = of_group(ImageSettings, asked.values)
+    return ImageSettings(picture=pictures.image, depth=pictures.depth, mask=mask, **settings)
 
 
 def _check_without_image(asked: Asked, pictures: Pictures) -> None:

@@ -93,7 +93,6 @@ _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, valu
     "beta schedule beta": ("0.6",),
     "cfg end": ("1",),
     "cfg start": ("0",),
-    "conditional mask weight": ("1",),  # written with every picture of an inpainting checkpoint
     "denoise": ("1",),  # ComfyUI's savers
     "diffusion in low bits": ("Automatic", "Automatic (fp16 LoRA)"),  # Forge
     "guidance end": ("1",),

@@ -19,7 +19,7 @@ from pipelines.errors import InvalidInput
 from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures
 from pipelines.infotext.keys import done_afterwards
 from pipelines.infotext.obstacle import Obstacle, another_picture
-from pipelines.infotext.other_files import of_model, of_networks, of_vae
+from pipelines.infotext.other_files import of_mask_weight, of_model, of_networks, of_vae
 
 OBSTACLES_MAX = 50
 """Obstacles that are told: a text may hold thousands of keys that nobody knows."""
@@ -48,6 +48,7 @@ def obstacles(
     found = [
         *_of_silence(asked),
         *of_model(asked.data, model),
+        *of_mask_weight(asked.data, model),
         *of_vae(asked.data, model),
         *_of_names(asked),
         *_of_seed(asked),

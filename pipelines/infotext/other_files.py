@@ -47,6 +47,13 @@ def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
         yield another_picture(f"{named}, here is {here}")
 
 
+def of_mask_weight(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
+    """Name a conditional mask weight, which only inpainting checkpoints have. 1 is the usual one."""
+    weight = data.values.get("conditional_mask_weight", 1)
+    if weight != 1 and not model.inpainting:
+        yield another_picture(f"Conditional mask weight: {weight} needs an inpainting checkpoint, which this is not")
+
+
 def of_vae(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
     """Name a VAE that is another one, or that the block does not mention."""
     here = "the checkpoint's own"

@@ -26,6 +26,8 @@ from pipelines.runtime.device import Device
 
 log = logging.getLogger(__name__)
 
+HEAD_CHANNELS = 64
+"""Of a family's UNet whose number of heads grows with its layers' width."""
 TOKENS = "embeddings.token_embedding.weight"
 POSITIONS = "embeddings.position_ids"
 
@@ -85,36 +87,46 @@ def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
 
 def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:
     """Raise ModelError for a UNet (its configuration) that was made for another text encoder (its tensors)."""
-    if unet["cross_attention_dim"] != _shape(path, text, TOKENS, 2)[1]:
+    if unet["cross_attention_dim"] != shape_of(path, text, TOKENS, 2)[1]:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The file is put together wrongly.")
 
 
 def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
     """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
-    in_channels = _shape(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
+    in_channels = shape_of(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
     check_channels(path, family, in_channels)
     blocks = LAYERS + 1  # of a level: residual blocks, and what makes the picture smaller
-    levels = (_count(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
+    levels = (count_of(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
+    widths = tuple(shape_of(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
     attends = [f"{first}.1.norm.weight" in tensors for first in firsts]
+    label = f"{UNET_PREFIX}label_emb.0.0.weight"
+    class_embedding: dict[str, Any] = {}
+    if label in tensors:
+        width = shape_of(path, tensors, label, 2)[1]
+        class_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     context = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     return {
         "in_channels": in_channels,
         "out_channels": 4,
-        "block_out_channels": tuple(_shape(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts),
+        "block_out_channels": widths,
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         "layers_per_block": LAYERS,
-        "attention_head_dim": family.unet_heads,  # diffusers' name for the number of heads in SD 1.x configs
-        "cross_attention_dim": _shape(path, tensors, context, 2)[1],
+        # diffusers' name for the number of heads
+        "attention_head_dim": family.unet_heads or tuple(max(1, width // HEAD_CHANNELS) for width in widths),
+        "cross_attention_dim": shape_of(path, tensors, context, 2)[1],
+        **class_embedding,
+        "use_linear_projection": tensors[f"{UNET_PREFIX}input_blocks.1.1.proj_in.weight"].dim() == 2,
     }
 
 
 def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
-    levels = _count(tensors, VAE_PREFIX + "encoder.down.")
+    levels = count_of(tensors, VAE_PREFIX + "encoder.down.")
     channels = [
-        _shape(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)
+        shape_of(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0]
+        for level in range(levels)
     ]
     return {
         "in_channels": 3,
@@ -129,14 +141,14 @@ def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> CLIPTextConfig:
     """Return the configuration of CLIP's text model. Heads are 64 wide; the small models of tests have four."""
-    vocabulary, width = _shape(path, tensors, TOKENS, 2)
+    vocabulary, width = shape_of(path, tensors, TOKENS, 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=_shape(path, tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
-        num_hidden_layers=_count(tensors, "encoder.layers."),
+        intermediate_size=shape_of(path, tensors, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=count_of(tensors, "encoder.layers."),
         num_attention_heads=width // 64 if width >= 512 else 4,
-        max_position_embeddings=_shape(path, tensors, "embeddings.position_embedding.weight", 2)[0],
+        max_position_embeddings=shape_of(path, tensors, "embeddings.position_embedding.weight", 2)[0],
         hidden_act=tower.activation,
         bos_token_id=START,
         eos_token_id=END,
@@ -144,7 +156,8 @@ def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> 
     )
 
 
-def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+def shape_of(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+    """Return the shape of a tensor. Raises ModelError where it is missing or has another number of dimensions."""
     if name not in tensors:
         raise ModelError(f"{path}: lacks {name}. The file is cut or of another form.")
     shape = tensors[name].shape
@@ -153,7 +166,7 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int
     return shape
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def count_of(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Return how many different numbers follow `prefix` in the tensors' names."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
     return len(numbers)

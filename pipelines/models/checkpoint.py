@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from pipelines.errors import ModelError, in_one_line
 from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
 from pipelines.families.family import Family
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, of_today, vae_layout
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, of_today, openclip_layout, vae_layout
 from pipelines.files.contents import looks_like, read_content, tensors_in
 from pipelines.files.headers import Stored, read_header
 
@@ -57,7 +57,7 @@ class Kind:
 
     what: str
     pattern: str
-    instead: str = "Give a Stable Diffusion 1.x checkpoint: this container runs no other family."
+    instead: str = f"Give a checkpoint of {' or '.join(FAMILIES)}: this container runs no other family."
 
 
 CHECKPOINT = Kind("a Stable Diffusion checkpoint", r"^model\.diffusion_model\.", "")
@@ -293,8 +293,9 @@ def _variant_rank(name: str) -> int:
 def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
     """Return the (UNet, VAE, text encoder) tensors of a single file; UNet's and VAE's keep their prefixes.
 
-    Text tensors come without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged checkpoints are
-    published both with and without `text_model.` in their names. Raises ModelError for a file without a text encoder.
+    Text tensors come by transformers' names without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged
+    checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file without a
+    text encoder.
     """
     prefix = family.text.prefix
     unet = {name: value for name, value in tensors.items() if name.startswith(UNET_PREFIX)}
@@ -306,6 +307,9 @@ def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) 
     }
     if not text:
         raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
+    if family.text.openclip:
+        layers = {name.split(".")[2] for name in text if name.startswith("transformer.resblocks.")}
+        text = openclip_layout(len(layers) - 1).tensors_to_diffusers(text)  # nothing uses the last one
     return unet, vae, text
 
 

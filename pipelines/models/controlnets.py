@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.errors import ModelError
+from pipelines.families.family import Family
 from pipelines.families.layouts import control_layout
 from pipelines.models.checkpoint import kind_of
 from pipelines.models.network import adopt, built_of, check_weights, fill
@@ -35,7 +36,7 @@ SHARED = ("block_out_channels", "down_block_types", "layers_per_block", "cross_a
 
 
 def build_controlnet(
-    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> ControlNetModel:
     """Return the ControlNet of a file's tensors, which have LDM's or diffusers' names.
 
@@ -45,7 +46,7 @@ def build_controlnet(
         raise ModelError(f"{path}: holds {len(tensors)} tensors, and a ControlNet of its family has about 340.")
     if "difference" in tensors:
         raise ModelError(f"{path}: holds only differences to another model. Give the whole ControlNet.")
-    _check_is_control(path, tensors)
+    _check_is_control(path, tensors, family)
     low_rank = LORA_MARKER in tensors
     named = _by_diffusers_names(tensors, len(unet.config["block_out_channels"]))
     own = unet.state_dict() if low_rank else {}
@@ -58,15 +59,15 @@ def build_controlnet(
     return adopt(path, network, _joined(path, named, own, wanted, device), device, mapped=False).eval()
 
 
-def _check_is_control(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:
     if any(name.startswith(("label_emb.", "control_model.label_emb.", "add_embedding.")) for name in tensors):
-        raise ModelError(f"{path}: a ControlNet for SDXL. Give one that was made for Stable Diffusion 1.x.")
+        raise ModelError(f"{path}: a ControlNet for SDXL. Give one that was made for {family.name}.")
     form_known = any(name.startswith((*PREFIXES.values(), DIFFUSERS)) for name in tensors)
     if form_known and any("zero_convs" in name or "controlnet_" in name for name in tensors):
         return
     kind = kind_of(tensors)
     what = f"{kind.what}, and no ControlNet" if kind and kind.what != "a ControlNet" else "no ControlNet"
-    raise ModelError(f"{path}: {what}. Give one that was made for Stable Diffusion 1.x.")
+    raise ModelError(f"{path}: {what}. Give one that was made for {family.name}.")
 
 
 def _by_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> Mapping[str, Tensor]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pipelines.ask.networks import ExtraFile
 from pipelines.errors import ModelError
+from pipelines.families.family import Family
+from pipelines.families.fitting import check_made_for
 from pipelines.models.checkpoint import IP_ADAPTER, T2I_ADAPTER, Kind, kind_of, map_tensors
 from pipelines.models.controlnets import build_controlnet
 from pipelines.models.image_encoder import ImageEncoder, load_image_encoder
@@ -19,7 +21,7 @@ from pipelines.models.t2i_adapters import build_t2i_adapter
 from pipelines.runtime.device import Device
 
 ControlNetwork: TypeAlias = ControlNetModel | T2IAdapter | IPAdapter
-Build = Callable[[Path, Mapping[str, Tensor], UNet2DConditionModel, Device], ControlNetwork]
+Build = Callable[[Path, Mapping[str, Tensor], UNet2DConditionModel, Device, Family], ControlNetwork]
 BUILD: Mapping[Kind, Build] = {T2I_ADAPTER: build_t2i_adapter, IP_ADAPTER: build_ip_adapter}
 """How a network is made of each kind of file; of any other it is a ControlNet, or nothing that is known."""
 
@@ -27,9 +29,9 @@ BUILD: Mapping[Kind, Build] = {T2I_ADAPTER: build_t2i_adapter, IP_ADAPTER: build
 class ControlNetworks:
     """The control networks of one prediction, kept for the next one as far as it asks for the same."""
 
-    def __init__(self, unet: UNet2DConditionModel, device: Device) -> None:
-        """`unet` is the network that they guide."""
-        self._unet, self._device = unet, device
+    def __init__(self, unet: UNet2DConditionModel, family: Family, device: Device) -> None:
+        """`unet` is the network that they guide, and `family` that of its model."""
+        self._unet, self._family, self._device = unet, family, device
         self._loaded: dict[ExtraFile, ControlNetwork] = {}
         self._encoders: dict[ExtraFile, ImageEncoder] = {}
 
@@ -61,7 +63,7 @@ class ControlNetworks:
         for file in wanted:
             if file not in self._loaded:
                 with file.blamed():
-                    self._loaded[file] = load_control(file.path, self._unet, self._device)
+                    self._loaded[file] = load_control(file.path, self._unet, self._device, self._family)
         self._load_encoder(image_encoder)
 
     def _load_encoder(self, file: ExtraFile | None) -> None:
@@ -78,9 +80,10 @@ class ControlNetworks:
                 adapter.check_encoder(self.encoder)
 
 
-def load_control(path: Path, unet: UNet2DConditionModel, device: Device) -> ControlNetwork:
-    """Return the control network of a file, for this UNet. Raises ModelError."""
+def load_control(path: Path, unet: UNet2DConditionModel, device: Device, family: Family) -> ControlNetwork:
+    """Return the control network of a file, for this UNet of a model of the family. Raises ModelError."""
     tensors = map_tensors(path)
+    check_made_for(path, tensors, family)
     kind = kind_of(tensors)
     build = BUILD.get(kind, build_controlnet) if kind else build_controlnet
-    return build(path, tensors, unet, device)
+    return build(path, tensors, unet, device, family)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipelines.ask.networks import ExtraFile
 from pipelines.ask.prompt import CHUNK_LENGTH
 from pipelines.errors import ModelError
+from pipelines.families.fitting import CONTEXTS
 from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_tensors
 
 NAMES = ("string_to_param.", "emb_params")
@@ -106,9 +107,11 @@ def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> T
     vectors = vectors[None] if vectors.dim() == 1 else vectors
     fits = vectors.dim() == 2 and vectors.shape[1] == width and 0 < len(vectors) <= CHUNK_LENGTH
     if not fits or not vectors.is_floating_point():
+        theirs, here = (CONTEXTS.get(each) for each in (vectors.shape[-1], width))
         raise ModelError(
             f"{path}: an embedding of shape {tuple(vectors.shape)} in {vectors.dtype}; this model takes 1 to "
-            f"{CHUNK_LENGTH} vectors of {width}. It was made for another family of models."
+            f"{CHUNK_LENGTH} vectors of {width}{f' ({here})' if here else ''}. "
+            f"It was made for {theirs or 'another family of models'}."
         )
     check_finite(path, {"embedding": vectors})
     return vectors.detach().float()

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.modeling_utils import PreTrainedModel
 
 from pipelines.errors import ModelError, in_one_line
 from pipelines.families.layouts import of_today
@@ -37,8 +36,8 @@ def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
 def _empty(network_class: Any, config: dict[str, Any]) -> Any:
     """Return a network of this configuration. It is not made on the meta device, as some have buffers that no file
     holds; memory for its weights is reserved and not written to."""
-    if network_class is CLIPTextModel:
-        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+    if issubclass(network_class, PreTrainedModel):
+        return network_class(network_class.config_class.from_dict(config))
     return network_class.from_config(config)
 
 

@@ -113,7 +113,7 @@ def hypernetworks_in(unet: UNet2DConditionModel, uses: Sequence[HypernetworkUse]
         yield
 
 
-_OTHER = "It was made for another family of models: give one made for Stable Diffusion 1.x."
+_OTHER = "It was made for another family of models than this one."
 
 
 def _changed_layers(unet: UNet2DConditionModel, networks: Hypernetwork) -> Iterator[tuple[nn.Module, Perceptron]]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.errors import ModelError
+from pipelines.families.family import Family
 from pipelines.models.image_encoder import ImageEncoder
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
@@ -72,12 +73,12 @@ class IPAdapter(nn.Module):
 
 
 def build_ip_adapter(
-    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> IPAdapter:
     """Return the IP-Adapter of a file's tensors, which have their authors' names. Raises ModelError."""
     if len(tensors) > TENSORS_MAX:
         raise ModelError(f"{path}: holds {len(tensors)} tensors, and an IP-Adapter has at most 100.")
-    _check_form(path, tensors)
+    _check_form(path, tensors, family)
     attentions = cross_attentions(unet)
     with built_of(path, "IP-Adapter", tensors), torch.device("meta"):
         named = _projection_tensors(tensors)
@@ -90,12 +91,12 @@ def build_ip_adapter(
     return fill(path, network, named, device).eval()
 
 
-def _check_form(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_form(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:
     widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".to_k_ip.weight")}
     other = "an IP-Adapter for SDXL" if widths == {SDXL_WIDTH} else ""
     other = other or next((what for name, what in OTHERS.items() if name in tensors), "")
     if other:
-        raise ModelError(f"{path}: {other}. Give a plain one or a plus one for Stable Diffusion 1.5.")
+        raise ModelError(f"{path}: {other}. Give a plain one or a plus one for {family.name}.")
 
 
 def _projection_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,26 +17,35 @@ from pipelines.errors import ModelError
 from pipelines.families.detection import (
     Declaration,
     check_channels,
-    declared_in_file,
     declared_in_scheduler,
     family_of,
+    in_ldm_layout,
     sign_of_folder,
 )
-from pipelines.families.family import Family
+from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS, Family
 from pipelines.families.layouts import VAE_PREFIX
-from pipelines.models.build import build_text_encoder, build_unet, build_vae, check_widths, unet_config
+from pipelines.families.sd2 import DEPTH, UNCLIP
+from pipelines.models.build import (
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    check_widths,
+    unet_config,
+)
 from pipelines.models.checkpoint import (
     family_of_file,
     map_tensors,
-    read_metadata,
     split_checkpoint,
     vae_tensors,
     weight_file,
 )
 from pipelines.models.controls import ControlNetworks
+from pipelines.models.depth import DepthEstimator, build_depth_estimator, depth_estimator_of_folder
 from pipelines.models.folders import from_subfolder, read_config
+from pipelines.models.image_prompt import ImagePrompt, build_image_prompt, image_prompt_of_folder
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
+from pipelines.models.parameterization import declared_by, probe
 from pipelines.models.text import TextEncoder, load_tokenizer
 from pipelines.models.unet import fit_any_size
 from pipelines.models.vae import VAE
@@ -55,29 +64,39 @@ class Parts:
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
     text: CLIPTextModel
+    image_prompt: ImagePrompt | None = None
+    depth: DepthEstimator | None = None
 
 
 def load(files: ModelFiles, device: Device | None = None) -> Model:
     """Read the files and build the model. Raises ModelError, which names the file and the reason."""
     device = device or best_device()
     parts = _read(files, device)
-    prediction, noise = parts.declared.apply(files.checkpoint, parts.family)
-    if prediction != parts.family.prediction or noise != parts.family.noise:
-        log.info("%s declares %s.", files.checkpoint.name, parts.declared.describe())
     vae = _vae(files, parts, device)
-    fit_any_size(parts.unet)
+    fit_any_size(parts.unet.eval())
+    declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
+    plain = parts.unet.config.in_channels == LATENT_CHANNELS  # UNets for inpainting predict the noise
+    if parts.family.probed and plain and declared.prediction is None:
+        declared = replace(declared, prediction=probe(parts.unet))
+        log.info("%s says nothing of its prediction: a probe tells %s.", files.checkpoint.name, declared.prediction)
+    elif declared.describe():
+        said = "is set to" if files.prediction else "declares"
+        log.info("%s %s %s.", files.checkpoint.name, said, " and ".join(declared.describe()))
+    prediction, noise = declared.apply(files.checkpoint, parts.family)
     hashing = ThreadPoolExecutor(1)
-    identified = hashing.submit(identify, files)
+    identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS)
     hashing.shutdown(wait=False)
     return Model(
         family=parts.family,
         prediction=prediction,
         noise=noise,
-        unet=UNet(parts.unet.eval()),
+        unet=UNet(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale),
-        text=TextEncoder(parts.text.eval(), load_tokenizer(files.tokenizer), device.place),
-        adapters=Adapters(parts.unet, parts.text, parts.family.text),
-        controls=ControlNetworks(parts.unet, device),
+        text=TextEncoder(parts.text.eval(), parts.family, load_tokenizer(files.tokenizer), device.place),
+        image_prompt=parts.image_prompt,
+        depth=parts.depth,
+        adapters=Adapters(parts.unet, parts.text, parts.family),
+        controls=ControlNetworks(parts.unet, parts.family, device),
         device=device,
         identified=identified,
     )
@@ -100,14 +119,15 @@ def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
     return parts.vae
 
 
-def identify(files: ModelFiles) -> ModelIdentity:
-    """Return names and hashes as infotexts give them. Reads the whole files."""
+def identify(files: ModelFiles, inpainting: bool = False) -> ModelIdentity:
+    """Return what infotexts tell of the model, names and hashes above all. Reads the whole files."""
     vae = _vae_folder(files.vae) if files.vae else None
     return ModelIdentity(
         name=files.name,
         sha256=files.sha256 or sha256_of(files.checkpoint),
         vae_name=vae.name if vae else "",
         vae_sha256=sha256_of(vae) if vae else "",
+        inpainting=inpainting,
         folder=files.checkpoint.is_dir(),
         vae_folder=bool(vae and vae.is_dir()),
     )
@@ -126,16 +146,18 @@ def sha256_of(path: Path) -> str:
 
 
 def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
-    tensors = map_tensors(path)
+    tensors = in_ldm_layout(map_tensors(path))
     family = family_of_file(path, tensors)
     unet, vae, text = split_checkpoint(path, tensors, family)
     check_widths(path, unet_config(path, unet, family), text)
     return Parts(
         family,
-        declared_in_file(tensors, read_metadata(path)),
+        declared_by(path, tensors, family),
         build_unet(path, unet, family, device),
         build_vae(path, vae, device) if vae and own_vae else None,
         build_text_encoder(path, text, family.text, device),
+        build_image_prompt(path, tensors, device),
+        build_depth_estimator(path, tensors, device) if family is DEPTH else None,
     )
 
 
@@ -149,7 +171,10 @@ def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
         raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
     scheduler = path / "scheduler" / "scheduler_config.json"
     declared = declared_in_scheduler(read_config(scheduler)) if scheduler.is_file() else Declaration()
-    return Parts(family, declared, unet, vae, text)
+    prompt = image_prompt_of_folder(path, device) if family is UNCLIP else None
+    estimator = path / "depth_estimator"
+    depth = depth_estimator_of_folder(estimator, device) if family is DEPTH and estimator.is_dir() else None
+    return Parts(family, declared, unet, vae, text, prompt, depth)
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:

@@ -5,6 +5,7 @@ file holds beside that is left out and told, as WebUI does.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from pipelines.ask.networks import ExtraFile, LoraTag
 from pipelines.errors import ModelError, in_one_line
-from pipelines.families.family import TextTower
+from pipelines.families.family import Family
+from pipelines.families.fitting import check_made_for
 from pipelines.families.layouts import unet_layout
 from pipelines.models.changes import METHODS, PART, SCALARS, SIDES, Parts, bias_change, change, changes_weight
 from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_tensors
@@ -39,6 +41,8 @@ _NAME = re.compile(rf"(.+?)\.({PART})")
 UNET_PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "")
 """What the names of the UNet's layers begin with, dots written as underscores."""
 _OTHER_FAMILIES = re.compile(r"^(lora_te[123]_|text_encoder_[23]\.|(lora_)?transformer)")
+ATTENTION_LAYERS = 4
+"""Of an attention: those of queries, keys and values, and the last one."""
 LEFT_OVER_SHOWN = 3
 """Names of tensors that are told of those that a file holds for nothing that is here."""
 
@@ -57,6 +61,8 @@ class _Layer:
 
     module: nn.Module
     of_text: bool
+    joined: str = ""
+    """The block whose attention it belongs to, where OpenCLIP has that as one layer."""
 
     @property
     def weight(self) -> Tensor:
@@ -88,7 +94,7 @@ class Adapters:
     ends, the next one starts with exactly what it asks for; if that is the same set, nothing is done.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text: nn.Module, tower: TextTower) -> None:
+    def __init__(self, unet: UNet2DConditionModel, text: nn.Module, family: Family) -> None:
         """UNet layers go by diffusers' names and by LDM's, text layers by those of the family's text tower."""
         layout = unet_layout(unet.config.down_block_types)
         self._layers: dict[str, _Layer] = {}
@@ -97,7 +103,10 @@ class Adapters:
             self._name(layer, UNET_PREFIXES, name)
             self._name(layer, UNET_PREFIXES, layout.to_ldm(name))
         for name, module in _adaptable(text):
-            self._name(_Layer(module, of_text=True), tower.lora_prefixes, name)
+            block, _, own = name.rpartition(".self_attn.")
+            joined = block if family.text.openclip and own else ""
+            self._name(_Layer(module, of_text=True, joined=joined), family.text.lora_prefixes, name)
+        self._family = family
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._merged: tuple[LoraUse, ...] | None = ()
         self.left_over: tuple[str, ...] = ()
@@ -116,7 +125,7 @@ class Adapters:
         wanted = tuple(use for use in uses if use.tag.acts)
         if wanted == self._merged:
             return
-        read = [(use.tag, read_lora(use.file, self._layers)) for use in wanted]
+        read = [(use.tag, read_lora(use.file, self._layers, self._family)) for use in wanted]
         self._merged = None  # until all is done, so that the next call undoes an interrupted one
         for parameter, original in self._originals:
             parameter.copy_(original)
@@ -155,21 +164,22 @@ def _adaptable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def read_lora(file: ExtraFile, layers: Mapping[str, _Layer]) -> LoraContent:
+def read_lora(file: ExtraFile, layers: Mapping[str, _Layer], family: Family) -> LoraContent:
     """Return what a file changes in which layers. Raises ModelError, which names the input or the file."""
     with file.blamed():
-        return _read(file, layers)
+        return _read(file, layers, family)
 
 
-def _read(file: ExtraFile, layers: Mapping[str, _Layer]) -> LoraContent:
+def _read(file: ExtraFile, layers: Mapping[str, _Layer], family: Family) -> LoraContent:
     path, tensors = file.path, map_tensors(file.path)
     if not tensors:
-        raise ModelError(f"{path}: holds no tensors. Give a LoRA made for Stable Diffusion 1.x.")
-    _check_family(path, tensors)
+        raise ModelError(f"{path}: holds no tensors. Give a LoRA made for {family.name}.")
+    _check_family(path, tensors, family)
     check_plain(path, tensors)
     found, left = _sorted(tensors, layers)
     if not found and not any(name.startswith(BUNDLED) for name in tensors):
-        raise ModelError(f"{path}: {_what_else(next(iter(tensors)), tensors)}")
+        raise ModelError(f"{path}: {_what_else(next(iter(tensors)), tensors, family)}")
+    left += [name for layer in _incomplete(found) for name in found.pop(layer).values()]
     changes = {layer: {part: tensors[name] for part, name in names.items()} for layer, names in found.items()}
     for layer, parts in changes.items():
         _check_fits(path, layer, parts)
@@ -195,6 +205,12 @@ def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_L
     return found, left
 
 
+def _incomplete(found: Iterable[_Layer]) -> list[_Layer]:
+    """Return the layers of attentions in OpenCLIP of which a file does not change all four. WebUI leaves these out."""
+    parts = Counter(layer.joined for layer in found if layer.joined)
+    return [layer for layer in found if layer.joined and parts[layer.joined] < ATTENTION_LAYERS]
+
+
 def _acts(layer: _Layer, parts: Mapping[str, str]) -> bool:
     """Whether these parts change the layer, or would if the file were whole."""
     if "b_norm" in parts or "diff_b" in parts:
@@ -216,23 +232,24 @@ def _spelled(name: str) -> str:
     return name
 
 
-def _check_family(path: Path, names: Mapping[str, Tensor]) -> None:
-    """Raise ModelError for a file whose names show that it was made for a family with other text encoders."""
-    for name in names:
+def _check_family(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:
+    """Raise ModelError for a file whose names or shapes show that it was made for another family."""
+    for name in tensors:
         if _OTHER_FAMILIES.match(name):
             raise ModelError(
-                f"{path}: made for another family (SDXL, SD 3, Flux; it has {name}). "
-                "Give one made for Stable Diffusion 1.x."
+                f"{path}: made for another family (SDXL, SD 3, Flux; it has {name}), and the model here is "
+                f"{family.name}. Give one made for that."
             )
+    check_made_for(path, tensors, family)
 
 
-def _what_else(name: str, names: Mapping[str, Tensor]) -> str:
+def _what_else(name: str, names: Mapping[str, Tensor], family: Family) -> str:
     kind = kind_of(names)
     if kind and kind.what != "a LoRA":
-        return f"{kind.what}, and no LoRA. Give a LoRA made for Stable Diffusion 1.x."
+        return f"{kind.what}, and no LoRA. Give a LoRA made for {family.name}."
     return (
         f"nothing in it is known here ({name} and so on). LoRA, DoRA, LoHa, LoKr, GLoRA, IA3, OFT and full differences "
-        "are read, for the layers of Stable Diffusion 1.x. Give another form."
+        f"are read, for the layers of {family.name}. Give another form."
     )
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.networks import ExtraFile
@@ -13,7 +14,9 @@ from pipelines.families.family import Family
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import Prediction
 from pipelines.models.controls import ControlNetworks
+from pipelines.models.depth import DepthEstimator
 from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
+from pipelines.models.image_prompt import ImagePrompt
 from pipelines.models.lora import Adapters, LoraUse
 from pipelines.models.text import TextEncoder
 from pipelines.models.unet import set_freeu, set_tiling
@@ -35,10 +38,19 @@ class Model:
     unet: UNet
     vae: VAE
     text: TextEncoder
+    image_prompt: ImagePrompt | None
+    """An unCLIP model's second way to be told what to draw; None for others."""
+    depth: DepthEstimator | None
+    """What tells a depth model how far away everything in a picture is; None for others, and where a file lacks it."""
     adapters: Adapters
     controls: ControlNetworks
     device: Device
     identified: Future[ModelIdentity]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a request takes that does not say otherwise, as its family's models need it."""
+        return self.family.settings_for(self.prediction)
 
     @property
     def identity(self) -> ModelIdentity:

@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.errors import ModelError
+from pipelines.families.family import Family
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
@@ -27,7 +28,7 @@ COLOURS = (1, 3)
 
 
 def build_t2i_adapter(
-    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device
+    path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> T2IAdapter:
     """Return the adapter of a file's tensors, which have their authors' names or diffusers'. Raises ModelError."""
     if len(tensors) > TENSORS_MAX:
@@ -38,7 +39,7 @@ def build_t2i_adapter(
     if light and levels[-1] != levels[-2]:
         raise ModelError(f"{path}: a light T2I adapter, and the last two levels of this model's UNet are not alike.")
     named = _by_diffusers_names(plain, light, len(levels))
-    colours = _colours(path, plain.get(LIGHT_FIRST if light else FULL_FIRST))
+    colours = _colours(path, plain.get(LIGHT_FIRST if light else FULL_FIRST), family)
     with built_of(path, "T2I adapter", tensors), torch.device("meta"):
         network = T2IAdapter(
             in_channels=colours,
@@ -51,7 +52,7 @@ def build_t2i_adapter(
     return fill(path, network, {f"{PREFIX}{name}": tensor for name, tensor in named.items()}, device).eval()
 
 
-def _colours(path: Path, first: Tensor | None) -> int:
+def _colours(path: Path, first: Tensor | None, family: Family) -> int:
     """Return the map's channels, by the first layer's weights. Raises ModelError for other families' adapters."""
     if first is None or first.dim() != 4:
         raise ModelError(f"{path}: its T2I adapter lacks {FULL_FIRST}. The file is cut or of another form.")
@@ -60,7 +61,7 @@ def _colours(path: Path, first: Tensor | None) -> int:
     if not rest and colours in COLOURS:
         return colours
     if channels in [count * SDXL_SCALE**2 for count in COLOURS]:
-        raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for Stable Diffusion 1.x.")
+        raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for {family.name}.")
     raise ModelError(f"{path}: a T2I adapter of no form that is known: its first layer takes {channels} channels.")
 
 

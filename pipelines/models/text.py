@@ -17,6 +17,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from pipelines.ask import prompt as grammar
 from pipelines.ask.networks import ExtraFile
 from pipelines.errors import InvalidInput
+from pipelines.families.family import Family
 from pipelines.models.embeddings import EmbeddingTable
 from pipelines.runtime.unet_call import Condition
 
@@ -50,8 +51,9 @@ class Encoded:
 class TextEncoder:
     """CLIP's text model with its vocabulary."""
 
-    def __init__(self, model: CLIPTextModel, tokenize: Tokenize, device: torch.device) -> None:
+    def __init__(self, model: CLIPTextModel, family: Family, tokenize: Tokenize, device: torch.device) -> None:
         self.model = model
+        self.family = family
         self.tokenize = tokenize
         self.device = device
 
@@ -98,6 +100,9 @@ class TextEncoder:
         would make NaN of it.
         """
         tokens = torch.tensor([chunk.tokens for chunk in chunks])
+        if self.family.text.openclip:
+            ended = (tokens == grammar.END).cumsum(1)
+            tokens[(ended - (tokens == grammar.END).int()) > 0] = 0
         with self._replaced(tokens, table):
             plain = self._hidden(tokens.clamp(min=0).to(self.device, non_blocking=True), clip_skip).float()
         if emphasis == "Ignore" or all(weight == 1 for chunk in chunks for weight in chunk.weights):
@@ -128,7 +133,7 @@ class TextEncoder:
 
     def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
         """Return hidden state number -clip_skip after the final layer norm; 1 is the model's own output."""
-        if clip_skip == 1:
+        if clip_skip == 1 or self.family.text.openclip:
             output: Tensor = self.model(input_ids=tokens).last_hidden_state
             return output
         hidden = self.model(input_ids=tokens, output_hidden_states=True).hidden_states[-clip_skip]

@@ -45,6 +45,9 @@ class Stage:
     prompts: Prompts
     channels: Tensor | None = None
     """What the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    vectors: Tensor | None = None
+    """What the prompt's rows have beside their tokens, (B, k), for a model that takes a vector; the negative prompt's
+    have zeros."""
     starts_at: float = 0.0
     """The share of the model's noise, from 0 to 1, that must be gone before this stage takes over."""
 
@@ -180,13 +183,21 @@ class GuidedDenoiser:
         if key != self._key:
             positive, negative = prompts.at(calls)
             together = positive.tokens.shape[1] == negative.tokens.shape[1]
-            pair = [Condition.cat([positive, negative])] if together else [positive, negative]
-            batches = [positive] if skip else pair
-            self._conditions = [
-                batch.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0)) for batch in batches
-            ]
+            vectors = self._stage.vectors
+            repeated = [self._repeated(positive, vectors, images)]
+            if not skip:
+                none = None if vectors is None else torch.zeros_like(vectors)
+                repeated.append(self._repeated(negative, none, images))
+            self._conditions = [Condition.cat(repeated)] if together else repeated
             self._key = key
         return self._conditions
+
+    def _repeated(self, condition: Condition, vectors: Tensor | None, images: int) -> Condition:
+        """Return every row of the condition for every image, in the UNet's number format, with the images' vectors."""
+        rows = condition.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0))
+        if vectors is None:
+            return rows
+        return Condition(rows.tokens, vectors.to(self._dtype).repeat(len(condition), 1))
 
     def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
         """Return the UNet's output (B, 4, h, w) for every B rows of the condition, computing as many at once as fit.

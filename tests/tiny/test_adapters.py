@@ -23,6 +23,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings
 from pipelines.drawing.phases import PassResult, render
 from pipelines.errors import ModelError
+from pipelines.families.sd1 import SD1
 from pipelines.models.controls import load_control
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import UNet, cross_attentions
@@ -145,7 +146,7 @@ def test_a_step_under_a_t2i_adapter_is_what_diffusers_networks_make_of_it(
     adapter = random_t2i(networks.unet.network, colours=colours)
     file = write(tmp_path / "some.safetensors", by_authors_names(adapter))
     request = asked(file, replace(UNIT, mode=mode, weight=0.7))
-    network = load_control(file.path, networks.unet.network, networks.device)
+    network = load_control(file.path, networks.unet.network, networks.device, SD1)
     shown = torch.from_numpy(np.asarray(SHOWN).copy()).permute(2, 0, 1)[None] / 255
     features = adapter(shown[:, :colours])  # the picture is grey
     soft = (1.0,) * 4 if mode == "balanced" else (0.25, 0.62, 0.825, 1.0)
@@ -245,7 +246,7 @@ def test_two_adapters_add_up(networks: Model, t2i: ExtraFile) -> None:
 
 def test_a_control_lora_is_the_controlnet_that_it_makes_of_the_unet(networks: Model, control_lora: ExtraFile) -> None:
     _, wanted = random_control_lora(networks.unet.network)
-    found = load_control(control_lora.path, networks.unet.network, networks.device).state_dict()
+    found = load_control(control_lora.path, networks.unet.network, networks.device, SD1).state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.allclose(tensor, wanted[name], atol=1e-6) for name, tensor in found.items())
 
@@ -268,7 +269,7 @@ def test_what_a_control_lora_lacks_is_a_copy_of_the_unets(networks: Model, tmp_p
     fewer = {name: tensor for name, tensor in tensors.items() if not name.endswith(".norm1.weight")}
     assert len(fewer) < len(tensors)
     path = write(tmp_path / "fewer.safetensors", fewer).path
-    found = load_control(path, networks.unet.network, networks.device).state_dict()
+    found = load_control(path, networks.unet.network, networks.device, SD1).state_dict()
     assert all(torch.allclose(tensor, wanted[name], atol=1e-6) for name, tensor in found.items())
     own = {tensor.data_ptr() for tensor in networks.unet.network.state_dict().values()}
     assert not own & {tensor.data_ptr() for tensor in found.values()}
@@ -280,7 +281,9 @@ def test_an_inpainting_unet_gives_a_control_lora_its_latents_channels(networks: 
     weights = dict(own.state_dict())
     weights["conv_in.weight"] = torch.nn.functional.pad(weights["conv_in.weight"], (0, 0, 0, 0, 0, 5), value=9.0)
     inpainting.load_state_dict(weights)
-    wanted, found = (load_control(control_lora.path, unet, networks.device).state_dict() for unet in (own, inpainting))
+    wanted, found = (
+        load_control(control_lora.path, unet, networks.device, SD1).state_dict() for unet in (own, inpainting)
+    )
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
 
 
@@ -355,7 +358,7 @@ def test_every_form_of_a_t2i_adapter_is_the_same_network(networks: Model, tmp_pa
         torch.save(tensors, path)
     else:
         write(path, dict(tensors))
-    found, wanted = load_control(path, unet, networks.device), adapter.state_dict()
+    found, wanted = load_control(path, unet, networks.device, SD1), adapter.state_dict()
     assert found.state_dict().keys() == wanted.keys()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.state_dict().items())
     assert found.config["adapter_type"] == kind
@@ -397,7 +400,7 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
             "lacks a half of its product",
         ),
         ("control_lora", lambda t: {n: v for n, v in t.items() if "zero_convs.0" not in n}, "lacks controlnet_down"),
-        ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "IP-Adapter for SDXL"),
+        ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "made for SDXL"),
         ("ip", lambda t: t | {"image_proj.proj.3.weight": torch.zeros(2)}, "an IP-Adapter of the full face. Give"),
         ("ip", lambda t: t | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "an IP-Adapter FaceID"),
         ("ip", lambda t: {n: v for n, v in t.items() if ".31." not in n}, "lacks to_k.15.weight"),
@@ -429,9 +432,9 @@ def test_an_ip_adapter_as_its_authors_pickled_it(networks: Model, tmp_path: Path
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
     torch.save(parts, tmp_path / "ip-adapter.bin")
-    found = load_control(tmp_path / "ip-adapter.bin", networks.unet.network, networks.device).state_dict()
+    found = load_control(tmp_path / "ip-adapter.bin", networks.unet.network, networks.device, SD1).state_dict()
     flat = write(tmp_path / "flat.safetensors", tensors).path
-    wanted = load_control(flat, networks.unet.network, networks.device).state_dict()
+    wanted = load_control(flat, networks.unet.network, networks.device, SD1).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
 
 
@@ -440,7 +443,7 @@ def test_half_precision_is_read(networks: Model, tmp_path: Path) -> None:
         halves = {name: tensor.half() for name, tensor in made(networks.unet.network).items()}
         halves |= {"lora_controlnet": torch.zeros(0, dtype=torch.int64)} if "lora_controlnet" in halves else {}
         path = write(tmp_path / "half.safetensors", halves).path
-        loaded = load_control(path, networks.unet.network, networks.device).state_dict()
+        loaded = load_control(path, networks.unet.network, networks.device, SD1).state_dict()
         assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
 
 

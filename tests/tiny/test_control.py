@@ -27,6 +27,7 @@ from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSetti
 from pipelines.drawing import drawing
 from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.errors import ModelError
+from pipelines.families.sd1 import SD1
 from pipelines.images.preprocess import canny
 from pipelines.models.controls import ControlNetworks, load_control
 from pipelines.models.model import Model
@@ -83,7 +84,7 @@ def test_a_step_is_what_diffusers_networks_make_of_it(
     off by 5e-6 then, which sigma and the guidance multiply by 3 x (2 x 5 + 1). The control draws without ControlNet."""
     control = replace(UNIT, mode=mode, weight=0.7)
     request = asked(file, control)
-    network = load_control(file.path, networks.unet.network, networks.device)
+    network = load_control(file.path, networks.unet.network, networks.device, SD1)
     with torch.inference_mode():
         prompts = PromptEncoder(networks.text, 1, "Original", False).encode(prompt, "night", 4)
         controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
@@ -329,7 +330,7 @@ def test_a_file_by_its_authors_names_is_the_same_network(
     networks: Model, file: ExtraFile, tmp_path: Path, prefix: str
 ) -> None:
     theirs = write(tmp_path / "ldm.safetensors", by_ldm_names(random_control(networks.unet.network), prefix))
-    wanted, found = (load_control(f.path, networks.unet.network, networks.device) for f in (file, theirs))
+    wanted, found = (load_control(f.path, networks.unet.network, networks.device, SD1) for f in (file, theirs))
     assert found.state_dict().keys() == wanted.state_dict().keys()
     assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
 
@@ -366,7 +367,8 @@ def test_other_files_are_refused_before_anything_is_drawn(
 def test_a_pickle_is_the_same_network(networks: Model, file: ExtraFile, tmp_path: Path) -> None:
     torch.save({"state_dict": load_file(file.path)}, tmp_path / "control.pth")
     wanted, found = (
-        load_control(path, networks.unet.network, networks.device) for path in (file.path, tmp_path / "control.pth")
+        load_control(path, networks.unet.network, networks.device, SD1)
+        for path in (file.path, tmp_path / "control.pth")
     )
     assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
 

@@ -16,6 +16,7 @@ from pipelines.ask.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.drawing.phases import BASE, PassResult, Picture, Step, render
+from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput
 from pipelines.families.layouts import UNET_PREFIX
 from pipelines.models.loader import load
@@ -140,11 +141,11 @@ def test_latents_that_are_given_take_the_place_of_the_encoded_picture(networks: 
     (expected,) = (event for event in events if isinstance(event, PassResult))
     assert expected.start is not None
     white = replace(asked, image=ImageSettings(picture=Image.new("RGB", (64, 64), "white")))
-    (other,) = drawn(networks, white, init_latents=expected.start)
+    (other,) = drawn(networks, white, given=Given(latents=expected.start))
     assert alike(other, drawn(networks, asked)[0])
     assert not alike(other, drawn(networks, white)[0])
     with pytest.raises(InvalidInput, match=r"init_latent=\(1, 4, 9, 8\)"):
-        drawn(networks, asked, init_latents=torch.zeros(1, 4, 9, 8))
+        drawn(networks, asked, given=Given(latents=torch.zeros(1, 4, 9, 8)))
 
 
 def test_an_empty_mask_is_told_before_anything_is_drawn(networks: Model) -> None:

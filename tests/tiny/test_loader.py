@@ -120,7 +120,6 @@ def test_folders_of_other_families(networks: Model, files: ModelFiles, tmp_path:
     folder = save(networks, tmp_path)
     for part, change, told in (
         ("unet", {"addition_embed_type": "text_time"}, r"an SDXL checkpoint\. This container does not run SDXL yet"),
-        ("unet", {"use_linear_projection": True}, r"a Stable Diffusion 2\.x checkpoint"),
         ("scheduler", {"prediction_type": "sample"}, "its UNet predicts 'sample'"),
     ):
         path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")

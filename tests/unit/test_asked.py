@@ -207,8 +207,7 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
         "ToMe: 0.5",
         "Detailer: face-yolo8n",
         "Color correction: True",
-        "Conditional mask weight: 0",  # 0 is a choice there, and 1 the usual
-        "CFG end: 0",
+        "CFG end: 0",  # 0 is a choice there, and 1 the usual
         "Sampler low order: False",  # so is False here
         "Image guidance mode: 0",
         "Hires checkpoint: other",

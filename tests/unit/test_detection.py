@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.errors import ModelError
 from pipelines.families.detection import (
+    FAMILIES,
     SIGNS,
     Declaration,
     check_channels,
@@ -45,6 +46,9 @@ def test_every_family_is_named(family: str) -> None:
     sign = sign_of(tensors(*NAMES[family]))
     assert sign is not None
     assert sign.family == family
+    if family in FAMILIES:
+        assert family_of("x", sign).name == family
+        return
     with pytest.raises(ModelError, match=rf"^x: an? {family} checkpoint\. This container does not run {family} yet"):
         family_of("x", sign)
 
@@ -72,6 +76,8 @@ def test_the_layout_of_a_refiner_with_the_width_of_sd2_is_sd2() -> None:
         ({"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2560}, "SDXL refiner"),
         ({"class_embed_type": "projection", "use_linear_projection": True}, "Stable unCLIP"),
         ({"use_linear_projection": True}, "Stable Diffusion 2.x"),
+        ({"use_linear_projection": True, "in_channels": 9}, "Stable Diffusion 2.x"),
+        ({"use_linear_projection": True, "in_channels": 5}, "Stable Diffusion 2.x depth"),
         ({"class_embed_type": None, "addition_embed_type": None}, None),
     ],
 )

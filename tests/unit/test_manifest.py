@@ -54,6 +54,7 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "short prefix": (lambda text: text + 'sha256_prefix = "0123"', "sha256_prefix"),
     "two hashes": (lambda text: text + f'sha256 = "{"a" * 64}"\nsha256_prefix = "{"a" * 10}"', "sha256_prefix"),
     "inner hash": (lambda text: text + 'hashes = { "a.bin" = "abc" }', "hashes"),
+    "an unknown prediction": (lambda text: text + 'prediction = "x0"', "prediction"),
     "odd width": (lambda text: text + "width = 450", "width"),
     "odd height": (lambda text: text + "height = 0", "height"),
     "a setting that is none": (lambda text: text + "settings = { colour = 2 }", "settings"),

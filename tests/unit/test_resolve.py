@@ -48,7 +48,7 @@ def test_a_given_path_comes_before_a_named_model(project: Path) -> None:
     given.write_bytes(b"weights")
     model = resolve(str(given), "pastel-mix")
     assert (model.files.name, model.files.checkpoint, model.files.vae) == ("my-mix", given, None)
-    assert model.settings == {"width": 512, "height": 512}
+    assert model.settings == {}, "what its family takes, once that is known"
     assert "COG_WEIGHTS" in model.description
 
 

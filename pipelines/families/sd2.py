@@ -1,0 +1,40 @@
+"""Stable Diffusion 2.0 and 2.1: OpenCLIP ViT-H as text encoder, linear projections, heads of 64 channels.
+
+Base models (512 px) predict noise, the others (768 px) v. Nothing in their single files says which.
+"""
+
+from dataclasses import replace
+
+from pipelines.families.family import TextTower
+from pipelines.families.prediction import VPrediction
+from pipelines.families.sd1 import SD1
+
+SD2 = replace(
+    SD1,
+    name="Stable Diffusion 2.x",
+    text=TextTower(
+        prefix="cond_stage_model.model.",
+        folder="text_encoder",
+        activation="gelu",
+        lora_prefixes=SD1.text.lora_prefixes,
+        openclip=True,
+    ),
+    unet_heads=None,
+    context=1024,
+    probed=True,
+    own_alphas=True,
+    v_settings={"width": 768, "height": 768},
+)
+
+UNCLIP = replace(
+    SD2,
+    name="Stable unCLIP",
+    prediction=VPrediction(),
+    channels=(4,),
+    probed=False,
+    settings={"width": 768, "height": 768, "guidance_scale": 10, "num_inference_steps": 20, "denoising_strength": 1},
+)
+"""Stable unCLIP 2.1: it is also told the CLIP embedding of a picture."""
+
+DEPTH = replace(SD2, name="Stable Diffusion 2.x depth", channels=(5,), probed=False)
+"""Its UNet sees a depth map beside the latents."""

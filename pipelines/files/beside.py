@@ -1,0 +1,35 @@
+"""The configuration that may lie beside a single-file checkpoint: NAME.yaml beside NAME.safetensors, as LDM has it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import ModelError, in_one_line
+
+BYTES_MAX = 1 << 16
+"""Of a configuration: those that are published have two to five thousand."""
+
+
+def read_beside(checkpoint: Path) -> Mapping[str, Any] | None:
+    """Return the `model` part of the configuration beside a checkpoint; None if there is no such file.
+
+    Only plain values are read. Raises ModelError for a file that is no configuration of a model.
+    """
+    path = checkpoint.with_suffix(".yaml")
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(BYTES_MAX + 1)
+        if len(content) > BYTES_MAX:
+            raise ValueError(f"it is longer than {BYTES_MAX} bytes")
+        found = yaml.safe_load(content)
+        model = found.get("model") if isinstance(found, dict) else None
+        if not isinstance(model, dict):
+            raise ValueError("it has no part `model`")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        fix = "Mend or remove it, or say what the model predicts with PASTEL_PREDICTION."
+        raise ModelError(f"{path}: not a configuration of a model ({in_one_line(error)}). {fix}") from error
+    return model

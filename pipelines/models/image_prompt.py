@@ -1,0 +1,146 @@
+"""What an unCLIP model draws by beside its prompt: a picture's CLIP embedding, with noise over it.
+
+Ramesh et al. 2022 (https://arxiv.org/abs/2204.06125); the noise as in Stable unCLIP 2.1. A picture is given to the
+image tower as WebUI gives it: squeezed to a square, bicubic with antialiasing.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+from pipelines.errors import ModelError
+from pipelines.families.layouts import image_tower_layout
+from pipelines.models.build import HEAD_CHANNELS, count_of, shape_of
+from pipelines.models.checkpoint import check_finite, map_tensors, weight_file
+from pipelines.models.folders import from_subfolder
+from pipelines.models.image_encoder import DEVIATION, MEAN
+from pipelines.models.network import built_of, fill
+from pipelines.runtime.device import Device
+
+log = logging.getLogger(__name__)
+
+IMAGE_PREFIX, AUGMENTOR_PREFIX = "embedder.model.visual.", "noise_augmentor."
+"""Of an unCLIP model's image tower, and of what it knows of its embeddings."""
+QUICK_WIDTH = 1024
+"""Of OpenAI's ViT-L/14, whose activation is another than OpenCLIP's."""
+VIT_L_EMBEDDING = 768
+IMAGE_HEAD_CHANNELS = {1280: 80}
+"""Of ViT-H/14."""
+LEVELS = 1000
+"""Levels of noise, from none to all."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean and the deviation of the embeddings that a model was trained with, (width,) each."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+class ImagePrompt(nn.Module):
+    """The image tower of an unCLIP model, and the noise over its embeddings."""
+
+    def __init__(self, tower: CLIPVisionModelWithProjection, spread: Spread) -> None:
+        super().__init__()
+        self._tower, self._spread = tower, spread
+        self._noise = DDPMScheduler(num_train_timesteps=LEVELS, beta_schedule="squaredcos_cap_v2")
+
+    @property
+    def width(self) -> int:
+        """How many values a vector has."""
+        return 2 * int(self._tower.config.projection_dim)
+
+    @torch.inference_mode()
+    def vectors(self, picture: Tensor, level: int, seeds: Sequence[int]) -> Tensor:
+        """Return a vector for each seed, (B, 2 * width): the embedding of the picture (3, H, W) in [0, 1] with noise of
+        this level over it, and the level. Each image's noise has its own seed, so that it is the same in any batch."""
+        weight = self._tower.visual_projection.weight
+        embedding = self._tower(self._prepared(picture).to(weight)).image_embeds.float()
+        mean, deviation = (value.to(embedding) for value in (self._spread.mean, self._spread.deviation))
+        width = embedding.shape[1]
+        noise = torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        levels = torch.tensor([level])
+        noised = self._noise.add_noise((embedding - mean) / deviation, noise.to(embedding), levels)
+        told = get_timestep_embedding(levels, width, flip_sin_to_cos=True, downscale_freq_shift=0).to(embedding)
+        return torch.cat([noised * deviation + mean, told.expand(len(seeds), -1)], dim=1)
+
+    def _prepared(self, picture: Tensor) -> Tensor:
+        """Return (1, 3, side, side) as the tower takes it."""
+        side = self._tower.config.image_size
+        small = F.interpolate(picture[None], size=(side, side), mode="bicubic", antialias=True)
+        return (small - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+
+
+def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device) -> ImagePrompt | None:
+    """Return an unCLIP model's image tower of its LDM tensors; None for a model that has none. Raises ModelError."""
+    tower = {
+        name.removeprefix(IMAGE_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(IMAGE_PREFIX)
+    }
+    if not tower:
+        return None
+    config = image_tower_config(path, tower)
+    with built_of(path, "image tower", tower), torch.device("meta"):
+        network = CLIPVisionModelWithProjection(config)
+    embeddings = network.vision_model.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+    theirs = image_tower_layout(config.num_hidden_layers).tensors_to_diffusers(tower)
+    theirs["visual_projection.weight"] = theirs["visual_projection.weight"].T.contiguous()
+    statistics = {name.removeprefix(AUGMENTOR_PREFIX): tensor for name, tensor in tensors.items()}
+    spread = _spread(path, statistics, ("data_mean", "data_std"), config.projection_dim)
+    return ImagePrompt(fill(path, network, theirs, device).eval(), spread)
+
+
+def image_prompt_of_folder(path: Path, device: Device) -> ImagePrompt:
+    """Return the image tower of an unCLIP model's diffusers folder. Raises ModelError."""
+    tower = from_subfolder(CLIPVisionModelWithProjection, path / "image_encoder", device)
+    file = weight_file(path / "image_normalizer")
+    statistics = map_tensors(file) if file else {}
+    spread = _spread(path, statistics, ("mean", "std"), tower.config.projection_dim)
+    return ImagePrompt(tower.eval(), spread)
+
+
+def _spread(path: Path, tensors: Mapping[str, Tensor], names: tuple[str, str], width: int) -> Spread:
+    """Return the mean and the deviation of a model's embeddings, by their names.
+
+    Single files have none: those of ViT-H were not normalised, and those of ViT-L by numbers that come in a file of
+    their own. Raises ModelError for numbers that are none.
+    """
+    found = []
+    for name, unsaid in zip(names, (torch.zeros(width), torch.ones(width)), strict=True):
+        tensor = tensors.get(name, unsaid)
+        if tensor.numel() != width or not tensor.is_floating_point():
+            raise ModelError(
+                f"{path}: {name} is no statistics of its embeddings ({width} numbers). The file is broken."
+            )
+        found.append(tensor.flatten().float())
+    if width == VIT_L_EMBEDDING and names[0] not in tensors:
+        log.warning("%s lacks the statistics of its embeddings: use image noise level 0 alone.", path.name)
+    check_finite(path, dict(zip(names, found, strict=True)))
+    return Spread(*found)
+
+
+def image_tower_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:
+    """Return the configuration of an image tower of OpenCLIP's tensors (`visual.*` without that prefix)."""
+    width, _, patch, _ = shape_of(path, tensors, "conv1.weight", 4)
+    patches = shape_of(path, tensors, "positional_embedding", 2)[0] - 1
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shape_of(path, tensors, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        projection_dim=shape_of(path, tensors, "proj", 2)[1],
+        num_hidden_layers=count_of(tensors, "transformer.resblocks."),
+        num_attention_heads=max(1, width // IMAGE_HEAD_CHANNELS.get(width, HEAD_CHANNELS)),
+        image_size=patch * math.isqrt(patches),
+        patch_size=patch,
+        hidden_act="quick_gelu" if width == QUICK_WIDTH else "gelu",
+    )

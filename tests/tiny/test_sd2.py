@@ -1,0 +1,334 @@
+"""Stable Diffusion 2.x and what is made of it, on small models with random weights."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.networks import ExtraFile, Extras, LoraTag
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
+from pipelines.drawing.phases import PassResult, Picture, render
+from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
+from pipelines.drawing.start import Given, scaled_depth
+from pipelines.errors import InvalidInput, ModelError
+from pipelines.families.noise_schedule import LAST_ALPHA
+from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPrediction
+from pipelines.families.sd2 import SD2
+from pipelines.infotext.asked import Pictures
+from pipelines.infotext.writing import of_picture
+from pipelines.models.depth import prepared_size
+from pipelines.models.loader import load
+from pipelines.models.lora import LoraUse
+from pipelines.models.model import Model
+from tests.sd2 import WIDTH, folder, networks, single_file
+from weights_script.convert import convert
+
+YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n"
+SGM_YAML = """model:
+  params:
+    denoiser_config:
+      params:
+        scaling_config:
+          target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling
+"""
+PICTURE = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+OTHER = Image.new("RGB", (64, 64), (200, 30, 30))
+
+
+def model_of(path: Path, prediction: str = "") -> Model:
+    return load(ModelFiles(name="small", checkpoint=path, vae=None, prediction=prediction))
+
+
+def request(**fields: Any) -> GenerationRequest:
+    small = {"prompt": "a sun over the sea", "width": 64, "height": 64, "seed": 3, "num_inference_steps": 3}
+    return GenerationRequest(**{**small, "hires": None, **fields})
+
+
+def latents(model: Model, asked: GenerationRequest) -> Tensor:
+    """What the last pass makes."""
+    return [e.latents for e in render(model, asked, make_plan(asked)) if isinstance(e, PassResult)][-1]
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return single_file(tmp_path_factory.mktemp("noise") / "noise.safetensors", networks())
+
+
+@pytest.fixture(scope="module")
+def unclip(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("unclip") / "unclip.safetensors"
+    return model_of(single_file(path, networks(vector=2 * WIDTH)))
+
+
+@pytest.fixture(scope="module")
+def depth(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return model_of(single_file(tmp_path_factory.mktemp("depth") / "depth.safetensors", networks(channels=5)))
+
+
+# --- what a file says of itself ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("v", "found"), [(False, NoisePrediction()), (True, VPrediction())])
+def test_a_file_that_says_nothing_is_probed(tmp_path: Path, v: bool, found: object) -> None:
+    model = model_of(single_file(tmp_path / "x.safetensors", networks(v=v)))
+    assert (model.family, model.prediction) == (SD2, found)
+    assert model.settings == {"width": 768 if v else 512, "height": 768 if v else 512}
+
+
+@pytest.mark.parametrize(
+    ("beside", "metadata", "setting", "found"),
+    [
+        ("", {"modelspec.prediction_type": "v"}, "", "v_prediction"),
+        (f"{YAML}    parameterization: v\n", {}, "", "v_prediction"),
+        (SGM_YAML, {}, "", "v_prediction"),
+        (f"{YAML}    linear_start: 0.00085\n", {"modelspec.prediction_type": "v"}, "", "epsilon"),
+        (f"{YAML}    parameterization: v\n", {}, "epsilon", "epsilon"),
+        ("", {"modelspec.prediction_type": "v"}, "epsilon", "epsilon"),
+    ],
+)
+def test_what_is_said_of_the_prediction(
+    tmp_path: Path, beside: str, metadata: dict[str, str], setting: str, found: str
+) -> None:
+    """A setting comes before the configuration beside the file, and that before the file's own word and the probe."""
+    path = single_file(tmp_path / "x.safetensors", networks(), metadata)
+    if beside:
+        path.with_suffix(".yaml").write_text(beside)
+    assert model_of(path, setting).prediction == PREDICTIONS[found]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: [", "while parsing"),
+        ("prompt: a cat", "no part `model`"),
+        ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("#" * 70_000, "longer than 65536 bytes"),
+        ("[" * 30_000, "x.yaml"),
+        ("\xff\x00", "x.yaml"),
+    ],
+)
+def test_a_broken_configuration_is_told(noise: Path, tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.symlink_to(noise)
+    path.with_suffix(".yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(ModelError, match=r"x\.yaml: not a configuration of a model") as caught:
+        model_of(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_files_own_noise_levels_count(tmp_path: Path) -> None:
+    alphas = torch.linspace(0.99, 0.0, 1000)
+    model = model_of(single_file(tmp_path / "x.safetensors", networks(), alphas_cumprod=alphas))
+    assert model.noise.alphas[:999] == tuple(alphas.tolist()[:999])
+    assert model.noise.alphas[999] == pytest.approx(LAST_ALPHA)
+
+
+@pytest.mark.parametrize(
+    "alphas",
+    [torch.linspace(0.9, 0.1, 10), torch.linspace(0.1, 0.9, 1000), torch.full((1000,), 0.5), torch.ones(1000) * np.nan],
+)
+def test_noise_levels_that_are_none_are_told(tmp_path: Path, alphas: Tensor) -> None:
+    path = single_file(tmp_path / "x.safetensors", networks(), alphas_cumprod=alphas)
+    with pytest.raises(ModelError, match="its alphas_cumprod is no noise schedule"):
+        model_of(path)
+
+
+FORMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+    "noise": networks,
+    "inpainting": lambda: networks(channels=9),
+    "depth": lambda: networks(channels=5),
+    "unclip": lambda: networks(vector=2 * WIDTH),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_diffusers_folder_draws_what_the_single_file_does(tmp_path: Path, form: str) -> None:
+    parts = FORMS[form]()
+    kind = "v_prediction" if form == "unclip" else "epsilon"
+    one = model_of(single_file(tmp_path / "x.safetensors", parts))
+    other = model_of(folder(tmp_path / "folder", parts, prediction_type=kind))
+    assert (one.family, one.prediction) == (other.family, other.prediction)
+    asked = request(image=ImageSettings(picture=PICTURE, denoising_strength=0.9))
+    assert torch.allclose(latents(one, asked), latents(other, asked), atol=1e-4)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def lora(path: Path, *layers: str) -> LoraUse:
+    tensors = {}
+    for layer in layers:
+        tensors[f"{layer}.lora_down.weight"] = torch.ones(1, WIDTH)
+        tensors[f"{layer}.lora_up.weight"] = torch.ones(WIDTH, 1)
+    save_file(tensors, path)
+    return LoraUse(ExtraFile.at(path), LoraTag(path.stem, 1.0, 1.0))
+
+
+def test_attention_of_the_text_encoder_is_changed_whole_or_not_at_all(noise: Path, tmp_path: Path) -> None:
+    """WebUI leaves out what a file has of an attention's four layers if it has not all of them."""
+    model = model_of(noise)
+    layers = [
+        f"lora_te_text_model_encoder_layers_0_self_attn_{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")
+    ]
+    weights = {name: tensor.clone() for name, tensor in model.text.model.state_dict().items()}
+
+    def changed() -> list[str]:
+        return [
+            name for name, tensor in model.text.model.state_dict().items() if not torch.equal(tensor, weights[name])
+        ]
+
+    model.adapters.apply([lora(tmp_path / "some.safetensors", *layers[:3])])
+    assert changed() == []
+    assert "6 of its 6 tensors" in model.adapters.left_over[0]
+    model.adapters.apply([lora(tmp_path / "all.safetensors", *layers)])
+    assert len(changed()) == 4
+
+
+@pytest.mark.parametrize(("width", "family"), [(768, r"Stable Diffusion 1\.x"), (2048, "SDXL"), (1280, "SDXL refiner")])
+def test_a_lora_of_another_family_is_told(noise: Path, tmp_path: Path, width: int, family: str) -> None:
+    path = tmp_path / "other.safetensors"
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    save_file({f"{layer}.lora_up.weight": torch.ones(32, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}, path)
+    with pytest.raises(ModelError, match=rf"made for {family}, and the model here is Stable Diffusion 2\.x\. Give one"):
+        model_of(noise).adapters.apply([LoraUse(ExtraFile.at(path), LoraTag("other", 1.0, 1.0))])
+
+
+def test_a_controlnet_of_another_family_is_told(noise: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.ones(32, 768)}, path)
+    with pytest.raises(
+        ModelError, match=r"made for Stable Diffusion 1\.x, and the model here is Stable Diffusion 2\.x"
+    ):
+        model_of(noise).controls.load_only([ExtraFile.at(path)])
+
+
+def test_an_embedding_of_another_family_is_told(noise: Path, tmp_path: Path) -> None:
+    save_file({"emb_params": torch.zeros(1, 768)}, tmp_path / "word.safetensors")
+    extras = Extras(embeddings={"word": ExtraFile.at(tmp_path / "word.safetensors")})
+    asked = request(prompt="word", extras=extras)
+    with pytest.raises(ModelError, match=r"made for Stable Diffusion 1\.x"):
+        latents(model_of(noise), asked)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_how_much_of_what_is_masked_an_inpainting_checkpoint_sees(tmp_path: Path) -> None:
+    model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
+    assert model.identity.inpainting
+    one, other = (ImageSettings(picture=each, denoising_strength=1) for each in (PICTURE, OTHER))
+    start = torch.zeros(1, 4, 8, 8)
+
+    def drawn(image: ImageSettings, weight: float) -> Tensor:
+        asked = request(image=image, mask_weight=weight)
+        events = render(model, asked, make_plan(asked), given=Given(latents=start))
+        return next(e.latents for e in events if isinstance(e, PassResult))
+
+    assert torch.equal(drawn(one, 1.0), drawn(other, 1.0)), "without a mask all of it is masked"
+    assert not torch.equal(drawn(one, 0.5), drawn(other, 0.5))
+    asked = request(mask_weight=0.5)
+    assert "Conditional mask weight: 0.5, " in of_picture(asked, make_plan(asked), model.identity, 0)
+
+
+def test_variations_are_the_same_in_any_batch(unclip: Model) -> None:
+    asked = request(image=ImageSettings(picture=PICTURE, denoising_strength=1), num_outputs=2, image_noise_level=500)
+    both = latents(unclip, asked)
+    second = latents(unclip, replace(asked, seed=asked.seed + 1, num_outputs=1))
+    assert torch.allclose(both[1], second[0], atol=1e-4)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+
+
+def test_variations_follow_the_picture_the_noise_over_it_and_the_prompt(unclip: Model) -> None:
+    asked = request(image=ImageSettings(picture=PICTURE, denoising_strength=1))
+    plain = latents(unclip, asked)
+    others = [
+        replace(asked, image=ImageSettings(picture=OTHER, denoising_strength=1)),
+        replace(asked, image_noise_level=999),
+        replace(asked, prompt=""),
+        replace(asked, image=None),
+    ]
+    assert all(not torch.allclose(plain, latents(unclip, other), atol=1e-4) for other in others)
+    assert unclip.settings["denoising_strength"] == 1
+    assert unclip.settings["guidance_scale"] == 10
+
+
+def test_a_hires_pass_of_every_form(unclip: Model, depth: Model, tmp_path: Path) -> None:
+    inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
+    asked = request(image=ImageSettings(picture=PICTURE), hires=HiresSettings(steps=2))
+    for model in (unclip, depth, inpainting):
+        assert latents(model, asked).shape == (1, 4, 16, 16)
+    assert latents(inpainting, replace(asked, image=None)).shape == (1, 4, 16, 16)
+
+
+def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
+    """It stops with an error at a latent upscaler on an inpainting checkpoint."""
+    model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
+    told = []
+    for upscaler in ("Latent", "Lanczos"):
+        asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
+        told.append(beyond_webui(model, make_plan(asked)))
+    assert [len(each) for each in told] == [1, 0]
+    assert "WebUI" in told[0][0]
+
+
+def test_a_depth_checkpoint_follows_the_map(depth: Model) -> None:
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))
+    image = ImageSettings(picture=PICTURE, denoising_strength=1)
+    maps = [None, ramp, ramp.transpose(Image.Transpose.ROTATE_90), Image.new("L", (64, 64), 7)]
+    drawn = [latents(depth, request(image=replace(image, depth=each))) for each in maps]
+    assert all(each.isfinite().all() for each in drawn), "also under a flat map"
+    assert all(not torch.allclose(a, b, atol=1e-4) for k, a in enumerate(drawn) for b in drawn[:k])
+
+
+def test_a_depth_map_is_scaled_by_its_ends() -> None:
+    scaled = scaled_depth(torch.rand(1, 1, 384, 384) * 900 + 100, (8, 12))
+    assert scaled.shape == (1, 1, 8, 12)
+    assert scaled.aminmax() == (-1, 1)
+    assert torch.equal(scaled_depth(torch.full((1, 1, 9, 9), 4.0), (4, 4)), torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("size", "prepared"),
+    [((512, 512), (384, 384)), ((800, 600), (512, 384)), ((64, 2048), (32, 384)), ((400, 2000), (384, 1920))],
+)
+def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tuple[int, int]) -> None:
+    assert prepared_size(*size) == prepared
+
+
+def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth draws from a picture"):
+        check_image(depth, Pictures())
+    check_image(model_of(noise), Pictures())
+    blind = replace(depth, depth=None)
+    with pytest.raises(InvalidInput, match="control_images='': this checkpoint brings no depth estimator"):
+        with_depth(blind, Pictures(image=PICTURE))
+    shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)))
+    assert (shown.depth, shown.controls) == (OTHER, ())
+
+
+def test_pictures_come_out(depth: Model) -> None:
+    asked = request(image=ImageSettings(picture=PICTURE))
+    (drawn,) = (e.pixels for e in render(depth, asked, make_plan(asked)) if isinstance(e, Picture))
+    assert drawn.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_converted_file_is_the_same_model(tmp_path: Path, form: str) -> None:
+    """What its family needs is kept, the noise levels are not rounded, and what lies beside is written into it."""
+    path = single_file(tmp_path / "x.safetensors", FORMS[form](), alphas_cumprod=torch.linspace(0.99, 0.01, 1000))
+    path.with_suffix(".yaml").write_text(f"{YAML}    parameterization: v\n")
+    convert(path, tmp_path / "small.safetensors")
+    one, other = model_of(path), model_of(tmp_path / "small.safetensors")
+    assert (one.family, one.prediction, one.noise) == (other.family, other.prediction, other.noise)
+    assert (one.depth is None, one.image_prompt is None) == (other.depth is None, other.image_prompt is None)
+    assert isinstance(other.prediction, VPrediction)
