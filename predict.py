@@ -292,7 +292,9 @@ class Predictor(BasePredictor):
             description="Do not check pictures for explicit content, where the container has a checker.", default=False
         ),
         hires: Optional[bool] = Input(
-            description="The old name of highres_fix, which goes with the next version.", default=None, deprecated=True
+            description="The old name of highres_fix. It will be removed in the next version.",
+            default=None,
+            deprecated=True,
         ),
     ) -> Iterator[Path]:
         """Draw the pictures; each comes as soon as it is decoded."""

@@ -36,7 +36,7 @@ def nothing(images: Tensor, time: Tensor, context: Tensor) -> Tensor:
 
 
 def ours(place: torch.device, size: int) -> Callable[[], object]:
-    """A pass as `highres.py` runs it, without its events."""
+    """One pass as `phases.py` runs it, without its events."""
     model = load(resolve(None, None).files)
     model = replace(model, unet=Stub(model.unet.network))
     row = ScheduledPrompt((Part(1.0, ((STEPS, Condition(torch.zeros(1, 77, 768, device=place))),)),))

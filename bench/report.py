@@ -16,9 +16,9 @@ Figures = Mapping[str, Sequence[float]]
 
 
 def in_turn(contestants: Sequence[str], rounds: int) -> Iterator[str]:
-    """Each once a round, every other round backwards.
+    """Run each contestant once per round, in reverse order every other round.
 
-    What else runs on the machine then burdens all alike, and none always finds the memory that another one warmed.
+    Other work on the machine then burdens all of them alike, and none always profits from memory that another warmed.
     """
     for number in range(rounds):
         yield from contestants if number % 2 == 0 else reversed(contestants)

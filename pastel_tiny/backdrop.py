@@ -28,7 +28,7 @@ def sky(brush: Brush, scene: Scene, horizon: float) -> RGB:
     for _ in range(30):
         y = rng.uniform(0, horizon)
         tint = mix(mix(top, low, y / horizon), WHITE, rng.uniform(-0.08, 0.16))
-        brush.bristles(rng.uniform(0, brush.aspect), y, rng.uniform(0.08, 0.2), rng.uniform(-0.12, 0.12), tint,
+        brush.bristles((rng.uniform(0, brush.aspect), y), rng.uniform(0.08, 0.2), rng.uniform(-0.12, 0.12), tint,
                        rng.uniform(0.015, 0.05), 0.3)  # fmt: skip
     return low
 
@@ -132,13 +132,13 @@ def _waves(brush: Brush, horizon: float, tint: RGB, light: tuple[Point, RGB] | N
         y = horizon + (1 - horizon) * rng.random() ** 1.2
         near = (y - horizon) / (1 - horizon)
         shade = rng.choice((crest, deep, mix(crest, WHITE, 0.5)))
-        brush.bristles(rng.uniform(0, brush.aspect), y, 0.02 + 0.06 * near, 0.0, shade, 0.004 + 0.011 * near, 0.65)
+        brush.bristles((rng.uniform(0, brush.aspect), y), 0.02 + 0.06 * near, 0.0, shade, 0.004 + 0.011 * near, 0.65)
     if light is None:
         return
     (x, _), glow = light
     for index in range(9):  # the light's path over the water
         y = horizon + 0.012 + index * (1 - horizon) / 10
-        brush.bristles(x + rng.uniform(-0.02, 0.02), y, rng.uniform(0.05, 0.1), 0.0, glow, 0.012, 0.85)
+        brush.bristles((x + rng.uniform(-0.02, 0.02), y), rng.uniform(0.05, 0.1), 0.0, glow, 0.012, 0.85)
 
 
 def _ridges(brush: Brush, scene: Scene, horizon: float, tint: RGB, sky_tint: RGB) -> None:
@@ -199,7 +199,7 @@ def _dunes(brush: Brush, horizon: float, tint: RGB, snow: bool) -> None:
         brush.form(polygon([(0.0, 1.0), *crest, (brush.aspect, 1.0)]), shade, 14, angle=0.1, outline=0.005)
     for _ in range(60):
         x, y = rng.uniform(0, brush.aspect), rng.uniform(horizon + 0.03, 1)
-        brush.stroke(x, y, rng.uniform(0.006, 0.02), 0.0, mix(tint, rng.choice((WHITE, PLUM)), 0.35), 0.003, 0.6)
+        brush.stroke((x, y), rng.uniform(0.006, 0.02), 0.0, mix(tint, rng.choice((WHITE, PLUM)), 0.35), 0.003, 0.6)
 
 
 def ground(brush: Brush, scene: Scene, horizon: float, sky_tint: RGB, light: Point | None) -> None:

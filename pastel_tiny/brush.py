@@ -66,18 +66,18 @@ class Brush:
         shader = skia.GradientShader.MakeLinear([(0, top), (0, bottom)], ends)
         self.canvas.drawRect(skia.Rect(0, top, self.aspect, bottom), skia.Paint(Shader=shader, AntiAlias=True))
 
-    def stroke(self, x: float, y: float, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
+    def stroke(self, at: Point, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
         """One straight dab of paint around a point."""
-        dx, dy = length * math.cos(angle), length * math.sin(angle)
+        (x, y), dx, dy = at, length * math.cos(angle), length * math.sin(angle)
         self.canvas.drawLine(x - dx, y - dy, x + dx, y + dy, pen(tint, width, alpha))
 
-    def bristles(self, x: float, y: float, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
+    def bristles(self, at: Point, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
         """A dab with the marks of its bristles: hair-thin lines that only a large picture resolves."""
-        self.stroke(x, y, length, angle, tint, width, alpha)
+        self.stroke(at, length, angle, tint, width, alpha)
         for step in (-0.3, 0.02, 0.33):
             shade = mix(tint, WHITE if self.rng.random() < 0.6 else PLUM, 0.3)
             dx, dy = -math.sin(angle) * step * width, math.cos(angle) * step * width
-            self.stroke(x + dx, y + dy, length * self.rng.uniform(0.5, 1), angle, shade, 0.0022, 0.5)
+            self.stroke((at[0] + dx, at[1] + dy), length * self.rng.uniform(0.5, 1), angle, shade, 0.0022, 0.5)
 
     def form(self, path: skia.Path, tint: RGB, dabs: int = 24, angle: float = 0.9, outline: float = 0.010) -> None:
         """A solid thing: filled, lit from the upper left with visible dabs, and outlined in a darker tint."""
@@ -92,6 +92,6 @@ class Brush:
             down = (y - box.top()) / max(1e-6, box.height())
             shade = mix(light, dark, min(1.0, max(0.0, 0.55 * across + 0.45 * down + rng.uniform(-0.2, 0.2))))
             length = rng.uniform(0.012, 0.035)
-            self.bristles(x, y, length, angle + rng.uniform(-0.3, 0.3), shade, rng.uniform(0.010, 0.022), 0.55)
+            self.bristles((x, y), length, angle + rng.uniform(-0.3, 0.3), shade, rng.uniform(0.010, 0.022), 0.55)
         self.canvas.restore()
         self.canvas.drawPath(path, pen(mix(tint, PLUM, 0.62), outline))

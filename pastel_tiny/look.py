@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pastel_tiny.latents import folded
-from pastel_tiny.sampler import PROMPTS, sheet
+from pastel_tiny.sampler import PROMPTS, Look, Trained, sheet
 from pastel_tiny.text import Encoder
 from pastel_tiny.unet import averaged
 from pipelines.ask.identity import TOKENIZER
@@ -27,17 +27,9 @@ def main() -> None:
     parser.add_argument("prompts", nargs="*", default=PROMPTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    encoder, size = Encoder(options.out, TOKENIZER), (options.size[1] // 8, options.size[0] // 8)
-    sheet(
-        options.to,
-        averaged(options.out),
-        folded(options.out, options.vae),
-        encoder,
-        options.guidance,
-        tuple(options.prompts),
-        size,
-        options.seed,
-    )
+    networks = Trained(averaged(options.out), folded(options.out, options.vae), Encoder(options.out, TOKENIZER))
+    size = options.size[1] // 8, options.size[0] // 8
+    sheet(options.to, networks, tuple(options.prompts), Look(options.guidance, size, options.seed))
 
 
 if __name__ == "__main__":

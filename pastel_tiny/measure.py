@@ -8,7 +8,7 @@ Prompts are of combinations that were never trained on (`scenes.held_out`). Each
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,6 @@ from PIL import Image
 from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
-from pipelines.ask.networks import NO_EXTRAS, Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.phases import FINAL, Picture
@@ -60,29 +59,15 @@ def held_out(count: int, seed: int) -> list[Asked]:
     return [asked_of(each) for each in found if not each.night][:count]
 
 
-def drawn(
-    networks: Model,
-    prompts: Sequence[str],
-    guidance: float,
-    negative: str = "",
-    hires: HiresSettings | None = None,
-    steps: int = 12,
-    extras: Extras = NO_EXTRAS,
-    size: tuple[int, int] = (128, 128),
-) -> Iterator[Pictures]:
+DRAFT = GenerationRequest(
+    prompt="", seed=0, width=128, height=128, num_inference_steps=12, guidance_scale=5.0, hires=None
+)
+
+
+def drawn(networks: Model, prompts: Sequence[str], like: GenerationRequest = DRAFT) -> Iterator[Pictures]:
     """A picture (H, W, 3) for each prompt, with the number of the prompt as its seed."""
     for seed, prompt in enumerate(prompts):
-        request = GenerationRequest(
-            prompt=prompt,
-            negative_prompt=negative,
-            width=size[0],
-            height=size[1],
-            seed=seed,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            hires=hires,
-            extras=extras,
-        )
+        request = replace(like, prompt=prompt, seed=seed)
         events = draw(networks, request, make_plan(request))
         yield from (event.pixels for event in events if isinstance(event, Picture) and event.kind == FINAL)
 
@@ -112,9 +97,9 @@ UNSAID = (
 
 def taken_away(judge: Judge, networks: Model, prompt: str, name: str, thing: str) -> tuple[str, float, float]:
     """What a prompt that leaves it open shows most, its share, and its share when the negative prompt names it."""
-    plain = np.stack(list(drawn(networks, [prompt] * 24, 5.0)))
+    plain = np.stack(list(drawn(networks, [prompt] * 24)))
     value = Counter(each[name] for each in judge.see(plain)).most_common(1)[0][0]
-    against = np.stack(list(drawn(networks, [prompt] * 24, 5.0, f"{value} {thing}")))
+    against = np.stack(list(drawn(networks, [prompt] * 24, replace(DRAFT, negative_prompt=f"{value} {thing}"))))
     return value, share(judge, plain, name, value), share(judge, against, name, value)
 
 
@@ -184,7 +169,10 @@ def main() -> None:
     networks, judge = load(resolve(None, None).files), load_judge(options.judge)
     asked = held_out(options.pictures, options.seed)
     prompts = [each.prompt for each in asked]
-    drafts = {guidance: np.stack(list(drawn(networks, prompts, guidance))) for guidance in (1.0, 3.0, 5.0, 7.0)}
+    drafts = {
+        guidance: np.stack(list(drawn(networks, prompts, replace(DRAFT, guidance_scale=guidance))))
+        for guidance in (1.0, 3.0, 5.0, 7.0)
+    }
     for guidance, pictures in drafts.items():
         print(f"guidance {guidance:g}:", *(f"{k} {v:.0%}" for k, v in accuracy(judge, pictures, asked).items()))
     shuffled = [*asked[1:], asked[0]]
@@ -192,13 +180,13 @@ def main() -> None:
     for prompt, name, thing in UNSAID:
         value, with_it, without = taken_away(judge, networks, prompt, name, thing)
         print(f"{prompt!r}: {value} {thing} {with_it:.0%}, with '{value} {thing}' in the negative prompt {without:.0%}")
-    finals = np.stack(list(drawn(networks, prompts[:24], 5.0, hires=HIRES)))
+    finals = np.stack(list(drawn(networks, prompts[:24], replace(DRAFT, hires=HIRES))))
     lanczos, real = enlarged(drafts[5.0][:24], 256), real_pictures(48, 256)
     for name, pictures in (("drawn 256 px", real), ("highres fix", finals), ("resized drafts", lanczos)):
         print(f"{name}: detail {detail(pictures):.2f}, spectrum distance {spectrum_distance(pictures, real):.3f}")
-    for size in ((128, 192), (192, 128), (128, 128)):
-        suns = np.stack(list(drawn(networks, [SUN] * 8, 5.0, hires=HIRES, size=size)))
-        print("{}x{} with highres fix: suns fill {:.0%} of their circle".format(*size, roundness(suns)))
+    for width, height in ((128, 192), (192, 128), (128, 128)):
+        suns = np.stack(list(drawn(networks, [SUN] * 8, replace(DRAFT, width=width, height=height, hires=HIRES))))
+        print(f"{width}x{height} with highres fix: suns fill {roundness(suns):.0%} of their circle")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ No picture of the UNet plays a part in it, and noise meets neither measure.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from pastel_tiny.adapt import AFTERGLOW, SNOWMAN, TEST_SEED, with_snowman
 from pastel_tiny.dataset import halve, tensor
 from pastel_tiny.judge import Judge, load_judge
-from pastel_tiny.measure import Pictures, drawn
+from pastel_tiny.measure import DRAFT, Pictures, drawn
 from pastel_tiny.palette import colour
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
@@ -100,7 +101,7 @@ def main() -> None:
 
     def pictures(prompts: Sequence[str], extras: Extras, ending: str = "", negative: str = "") -> NDArray[np.uint8]:
         asked = [f"{prompts[k % len(prompts)]}{ending}" for k in range(options.pictures)]
-        return np.stack(list(drawn(networks, asked, 5.0, negative, extras=extras)))
+        return np.stack(list(drawn(networks, asked, replace(DRAFT, negative_prompt=negative, extras=extras))))
 
     others = drawings([scene(TEST_SEED + 5000 + k) for k in range(200)])
     print(

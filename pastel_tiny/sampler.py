@@ -1,5 +1,6 @@
 """DPM++ 2M over Karras' noise levels, and contact sheets: what the training shows of itself."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +27,38 @@ def levels(steps: int) -> Tensor:
     return torch.cat([(high + ramp * (low - high)) ** 7, torch.zeros(1)])
 
 
+STEPS, COLUMNS = 20, 8
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a sheet's pictures are drawn."""
+
+    guidance: float = 5.0
+    size: tuple[int, int] = (16, 16)
+    """Height and width in latent cells."""
+    seed: int = 0
+    """Of the first picture; the others follow."""
+
+
+DEFAULT = Look()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks that draw."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    encoder: Encoder
+
+
 @torch.inference_mode()
-def sample(
-    unet: UNet2DConditionModel,
-    context: Tensor,
-    blank: Tensor,
-    size: tuple[int, int],
-    guidance: float,
-    steps: int = 20,
-    seed: int = 0,
-) -> Tensor:
-    """Latents for contexts; every picture has its own seed, `size` is in latent cells (height, width)."""
-    every, sigmas = ((1 - alphas()) / alphas()).sqrt().log(), levels(steps)
-    generators = [torch.Generator("cpu").manual_seed(seed + k) for k in range(len(context))]
-    noise = [torch.randn(4, *size, generator=generator, device="cpu") for generator in generators]
+def sample(unet: UNet2DConditionModel, context: Tensor, blank: Tensor, look: Look) -> Tensor:
+    """Latents for contexts; every picture has its own seed."""
+    every, sigmas = ((1 - alphas()) / alphas()).sqrt().log(), levels(STEPS)
+    generators = [torch.Generator("cpu").manual_seed(look.seed + k) for k in range(len(context))]
+    noise = [torch.randn(4, *look.size, generator=generator, device="cpu") for generator in generators]
     latents, previous = here(torch.stack(noise)) * sigmas[0], None
     contexts = torch.cat([context, blank.expand(len(context), -1, -1)])
     for step, sigma in enumerate(sigmas[:-1]):
@@ -47,7 +66,7 @@ def sample(
         scaled = (latents / (sigma**2 + 1).sqrt()).repeat(2, 1, 1, 1)
         with half_precision():
             right, empty = unet(scaled, time, contexts).sample.float().chunk(2)
-        clean = latents - sigma * (empty + guidance * (right - empty))
+        clean = latents - sigma * (empty + look.guidance * (right - empty))
         target = sigmas[step + 1]
         if target == 0:
             return clean
@@ -86,18 +105,15 @@ PROMPTS = (
 )
 
 
-def sheet(
-    path: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, encoder: Encoder, guidance: float,
-    prompts: tuple[str, ...] = PROMPTS, size: tuple[int, int] = (16, 16), seed: int = 0, columns: int = 8,
-) -> None:  # fmt: skip
+def sheet(path: Path, networks: Trained, prompts: tuple[str, ...] = PROMPTS, look: Look = DEFAULT) -> None:
     """Draw the prompts side by side, each under its caption."""
-    contexts, blank = encoder(list(prompts)), encoder([""])
-    pictures = decode(vae, sample(unet, contexts, blank, size, guidance, seed=seed)).numpy()
+    contexts, blank = networks.encoder(list(prompts)), networks.encoder([""])
+    pictures = decode(networks.vae, sample(networks.unet, contexts, blank, look)).numpy()
     height, width = pictures.shape[1] + 14, pictures.shape[2] + 2
-    page = Image.new("RGB", (width * columns, height * -(-len(prompts) // columns)), "white")
+    page = Image.new("RGB", (width * COLUMNS, height * -(-len(prompts) // COLUMNS)), "white")
     pen = ImageDraw.Draw(page)
     for index, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-        x, y = index % columns * width, index // columns * height
+        x, y = index % COLUMNS * width, index // COLUMNS * height
         page.paste(Image.fromarray(np.ascontiguousarray(picture)), (x, y))
         pen.text((x + 1, y + height - 13), prompt[: width // 6], fill="black")
     page.save(path)

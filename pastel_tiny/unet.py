@@ -16,7 +16,7 @@ from pastel_tiny.dataset import TEST_SEED, Chunk, chunks
 from pastel_tiny.latents import encoded, folded
 from pastel_tiny.networks import build_unet, compile_blocks, half_precision, here
 from pastel_tiny.progress import Log, load
-from pastel_tiny.sampler import alphas, sheet
+from pastel_tiny.sampler import Trained, alphas, sheet
 from pastel_tiny.scenes import scene
 from pastel_tiny.session import Session, resume
 from pastel_tiny.text import Encoder
@@ -122,7 +122,7 @@ def report(folder: Path, encoder: Encoder, step: int, log: Log) -> None:
     """Measure the caption gap of the last checkpoint and draw a sheet with it."""
     unet = averaged(folder)
     log.write({"step": step, **caption_gap(unet, folder, encoder)})
-    sheet(folder / f"sheet_{step:06}.png", unet, folded(folder), encoder, 5.0)
+    sheet(folder / f"sheet_{step:06}.png", Trained(unet, folded(folder), encoder))
 
 
 def _session(folder: Path, minutes: float) -> Session[UNet2DConditionModel]:

@@ -28,12 +28,12 @@ Json = dict[str, Any]
 
 SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
 SETUP_SECONDS = 3600
-"""A model of gigabytes may have to be fetched first."""
+"""The time limit for setup, which may have to fetch gigabytes first."""
 BOOLEANS = {"true": True, "false": False}
 
 
 class Failure(Exception):
-    """What the user reads as the one line of an end without pictures."""
+    """A run that ends without pictures. Its message is one line for the user."""
 
 
 def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:

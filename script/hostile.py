@@ -40,7 +40,8 @@ SCHEMA: Json = json.loads(COMMITTED.read_text(encoding="utf-8"))
 INPUTS = schema_inputs(SCHEMA)
 FILES = [name for name, field in INPUTS.items() if "uri" in (field.get("format"), field.get("items", {}).get("format"))]
 ANSWER_SECONDS = 120.0
-"""For one answer and for the server to be ready again, on one slow core that others use as well."""
+"""A guard against hangs, for one answer and again until the server is ready. It is no measure: on two shared cores at a
+load of 15, requests that take 10 s took more than 30 s."""
 HANG_SECONDS = 30.0
 """How long an address that hangs keeps the server waiting."""
 

@@ -1,4 +1,4 @@
-"""Whether work grows with its size and no faster, whatever the machine and its load."""
+"""Whether work grows with its size and no faster, and what it costs, whatever the machine and its load."""
 
 import time
 from collections.abc import Callable
@@ -12,6 +12,17 @@ def grows_linearly(use: Callable[[int], object], size: int) -> bool:
     """Whether `use` of this size takes about as much longer as it is larger, in seconds of the processor."""
     small, large = (_seconds(use, each) for each in (size // LARGER, size))
     return large < LINEAR * small + NOISE
+
+
+def rounds(use: Callable[[], object]) -> float:
+    """What `use` costs the processor, in millions of rounds of a plain loop: both are slow on a slow machine."""
+    spent = _seconds(lambda _: use(), 0)
+    return spent / _seconds(_count, 1_000_000)
+
+
+def _count(size: int) -> None:
+    for _ in range(size):
+        pass
 
 
 def _seconds(use: Callable[[int], object], size: int) -> float:

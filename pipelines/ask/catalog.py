@@ -1,7 +1,7 @@
 """What can be asked for, by WebUI's names: samplers, schedule types, upscalers, noise sources.
 
 Pure data, so that requests and plans can be checked without torch. The algorithms behind the names live in
-`samplers.py`, `schedules.py`, `upscale.py` and `noise.py`; a test keeps both sides complete.
+`samplers.py`, `schedules.py`, `enlarging.py` and `noise.py`; a test keeps both sides complete.
 """
 
 import re

@@ -40,7 +40,5 @@ def beyond_webui(model: Model, plan: HighresPlan) -> list[str]:
     """Return what is drawn here and is an error in WebUI, for the log."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
     if upscale and upscale.latent and channels == INPAINTING_CHANNELS:
-        return [
-            f"WebUI cannot draw a highres fix by {upscale.upscaler} with an inpainting checkpoint. It is drawn."
-        ]
+        return [f"WebUI cannot draw a highres fix by {upscale.upscaler} with an inpainting checkpoint. It is drawn."]
     return []

@@ -16,11 +16,11 @@ from pipelines.runtime.isolation import limit_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
 WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF", "GIF")
-"""What generation parameters are read from."""
+"""The formats that generation parameters are read from."""
 SCANS_MAX = 100
-"""Of a JPEG; encoders write about 10. Every scan goes over all of the picture."""
+"""The most scans in a JPEG; encoders write about 10. Every scan goes over all of the picture."""
 STRIP = 256
-"""Rows that are handed over at a time."""
+"""The number of rows that are handed over at a time."""
 
 
 def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> dict[str, Any]:

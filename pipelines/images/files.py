@@ -54,7 +54,7 @@ class OutputFolder:
         self._folder, self._id = _new_folder(), _new_id()
 
     def stop(self) -> None:
-        """Have no file written that is not yet; does not wait for those that are half written."""
+        """Cancel files that are not yet started; do not wait for those that are half written."""
         for task in self._begun:
             task.stop()
         self._begun.clear()

@@ -103,7 +103,9 @@ def read_data(text: str) -> GenerationData:
     text, wildcards = lift_wildcards(text)
     if not text.strip():
         return replace(NO_DATA, wildcards=wildcards)
-    data = read_settings(text) if holds_settings(text) else read(text)
+    if holds_settings(text):
+        return replace(read_settings(text), wildcards=wildcards)
+    data = read(text)
     if not data.values.keys() - _PROMPTS and not data.unknown and not data.doubts:
         rule = "there is no line of parameters in it, and no setting such as ENSD: 31337"
         raise InvalidInput("generation_data", text, rule, "Write settings as key: value, on lines or after commas.")

@@ -103,10 +103,12 @@ def _joined(
 def _added(path: Path, name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return a copy of the UNet's own weight with the file's product `up @ down`, if there is one, in float32."""
     layer = name.removesuffix(".weight")
-    up, down = tensors.get(f"{layer}.up"), tensors.get(f"{layer}.down")
-    if up is None or down is None:
+    parts = [tensors[f"{layer}.{part}"] for part in ("up", "down") if f"{layer}.{part}" in tensors]
+    if not parts:
         return own.clone()
-    up, down = up.flatten(1), down.flatten(1)
+    if len(parts) == 1 or not all(part.dim() and part.numel() for part in parts):
+        raise ModelError(f"{path}: lacks a half of its product for {layer}. The file is cut or of another form.")
+    up, down = (part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts)
     if up.shape[1] != down.shape[0] or len(down) > RANK_MAX or len(up) * down.shape[1] != own.numel():
         shapes = f"{tuple(up.shape)} by {tuple(down.shape)}"
         raise ModelError(f"{path}: its product for {layer} ({shapes}) does not fit the UNet's {tuple(own.shape)}.")

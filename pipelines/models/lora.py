@@ -176,19 +176,7 @@ def _read(file: ExtraFile, layers: Mapping[str, _Layer], family: Family) -> Lora
         raise ModelError(f"{path}: holds no tensors. Give a LoRA made for {family.name}.")
     _check_family(path, tensors, family)
     check_plain(path, tensors)
-    found: dict[_Layer, dict[str, str]] = {}
-    left: list[str] = []
-    for name in tensors:
-        match = _NAME.fullmatch(_spelled(name))
-        layer = layers.get(match[1].replace(".", "_")) if match else None
-        if match and layer:
-            found.setdefault(layer, {})[match[2]] = name
-        elif not name.startswith(BUNDLED):
-            left.append(name)
-    for layer, names in list(found.items()):
-        if not _acts(layer, names):
-            left += found.pop(layer).values()
-        left += [names.pop(part) for part in [part for part in METHODS if part in names][1:]]  # one method counts
+    found, left = _sorted(tensors, layers)
     if not found and not any(name.startswith(BUNDLED) for name in tensors):
         raise ModelError(f"{path}: {_what_else(next(iter(tensors)), tensors, family)}")
     left += [name for layer in _incomplete(found) for name in found.pop(layer).values()]
@@ -203,6 +191,24 @@ def _incomplete(found: Iterable[_Layer]) -> list[_Layer]:
     """Return the layers of attentions in OpenCLIP of which a file does not change all four. WebUI leaves these out."""
     parts = Counter(layer.joined for layer in found if layer.joined)
     return [layer for layer in found if layer.joined and parts[layer.joined] < ATTENTION_LAYERS]
+
+
+def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_Layer, dict[str, str]], list[str]]:
+    """Return the tensors' names by layer and part, and the names of those that are for nothing here."""
+    found: dict[_Layer, dict[str, str]] = {}
+    left: list[str] = []
+    for name in names:
+        match = _NAME.fullmatch(_spelled(name))
+        layer = layers.get(match[1].replace(".", "_")) if match else None
+        if match and layer:
+            found.setdefault(layer, {})[match[2]] = name
+        elif not name.startswith(BUNDLED):
+            left.append(name)
+    for layer, parts in list(found.items()):
+        if not _acts(layer, parts):
+            left += found.pop(layer).values()
+        left += [parts.pop(part) for part in [part for part in METHODS if part in parts][1:]]  # one method counts
+    return found, left
 
 
 def _acts(layer: _Layer, parts: Mapping[str, str]) -> bool:

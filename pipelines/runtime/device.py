@@ -3,7 +3,7 @@
 CPU: float32, the format of the parity promise, and everything as torch has it: there, other memory formats, compiling
 and sliced attention cost more than they gain. CUDA: float16, the format that checkpoints of this kind are published in;
 the VAE falls back to float32 by itself when a decode is not finite (`vae.py`); channels come last in memory and
-networks are compiled (`compiled.py`). MPS: float16, as a best effort.
+networks are compiled (`compiling.py`). MPS: float16, as a best effort.
 Attention is torch's own choice everywhere, and guidance one batch. Nothing here changes a plan or a sampler: those work
 on float32 latents everywhere.
 """

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 ANSWER_MAX = 16 << 20
-"""Bytes of an answer, which holds at most the text of a picture."""
+"""The most bytes in an answer, which holds at most the text of a picture."""
 WAIT = 0.02
 """Seconds between two looks at whether the prediction was cancelled."""
 START_SECONDS = 60.0
-"""For the helper's imports."""
+"""The time limit for the helper's imports."""
 
 
 @dataclass(frozen=True)

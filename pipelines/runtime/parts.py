@@ -7,6 +7,7 @@ the same time. On a GPU no operation takes long enough to matter.
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ from torch.overrides import TorchFunctionMode
 from pipelines.runtime.worker import stop_if_asked
 
 SCORES = 50_000_000
-"""Of an attention's part, for each of torch's threads: a third of a second on a slow core."""
+"""The most scores in one part of an attention, for each of torch's threads: a third of a second on a slow core."""
 QUERIES = 768
-"""The least of an attention's part: from here on torch's kernel works in the same blocks whatever the number is."""
+"""The fewest queries in one part of an attention: from here on torch's kernel works in blocks of the same size."""
 PRODUCTS = 10_000_000_000
-"""Multiplications of a convolution's part, for each of torch's threads: a third of a second on a slow core."""
+"""The most multiplications in one part of a convolution, for each of torch's threads: a third of a second too."""
 SHORT_SECONDS = 0.25
-"""Of a network's call, of which the next one needs no look at every operation."""
+"""After a call of a network that was shorter than this, the next call skips the look at every operation."""
 
 
 class InParts(TorchFunctionMode):
@@ -84,16 +85,20 @@ def _parts(length: int, most: int) -> list[tuple[int, int]]:
 Pair = int | tuple[int, int]
 
 
-def _convolution(
-    image: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-) -> Tensor:
+@dataclass(frozen=True)
+class _How:
+    """What torch.conv2d takes after its tensors, in its order."""
+
+    stride: Pair = 1
+    padding: Pair | str = 0
+    dilation: Pair = 1
+    groups: int = 1
+
+
+def _convolution(image: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **options: Any) -> Tensor:
     """A convolution of (B, C, h, w), some rows of its result at a time."""
+    how = _How(*args, **options)
+    stride, padding, dilation, groups = how.stride, how.padding, how.dilation, how.groups
     if image.dim() != 4 or isinstance(padding, str):
         return torch.conv2d(image, weight, bias, stride, padding, dilation, groups)
     (step, _), (above, left), (apart, _) = _pair(stride), _pair(padding), _pair(dilation)

@@ -389,6 +389,16 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
             "a PEFT adapter of a ControlNet,",
         ),
         ("control_lora", lambda t: t | {"time_embed.0.up": torch.zeros(3, 4)}, "product for time_embedding.linear_1"),
+        (
+            "control_lora",
+            lambda t: t | {"time_embed.0.up": torch.zeros(())},
+            "a half of its product for time_embedding",
+        ),
+        (
+            "control_lora",
+            lambda t: {n: v for n, v in t.items() if n != "time_embed.0.up"},
+            "lacks a half of its product",
+        ),
         ("control_lora", lambda t: {n: v for n, v in t.items() if "zero_convs.0" not in n}, "lacks controlnet_down"),
         ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "made for SDXL"),
         ("ip", lambda t: t | {"image_proj.proj.3.weight": torch.zeros(2)}, "an IP-Adapter of the full face. Give"),

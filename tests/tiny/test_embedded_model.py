@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pastel_tiny import measure
 from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.judge import Judge, load_judge, shown, truth
 from pastel_tiny.measure import (
@@ -34,7 +35,7 @@ from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
 
 Pictures = NDArray[np.uint8]
-STEPS = 8
+DRAFT = replace(measure.DRAFT, num_inference_steps=8)
 HIRES = HiresSettings(steps=5, denoising_strength=0.55)
 
 pytestmark = pytest.mark.xdist_group("embedded model")  # whose pictures are drawn once
@@ -53,7 +54,7 @@ def asked() -> list[Asked]:
 
 @pytest.fixture(scope="module")
 def pictures(networks: Model, asked: list[Asked]) -> Pictures:
-    return np.stack(list(drawn(networks, [each.prompt for each in asked], 5.0, steps=STEPS)))
+    return np.stack(list(drawn(networks, [each.prompt for each in asked], DRAFT)))
 
 
 def test_the_judge_knows_drawn_scenes(judge: Judge) -> None:
@@ -82,7 +83,7 @@ def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list
 
 def test_guidance_makes_pictures_follow(judge: Judge, networks: Model, pictures: Pictures, asked: list[Asked]) -> None:
     """By more than one picture of ten, in the colours, which need it most."""
-    loose = np.stack(list(drawn(networks, [each.prompt for each in asked[:10]], 1.0, steps=STEPS)))
+    loose = np.stack(list(drawn(networks, [each.prompt for each in asked[:10]], replace(DRAFT, guidance_scale=1.0))))
     weak, strong = accuracy(judge, loose, asked[:10]), accuracy(judge, pictures[:10], asked[:10])
     assert weak["subject_colour"] + weak["ground_colour"] < strong["subject_colour"] + strong["ground_colour"] - 0.1
 
@@ -90,7 +91,7 @@ def test_guidance_makes_pictures_follow(judge: Judge, networks: Model, pictures:
 def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Model) -> None:
     prompts = ["a house on the green hills"] * 4
     with_it, without = (
-        share(judge, np.stack(list(drawn(networks, prompts, 5.0, negative, steps=STEPS))), "sky", "blue")
+        share(judge, np.stack(list(drawn(networks, prompts, replace(DRAFT, negative_prompt=negative)))), "sky", "blue")
         for negative in ("", "blue sky")
     )
     assert without < with_it - 0.3
@@ -100,7 +101,7 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
     networks: Model, pictures: Pictures, asked: list[Asked]
 ) -> None:
     prompts = [each.prompt for each in asked[:3]]
-    finals = np.stack(list(drawn(networks, prompts, 5.0, hires=HIRES, steps=STEPS)))
+    finals = np.stack(list(drawn(networks, prompts, replace(DRAFT, hires=HIRES))))
     resized, real = enlarged(pictures[:3], 256), real_pictures(32, 256)
     assert abs(detail(finals) - detail(real)) < abs(detail(resized) - detail(real))
     assert spectrum_distance(finals, real) < spectrum_distance(resized, real)
@@ -111,7 +112,7 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
 @pytest.mark.parametrize("size", [(128, 192), (192, 128)])
 def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Model, size: tuple[int, int]) -> None:
     """Weights that never saw such pictures at twice the size filled 74 % of the circle at 2:3, often with two suns."""
-    suns = np.stack(list(drawn(networks, [SUN] * 2, 5.0, hires=HIRES, steps=STEPS, size=size)))
+    suns = np.stack(list(drawn(networks, [SUN] * 2, replace(DRAFT, hires=HIRES, width=size[0], height=size[1]))))
     assert roundness(suns) > 0.8
     # the control: two that have grown together
     side_by_side = np.where(suns[..., 1:2] < 170, suns, np.roll(suns, suns.shape[2] // 8, axis=2))

@@ -481,8 +481,8 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 def test_secrets_are_left_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "odd-token")
-    text = "https://me:pass@host/x?token=abc and odd-token and hf_abcdefghij, https://host/y#z www.host.com/x?token=abc"
-    assert redacted(text) == "https://host/x and *** and hf_***, https://host/y www.host.com/x"
+    text = "https://me:pass@host/x?token=abc, odd-token and hf_abcdefghij, https://host/y#z, www.host.com/x?token=abc"
+    assert redacted(text) == "https://host/x, *** and hf_***, https://host/y, www.host.com/x"
     assert redacted("a cat/dog? (1girl:1.2), 3.5/4?") == "a cat/dog? (1girl:1.2), 3.5/4?"
 
 

@@ -6,7 +6,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from pipelines.upscalers.esrgan import load_esrgan
 from script.schema import ROOT
 from tests import attacks
 from tests.folders import save
+from tests.growth import rounds
 from weights_script.convert import convert
 from weights_script.resolve import ResolvedModel, resolve
 
@@ -254,6 +254,22 @@ def peak_from_here() -> int:
     return memory("VmRSS")
 
 
+def refusal_of(use: Callable[[], object]) -> str:
+    with pytest.raises(ModelError) as refusal:
+        use()
+    return str(refusal.value)
+
+
+def refusal_in_a_thread(use: Callable[[], object]) -> str:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(refusal_of, use).result()
+
+
+CHEAP = 200
+"""Millions of rounds of a loop, which take about five seconds on a slow core. The costliest refusal takes a second
+there; before these files were looked at first, they took 8 s to minutes."""
+
+
 @pytest.mark.parametrize("name", attacks.WEIGHTS)
 def test_an_attack_by_weights_costs_next_to_nothing(files: ModelFiles, tmp_path: Path, name: str) -> None:
     """As an embedding and as a checkpoint, in a thread, whose stack is small."""
@@ -263,12 +279,10 @@ def test_an_attack_by_weights_costs_next_to_nothing(files: ModelFiles, tmp_path:
         lambda: read_embedding(ExtraFile.at(path, "embedding_file"), 768),
         lambda: load(replace(files, checkpoint=path)),
     )
-    before, began = peak_from_here(), time.process_time()
-    for use in uses:
-        with ThreadPoolExecutor(1) as thread, pytest.raises(ModelError) as refusal:
-            thread.submit(use).result()
-        assert len(str(refusal.value)) < 2000
-    assert time.process_time() - began < 5, "it takes a second on a slow core"
+    before = peak_from_here()
+    said: list[str] = []
+    assert rounds(lambda: said.extend(map(refusal_in_a_thread, uses))) < CHEAP
+    assert max(map(len, said)) < 2000
     assert memory("VmHWM") - before < 2 * path.stat().st_size + (100 << 20)
 
 
@@ -292,7 +306,7 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     layers = {f"{TEXT}encoder.layers.{k}.mlp.fc1.weight": torch.zeros(1, 1) for k in range(5000)}
     save_file(layers | {FIRST: torch.zeros(1, 4, 1, 1)}, tmp_path / "deep.safetensors")
     code = (
-        "import sys, time, torch; from pathlib import Path\n"
+        "import sys, torch; from pathlib import Path; from tests.growth import rounds\n"
         "from pipelines.errors import ModelError; from pipelines.upscalers.esrgan import load_esrgan\n"
         "from pipelines.models.loader import load; from pipelines.ask.identity import ModelFiles\n"
         "def size(key):\n"
@@ -300,19 +314,23 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
         "    return next(int(line.split()[1]) for line in lines if line.startswith(key)) // 1024\n"
         "upscaler = lambda path: load_esrgan(path, torch.device('cpu'), torch.float32)\n"
         "checkpoint = lambda path: load(ModelFiles(name='x', checkpoint=path, vae=None))\n"
+        "def refused(use, path):\n"
+        "    try: use(path)\n"
+        "    except ModelError: return\n"
+        "    raise ValueError(path)\n"
         "for use in (upscaler, checkpoint):\n"  # the first brings spandrel
         "    for path in sorted(Path(sys.argv[1]).glob('[!4]*')):\n"
-        "        Path('/proc/self/clear_refs').write_text('5'); before, start = size('VmRSS'), time.process_time()\n"
-        "        try: use(path)\n"
-        "        except ModelError: print(path.name, time.process_time() - start, size('VmHWM') - before)\n"
+        "        Path('/proc/self/clear_refs').write_text('5'); before = size('VmRSS')\n"
+        "        try: print(path.name, rounds(lambda: refused(use, path)), size('VmHWM') - before)\n"
+        "        except ValueError: pass\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     told = [line.split() for line in done.stdout.splitlines()]
     assert len(told) == 10, done.stderr
-    for name, seconds, megabytes in told[1:]:  # the very first imports
-        assert float(seconds) < 5, name
+    for name, cost, megabytes in told[1:]:  # the very first imports
+        assert float(cost) < CHEAP, name
         assert int(megabytes) < 100, name
 
 

@@ -674,6 +674,12 @@ def test_what_is_no_generation_data_is_told_by_its_own_words(text: str) -> None:
     assert str(caught.value).startswith(f"generation_data={shown!r}: ")
 
 
+def test_a_prompt_of_the_hires_pass_alone_is_a_setting() -> None:
+    assert read_data("Hires prompt: a snowman <lora:snowman:0.5>").values == {
+        "hires_prompt": "a snowman <lora:snowman:0.5>"
+    }
+
+
 def test_what_the_form_overrides_does_not_come_from_the_data() -> None:
     told = said_by_data(asked(f"a\n{PLAIN}", width=128))
     assert "width" not in told

@@ -1,4 +1,4 @@
-"""deploy/: Knative's own schema, and what this container needs of it."""
+"""deploy/: the manifests fit the schemas of Knative and Istio, and what this container needs of them."""
 
 import ipaddress
 import json
@@ -12,12 +12,30 @@ from script.schema import ROOT
 
 SERVICE = yaml.safe_load((ROOT / "deploy" / "knative.yaml").read_text(encoding="utf-8"))
 SPEC = SERVICE["spec"]["template"]["spec"]
+ROUTE = yaml.safe_load((ROOT / "deploy" / "knative-route.yaml").read_text(encoding="utf-8"))
 POLICY = yaml.safe_load((ROOT / "deploy" / "network-policy.yaml").read_text(encoding="utf-8"))
 
 
-def test_valid_against_the_schema_of_knative() -> None:
-    schema = json.loads((ROOT / "tests" / "data" / "knative_service_schema.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator(schema).validate(SERVICE)
+SCHEMAS = {"knative_service_schema.json": SERVICE, "istio_virtual_service_schema.json": ROUTE}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_valid_against_the_schema(name: str) -> None:
+    """The control: the schema refuses a field that it does not know."""
+    validator = jsonschema.Draft202012Validator(json.loads((ROOT / "tests" / "data" / name).read_text("utf-8")))
+    validator.validate(SCHEMAS[name])
+    assert not validator.is_valid(SCHEMAS[name] | {"spec": SCHEMAS[name]["spec"] | {"retry": 3}})
+
+
+def test_the_route_asks_the_service_again_after_a_409_and_not_for_ever() -> None:
+    """Nothing else is sent again: a request that failed in another way may have drawn already."""
+    (rule,) = ROUTE["spec"]["http"]
+    assert rule["rewrite"]["authority"].split(".")[0] == SERVICE["metadata"]["name"]
+    assert rule["retries"]["retryOn"] == "retriable-4xx"
+    assert 1 < rule["retries"]["attempts"] <= 10
+    assert "perTryTimeout" not in rule["retries"], "a picture that is being drawn would be asked for twice"
+    assert rule["timeout"] == f"{SPEC['timeoutSeconds']}s"
+    assert rule["match"] == [{"uri": {"prefix": "/predictions"}}], "which keeps /shutdown inside"
 
 
 def test_a_copy_gets_one_request_at_a_time() -> None:

@@ -1,5 +1,6 @@
 """What the documents link to and name exists, and their tables are whole."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def test_every_command_and_file_that_is_named_exists(document: Path) -> None:
     missing = [path for path in paths if not (ROOT / path).exists()]
     missing += [name for name in re.findall(r"`(\w+\.py)`", text) if name not in MODULES]
     assert missing + [module for module in modules if not is_module(module)] == []
+
+
+SOURCES = [path for path in ROOT.glob("**/*.py") if ".venv" not in path.parts]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_name_modules_that_exist(source: Path) -> None:
+    nodes = ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+    texts = [node.value.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    named = {name for text in texts if isinstance(text, str) for name in re.findall(r"`([\w./]+\.py)`", text)}
+    assert [name for name in named if Path(name).name not in MODULES] == []
 
 
 def is_module(name: str) -> bool:

@@ -61,12 +61,17 @@ def test_variation_ends_at_either_noise(strength: float) -> None:
     mixed = Noise(
         [1], SHAPE, device=CPU, variation_seeds=[2], settings=NoiseSettings(variation_strength=strength)
     ).initial()
-    torch.testing.assert_close(mixed, Noise([1 + int(strength)], SHAPE, device=CPU).initial(), atol=1e-5, rtol=0)
+    ends = [Noise([seed], SHAPE, device=CPU).initial() for seed in (1, 2)]
+    # Four ulps of a value below 4, which are 2.4e-7 each. The control is the other end.
+    torch.testing.assert_close(mixed, ends[int(strength)], atol=1e-6, rtol=0)
+    assert not torch.allclose(mixed, ends[1 - int(strength)], atol=1e-2)
 
 
 def test_slerp_of_equal_noise_is_that_noise() -> None:
     noise = Noise([5], SHAPE, device=CPU).initial()[0]
-    torch.testing.assert_close(slerp(noise, noise, 0.4), noise)
+    # Two parts are multiplied and added: four ulps of a value below 4. The control mixes in other noise.
+    torch.testing.assert_close(slerp(noise, noise, 0.4), noise, atol=1e-6, rtol=0)
+    assert not torch.allclose(slerp(noise, noise.flip(0), 0.4), noise, atol=1e-2)
 
 
 def test_philox_known_answer() -> None:
@@ -115,14 +120,18 @@ def test_brownian_increments_add_up() -> None:
     noise = Noise([1], SHAPE, device=CPU, span=(0.03, 14.6))
     whole = noise.brownian(10.0, 2.0) * 8**0.5
     parts = noise.brownian(10.0, 7.3) * 2.7**0.5 + noise.brownian(7.3, 2.0) * 5.3**0.5
-    torch.testing.assert_close(whole, parts, atol=2e-5, rtol=0)
+    swapped = noise.brownian(10.0, 7.3) * 5.3**0.5 + noise.brownian(7.3, 2.0) * 2.7**0.5
+    # Ten ulps of a path of up to 16, which are 1e-6 each. The control gives each part the other's share.
+    torch.testing.assert_close(whole, parts, atol=1e-5, rtol=0)
+    assert not torch.allclose(whole, swapped, atol=1e-2)
 
 
 @pytest.mark.parametrize("time", [0.03, 0.030001, 0.5, 7.315, 7.3149996, 14.6, 99.0])
 def test_a_bridge_has_the_variance_of_its_time(time: float) -> None:
+    """The bridge halves the span until it is within a millionth of the time."""
     seeds, weights = bridge(time, 0.03, 14.6, entropy=5)
     assert len(seeds) == len(weights) == len(set(seeds))
-    assert sum(weight**2 for weight in weights) == pytest.approx(min(time, 14.6) - 0.03, rel=1e-4, abs=1e-9)
+    assert sum(weight**2 for weight in weights) == pytest.approx(min(time, 14.6) - 0.03, rel=1e-6)
 
 
 def test_sde_noise_needs_the_span() -> None:
