@@ -143,8 +143,12 @@ class Shelf:
 def _picked(text: str, pick: Callable[[Any], str]) -> str:
     """What `pick` takes of a listing. Raises SourceFailed for an answer that is none."""
     try:
-        picked = pick(json.loads(text))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        listing = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 10,000 digits
+        raise SourceFailed("answered with something else than a listing") from error
+    try:
+        picked = pick(listing)
+    except (LookupError, TypeError, AttributeError) as error:
         raise SourceFailed("answered with something else than a listing") from error
     if len(picked) > 2 * NAME_MAX or shown(picked) != picked:
         raise SourceFailed("answered with a listing whose names cannot be used")
