@@ -319,6 +319,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     )
     try:
         address = urllib.parse.urlsplit(source if "://" in source else "")
+        _ = address.port  # which is read now, and may be no number
     except ValueError as error:
         raise elsewhere from error
     page = _HUB_PAGE.fullmatch(address.path)

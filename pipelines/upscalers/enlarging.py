@@ -89,7 +89,7 @@ def enlargement(asked: Asked, image: Any, told: str) -> Enlargement:
     Raises InvalidInput.
     """
     if image is None:
-        raise InvalidInput("image", "nothing", "Upscale only enlarges an image", "Send one.")
+        raise InvalidInput("image", "", "is empty, and Upscale only enlarges an image", "Send one.")
     own = of_group(HiresSettings, {name: value for name, value in asked.values.items() if name in SIZED})
     file = asked.upscalers.get(asked["hires_upscaler"])
     return Enlargement(image=image, by=HiresSettings(**{**own, "upscaler_file": file}), told=told)

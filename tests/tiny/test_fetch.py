@@ -643,6 +643,7 @@ def test_clean_leaves_what_a_fetch_recorded(
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),
         ("192.0.0.8", False),
+        ("168.63.129.16", False),
         ("240.0.0.1", False),
         ("fec0::1", False),
         ("::10.0.0.1", False),
@@ -970,7 +971,16 @@ def test_a_repository_whose_file_is_here_needs_no_hub(
 
 
 @pytest.mark.parametrize(
-    "listing", [b"[]", b'{"siblings": [{}]}', b"<html>", b"\xff", b'{"siblings": [{"rfilename": 1}]}']
+    "listing",
+    [
+        b"[]",
+        b'{"siblings": [{}]}',
+        b"<html>",
+        b"\xff",
+        b'{"siblings": [{"rfilename": 1}]}',
+        b'{"siblings": ' + b"1" * 100_000 + b"}",
+    ],
+    ids=lambda listing: listing[:20].decode("latin-1"),
 )
 def test_a_listing_that_is_none_is_told(hub_of_loras: Server, listing: bytes) -> None:
     hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]

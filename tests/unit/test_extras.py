@@ -238,6 +238,7 @@ def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) ->
         ("https://huggingface.co.example.com/c.safetensors", "must be an https address of"),
         ("https://user@example.com:1@huggingface.co.evil/c", "must be an https address of"),
         ("https://[huggingface.co/a", "must be an https address of"),
+        ("https://huggingface.co:notaport/a/b/resolve/main/c.safetensors", "must be an https address of"),
         ("file:///etc/passwd", "must be an https address of|nothing of this name"),
         ("../../etc/passwd", "nothing of this name"),
         ("a/b/../../../c", "nothing of this name"),
