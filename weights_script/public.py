@@ -20,8 +20,8 @@ _NOT_PUBLIC = [
     ipaddress.ip_network(each)
     for each in ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10", "64:ff9b:1::/48", "2001::/32")
 ]
-"""Networks of protocols and of sites, which Python's table takes for global, wholly or in some versions; and the address
-at which Azure's machines reach their host."""
+"""Networks of protocols and of sites, which Python's table takes for global, wholly or in some versions; and the
+address at which Azure's machines reach their host."""
 
 
 class PrivateAddress(OSError):
