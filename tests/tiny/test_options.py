@@ -166,17 +166,19 @@ def euler(networks: Model, skipped: Callable[[int, float], bool], prompt: str) -
     return x
 
 
+BOTH = SkippedGuidance(early=0.1, minimum_sigma=1, all_steps=True)
+
+
 @pytest.mark.parametrize(
-    ("settings", "skipped"),
+    ("settings", "skipped", "prompt"),
     [
-        (SkippedGuidance(early=0.34), lambda call, sigma: call in (0, 1, 2)),
-        (SkippedGuidance(minimum_sigma=4), lambda call, sigma: sigma < 4 and call % 2 == 1),
-        (SkippedGuidance(minimum_sigma=4, all_steps=True), lambda call, sigma: sigma < 4),
-        (SkippedGuidance(early=0.1, minimum_sigma=1, all_steps=True), lambda call, sigma: call == 0 or sigma < 1),
+        (SkippedGuidance(early=0.34), lambda call, sigma: call in (0, 1, 2), "a pink sun"),
+        (SkippedGuidance(minimum_sigma=4), lambda call, sigma: sigma < 4 and call % 2 == 1, "a sun AND a boat:0.5"),
+        (SkippedGuidance(minimum_sigma=4, all_steps=True), lambda call, sigma: sigma < 4, "a sun AND a boat:0.5"),
+        (BOTH, lambda call, sigma: call == 0 or sigma < 1, "sun, " * 80),
     ],
-    ids=["early", "every other", "all", "both"],
+    ids=["early", "every other", "all", "both, of prompts of two lengths"],
 )
-@pytest.mark.parametrize("prompt", ["a pink sun", "a pink sun AND a boat:0.5", "sun, " * 80])
 @torch.inference_mode()
 def test_guidance_is_skipped_where_webui_skips_it(
     networks: Model, settings: SkippedGuidance, skipped: Callable[[int, float], bool], prompt: str

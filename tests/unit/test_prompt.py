@@ -275,3 +275,37 @@ def test_deep_nesting_is_no_recursion() -> None:
     assert schedule("[a:" * depth + ":1]" * depth, 3)[-1] == (3, "")
     assert schedule("[" * depth + "a" + "]" * depth, 3) == [(3, "[" * depth + "a" + "]" * depth)]
     assert parse_attention("(" * depth + "a" + ")" * depth)[0][0] == "a"
+
+
+# --- prompt editing as before WebUI 1.6
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new"),
+    [
+        ("0.4", 4, 4),
+        ("0.99", 9, 9),
+        ("1.0", 1, 10),  # not below 1: a count
+        ("1.5", 1, 10),
+        ("5.5", 5, 10),
+        ("3", 3, 3),
+        (".25", 2, 2),
+        ("0", 0, 0),
+        ("-0.5", 0, 0),
+        ("-2", 0, 0),
+        ("30", 10, 10),
+    ],
+)
+def test_before_1_6_a_number_below_one_was_a_fraction_and_no_other(number: str, old: int, new: int) -> None:
+    def switch(entries: list[tuple[int, str]]) -> int:
+        return sum(1 for step in range(1, 11) if next(text for end, text in entries if step <= end) == "a")
+
+    assert switch(schedule(f"[a:b:{number}]", 10, old=True)) == old
+    assert switch(schedule(f"[a:b:{number}]", 10)) == new
+
+
+@given(st.text("ab[]:|0.1 ", max_size=24), st.integers(1, 30), st.integers(1, 30))
+def test_before_1_6_the_hires_pass_began_from_the_start(text: str, steps: int, hires_steps: int) -> None:
+    assert schedule(text, steps, hires_steps, old=True) == schedule(text, steps, old=True)
+    if "." not in text and "0" not in text:  # then every number is a count, which both rules read alike
+        assert schedule(text, steps, old=True) == schedule(text, steps)
