@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
+from script.compatibility import inputs as known_inputs
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / ".cog" / "openapi_schema.json"
 HOST = "127.0.0.1"
@@ -172,7 +174,7 @@ class CogServer(CogClient):
 
     def _message(self, inputs: Json) -> Json:
         """Raises ValueError: Cog drops an input that it does not know without a word."""
-        if unknown := inputs.keys() - json.loads(SCHEMA.read_bytes())["components"]["schemas"]["Input"]["properties"]:
+        if unknown := inputs.keys() - known_inputs(json.loads(SCHEMA.read_bytes())):
             raise ValueError(f"predict.py has no input {', '.join(sorted(unknown))}")
         return super()._message(inputs)
 

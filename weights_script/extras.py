@@ -208,12 +208,12 @@ def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> Co
     """
     if control.model not in files:
         return control
-    from pipelines.models.checkpoint import IP_ADAPTER, kind_of, map_tensors  # here: they import torch
+    from pipelines.models.checkpoint import IP_ADAPTER, content_of, kind_of, stored_in  # here: they import torch
 
     file, asked = files[control.model], control.preprocessor
     told = preprocessor_for(control.model)
     with file.blamed():
-        is_prompt = kind_of(map_tensors(file.path)) is IP_ADAPTER
+        is_prompt = kind_of(stored_in(file.path, content_of(file.path))) is IP_ADAPTER
     if is_prompt and asked not in (told, NO_PREPROCESSOR, IMAGE_PROMPT):
         rule = "an IP-Adapter sees its picture without a preprocessor"
         raise InvalidInput(f"controls, preprocessor of {control.model}", asked, rule, "Leave it out.")

@@ -60,14 +60,15 @@ def _kind_of(file: ExtraFile) -> str:
     from pipelines.models.checkpoint import (  # here: they import torch, which is there when files are sent
         content_of,
         kind_of,
-        map_tensors,
+        stored_in,
     )
     from pipelines.models.hypernetworks import is_hypernetwork
 
     with file.blamed():
-        if is_hypernetwork(content_of(file.path)):
+        content = content_of(file.path)
+        if is_hypernetwork(content):
             return "hypernetworks"
-        tensors = map_tensors(file.path)
+        tensors = stored_in(file.path, content)
     if not tensors:
         raise InvalidInput("files", name_of_upload(file.path.name), "holds no tensors", FIX)
     kind = kind_of(tensors)

@@ -274,9 +274,8 @@ def hypernetwork_tags(prompt: str, field: str = "prompt") -> list[HypernetworkTa
             try:
                 tags.append(HypernetworkTag(tag.args[0], _multiplier((*tag.args, "1")[1] or "1")))
             except ValueError:
-                shown = f"<{tag.kind}:{':'.join(tag.args)}>"
                 rule = f"the multiplier must be a number from -{MULTIPLIER_MAX} to {MULTIPLIER_MAX}"
-                raise InvalidInput(field, shown, rule, f"Write <{HYPERNETWORK_KIND}:name:0.8>.") from None
+                raise InvalidInput(field, str(tag), rule, f"Write <{HYPERNETWORK_KIND}:name:0.8>.") from None
     if len(tags) > LORAS_MAX:
         rule = f"at most {LORAS_MAX} hypernetworks in a prompt, this has {len(tags)}"
         raise InvalidInput(field, prompt, rule, "Leave some.")

@@ -250,7 +250,7 @@ def _network_notes(request: GenerationRequest) -> Iterator[str]:
     for tag in cut_networks(request.prompt)[1]:
         if tag.kind not in NETWORK_KINDS:
             known = "only LoRAs and hypernetworks are applied"
-            yield f"<{':'.join((tag.kind, *tag.args))}> is cut out of the prompt: {known}."
+            yield f"{tag} is cut out of the prompt: {known}."
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:

@@ -81,14 +81,12 @@ def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
     model, part, condition = drawing.model, drawing.plan.first, given.condition
     if condition is None:
         return Stage(model, prompts, extra_channels(drawing, part, drawing.canvas), image_vectors(drawing))
+    if model.image_prompt is not None:
+        vectors = _checked("image_cond", condition, (len(drawing.plan.seeds), model.image_prompt.width))
+        return Stage(model, prompts, vectors=vectors.to(drawing.place))
     channels = model.unet.network.config.in_channels - LATENT_CHANNELS
-    shape: tuple[int, ...] = (1, channels, *part.latent_shape[1:])
-    if model.image_prompt is not None:
-        shape = len(drawing.plan.seeds), model.image_prompt.width
-    condition = _checked("image_cond", condition, shape).to(drawing.place)
-    if model.image_prompt is not None:
-        return Stage(model, prompts, vectors=condition)
-    return Stage(model, prompts, channels=condition)
+    given_channels = _checked("image_cond", condition, (1, channels, *part.latent_shape[1:]))
+    return Stage(model, prompts, channels=given_channels.to(drawing.place))
 
 
 def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor | None:

@@ -114,9 +114,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises ModelError when the file is missing, cut, or of no readable form.
     """
-    content = content_of(path)
-    with _pickle_errors(path):
-        return mapped(path, tensors_in(content))
+    return mapped(path, stored_in(path, content_of(path)))
 
 
 def content_of(path: Path) -> Any:
@@ -126,6 +124,12 @@ def content_of(path: Path) -> Any:
     """
     with _header_errors(path) if is_safetensors(path) else _pickle_errors(path):
         return read_content(path)
+
+
+def stored_in(path: Path, content: Any) -> dict[str, Stored]:
+    """Return the tensors of what `content_of` found in the file, by their names. Raises ModelError."""
+    with _pickle_errors(path):
+        return tensors_in(content)
 
 
 def mapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
 from pipelines.families.layouts import control_layout
+from pipelines.models.changes import RANK_MAX
 from pipelines.models.checkpoint import kind_of
 from pipelines.models.network import adopt, built_of, check_weights, fill
 from pipelines.models.unet import fit_any_norm
@@ -23,8 +24,6 @@ from pipelines.runtime.device import Device
 
 TENSORS_MAX = 2000
 """In a ControlNet's file. More could only cost time."""
-RANK_MAX = 4096
-"""Of a Control-LoRA. No layer of Stable Diffusion 1.x has a larger one."""
 PREFIXES = {"control_model.": "control_model.time_embed.0.", "": "time_embed.0."}
 """What LDM's names begin with in the two forms that are published, and the layer that tells the form."""
 DIFFUSERS = "time_embedding.linear_1."

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -85,6 +84,8 @@ class DepthEstimator:
     @torch.inference_mode()
     def depth(self, picture: Image.Image) -> Tensor:
         """Return the nearness of everything in an RGB picture, (1, 1, h, w) in float32, of no certain range."""
+        import cv2  # half a second that starts can do without
+
         pixels = np.asarray(picture).astype(np.float32) / 255
         small = cv2.resize(pixels, prepared_size(*picture.size), interpolation=cv2.INTER_CUBIC)
         shown = torch.from_numpy((small - 0.5) / 0.5).permute(2, 0, 1)[None].to(self._network.device)

@@ -201,7 +201,8 @@ def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_L
     for layer, parts in list(found.items()):
         if not _acts(layer, parts):
             left += found.pop(layer).values()
-        left += [parts.pop(part) for part in [part for part in METHODS if part in parts][1:]]  # one method counts
+        for part in [part for part in METHODS if part in parts][1:]:  # one method counts
+            left.append(parts.pop(part))
     return found, left
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -112,8 +113,15 @@ class UNet:
 
     def __call__(self, call: UNetCall) -> Tensor:
         """Return the network's output (rows, 4, h, w)."""
-        with _shown(self.network, call.pictures):
+        if not call.pictures:
             return call.compute(self.network)
+        with _shown(self._cross_attentions, call.pictures):
+            return call.compute(self.network)
+
+    @cached_property
+    def _cross_attentions(self) -> list[Attention]:
+        """What shows pictures, looked for once: an SD network has hundreds of modules, and is called at every step."""
+        return cross_attentions(self.network)
 
 
 def cross_attentions(network: UNet2DConditionModel) -> list[Attention]:
@@ -123,12 +131,11 @@ def cross_attentions(network: UNet2DConditionModel) -> list[Attention]:
 
 
 @contextmanager
-def _shown(network: UNet2DConditionModel, pictures: Sequence[PicturePrompt]) -> Iterator[None]:
-    """Inside, the cross-attentions take a tuple of the prompt's tokens and of every picture's.
+def _shown(attentions: Sequence[Attention], pictures: Sequence[PicturePrompt]) -> Iterator[None]:
+    """Inside, these cross-attentions take a tuple of the prompt's tokens and of every picture's.
 
     What computed them before comes back, the very same objects: compiled code of the network stays valid.
     """
-    attentions = cross_attentions(network) if pictures else []
     before = [attention.processor for attention in attentions]
     try:
         for place, attention in enumerate(attentions):
