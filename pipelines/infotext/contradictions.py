@@ -21,18 +21,28 @@ def size_of(text: str) -> Size | None:
 def told_twice(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Name settings and facts with more than one value. `pairs` are all keys and values of the block."""
     told: dict[str, list[str]] = {}
-    sides: dict[str, str] = {}
+    sides: dict[tuple[str, ...], dict[str, str]] = {}
     for key, value in pairs:
         own = own_key(key)
-        if folded(key) in ("width", "height"):
-            sides[folded(key)] = value
+        if found := _side(folded(key)):
+            sides.setdefault(found, {})[folded(key)] = value
         elif own is not None and not value.endswith("Scheduler"):  # SD.Next tells diffusers' class there
             told.setdefault(own, []).append(value)
-    if len(sides) == 2:
-        told.setdefault("Size", []).append(f"{sides['width']}x{sides['height']}")
+    for names, values in sides.items():
+        if len(values) == 2:
+            told.setdefault("Size", []).append("x".join(values[name] for name in names))
     for key, said in told.items():
         if not all(_alike(said[0], other) for other in said):
             yield f"it tells {key} in more than one way: {', '.join(dict.fromkeys(said))}"
+
+
+_SIDES = (("width", "height"), ("size-1", "size-2"))
+"""Folded keys of the two sides of a size."""
+
+
+def _side(key: str) -> tuple[str, ...]:
+    """Return the pair of keys that a side of a size belongs to, or ()."""
+    return next((names for names in _SIDES if key in names), ())
 
 
 def _alike(first: str, second: str) -> bool:

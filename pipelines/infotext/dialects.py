@@ -104,6 +104,21 @@ def _from_comfyui(dialect: Dialect) -> None:
     _strength(dialect, "denoise")
 
 
+_STEPS_OF_FOOOCUS = {"quality": "60", "speed": "30", "extreme speed": "8", "lightning": "4", "hyper-sd": "4"}
+"""How many steps its `Performance` means."""
+
+
+def _from_fooocus(dialect: Dialect) -> None:
+    """Read the steps from the performance, which tells them in newer versions."""
+    performance = dialect.take("performance")
+    if performance is None or "Steps" in dialect.fields:
+        return
+    if steps := _STEPS_OF_FOOOCUS.get(folded(performance)):
+        dialect.fields["Steps"] = steps
+    else:
+        dialect.fields["Performance"] = performance
+
+
 _CLASSES = {
     "ddimscheduler": "DDIM",
     "eulerancestraldiscretescheduler": "Euler a",
@@ -173,5 +188,6 @@ def _single_pass_of_sdnext(dialect: Dialect, from_picture: bool, enlarged: bool)
 _ADAPTED: Mapping[str, Callable[[Dialect], None]] = {
     COMFYUI: _from_comfyui,
     DRAW_THINGS: _from_draw_things,
+    FOOOCUS: _from_fooocus,
     SDNEXT: _from_sdnext,
 }

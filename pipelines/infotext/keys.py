@@ -3,6 +3,7 @@
 What stands in none of these tables asks for something that is not done here: a strict request is then refused.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -155,3 +156,25 @@ def same_value(first: str, second: str) -> bool:
 def first_said(said: Mapping[str, Any], *keys: str) -> str:
     """Return the first of these values that is not empty, as text."""
     return next((str(said[key]) for key in keys if said.get(key)), "")
+
+
+def as_key(name: str) -> str:
+    """Return a name in JSON as a key that a block can hold: two or more letters, digits, spaces, - and /."""
+    key = " ".join(re.sub(r"[^\w\-/]+|_", " ", name).split())
+    return key if len(key) > 1 and key[0].isalnum() else f"key {key}".strip()
+
+
+def as_text(value: object) -> str:
+    """Turn a value in JSON into text: an object's name, the first of a list of prompts, "" for what says nothing."""
+    if value is None or value is False or value in ([], {}):
+        return ""
+    if isinstance(value, dict):
+        return first_said(value, "model_name", "name", "key") or _dumped(value)
+    if isinstance(value, list):
+        first = value[0]
+        return (first_said(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
+    return str(value)
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -22,8 +22,9 @@ from pipelines.infotext.dialects import (
     SWARMUI,
     program_of,
 )
-from pipelines.infotext.keys import SETTING_KEYS, first_said, folded, own_key
+from pipelines.infotext.keys import SETTING_KEYS, as_key, as_text, folded, own_key
 from pipelines.infotext.syntax import NEGATIVE, write
+from pipelines.infotext.webui_api import fields_of_request, is_request
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class _Form:
     program: str
     signs: frozenset[str]
     keys: Mapping[str, str]
+    harmless: frozenset[str] = frozenset()
+    """Keys that ask for nothing, in lower case."""
 
 
 _USUAL = {
@@ -81,29 +84,6 @@ _USUAL = {
     "vae": "VAE",
     "clip_skip": "Clip skip",
     "denoising_strength": "Denoising strength",
-}
-_OF_WEBUI = _USUAL | {
-    "sampler_name": "Sampler",
-    "sampler_index": "Sampler",
-    "subseed": "Variation seed",
-    "subseed_strength": "Variation seed strength",
-    "hr_scale": "Hires upscale",
-    "hr_upscaler": "Hires upscaler",
-    "hr_second_pass_steps": "Hires steps",
-    "hr_sampler_name": "Hires sampler",
-    "hr_scheduler": "Hires schedule type",
-    "hr_prompt": "Hires prompt",
-    "hr_negative_prompt": "Hires negative prompt",
-    "sd_model_name": "Model",
-    "sd_model_hash": "Model hash",
-    "sd_vae_name": "VAE",
-    "sd_vae_hash": "VAE hash",
-    "eta": "Eta",
-    "s_churn": "Sigma churn",
-    "s_noise": "Sigma noise",
-    "s_tmin": "Sigma tmin",
-    "s_tmax": "Sigma tmax",
-    "tiling": "Tiling",
 }
 _OF_CIVITAI = _USUAL | {
     "negativePrompt": "Negative prompt",
@@ -126,27 +106,32 @@ _FORMS = (
             "strength": "Strength",
             "seed_mode": "Seed mode",
         },
+        frozenset(("v2", "profile", "model_version")),
     ),
     _Form(
         SWARMUI,
         frozenset(("cfgscale", "prompt")),
         _USUAL | {"negativeprompt": "Negative prompt", "cfgscale": "CFG scale"},
+        frozenset(("images", "aspectratio", "swarm_version")),
     ),
     _Form(
         INVOKEAI,
         frozenset(("positive_prompt",)),
         _USUAL | {"positive_prompt": "Prompt", "scheduler": "Sampler"},
+        frozenset(("app_version", "generation_mode", "metadata_version", "canvas_v2_metadata", "rand_device")),
     ),
     _Form(INVOKEAI, frozenset(("prompt", "threshold", "perlin")), _USUAL),
     _Form(
         NOVELAI,
         frozenset(("uc", "scale")),
         _USUAL | {"uc": "Negative prompt", "scale": "CFG scale", "noise_schedule": "Schedule type"},
+        frozenset(("request_type", "signed_hash", "n_samples", "version", "hide_debug_overlay", "stream")),
     ),
     _Form(
         FOOOCUS,
-        frozenset(("base_model", "performance")),
+        frozenset(("base_model", "prompt")),
         _USUAL | {"base_model": "Model", "base_model_hash": "Model hash", "resolution": "Size"},
+        frozenset(("metadata_scheme", "version", "created_by", "full_prompt", "full_negative_prompt")),
     ),
     _Form(
         EASY_DIFFUSION,
@@ -158,19 +143,15 @@ _FORMS = (
             "use_stable_diffusion_model": "Model",
             "use_vae_model": "VAE",
         },
+        frozenset(
+            {"original_prompt", "active_tags", "inactive_tags", "session_id", "num_outputs", "vram_usage_level"}
+            | {"output_format", "output_quality", "output_lossless", "metadata_output_format", "block_nsfw"}
+            | {"show_only_filtered_image", "stream_image_progress", "stream_progress_updates", "used_random_seed"}
+        ),
     ),
-    _Form("", frozenset(("prompt", "cfgScale")), _OF_CIVITAI),
-    _Form("", frozenset(("prompt", "cfg_scale", "steps")), _OF_WEBUI),
+    _Form("", frozenset(("prompt", "cfgScale")), _OF_CIVITAI, frozenset(("nsfw", "basemodel", "batchsize"))),
 )
 """The first whose signs all stand in an object is its form."""
-_API_ONLY = frozenset(
-    {"send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "n_iter", "batch_size", "enable_hr"}
-    | {"init_images"}
-    | {"all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "job_timestamp", "index_of_first_image"}
-    | {"override_settings_restore_afterwards", "infotexts", "is_using_inpainting_conditioning", "nsfw", "baseModel"}
-)
-"""Keys of requests to WebUI and of its answers that change nothing, or only where others say so."""
-
 _WRAPPERS = ("parameters", "sui_image_params", "invokeai_metadata", "sd-metadata", "meta", "image", "Comment")
 """Keys whose value, an object or text, is the generation data itself."""
 _WRAPPED_MOST = 4
@@ -201,7 +182,7 @@ def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
     for form in _FORMS:
         if form.signs <= data.keys():
             return _as_block(dict(_by_our_keys(form, data)), form.program)
-    return None
+    return _as_block(fields_of_request(data), "") if is_request(data) else None
 
 
 def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
@@ -229,41 +210,11 @@ def _json(text: str) -> Any:
 
 
 def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what an object says by our keys. In WebUI's own forms, unknown keys are kept."""
-    unused = _without_effect(data)
+    """Yield what an object says by our keys. Unknown keys are kept: they may ask for something."""
     for key, value in data.items():
-        own = form.keys.get(key) or form.keys.get(key.lower(), "")
-        if not own and not form.program:
-            own = key.replace("_", " ")
-        said = _as_text(value)
-        if own and said and key not in unused:
-            yield own, said
-
-
-def _without_effect(data: Mapping[str, Any]) -> frozenset[str]:
-    """Return the keys of a request to WebUI's API that change nothing in it."""
-    if "cfg_scale" not in data or data.get("enable_hr"):
-        return _API_ONLY
-    unused = {key for key in data if key.startswith("hr_")}
-    if not data.get("init_images"):
-        unused.add("denoising_strength")
-    return _API_ONLY | unused
-
-
-def _as_text(value: Any) -> str:
-    """Turn a value into text: the name of an object, the first of a list of prompts, "" for what says nothing."""
-    if value is None or value is False or value in ([], {}):
-        return ""
-    if isinstance(value, dict):
-        return first_said(value, "model_name", "name", "key") or _dumped(value)
-    if isinstance(value, list):
-        first = value[0]
-        return (first_said(first, "prompt") if isinstance(first, dict) else "") or _dumped(value)
-    return str(value)
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+        said = as_text(value)
+        if said and key.lower() not in form.harmless:
+            yield form.keys.get(key) or form.keys.get(key.lower()) or as_key(key), said
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------------------------------
@@ -359,14 +310,16 @@ def _of_list(text: str) -> Block | None:
     values = {_of_list_key(key): value for key, value in written.items()}
     if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
         values["Sampler"] = values.pop("Schedule type")
+    program = program_of(dict.fromkeys(written, "") | values)
     foreign = not values.keys() <= SETTING_KEYS
-    if not values.keys() >= (_OF_ANY_PICTURE if foreign else _OF_A_PICTURE):
-        return None
-    return _as_block(values, program_of(dict.fromkeys(written, "") | values))
+    needed = _OF_A_PROGRAM if program and foreign else _OF_ANY_PICTURE if foreign else _OF_A_PICTURE
+    return _as_block(values, program) if values.keys() >= needed else None
 
 
-_OF_ANY_PICTURE = frozenset(("Prompt", "Steps", "Seed"))
-"""What a list must say to be of a picture, where it also says what is no setting of ours."""
+_OF_A_PROGRAM = frozenset(("Prompt", "Seed"))
+"""What a list must say to be of a picture, if its keys tell the program."""
+_OF_ANY_PICTURE = _OF_A_PROGRAM | {"Steps"}
+"""The same where it says what is no setting of ours."""
 _OF_A_PICTURE = _OF_ANY_PICTURE | {"Sampler", "CFG scale"}
 """The same for a list of our settings alone."""
 

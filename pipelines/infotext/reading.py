@@ -9,7 +9,7 @@ settings, in the same words.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -199,10 +199,11 @@ def _with_size(fields: dict[str, str]) -> dict[str, str]:
     return {**fields, "Size": f"{by_name['width']}x{by_name['height']}"}
 
 
-def _written(parsed: Mapping[str, Value], written: Iterable[str]) -> dict[str, str]:
+def _written(parsed: Mapping[str, Value], written: Collection[str]) -> dict[str, str]:
     """Return what the block says, or implies by its version, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
-    said = {*written, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
+    joined = (key.removesuffix("-1") for key in written)
+    said = {*written, *joined, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
     old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
     if old and any("[" in fields.get(key, "") for key in EDITED):
         fields[OLD_EDITING] = "True"

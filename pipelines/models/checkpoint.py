@@ -81,7 +81,13 @@ T2I_ADAPTER = Kind(
 )
 IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
 IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
+_FACES = "Send a plain or a plus one: this form sees faces in a way that is not run here."
+FACE_ADAPTERS = (
+    Kind("an IP-Adapter FaceID", r"^(image_proj\.perceiver_resampler\.|ip_adapter\.\d+\.to_\w+_lora\.)", _FACES),
+    Kind("an IP-Adapter of the full face", r"^image_proj\.proj\.3\.", _FACES),
+)
 KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
+    *FACE_ADAPTERS,
     IP_ADAPTER,
     T2I_ADAPTER,
     Kind("a T2I style adapter", r"^style_embedding$", "Send a T2I adapter for a map, in files."),

@@ -13,7 +13,7 @@ from pipelines.ask.networks import ExtraFile
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
 from pipelines.families.fitting import check_made_for
-from pipelines.models.checkpoint import IP_ADAPTER, T2I_ADAPTER, Kind, kind_of, map_tensors
+from pipelines.models.checkpoint import FACE_ADAPTERS, IP_ADAPTER, T2I_ADAPTER, Kind, kind_of, map_tensors
 from pipelines.models.controlnets import build_controlnet
 from pipelines.models.image_encoder import ImageEncoder, load_image_encoder
 from pipelines.models.ip_adapters import IPAdapter, build_ip_adapter
@@ -85,5 +85,7 @@ def load_control(path: Path, unet: UNet2DConditionModel, device: Device, family:
     tensors = map_tensors(path)
     check_made_for(path, tensors, family)
     kind = kind_of(tensors)
+    if kind in FACE_ADAPTERS:
+        raise ModelError(f"{path}: {kind.what}. {kind.instead}")
     build = BUILD.get(kind, build_controlnet) if kind else build_controlnet
     return build(path, tensors, unet, device, family)

@@ -35,12 +35,6 @@ PLUS_NAMES = (
     (r"^layers\.(\d+)\.1\.3\.", r"layers.\1.ff.1.net.2."),
 )
 """The authors' names of the plus form's layers -> diffusers'."""
-OTHERS = {
-    "image_proj.perceiver_resampler.proj_in.weight": "an IP-Adapter FaceID",
-    "ip_adapter.0.to_q_lora.down.weight": "an IP-Adapter FaceID",
-    "image_proj.proj.3.weight": "an IP-Adapter of the full face",
-}
-"""Tensors that tell forms which are not run here: they see the picture in other ways."""
 
 
 class IPAdapter(nn.Module):
@@ -93,10 +87,8 @@ def build_ip_adapter(
 
 def _check_form(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:
     widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".to_k_ip.weight")}
-    other = "an IP-Adapter for SDXL" if widths == {SDXL_WIDTH} else ""
-    other = other or next((what for name, what in OTHERS.items() if name in tensors), "")
-    if other:
-        raise ModelError(f"{path}: {other}. Give a plain one or a plus one for {family.name}.")
+    if widths == {SDXL_WIDTH}:
+        raise ModelError(f"{path}: an IP-Adapter for SDXL. Give a plain one or a plus one for {family.name}.")
 
 
 def _projection_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

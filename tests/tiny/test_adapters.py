@@ -401,7 +401,7 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
         ),
         ("control_lora", lambda t: {n: v for n, v in t.items() if "zero_convs.0" not in n}, "lacks controlnet_down"),
         ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "made for SDXL"),
-        ("ip", lambda t: t | {"image_proj.proj.3.weight": torch.zeros(2)}, "an IP-Adapter of the full face. Give"),
+        ("ip", lambda t: t | {"image_proj.proj.3.weight": torch.zeros(2)}, "an IP-Adapter of the full face. Send"),
         ("ip", lambda t: t | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "an IP-Adapter FaceID"),
         ("ip", lambda t: {n: v for n, v in t.items() if ".31." not in n}, "lacks to_k.15.weight"),
         ("ip", lambda t: {n: v for n, v in t.items() if n != "image_proj.norm.weight"}, "lacks projection.norm.weight"),

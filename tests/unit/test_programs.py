@@ -197,6 +197,97 @@ def test_keys_of_the_api_that_are_not_known_are_told() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", [name for name, (_, text, _) in OTHERS.items() if text.startswith("{") and "nodes" not in name]
+)
+def test_what_the_json_of_a_program_asks_for_is_told(name: str) -> None:
+    """Its own keys, whatever they hold; and nothing of what is off."""
+    program, text, _ = OTHERS[name]
+    more = {"mystery_key": 0.3, "loras": [{"name": "ink", "weight": 0.7}], "seamless_x": False, "controlnets": []}
+    data = json.loads(text)
+    inside = data.get("sui_image_params", data)
+    if "Comment" in data:
+        data["Comment"] = json.dumps({**json.loads(data["Comment"]), **more})
+    else:
+        inside |= more
+    found = set(stops(json.dumps(data))) - set(stops(text))
+    assert {told.partition(":")[0] for told in found} == {"mystery key", "loras"}
+    assert all(told.endswith(f"of {program} is not understood") for told in found)
+    assert any("ink" in told and "0.7" in told for told in found)
+
+
+API = WEBUI_JSON["a request to the API"]
+
+
+@pytest.mark.parametrize(
+    ("more", "values"),
+    [
+        ({"seed_resize_from_w": 384, "seed_resize_from_h": 512}, {"seed_resize_width": 384, "seed_resize_height": 512}),
+        ({"seed_resize_from_w": -1, "seed_resize_from_h": -1}, {"seed_resize_width": None}),
+        ({"sampler_index": "LMS"}, {"sampler": "Euler a"}),  # sampler_name wins
+        ({"sampler_name": None, "sampler_index": "LMS"}, {"sampler": "LMS"}),
+        ({"s_min_uncond": 1.5, "s_churn": 4}, {"ngms": 1.5, "sigma_churn": 4}),
+        ({"enable_hr": True, "hr_resize_x": 1024, "hr_resize_y": 1280}, {"hires_width": 1024, "hires_height": 1280}),
+        ({"hr_resize_x": 1024, "hr_resize_y": 1280}, {"hires_width": None}),  # without enable_hr
+        (
+            {"override_settings": {"CLIP_stop_at_last_layers": 2, "randn_source": "CPU", "eta_noise_seed_delta": 3}},
+            {"clip_skip": 2, "rng": "CPU", "ensd": 3},
+        ),
+        (
+            {"init_images": ["A"], "mask": "B", "inpainting_fill": 2, "inpainting_mask_invert": 1, "mask_blur": 7},
+            {
+                **{"masked_content": "latent noise", "mask_invert": True, "mask_blur": (7, 7)},
+                **{"inpaint_area": "Only masked", "inpaint_padding": 0, "denoising_strength": 0.75},  # its defaults
+            },
+        ),
+        ({"mask_blur": 7, "inpainting_fill": 2, "resize_mode": 1}, {"masked_content": None, "resize_mode": None}),
+        ({"init_images": ["A"], "resize_mode": 1, "mask_blur": 7}, {"resize_mode": "crop", "mask_blur": (0, 0)}),
+        ({"extra_generation_params": {"Schedule max sigma": 9}}, {"schedule_sigma_max": 9}),
+    ],
+)  # fmt: skip
+def test_a_request_to_the_api_is_read_whole(more: dict[str, Any], values: dict[str, Any]) -> None:
+    found = read(json.dumps(API | more))
+    assert {name: found.values.get(name) for name in values} == values
+    assert (found.unknown, found.doubts) == ({}, ())
+
+
+def test_the_apis_own_defaults_fill_a_request() -> None:
+    found = read('{"prompt": "puppy dog", "steps": 5, "n_iter": 1, "seed": 3}')
+    assert (
+        found.values.items() >= {"num_inference_steps": 5, "sampler": "Euler", "guidance_scale": 7, "seed": 3}.items()
+    )
+    assert (found.values["width"], found.values["height"]) == (512, 512)
+
+
+def test_options_that_a_request_overrides_are_told_if_they_are_not_known() -> None:
+    chosen = {"sd_model_checkpoint": "anime/ink.safetensors [abcdef0123]", "mystery": 3}
+    found = read(json.dumps(API | {"override_settings": chosen}))
+    assert (found.model, found.model_hash, found.unknown) == ("ink", "abcdef0123", {"mystery": "3"})
+
+
+@pytest.mark.parametrize(
+    ("text", "program", "steps"),
+    [
+        (
+            "Prompt: a\nStyles: ['x']\nPerformance: Speed\nResolution: (512, 640)\nSharpness: 2.0\nSeed: 4",
+            "Fooocus",
+            30,
+        ),
+        (
+            "Prompt: a\nStyles: ['x']\nPerformance: Later\nResolution: (512, 640)\nSharpness: 2.0\nSeed: 4",
+            "Fooocus",
+            None,
+        ),
+        ("Prompt: a\nSeed: 4\nStable Diffusion model: m\nWidth: 512\nHeight: 640", "Easy Diffusion", None),
+    ],
+)
+def test_a_list_without_steps_is_known_by_its_program(text: str, program: str, steps: int | None) -> None:
+    found = read(text)
+    assert (found.program, found.values["seed"], found.values["width"]) == (program, 4, 512)
+    assert found.values.get("num_inference_steps") == steps
+    assert ("Performance" in found.unknown) == ("Later" in text)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"last_node_id": 9, "nodes": [], "links": []}', "workflow of ComfyUI"),
@@ -370,6 +461,7 @@ def test_hashes_of_other_kinds_are_told() -> None:
     ("end", "told"),
     [
         ("Size: 768x512", "Size in more than one way: 512x768, 768x512"),
+        ("Size-1: 512, Size-2: 512", "Size in more than one way: 512x768, 512x512"),
         ("Width: 512, Height: 512", "Size in more than one way: 512x768, 512x512"),
         ("Resolution: 512x512", "Size in more than one way"),
         ("Seed: 2", "Seed in more than one way: 1, 2"),
@@ -401,8 +493,9 @@ def test_what_is_told_twice_and_alike_is_fine(end: str) -> None:
     assert stops(f"a\n{LINE}, {end}") == []
 
 
-def test_width_and_height_are_a_size() -> None:
-    found = read("a\nSteps: 20, Sampler: Euler a, Seed: 1, Width: 512, Height: 768")
+@pytest.mark.parametrize("sides", ["Width: 512, Height: 768", "Size-1: 512, Size-2: 768"])
+def test_two_sides_are_a_size(sides: str) -> None:
+    found = read(f"a\nSteps: 20, Sampler: Euler a, Seed: 1, {sides}")
     assert (found.values["width"], found.values["height"]) == (512, 768)
 
 

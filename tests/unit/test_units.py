@@ -405,6 +405,17 @@ def test_what_is_no_ip_adapter(sent: tuple[Path, Path, Path]) -> None:
         Library().load_only(NOTHING, Inputs(controls="mine: preprocessor=ip-adapter", files=sent[2:]))
 
 
+@pytest.mark.usefixtures("cache")
+def test_no_image_encoder_is_looked_for_where_the_adapter_cannot_run(tmp_path: Path) -> None:
+    """A FaceID file is refused for what it is, and not for lack of an encoder that would not help it."""
+    face = tmp_path / "a.safetensors"
+    names = ("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight", "ip_adapter.0.to_q_lora.down.weight")
+    save_file({name: torch.zeros(2, 2) for name in names}, face)
+    extras, asked = Library().load_only(NOTHING, Inputs(files=(face,)))
+    assert extras.image_encoder is None
+    assert not any(control.image_prompt for control in asked.controls)
+
+
 def test_a_picture_that_no_square_can_be_cut_of(file: ExtraFile) -> None:
     extras = Extras(controls={"x_canny": file}, image_encoder=file)
     long = ControlSettings(model="x_canny", picture=Sized((4, 4_000_000)), preprocessor="ip-adapter")

@@ -1,0 +1,184 @@
+"""A request to WebUI's API, or what its answer says of it -> fields by our keys.
+
+The names are those that WebUI's own API page (`/docs`) lists. Defaults of the API that no block has are filled in.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pipelines.infotext.keys import as_key, as_text
+
+_KEYS = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "steps": "Steps",
+    "sampler_name": "Sampler",
+    "scheduler": "Schedule type",
+    "cfg_scale": "CFG scale",
+    "seed": "Seed",
+    "width": "Width",
+    "height": "Height",
+    "subseed": "Variation seed",
+    "subseed_strength": "Variation seed strength",
+    "sd_model_name": "Model",
+    "sd_model_hash": "Model hash",
+    "sd_vae_name": "VAE",
+    "sd_vae_hash": "VAE hash",
+    "vae": "VAE",
+    "model": "Model",
+    "clip_skip": "Clip skip",
+    "size": "Size",
+    "eta": "Eta",
+    "s_churn": "Sigma churn",
+    "s_noise": "Sigma noise",
+    "s_tmin": "Sigma tmin",
+    "s_tmax": "Sigma tmax",
+    "s_min_uncond": "NGMS",
+    "tiling": "Tiling",
+    "refiner_checkpoint": "Refiner",
+    "refiner_switch_at": "Refiner switch at",
+    "denoising_strength": "Denoising strength",
+}
+_OF_A_HIRES_PASS = {
+    "hr_scale": "Hires upscale",
+    "hr_upscaler": "Hires upscaler",
+    "hr_second_pass_steps": "Hires steps",
+    "hr_sampler_name": "Hires sampler",
+    "hr_scheduler": "Hires schedule type",
+    "hr_checkpoint_name": "Hires checkpoint",
+    "hr_prompt": "Hires prompt",
+    "hr_negative_prompt": "Hires negative prompt",
+}
+"""They count if `enable_hr` is true."""
+_OF_AN_IMAGE = {"initial_noise_multiplier": "Noise multiplier"}
+"""They count if there is an image."""
+_OF_A_MASK = {"mask_blur": "Mask blur", "inpaint_full_res_padding": "Masked area padding"}
+"""They count if there is a mask."""
+_CHOICES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "resize_mode": ("Resize mode", ("stretch", "crop", "fill", "latent")),
+    "inpainting_fill": ("Masked content", ("fill", "original", "latent noise", "latent nothing")),
+    "inpaint_full_res": ("Inpaint area", ("Whole picture", "Only masked")),
+    "inpainting_mask_invert": ("Mask mode", ("Inpaint masked", "Inpaint not masked")),
+}
+"""What the API tells by a number, or as true or false: our key, and the choices in their order."""
+_PAIRS = {
+    "Hires resize": ("hr_resize_x", "hr_resize_y"),
+    "Seed resize from": ("seed_resize_from_w", "seed_resize_from_h"),
+}
+_OPTIONS = {
+    "sd_model_checkpoint": "Model",
+    "sd_checkpoint_hash": "Model hash",
+    "sd_vae": "VAE",
+    "clip_stop_at_last_layers": "Clip skip",
+    "randn_source": "RNG",
+    "eta_noise_seed_delta": "ENSD",
+    "eta_ancestral": "Eta",
+    "eta_ddim": "Eta DDIM",
+    "s_churn": "Sigma churn",
+    "s_noise": "Sigma noise",
+    "s_tmin": "Sigma tmin",
+    "s_tmax": "Sigma tmax",
+    "s_min_uncond": "NGMS",
+    "s_min_uncond_all": "NGMS all steps",
+    "skip_early_cond": "Skip Early CFG",
+    "sigma_min": "Schedule min sigma",
+    "sigma_max": "Schedule max sigma",
+    "rho": "Schedule rho",
+    "always_discard_next_to_last_sigma": "Discard penultimate sigma",
+    "sgm_noise_multiplier": "SGM noise multiplier",
+    "sd_noise_schedule": "Noise Schedule",
+    "use_downcasted_alpha_bar": "Downcast alphas_cumprod",
+    "use_old_scheduling": "Old prompt editing timelines",
+    "emphasis": "Emphasis",
+    "pad_cond_uncond": "Pad conds",
+    "tiling": "Tiling",
+    "img2img_fix_steps": "Exact steps",
+    "img2img_extra_noise": "Extra noise",
+    "initial_noise_multiplier": "Noise multiplier",
+    "inpainting_mask_weight": "Conditional mask weight",
+}
+"""Options that `override_settings` may set."""
+_DEFAULTS = {"steps": 50, "cfg_scale": 7.0, "sampler_name": "Euler", "width": 512, "height": 512}
+_DEFAULTS_OF_AN_IMAGE = {"denoising_strength": 0.75}
+_DEFAULTS_OF_A_MASK = {"mask_blur": 4, "inpainting_fill": 0, "inpaint_full_res": True, "inpaint_full_res_padding": 0}
+"""What the API takes for what a request does not say."""
+_HARMLESS = frozenset(
+    {"send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "n_iter", "batch_size", "enable_hr"}
+    | {"init_images", "include_init_images", "mask", "latent_mask", "mask_round", "image_cfg_scale", "force_task_id"}
+    | {"all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "job_timestamp", "index_of_first_image"}
+    | {"override_settings", "override_settings_restore_afterwards", "infotexts", "extra_generation_params"}
+    | {"is_using_inpainting_conditioning"}
+)
+"""Names that change nothing in the picture, or that are read here in another way."""
+_SIGNS = frozenset(("sampler_name", "sampler_index", "override_settings", "enable_hr", "n_iter", "init_images"))
+"""Names of which a request has one at least, unless it tells both its steps and its CFG scale."""
+
+
+def is_request(data: Mapping[str, Any]) -> bool:
+    """Return whether an object is a request to WebUI's API, or what an answer says of one without its infotext."""
+    if "prompt" not in data or "infotexts" in data:
+        return False
+    return not _SIGNS.isdisjoint(data) or {"steps", "cfg_scale"} <= data.keys()
+
+
+def fields_of_request(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a request says, by our keys; what is not known keeps its own name."""
+    hires, image, mask = bool(data.get("enable_hr")), bool(data.get("init_images")), bool(data.get("mask"))
+    data = _complete(data, image, image and mask)
+    counted = _KEYS | (_OF_A_HIRES_PASS if hires else {}) | (_OF_AN_IMAGE if image else {})
+    counted |= _OF_A_MASK if image and mask else {}
+    idle = (_OF_A_HIRES_PASS | _OF_AN_IMAGE | _OF_A_MASK).keys() - counted.keys()
+    paired = {name for names in _PAIRS.values() for name in names}
+    fields: dict[str, str] = {}
+    for name, value in data.items():
+        said = as_text(value)
+        if said and name not in _HARMLESS | idle | paired | _CHOICES.keys():
+            fields[counted.get(name) or as_key(name)] = said
+    if not (hires or image):
+        fields.pop("Denoising strength", None)
+    if image:
+        fields |= _choices(data, mask)
+    fields |= _pairs(data, hires)
+    fields |= dict(_overridden(data.get("override_settings")))
+    more = data.get("extra_generation_params")
+    return fields | ({as_key(key): as_text(value) for key, value in more.items()} if isinstance(more, dict) else {})
+
+
+def _complete(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, Any]:
+    """Add the API's defaults. Of the sampler's two names `sampler_name` wins."""
+    defaults = _DEFAULTS | (_DEFAULTS_OF_AN_IMAGE if image else {}) | (_DEFAULTS_OF_A_MASK if mask else {})
+    sampler = data.get("sampler_name") or data.get("sampler_index") or data.get("sampler") or defaults["sampler_name"]
+    said = {name: value for name, value in data.items() if not name.startswith("sampler")}
+    return {**defaults, **said, "sampler_name": sampler}
+
+
+def _choices(data: Mapping[str, Any], mask: bool) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name, (key, choices) in _CHOICES.items():
+        value = data.get(name)
+        if isinstance(value, int) and (mask or name == "resize_mode"):
+            fields[key] = choices[value] if 0 <= value < len(choices) else str(value)
+    return fields
+
+
+def _pairs(data: Mapping[str, Any], hires: bool) -> dict[str, str]:
+    """Join the names of a width and a height. A size of 0 or -1 says nothing."""
+    fields: dict[str, str] = {}
+    for key, names in _PAIRS.items():
+        sides = [data.get(name) or 0 for name in names]
+        if (hires or not key.startswith("Hires")) and any(side not in (0, -1) for side in sides):
+            fields[key] = "x".join(map(str, sides))
+    return fields
+
+
+def _overridden(options: object) -> Iterator[tuple[str, str]]:
+    for name, value in options.items() if isinstance(options, dict) else ():
+        key, said = _OPTIONS.get(name.lower()) or as_key(name), as_text(value)
+        if key == "Model":  # as WebUI's menu shows it: folder/name.safetensors [hash]
+            said, _, digits = said.partition(" [")
+            said = PurePath(said.replace("\\", "/")).stem
+            if digits:
+                yield "Model hash", digits.removesuffix("]")
+        if said:
+            yield key, said
