@@ -190,7 +190,7 @@ class ScheduleSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma_max and self.sigma_min >= self.sigma_max:
-            rule = f"must be less than schedule_sigma_max={self.sigma_max}"
+            rule = f"must be less than Schedule max sigma, which is {self.sigma_max}"
             raise InvalidInput("schedule_sigma_min", self.sigma_min, rule, "0 leaves both to the model.")
 
 
@@ -240,7 +240,7 @@ class AddedNoise(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tmax and self.tmin > self.tmax:
-            rule = f"must not be more than sigma_tmax={self.tmax}"
+            rule = f"must not be more than Sigma tmax, which is {self.tmax}"
             raise InvalidInput("sigma_tmin", self.tmin, rule, "0 sets no limit for either.")
 
 

@@ -111,6 +111,17 @@ _HARMLESS = frozenset(
     | {"is_using_inpainting_conditioning"}
 )
 """Names that change nothing in the picture, or that are read here in another way."""
+_READ_APART = frozenset(
+    (
+        *_HARMLESS,
+        *_OF_A_HIRES_PASS,
+        *_OF_AN_IMAGE,
+        *_OF_A_MASK,
+        *_CHOICES,
+        *(side for pair in _PAIRS.values() for side in pair),
+    )
+)
+"""Names that are no fields of their own, unless something makes them count."""
 _SIGNS = frozenset(("sampler_name", "sampler_index", "override_settings", "enable_hr", "n_iter", "init_images"))
 """Names of which a request has one at least, unless it tells both its steps and its CFG scale."""
 
@@ -124,25 +135,21 @@ def is_request(data: Mapping[str, Any]) -> bool:
 
 def fields_of_request(data: Mapping[str, Any]) -> dict[str, str]:
     """Return what a request says, by our keys; what is not known keeps its own name."""
-    hires, image, mask = bool(data.get("enable_hr")), bool(data.get("init_images")), bool(data.get("mask"))
-    data = _complete(data, image, image and mask)
-    counted = _KEYS | (_OF_A_HIRES_PASS if hires else {}) | (_OF_AN_IMAGE if image else {})
-    counted |= _OF_A_MASK if image and mask else {}
-    idle = (_OF_A_HIRES_PASS | _OF_AN_IMAGE | _OF_A_MASK).keys() - counted.keys()
-    paired = {name for names in _PAIRS.values() for name in names}
-    fields: dict[str, str] = {}
-    for name, value in data.items():
-        said = as_text(value)
-        if said and name not in _HARMLESS | idle | paired | _CHOICES.keys():
-            fields[counted.get(name) or as_key(name)] = said
+    hires, image = bool(data.get("enable_hr")), bool(data.get("init_images"))
+    mask = image and bool(data.get("mask"))
+    data = _complete(data, image, mask)
+    keys = dict(_KEYS)
+    for counts, names in ((hires, _OF_A_HIRES_PASS), (image, _OF_AN_IMAGE), (mask, _OF_A_MASK)):
+        if counts:
+            keys |= names
+    apart = _READ_APART - keys.keys()
+    fields = {keys.get(name) or as_key(name): as_text(value) for name, value in data.items() if name not in apart}
     if not (hires or image):
-        fields.pop("Denoising strength", None)
-    if image:
-        fields |= _choices(data, mask)
-    fields |= _pairs(data, hires)
-    fields |= dict(_overridden(data.get("override_settings")))
+        fields["Denoising strength"] = ""
+    fields |= _choices(data, image, mask) | _pairs(data, hires) | dict(_overridden(data.get("override_settings")))
     more = data.get("extra_generation_params")
-    return fields | ({as_key(key): as_text(value) for key, value in more.items()} if isinstance(more, dict) else {})
+    fields |= {as_key(key): as_text(value) for key, value in more.items()} if isinstance(more, dict) else {}
+    return {key: said for key, said in fields.items() if said}
 
 
 def _complete(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, Any]:
@@ -153,11 +160,12 @@ def _complete(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, Any
     return {**defaults, **said, "sampler_name": sampler}
 
 
-def _choices(data: Mapping[str, Any], mask: bool) -> dict[str, str]:
+def _choices(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, str]:
+    """Read the choices that count: those of a mask, and how an image is resized."""
     fields: dict[str, str] = {}
     for name, (key, choices) in _CHOICES.items():
         value = data.get(name)
-        if isinstance(value, int) and (mask or name == "resize_mode"):
+        if isinstance(value, int) and (image if name == "resize_mode" else mask):
             fields[key] = choices[value] if 0 <= value < len(choices) else str(value)
     return fields
 

@@ -573,7 +573,7 @@ def test_a_block_of_rarer_options_is_honoured() -> None:
         ("Eta: 2", "must be a number from 0 to 1. 1 is usual, 0 adds none."),
         ("Eta DDIM: -0.1", "must be a number from 0 to 1"),
         ("Sigma churn: 1e9", "must be a number from 0 to 100"),
-        ("Sigma tmin: 5, Sigma tmax: 2", "'Sigma tmin: 5': must not be more than sigma_tmax=2"),
+        ("Sigma tmin: 5, Sigma tmax: 2", "'Sigma tmin: 5': must not be more than Sigma tmax, which is 2"),
         ("Sigma noise: loud", "Sigma noise must be a number from 0 to 2"),
         ("NGMS: inf", "NGMS must be a number from 0 to 1000"),
         ("Skip Early CFG: 1.5", "must be a number from 0 to 1"),
