@@ -1,22 +1,27 @@
 """Wear a real Cog server out on the embedded model: odd requests, many predictions, cancels at random moments of every
-ability, files that are made to do harm, or workers that are killed.
+ability, files that are made to do harm, workers that are killed, or a full cache that two servers share.
 
 Prints a table of figures and ends with 1 where something did not hold. docs/reliability.md tells what was found.
 """
 
 import argparse
 import io
+import json
 import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
 from subprocess import TimeoutExpired
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -224,6 +229,86 @@ def kill_servers(server: CogServer, count: int, start: int) -> Figures:
     }
 
 
+HUB_LORAS = 12
+"""LoRAs of the hub below."""
+ROOM_LORAS = 4.5
+"""How many of them the cache has room for."""
+
+
+def press_cache(server: CogServer, count: int, start: int) -> Figures:
+    """Two servers fetch LoRAs at once into one cache that is too small for all of them. Every request must be drawn,
+    and the files of both must stay within the bound. Raises hostile.Broken."""
+    chance, lora = random.Random(start), (ROOT / "tests" / "data" / "loras" / "snowman.safetensors").read_bytes()
+    highest, picked = 0, [chance.sample(range(HUB_LORAS), chance.randint(1, 2)) for _ in range(count)]
+    with tempfile.TemporaryDirectory(prefix="soak-cache-") as cache, hub_of_loras(lora) as hub, ExitStack() as stack:
+        bound = ROOM_LORAS * len(lora)
+        settings = {"PASTEL_CACHE": cache, "HF_ENDPOINT": hub, "PASTEL_FETCHED_GB": str(bound / 2**30)}
+        both = [stack.enter_context(fresh_server(settings))[0] for _ in range(2)]
+        seen = [hostile.workers(one) for one in both]
+
+        def draw(one: CogServer, wanted: list[list[int]]) -> None:
+            for numbers in wanted:
+                inputs = {"loras": "\n".join(f"soak/lora{number}" for number in numbers)}
+                reply = one.predict_when_free(hostile.cheap(inputs), 120)
+                must(reply.body.get("status") == "succeeded", f"LoRAs {numbers}: {reply}")
+
+        with ThreadPoolExecutor() as pool:
+            drawn = [pool.submit(draw, one, picked[place::2]) for place, one in enumerate(both)]
+            while not all(each.done() for each in drawn):
+                highest = max(highest, size_of(Path(cache)))
+                time.sleep(0.02)
+            for each in drawn:
+                each.result()
+        must([hostile.workers(one) for one in both] == seen, "a worker is another one")
+        must(highest <= bound + SMALL_FILES, f"the cache had {highest} bytes, and {bound:.0f} are allowed")
+    return {
+        "requests": f"{count}, all drawn, of {HUB_LORAS} LoRAs",
+        "cache": f"{highest / len(lora):.1f} LoRAs at most; it has room for {ROOM_LORAS}",
+    }
+
+
+SMALL_FILES = 200_000
+"""Bytes of listings, locks and the ledger, which lie beside the LoRAs."""
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder, in which others delete files meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A Hub whose repositories soak/lora0, soak/lora1 and so on hold one file each."""
+
+    lora = b""
+
+    def do_GET(self) -> None:
+        name = self.path.split("/lora", 1)[-1].split("/")[0]
+        listing = json.dumps({"siblings": [{"rfilename": f"lora{name}.safetensors"}]}).encode()
+        body = listing if self.path.startswith("/api/") else self.lora
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def hub_of_loras(lora: bytes) -> Iterator[str]:
+    """The address of such a Hub."""
+    handler = type("Hub", (_Hub,), {"lora": lora})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        web.daemon_threads = True
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+
+
 def _kill_worker(server: CogServer) -> None:
     for worker in hostile.workers(server):
         psutil.Process(worker).kill()
@@ -278,10 +363,10 @@ def must(holds: bool, else_: str) -> None:
 
 
 @contextmanager
-def fresh_server() -> Iterator[tuple[CogServer, Path]]:
-    """A server with the embedded model, ready, and the folder for its files."""
+def fresh_server(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[CogServer, Path]]:
+    """A server with the embedded model and these settings, ready, and the folder for its files."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        environment = {"TMPDIR": folder, "PASTEL_MODEL": "", "COG_WEIGHTS": ""}
+        environment = {"TMPDIR": folder, "PASTEL_MODEL": "", "COG_WEIGHTS": "", **settings}
         with CogServer(environment, log=lambda line: None) as server:
             server.wait_until_ready()
             yield server, Path(folder)
@@ -293,6 +378,7 @@ KINDS = {
     "cancels": cancel_predictions,
     "files": send_files,
     "kills": kill_servers,
+    "cache": press_cache,
 }
 
 

@@ -1,6 +1,7 @@
 """LoRAs, embeddings and control networks that a request names or brings along -> files here, which it then asks for."""
 
 import difflib
+import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,7 +98,12 @@ class Library:
     """The LoRAs, embeddings and control networks that requests may use. What one uses is kept until it is released."""
 
     def __init__(self) -> None:
+        """Raises ModelError: the setting of the cache's size cannot be read."""
         self._shelf: Shelf | None = None
+        if "PASTEL_FETCHED_GB" in os.environ:
+            from weights_script.shelf import room
+
+            room()
 
     def release(self) -> None:
         """Let go of the files of the last request: others may delete them from the cache."""

@@ -1,6 +1,7 @@
 """LRU cache of the files that requests name: downloaded anonymously, and kept within a bound."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import NAME_MAX, shown
+from pipelines.errors import NAME_MAX, ModelError, shown
 from pipelines.runtime.worker import Stopped
 from weights_script import hub
 from weights_script.claims import Claim, claim, wait_for_claim
@@ -24,9 +25,10 @@ FETCHED = "fetched"
 """The shelf's folder in the cache."""
 LARGEST = 2 << 30
 """Bytes of one file: a LoRA of every layer at full rank has less."""
+ROOM_SETTING = "PASTEL_FETCHED_GB"
 ROOM = 16 << 30
-"""Bytes of all files, those included that came only in part. The manifest's own ControlNets lie elsewhere and do not
-count: no request can add one to them."""
+"""Bytes that all files may take together, partial ones included, unless the setting says otherwise. The manifest's own
+ControlNets lie elsewhere and do not count: no request can add to them."""
 FOLDERS_MAX = 1000
 """Files, and answers of listings, that are kept at most, however small they are."""
 PARTS = (".part", ".part.json")
@@ -36,6 +38,20 @@ HURRY = replace(PATIENCE, tries=1, connects=1, timeout=5.0)
 """With a server whose answer is known from before."""
 
 
+def room() -> int:
+    """Return how many bytes the files of requests may take. Raises ModelError for a setting that is no size."""
+    said = os.environ.get(ROOM_SETTING, "").strip()
+    if not said:
+        return ROOM
+    try:
+        size = float(said) * (1 << 30)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise ModelError(f"{ROOM_SETTING}={said}: must be a number of GB above 0. Leave it out for {ROOM >> 30}.")
+    return int(size)
+
+
 class Shelf:
     """The shelf of one request: what it used stays until it is closed, in this process and in others.
 
@@ -43,7 +59,9 @@ class Shelf:
     """
 
     def __init__(self, cache: Path) -> None:
+        """Raises ModelError: the setting of its size cannot be read."""
         self._folder = cache / FETCHED
+        self._room = room()
         self._used: dict[str, Claim] = {}
         self._closed = False
 
@@ -60,15 +78,15 @@ class Shelf:
         Raises SourceFailed, also for more than there is room, and other ModelErrors.
         """
         key = url_key(url)
-        room = max(0, min(LARGEST, ROOM - sum(_size(self._folder / used) for used in self._used)))
-        self._make_room(room if not (self._folder / key).is_dir() else 0)
+        left = max(0, min(LARGEST, self._room - sum(_size(self._folder / used) for used in self._used)))
+        self._make_room(left if not (self._folder / key).is_dir() else 0)
         others = (folder for folder in self._by_age() if folder != self._folder / key)
-        room = max(0, min(room, ROOM - sum(map(_size, others))))  # other processes keep what they use, too
-        fetch = partial(fetch_url, url, self._folder, Expected(at_most=room, use=use), access=_access(url))
+        left = max(0, min(left, self._room - sum(map(_size, others))))  # other processes keep what they use, too
+        fetch = partial(fetch_url, url, self._folder, Expected(at_most=left, use=use), access=_access(url))
         try:
             path = fetch()
         except NoRoom:
-            if not self._make_room(ROOM):
+            if not self._make_room(self._room):
                 raise
             path = fetch()
         self._hold(key)
@@ -118,7 +136,7 @@ class Shelf:
         folders = list(self._by_age())
         total, count, gone = sum(_size(folder) for folder in folders), len(folders), 0
         for folder in folders:
-            if total + more <= ROOM and count < FOLDERS_MAX and not _is_abandoned(folder):
+            if total + more <= self._room and count < FOLDERS_MAX and not _is_abandoned(folder):
                 continue
             key = folder.relative_to(self._folder).as_posix()
             held = None if key in self._used else claim(self._folder, key, alone=True)

@@ -806,6 +806,26 @@ def test_a_redirect_to_no_address_is_told(hub_of_loras: Server, target: str) -> 
         brought("some/lora")
 
 
+def test_the_operator_sets_how_much_is_kept(
+    hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one of two files: the second one takes the place of the first."""
+    monkeypatch.setenv("PASTEL_FETCHED_GB", str((len(DATA) + 1000) / 2**30))
+    first = brought("some/lora")
+    assert brought("other/lora").exists()
+    assert not first.exists()
+    monkeypatch.setenv("PASTEL_FETCHED_GB", "0.0000001")
+    with pytest.raises(ModelError, match="too large"):
+        brought("some/lora")
+
+
+@pytest.mark.parametrize("said", ["many", "0", "-1", "inf", "nan"])
+def test_a_size_of_the_cache_that_is_none_fails_setup(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("PASTEL_FETCHED_GB", said)
+    with pytest.raises(ModelError, match=f"^PASTEL_FETCHED_GB={said}: must be a number of GB above 0"):
+        Library()
+
+
 def test_what_another_process_uses_counts(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
