@@ -43,7 +43,7 @@ from pipelines.models.loader import load
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
 from pipelines.runtime.device import best_device
-from pipelines.runtime.memory import release_memory, trim_heap
+from pipelines.runtime.memory import forget_data_uris, release_memory, trim_heap
 from pipelines.runtime.parts import in_parts_on
 from pipelines.runtime.worker import Worker
 from pipelines.upscalers.enlarging import Enlargement, enlarge, enlargement
@@ -346,6 +346,7 @@ class Predictor(BasePredictor):
                 raise
             finally:
                 self.library.release()
+                forget_data_uris()
                 trim_heap()
 
     def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures, count: int) -> GenerationRequest:

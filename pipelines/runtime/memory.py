@@ -8,6 +8,7 @@ import ctypes
 import logging
 import mmap
 import traceback
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -109,6 +110,11 @@ def release_memory(error: BaseException) -> None:
 
 _libc = ctypes.CDLL(None)
 _trim = getattr(_libc, "malloc_trim", None)  # glibc's own
+
+
+def forget_data_uris() -> None:
+    """Empty urllib's cache of parsed addresses. Cog parses data URIs with it, and it would keep the last 128 whole."""
+    urllib.parse.clear_cache()  # type: ignore[attr-defined]  # typeshed lacks it
 
 
 def trim_heap() -> None:

@@ -1,5 +1,7 @@
 """A server that draws all day: neither memory nor files grow."""
 
+import base64
+import random
 from pathlib import Path
 
 import psutil
@@ -33,3 +35,14 @@ def test_fourteen_predictions_in_a_row_leave_nothing_behind(server: CogServer, s
     later = memory_while_drawing(server, 4)
     assert len(list(scratch.rglob("*"))) == files
     assert min(later[1:]) - max(first) < 30, (first, later)
+
+
+def test_nothing_is_kept_of_the_files_that_requests_send(server: CogServer) -> None:
+    """Cog parses a data URI with a function whose cache keeps the last 128 of them: here 27 MB each."""
+    sizes = []
+    for number in range(5):
+        junk = base64.b64encode(random.Random(number).randbytes(10 * MEGABYTE)).decode()
+        reply = server.predict_when_free({"files": [f"data:application/octet-stream;base64,{junk}"]})
+        assert reply.body["status"] == "failed"
+        sizes.append(resident(server))
+    assert sizes[-1] - sizes[1] < 40, sizes  # 3 more of them would be 80 MB
