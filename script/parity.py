@@ -291,10 +291,10 @@ def processor() -> str:
 
 HEADER = """# Parity with stable-diffusion-webui 1.10.1
 
-Made by `script/parity` with {version}, float32 on a CPU. The reference is a small checkpoint of exactly SD 1.5's form
-that WebUI drew with; the numbers are largest absolute differences to WebUI's own tensors.
+Made by `script/parity` with {version}, float32 on a CPU. The reference is what WebUI drew with a small
+checkpoint that has exactly SD 1.5's structure. The numbers are the largest absolute differences from WebUI's own tensors.
 
-What holds on every processor:
+These limits hold on every processor:
 
 | quantity | at most | |
 |---|---|---|
@@ -307,9 +307,9 @@ What holds on every processor:
 | latents after a pixel upscaler | 2.6e-2 | it rounds to 8 bits; two runs of WebUI differ by 2e-3, at worst 2.6e-2 |
 | 8-bit values of a picture | 1, and 99 % are equal | after a pixel upscaler 2, and 95 % |
 
-[options.md](options.md) says what stands behind WebUI's rarer options, which few cases use.
+[options.md](options.md) says what WebUI's rarer options are based on, as few cases use them.
 
-The digits below that depend on the processor: an earlier table, made on another one, had 0 for all noise and
+The exact differences below depend on the processor: an earlier table from another processor had 0 for all noise and
 conditioning.
 
 Measured on: {processor}.
