@@ -1,4 +1,4 @@
-"""Fetching from a server that misbehaves: always the right file or a clear error, never a wrong file by its name."""
+"""Fetching from a misbehaving server gives the right file or a clear error, never a wrong file under its name."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Which model is loaded: given, named, or embedded; never another one silently."""
+"""Which model is loaded: the given, named or embedded one, and never another one silently."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""ControlNet units: lines of the input, values of infotexts in every form, and the checks on both."""
+"""ControlNet units: lines of the input, values of infotexts in every format, and the checks on both."""
 
 import shutil
 from dataclasses import replace
