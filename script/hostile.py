@@ -206,7 +206,7 @@ def _repeated(piece: str, most: int) -> SearchStrategy[str]:
 
 
 def odd_texts() -> SearchStrategy[str]:
-    """Prompts that test the grammar, the tokeniser and encodings."""
+    """Generate prompts that test the grammar, the tokeniser and encodings."""
     pieces = ["(", ")", "[", "]", ":", "|", "\\", "(a:1.2)", "[a:b:0.5]", "[a|b]", "AND", "BREAK", "<lora:x:1>", "a, "]
     weights = ["1e400", "-1e400", "1e38", "-0", "nan", "inf", "9" * 400, "0.0000001", "1_0", "\u0661"]
     return st.one_of(
@@ -221,7 +221,7 @@ def odd_texts() -> SearchStrategy[str]:
 
 
 def pictures() -> SearchStrategy[str]:
-    """Small pictures of all kinds as data URLs, some of them truncated."""
+    """Generate small pictures of all kinds as data URLs, some of them truncated."""
     sizes = st.sampled_from([(64, 64), (80, 64), (64, 64), (1, 1), (300, 2)])
     modes = st.sampled_from(["RGB", "L", "RGBA", "P", "1", "I;16", "LA"])
     wholes = st.builds(_picture, modes, sizes, st.integers(0, 255))
@@ -235,7 +235,7 @@ def _picture(mode: str, size: tuple[int, int], value: int) -> str:
 
 
 def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
-    """Valid values of an input, within CHEAP."""
+    """Generate valid values of an input, within CHEAP."""
     kind = rules["type"]
     if "enum" in rules:
         return st.sampled_from([choice for choice in rules["enum"] if choice not in FETCHED])
@@ -258,7 +258,7 @@ def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
 
 
 def single_settings() -> SearchStrategy[str]:
-    """Settings that are not on the form, inside and outside of their ranges."""
+    """Generate settings that are not on the form, inside and outside of their ranges."""
     valid = ["ENSD: 31337", "RNG: CPU", "Hires sampler: Euler a", "FreeU: 1.2 1.2 0.9 0.9", "Guidance rescale: 0.7"]
     valid += ["Variation seed: 5, Variation seed strength: 0.2", "Hires resize: 128x0", "Dynamic prompts: True"]
     valid += ["Wildcard a: b | c", "Resize mode: crop", "Soft mask: True", "Hires prompt: a, night", "File names: x"]
@@ -277,14 +277,14 @@ def cheap(inputs: Json) -> Json:
 
 
 def valid_inputs() -> SearchStrategy[Json]:
-    """Any of the inputs. Sizes and steps are always set, because their defaults take seconds."""
+    """Generate any of the inputs, always with sizes and steps, because their defaults take seconds."""
     always = {name: value_of(name, INPUTS[name]) for name in ("width", "height", "num_inference_steps")}
     others = {name: value_of(name, INPUTS[name]) for name in INPUTS if name not in always}
     return st.fixed_dictionaries(always, optional=others)
 
 
 def junk() -> SearchStrategy[Any]:
-    """JSON values, and what Python's json writes for numbers that JSON does not have."""
+    """Generate JSON values, and what Python's json writes for numbers that JSON does not have."""
     scalars = (
         st.none()
         | st.booleans()
@@ -301,7 +301,7 @@ def junk() -> SearchStrategy[Any]:
 
 
 def invalid_inputs() -> SearchStrategy[Json]:
-    """Valid inputs, some of them replaced by junk, and unknown inputs."""
+    """Generate valid inputs, some of them replaced by junk, and unknown inputs."""
     names = st.sampled_from(list(INPUTS)) | st.text(max_size=12)
     broken = st.dictionaries(names, junk(), min_size=1, max_size=4)
     return st.builds(lambda inputs, bad: cheap(inputs | bad), valid_inputs(), broken)
@@ -318,7 +318,7 @@ BLOCK = (
 
 @st.composite
 def blocks(draw: DrawFn) -> Json:
-    """Generation data of WebUI with some values, letters and lines changed."""
+    """Draw generation data of WebUI with some values, letters and lines changed."""
     text = BLOCK
     for _ in range(draw(st.integers(0, 4))):
         kind = draw(st.sampled_from(["value", "letters", "cut", "twice", "prompt"]))
@@ -341,7 +341,7 @@ def blocks(draw: DrawFn) -> Json:
 
 
 def weight_files(web: str) -> SearchStrategy[Json]:
-    """Files without weights, sent in every possible way; `web` is the address of `junk_web`."""
+    """Generate files without weights, sent in every possible way; `web` is the address of `junk_web`."""
     addresses = st.sampled_from(["garbage.pth", "missing.pth", "a" * 300, "%00%2e%2e%2f%ff", "loop", "hang"])
     files = st.one_of(
         addresses.map(lambda path: f"{web}/{path}"),
@@ -363,13 +363,13 @@ def prediction(inputs: Any, headers: Mapping[str, str] = JSON_TYPE, **others: An
 
 
 def identifiers() -> SearchStrategy[str]:
-    """Ids that can be folder names."""
+    """Generate ids that can be folder names."""
     letters = st.characters(codec="utf-8", exclude_characters="/\0")
     return st.text(letters, min_size=1, max_size=60).filter(lambda name: name not in (".", ".."))
 
 
 def malformed() -> SearchStrategy[Message]:
-    """Malformed bodies."""
+    """Generate malformed bodies."""
     whole = json.dumps({"input": {"prompt": "a", "width": 64}}).encode()
     bodies = st.one_of(
         st.binary(max_size=200),
@@ -387,7 +387,7 @@ def malformed() -> SearchStrategy[Message]:
 
 
 def huge() -> SearchStrategy[Message]:
-    """Tens of MB in a field, in an unknown field, and in the body as a whole."""
+    """Generate tens of MB in a field, in an unknown field, and in the body as a whole."""
     text = st.integers(1, 40).map(lambda megabytes: "x" * megabytes * 2**20)
     where = st.sampled_from(["prompt", "generation_data", "outpaint", "colour"])
     in_field = st.builds(lambda name, value: prediction(cheap({"highres_fix": "Off", name: value})), where, text)
@@ -395,7 +395,7 @@ def huge() -> SearchStrategy[Message]:
 
 
 def odd_ways() -> SearchStrategy[Message]:
-    """Methods and paths that do not exist."""
+    """Generate methods and paths that do not exist."""
     methods = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"]
     segment = identifiers().map(lambda name: quote(name, safe=""))
     paths = st.one_of(
@@ -411,7 +411,7 @@ def odd_ways() -> SearchStrategy[Message]:
 
 
 def odd_envelopes(web: str) -> SearchStrategy[Message]:
-    """Requests for a small picture with odd ids, webhooks and headers."""
+    """Generate requests for a small picture with odd ids, webhooks and headers."""
     inputs = {"width": 64, "height": 64, "num_inference_steps": 1, "highres_fix": "Off"}
     addresses = st.sampled_from([web, f"{web}/missing", f"http://{HOST}:9", "ftp://x", "junk", "", "http://[", None, 7])
     filters = st.sampled_from([["start"], ["completed"], ["bogus"], [], None, "completed", [None]])
@@ -446,7 +446,7 @@ def _no_text(value: Any) -> bool:
 
 
 def from_schema() -> SearchStrategy[Message]:
-    """What schemathesis makes of the committed schema: valid and invalid requests."""
+    """Generate what schemathesis makes of the committed schema: valid and invalid requests."""
     modes = list(schemathesis.GenerationMode)
     operations = [operation.ok() for operation in schemathesis.openapi.from_dict(SCHEMA).get_all_operations()]
     return st.one_of([each.as_strategy(generation_mode=mode).map(_of_case) for each in operations for mode in modes])
@@ -479,7 +479,7 @@ def _cheap_body(body: bytes | None) -> bytes | None:
 
 
 def messages(web: str) -> SearchStrategy[Message]:
-    """All kinds of messages, in equal shares."""
+    """Generate all kinds of messages, in equal shares."""
     kinds = [
         st.one_of(valid_inputs(), invalid_inputs(), blocks(), weight_files(web)).map(prediction),
         invalid_inputs().map(prediction),
