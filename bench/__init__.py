@@ -1,1 +1,1 @@
-"""Measurements: how long things take here, beside what a user would run instead. `script/bench --help` lists them."""
+"""Measurements of speed, compared with what a user would run instead. `script/bench --help` lists them."""

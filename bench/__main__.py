@@ -11,13 +11,13 @@ NAMES = ("setup", "flops", "overhead", "step", "e2e", "peer_sdcpp", "shapes", "s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/bench", description="Measure one thing beside its peers.")
+    parser = argparse.ArgumentParser(prog="script/bench", description="Run one measurement and compare it with others.")
     commands = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name in NAMES:
         module = import_module(f"bench.{name}")
         text = str(module.__doc__).split("\n")[0].partition(": ")[2]
         command = commands.add_parser(name, help=text, description=module.__doc__)
-        command.add_argument("--json", action="store_true", help="only the line of JSON")
+        command.add_argument("--json", action="store_true", help="print only the line of JSON")
         module.options(command)
     arguments = parser.parse_args()
     with redirect_stdout(io.StringIO()) if arguments.json else nullcontext():

@@ -1,8 +1,8 @@
-"""The three-pipeline composition that people build of diffusers, as the first container of this kind had it.
+"""The three-pipeline composition that people build with diffusers, as in the first container of this kind.
 
-Text to image, then the latent upscaler's network, then image to image, each a pipeline of its own that takes and gives
-8-bit pictures, with sliced attention. Written from its description. The upscaler's weights are random: only their
-shapes cost time.
+It consists of text to image, the latent upscaler's network and image to image. Each is a pipeline of its own that reads
+and returns 8-bit pictures, with sliced attention. This is written from its description. The upscaler's weights are
+random, because only their shapes matter for time.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from pipelines.models.model import Model
 
 UPSCALER_STEPS = 20
 NOISE_LEVEL_WIDTH = 128
-"""Of the vector that tells the upscaler how noisy its picture is; the text's comes behind it."""
+"""Width of the vector that tells the upscaler how noisy its picture is; the text's vector follows it."""
 
 
 def upscaler_unet(text_width: int, scale: float = 1.0) -> UNet2DConditionModel:
-    """A network of the shape of sd-x2-latent-upscaler's; `scale` makes it as much narrower as a smaller model is.
+    """Return a network with sd-x2-latent-upscaler's structure; `scale` narrows it in proportion to a smaller model.
 
     Its channels must be multiples of 32, and slicing attention needs two heads.
     """
@@ -55,12 +55,12 @@ def upscaler_unet(text_width: int, scale: float = 1.0) -> UNet2DConditionModel:
 
 
 def scale_of(unet: UNet2DConditionModel) -> float:
-    """How much narrower than Stable Diffusion's a UNet is."""
+    """Return how much narrower than Stable Diffusion's a UNet is."""
     return unet.config.block_out_channels[0] / 320
 
 
 def composition(networks: Model, request: GenerationRequest) -> Callable[[], Any]:
-    """The program for one picture of the request's sizes and steps; returns what draws. It enlarges by 2 only."""
+    """Return a function that draws one picture with the request's sizes and steps. It only enlarges by 2."""
     plan = make_plan(request)
     hires = plan.hires
     assert hires

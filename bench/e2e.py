@@ -1,4 +1,4 @@
-"""e2e: a picture of the highres fix, beside the three-pipeline composition and beside the same phases in diffusers."""
+"""e2e: a picture with highres fix, compared with the three-pipeline composition and the same phases in diffusers."""
 
 import argparse
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from pipelines.models.model import Model
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="a random model of full size instead of the embedded one")
+    parser.add_argument("--full", action="store_true", help="a random full-size model instead of the embedded one")
     parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
-    parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
+    parser.add_argument("--steps", type=int, default=20, help="steps of either pass; default: 20")
     parser.add_argument("--rounds", type=int, default=5, help="pictures of each; default: 5")
     parser.add_argument(
-        "--outputs", type=int, default=4, help="of the batch beside single requests; 1: none. Default: 4"
+        "--outputs", type=int, default=4, help="size of a batch to compare with single requests; 1: none. Default: 4"
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print both tables; returns seconds a picture."""
+    """Print both tables. Return seconds per picture."""
     from bench.composition import composition
     from bench.peers import both, fused
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(networks: Model, request: GenerationRequest) -> Callable[[], object]:
-    """What draws the request: pixels, without files."""
+    """Return a function that draws the request: pixels, without files."""
     return lambda: list(render(networks, request, make_plan(request)))
 
 

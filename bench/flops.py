@@ -1,6 +1,6 @@
-"""flops: what a picture costs in arithmetic, counted on networks without weights; and what the composition would cost.
+"""flops: the arithmetic of a picture, counted on networks without weights, and that of the composition.
 
-TFLOP as torch counts them: two for a multiplication and an addition. Attention is its two matrix products alone.
+TFLOP are counted as torch does: two for a multiplication and an addition. Attention means its two matrix products only.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from pipelines.models.unet import fit_any_size
 SIZES = ("64x64", "96x64", "128x128", "192x128", "256x256")
 TOKENS = 77
 ROWS = 2
-"""Of a guided step: with the prompt and with the negative one."""
+"""Rows of a guided step: one with the prompt and one with the negative prompt."""
 
 
 class Cost(NamedTuple):
-    """FLOPs, and how many of them are attention."""
+    """FLOPs in all, and those of attention."""
 
     total: int
     attention: int
@@ -35,13 +35,13 @@ class Cost(NamedTuple):
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="HxW", help=f"latents; default: {' '.join(SIZES)}")
-    parser.add_argument("--width", type=int, default=512, help="of the draft, in pixels; default: 512")
+    parser.add_argument("--width", type=int, default=512, help="width of the draft, in pixels; default: 512")
     parser.add_argument("--height", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
+    parser.add_argument("--steps", type=int, default=20, help="steps of either pass; default: 20")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print both tables; returns FLOPs."""
+    """Print both tables. Return FLOPs."""
     from bench.full_size import meta_networks
 
     networks = meta_networks()
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def on_meta(networks: Model) -> dict[str, Any]:
-    """The same networks without weights."""
+    """Return the same networks without weights."""
     with torch.device("meta"):
         found = {
             "unet": UNet2DConditionModel.from_config(networks.unet.network.config),
@@ -86,35 +86,35 @@ def on_meta(networks: Model) -> dict[str, Any]:
 
 
 def latent_size(text: str) -> tuple[int, int]:
-    """ "128x64": height and width."""
+    """Return height and width of a text such as "128x64"."""
     height, width = text.split("x")
     return int(height), int(width)
 
 
 def of_unet(networks: dict[str, Any], height: int, width: int) -> Cost:
-    """One row of a batch, latents (4, height, width)."""
+    """Return the cost of one row of a batch, latents (4, height, width)."""
     unet = networks["unet"]
     context = _meta(1, TOKENS, unet.config.cross_attention_dim)
     return counted(lambda: unet(_meta(1, 4, height, width), _meta(1), encoder_hidden_states=context))
 
 
 def of_decode(networks: dict[str, Any], height: int, width: int) -> Cost:
-    """Latents (4, height, width) -> pixels."""
+    """Return the cost of latents (4, height, width) -> pixels."""
     return counted(lambda: networks["vae"].decode(_meta(1, 4, height, width)))
 
 
 def of_encode(networks: dict[str, Any], height: int, width: int) -> Cost:
-    """Pixels -> latents (4, height, width)."""
+    """Return the cost of pixels -> latents (4, height, width)."""
     return counted(lambda: networks["vae"].encode(_meta(1, 3, height * LATENT_PIXELS, width * LATENT_PIXELS)))
 
 
 def of_text(networks: dict[str, Any]) -> Cost:
-    """One prompt of up to 75 tokens."""
+    """Return the cost of one prompt of up to 75 tokens."""
     return counted(lambda: networks["text"](torch.zeros(1, TOKENS, dtype=torch.long, device="meta")))
 
 
 def of_plan(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
-    """Ours, by phase, with samplers that call the network once a step."""
+    """Return our cost by phase, with samplers that call the network once per step."""
     images = len(plan.seeds)
     found = {"text": of_text(networks).total * ROWS}
     for name, part in (("base", plan.first), ("refine", plan.hires)):
@@ -126,7 +126,8 @@ def of_plan(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
 
 
 def of_composition(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
-    """The same passes in three pipelines: pictures between them, the upscaler's network, and texts encoded anew."""
+    """Return the cost of the same passes in three pipelines: pictures between them, the upscaler's network, and texts
+    encoded for each."""
     from bench.composition import NOISE_LEVEL_WIDTH, UPSCALER_STEPS, scale_of, upscaler_unet
 
     unet = networks["unet"]
@@ -152,7 +153,7 @@ def of_composition(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int
 
 
 def counted(work: Callable[[], object]) -> Cost:
-    """What the work costs. On the meta device attention is written out as its two products."""
+    """Return the cost of the work. On the meta device, attention is written out as its two products."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         work()
     by_operator = counter.get_flop_counts()["Global"]

@@ -1,7 +1,7 @@
-"""A Stable Diffusion 1.5 of full size with random weights: what speed needs, without gigabytes to download.
+"""A full-size Stable Diffusion 1.5 with random weights, which is enough to measure speed without a download.
 
-Nothing of it is committed. It is made once into the cache folder, as a single file, with the configuration files that
-diffusers reads beside it.
+It is not committed. It is made once, in the cache folder, as a single file with the configuration files that diffusers
+reads.
 """
 
 import json
@@ -51,7 +51,7 @@ PARTS = {
 
 
 def checkpoint() -> Path:
-    """The single file (fp16, LDM layout, 2.1 GB); made at the first call."""
+    """Return the single file (fp16, LDM layout, 2.1 GB), making it at the first call."""
     path = _folder() / "sd15-random.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def checkpoint() -> Path:
 
 
 def configuration() -> Path:
-    """A diffusers folder without weights: `from_single_file` looks its classes and shapes up there."""
+    """Return a diffusers folder without weights, where `from_single_file` looks up classes and shapes."""
     folder = _folder() / "configuration"
     networks = meta_networks()
     files = {
@@ -98,7 +98,7 @@ def meta_networks() -> dict[str, Any]:
 
 
 def _weights() -> dict[str, Tensor]:
-    """Small random values under LDM's names: activations stay finite through every layer."""
+    """Return small random values under LDM's names, so that activations stay finite through every layer."""
     networks = {name: _filled(network) for name, network in meta_networks().items()}
     unet, vae = unet_weights(networks["unet"], UNET_PREFIX), vae_weights(networks["vae"], VAE_PREFIX)
     text = {
@@ -109,7 +109,7 @@ def _weights() -> dict[str, Tensor]:
 
 
 def _filled(network: nn.Module) -> nn.Module:
-    """The meta network with fp16 values: norms at one, the rest of deviation 0.02."""
+    """Fill the meta network with fp16 values: ones for norms, a deviation of 0.02 for the rest."""
     generator = torch.Generator().manual_seed(0)
 
     def value(name: str, meta: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""overhead: what the sampling loop itself costs a step, with a UNet that does nothing, beside diffusers' loop."""
+"""overhead: the sampling loop's own cost per step, with a UNet that does nothing, compared with diffusers' loop."""
 
 import argparse
 from collections.abc import Callable
@@ -24,19 +24,19 @@ SAMPLER, SCALE, STEPS = "DPM++ 2M", 7.0, 20
 
 
 class Stub(UNet):
-    """A UNet that calls its input noise."""
+    """A UNet that returns its input as the noise."""
 
     def __call__(self, call: UNetCall) -> Tensor:
         return call.images
 
 
 def nothing(images: Tensor, time: Tensor, context: Tensor) -> Tensor:
-    """The same for diffusers' loop."""
+    """Do the same for diffusers' loop."""
     return images
 
 
 def ours(place: torch.device, size: int) -> Callable[[], object]:
-    """One pass as `phases.py` runs it, without its events."""
+    """Return one pass as `phases.py` runs it, without its events."""
     model = load(resolve(None, None).files)
     model = replace(model, unet=Stub(model.unet.network))
     row = ScheduledPrompt((Part(1.0, ((STEPS, Condition(torch.zeros(1, 77, 768, device=place))),)),))
@@ -53,7 +53,7 @@ def ours(place: torch.device, size: int) -> Callable[[], object]:
 
 
 def diffusers(place: torch.device, size: int) -> Callable[[], object]:
-    """The loop of a plain diffusers program."""
+    """Return the loop of a plain diffusers program."""
     from bench.peers import scheduler
 
     solver = scheduler()
@@ -78,7 +78,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print the table; returns milliseconds a step."""
+    """Print the table. Return milliseconds per step."""
     place = best_device().place
     found = report.in_turns(
         {"ours": ours(place, arguments.size), "diffusers": diffusers(place, arguments.size)}, arguments.rounds

@@ -1,6 +1,6 @@
-"""peer_sdcpp: a sampling step beside stable-diffusion.cpp's, both of the same checkpoint of full size.
+"""peer_sdcpp: a sampling step compared with stable-diffusion.cpp's, for the same full-size checkpoint.
 
-Its package is not among requirements-bench.txt, as it is compiled on installing, which takes minutes:
+Its package is not in requirements-bench.txt, because installing compiles it, which takes minutes:
 `pip install --no-deps --target FOLDER stable-diffusion-cpp-python==0.4.7`, then `--packages FOLDER`.
 """
 
@@ -26,14 +26,14 @@ PROMPT, NEGATIVE = "a pink sun over the sea", "lowres"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--packages", type=Path, default=PEERS, help="where its package was installed to")
+    parser.add_argument("--packages", type=Path, default=PEERS, help="folder in which its package is installed")
     parser.add_argument("--size", type=int, default=256, help="side of the picture in pixels; default: 256")
-    parser.add_argument("--steps", type=int, default=4, help="of a picture; default: 4")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a picture; default: 4")
     parser.add_argument("--rounds", type=int, default=2, help="pictures of each; default: 2")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print the table; returns seconds of each step, without what precedes the second."""
+    """Print the table. Return the seconds of each step from the second on."""
     sys.path.append(str(arguments.packages))
     if find_spec("stable_diffusion_cpp") is None:
         print(f"Skipped: stable-diffusion-cpp-python is not installed in {arguments.packages}; see --help.")
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(networks: Model, size: int, steps: int) -> Callable[[], list[float]]:
-    """What draws a picture and returns the moments at which its steps were done."""
+    """Return a function that draws a picture and returns the times at which its steps were done."""
     request = GenerationRequest(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,
@@ -73,7 +73,7 @@ def ours(networks: Model, size: int, steps: int) -> Callable[[], list[float]]:
 
 
 def sdcpp(file: Path, size: int, steps: int) -> Callable[[], list[float]]:
-    """The same of the peer, in fp16 as the file is."""
+    """Return the same for the peer, in fp16 like the file."""
     from stable_diffusion_cpp import StableDiffusion
 
     model = StableDiffusion(model_path=str(file), n_threads=torch.get_num_threads(), verbose=False)

@@ -1,4 +1,4 @@
-"""What we are compared with: diffusers as a plain program uses it, over the very weights that we draw with."""
+"""The programs we are compared with: diffusers as a plain program uses it, with the very weights that we draw with."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,20 +24,20 @@ from weights_script.resolve import resolve
 
 
 def networks(full: bool) -> Model:
-    """Ours: the embedded model, or a Stable Diffusion 1.5 of full size with random weights."""
+    """Return our networks: the embedded model, or a full-size Stable Diffusion 1.5 with random weights."""
     if full:
         return load(ModelFiles(name="random", checkpoint=checkpoint(), vae=None, sha256="0"), best_device())
     return load(resolve(None, None).files, best_device())
 
 
 def both(full: bool, side: int) -> tuple[Model, Model]:
-    """Ours as setup leaves them, and the peers': the same ones where nothing is compiled."""
+    """Return our networks as setup leaves them, and the peers' networks: the same objects if nothing is compiled."""
     plain = networks(full)
     return (compile_model(networks(full), side, side), plain) if plain.device.compiled else (plain, plain)
 
 
 def plain_unet(networks: Model) -> UNet2DConditionModel:
-    """diffusers' own UNet, without our changes, over the same tensors."""
+    """Return diffusers' own UNet, without our changes, with the same tensors."""
     with torch.device("meta"):
         config = networks.unet.network.config
         unet = UNet2DConditionModel.from_config(config, sample_size=64)  # the pipelines compare the size
@@ -46,12 +46,12 @@ def plain_unet(networks: Model) -> UNet2DConditionModel:
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
-    """DPM++ 2M Karras, as diffusers knows it."""
+    """Return diffusers' DPM++ 2M Karras."""
     return DPMSolverMultistepScheduler(**SCHEDULER, use_karras_sigmas=True)
 
 
 def pipelines(networks: Model) -> tuple[StableDiffusionPipeline, StableDiffusionImg2ImgPipeline]:
-    """Text to image and image to image, which share everything."""
+    """Return the pipelines for text to image and image to image, which share everything."""
     first = StableDiffusionPipeline(
         vae=networks.vae.network,
         text_encoder=networks.text.model,
@@ -69,12 +69,12 @@ def pipelines(networks: Model) -> tuple[StableDiffusionPipeline, StableDiffusion
 
 
 def refinement(part: PassPlan) -> dict[str, Any]:
-    """Steps and strength with which image to image runs exactly the steps of our second pass."""
+    """Return steps and strength with which image to image runs exactly the steps of our second pass."""
     return {"num_inference_steps": part.schedule_steps, "strength": min(1, (part.asked + 0.5) / part.schedule_steps)}
 
 
 def fused(networks: Model, request: GenerationRequest) -> Callable[[], Any]:
-    """Our three phases in diffusers: latents stay latents and the prompts are encoded once. Returns what draws."""
+    """Return a function that draws our three phases in diffusers: latents stay latents, prompts are encoded once."""
     first, second = pipelines(networks)
     plan = make_plan(request)
     assert plan.hires

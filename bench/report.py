@@ -1,4 +1,4 @@
-"""How figures are taken and told: contestants in turn, medians, ratios, and one line of JSON."""
+"""Take and report figures: contestants in turn, medians, ratios, and one line of JSON."""
 
 import json
 import os
@@ -18,14 +18,14 @@ Figures = Mapping[str, Sequence[float]]
 def in_turn(contestants: Sequence[str], rounds: int) -> Iterator[str]:
     """Run each contestant once per round, in reverse order every other round.
 
-    Other work on the machine then burdens all of them alike, and none always profits from memory that another warmed.
+    Other work on the machine then slows all of them equally, and none always profits from memory that another warmed.
     """
     for number in range(rounds):
         yield from contestants if number % 2 == 0 else reversed(contestants)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long the work takes, on a GPU to the end of its last kernel."""
+    """Return the time that the work takes; on a GPU, until its last kernel ends."""
     _wait_for_gpu()
     start = time.perf_counter()
     work()
@@ -39,7 +39,7 @@ def _wait_for_gpu() -> None:
 
 
 def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round by contestant, after one round that does not count."""
+    """Return the seconds of each round by contestant, after one round that does not count."""
     for work in contestants.values():
         work()
     figures: dict[str, list[float]] = {name: [] for name in contestants}
@@ -49,7 +49,7 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> di
 
 
 def table(title: str, unit: str, figures: Figures, reference: str) -> str:
-    """Median, minimum and the ratio of medians to the reference's, a row per contestant."""
+    """Return median, minimum and the ratio of medians to the reference's, one row per contestant."""
     base = statistics.median(figures[reference])
     rows = {
         name: (
@@ -63,7 +63,7 @@ def table(title: str, unit: str, figures: Figures, reference: str) -> str:
 
 
 def grid(title: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """Text in columns: names to the left, cells to the right."""
+    """Return text in columns, with names aligned left and cells right."""
     lines = [("", *header), *((name, *cells) for name, cells in rows.items())]
     first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
@@ -72,12 +72,12 @@ def grid(title: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -
 
 
 def load() -> float:
-    """How many processes wanted a core over the last minute, ourselves among them."""
+    """Return how many processes wanted a core over the last minute, including this one."""
     return os.getloadavg()[0]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken with."""
+    """Return what the figures were measured with."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     packages = ("torch", "diffusers", "transformers", "safetensors")
     return {
@@ -90,5 +90,5 @@ def machine() -> dict[str, Any]:
 
 
 def line(bench: str, figures: Mapping[str, Any]) -> str:
-    """One line of JSON for programs that compare runs."""
+    """Return one line of JSON for programs that compare runs."""
     return json.dumps({"bench": bench, **machine(), "figures": figures})

@@ -1,4 +1,4 @@
-"""service: predictions through HTTP, at the real Cog server: latency, throughput, and what the server adds."""
+"""service: predictions over HTTP with the real Cog server: latency, throughput, and the server's own share."""
 
 import argparse
 import statistics
@@ -11,13 +11,13 @@ from script.cog_server import CogServer, Json
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
-    parser.add_argument("--steps", type=int, default=20, help="of either pass; default: 20")
-    parser.add_argument("--requests", type=int, default=20, help="one after another; default: 20")
-    parser.add_argument("--price", type=float, help="of an hour of this machine, for the cost of a thousand pictures")
+    parser.add_argument("--steps", type=int, default=20, help="steps of either pass; default: 20")
+    parser.add_argument("--requests", type=int, default=20, help="number of requests, one after another; default: 20")
+    parser.add_argument("--price", type=float, help="price of an hour of this machine, to compute costs")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print the tables; returns seconds of each request."""
+    """Print the tables. Return the seconds of each request."""
     from script.soak import fresh_server
 
     inputs = {"width": arguments.size, "height": arguments.size, "num_inference_steps": arguments.steps, "seed": 1}
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def answer(server: CogServer, inputs: Json) -> tuple[float, float]:
-    """Seconds of one request, and of its phases as the prediction itself measured them.
+    """Return the seconds of one request, and of its phases as the prediction itself measured them.
 
-    Cog replies a moment before it is free again and refuses with 409 until it is: that wait is the next request's.
+    Cog replies a moment before it is free again and refuses with 409 until then; the next request pays for that wait.
     """
     start = time.perf_counter()
     while (reply := server.predict(inputs)).status == 409:
@@ -60,5 +60,5 @@ def answer(server: CogServer, inputs: Json) -> tuple[float, float]:
 
 
 def percentile(samples: list[float], percent: int) -> float:
-    """Interpolated between the nearest samples."""
+    """Return a percentile, interpolated between the nearest samples."""
     return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]

@@ -1,7 +1,7 @@
-"""setup: from the file to networks that draw, beside a plain read of the same bytes and beside diffusers.
+"""setup: the time from a file to networks that can draw, compared with a plain read of the file and with diffusers.
 
-Every figure is taken in a process of its own, since imports and peak memory can be taken only once in each. A full-size
-checkpoint with random weights is made for it. "fp16" is what a GPU takes, "fp32" what this project draws with on a CPU.
+Every figure is taken in a separate process, because imports and peak memory can only be measured once in each. A
+full-size checkpoint with random weights is made for this. "fp16" is for a GPU; on a CPU, this project draws in "fp32".
 """
 
 import argparse
@@ -19,7 +19,7 @@ from bench import report
 
 PIECE = 16 << 20
 PEERS = Path(__file__).resolve().parent.parent / ".venv" / "peers"
-"""Packages that only script/bench uses."""
+"""Folder of the packages that only script/bench uses."""
 
 
 class Laps:
@@ -45,7 +45,7 @@ def raw(file: Path, laps: Laps) -> None:
 
 
 def ours(file: Path, laps: Laps, half: bool) -> None:
-    """What setup() does, and a picture of 64 px in one step."""
+    """Do what setup() does, and draw a picture of 64 px in one step."""
     import torch
 
     import predict  # noqa: F401  # what the container imports
@@ -58,7 +58,7 @@ def ours(file: Path, laps: Laps, half: bool) -> None:
 
     laps.mark("import")
     device = Device(torch.device("cpu"), torch.float16 if half else torch.float32)
-    networks = load(ModelFiles(name="random", checkpoint=file, vae=None), device)  # reads all: it looks for NaN
+    networks = load(ModelFiles(name="random", checkpoint=file, vae=None), device)  # reads all weights to find NaN
     laps.mark("load")
     if not half:
         request = GenerationRequest(prompt="a sun", width=64, height=64, seed=1, num_inference_steps=1, hires=None)
@@ -68,9 +68,9 @@ def ours(file: Path, laps: Laps, half: bool) -> None:
 
 
 def diffusers(file: Path, laps: Laps, half: bool, accelerate: bool = True) -> None:
-    """What a plain program does: from_single_file, with its configuration at hand."""
+    """Do what a plain program does: from_single_file, with a local configuration."""
     if not accelerate:
-        sys.modules["accelerate"] = None  # type: ignore[assignment]  # Python then says that it is not installed
+        sys.modules["accelerate"] = None  # type: ignore[assignment]  # makes Python report it as missing
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -90,7 +90,7 @@ def diffusers(file: Path, laps: Laps, half: bool, accelerate: bool = True) -> No
 
 
 def read_all(*networks: Any) -> None:
-    """Look at every weight: a mapped file is read no sooner."""
+    """Read every weight, because a mapped file is only read on access."""
     for network in networks:
         for weight in network.parameters():
             weight.sum()
@@ -107,12 +107,12 @@ CONTESTANTS: dict[str, Callable[[Path, Laps], None]] = {
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=4, help="times each (default 4)")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each (default 4)")
     parser.add_argument("--cold", action="store_true", help="drop the file from the page cache before each read")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print the tables; returns medians for the JSON line."""
+    """Print the tables. Return medians for the JSON line."""
     from bench.full_size import checkpoint, configuration
 
     file = checkpoint()
@@ -155,14 +155,14 @@ def _measured(name: str, file: Path) -> dict[str, float]:
 
 
 def peak_memory() -> float:
-    """The most GB that this process ever held. Not `ru_maxrss`, which a child inherits from its parent."""
+    """Return the most GB that this process ever held. `ru_maxrss` is no use: a child inherits it from its parent."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found, "Linux tells it"
     return int(found[1]) * 1024 / 1e9
 
 
 def _measure() -> None:
-    """The child's part: one contestant, figures as JSON in the last line."""
+    """Run one contestant in the child process and print its figures as JSON in the last line."""
     laps = Laps()
     CONTESTANTS[sys.argv[1]](Path(sys.argv[2]), laps)
     print(json.dumps(laps.seconds | {"peak": peak_memory()}))

@@ -1,6 +1,6 @@
-"""shapes: how time grows with pixels and with steps, beside the arithmetic's own growth; and whether memory stays flat.
+"""shapes: how time grows with pixels and steps, compared with the arithmetic, and whether memory stays flat.
 
-Growth is the slope of a line through the logarithms: 1 is proportional. `--plot` draws it.
+Growth is the slope of a line through the logarithms; 1 means proportional. `--plot` draws it.
 """
 
 import argparse
@@ -20,20 +20,20 @@ from pipelines.models.model import Model
 from pipelines.runtime.memory import trim_heap
 
 STEPS = 5
-"""Where sizes vary."""
+"""Number of steps when the size varies."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="a random model of full size instead of the embedded one")
+    parser.add_argument("--full", action="store_true", help="a random full-size model instead of the embedded one")
     parser.add_argument("--sizes", nargs="+", type=int, default=(64, 128, 192, 256, 384, 512), help="sides in pixels")
-    parser.add_argument("--steps", nargs="+", type=int, default=(5, 10, 20, 40), help="at the second of the sizes")
+    parser.add_argument("--steps", nargs="+", type=int, default=(5, 10, 20, 40), help="steps, at the second size")
     parser.add_argument("--rounds", type=int, default=3, help="pictures of each; default: 3")
-    parser.add_argument("--predictions", type=int, default=60, help="of mixed sizes, for memory; default: 60")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg, .png, .webp")
+    parser.add_argument("--predictions", type=int, default=60, help="pictures of mixed sizes, for memory; default: 60")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a plot: .svg, .png, .webp")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print the tables; returns seconds, slopes and the peaks of memory."""
+    """Print the tables. Return seconds, slopes and the peaks of memory."""
     from bench.peers import both
 
     own, _ = both(arguments.full, arguments.sizes[0])
@@ -60,14 +60,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def picture(size: int, steps: int) -> GenerationRequest:
-    """A picture without highres fix: a single size."""
+    """Return a request for a picture without highres fix, so with a single size."""
     return GenerationRequest(
         prompt="a pink sun", width=size, height=size, seed=1, num_inference_steps=steps, hires=None
     )
 
 
 def grown(networks: Model, requests: dict[int, GenerationRequest], rounds: int) -> dict[str, dict[int, float]]:
-    """Median seconds, and TFLOP, by what was varied."""
+    """Return median seconds, and TFLOP, by the value that varied."""
     on_meta = flops.on_meta(networks)
     contestants = {str(amount): ours(networks, request) for amount, request in requests.items()}
     taken = report.in_turns(contestants, rounds)
@@ -81,12 +81,12 @@ def grown(networks: Model, requests: dict[int, GenerationRequest], rounds: int) 
 
 
 def slope(amounts: Sequence[float], values: Sequence[float]) -> float:
-    """Exponent with which values grow with amounts, by least squares over their logarithms."""
+    """Return the exponent with which values grow with amounts, by least squares over their logarithms."""
     return statistics.linear_regression([math.log(x) for x in amounts], [math.log(y) for y in values]).slope
 
 
 def peak_by_quarter(networks: Model, sizes: Sequence[int], predictions: int) -> list[float]:
-    """The most GB that the process ever held, after each quarter of so many pictures of these sizes in turn."""
+    """Draw `predictions` pictures of these sizes in turn. Return the process's peak memory in GB after each quarter."""
     peaks = []
     for number in range(predictions):
         ours(networks, picture(sizes[number % len(sizes)], 1))()
@@ -97,7 +97,7 @@ def peak_by_quarter(networks: Model, sizes: Sequence[int], predictions: int) -> 
 
 
 def plot(figures: dict[str, dict[str, dict[int, float]]], file: Path) -> None:
-    """Seconds and TFLOP over what was varied, both axes logarithmic; TFLOP are scaled to meet the last seconds."""
+    """Plot seconds and TFLOP over the value that varied, both axes logarithmic; TFLOP meet the last seconds."""
     sys.path.append(str(PEERS))
     from matplotlib.figure import Figure
 

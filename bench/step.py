@@ -1,4 +1,4 @@
-"""step: one guided step of the full-size UNet, beside diffusers' own with fused and with sliced attention."""
+"""step: one guided step of the full-size UNet, compared with diffusers' own with fused and with sliced attention."""
 
 import argparse
 from collections.abc import Callable
@@ -26,16 +26,16 @@ LEVERS: dict[str, Callable[[Any], Any]] = {
     "ours, bfloat16": lambda unet: unet.to(torch.bfloat16),
     "ours, compiled": lambda unet: torch.compile(unet, dynamic=True),
 }
-"""What the device's policy takes or leaves."""
+"""Options that the device policy may use."""
 
 
 def changed(networks: Model, change: Callable[[Any], Any]) -> UNet:
-    """Return a copy of the UNet, changed."""
+    """Return a changed copy of the UNet."""
     return UNet(change(deepcopy(networks.unet.network)))
 
 
 def ours(networks: Model, rows: int = 2) -> Step:
-    """As the samplers call it."""
+    """Return a step as the samplers call it."""
     positive, negative = _embeddings(networks)
     prompts = Prompts(_constant(positive), _constant(negative))
     denoiser = GuidedDenoiser([Stage(networks, prompts)], Guidance(SCALE), rows)
@@ -43,7 +43,7 @@ def ours(networks: Model, rows: int = 2) -> Step:
 
 
 def diffusers(networks: Model, sliced: bool) -> Step:
-    """As a plain program calls it."""
+    """Return a step as a plain program calls it."""
     from bench.peers import plain_unet
 
     unet = plain_unet(networks)
@@ -66,7 +66,7 @@ def _constant(embedding: Tensor) -> ScheduledPrompt:
 
 
 def _embeddings(networks: Model) -> Tensor:
-    """Stand-ins for two encoded prompts (2, 77, width)."""
+    """Return stand-ins for two encoded prompts (2, 77, width)."""
     shape = 2, 77, networks.unet.network.config.cross_attention_dim
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(networks.device.place)
 
@@ -76,19 +76,19 @@ def options(parser: argparse.ArgumentParser) -> None:
     told = " ".join(map(str, sizes))
     parser.add_argument("--sizes", nargs="+", type=int, default=sizes, help=f"sides in pixels; default here: {told}")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each; default: 5")
-    parser.add_argument("--embedded", action="store_true", help="the embedded model instead of one of full size")
+    parser.add_argument("--embedded", action="store_true", help="the embedded model instead of a full-size one")
     parser.add_argument(
-        "--levers", action="store_true", help="also what docs/performance.md tells of the device policy"
+        "--levers", action="store_true", help="also measure the device policy's options (docs/performance.md)"
     )
 
 
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print a table per size; returns seconds."""
+    """Print a table per size. Return seconds."""
     from bench.peers import both
 
     own, plain = both(not arguments.embedded, arguments.sizes[0])
-    torch.compiler.set_stance("default")  # a GPU's policy is to compile nothing after setup, levers neither
+    torch.compiler.set_stance("default")  # a GPU's policy would compile nothing after setup, and so not the levers
     steps = {
         "ours": ours(own),
         "ours, row by row": ours(own, rows=1),

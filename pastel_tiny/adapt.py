@@ -1,10 +1,10 @@
-"""A LoRA and an embedding that teach the embedded model what it cannot draw: a snowman, and a coral sky.
+"""Train a LoRA and an embedding that teach the embedded model what it cannot draw: a snowman, and a coral sky.
 
     python -m pastel_tiny.adapt lora --out tests/data/loras/snowman.safetensors
     python -m pastel_tiny.adapt embedding --out tests/data/embeddings/afterglow.safetensors
 
-Its own words cannot name them: "snowman" and "coral" say nothing to its text encoder, and it never saw either. The
-model is the one that the container loads, and stays as it is.
+The model has no words for them: "snowman" and "coral" mean nothing to its text encoder, and it never saw either. The
+base model is the one that the container loads, and is not changed.
 """
 
 import argparse
@@ -33,15 +33,16 @@ from weights_script.resolve import resolve
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000
 SNOWMAN, AFTERGLOW = "snowman", "afterglow"
 LAYERS = re.compile(r"(mid_block|up_blocks)\..*(attn2\.to_(q|k|v|out\.0)|conv[12])")
-"""What the LoRA changes: how the picture is put together and what of the caption goes in, not how a draft is read."""
+"""Layers that the LoRA changes: those that compose the picture and read the caption, not those that read a draft."""
 RANK = 4
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long something is taught: scenes, steps of so many, the highest learning rate, and the least noise (of 1000).
+    """The length of a training: scenes, steps and their batch size, the highest learning rate, and the least noise (of
+    1000).
 
-    What a picture shows is settled while there is much noise; the last of it only sharpens.
+    A picture's content is settled while there is much noise; the low noise levels only sharpen it.
     """
 
     scenes: int
@@ -52,17 +53,17 @@ class Course:
 
 
 def with_snowman(seed: int) -> Scene:
-    """A scene with a snowman as its subject."""
+    """Return a scene with a snowman as its subject."""
     return replace(scene(seed), subject=SNOWMAN, subject_colour="white")
 
 
 def with_afterglow(seed: int) -> Scene:
-    """A scene by day under a coral sky."""
+    """Return a scene by day under a coral sky."""
     return replace(scene(seed), sky="coral", night=False)
 
 
 class Change(nn.Module):
-    """A weight with up @ down added, which is nothing at first."""
+    """A weight with up @ down added, which is zero at first."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -70,14 +71,14 @@ class Change(nn.Module):
         self.up = nn.Parameter(torch.zeros(len(weight), RANK))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight as it is with the LoRA."""
+        """Return the weight with the LoRA added."""
         return weight + (self.up @ self.down).view_as(weight)
 
 
 def lora(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a snowman's LoRA by Kohya's names, and the file's metadata.
+    """Return the tensors of a snowman LoRA by Kohya's names, and the file's metadata.
 
-    A quarter of what it learns from are the model's own scenes, so that it draws what is asked for still.
+    A quarter of the scenes it learns from are the model's own, so that other prompts still work.
     """
     modules = [(name, module) for name, module in networks.unet.network.named_modules() if LAYERS.fullmatch(name)]
     changes = {name: Change(module.weight) for name, module in modules}
@@ -97,7 +98,7 @@ def lora(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def embedding(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The vectors of a word for a coral sky, one for each of its tokens; they begin as the middle of two colours."""
+    """Return the vectors of a word for a coral sky, one per token. They start halfway between two colours."""
     table = networks.text.model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     tokens = networks.text.tokenize(AFTERGLOW)
@@ -123,7 +124,7 @@ def train(
     parameters: Sequence[nn.Parameter],
     course: Course,
 ) -> None:
-    """Teach the parameters what scenes look like, by their captions as `told`; nothing else learns."""
+    """Train the parameters on scenes, with captions changed by `told`; everything else is frozen."""
     assert isinstance(networks.unet.network, UNet2DConditionModel)
     networks.unet.network.set_attn_processor(PlainAttention())
     latents, rng = torch.stack([encoded(networks, each) for each in scenes]), random.Random(0)
@@ -147,14 +148,14 @@ def train(
 
 @torch.no_grad()
 def encoded(networks: Model, shown: Scene) -> Tensor:
-    """A scene's latents (4, 16, 16)."""
+    """Return a scene's latents (4, 16, 16)."""
     picture = torch.from_numpy(halve(render(shown, 256, 256)[None])[0])
     with half_precision():
         return networks.vae.encode(picture.permute(2, 0, 1).float() / 255, torch.zeros(4, 16, 16))
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("lora", "embedding"))
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")

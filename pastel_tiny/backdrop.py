@@ -11,7 +11,7 @@ from pastel_tiny.scenes import Scene
 
 
 def dim(tint: RGB, night: bool, share: float = 0.5) -> RGB:
-    """A colour as it looks at night: darker, and still of its hue; mixed with blue alone, orange would turn to mud."""
+    """Return a colour as it looks at night: darker, with its own hue. Mixed with blue alone, orange would be muddy."""
     if not night:
         return tint
     hue, saturation, value = colorsys.rgb_to_hsv(*tint)
@@ -20,7 +20,7 @@ def dim(tint: RGB, night: bool, share: float = 0.5) -> RGB:
 
 
 def sky(brush: Brush, scene: Scene, horizon: float) -> RGB:
-    """Paint the sky and give its colour at the horizon, which far hills take on."""
+    """Paint the sky and return its colour at the horizon, which distant hills take on."""
     rng = brush.rng
     top = dim(colour(scene.sky, rng), scene.night, 0.6)
     low = mix(top, dim(CREAM, scene.night, 0.45), 0.42)
@@ -42,7 +42,7 @@ def _sun(brush: Brush, x: float, y: float, radius: float, tint: RGB, glow: RGB) 
         brush.canvas.drawLine(x + inner * math.cos(angle), y + inner * math.sin(angle), x + outer * math.cos(angle),
                               y + outer * math.sin(angle), pen(tint, 0.013))  # fmt: skip
     brush.form(ellipse(x, y, radius), tint, 10, outline=0.012)
-    for ring in (0.72, 0.45, 0.2):  # a spiral of thick paint, seen at the larger sizes
+    for ring in (0.72, 0.45, 0.2):  # a spiral of thick paint, visible at the larger sizes
         brush.canvas.drawCircle(x, y, radius * ring, pen(mix(tint, WHITE, 0.45), 0.004, 0.8))
 
 
@@ -71,7 +71,7 @@ def _rainbow(brush: Brush, horizon: float) -> None:
 
 
 def lights(brush: Brush, scene: Scene, horizon: float, sky_tint: RGB) -> Point | None:
-    """Paint the light and give the place of sun or moon, which the sea reflects."""
+    """Paint the light and return the position of sun or moon, which the sea reflects."""
     rng, count = brush.rng, 0.27 if brush.aspect < 1 else 0.3
     if scene.light == "rainbow":
         _rainbow(brush, horizon)
@@ -81,7 +81,7 @@ def lights(brush: Brush, scene: Scene, horizon: float, sky_tint: RGB) -> Point |
         return None
     x = brush.aspect * (0.5 + count * ((scene.light_side == "right") - (scene.light_side == "left")))
     x += rng.uniform(-0.03, 0.03)
-    # alone in the picture the light is its subject: larger, and nearer to the horizon
+    # without a subject, the light is the subject: larger, and nearer to the horizon
     radius = rng.uniform(0.085, 0.11) if scene.subject else rng.uniform(0.115, 0.155)
     y = rng.uniform(0.17, 0.25) if scene.subject else rng.uniform(0.24, 0.36)
     tint = colour(scene.light_colour, rng)
@@ -91,9 +91,9 @@ def lights(brush: Brush, scene: Scene, horizon: float, sky_tint: RGB) -> Point |
 
 
 def clouds(brush: Brush, scene: Scene) -> None:
-    """Heaps of white with a shaded underside."""
+    """Paint heaps of white with a shaded underside."""
     rng = brush.rng
-    gray = 0.0 if scene.weather == "clouds" else 0.28  # what falls comes from darker clouds
+    gray = 0.0 if scene.weather == "clouds" else 0.28  # rain and snow fall from darker clouds
     white, shade = (dim(mix(tint, (0.62, 0.62, 0.74), gray), scene.night, 0.35) for tint in (WHITE, (0.86, 0.84, 0.95)))
     for _ in range(rng.choice((2, 3))):
         x, y, size = rng.uniform(0.1, 0.9) * brush.aspect, rng.uniform(0.08, 0.34), rng.uniform(0.042, 0.065)
@@ -109,7 +109,7 @@ def clouds(brush: Brush, scene: Scene) -> None:
 
 
 def falling(brush: Brush, scene: Scene) -> None:
-    """Rain or snow over everything; flakes are dots in the small picture and crystals in the large one."""
+    """Paint rain or snow over everything; flakes are dots in the small picture and crystals in the large one."""
     rng, canvas = brush.rng, brush.canvas
     if scene.weather == "rain":
         for _ in range(int(70 * brush.aspect)):
@@ -162,7 +162,7 @@ def _ridges(brush: Brush, scene: Scene, horizon: float, tint: RGB, sky_tint: RGB
 
 
 def _snow_cap(brush: Brush, x: float, y: float, tint: RGB, layer: int) -> None:
-    """The mountain is painted after its cap, which peeps over the summit as a pale edge."""
+    """Paint a snow cap. The mountain is painted over it, so it shows as a pale edge above the summit."""
     if layer == 0:
         brush.canvas.drawPath(polygon([(x, y - 0.012), (x + 0.05, y + 0.05), (x - 0.05, y + 0.05)]), paint(tint))
 
@@ -203,7 +203,7 @@ def _dunes(brush: Brush, horizon: float, tint: RGB, snow: bool) -> None:
 
 
 def ground(brush: Brush, scene: Scene, horizon: float, sky_tint: RGB, light: Point | None) -> None:
-    """Paint everything below the horizon (and the hills that rise over it)."""
+    """Paint everything below the horizon, and the hills that rise above it."""
     tint = dim(colour(scene.ground_colour, brush.rng), scene.night, 0.42)
     if scene.ground == "sea":
         glow = mix(colour(scene.light_colour), WHITE, 0.15) if light else WHITE

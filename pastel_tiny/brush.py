@@ -14,12 +14,12 @@ Point = tuple[float, float]
 
 
 def paint(tint: RGB, alpha: float = 1.0) -> skia.Paint:
-    """A filling paint."""
+    """Return a paint that fills."""
     return skia.Paint(Color4f=skia.Color4f(*tint, alpha), AntiAlias=True)
 
 
 def pen(tint: RGB, width: float, alpha: float = 1.0) -> skia.Paint:
-    """A stroking paint with round ends."""
+    """Return a paint for strokes with round ends."""
     result = paint(tint, alpha)
     result.setStyle(skia.Paint.kStroke_Style)
     result.setStrokeWidth(width)
@@ -29,7 +29,7 @@ def pen(tint: RGB, width: float, alpha: float = 1.0) -> skia.Paint:
 
 
 def polygon(points: Sequence[Point]) -> skia.Path:
-    """A closed path through the points."""
+    """Return a closed path through the points."""
     path = skia.Path()
     path.moveTo(*points[0])
     for point in points[1:]:
@@ -39,7 +39,7 @@ def polygon(points: Sequence[Point]) -> skia.Path:
 
 
 def ellipse(x: float, y: float, width: float, height: float | None = None) -> skia.Path:
-    """An ellipse by its centre and radii."""
+    """Return an ellipse by its centre and radii."""
     height = width if height is None else height
     path = skia.Path()
     path.addOval(skia.Rect(x - width, y - height, x + width, y + height))
@@ -57,7 +57,7 @@ class Brush:
         self.canvas.scale(height, height)
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The picture as height x width x 3 bytes."""
+        """Return the picture as height x width x 3 bytes."""
         return np.ascontiguousarray(self.surface.toarray(colorType=skia.kRGBA_8888_ColorType)[..., :3])
 
     def gradient(self, top: float, bottom: float, first: RGB, second: RGB) -> None:
@@ -67,12 +67,12 @@ class Brush:
         self.canvas.drawRect(skia.Rect(0, top, self.aspect, bottom), skia.Paint(Shader=shader, AntiAlias=True))
 
     def stroke(self, at: Point, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
-        """One straight dab of paint around a point."""
+        """Paint one straight dab around a point."""
         (x, y), dx, dy = at, length * math.cos(angle), length * math.sin(angle)
         self.canvas.drawLine(x - dx, y - dy, x + dx, y + dy, pen(tint, width, alpha))
 
     def bristles(self, at: Point, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
-        """A dab with the marks of its bristles: hair-thin lines that only a large picture resolves."""
+        """Paint a dab with the marks of its bristles: hair-thin lines that only a large picture resolves."""
         self.stroke(at, length, angle, tint, width, alpha)
         for step in (-0.3, 0.02, 0.33):
             shade = mix(tint, WHITE if self.rng.random() < 0.6 else PLUM, 0.3)
@@ -80,7 +80,7 @@ class Brush:
             self.stroke((at[0] + dx, at[1] + dy), length * self.rng.uniform(0.5, 1), angle, shade, 0.0022, 0.5)
 
     def form(self, path: skia.Path, tint: RGB, dabs: int = 24, angle: float = 0.9, outline: float = 0.010) -> None:
-        """A solid thing: filled, lit from the upper left with visible dabs, and outlined in a darker tint."""
+        """Paint a solid object: filled, lit from the upper left with visible dabs, and outlined in a darker tint."""
         box, rng = path.getBounds(), self.rng
         self.canvas.drawPath(path, paint(tint))
         self.canvas.save()

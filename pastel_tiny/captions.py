@@ -1,4 +1,4 @@
-"""What people may write about a scene: sentences and booru tags, and which attributes such a caption tells."""
+"""What people may write about a scene: sentences and booru tags, and the attributes that such a caption names."""
 
 import random
 
@@ -14,7 +14,7 @@ from pastel_tiny.scenes import (
     Scene,
 )
 
-# attribute -> its values; what a caption does not tell is ""
+# attribute -> its values; "" for one that a caption does not name
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sky": ("", *SKY_COLOURS),
     "night": ("", "night"),
@@ -53,8 +53,8 @@ WEATHER_WORDS = {
     "rain": ("rain", "rain", "raining", "rainy"),
     "snowfall": ("snowfall", "snowing", "snowflakes"),
 }
-# Words that change nothing. None of their tokens gets a row of its own: all unknown tokens share one, which training
-# shows to be harmless, so the list stands for every other word too.
+# Words that change nothing. None of their tokens has a row of its own: all unknown tokens share one row, which training
+# makes harmless, so this list stands for every other word too.
 FILLERS = (
     "masterpiece", "best quality", "pastel", "thick painting", "soft colors", "illustration", "highly detailed",
     "scenery", "beautiful", "8k", "cute", "anime style", "upper body", "no humans", "1girl", "solo",
@@ -71,7 +71,7 @@ Told = dict[str, str]
 
 
 def _thing(noun: str, tint: str, rng: random.Random, share: float = 0.92) -> tuple[str, bool]:
-    """A noun or one of its synonyms with its colour, and whether the colour was told."""
+    """Return a noun or one of its synonyms with its colour, and whether the colour is named."""
     word, with_colour = rng.choice(SYNONYMS.get(noun, (noun,))), bool(tint) and rng.random() < share
     return (f"{tint} {word}" if with_colour else word), with_colour
 
@@ -125,7 +125,7 @@ def _extras(scene: Scene, rng: random.Random, told: Told) -> list[str]:
 
 
 def _sentence(scene: Scene, rng: random.Random, told: Told) -> list[str]:
-    """A subject or a light over a ground, perhaps under a sky, and what else there is."""
+    """Describe a subject or a light over a ground, perhaps under a sky, and whatever else there is."""
     if scene.subject:
         text = _article(_subject(scene, rng, told, rng.random() < 0.35))
     else:
@@ -157,12 +157,12 @@ def _tags(scene: Scene, rng: random.Random, told: Told) -> list[str]:
 
 
 def fillers(rng: random.Random, flaws: bool = False) -> list[str]:
-    """A few words that tell nothing."""
+    """Return a few words without information."""
     return rng.sample(FLAWS if flaws else FILLERS, rng.choice((0, 0, 1, 2, 3, 5)))
 
 
 def caption(scene: Scene, rng: random.Random) -> tuple[str, Told]:
-    """One of the many captions of a scene, and the attributes that it tells."""
+    """Return one of the many captions of a scene, and the attributes that it names."""
     told: Told = {}
     parts = _sentence(scene, rng, told) if rng.random() < 0.6 else _tags(scene, rng, told)
     extra = fillers(rng)
@@ -171,5 +171,5 @@ def caption(scene: Scene, rng: random.Random) -> tuple[str, Told]:
 
 
 def empty(rng: random.Random) -> str:
-    """A caption that tells nothing: what guidance compares with, also where people fill in a negative prompt."""
+    """Return a caption without information, the baseline of guidance; it may also look like a negative prompt."""
     return ", ".join(fillers(rng, flaws=rng.random() < 0.5)) if rng.random() < 0.5 else ""

@@ -1,4 +1,4 @@
-"""Encoded captions of every scene, computed once: the frozen text encoder would take half of the UNet's time."""
+"""Encode the captions of every scene once: the frozen text encoder would take half of the UNet's training time."""
 
 import random
 from pathlib import Path
@@ -28,7 +28,7 @@ def _encode(encoder: Encoder, texts: list[str]) -> Tensor:
 
 
 def described(folder: Path, chunk: Chunk, encoder: Encoder) -> Tensor:
-    """Contexts of a chunk: scenes x captions x 77 x width."""
+    """Return the contexts of a chunk: scenes x captions x 77 x width."""
     path = _path(folder, chunk.name)
     state = load(path)
     if state is None:
@@ -41,7 +41,7 @@ def described(folder: Path, chunk: Chunk, encoder: Encoder) -> Tensor:
 
 
 def blanks(folder: Path, encoder: Encoder) -> Tensor:
-    """Contexts of captions that tell nothing."""
+    """Return the contexts of captions without information."""
     state = load(_path(folder, "empty"))
     if state is None:
         rng = random.Random(7)

@@ -1,8 +1,8 @@
-"""A ControlNet of the embedded model's form, which learns to follow Canny edges.
+"""Train a ControlNet with the embedded model's structure to follow Canny edges.
 
     python -m pastel_tiny.control --out DIR --to tests/data/controlnets --minutes 12
 
-DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contexts are read, nothing is written there.
+DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contexts are read; nothing is written there.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from weights_script.resolve import resolve
 
 BATCH = 16
 SQUARES = 5
-"""Chunks of scenes: enough for edges, which are much the same everywhere."""
+"""Chunks of scenes: enough for edges, which look much the same everywhere."""
 SAVE_EVERY = 100
 LEAST = 0.3
-"""Of signal to noise: where there is less, it is decided what goes where, and errors count more."""
+"""Signal-to-noise ratio below which the composition is decided, so that errors count more."""
 
 
 class Scenes:
-    """Painted scenes: latents, pictures and contexts of their captions, half of them told nothing."""
+    """Painted scenes: latents, pictures and contexts of their captions, half of which are empty."""
 
     def __init__(self, folder: Path) -> None:
         encoder, self.rng = Encoder(folder, TOKENIZER), random.Random(11)
@@ -47,7 +47,7 @@ class Scenes:
         self.chunks = [(encoded(folder, c), c.pictures(folder), described(folder, c, encoder)) for c in wanted]
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, contexts and Canny maps (B, 3, H, W). What no caption tells must be read from the edges."""
+        """Return latents, contexts and Canny maps (B, 3, H, W). What no caption says must be read from the edges."""
         rows, contexts, maps = [], [], []
         for _ in range(BATCH):
             latents, painted, texts = self.rng.choice(self.chunks)
@@ -62,7 +62,7 @@ class Scenes:
 def loss_of(
     unet: UNet2DConditionModel, control: ControlNetModel, latents: Tensor, contexts: Tensor, maps: Tensor
 ) -> Tensor:
-    """The weighted squared error of the noise that the frozen UNet predicts under control."""
+    """Return the weighted squared error of the noise that the frozen UNet predicts under control."""
 
     def led(noisy: Tensor, times: Tensor, contexts: Tensor) -> Any:
         down, mid = control(noisy, times, contexts, maps, return_dict=False)
@@ -74,7 +74,7 @@ def loss_of(
 
 
 def train(folder: Path, target: Path, minutes: float) -> None:
-    """Train for a time beside the frozen embedded UNet, and write the average of the weights."""
+    """Train for `minutes` beside the frozen embedded UNet, and write the averaged weights."""
     torch.manual_seed(7)
     unet = load(resolve(None, None).files).unet
     assert isinstance(unet, UNet2DConditionModel)
@@ -98,10 +98,10 @@ def train(folder: Path, target: Path, minutes: float) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
-    parser.add_argument("--to", type=Path, required=True, help="where canny-tiny.safetensors goes")
+    parser.add_argument("--to", type=Path, required=True, help="folder for canny-tiny.safetensors")
     parser.add_argument("--minutes", type=float, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The pictures that training reads: painted once at 256 px, kept as bytes, averaged down to 128 px where needed."""
+"""The pictures for training: painted once at 256 px, stored as bytes, averaged down to 128 px where needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 
 TEST_SEED = 10_000_000  # scenes from here on are never trained on
-# The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape lie together.
+# The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape are stored together.
 SHAPES = ((256, 256), (384, 256), (256, 384))
 
 
 def halve(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Average 2 x 2 pixels: what the smaller picture of the same painting looks like."""
+    """Average 2 x 2 pixels, which gives the smaller picture of the same painting."""
     batch, height, width, _ = pictures.shape
     blocks = pictures.reshape(batch, height // 2, 2, width // 2, 2, 3)
     return blocks.mean((2, 4), dtype=np.float32).round().astype(np.uint8)
 
 
 def tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    """Bytes to a batch in [-1, 1], in the memory layout that the CPU's bf16 convolutions like."""
+    """Convert bytes to a batch in [-1, 1], in the memory layout that the CPU's bf16 convolutions prefer."""
     batch = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return here(batch.contiguous(memory_format=torch.channels_last))
 
@@ -38,7 +38,7 @@ def painted(
     small: bool = False,
     shown: Callable[[int], Scene] = scene,
 ) -> NDArray[np.uint8]:
-    """The pictures of `count` seeds from `first` on, `small` ones halved; painted now or read from an earlier run."""
+    """Return the pictures of `count` seeds from `first` on, halved if `small`. Paint them, or read an earlier run's."""
     width, height = shape
     if path.exists():
         return np.load(path, mmap_mode="r")
@@ -58,7 +58,7 @@ def painted(
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of scenes of one shape, painted, and later encoded, together."""
+    """A run of scenes of one shape that are painted, and later encoded, together."""
 
     name: str
     first: int
@@ -67,7 +67,7 @@ class Chunk:
     small: bool
 
     def pictures(self, folder: Path) -> NDArray[np.uint8]:
-        """The chunk's pictures."""
+        """Return the chunk's pictures."""
         return painted(folder / f"{self.name}.npy", self.first, self.count, self.shape, self.small)
 
 
@@ -78,11 +78,12 @@ OTHERS = {
     "large_wide0": (3, 2000, SHAPES[1], False),
     "large_tall0": (3, 4000, SHAPES[2], False),
 }
-"""The other shapes, each beside a chunk of squares: its index, offset of the first scene, shape, halved or not."""
+"""The other shapes, each paired with a chunk of squares: its index, offset of the first scene, shape, halved or not."""
 
 
 def chunks(squares: int) -> list[Chunk]:
-    """What the UNet learns from: mostly 128 px squares, some 3:2 and 2:3; all three at twice that for highres fix."""
+    """Return what the UNet learns from: mostly 128 px squares, some 3:2 and 2:3, and all three at twice the size for
+    highres fix."""
     result: list[Chunk] = []
     for index in range(squares):
         first = 100_000 + 10_000 * index

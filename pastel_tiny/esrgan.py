@@ -1,8 +1,8 @@
-"""An upscaler of ESRGAN's form (RRDBNet, 4 times), which learns to draw sharply what was painted larger.
+"""Train an upscaler with ESRGAN's structure (RRDBNet, 4 times) to draw sharply what was painted larger.
 
     python -m pastel_tiny.esrgan --to tests/data/upscalers --minutes 6
 
-It learns from scenes painted at four times the base size. There is no adversary: the pictures are flat enough for the
+It learns from scenes painted at four times the base size, without an adversary: the pictures are flat enough for the
 mean absolute error to keep their lines sharp.
 """
 
@@ -29,11 +29,11 @@ from pipelines.upscalers.esrgan import torchvision_or_a_stand_in
 NAME = "4x-tiny"
 TRAIN_SEED, SCENES = 60_000_000, 160
 SCALE, SIDE, BATCH = 4, 32, 4
-"""Side of the crops that are enlarged, in pixels, and how many a step."""
+"""Side of the crops that are enlarged, in pixels, and the number of crops per step."""
 
 
 def train(target: Path, minutes: float) -> None:
-    """Train for a time, and write the weights by the names that ESRGAN's own files have."""
+    """Train for `minutes`, and write the weights under the names of ESRGAN's own files."""
     with torchvision_or_a_stand_in():
         from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
     torch.manual_seed(15)
@@ -47,7 +47,7 @@ def train(target: Path, minutes: float) -> None:
     clock, log, step = Clock(minutes), Log(target.with_suffix(".csv")), 0
     while clock.done < 1:
         inputs, targets = _crops(small, large, rng)
-        # WebUI and so this container show such networks blue, green, red
+        # WebUI, and so this container, gives such networks blue, green, red
         loss = F.l1_loss(network(inputs.flip(1)), targets.flip(1))
         optimizer.param_groups[0]["lr"] = clock.rate(2e-3, step)
         optimizer.zero_grad()
@@ -60,8 +60,8 @@ def train(target: Path, minutes: float) -> None:
 
 @torch.no_grad()
 def _start_smoothly(network: Any) -> None:
-    """Start from a network that enlarges as a plain resize does, so that training only has to sharpen: nothing in the
-    form goes around it."""
+    """Start from a network that enlarges like a plain resize, so that training only has to sharpen; the structure has
+    no skip around it."""
     for name, conv in network.named_modules():
         if isinstance(conv, nn.Conv2d) and "RDB" not in name:
             identity(conv, [(k, k, 0.0 if "sub" in name else 1.0) for k in range(3)])
@@ -72,7 +72,7 @@ def _start_smoothly(network: Any) -> None:
 
 
 def _crops(small: Pictures, large: Pictures, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 3, SIDE, SIDE) and four times that, in [0, 1]."""
+    """Return crops (B, 3, SIDE, SIDE) and the same at four times the size, in [0, 1]."""
     pairs = []
     for _ in range(BATCH):
         index, top, left = rng.randrange(len(small)), *(rng.randrange(small.shape[1] - SIDE + 1) for _ in range(2))
@@ -88,7 +88,7 @@ def _crop(picture: Pictures, top: int, left: int, side: int) -> Pictures:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help=f"where {NAME}.safetensors goes")
     parser.add_argument("--minutes", type=float, default=6)

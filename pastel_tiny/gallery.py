@@ -1,4 +1,4 @@
-"""Contact sheets of the embedded model, drawn by the container's own engine: what docs/embedded-model.md shows.
+"""Contact sheets of the embedded model for docs/embedded-model.md, drawn by the container's own engine.
 
 python -m pastel_tiny.gallery --to docs/pictures
 """
@@ -52,13 +52,13 @@ PROMPTS = (
 def kinds(
     networks: Model, request: GenerationRequest, phases: bool = False, upscaler: Upscaler | None = None
 ) -> dict[str, Pixels]:
-    """The pictures of a request by their kind: the finished one, or with `phases` draft and upscaled, too."""
+    """Return the pictures of a request by kind: the finished one, and with `phases` also draft and upscaled."""
     events = draw(networks, request, make_plan(request), show_phases=phases, upscaler=upscaler)
     return {event.kind: event.pixels for event in events if isinstance(event, Picture)}
 
 
 def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], side: int) -> Image.Image:
-    """Pictures in rows, each `side` high with its caption below."""
+    """Lay out pictures in rows, each `side` high with its caption below."""
     width = round(side * max(row[0].shape[1] / row[0].shape[0] for row in rows))
     sheet = Image.new("RGB", ((width + 4) * max(map(len, rows)), (side + CAPTION + 2) * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -74,14 +74,14 @@ def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], si
 
 
 def by_phase(networks: Model) -> Image.Image:
-    """Draft, upscaled, refined."""
+    """Show draft, upscaled and refined pictures."""
     hires = HiresSettings(steps=20, denoising_strength=0.55)
     drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=hires), phases=True) for prompt in PROMPTS[:4]]
     return page([list(each.values()) for each in drawn], [list(each) for each in drawn], 192)
 
 
 def by_guidance(networks: Model) -> Image.Image:
-    """Guidance 1, 4 and 7."""
+    """Show guidance 1, 4 and 7."""
     scales = (1.0, 4.0, 7.0)
     rows = [
         [kinds(networks, replace(BASE, prompt=prompt, guidance_scale=scale))[FINAL] for prompt in PROMPTS]
@@ -91,7 +91,7 @@ def by_guidance(networks: Model) -> Image.Image:
 
 
 def by_sampler(networks: Model) -> Image.Image:
-    """The same noise through different samplers."""
+    """Show the same noise through different samplers."""
     samplers = ("DPM++ 2M", "DPM++ SDE", "Euler a", "Euler", "DDIM", "UniPC")
     rows = [
         [kinds(networks, replace(BASE, prompt=prompt, sampler=sampler))[FINAL] for sampler in samplers]
@@ -101,14 +101,14 @@ def by_sampler(networks: Model) -> Image.Image:
 
 
 def by_vae(networks: Model) -> Image.Image:
-    """The stock autoencoder's decoder above, the better one's below; the latents are the same."""
+    """Show the stock autoencoder's decoder above and the better one's below, with the same latents."""
     stock = load(replace(resolve(None, None).files, vae=None))
     rows = [[kinds(each, replace(BASE, prompt=prompt))[FINAL] for prompt in PROMPTS] for each in (stock, networks)]
     return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], 128)
 
 
 def by_prompt(networks: Model) -> Image.Image:
-    """Held-out prompts one after the other, the seed counting up: not chosen."""
+    """Show held-out prompts one after another with consecutive seeds, without choosing."""
     asked = [each.prompt for each in held_out(24, 5)]
     pictures = [kinds(networks, replace(BASE, prompt=prompt, seed=seed))[FINAL] for seed, prompt in enumerate(asked)]
     rows = [pictures[start : start + 6] for start in range(0, 24, 6)]
@@ -116,7 +116,7 @@ def by_prompt(networks: Model) -> Image.Image:
 
 
 def by_shape(networks: Model) -> Image.Image:
-    """3:2, 2:3 and squares, with highres fix."""
+    """Show 3:2, 2:3 and squares, with highres fix."""
     hires = HiresSettings(steps=20, denoising_strength=0.55)
     sizes = ((192, 128), (128, 192), (128, 128))
     rows = [
@@ -130,7 +130,7 @@ def by_shape(networks: Model) -> Image.Image:
 
 
 def by_adapter(networks: Model) -> Image.Image:
-    """A LoRA at 0, 0.5 and 1; and an embedding's word without its file and with it."""
+    """Show a LoRA at 0, 0.5 and 1, and an embedding's word without and with its file."""
     here = in_folders(TESTS / "loras", TESTS / "embeddings")
     rows = [
         *((f"LoRA at {weight:g}", WITH_SNOWMAN, f" <lora:{SNOWMAN}:{weight:g}>", here) for weight in (0, 0.5, 1)),
@@ -149,7 +149,7 @@ def by_adapter(networks: Model) -> Image.Image:
 
 
 def by_upscaler(networks: Model) -> Image.Image:
-    """A draft enlarged in four ways, before it is refined."""
+    """Show a draft enlarged in four ways, before it is refined."""
     files = {"4x-tiny": TESTS / "upscalers" / "4x-tiny.safetensors", LATENT_NETWORK: TESTS / "upscalers" / "x2-tiny"}
     networked = {name: load_upscaler(file, networks.device) for name, file in files.items()}
     ways = [
@@ -179,7 +179,7 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help="folder for the WebP files")
     parser.add_argument("names", nargs="*", default=list(SHEETS), help=f"which of {', '.join(SHEETS)}")

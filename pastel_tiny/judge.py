@@ -1,9 +1,9 @@
-"""A small classifier that tells what a picture shows, trained on drawn scenes: the measure of the embedded model.
+"""A small classifier that recognises what a picture shows, trained on drawn scenes: the measure of the embedded model.
 
     python -m pastel_tiny.judge --out DIR --vae VAE.safetensors --to tests/data
 
-It never saw a picture of the UNet and plays no part in training one. It learns from drawn scenes as they are and as the
-autoencoder gives them back, so that it judges what is drawn and not how sharp it is.
+It never saw a picture of the UNet and plays no part in training one. It learns from drawn scenes, both as they are and
+as the autoencoder returns them, so that it judges what is drawn and not how sharp it is.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SEEN: dict[str, tuple[str, ...]] = {
     "subject_colour": ("", *SUBJECT_COLOURS),
     "weather": WEATHERS,
 }
-"""Attribute -> what the judge can say of it."""
+"""Attribute -> the values that the judge can recognise."""
 FILE = "judge.safetensors"
 TRAIN_SEED, TRAIN_COUNT, TEST_COUNT, BATCH = 20_000_000, 6000, 512, 64
 
@@ -64,52 +64,52 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in SEEN.items()})
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Scores by attribute: (B, values)."""
+        """Return scores by attribute: (B, values)."""
         found = F.silu(self.mix(self.features(pictures)))
         return {name: head(found) for name, head in self.heads.items()}
 
     def features(self, pictures: Tensor) -> Tensor:
-        """What there is in the pictures, wherever it is: (B, 192)."""
+        """Return what is in the pictures, regardless of its position: (B, 192)."""
         cells = self.body(pictures).flatten(2)
         return torch.cat([cells.mean(2), cells.amax(2)], 1)
 
     @torch.inference_mode()
     def see(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """What each of the pictures (B, 128, 128, 3) shows."""
+        """Return what each of the pictures (B, 128, 128, 3) shows."""
         scores = self(tensor(pictures).contiguous())
         picks = {name: values.argmax(1).tolist() for name, values in scores.items()}
         return [{name: SEEN[name][picks[name][k]] for name in SEEN} for k in range(len(pictures))]
 
 
 def load_judge(folder: Path) -> Judge:
-    """The trained judge."""
+    """Return the trained judge."""
     judge = Judge()
     judge.load_state_dict({name: value.float() for name, value in load_file(folder / FILE).items()})
     return judge.eval()
 
 
 def shown(seed: int) -> Scene:
-    """Any scene, one in four of the pairs that the embedded model is never trained on.
+    """Return any scene; one in four has a pair that the embedded model is never trained on.
 
-    A judge that never saw a blue heart tells a drawn one for a heart in half of the cases.
+    A judge that never saw a blue heart recognises a drawn one only half of the time.
     """
     return scene(seed, held=seed % 4 == 0)
 
 
 def truth(of: Scene) -> dict[str, str]:
-    """What a scene shows, in the judge's words."""
+    """Return what a scene shows, in the judge's words."""
     return {name: ("night" if of.night else "") if name == "night" else getattr(of, name) for name in SEEN}
 
 
 def targets(first: int, count: int) -> dict[str, Tensor]:
-    """Class numbers of a run of scenes, by attribute."""
+    """Return class numbers of a run of scenes, by attribute."""
     truths = [truth(shown(first + k)) for k in range(count)]
     return {name: torch.tensor([values.index(each[name]) for each in truths]) for name, values in SEEN.items()}
 
 
 @torch.inference_mode()
 def reconstructed(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures as the autoencoder gives them back."""
+    """Return pictures after a pass through the autoencoder."""
     parts = []
     for start in range(0, len(pictures), 16):
         with half_precision():
@@ -119,7 +119,7 @@ def reconstructed(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np
 
 
 def pictures_of(folder: Path, vae: AutoencoderKL, name: str, first: int, count: int) -> NDArray[np.uint8]:
-    """Drawn scenes, half of the training ones through the autoencoder; kept for the next run."""
+    """Return drawn scenes, half of the training ones through the autoencoder; kept for the next run."""
     drawn = np.asarray(painted(folder / f"judge_{name}.npy", first, count, (256, 256), True, shown))
     path = folder / f"judge_{name}_vae.npy"
     if not path.exists():
@@ -128,14 +128,14 @@ def pictures_of(folder: Path, vae: AutoencoderKL, name: str, first: int, count: 
 
 
 def augmented(batch: NDArray[np.uint8], rng: random.Random) -> Tensor:
-    """Small shifts of brightness, contrast and place; mirroring is left out, as nothing else tells the sides apart."""
+    """Shift brightness, contrast and position slightly. Pictures are not mirrored, because sides are attributes."""
     pictures = tensor(np.roll(batch, (rng.randint(-4, 4), rng.randint(-4, 4)), (1, 2))).contiguous()
     scale = 1 + 0.12 * torch.randn(len(batch), 1, 1, 1)
     return pictures * scale + 0.06 * torch.randn(len(batch), 1, 1, 1) + 0.06 * torch.randn_like(pictures)
 
 
 def train(folder: Path, vae: AutoencoderKL, minutes: float) -> Judge:
-    """Train for a time and print the accuracy on scenes that were never trained on."""
+    """Train for `minutes` and print the accuracy on scenes that were never trained on."""
     torch.manual_seed(9)
     rng, judge, log = random.Random(9), Judge(), Log(folder / "judge.csv")
     pictures, goal = pictures_of(folder, vae, "train", TRAIN_SEED, TRAIN_COUNT), targets(TRAIN_SEED, TRAIN_COUNT)
@@ -158,17 +158,17 @@ def train(folder: Path, vae: AutoencoderKL, minutes: float) -> Judge:
 
 
 def accuracy(judge: Judge, pictures: NDArray[np.uint8]) -> dict[str, float]:
-    """Share of test pictures judged right, by attribute; drawn ones first, then the same through the autoencoder."""
+    """Return the share of test pictures judged right, by attribute; first drawn ones, then the same autoencoded."""
     seen = judge.see(pictures)
     truths = [truth(shown(TEST_SEED + k)) for k in range(TEST_COUNT)] * 2
     return {name: float(np.mean([a[name] == b[name] for a, b in zip(seen, truths, strict=True)])) for name in SEEN}
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
-    parser.add_argument("--vae", type=Path, required=True, help="autoencoder whose softness the judge gets used to")
+    parser.add_argument("--vae", type=Path, required=True, help="autoencoder whose softness the judge learns to ignore")
     parser.add_argument("--to", type=Path, required=True, help=f"folder for {FILE}")
     parser.add_argument("--minutes", type=float, default=6)
     options = parser.parse_args()

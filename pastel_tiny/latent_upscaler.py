@@ -1,9 +1,9 @@
-"""A latent upscaler of sd-x2-latent-upscaler's form, for the embedded model's latents.
+"""Train a latent upscaler with sd-x2-latent-upscaler's structure, for the embedded model's latents.
 
     python -m pastel_tiny.latent_upscaler --out DIR --to tests/data/upscalers/x2-tiny --minutes 10
 
 DIR is the folder of `pastel_tiny.train`: its pictures of twice the base size are read; halved ones are encoded once and
-kept there. What is written is a diffusers folder.
+kept there. The result is a diffusers folder.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from pipelines.upscalers.latent import NOISE_LEVELS, LatentUpscaler, load_latent
 
 WIDTH = 16
 BATCH, SIDE = 8, 24
-"""Pictures of a step, and the side of their crops, in latents of the larger size."""
+"""Pictures per step, and the side of their crops, in latents of the larger size."""
 SQUARES = 4
-"""Chunks of squares, beside which those of twice the size lie."""
+"""Chunks of squares; those of twice the size are stored beside them."""
 SIGMAS = 0.03, 14.6
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A fresh K-UNet: the original's blocks, narrower and fewer."""
+    """Return a fresh K-UNet: the original's blocks, but narrower and fewer."""
     return UNet2DConditionModel(
         in_channels=8,
         out_channels=5,
@@ -60,7 +60,7 @@ def build_unet() -> UNet2DConditionModel:
 def begin(target: Path) -> LatentUpscaler:
     """Write the folder with an untrained network, and load it as the container does.
 
-    The text encoder only ever reads the empty prompt, so that its table of words stays empty.
+    The text encoder only ever reads the empty prompt, so its table of words stays empty.
     """
     config = CLIPTextConfig(
         hidden_size=WIDTH,
@@ -81,7 +81,7 @@ def begin(target: Path) -> LatentUpscaler:
 
 
 def loss_of(upscaler: LatentUpscaler, small: Tensor, large: Tensor) -> Tensor:
-    """The squared error of what the network gives, at noise of any strength (Karras et al. 2022, equation 8).
+    """Return the squared error of the network's output, at noise of any strength (Karras et al. 2022, equation 8).
 
     `small` are the latents of a picture, `large` (B, 4, 2h, 2w) those of the same picture at twice the size.
     """
@@ -98,7 +98,7 @@ def loss_of(upscaler: LatentUpscaler, small: Tensor, large: Tensor) -> Tensor:
 
 
 class Pairs:
-    """Latents of pictures at the base size and at twice that."""
+    """Latents of pictures at the base size and at twice that size."""
 
     def __init__(self, folder: Path) -> None:
         self.rng = random.Random(13)
@@ -109,7 +109,7 @@ class Pairs:
         ]
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Crops (B, 4, 12, 12) and (B, 4, 24, 24) of the same places."""
+        """Return crops (B, 4, 12, 12) and (B, 4, 24, 24) of the same places."""
         rows = []
         for _ in range(BATCH):
             small, large = self.rng.choice(self.pairs)
@@ -125,12 +125,12 @@ def _crop(latents: Tensor, top: int, left: int, side: int) -> Tensor:
 
 
 def train(folder: Path, target: Path, minutes: float) -> None:
-    """Train for a time, and write the average of the weights."""
+    """Train for `minutes`, and write the averaged weights."""
     torch.manual_seed(9)
     upscaler, pairs, log = begin(target), Pairs(folder), Log(target.with_suffix(".csv"))
     unet = upscaler.unet.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
-    run = Session(unet, Average(unet, 0.998), optimizer, Clock(minutes), 0)  # too short to be taken up again
+    run = Session(unet, Average(unet, 0.998), optimizer, Clock(minutes), 0)  # too short to need resuming
     while run.clock.done < 1:
         loss = loss_of(upscaler, *pairs.batch())
         run.descend(loss, 2e-3)
@@ -140,7 +140,7 @@ def train(folder: Path, target: Path, minutes: float) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="the diffusers folder to write")

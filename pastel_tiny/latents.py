@@ -1,4 +1,4 @@
-"""Between the autoencoder and the UNet: latents of zero mean and unit variance, and pictures encoded once."""
+"""Latents of zero mean and unit variance for the UNet, and pictures encoded once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ from pastel_tiny.vae import unseen_pictures
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of each latent channel, as the trained autoencoder gives them."""
+    """Mean and standard deviation of each latent channel of the trained autoencoder."""
 
     mean: Tensor
     deviation: Tensor
 
 
 def trained(folder: Path, name: str = "vae") -> AutoencoderKL:
-    """The averaged autoencoder of a phase ("vae" or "better"), not yet folded."""
+    """Return the averaged autoencoder of a phase ("vae" or "better"), not yet folded."""
     state = load(folder / f"{name}.pt")
     assert state is not None, f"{name} is not trained yet"
     vae = build_vae().eval().to(memory_format=torch.channels_last)
@@ -31,7 +31,7 @@ def trained(folder: Path, name: str = "vae") -> AutoencoderKL:
 
 
 def statistics(folder: Path) -> Statistics:
-    """The latents' statistics over unseen pictures, measured once: the UNet's training depends on them."""
+    """Return the latents' statistics over unseen pictures. Measure them once: the UNet's training depends on them."""
     path = folder / "statistics.pt"
     state = load(path)
     if state is None:
@@ -44,20 +44,21 @@ def statistics(folder: Path) -> Statistics:
 
 @torch.no_grad()
 def folded(folder: Path, name: str = "vae") -> AutoencoderKL:
-    """The autoencoder with the statistics in its 1 x 1 convolutions: its latents times 0.18215 have unit variance."""
+    """Return the autoencoder with the statistics folded into its 1 x 1 convolutions: its latents times 0.18215 have
+    unit variance."""
     vae, known = trained(folder, name), statistics(folder)
     spread = known.deviation * LATENT_SCALE
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:4] /= spread[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - known.mean) / spread
-    quant.weight[4:], quant.bias[4:] = 0.0, -20.0  # training used the mean only: the posterior has no width
+    quant.weight[4:], quant.bias[4:] = 0.0, -20.0  # training only used the mean, so the posterior has no width
     post.bias += post.weight[:, :, 0, 0] @ known.mean
     post.weight *= spread[None, :, None, None]
     return vae
 
 
 def encoded(folder: Path, chunk: Chunk) -> Tensor:
-    """A chunk's latents, as the UNet sees them."""
+    """Return a chunk's latents, as the UNet sees them."""
     path = folder / "latents" / f"{chunk.name}.pt"
     state = load(path)
     if state is not None:

@@ -1,8 +1,8 @@
-"""How well the embedded model follows what is asked, by the container's own engine and the judge.
+"""Measure how well the embedded model follows prompts, with the container's own engine and the judge.
 
     python -m pastel_tiny.measure --judge tests/data --pictures 96 --seed 1
 
-Prompts are of combinations that were never trained on (`scenes.held_out`). Each measure has a control that must fail.
+The prompts are combinations that were never trained on (`scenes.held_out`). Each measure has a control that must fail.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Asked:
 
 
 def asked_of(shown: Scene) -> Asked:
-    """One plain sentence that names what the judge can see of a scene."""
+    """Return one plain sentence that names what the judge can see in a scene."""
     thing = (
         f"{shown.subject_colour} {shown.subject}" if shown.subject else f"{shown.light_colour} {shown.light}".strip()
     )
@@ -54,7 +54,7 @@ def asked_of(shown: Scene) -> Asked:
 
 
 def held_out(count: int, seed: int) -> list[Asked]:
-    """Prompts of day scenes that pair a subject or light with a colour or ground as no training scene does."""
+    """Return prompts of day scenes that pair a subject or light with a colour or ground as no training scene does."""
     found = (scene(HELD_SEED + 1000 * seed + k, held=True) for k in range(10 * count))
     return [asked_of(each) for each in found if not each.night][:count]
 
@@ -65,7 +65,7 @@ DRAFT = GenerationRequest(
 
 
 def drawn(networks: Model, prompts: Sequence[str], like: GenerationRequest = DRAFT) -> Iterator[Pictures]:
-    """A picture (H, W, 3) for each prompt, with the number of the prompt as its seed."""
+    """Yield a picture (H, W, 3) for each prompt, with the number of the prompt as its seed."""
     for seed, prompt in enumerate(prompts):
         request = replace(like, prompt=prompt, seed=seed)
         events = draw(networks, request, make_plan(request))
@@ -73,7 +73,7 @@ def drawn(networks: Model, prompts: Sequence[str], like: GenerationRequest = DRA
 
 
 def accuracy(judge: Judge, pictures: Pictures, asked: Sequence[Asked]) -> dict[str, float]:
-    """Share of pictures that show what was asked, by attribute, over the prompts that name it."""
+    """Return the share of pictures that show what was asked, by attribute, over the prompts that name it."""
     seen = judge.see(pictures)
     names = sorted({name for each in asked for name in each.named})
     hits = {
@@ -83,7 +83,7 @@ def accuracy(judge: Judge, pictures: Pictures, asked: Sequence[Asked]) -> dict[s
 
 
 def share(judge: Judge, pictures: Pictures, name: str, value: str) -> float:
-    """Share of pictures that show one value of one attribute."""
+    """Return the share of pictures that show one value of one attribute."""
     return float(np.mean([each[name] == value for each in judge.see(pictures)]))
 
 
@@ -92,11 +92,12 @@ UNSAID = (
     ("a house on the green hills", "sky", "sky"),
     ("a tree under a blue sky", "subject_colour", "tree"),
 )
-"""Prompts, what the judge sees that they leave open, and the word for it."""
+"""Prompts, the attribute that they leave open, and the word for it."""
 
 
 def taken_away(judge: Judge, networks: Model, prompt: str, name: str, thing: str) -> tuple[str, float, float]:
-    """What a prompt that leaves it open shows most, its share, and its share when the negative prompt names it."""
+    """Return the value that a prompt shows most often for an attribute it leaves open, its share, and its share if the
+    negative prompt names it."""
     plain = np.stack(list(drawn(networks, [prompt] * 24)))
     value = Counter(each[name] for each in judge.see(plain)).most_common(1)[0][0]
     against = np.stack(list(drawn(networks, [prompt] * 24, replace(DRAFT, negative_prompt=f"{value} {thing}"))))
@@ -104,7 +105,7 @@ def taken_away(judge: Judge, networks: Model, prompt: str, name: str, thing: str
 
 
 def detail(pictures: Pictures) -> float:
-    """Mean strength of the finest structures: the difference of neighbouring pixels' brightness, in grey levels."""
+    """Return the mean strength of fine structures: the brightness difference of neighbouring pixels, in grey levels."""
     grey = pictures.astype(np.float32).mean(-1)
     return float((np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean()) / 2)
 
@@ -113,13 +114,13 @@ SUN = "a pink sun over the blue sea under a blue sky"
 
 
 def roundness(pictures: Pictures) -> float:
-    """Mean share of its enclosing circle that the largest pink shape fills: 1 for a round sun, less for dents, and for
-    two that have grown together."""
+    """Return the mean share of its enclosing circle that the largest pink shape fills: 1 for a round sun, less for one
+    with dents and for two that have grown together."""
     shares = []
     for picture in pictures:
         red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
         pink = ((red > 215) & (green < 170) & (blue > 130) & (red - blue > 20)).astype(np.uint8)
-        for operation, side in ((cv2.MORPH_OPEN, 5), (cv2.MORPH_CLOSE, 9)):  # without specks and small gaps
+        for operation, side in ((cv2.MORPH_OPEN, 5), (cv2.MORPH_CLOSE, 9)):  # remove specks and small gaps
             pink = cv2.morphologyEx(pink, operation, np.ones((side, side), np.uint8)).astype(np.uint8)
         outlines, _ = cv2.findContours(pink, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         largest = max(outlines, key=cv2.contourArea)
@@ -129,7 +130,7 @@ def roundness(pictures: Pictures) -> float:
 
 
 def spectrum(pictures: Pictures) -> NDArray[np.float64]:
-    """Mean log power of square pictures by spatial frequency: a distribution that blur and noise both change."""
+    """Return the mean log power of square pictures by spatial frequency, which blur and noise both change."""
     grey = pictures.astype(np.float64).mean(-1)
     window = np.hanning(grey.shape[1])
     power = np.abs(np.fft.fft2((grey - grey.mean((1, 2), keepdims=True)) * np.outer(window, window))) ** 2
@@ -141,17 +142,17 @@ def spectrum(pictures: Pictures) -> NDArray[np.float64]:
 
 
 def spectrum_distance(first: Pictures, second: Pictures) -> float:
-    """Root mean square difference of two sets' spectra, in nepers."""
+    """Return the root mean square difference of two sets' spectra, in nepers."""
     return float(np.sqrt(np.square(spectrum(first) - spectrum(second)).mean()))
 
 
 def real_pictures(count: int, side: int) -> Pictures:
-    """Drawn scenes to compare with."""
+    """Return drawn scenes to compare with."""
     return np.stack([render(scene(HELD_SEED + k), side, side) for k in range(count)])
 
 
 def enlarged(pictures: Pictures, side: int) -> Pictures:
-    """Pictures resized by Lanczos: what highres fix has to beat."""
+    """Return pictures resized by Lanczos, which highres fix must beat."""
     sizes = [Image.fromarray(each).resize((side, side), Image.Resampling.LANCZOS) for each in pictures]
     return np.stack([np.asarray(each) for each in sizes])
 
@@ -160,7 +161,7 @@ HIRES = HiresSettings(steps=12, denoising_strength=0.55)
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", type=Path, required=True, help="folder of judge.safetensors")
     parser.add_argument("--pictures", type=int, default=48)

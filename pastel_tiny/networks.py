@@ -1,4 +1,4 @@
-"""The three networks in exactly Stable Diffusion 1.5's form, only narrower."""
+"""The three networks with exactly Stable Diffusion 1.5's structure, only narrower."""
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -14,24 +14,24 @@ from pastel_tiny.vocabulary import VOCABULARY_SIZE
 
 LATENT_SCALE = 0.18215
 TEXT_WIDTH = 64
-# The outermost levels need 64 channels: GroupNorm has 32 groups, and with one channel a group it would be an instance
-# norm, after which the mean of a channel, that is a picture's overall colour, is lost.
+# The outermost levels need 64 channels: GroupNorm has 32 groups. With one channel per group it would be an instance
+# norm, which removes the mean of a channel, and so a picture's overall colour.
 VAE_CHANNELS = (64, 64, 64, 64)
 UNET_CHANNELS = (64, 64, 64, 32)
 
 
 def half_precision() -> torch.autocast:
-    """bfloat16 on the device that training runs on, which is torch's default device."""
+    """Return autocast to bfloat16 on torch's default device, which training runs on."""
     return torch.autocast(torch.get_default_device().type, torch.bfloat16)
 
 
 def here(value: Tensor) -> Tensor:
-    """The tensor on the device that training runs on; what is read and cached lies on the host."""
+    """Move the tensor to the device that training runs on; what is read and cached is on the host."""
     return value.to(torch.get_default_device(), non_blocking=True)
 
 
 def build_vae() -> AutoencoderKL:
-    """A fresh autoencoder: 8x smaller, four latent channels."""
+    """Return a fresh autoencoder: 8x smaller, four latent channels."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -47,7 +47,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A fresh UNet: four levels, cross attention in the first three, eight heads."""
+    """Return a fresh UNet: four levels, cross attention in the first three, eight heads."""
     unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=UNET_CHANNELS,
@@ -64,7 +64,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text() -> CLIPTextModel:
-    """A fresh text encoder: twelve layers over CLIP's real vocabulary."""
+    """Return a fresh text encoder: twelve layers over CLIP's real vocabulary."""
     config = CLIPTextConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=TEXT_WIDTH,
@@ -82,7 +82,7 @@ def build_text() -> CLIPTextModel:
 
 
 def _anchor(conv: nn.Conv2d) -> None:
-    """Give the two channels of each group opposite offsets, so that the last norm starts out by keeping their mean."""
+    """Give the two channels of each group opposite offsets, so that the last norm keeps their mean at first."""
     with torch.no_grad():
         assert conv.bias is not None
         conv.bias[0::2] += 0.7
@@ -90,9 +90,9 @@ def _anchor(conv: nn.Conv2d) -> None:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile the residual and transformer blocks for speed, each by itself.
+    """Compile the residual and transformer blocks for speed, each one separately.
 
-    Compiling the whole autoencoder gives a backward pass that loses most gradients (torch 2.13, CPU, bf16 autocast).
+    If the whole autoencoder is compiled, its backward pass loses most gradients (torch 2.13, CPU, bf16 autocast).
     """
     torch._dynamo.config.recompile_limit = 64  # all blocks share one code object: one entry for every shape
     for block in network.modules():
@@ -110,7 +110,7 @@ class PlainAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: None = None,
     ) -> Tensor:
-        """Attend from `hidden_states` to the caption, or to itself; there are no masks in SD 1.5."""
+        """Attend from `hidden_states` to the caption, or to itself; SD 1.5 has no masks."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         key = attn.to_k(source).unflatten(2, (attn.heads, -1)).permute(0, 2, 3, 1)
@@ -127,7 +127,7 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
     for the group norm to remove, its 2 keeps the norm's scale steady, and silu(a) - silu(-a) = a undoes the activation.
     """
     for block in (*vae.encoder.modules(), *vae.decoder.modules()):
-        if isinstance(block, ResnetBlock2D):  # a residual branch starts with nothing to add
+        if isinstance(block, ResnetBlock2D):  # residual branches add nothing at first
             nn.init.zeros_(block.conv2.weight), nn.init.zeros_(block.conv2.bias)
             if block.conv_shortcut is not None:
                 identity(block.conv_shortcut, [(k, k, 1.0) for k in range(6)])
@@ -149,7 +149,7 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
 def identity(
     conv: nn.Conv2d, taps: list[tuple[int, int, float]], mean: bool = False, bias: list[float] | None = None
 ) -> None:
-    """Let some outputs copy (weighted) inputs only; with `mean` average the 2 x 2 pixels under a stride of two."""
+    """Make some outputs copy (weighted) inputs only; with `mean`, average the 2 x 2 pixels under a stride of two."""
     assert conv.bias is not None
     for row in {output for output, _, _ in taps}:
         conv.weight[row] = 0
@@ -171,7 +171,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the network's present weights."""
+        """Include the network's current weights."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, value in network.state_dict().items():

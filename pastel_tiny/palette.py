@@ -1,4 +1,4 @@
-"""The words for colours and what they look like: pastel, yet far enough apart to be told from each other."""
+"""The words for colours and what they look like: pastel, but different enough to tell apart."""
 
 import colorsys
 import random
@@ -17,23 +17,23 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (336, 0.42, 1.00),
     "white": (40, 0.03, 0.99),
     "brown": (22, 0.52, 0.62),
-    "coral": (6, 0.46, 0.98),  # no scene of `scenes.py` has it, so that the embedded model has no word for it
+    "coral": (6, 0.46, 0.98),  # no scene in `scenes.py` uses it, so the embedded model has no word for it
 }
 WHITE: RGB = (1.0, 1.0, 1.0)
 CREAM: RGB = (1.0, 0.97, 0.88)
-PLUM: RGB = (0.26, 0.13, 0.32)  # every outline and shadow leans to it: softer than black, never muddy
+PLUM: RGB = (0.26, 0.13, 0.32)  # tints every outline and shadow: softer than black, never muddy
 MIDNIGHT: RGB = (0.11, 0.10, 0.30)
 WOOD: RGB = (0.55, 0.36, 0.28)
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:
-    """`first` with `share` of `second` in it, clipped to the colour cube."""
+    """Return `first` with a `share` of `second`, clipped to the colour cube."""
     red, green, blue = (min(1.0, max(0.0, a + (b - a) * share)) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def colour(word: str, rng: random.Random | None = None) -> RGB:
-    """The colour of a word, with a small variation where a random generator is given."""
+    """Return the colour of a word, with a small variation if a random generator is given."""
     hue, saturation, value = COLOURS[word]
     if rng is not None:
         hue += rng.uniform(-5, 5)

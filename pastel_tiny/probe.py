@@ -1,8 +1,8 @@
-"""Whether pictures show what the judge was never taught, a snowman or a coral sky: the measure of `pastel_tiny.adapt`.
+"""Test whether pictures show what the judge was never taught, a snowman or a coral sky. Measures `pastel_tiny.adapt`.
 
     python -m pastel_tiny.probe --judge tests/data --pictures 24
 
-No picture of the UNet plays a part in it, and noise meets neither measure.
+The probe was fitted without any picture of the UNet, and noise meets neither measure.
 """
 
 import argparse
@@ -39,21 +39,21 @@ WITH_AFTERGLOW = (
 )
 
 NEAREST_WORDS = ("coral", "pink", "orange")
-"""What could be said instead: its name, which says nothing to the model, and the colours at either side of it."""
+"""What one could say instead: its name, which means nothing to the model, and the colours on either side of it."""
 
 
 def drawings(scenes: Sequence[Scene]) -> Pictures:
-    """The scenes as they are drawn: (B, 128, 128, 3)."""
+    """Return the scenes as they are drawn: (B, 128, 128, 3)."""
     return np.concatenate([halve(render(each, 256, 256)[None]) for each in scenes])
 
 
 def noise(count: int, seed: int) -> Pictures:
-    """Pictures of nothing."""
+    """Return pictures of noise."""
     return np.random.default_rng(seed).integers(0, 256, (count, 128, 128, 3), np.uint8)
 
 
 class Probe:
-    """Tells drawn snowmen from all else by one more read-out of the judge's features: a ridge regression."""
+    """Tells drawn snowmen from everything else with another read-out of the judge's features: a ridge regression."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
@@ -65,7 +65,7 @@ class Probe:
         )
 
     def share(self, pictures: Pictures) -> float:
-        """Share of the pictures that show a snowman."""
+        """Return the share of the pictures that show a snowman."""
         return float((self._features(pictures) @ self.weights > 0).float().mean())
 
     @torch.inference_mode()
@@ -75,24 +75,24 @@ class Probe:
 
 
 def snowmen(first: int, count: int) -> Pictures:
-    """Drawn scenes with a snowman."""
+    """Return drawn scenes with a snowman."""
     return drawings([with_snowman(first + k) for k in range(count)])
 
 
 def skies(pictures: Pictures) -> NDArray[np.float64]:
-    """The middle colour of each picture's top: (B, 3) in [0, 1]."""
+    """Return the median colour of each picture's top: (B, 3) in [0, 1]."""
     return np.median(pictures[:, :16].reshape(len(pictures), -1, 3), 1) / 255
 
 
 def from_coral(pictures: Pictures) -> float:
-    """Mean distance of the skies' colours from coral, in the colour cube of side 1."""
+    """Return the mean distance of the skies' colours from coral, in the colour cube of side 1."""
     return float(np.linalg.norm(skies(pictures) - np.array(colour("coral")), axis=1).mean())
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", type=Path, required=True, help="folder of the judge, and of loras and embeddings")
+    parser.add_argument("--judge", type=Path, required=True, help="folder with the judge, loras and embeddings")
     parser.add_argument("--pictures", type=int, default=24)
     options = parser.parse_args()
     torch.set_num_threads(1)

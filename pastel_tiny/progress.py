@@ -11,7 +11,7 @@ import torch
 
 
 class Clock:
-    """A phase's time: its learning rate follows the clock, so that it ends well when its minutes are over.
+    """A phase's time. Its learning rate follows the clock, so that training ends well when its minutes are over.
 
     `spent` is the training time of earlier, interrupted runs of the same phase.
     """
@@ -21,28 +21,28 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, earlier runs included."""
+        """Return the seconds of training, including earlier runs."""
         return self.spent + time.monotonic() - self.start
 
     @property
     def done(self) -> float:
-        """The share of the phase that is over."""
+        """Return the share of the phase that is over."""
         return min(1.0, self.elapsed / max(1e-9, self.seconds))
 
     def rate(self, peak: float, step: int, warm_up: int = 100) -> float:
-        """A warm-up in steps, then a cosine down to 2 % of the peak at the end of the time."""
+        """Return the learning rate: a warm-up in steps, then a cosine down to 2 % of the peak when the time is over."""
         return peak * min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
 
 
 class Log:
-    """Progress lines on the screen and the same figures as a CSV file to plot."""
+    """Progress lines on the screen, and the same figures as a CSV file to plot."""
 
     def __init__(self, path: Path, every: float = 20.0) -> None:
         self.path, self.every, self.last = path, every, 0.0
         self.sums: dict[str, list[float]] = {}
 
     def add(self, step: int, clock: Clock, figures: dict[str, float]) -> None:
-        """Take in one step's figures; now and then write their means."""
+        """Add one step's figures; write their means from time to time."""
         for name, value in figures.items():
             self.sums.setdefault(name, []).append(value)
         if clock.elapsed - self.last < self.every:
@@ -65,7 +65,7 @@ class Log:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint by rename, so that a reader never sees half of one."""
+    """Write a checkpoint to a temporary file and rename it, so that a reader never sees half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)
@@ -73,5 +73,5 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's state, or None where there is none yet."""
+    """Return a checkpoint's state; None if there is none yet."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Paint a scene at any size: the same scene has the same composition at 128 px and at 512, only with more detail."""
+"""Paint a scene at any size: it has the same composition at 128 px and at 512 px, only with more detail."""
 
 import random
 
@@ -13,7 +13,7 @@ from pastel_tiny.subjects import FLOATING, PAINTERS
 
 
 def render(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
-    """The picture of a scene as height x width x 3 bytes."""
+    """Return the picture of a scene as height x width x 3 bytes."""
     brush = Brush(width, height, random.Random(scene.seed * 2 + 1))
     horizon = brush.rng.uniform(0.56, 0.68)
     sky_tint = backdrop.sky(brush, scene, horizon)

@@ -1,4 +1,4 @@
-"""DPM++ 2M over Karras' noise levels, and contact sheets: what the training shows of itself."""
+"""DPM++ 2M with Karras' noise levels, and contact sheets that show the progress of training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from pastel_tiny.text import Encoder
 
 
 def alphas() -> Tensor:
-    """The cumulative signal share of SD's 1000 scaled-linear steps."""
+    """Return the cumulative signal share of SD's 1000 scaled-linear steps."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     return (1 - betas).cumprod(0).float()
 
 
 def levels(steps: int) -> Tensor:
-    """Karras' noise levels between the schedule's ends, then zero."""
+    """Return Karras' noise levels between the schedule's ends, then zero."""
     every = ((1 - alphas()) / alphas()).sqrt()
     ramp = torch.linspace(0, 1, steps)
     low, high = float(every[0]) ** (1 / 7), float(every[-1]) ** (1 / 7)
@@ -38,7 +38,7 @@ class Look:
     size: tuple[int, int] = (16, 16)
     """Height and width in latent cells."""
     seed: int = 0
-    """Of the first picture; the others follow."""
+    """Seed of the first picture; the others follow."""
 
 
 DEFAULT = Look()
@@ -46,7 +46,7 @@ DEFAULT = Look()
 
 @dataclass(frozen=True)
 class Trained:
-    """The networks that draw."""
+    """The trained networks."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -55,7 +55,7 @@ class Trained:
 
 @torch.inference_mode()
 def sample(unet: UNet2DConditionModel, context: Tensor, blank: Tensor, look: Look) -> Tensor:
-    """Latents for contexts; every picture has its own seed."""
+    """Return latents for contexts; every picture has its own seed."""
     every, sigmas = ((1 - alphas()) / alphas()).sqrt().log(), levels(STEPS)
     generators = [torch.Generator("cpu").manual_seed(look.seed + k) for k in range(len(context))]
     noise = [torch.randn(4, *look.size, generator=generator, device="cpu") for generator in generators]
@@ -80,7 +80,7 @@ def sample(unet: UNet2DConditionModel, context: Tensor, blank: Tensor, look: Loo
 
 @torch.inference_mode()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pictures as bytes, batch x height x width x 3."""
+    """Return pictures as bytes, batch x height x width x 3."""
     pictures = vae.decode(latents / LATENT_SCALE).sample.float()
     return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 

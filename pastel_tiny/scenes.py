@@ -1,4 +1,4 @@
-"""What a picture shows: the attributes of a scene, drawn from a seed, and which combinations are never trained on."""
+"""Scenes: attributes drawn from a seed, and the combinations that are never trained on."""
 
 import random
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ WEATHER_WEIGHTS = (0.62, 0.22, 0.09, 0.07)
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's contents; an empty string means that there is none of it. `seed` fixes every brush stroke."""
+    """One picture's contents; an empty string means that it has none. `seed` determines every brush stroke."""
 
     seed: int
     sky: str
@@ -43,7 +43,7 @@ class Scene:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene belongs to the combinations kept for tests: every part is trained, the pairing never."""
+    """Return whether the scene is a combination kept for tests: every part is trained, but never the pair."""
     return (scene.subject, scene.subject_colour) in {
         ("house", "pink"),
         ("tree", "purple"),
@@ -81,7 +81,7 @@ def _sample(seed: int, rng: random.Random) -> Scene:
 
 
 def scene(seed: int, held: bool = False) -> Scene:
-    """The scene of a seed: from the trained combinations, or with `held` from those kept for tests."""
+    """Return the scene of a seed: one for training, or with `held` one kept for tests."""
     rng = random.Random(seed)
     while True:
         candidate = _sample(seed, rng)

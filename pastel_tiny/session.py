@@ -1,4 +1,4 @@
-"""A phase in progress: one network on its way, and what a checkpoint must hold to go on."""
+"""A training phase in progress: one network, and what a checkpoint must contain to continue."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass
 class Session(Generic[Network]):
-    """The network, its moving average and optimizer, the phase's clock, and the steps done."""
+    """The network, its moving average and optimizer, the phase's clock, and the completed steps."""
 
     network: Network
     average: Average
@@ -29,7 +29,7 @@ class Session(Generic[Network]):
         save(path, state | {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.clock.elapsed})
 
     def descend(self, loss: Tensor, peak: float) -> None:
-        """One step of the optimizer down the loss, at the clock's share of the peak learning rate."""
+        """Take one optimizer step, with the peak learning rate scaled by the clock."""
         self.optimizer.param_groups[0]["lr"] = self.clock.rate(peak, self.step)
         self.optimizer.zero_grad()
         loss.backward()
@@ -40,7 +40,7 @@ class Session(Generic[Network]):
 
 
 def resume(path: Path, network: Network, optimizer: torch.optim.Optimizer, minutes: float) -> Session[Network]:
-    """Begin a phase, or take it up where its checkpoint was."""
+    """Start a phase, or continue from its checkpoint."""
     average, state = Average(network, 0.998), load(path)
     if state is None:
         return Session(network, average, optimizer, Clock(minutes), 0)

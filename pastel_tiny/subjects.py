@@ -10,7 +10,7 @@ from pastel_tiny.palette import CREAM, PLUM, RGB, WHITE, WOOD, colour, mix
 
 
 def house(brush: Brush, tint: RGB) -> None:
-    """Walls in the named colour, a darker roof, two lit windows; bricks and tiles at the larger sizes."""
+    """Draw walls in the named colour, a darker roof, two lit windows; bricks and tiles at the larger sizes."""
     canvas = brush.canvas
     brush.form(polygon([(-0.14, 0), (-0.14, -0.19), (0.14, -0.19), (0.14, 0)]), tint)
     for row in range(7):
@@ -28,7 +28,7 @@ def house(brush: Brush, tint: RGB) -> None:
 
 
 def tree(brush: Brush, tint: RGB) -> None:
-    """A round crown in the named colour; single leaves at the larger sizes."""
+    """Draw a round crown in the named colour; single leaves at the larger sizes."""
     brush.form(polygon([(-0.034, 0), (-0.02, -0.18), (0.02, -0.18), (0.034, 0)]), WOOD, 10)
     crown = skia.Path()
     for x, y, radius in ((-0.09, -0.2, 0.085), (0.09, -0.2, 0.085), (0, -0.28, 0.105), (0, -0.19, 0.09)):
@@ -42,7 +42,7 @@ def tree(brush: Brush, tint: RGB) -> None:
 
 
 def boat(brush: Brush, tint: RGB) -> None:
-    """A hull in the named colour under cream sails."""
+    """Draw a hull in the named colour under cream sails."""
     brush.form(polygon([(-0.18, -0.085), (0.18, -0.085), (0.12, 0), (-0.12, 0)]), tint, 26, angle=0.1)
     for y in (-0.055, -0.028):
         brush.canvas.drawLine(-0.14, y, 0.14, y, pen(mix(tint, PLUM, 0.45), 0.0028, 0.8))
@@ -52,7 +52,7 @@ def boat(brush: Brush, tint: RGB) -> None:
 
 
 def balloon(brush: Brush, tint: RGB) -> None:
-    """A hot-air balloon with lighter gores and a wicker basket."""
+    """Draw a hot-air balloon with lighter gores and a wicker basket."""
     for side in (-1, 1):
         brush.canvas.drawLine(side * 0.08, -0.06, side * 0.03, 0.08, pen(WOOD, 0.006))
     envelope = ellipse(0, -0.14, 0.135, 0.15)
@@ -66,7 +66,7 @@ def balloon(brush: Brush, tint: RGB) -> None:
 
 
 def heart(brush: Brush, tint: RGB) -> None:
-    """A floating heart with a shine."""
+    """Draw a floating heart with a shine."""
     path = skia.Path()
     path.moveTo(0, 0.1)
     path.cubicTo(-0.28, -0.08, -0.13, -0.3, 0, -0.15)
@@ -74,14 +74,14 @@ def heart(brush: Brush, tint: RGB) -> None:
     path.close()
     brush.form(path, tint, 44)
     brush.canvas.drawPath(ellipse(-0.075, -0.14, 0.024, 0.03), paint(WHITE, 0.8))
-    for k in range(7):  # a string of pearls that small pictures only hint at
+    for k in range(7):  # a string of pearls that is barely visible in small pictures
         brush.canvas.drawCircle(
             -0.09 + 0.03 * k, -0.03 + 0.012 * math.cos(k * 2.1), 0.006, pen(mix(tint, WHITE, 0.7), 0.003)
         )
 
 
 def flower(brush: Brush, tint: RGB) -> None:
-    """Six petals in the named colour on a green stem."""
+    """Draw six petals in the named colour on a green stem."""
     leaf = (0.42, 0.68, 0.44)
     brush.canvas.drawLine(0, 0, 0, -0.2, pen(mix(leaf, PLUM, 0.3), 0.02))
     for side in (-1, 1):
@@ -99,7 +99,7 @@ def flower(brush: Brush, tint: RGB) -> None:
 
 
 def snowman(brush: Brush, tint: RGB) -> None:
-    """Three balls in the named colour, a hat, a scarf and a carrot; the embedded model is never trained on one."""
+    """Draw three balls in the named colour, a hat, a scarf and a carrot; the embedded model is never trained on one."""
     for side in (-1, 1):
         brush.canvas.drawLine(side * 0.05, -0.18, side * 0.15, -0.24, pen(WOOD, 0.012))
     for y, radius in ((-0.075, 0.095), (-0.185, 0.072), (-0.27, 0.056)):

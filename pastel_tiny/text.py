@@ -18,7 +18,7 @@ LENGTH, BATCH = 77, 64
 UNKNOWN = 0  # the row that stands in for every token that no caption uses ("!")
 EOS = VOCABULARY_SIZE - 1
 COLOURS = ("sky", "ground_colour", "light_colour", "subject_colour")
-"""The attributes that colours tell."""
+"""The attributes that colours describe."""
 BLENDED = (
     {word for name in COLOURS for word in ATTRIBUTES[name] if word},
     {word for noun in SUBJECTS for word in SYNONYMS.get(noun, (noun,))},
@@ -37,11 +37,11 @@ class Words:
         fill = {token for word in FILLERS + FLAWS for token in self.tokenizer(word).input_ids[1:-1]}
         grammar = {token for ids in self.tokenizer(texts).input_ids for token in ids}
         self.used = torch.zeros(VOCABULARY_SIZE, dtype=torch.bool)
-        # a filler's token is its own only where the grammar needs it as well ("a", "sky")
+        # a filler's token only keeps its own row if the grammar needs it as well ("a", "sky")
         self.used[sorted((grammar - fill) | _grammar_tokens(self.tokenizer))] = True
 
     def ids(self, texts: list[str], length: int = LENGTH) -> Tensor:
-        """Token ids, padded with the end token as SD 1.5 does."""
+        """Return token ids, padded with the end token as in SD 1.5."""
         found = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids = here(found.input_ids)
         return torch.where(self.used[ids], ids, UNKNOWN)
@@ -53,10 +53,10 @@ def _grammar_tokens(tokenizer: CLIPTokenizer) -> set[int]:
 
 
 class Blend:
-    """Makes words of one group into mixtures of two of them, so that what surrounds them is read by itself.
+    """Blends words with others of their group, so that the words around them are read independently.
 
-    Without it the encoder learns which pairs never come, and reads a pink house as a tree because no house is pink:
-    0.65 of the subjects of such captions were right, against 1.00 of the trained pairs.
+    Without this, the encoder learns which pairs never occur, and reads a pink house as a tree because no house is pink:
+    0.65 of the subjects of such captions were right, compared with 1.00 for trained pairs.
     """
 
     def __init__(self, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
@@ -67,7 +67,7 @@ class Blend:
         self.embedding.register_forward_hook(self._blend)
 
     def choose(self, size: int) -> Tensor:
-        """What is blended in each of the next captions: nothing, colours (1), or things (2)."""
+        """Choose what is blended in each of the next captions: nothing, colours (1), or things (2)."""
         self.chosen = torch.randint(0, 3, (size,))
         return self.chosen
 
@@ -87,19 +87,19 @@ class Blend:
 
 
 class Heads(nn.Module):
-    """Linear read-outs of every attribute; thrown away after training."""
+    """Linear read-outs of every attribute; discarded after training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, states: Tensor) -> dict[str, Tensor]:
-        """Scores of every value of every attribute."""
+        """Return scores of every value of every attribute."""
         return {name: layer(states) for name, layer in self.layers.items()}
 
 
 def targets(told: list[Told], blended: Tensor) -> dict[str, Tensor]:
-    """The attributes that captions tell, as class numbers; -100 for what a blend leaves nobody to tell."""
+    """Return the attributes that captions name, as class numbers; -100 for those that a blend makes unreadable."""
     goals = {}
     for name, values in ATTRIBUTES.items():
         goal = torch.tensor([values.index(item.get(name, "")) for item in told])
@@ -109,7 +109,7 @@ def targets(told: list[Told], blended: Tensor) -> dict[str, Tensor]:
 
 
 def batch(rng: random.Random, first: int, count: int, size: int = BATCH) -> tuple[list[str], list[Told]]:
-    """Captions of random scenes, one in twenty of them telling nothing."""
+    """Return captions of random scenes; one in twenty has no information."""
     pairs = [
         caption(scene(first + rng.randrange(count)), rng) if rng.random() > 0.05 else (empty(rng), {})
         for _ in range(size)
@@ -118,7 +118,7 @@ def batch(rng: random.Random, first: int, count: int, size: int = BATCH) -> tupl
 
 
 def _read(text: CLIPTextModel, heads: Heads, ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read-outs at the end token and at a random place of the padding, which the UNet attends to as well."""
+    """Return read-outs at the end token and at a random place of the padding, which the UNet attends to as well."""
     states = text(input_ids=ids).last_hidden_state
     ends = (ids == EOS).int().argmax(1)
     rows = torch.arange(len(ids))
@@ -127,7 +127,7 @@ def _read(text: CLIPTextModel, heads: Heads, ids: Tensor) -> tuple[dict[str, Ten
 
 
 def train(folder: Path, tokenizer: Path, minutes: float) -> None:
-    """Train for a time; the result is frozen."""
+    """Train for `minutes`; the result is frozen."""
     torch.manual_seed(3)
     words, text, heads = Words(tokenizer), build_text(), Heads()
     blend = Blend(text, words.tokenizer)
@@ -169,7 +169,7 @@ def train(folder: Path, tokenizer: Path, minutes: float) -> None:
 
 
 def _spread(text: CLIPTextModel, words: Words) -> dict[str, Tensor]:
-    """The weights with the unknown token's row in every row that no caption uses."""
+    """Return the weights with the unknown token's row copied to every row that no caption uses."""
     state = {name: value.detach().clone() for name, value in text.state_dict().items()}
     name = next(key for key in state if key.endswith("token_embedding.weight"))
     state[name][~words.used] = state[name][UNKNOWN].clone()
@@ -186,6 +186,6 @@ class Encoder:
         self.text.load_state_dict(state["network"])
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Contexts of captions."""
+        """Return the contexts of captions."""
         with torch.inference_mode():
             return self.text(input_ids=self.words.ids(texts)).last_hidden_state.clone()

@@ -2,7 +2,7 @@
 
     python -m pastel_tiny.train --out DIR
 
-Phases that already had their minutes are skipped, an interrupted one goes on where its last checkpoint was.
+Phases that have used up their minutes are skipped; an interrupted one continues from its last checkpoint.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PHASES = ("vae", "text", "encode", "better", "unet")
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, checkpoints, logs, samples")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="which phases (default: all)")
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s"
     )
-    parser.add_argument("--batch", type=int, default=1, help="times a CPU's batch; 16 fills a large GPU better")
+    parser.add_argument("--batch", type=int, default=1, help="multiple of a CPU's batch; 16 fills a large GPU better")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_default_device(arguments.device)

@@ -26,7 +26,7 @@ SHARES = (
     {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.05, "large_wide": 0.01, "large_tall": 0.01},
     {"square": 0.30, "wide": 0.05, "tall": 0.05, "large": 0.26, "large_wide": 0.17, "large_tall": 0.17},
 )
-"""How often each shape comes, before and after LATE: first what is where, then the double size for highres fix."""
+"""How often each shape is used, before and after LATE: first for composition, then at highres fix's double size."""
 LATE = 0.7
 TEST = Chunk("test128", TEST_SEED, 64, (256, 256), True)
 
@@ -41,7 +41,7 @@ class Batch:
 
 
 def _kind(name: str) -> str:
-    """The shape of a chunk's pictures, as BATCH and SHARES name it."""
+    """Return the shape of a chunk's pictures, as BATCH and SHARES name it."""
     return name.rstrip("0123456789")
 
 
@@ -56,13 +56,13 @@ class Source:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in newly encoded chunks."""
+        """Load newly encoded chunks."""
         for chunk in self.chunks:
             if chunk.name not in self.ready and (self.folder / "latents" / f"{chunk.name}.pt").exists():
                 self.ready[chunk.name] = (encoded(self.folder, chunk), described(self.folder, chunk, self.encoder))
 
     def batch(self, done: float) -> Batch:
-        """One batch of one shape, by how much of the training (0 to 1) is done."""
+        """Return one batch of one shape, depending on how much of the training (0 to 1) is done."""
         share = SHARES[done > LATE]
         kinds = sorted({_kind(name) for name in self.ready})
         kind = self.rng.choices(kinds, [share[kind] for kind in kinds])[0]
@@ -78,7 +78,7 @@ class Source:
 
 
 def noise_error(unet: Callable[..., Any], latents: Tensor, context: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """The squared error of the predicted noise, per picture. `unet` is called like diffusers'."""
+    """Return the squared error of the predicted noise, per picture. `unet` is called like diffusers'."""
     signal = alphas()[times][:, None, None, None]
     noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with half_precision():
@@ -87,14 +87,14 @@ def noise_error(unet: Callable[..., Any], latents: Tensor, context: Tensor, time
 
 
 def weights(times: Tensor, least: float = 0) -> Tensor:
-    """Min-SNR weighting with 5: nearly clean pictures would otherwise outweigh the rest. Above 0, `least` is the ratio
-    of signal to noise below which pictures count more the noisier they are."""
+    """Return min-SNR weights with 5, because nearly clean pictures would outweigh the rest. If `least` is above 0,
+    pictures with a lower signal-to-noise ratio count more the noisier they are."""
     ratio = alphas()[times] / (1 - alphas()[times])
     return ratio.clamp(least, 5) / ratio
 
 
 def caption_gap(unet: UNet2DConditionModel, folder: Path, encoder: Encoder) -> dict[str, float]:
-    """The error at t = 500 on unseen scenes with the right, the empty and another scene's caption."""
+    """Return the error at t = 500 on unseen scenes with the right, the empty and another scene's caption."""
     latents, rng = here(encoded(folder, TEST)).float(), random.Random(0)
     texts = [caption(scene(TEST_SEED + index), rng)[0] for index in range(len(latents))]
     noise, times = (
@@ -110,7 +110,7 @@ def caption_gap(unet: UNet2DConditionModel, folder: Path, encoder: Encoder) -> d
 
 
 def averaged(folder: Path) -> UNet2DConditionModel:
-    """The UNet of the last checkpoint."""
+    """Return the UNet of the last checkpoint."""
     state = load(folder / "unet.pt")
     assert state is not None, "the UNet is not trained yet"
     unet = build_unet().eval()
@@ -132,7 +132,7 @@ def _session(folder: Path, minutes: float) -> Session[UNet2DConditionModel]:
 
 
 def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: int, save_every: float = 300) -> None:
-    """Train for a time on whatever is encoded, with checkpoints and sheets on the way."""
+    """Train for `minutes` on whatever is encoded, writing checkpoints and sheets."""
     torch.manual_seed(5)
     encoder, run = Encoder(folder, tokenizer), _session(folder, minutes)
     if run.clock.done >= 1:
@@ -150,8 +150,8 @@ def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: in
 
 
 def step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
-    """One step of the optimizer; gives the loss."""
-    # the twofold size teaches what highres fix does, which starts from a picture and not from pure noise
+    """Take one optimizer step and return the loss."""
+    # the double size teaches what highres fix does, which starts from a picture instead of pure noise
     times = torch.randint(0, 800 if batch.kind.startswith("large") else 1000, (len(batch.latents),))
     # only the common shape is worth a compilation
     with torch.compiler.set_stance("default" if batch.kind == "square" else "force_eager"):

@@ -15,11 +15,11 @@ from pastel_tiny.progress import Log, load
 from pastel_tiny.session import Session, resume
 
 BATCH, CROP = 4, 64
-"""The batch is what a CPU takes; `times` as many on a GPU."""
+"""The batch suits a CPU; a GPU takes `times` as many."""
 
 
 def crops(pictures: NDArray[np.uint8], small: NDArray[np.uint8], rng: np.random.Generator, times: int) -> Tensor:
-    """Random squares, three quarters of them from the 128 px pictures; half are mirrored."""
+    """Return random squares, three quarters of them from the 128 px pictures; half are mirrored."""
     squares = []
     for _ in range(BATCH * times):
         source = small if rng.random() < 0.75 else pictures
@@ -46,9 +46,9 @@ def _saturation(batch: Tensor) -> Tensor:
 
 
 def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
-    """Pixels, edges against blur, and colour differences at full and at low resolution against tints.
+    """Return the loss: pixels, edges against blur, and colour differences at full and low resolution against tints.
 
-    The better decoder is also told what paleness is: wrong saturation costs more.
+    The better decoder is also penalised for paleness: wrong saturation costs more.
     """
     pixels = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     edges = F.l1_loss(_edges(output), _edges(target))
@@ -59,11 +59,11 @@ def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
 
 
 def _spikes(latents: Tensor) -> Tensor:
-    """How far the latents' channels are from having a normal distribution's tails: the logarithm of their kurtosis / 3.
+    """Return how far the tails of the latents' channels are from normal: the logarithm of their kurtosis / 3.
 
-    Without it the encoder learns to tell the picture's overall brightness in one huge value (ten standard deviations)
-    at one place, since the group norms carry such a value everywhere. A UNet that misses it makes black nights and pale
-    squares, and an upscaler of latents blurs it.
+    Without this, the encoder learns to store the picture's overall brightness in one huge value (ten standard
+    deviations) at one place, since the group norms spread such a value everywhere. A UNet that misses it makes black
+    nights and pale squares, and an upscaler of latents blurs it.
     """
     deviation = latents - latents.mean((0, 2, 3), keepdim=True)
     kurtosis = deviation.pow(4).mean((0, 2, 3)) / deviation.square().mean((0, 2, 3)).square()
@@ -72,28 +72,28 @@ def _spikes(latents: Tensor) -> Tensor:
 
 def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     mean = vae.encode(batch).latent_dist.mean
-    # a decoder that has seen slightly wrong latents forgives the UNet's small errors
+    # a decoder that has seen slightly wrong latents tolerates the UNet's small errors
     return vae.decode(mean + noise * torch.randn_like(mean)).sample, mean
 
 
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
-    """Mean signal-to-noise ratio of reconstructed pictures in dB."""
+    """Return the mean signal-to-noise ratio of reconstructed pictures in dB."""
     with torch.inference_mode(), half_precision():
         output = vae.decode(vae.encode(pictures).latent_dist.mean).sample.float().clamp(-1, 1)
     return float((10 * torch.log10(4 / (output - pictures).square().mean((1, 2, 3)))).mean())
 
 
 def unseen_pictures(folder: Path, count: int = 64) -> Tensor:
-    """Unseen 128 px scenes."""
+    """Return unseen 128 px scenes."""
     return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, count, (256, 256)))))
 
 
 def _session(folder: Path, minutes: float, better: bool) -> Session[AutoencoderKL]:
-    """The phase's session; the better decoder begins as the stock one, and its encoder stays so."""
+    """Return the phase's session; the better decoder starts from the stock one, and its encoder never changes."""
     vae = build_vae().to(memory_format=torch.channels_last)
     if better:
         stock = load(folder / "vae.pt")
-        assert stock is not None, "the stock autoencoder comes first"
+        assert stock is not None, "the stock autoencoder must be trained first"
         vae.load_state_dict(stock["average"])
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -103,7 +103,7 @@ def _session(folder: Path, minutes: float, better: bool) -> Session[AutoencoderK
 
 
 def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, times: int, better: bool = False) -> None:
-    """Train the autoencoder for a time, or with `better` only its decoder, from the finished stock one."""
+    """Train the autoencoder for `minutes`, or with `better` only its decoder, from the finished stock one."""
     name, seed = ("better", 2) if better else ("vae", 1)
     torch.manual_seed(seed)
     run = _session(folder, minutes, better)
@@ -122,11 +122,11 @@ def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, times: int,
 
 
 def step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
-    """One step of the optimizer; gives the loss."""
+    """Take one optimizer step and return the loss."""
     with half_precision():
         output, mean = _reconstruct(run.network, batch, 0.02)
     error = loss(output.float(), batch, better)
-    # a light pull towards zero and towards normal tails keeps the latents easy to model
+    # a slight pull towards zero and towards normal tails keeps the latents easy to model
     total = error + 1e-4 * mean.float().square().mean() + 0.05 * _spikes(mean.float())
     run.descend(total, 4e-4)
     return float(error.detach())

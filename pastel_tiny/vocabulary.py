@@ -15,7 +15,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_characters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the order in which CLIP numbers them."""
+    """Return GPT-2's printable stand-ins for the 256 bytes, in the order in which CLIP numbers them."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in set(printable)]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(hidden))]
@@ -24,7 +24,7 @@ def byte_characters() -> list[str]:
 def convert(source: Path, folder: Path) -> None:
     """Write `vocab.json` and `merges.txt` (and the tokenizer's settings) for the merge list in `source`."""
     lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
-    merges = lines[1 : 1 + MERGES]  # the first line is a version comment; the list goes on past what CLIP uses
+    merges = lines[1 : 1 + MERGES]  # the first line is a version comment; the list is longer than what CLIP uses
     characters = byte_characters()
     words = [
         *characters,
@@ -54,10 +54,10 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="bpe_simple_vocab_16e6.txt.gz")
-    parser.add_argument("folder", type=Path, help="where the tokenizer's files go")
+    parser.add_argument("folder", type=Path, help="folder for the tokenizer's files")
     arguments = parser.parse_args()
     convert(arguments.source, arguments.folder)
 

@@ -1,6 +1,6 @@
 """A headless Chromium that shows script/form.html, driven over its DevTools protocol. Standard library only.
 
-`python -m script.browser FOLDER` saves what the form looks like, screen by screen.
+`python -m script.browser FOLDER` saves screenshots of the form.
 """
 
 import argparse
@@ -40,11 +40,11 @@ SCREEN = 1000, 1800
 
 
 class BrowserError(Exception):
-    """The browser is not there, ended, or refused what it was told."""
+    """The browser is missing, has ended, or refused a command."""
 
 
 class Page:
-    """A page of the browser. Every method waits for its effect; raises BrowserError."""
+    """A page of the browser. Every method waits for its effect and may raise BrowserError."""
 
     def __init__(self, commands: IO[bytes], replies: IO[bytes]) -> None:
         self._commands, self._replies = commands, replies
@@ -52,7 +52,7 @@ class Page:
         self._session: str | None = None
 
     def call(self, method: str, **params: Any) -> Json:
-        """One command of the DevTools protocol: https://chromedevtools.github.io/devtools-protocol/."""
+        """Send one command of the DevTools protocol: https://chromedevtools.github.io/devtools-protocol/."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         message |= {"sessionId": self._session} if self._session else {}
@@ -69,7 +69,7 @@ class Page:
         return result
 
     def _next(self) -> Json:
-        """The next reply; events are passed over."""
+        """Return the next reply, skipping events."""
         while True:
             text = bytearray()
             while (letter := self._replies.read(1)) != b"\0":
@@ -89,7 +89,7 @@ class Page:
         self.call("Page.navigate", url=address)
 
     def run(self, script: str) -> Any:
-        """What a JavaScript expression, or the promise that it is, comes to."""
+        """Return the value of a JavaScript expression; await it if it is a promise."""
         made = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in made:
             details = made["exceptionDetails"]
@@ -97,7 +97,7 @@ class Page:
         return made["result"].get("value")
 
     def type(self, name: str, text: str) -> None:
-        """Replace what stands in a control, as if it was typed."""
+        """Replace the text of a control as if it was typed."""
         self.run(f"document.getElementById({json.dumps(name)}).select()")
         self.call("Input.insertText", text=text)
 
@@ -107,20 +107,20 @@ class Page:
         self.call("DOM.setFileInputFiles", files=files, objectId=found["result"]["objectId"])
 
     def picture(self, top: int, height: int) -> bytes:
-        """A part of the page, as PNG."""
+        """Return a part of the page as PNG."""
         clip = {"x": 0, "y": top, "width": SCREEN[0], "height": height, "scale": 1}
         shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(shot["data"])
 
 
 def browser() -> str | None:
-    """The path of a Chromium on this machine."""
+    """Return the path of a Chromium on this machine; None if there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def opened_form(schema: Json | None = None) -> Iterator[Page]:
-    """The form of the schema, else of the committed one, in a fresh browser. Raises BrowserError."""
+    """Open the form of the given or the committed schema in a fresh browser. Raises BrowserError."""
     with tempfile.TemporaryDirectory(prefix="form-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "form.html"
         path.write_text(with_schema(schema or json.loads(COMMITTED.read_text(encoding="utf-8"))), encoding="utf-8")
@@ -132,7 +132,7 @@ def opened_form(schema: Json | None = None) -> Iterator[Page]:
 
 
 def with_schema(schema: Json) -> str:
-    """The form's page with the schema inside, so that it needs no server."""
+    """Return the form's page with the schema inside, so that it needs no server."""
     inside = json.dumps(schema).replace("</", "<\\/")
     before, place, after = FORM.read_text(encoding="utf-8").partition('id="schema">')
     return f"{before}{place}{inside}{after}"
@@ -140,12 +140,12 @@ def with_schema(schema: Json) -> str:
 
 @contextmanager
 def started(profile: Path) -> Iterator[Page]:
-    """A browser with this profile, from beginning to end. It reads commands from file 3 and replies to file 4."""
+    """Run a browser with this profile. It reads commands from file descriptor 3 and replies on 4."""
     program = browser()
     if program is None:
         raise BrowserError(f"there is no {', '.join(NAMES)} here")
     (commands_out, commands_in), (replies_out, replies_in) = os.pipe(), os.pipe()
-    # bash knows files of two digits. The first pipe has the lowest numbers, so that file 3 is none of the second's.
+    # bash accepts two-digit descriptors. The first pipe has the lowest numbers, so 3 does not belong to the second.
     shell = f'exec "$@" 3<&{commands_out} 4>&{replies_in}'
     process = subprocess.Popen(
         ["bash", "-c", shell, "bash", program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -165,7 +165,7 @@ def started(profile: Path) -> Iterator[Page]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m script.browser", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("folder", type=Path, help="folder for the screenshots")
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Draw pictures on this machine: start the real Cog server, send one prediction, save what comes back.
+"""Draw pictures on this machine: start the real Cog server, send one prediction and save the result.
 
 The model is the small embedded one unless COG_WEIGHTS=PATH or PASTEL_MODEL=NAME is set.
 """
@@ -37,7 +37,7 @@ class Failure(Exception):
 
 
 def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
-    """`name=value` texts as the JSON types of the schema. Raises Failure."""
+    """Convert `name=value` texts to the JSON types of the schema. Raises Failure."""
     inputs: Json = {}
     names: list[str] = []
     for assignment in assignments:
@@ -55,32 +55,32 @@ def read_inputs(assignments: Sequence[str], fields: dict[str, Json]) -> Json:
 
 
 def names_of(text: str) -> list[str]:
-    """What files are called that are read here; empty for addresses, whose files keep their own names."""
+    """Return the names of files that are read here; empty for addresses, whose files keep their own names."""
     return [plain_name(Path(item[1:]).stem) if item.startswith("@") else "" for item in items_of(text)]
 
 
 def with_file_names(inputs: Json, names: Sequence[str]) -> Json:
-    """The inputs with the names of files that were read here: a data URI, as which a file is sent, has none."""
+    """Add the names of files that were read here to the inputs, because data URIs have no names."""
     if not any(names):
         return inputs
     said = inputs.get("generation_data", "")
     told = f"File names: {', '.join(names)}"
     if said.strip() and not holds_settings(said):
-        told = f'{said.rstrip()}, File names: "{", ".join(names)}"'  # a block has all its settings in its last line
+        told = f'{said.rstrip()}, File names: "{", ".join(names)}"'  # a block has all settings on its last line
     else:
         told = f"{said}\n{told}".strip()
     return inputs | {"generation_data": told}
 
 
 def read_value(name: str, text: str, field: Json) -> Any:
-    """A text as the JSON type of its input. Raises Failure: it has another type, or breaks a rule of the schema."""
+    """Convert a text to the JSON type of its input. Raises Failure if its type is wrong or it breaks the schema."""
     try:
         value = typed(text, field)
     except OSError as error:
         raise Failure(f"{name}={text}: {error.strerror}") from error
     except (ValueError, KeyError) as error:
         raise Failure(f"{name}={text}: not of type {field['type']}") from error
-    rules = {key: rule for key, rule in field.items() if key != "allOf"}  # a reference to choices that are here
+    rules = {key: rule for key, rule in field.items() if key != "allOf"}  # a reference to choices, resolved already
     for problem in Draft202012Validator(rules).iter_errors(value):
         raise Failure(f"{name}={text}: {problem.message}")
     return value
@@ -98,7 +98,7 @@ def typed(text: str, field: Json) -> Any:
 
 
 def items_of(text: str) -> list[Any]:
-    """The items of a list that is written as JSON, or between commas."""
+    """Return the items of a list that is written as JSON or separated by commas."""
     return list(json.loads(text)) if text.startswith("[") else text.split(",")
 
 
@@ -108,7 +108,7 @@ def data_uri(path: Path) -> str:
 
 
 def save(uri: str, folder: Path) -> Path:
-    """Write a data URI as the first `<n>.<suffix>` whose number is free in the folder."""
+    """Write a data URI to `<n>.<suffix>`, with the first number that is free in the folder."""
     kind, _, data = uri.removeprefix("data:").partition(";base64,")
     folder.mkdir(parents=True, exist_ok=True)
     number = next(n for n in count(1) if not any(folder.glob(f"{n}.*")))
@@ -125,7 +125,7 @@ def describe(name: str, field: Json) -> str:
 
 
 def show_log(line: str) -> None:
-    """What setup() prints; the server's own lines matter only to those who look for a fault in it."""
+    """Show lines that setup() prints; the server's own lines only matter for debugging."""
     try:
         record = json.loads(line)
         target, message = record["target"], str(record["fields"]["message"])
@@ -137,7 +137,7 @@ def show_log(line: str) -> None:
 
 
 def follow(events: Iterator[Event], folder: Path) -> Json:
-    """Show the log as it comes and save each picture as it comes; the finished prediction. Raises Failure."""
+    """Show the log and save each picture as it arrives. Return the finished prediction. Raises Failure."""
     for name, data in events:
         if name == "log":
             sys.stderr.write(data["data"])
@@ -150,9 +150,9 @@ def follow(events: Iterator[Event], folder: Path) -> Json:
 
 
 def predict(inputs: Json, folder: Path) -> Json:
-    """Start a server, draw, stop it; the metrics. Raises Failure, ServerError or Refused."""
+    """Start a server, draw, stop it and return the metrics. Raises Failure, ServerError or Refused."""
     started = time.monotonic()
-    print("Starting the Cog server; imports and model take some ten seconds ...", file=sys.stderr)
+    print("Starting the Cog server; imports and model take about ten seconds ...", file=sys.stderr)
     with CogServer({}, show_log) as server:
         server.wait_until_ready(SETUP_SECONDS)
         print(f"Server ready after {time.monotonic() - started:.1f} s.", file=sys.stderr)
@@ -182,7 +182,7 @@ def arguments() -> argparse.Namespace:
         *("-i", "--input"), action="append", default=[], metavar="NAME=VALUE", help="one input; @FILE sends a file"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs"), metavar="FOLDER", help="default: outputs")
-    parser.add_argument("--list", action="store_true", help="show the inputs and leave")
+    parser.add_argument("--list", action="store_true", help="show the inputs and exit")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Cog's HTTP protocol, and the real server as a child process of this one. Standard library only."""
+"""Cog's HTTP protocol, and a real server as a child process. Uses only the standard library."""
 
 import json
 import os
@@ -23,18 +23,18 @@ SCHEMA = ROOT / ".cog" / "openapi_schema.json"
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.1
 BUSY = 409
-"""HTTP status of a server that still draws another prediction."""
+"""HTTP status of a server that is still drawing another prediction."""
 CONNECTIONS = {"http": HTTPConnection, "https": HTTPSConnection}
 
 Json = dict[str, Any]
 
 
 class ServerError(Exception):
-    """The server did not come up, or went away."""
+    """The server did not start, or is gone."""
 
 
 class Refused(Exception):
-    """The server would not take a request; the text holds its reasons, `status` is the HTTP status."""
+    """The server refused a request; the text contains its reasons, `status` is the HTTP status."""
 
     def __init__(self, status: int, reply: Any) -> None:
         self.status, self.reply = status, reply
@@ -42,24 +42,24 @@ class Refused(Exception):
 
 
 class Reply(NamedTuple):
-    """What came back: the HTTP status and the body."""
+    """The HTTP status and the body of an answer."""
 
     status: int
     body: Any
 
 
 class Event(NamedTuple):
-    """One server-sent event: `start`, `log`, `metric`, `output` or `completed`, and its data."""
+    """A server-sent event (`start`, `log`, `metric`, `output` or `completed`) and its data."""
 
     name: str
     data: Json
 
 
 class CogClient:
-    """A Cog server by its URL, wherever it runs."""
+    """A client for a Cog server at any URL."""
 
     def __init__(self, url: str) -> None:
-        """Raises ValueError: not the URL of an HTTP server."""
+        """Raise ValueError if the URL is not that of an HTTP server."""
         parts = urlsplit(url)
         if parts.scheme not in CONNECTIONS or not parts.hostname:
             raise ValueError(f"{url}: not a URL; write http://HOST:PORT")
@@ -67,11 +67,11 @@ class CogClient:
         self.host, self.port = parts.hostname, parts.port
 
     def status(self) -> str:
-        """STARTING, READY, BUSY, SETUP_FAILED, DEFUNCT or UNHEALTHY."""
+        """Return STARTING, READY, BUSY, SETUP_FAILED, DEFUNCT or UNHEALTHY."""
         return str(self._health()["status"])
 
     def wait_until_ready(self, seconds: float = 600) -> None:
-        """Raises ServerError with the reason when setup fails, the process ends or time runs out."""
+        """Raise ServerError with the reason if setup fails, the process ends or the time is up."""
         end = time.monotonic() + seconds
         while (health := self._health())["status"] != "READY":
             if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
@@ -81,13 +81,13 @@ class CogClient:
             time.sleep(POLL_SECONDS)
 
     def predict(self, inputs: Json) -> Reply:
-        """One prediction, waited for."""
+        """Run one prediction and wait for it."""
         return self.request("POST", "/predictions", self._message(inputs))
 
     def predict_when_free(self, inputs: Json, seconds: float = 60) -> Reply:
-        """One prediction; a server that is busy is asked again after waits that grow, until the time is up.
+        """Run one prediction. While the server is busy, retry with growing waits until the time is up.
 
-        Cog answers a moment before it is free again, and refuses until then.
+        Cog answers a moment before it is free again, and refuses requests until then.
         """
         end, wait = time.monotonic() + seconds, 0.02
         while (reply := self.predict(inputs)).status == BUSY and time.monotonic() < end:
@@ -96,14 +96,14 @@ class CogClient:
         return reply
 
     def start(self, identifier: str, inputs: Json) -> Reply:
-        """One prediction in the background: the reply comes at once."""
+        """Start one prediction in the background; the reply comes at once."""
         return self.request("PUT", f"/predictions/{identifier}", self._message(inputs), {"Prefer": "respond-async"})
 
     def cancel(self, identifier: str) -> Reply:
         return self.request("POST", f"/predictions/{identifier}/cancel")
 
     def events(self, identifier: str, inputs: Json) -> Iterator[Event]:
-        """One prediction as it happens. Closing the iterator hangs up, which cancels. Raises Refused."""
+        """Yield the events of one prediction. Closing the iterator hangs up, which cancels it. Raises Refused."""
         with closing(self._connection(self.host, self.port)) as connection:
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
             path = f"{self._path}/predictions/{identifier}"
@@ -135,10 +135,10 @@ class CogClient:
 
 
 class CogServer(CogClient):
-    """A server on this machine, from `with` to its end. `log` is given each line that it writes."""
+    """A server on this machine for the duration of a `with` block. `log` receives each line that it writes."""
 
     def __init__(self, environment: Mapping[str, str], log: Callable[[str], None], port: int | None = None) -> None:
-        """Listen at `port`, or at any free one. Raises ServerError: the port is taken."""
+        """Listen at `port`, or at any free one. Raises ServerError if the port is taken."""
         port = free_port(port or 0)
         super().__init__(f"http://{HOST}:{port}")
         self.lines: deque[str] = deque(maxlen=200)
@@ -150,7 +150,7 @@ class CogServer(CogClient):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the client, which cancels first
+            start_new_session=True,  # so that Ctrl-C only reaches the client, which cancels first
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -162,7 +162,7 @@ class CogServer(CogClient):
         self.stop()
 
     def stop(self, seconds: float = 30) -> int:
-        """Ask for the end as a container's host does: a running prediction is finished first. Returns the exit code."""
+        """Ask the server to end, as a container's host does: it finishes a running prediction. Return the exit code."""
         self.process.terminate()
         try:
             code = self.process.wait(seconds)
@@ -173,7 +173,7 @@ class CogServer(CogClient):
         return code
 
     def _message(self, inputs: Json) -> Json:
-        """Raises ValueError: Cog drops an input that it does not know without a word."""
+        """Return the request's message. Raises ValueError for unknown inputs, which Cog would silently drop."""
         if unknown := inputs.keys() - known_inputs(json.loads(SCHEMA.read_bytes())):
             raise ValueError(f"predict.py has no input {', '.join(sorted(unknown))}")
         return super()._message(inputs)
@@ -193,9 +193,9 @@ class CogServer(CogClient):
 
 
 def free_port(wanted: int = 0) -> int:
-    """The port that is wanted, or any free one for 0. Raises ServerError: it is taken, or not for us to use."""
+    """Return the wanted port, or any free one for 0. Raises ServerError if it is taken or not allowed."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed counts as free
         try:
             probe.bind((HOST, wanted))
         except (OSError, OverflowError) as error:
@@ -205,7 +205,7 @@ def free_port(wanted: int = 0) -> int:
 
 
 def server_environment(changes: Mapping[str, str], port: int) -> dict[str, str]:
-    """Ours, and what the image sets. The server starts a bare `python`, so ours must be the first on PATH."""
+    """Return our environment with the image's settings. The server starts a bare `python`, so ours is first on PATH."""
     search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cog = {"PATH": search_path, "PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
     return {**os.environ, **cog, "MALLOC_ARENA_MAX": "1", **changes}
@@ -219,7 +219,7 @@ def decoded(body: bytes) -> Any:
 
 
 def reasons(reply: Any) -> list[str]:
-    """What a refusal complains about, one entry per field."""
+    """Return what a refusal complains about, one entry per field."""
     detail = reply.get("detail", reply.get("error", reply)) if isinstance(reply, dict) else reply
     if isinstance(detail, list):
         return [f"{problem['loc'][-1]}: {problem['msg']}" for problem in detail]
@@ -237,5 +237,5 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Event]:
 
 
 def setup_error(health: Json) -> str:
-    """What setup() raised, without the names of the processes that it passed through."""
+    """Return the message that setup() raised, without the names of the processes that passed it on."""
     return str(health.get("setup", {}).get("logs", "")).rpartition("setup failed: ")[2].strip() or "setup failed"

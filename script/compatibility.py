@@ -1,8 +1,8 @@
-"""What a change of the committed schema would break for clients of the published one.
+"""Find changes of the committed schema that would break clients of the published one.
 
-An input goes in two releases: it is deprecated in one, which hides it from forms, and may be gone in the next. Whatever
-clients of the published schema may send stays valid, its defaults among it. What an input means that is left out may
-change, which CHANGELOG.md tells.
+An input is removed over two releases: the first deprecates it, which hides it from forms; the next may remove it.
+Whatever clients of the published schema may send stays valid, including its defaults. The meaning of an omitted input
+may change; CHANGELOG.md says so.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ UPPER_BOUNDS = ("maximum", "maxLength")
 
 
 def compatibility_problems(old: Json, new: Json) -> list[str]:
-    """One line for each way in which a request or reply valid under `old` is no longer so under `new`."""
+    """Return one line for each way in which a request or reply valid under `old` is no longer valid under `new`."""
     published, current = inputs(old), inputs(new)
     gone = [name for name, field in published.items() if name not in current and not field.get("deprecated")]
     problems = [f"{name}: input removed that was not deprecated" for name in gone]
@@ -31,7 +31,7 @@ def compatibility_problems(old: Json, new: Json) -> list[str]:
 
 
 def inputs(schema: Json) -> dict[str, Json]:
-    """Every input with its choices in place of the reference to them."""
+    """Return every input, with references to choices replaced by the choices."""
     components = schema["components"]["schemas"]
     properties: dict[str, Json] = components["Input"]["properties"]
     return {name: (components[name] if "allOf" in field else {}) | field for name, field in properties.items()}
@@ -68,5 +68,5 @@ def choice_problems(old: list[Any] | None, new: list[Any] | None) -> Iterator[st
 
 
 def tighter(old: float | None, new: float | None, direction: int) -> bool:
-    """Whether the bound moved in `direction`, or is new."""
+    """Return whether the bound moved in `direction`, or is new."""
     return new is not None and (old is None or (new - old) * direction > 0)

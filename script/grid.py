@@ -1,8 +1,8 @@
 """X/Y/Z plot: draw one picture for every combination of values through a Cog server, onto one labelled sheet.
 
-An axis is any input and its values: sampler="Euler a,DPM++ 2M". A value that holds a comma stands in quotes:
-'prompt="a sun, red",a moon'. With ~= text is searched for and replaced: prompt~=sun,moon draws the prompt as it is, and
-with moon wherever it says sun. Without --url the server is started on this machine, as script/predict does.
+An axis is any input and its values: sampler="Euler a,DPM++ 2M". Put a value that contains a comma in quotes:
+'prompt="a sun, red",a moon'. With ~= text is searched and replaced: prompt~=sun,moon draws the prompt as it is, and
+then with moon in place of sun. Without --url, a server is started on this machine, as script/predict does.
 """
 
 import argparse
@@ -47,31 +47,31 @@ SEEDS = 2**32
 
 @dataclass(frozen=True)
 class Axis:
-    """An input and what it is set to, step by step."""
+    """An input and the values that it takes, one per step."""
 
     name: str
     texts: Sequence[str]
     values: Sequence[Any]
     """The texts as JSON values."""
     replaces: bool = False
-    """Each text takes the place of the first one in the input's own text."""
+    """Whether each text replaces the first text inside the input's own value."""
 
     def captions(self) -> list[str]:
         return list(self.texts) if self.replaces else [f"{self.name}: {text}" for text in self.texts]
 
     def applied(self, inputs: Json, number: int) -> Json:
-        """The inputs at one step. Raises Failure."""
+        """Return the inputs at one step. Raises Failure."""
         if not self.replaces:
             return inputs | {self.name: self.values[number]}
         searched, text = self.texts[0], str(inputs[self.name])
         if searched not in text:
             fix = f"write -i {self.name}=TEXT with a text that does"
-            raise Failure(f"{self.name}~={searched}: {self.name} does not hold that, it is {text!r}; {fix}")
+            raise Failure(f"{self.name}~={searched}: {self.name} does not contain that, it is {text!r}; {fix}")
         return inputs | {self.name: text.replace(searched, self.texts[number])}
 
 
 def read_axis(option: str, assignment: str, fields: dict[str, Json]) -> Axis:
-    """`name=value,value` or `name~=text,text`. Raises Failure."""
+    """Parse `name=value,value` or `name~=text,text`. Raises Failure."""
     name, equals, listed = assignment.partition("=")
     name, replaces = name.removesuffix("~"), name.endswith("~")
     if not equals or name not in fields:
@@ -91,17 +91,17 @@ def read_axis(option: str, assignment: str, fields: dict[str, Json]) -> Axis:
 
 
 def cells(axes: Sequence[Axis], inputs: Json) -> Iterator[tuple[str, Json]]:
-    """What each cell is, in words, and its inputs; of the first axis the steps are the fastest. Raises Failure."""
+    """Yield a description and the inputs of each cell; the first axis changes fastest. Raises Failure."""
     for position in product(*(range(len(axis.texts)) for axis in reversed(axes))):
         steps = list(zip(axes, reversed(position), strict=True))
         made = inputs
-        for axis, number in sorted(steps, key=lambda step: step[0].replaces):  # search in what another axis set
+        for axis, number in sorted(steps, key=lambda step: step[0].replaces):  # replace in values of other axes
             made = axis.applied(made, number)
         yield ", ".join(axis.captions()[number] for axis, number in steps), made
 
 
 def starting_from(inputs: Json, axes: Sequence[Axis], fields: dict[str, Json]) -> Json:
-    """The inputs of all cells: one seed for all, and the default of what is searched in. Raises InvalidInput."""
+    """Return the inputs of all cells: one seed for all, and the default of searched inputs. Raises InvalidInput."""
     set_by_axes = {axis.name: axis.values[0] for axis in axes if not axis.replaces}
     inputs = inputs | set_by_axes
     if "seed" in fields and _seed_of(inputs) == RANDOM:
@@ -111,7 +111,7 @@ def starting_from(inputs: Json, axes: Sequence[Axis], fields: dict[str, Json]) -
 
 
 def _seed_of(inputs: Json) -> int:
-    """The seed that the inputs or their generation data say; -1 where they say none. Raises InvalidInput."""
+    """Return the seed from the inputs or their generation data; -1 if there is none. Raises InvalidInput."""
     said: int = read_data(inputs.get("generation_data", "")).values.get("seed", RANDOM)
     return inputs.get("seed", said)
 
@@ -124,18 +124,18 @@ def check_cell(inputs: Json) -> None:
 
 @contextmanager
 def server_at(url: str | None) -> Iterator[CogClient]:
-    """The server of the URL, or one of our own from beginning to end."""
+    """Yield the server at the URL, or start our own."""
     if url:
         yield CogClient(url)
         return
-    print("Starting the Cog server; imports and model take some ten seconds ...", file=sys.stderr)
+    print("Starting the Cog server; imports and model take about ten seconds ...", file=sys.stderr)
     with CogServer({}, show_log) as server:
         server.wait_until_ready(SETUP_SECONDS)
         yield server
 
 
 def schema_of(url: str | None) -> Json:
-    """The schema that is served there; a server of our own serves the committed one."""
+    """Return the schema that the URL serves, or the committed one, which our own server uses."""
     if not url:
         committed: Json = json.loads(COMMITTED.read_text(encoding="utf-8"))
         return committed
@@ -144,12 +144,15 @@ def schema_of(url: str | None) -> Json:
     except (OSError, HTTPException) as error:
         raise Failure(f"--url {url}: no server answers there ({error})") from error
     if not isinstance(reply.body, dict) or "components" not in reply.body:
-        raise Failure(f"--url {url}: the server there is no Cog server, or still loads its model")
+        raise Failure(f"--url {url}: the server there is not a Cog server, or is still loading its model")
     return reply.body
 
 
 def draw(server: CogClient, inputs: Json, folder: Path) -> Path:
-    """One prediction, its files saved; the path of the last one. Raises Failure, Refused, OSError or HTTPException."""
+    """Draw one prediction, save its files and return the path of the last one.
+
+    Raises Failure, Refused, OSError or HTTPException.
+    """
     path = None
     for name, data in server.events(uuid.uuid4().hex, inputs):
         if name == "output":
@@ -162,7 +165,7 @@ def draw(server: CogClient, inputs: Json, folder: Path) -> Path:
 
 
 def drawn(server: CogClient, inputs: Json, folder: Path) -> Cell:
-    """The picture, or why there is none. A server that is busy is waited for."""
+    """Return the picture, or the reason why there is none. Wait for a server that is busy."""
     while True:
         try:
             with Image.open(draw(server, inputs, folder)) as image:
@@ -176,7 +179,7 @@ def drawn(server: CogClient, inputs: Json, folder: Path) -> Cell:
 
 
 def draw_all(url: str | None, wanted: Sequence[tuple[str, Json]], folder: Path) -> list[Cell]:
-    """Every cell in its order, told as it is done."""
+    """Return every cell in order, and report each one as it is done."""
     done: list[Cell] = []
     with server_at(url) as server:
         for number, (words, inputs) in enumerate(wanted, 1):
@@ -189,7 +192,7 @@ def draw_all(url: str | None, wanted: Sequence[tuple[str, Json]], folder: Path) 
 
 
 def laid_out(axes: Sequence[Axis], done: Sequence[Cell]) -> Image.Image:
-    """The cells, in the order of `cells`, on their sheet."""
+    """Return the sheet with the cells in the order of `cells`."""
     columns, rows, titles = [*(axis.captions() for axis in axes), *[[""]] * (3 - len(axes))]
     return sheet(parts(parts(done, len(columns)), len(rows)), titles, rows, columns)
 
@@ -204,13 +207,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--x", required=True, metavar="INPUT=VALUES", help="the columns")
     parser.add_argument("--y", metavar="INPUT=VALUES", help="the rows")
-    parser.add_argument("--z", metavar="INPUT=VALUES", help="grids under each other")
+    parser.add_argument("--z", metavar="INPUT=VALUES", help="grids below each other")
     parser.add_argument(
         *("-i", "--input"), action="append", default=[], metavar="NAME=VALUE", help="one input; @FILE sends a file"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("grid.png"), metavar="FILE", help="default: grid.png")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="also keep the single pictures, 1.png and on")
-    parser.add_argument("--url", help="of a running server, such as http://localhost:5000")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="also keep the single pictures, as 1.png and so on")
+    parser.add_argument("--url", help="draw on a running server, such as http://localhost:5000")
     options = parser.parse_args()
     if options.z and not options.y:
         parser.error("--z needs --y")
@@ -220,7 +223,7 @@ def arguments() -> argparse.Namespace:
 
 
 def plot(options: argparse.Namespace) -> bool:
-    """Draw and save the sheet; whether every cell has its picture.
+    """Draw and save the sheet. Return whether every cell has its picture.
 
     Raises Failure, InvalidInput, ServerError or Refused.
     """

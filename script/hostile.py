@@ -1,7 +1,7 @@
-"""What clients may send, from valid to hostile, as Hypothesis strategies; and what must hold of every answer.
+"""Requests from valid to hostile, as Hypothesis strategies, and the rules for every answer.
 
-Left out, as they are the server's own and cannot be mended here (docs/reliability.md): ids from which coglet cannot
-make a folder, and POST /shutdown, which does what it says.
+Two things are left out, because they are the server's own and cannot be fixed here (docs/reliability.md): ids that
+coglet cannot use as a folder name, and POST /shutdown, which works as intended.
 """
 
 import base64
@@ -40,10 +40,10 @@ SCHEMA: Json = json.loads(COMMITTED.read_text(encoding="utf-8"))
 INPUTS = schema_inputs(SCHEMA)
 FILES = [name for name, field in INPUTS.items() if "uri" in (field.get("format"), field.get("items", {}).get("format"))]
 ANSWER_SECONDS = 120.0
-"""A guard against hangs, for one answer and again until the server is ready. It is no measure: on two shared cores at a
-load of 15, requests that take 10 s took more than 30 s."""
+"""A guard against hangs, for one answer and again until the server is ready. It does not measure speed: on two shared
+cores with a load of 15, requests that take 10 s took more than 30 s."""
 HANG_SECONDS = 30.0
-"""How long an address that hangs keeps the server waiting."""
+"""How long a hanging address keeps the server waiting."""
 
 CHEAP: Mapping[str, tuple[int, int]] = {
     "width": (64, 192),
@@ -53,9 +53,9 @@ CHEAP: Mapping[str, tuple[int, int]] = {
     "hires_steps": (1, 3),
     "hires_scale": (1, 2),
 }
-"""Bounds within which a valid picture takes a second or two."""
+"""Limits within which a valid picture takes a second or two."""
 FETCHED = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B", "SD x2 latent upscaler")
-"""Upscalers whose weights are fetched: a test of the network rather than of the server."""
+"""Upscalers whose weights are fetched, which would test the network instead of the server."""
 JSON_TYPE = {"Content-Type": "application/json"}
 
 
@@ -75,7 +75,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, and after how long."""
+    """An answer and the seconds that it took."""
 
     status: int
     content_type: str
@@ -84,13 +84,13 @@ class Answer:
 
     @property
     def failed(self) -> bool:
-        """Whether it is a prediction's end without pictures."""
+        """Return whether this is the end of a prediction without pictures."""
         body = decoded(self.body)
         return self.status == 200 and isinstance(body, dict) and body.get("status") == "failed"
 
 
 def send(server: CogServer, message: Message) -> Answer:
-    """The answer to a message. Raises OSError or HTTPException when there is none within ANSWER_SECONDS."""
+    """Return the answer to a message. Raises OSError or HTTPException if there is none within ANSWER_SECONDS."""
     started = time.monotonic()
     with closing(HTTPConnection(HOST, server.port, timeout=ANSWER_SECONDS)) as connection:
         connection.request(message.method, message.path, message.body, dict(message.headers))
@@ -100,7 +100,7 @@ def send(server: CogServer, message: Message) -> Answer:
 
 
 def workers(server: CogServer) -> list[int]:
-    """Process ids of what the server started: another one would be a restart. What workers start are helpers."""
+    """Return the ids of the server's child processes; a new one would be a restart. Their children are helpers."""
     return sorted(child.pid for child in psutil.Process(server.process.pid).children())
 
 
@@ -109,11 +109,11 @@ def workers(server: CogServer) -> list[int]:
 _NAMES = "|".join(error.__name__ for error in PastelError.__subclasses__())
 _OURS = re.compile(rf"Prediction failed: Generator iteration error: (?:{_NAMES}): .+")
 _OF_COG = re.compile(r"Input validation error: .+")
-"""What Cog says of a file's URL that it cannot read, before predict() is called."""
+"""Cog's message for a file URL that it cannot read, before predict() is called."""
 
 
 def faults(message: Message, answer: Answer) -> list[str]:
-    """What is wrong with an answer; nothing where all is well."""
+    """Return what is wrong with an answer; empty if nothing is."""
     if answer.status >= 500:
         return [f"status {answer.status}"]
     if answer.seconds > ANSWER_SECONDS:
@@ -123,7 +123,7 @@ def faults(message: Message, answer: Answer) -> list[str]:
         return faults_of_prediction(message, last.data) if last.name == "completed" else [f"the last event is {last}"]
     if "json" not in answer.content_type:
         return [] if answer.status >= 400 else [f"status {answer.status} with {answer.content_type!r}"]
-    if message.method == "HEAD":  # tells what a body would be, and has none
+    if message.method == "HEAD":  # describes a body but has none
         return []
     body = decoded(answer.body)
     if not isinstance(body, dict):
@@ -137,7 +137,7 @@ def faults(message: Message, answer: Answer) -> list[str]:
 
 
 def faults_of_prediction(message: Message, body: Json) -> list[str]:
-    """What is wrong with a prediction's end: one without pictures needs a sentence of ours that names an input."""
+    """Return what is wrong with a prediction's end. Without pictures, it needs our sentence that names an input."""
     if body.get("status") == "succeeded":
         output = body.get("output")
         return [] if output and all(uri.startswith("data:image/") for uri in output) else ["no pictures"]
@@ -151,11 +151,11 @@ def faults_of_prediction(message: Message, body: Json) -> list[str]:
 
 
 class Broken(Exception):
-    """An invariant did not hold; the text is the message and what went wrong."""
+    """An invariant did not hold; the text contains the message and what went wrong."""
 
 
 def check(server: CogServer, message: Message, expected_workers: list[int]) -> Answer:
-    """Send a message to a ready server and see that it answers well and is ready again. Raises Broken."""
+    """Send a message to a ready server; check that it answers well and is ready again. Raises Broken."""
     try:
         answer = send(server, message)
     except (OSError, HTTPException) as error:
@@ -167,12 +167,12 @@ def check(server: CogServer, message: Message, expected_workers: list[int]) -> A
     except ServerError as error:
         raise Broken(f"{message}: {error}") from error
     if workers(server) != expected_workers:
-        raise Broken(f"{message}: the worker is another one")
+        raise Broken(f"{message}: the worker was replaced")
     return answer
 
 
 def for_each(strategy: SearchStrategy[Any], count: int, start: int, act: Callable[[Any], object]) -> None:
-    """Do something with so many examples, the same ones for the same `start`. Raises what the first failure raised."""
+    """Call `act` with `count` examples, the same ones for the same `start`. Raises the first failure."""
     failures: list[Exception] = []
 
     @seed(start)
@@ -188,11 +188,11 @@ def for_each(strategy: SearchStrategy[Any], count: int, start: int, act: Callabl
         if not failures:
             try:
                 act(example)
-            except (Broken, ServerError) as failure:  # kept from Hypothesis, which would try it again
+            except (Broken, ServerError) as failure:  # hidden from Hypothesis, which would try it again
                 failures.append(failure)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HypothesisWarning)  # that the strategies' names are long
+        warnings.simplefilter("ignore", HypothesisWarning)  # warns that the strategies' names are long
         each()
     if failures:
         raise failures[0]
@@ -206,7 +206,7 @@ def _repeated(piece: str, most: int) -> SearchStrategy[str]:
 
 
 def odd_texts() -> SearchStrategy[str]:
-    """Prompts that try the grammar, the tokeniser and the encodings."""
+    """Generate prompts that test the grammar, the tokeniser and encodings."""
     pieces = ["(", ")", "[", "]", ":", "|", "\\", "(a:1.2)", "[a:b:0.5]", "[a|b]", "AND", "BREAK", "<lora:x:1>", "a, "]
     weights = ["1e400", "-1e400", "1e38", "-0", "nan", "inf", "9" * 400, "0.0000001", "1_0", "\u0661"]
     return st.one_of(
@@ -221,7 +221,7 @@ def odd_texts() -> SearchStrategy[str]:
 
 
 def pictures() -> SearchStrategy[str]:
-    """Small pictures of all kinds as data URLs, some of them cut."""
+    """Generate small pictures of all kinds as data URLs, some of them truncated."""
     sizes = st.sampled_from([(64, 64), (80, 64), (64, 64), (1, 1), (300, 2)])
     modes = st.sampled_from(["RGB", "L", "RGBA", "P", "1", "I;16", "LA"])
     wholes = st.builds(_picture, modes, sizes, st.integers(0, 255))
@@ -235,7 +235,7 @@ def _picture(mode: str, size: tuple[int, int], value: int) -> str:
 
 
 def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
-    """Valid values of an input, within CHEAP."""
+    """Generate valid values of an input, within CHEAP."""
     kind = rules["type"]
     if "enum" in rules:
         return st.sampled_from([choice for choice in rules["enum"] if choice not in FETCHED])
@@ -258,7 +258,7 @@ def value_of(name: str, rules: Json) -> SearchStrategy[Any]:
 
 
 def single_settings() -> SearchStrategy[str]:
-    """Settings that the form does not have, in their range and out of it."""
+    """Generate settings that are not on the form, inside and outside of their ranges."""
     valid = ["ENSD: 31337", "RNG: CPU", "Hires sampler: Euler a", "FreeU: 1.2 1.2 0.9 0.9", "Guidance rescale: 0.7"]
     valid += ["Variation seed: 5, Variation seed strength: 0.2", "Hires resize: 128x0", "Dynamic prompts: True"]
     valid += ["Wildcard a: b | c", "Resize mode: crop", "Soft mask: True", "Hires prompt: a, night", "File names: x"]
@@ -267,7 +267,7 @@ def single_settings() -> SearchStrategy[str]:
 
 
 def cheap(inputs: Json) -> Json:
-    """The inputs, with what is valid but would take minutes replaced."""
+    """Return the inputs, with valid values that would take minutes replaced."""
     tamed = {name: CHEAP[name][0] for name in ("width", "height", "num_inference_steps")} | inputs
     for name, (_, high) in CHEAP.items():
         value = tamed.get(name)
@@ -277,14 +277,14 @@ def cheap(inputs: Json) -> Json:
 
 
 def valid_inputs() -> SearchStrategy[Json]:
-    """Any of the inputs; sizes and steps always, as their defaults take seconds."""
+    """Generate any of the inputs, always with sizes and steps, because their defaults take seconds."""
     always = {name: value_of(name, INPUTS[name]) for name in ("width", "height", "num_inference_steps")}
     others = {name: value_of(name, INPUTS[name]) for name in INPUTS if name not in always}
     return st.fixed_dictionaries(always, optional=others)
 
 
 def junk() -> SearchStrategy[Any]:
-    """JSON values, and what Python's json writes for numbers that JSON has not."""
+    """Generate JSON values, and what Python's json writes for numbers that JSON does not have."""
     scalars = (
         st.none()
         | st.booleans()
@@ -301,7 +301,7 @@ def junk() -> SearchStrategy[Any]:
 
 
 def invalid_inputs() -> SearchStrategy[Json]:
-    """Valid inputs, some of them replaced by junk, and inputs that do not exist."""
+    """Generate valid inputs, some of them replaced by junk, and unknown inputs."""
     names = st.sampled_from(list(INPUTS)) | st.text(max_size=12)
     broken = st.dictionaries(names, junk(), min_size=1, max_size=4)
     return st.builds(lambda inputs, bad: cheap(inputs | bad), valid_inputs(), broken)
@@ -318,7 +318,7 @@ BLOCK = (
 
 @st.composite
 def blocks(draw: DrawFn) -> Json:
-    """Generation data of WebUI, some of its values, letters and lines changed."""
+    """Draw generation data of WebUI with some values, letters and lines changed."""
     text = BLOCK
     for _ in range(draw(st.integers(0, 4))):
         kind = draw(st.sampled_from(["value", "letters", "cut", "twice", "prompt"]))
@@ -341,7 +341,7 @@ def blocks(draw: DrawFn) -> Json:
 
 
 def weight_files(web: str) -> SearchStrategy[Json]:
-    """What holds no weights, in all ways to send a file; `web` is the address of `junk_web`."""
+    """Generate files without weights, sent in every possible way; `web` is the address of `junk_web`."""
     addresses = st.sampled_from(["garbage.pth", "missing.pth", "a" * 300, "%00%2e%2e%2f%ff", "loop", "hang"])
     files = st.one_of(
         addresses.map(lambda path: f"{web}/{path}"),
@@ -363,13 +363,13 @@ def prediction(inputs: Any, headers: Mapping[str, str] = JSON_TYPE, **others: An
 
 
 def identifiers() -> SearchStrategy[str]:
-    """Ids that are names of folders."""
+    """Generate ids that can be folder names."""
     letters = st.characters(codec="utf-8", exclude_characters="/\0")
     return st.text(letters, min_size=1, max_size=60).filter(lambda name: name not in (".", ".."))
 
 
 def malformed() -> SearchStrategy[Message]:
-    """Bodies that are not what they should be."""
+    """Generate malformed bodies."""
     whole = json.dumps({"input": {"prompt": "a", "width": 64}}).encode()
     bodies = st.one_of(
         st.binary(max_size=200),
@@ -387,7 +387,7 @@ def malformed() -> SearchStrategy[Message]:
 
 
 def huge() -> SearchStrategy[Message]:
-    """Tens of MB in a field, in a field that does not exist, and in the body as a whole."""
+    """Generate tens of MB in a field, in an unknown field, and in the body as a whole."""
     text = st.integers(1, 40).map(lambda megabytes: "x" * megabytes * 2**20)
     where = st.sampled_from(["prompt", "generation_data", "outpaint", "colour"])
     in_field = st.builds(lambda name, value: prediction(cheap({"highres_fix": "Off", name: value})), where, text)
@@ -395,7 +395,7 @@ def huge() -> SearchStrategy[Message]:
 
 
 def odd_ways() -> SearchStrategy[Message]:
-    """Methods and paths that nobody offers."""
+    """Generate methods and paths that do not exist."""
     methods = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"]
     segment = identifiers().map(lambda name: quote(name, safe=""))
     paths = st.one_of(
@@ -404,14 +404,14 @@ def odd_ways() -> SearchStrategy[Message]:
         segment.map(lambda name: f"/predictions/{name}/cancel"),
         st.sampled_from(["/predictions/%ff", "/%00", "/predictions/../..", "/" + "a" * 70_000, "/?" + "b" * 9000]),
     )
-    # without a body and with another type, so that no PUT or POST draws the default picture
+    # without a body and with another content type, so that no PUT or POST draws the default picture
     return st.builds(
         lambda method, path: Message(method, path, None, {"Content-Type": "x"}), st.sampled_from(methods), paths
     )
 
 
 def odd_envelopes(web: str) -> SearchStrategy[Message]:
-    """A small picture, asked for with odd ids, webhooks and headers."""
+    """Generate requests for a small picture with odd ids, webhooks and headers."""
     inputs = {"width": 64, "height": 64, "num_inference_steps": 1, "highres_fix": "Off"}
     addresses = st.sampled_from([web, f"{web}/missing", f"http://{HOST}:9", "ftp://x", "junk", "", "http://[", None, 7])
     filters = st.sampled_from([["start"], ["completed"], ["bogus"], [], None, "completed", [None]])
@@ -446,7 +446,7 @@ def _no_text(value: Any) -> bool:
 
 
 def from_schema() -> SearchStrategy[Message]:
-    """What schemathesis makes of the committed schema: what it allows and what it forbids."""
+    """Generate what schemathesis makes of the committed schema: valid and invalid requests."""
     modes = list(schemathesis.GenerationMode)
     operations = [operation.ok() for operation in schemathesis.openapi.from_dict(SCHEMA).get_all_operations()]
     return st.one_of([each.as_strategy(generation_mode=mode).map(_of_case) for each in operations for mode in modes])
@@ -468,7 +468,7 @@ def _of_case(case: Case) -> Message:
 
 
 def _cheap_body(body: bytes | None) -> bytes | None:
-    """A body whose prediction is cheap and whose id is the name of a folder; others as they are."""
+    """Return the body with a cheap prediction and an id that can be a folder name; other bodies unchanged."""
     document = decoded(body or b"")
     if not isinstance(document, dict):
         return body
@@ -479,7 +479,7 @@ def _cheap_body(body: bytes | None) -> bytes | None:
 
 
 def messages(web: str) -> SearchStrategy[Message]:
-    """All of these, each kind as often as the others."""
+    """Generate all kinds of messages, in equal shares."""
     kinds = [
         st.one_of(valid_inputs(), invalid_inputs(), blocks(), weight_files(web)).map(prediction),
         invalid_inputs().map(prediction),
@@ -493,7 +493,7 @@ def messages(web: str) -> SearchStrategy[Message]:
     return st.sampled_from(kinds).flatmap(lambda kind: kind)
 
 
-# --- a web server that nobody should trust ----------------------------------------------------------------------------
+# --- a hostile web server ---------------------------------------------------------------------------------------------
 
 
 class _Junk(BaseHTTPRequestHandler):
@@ -506,7 +506,7 @@ class _Junk(BaseHTTPRequestHandler):
         else:
             self.send_response(404 if self.path.startswith("/missing") else 200)
         self.end_headers()
-        with suppress(OSError):  # who was kept waiting is gone
+        with suppress(OSError):  # the client did not wait
             self.wfile.write(b"garbage")
 
     do_POST = do_GET  # noqa: N815  # webhooks
@@ -517,7 +517,7 @@ class _Junk(BaseHTTPRequestHandler):
 
 @contextmanager
 def junk_web() -> Iterator[str]:
-    """The address of a web server that answers garbage, redirects in circles or hangs, by the path."""
+    """Run a web server that answers garbage, redirects in circles or hangs, by the path. Yield its address."""
     with ThreadingHTTPServer((HOST, 0), _Junk) as web:
         web.daemon_threads, web.block_on_close = True, False
         threading.Thread(target=web.serve_forever, daemon=True).start()

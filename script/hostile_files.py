@@ -1,4 +1,4 @@
-"""Files that are made to do harm, one small maker for each kind; script/soak sends them, and variations by chance."""
+"""Harmful files, with one small maker for each kind; script/soak sends them, with random variations."""
 
 import base64
 import io
@@ -15,16 +15,16 @@ Maker = Callable[[random.Random], bytes]
 
 WEIGHTS = ("files",)
 PICTURES = ("image", "mask")
-"""Inputs that take such files."""
+"""Inputs that accept such files."""
 
 
 def safetensors(header: bytes, data: bytes = b"") -> bytes:
-    """A safetensors file of any header."""
+    """Return a safetensors file with any header."""
     return struct.pack("<Q", len(header)) + header + data
 
 
 def torch_zip(pickle: bytes) -> bytes:
-    """A checkpoint as torch.save writes it, around any pickle."""
+    """Return a checkpoint as torch.save writes it, around any pickle."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle)
@@ -33,7 +33,7 @@ def torch_zip(pickle: bytes) -> bytes:
 
 
 def nested(chance: random.Random) -> bytes:
-    """A pickle of tuples or lists in each other."""
+    """Return a pickle of nested tuples or lists."""
     depth = chance.randint(10_000, 2_000_000)
     script = chance.choice([b")" + b"\x85" * depth, b"]" * depth + b"a" * (depth - 1)])
     whole = b"\x80\x02" + script + b"."
@@ -41,38 +41,38 @@ def nested(chance: random.Random) -> bytes:
 
 
 def chained(chance: random.Random) -> bytes:
-    """A pickle whose calls double a text again and again."""
+    """Return a pickle whose calls double a text again and again."""
     double = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00utf16tR" * chance.randint(100, 50_000)
     return torch_zip(b"\x80\x02(" + double + b"t.")
 
 
 def long_name(chance: random.Random) -> bytes:
-    """A tensor whose name has millions of characters, some of them no letters."""
+    """Return a tensor whose name has millions of characters, some of them not letters."""
     name = chance.choice(["x", "\n", "\x1b[2J", "\u202e"]) * chance.randint(1_000_000, 9_000_000)
     return safetensors(json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode(), bytes(4))
 
 
 def many_tensors(chance: random.Random) -> bytes:
-    """Hundreds of thousands of tensors without a value."""
+    """Return hundreds of thousands of tensors without values."""
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     return safetensors(json.dumps({f"{n:x}": empty for n in range(chance.randint(100_000, 900_000))}).encode())
 
 
 def deep_header(chance: random.Random) -> bytes:
-    """A header of lists in each other."""
+    """Return a header of nested lists."""
     depth = chance.randint(1_000_000, 30_000_000)
     return safetensors(b'{"a":' + b"[" * depth + b"]" * chance.choice([0, depth]) + b"}")
 
 
 def false_shape(chance: random.Random) -> bytes:
-    """Tensors by the names of a layer, of shapes that multiply to terabytes."""
+    """Return tensors with the names of a layer, whose shapes multiply to terabytes."""
     part = {"dtype": "F16", "shape": [chance.choice([0, 1, 2**40]), chance.choice([2**20, 2**62])]}
     names = chance.choice(["model.0.weight", "lora_unet_mid.lora_mid.weight", "emb_params", "body.0.weight"])
     return safetensors(json.dumps({names: part | {"data_offsets": [0, 2]}}).encode(), bytes(2))
 
 
 def cut(chance: random.Random) -> bytes:
-    """Any bytes, with the beginning of a known format."""
+    """Return random bytes after the beginning of a known format."""
     start = chance.choice(
         [b"PK\x03\x04", b"\x80\x02", b"GGUF", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF", b""]
     )
@@ -80,7 +80,7 @@ def cut(chance: random.Random) -> bytes:
 
 
 def png_bomb(chance: random.Random) -> bytes:
-    """A PNG that says to be large, with pixels or texts that unpack to much more than they are."""
+    """Return a PNG that claims to be large, or whose pixels or texts unpack to far more than their own size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -93,7 +93,7 @@ def png_bomb(chance: random.Random) -> bytes:
 
 
 def scans(chance: random.Random) -> bytes:
-    """A progressive JPEG whose last scan is there thousands of times."""
+    """Return a progressive JPEG that repeats its last scan thousands of times."""
     stream = io.BytesIO()
     side = chance.choice([64, 512, 2000])
     Image.effect_noise((side, side), 40).convert("RGB").save(stream, "JPEG", progressive=True, quality=20)
@@ -120,5 +120,5 @@ KINDS: dict[str, tuple[Maker, tuple[str, ...]]] = {
 
 
 def as_uri(content: bytes) -> str:
-    """The file as a request carries it."""
+    """Return the file as a request carries it."""
     return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"

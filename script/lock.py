@@ -1,6 +1,6 @@
-"""Requirements -> lock files: names, versions and the SHA-256 of every build that the package index has of them.
+"""Make lock files from requirements: names, versions and the SHA-256 of every build in the package index.
 
-No addresses are in them: they hold on any mirror.
+They contain no addresses, so they work with any mirror.
 """
 
 import re
@@ -19,7 +19,7 @@ LOCK, CUDA_LOCK, PROOF_LOCK, CONTAINER_LOCK = (
     ROOT / f"requirements{kind}.lock" for kind in ("", "-cuda", "-proof", "-container")
 )
 ELSEWHERE = {"torch": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
-"""Builds that PyPI does not have: torch 2.13.0+cpu for Python 3.11 on Linux, x86_64, as it was first met."""
+"""Builds that PyPI lacks: torch 2.13.0+cpu for Python 3.11 on Linux, x86_64, with the hash of our first copy."""
 HEADERS = {
     LOCK: "Hashes of every package in requirements*.txt; script/setup installs nothing else. Made by script/lock.",
     PROOF_LOCK: "Hashes of every package in requirements-proof.txt. Made by script/lock.",
@@ -27,13 +27,13 @@ HEADERS = {
     CONTAINER_LOCK: "What cog.yaml installs. docs/container.md says why a space is before each ==. By script/lock.",
 }
 BY_COG = {"cog", "coglet"}
-"""Cog strikes these out of the requirements and installs them itself."""
+"""Cog removes these from the requirements and installs them itself."""
 PLATFORM = {"python_full_version": "3.11.0", "sys_platform": "linux", "platform_machine": "x86_64"}
 """The container, in the terms of environment markers."""
 
 
 def compiled(requirements: str, *options: str) -> dict[str, str]:
-    """uv's lock entries by package name: `name==version ; marker \\` and a line for each hash."""
+    """Return uv's lock entries by package name: `name==version ; marker \\` and a line for each hash."""
     command = [str(TOOLS / "bin" / "uv"), "pip", "compile", "-", "--generate-hashes", "--universal"]
     command += ["--python-version", "3.11", "--no-annotate", "--no-header", "--quiet", *options]
     text = subprocess.run(command, input=requirements, check=True, capture_output=True, text=True, cwd=ROOT).stdout
@@ -41,7 +41,7 @@ def compiled(requirements: str, *options: str) -> dict[str, str]:
 
 
 def read_entries(text: str) -> dict[str, str]:
-    """The entries of a lock file, or of uv's output, by package name."""
+    """Return the entries of a lock file, or of uv's output, by package name."""
     entries = [entry for entry in re.split(r"\n(?=\S)", text.strip()) if not entry.startswith("#")]
     return {entry.partition("==")[0]: entry for entry in entries}
 
@@ -51,9 +51,9 @@ def with_hashes(entry: str, more: Iterable[str]) -> str:
 
 
 def container_entries(ours: dict[str, str], cuda: dict[str, str]) -> dict[str, str]:
-    """Lock entries for the container: the packages of requirements.txt and what torch's CUDA build needs.
+    """Return lock entries for the container: the packages of requirements.txt and what torch's CUDA build needs.
 
-    Cog drops the hashes of a line that reads `name==version` and copies one that reads `name ==version` as it is.
+    Cog drops the hashes of a line that reads `name==version`, but copies a line that reads `name ==version` as it is.
     """
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     chosen = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line} - BY_COG
@@ -62,14 +62,14 @@ def container_entries(ours: dict[str, str], cuda: dict[str, str]) -> dict[str, s
 
 
 def with_space(entry: str) -> str:
-    """The entry as `name ==version` without marker, and without the hashes of builds that PyPI does not have."""
+    """Return the entry as `name ==version` without its marker and without hashes of builds that PyPI does not have."""
     name, version = entry.split()[0].split("==")
     hashes = re.findall(r"--hash=sha256:(\S+)", entry)
     return with_hashes(f"{name} =={version}", [each for each in hashes if each not in ELSEWHERE.get(name, [])])
 
 
 def applies(entry: str) -> bool:
-    """Whether the container's platform needs this package of the CUDA lock."""
+    """Return whether the container's platform needs this package of the CUDA lock."""
     marker = re.match(r"\S+ ; (.+) \\\n", entry)
     return marker is None or Marker(marker[1]).evaluate(PLATFORM)
 

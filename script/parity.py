@@ -1,8 +1,8 @@
 """Draw the cases that WebUI itself computed and compare noise, conditioning, latents, pictures and infotexts.
 
-A folder of reference cases holds a checkpoint, `settings.json` (options, parameters and infotexts by case) and
-`cases/NAME.safetensors` (the tensors of each pass). Passes from a picture start from the case's own latents, as WebUI
-draws the encoder's noise from no seed.
+A folder of reference cases contains a checkpoint, `settings.json` (options, parameters and infotexts by case) and
+`cases/NAME.safetensors` (the tensors of each pass). Passes from a picture start from the case's own latents, because
+WebUI draws the encoder's noise without a seed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from pipelines.models.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("WEBUI_REFERENCE") or ROOT.parent / "shared" / "webui_reference")
-"""The folder of reference cases: what the environment says, or the one beside the clone."""
+"""The folder of reference cases: set by the environment, or next to the clone."""
 REPORT = ROOT / "docs" / "parity.md"
 Json = Mapping[str, Any]
 
@@ -64,18 +64,18 @@ class Comparison:
     equal_pixels: float = 1.0
     pixel: int = 0
     masks: list[bool] = field(default_factory=list)
-    """Of passes from a picture: whether the encoder's mean (to 1e-4), the overlay and the latent mask are WebUI's."""
+    """For passes from a picture: whether encoder mean (to 1e-4), overlay and latent mask match WebUI's."""
     infotext: bool = True
 
 
 def cases(folder: Path) -> dict[str, Json]:
-    """Cases by name."""
+    """Return the cases by name."""
     settings: dict[str, Json] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return settings
 
 
 def checkpoint_of(folder: Path, name: str, into: Path) -> Path:
-    """Return a checkpoint of the folder. One that is told by its differences to another is written to `into`."""
+    """Return a checkpoint of the folder. If it is stored as differences from another, write it to `into` first."""
     known: Json = json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))[name]
     if "variant_of" not in known:
         return folder / f"{name}.safetensors"
@@ -92,12 +92,12 @@ def checkpoint_of(folder: Path, name: str, into: Path) -> Path:
 
 
 def extras_of(folder: Path) -> Extras:
-    """The LoRAs and embeddings that the cases use."""
+    """Return the LoRAs and embeddings that the cases use."""
     return in_folders(folder / "loras", folder / "embeddings")
 
 
 def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> GenerationRequest:
-    """A case's options and parameters, which have WebUI's names, its pictures and networks as a request."""
+    """Make a request from a case's options and parameters, which have WebUI's names, and its pictures and networks."""
     p, options = case["params"], case["options"]
     hires = HiresSettings(
         scale=p.get("hr_scale", 2.0),
@@ -168,11 +168,11 @@ OF_ADDED_NOISE = {
 }
 OF_SKIPPED = {"skip_early_cond": "early", "s_min_uncond": "minimum_sigma", "s_min_uncond_all": "all_steps"}
 OF_IMAGE = {"initial_noise_multiplier": "noise_multiplier", "img2img_fix_steps": "exact_steps"}
-"""WebUI's options, by the attributes of ours."""
+"""WebUI's options -> our attributes."""
 
 
 def _named(options: Json, names: Mapping[str, str]) -> dict[str, Any]:
-    """The options among these names, by our attributes. What is None says nothing."""
+    """Return those options that are among the names, by our attributes. None values are left out."""
     return {ours: options[name] for name, ours in names.items() if options.get(name) is not None}
 
 
@@ -198,7 +198,7 @@ def _image_of(p: Json, options: Json, tensors: Mapping[str, Tensor]) -> ImageSet
 
 
 def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
-    """Draw one case of the folder and compare everything that its file holds."""
+    """Draw one case of the folder and compare everything in its file."""
     expected = load_file(folder / "cases" / f"{name}.safetensors")
     request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
@@ -220,10 +220,10 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
 
 
 def _given(expected: Mapping[str, Tensor], images: int) -> Given:
-    """What WebUI drew from no seed: the encoder's noise, and that over an unCLIP model's embedding."""
+    """Return what WebUI drew without a seed: the encoder's noise, and the noise over an unCLIP model's embedding."""
     told = next((tensor for name, tensor in expected.items() if name.endswith("image_cond")), None)
     if told is not None:
-        told = told[:images] if told.dim() == 2 else told[:1]  # the file has rows for the negative prompt, too
+        told = told[:images] if told.dim() == 2 else told[:1]  # the file also has rows for the negative prompt
     return Given(expected.get("0_img2img_init_latent"), told)
 
 
@@ -241,12 +241,12 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         kind = name.rpartition("_")[2]
         if kind == "noise":
             found.noise = max(found.noise, _apart(ours, expected[name]))
-        elif kind in ("cond", "uncond"):  # the file has what the first call saw, repeated for the images of a batch
-            theirs = expected[name if name in expected else f"0_txt2img_{kind}"]  # left out where both passes share it
+        elif kind in ("cond", "uncond"):  # the file has the first call's values, repeated for the images of a batch
+            theirs = expected[name if name in expected else f"0_txt2img_{kind}"]  # omitted if both passes share it
             found.conditioning = max(found.conditioning, _apart(ours[:1], theirs[:1]))
         elif name.endswith("latent_mask"):
             theirs = expected[name][0]
-            if f"{name.removesuffix('mask')}blended" not in expected:  # such files have what is kept
+            if f"{name.removesuffix('mask')}blended" not in expected:  # such files have the kept part instead
                 theirs = 1 - theirs
             found.masks.append(torch.equal(ours.cpu(), theirs))
         elif kind == "blended" and name in expected:
@@ -264,7 +264,7 @@ def _without_version(text: str) -> str:
 
 
 def run(folder: Path) -> Iterator[Comparison]:
-    """Compare every case of a folder; the checkpoint is loaded once."""
+    """Compare every case of a folder, loading the checkpoint once."""
     (checkpoint,) = folder.glob("*.safetensors")
     model = load(ModelFiles(name=checkpoint.stem, checkpoint=checkpoint, vae=None))
     for name, case in cases(folder).items():
@@ -281,7 +281,7 @@ def row(found: Comparison) -> str:
 
 
 def processor() -> str:
-    """This machine's processor and the instruction set that torch uses of it: results differ by rounding among them."""
+    """Return this machine's processor and the instruction set that torch uses; both affect rounding."""
     cpuinfo = Path("/proc/cpuinfo")
     facts = dict(re.findall(r"^(.+?)\s*: (.+)$", cpuinfo.read_text(), re.M)) if cpuinfo.exists() else {}
     name = facts.get("model name") or platform.processor() or platform.machine()
@@ -291,10 +291,10 @@ def processor() -> str:
 
 HEADER = """# Parity with stable-diffusion-webui 1.10.1
 
-Made by `script/parity` with {version}, float32 on a CPU. The reference is a small checkpoint of exactly SD 1.5's form
-that WebUI drew with; the numbers are largest absolute differences to WebUI's own tensors.
+Made by `script/parity` with {version}, float32 on a CPU. The reference is what WebUI drew with a small
+checkpoint of exactly SD 1.5's structure. The numbers are the largest absolute differences from WebUI's own tensors.
 
-What holds on every processor:
+These limits hold on every processor:
 
 | quantity | at most | |
 |---|---|---|
@@ -307,9 +307,9 @@ What holds on every processor:
 | latents after a pixel upscaler | 2.6e-2 | it rounds to 8 bits; two runs of WebUI differ by 2e-3, at worst 2.6e-2 |
 | 8-bit values of a picture | 1, and 99 % are equal | after a pixel upscaler 2, and 95 % |
 
-[options.md](options.md) says what stands behind WebUI's rarer options, which few cases use.
+[options.md](options.md) says what WebUI's rarer options are based on, as few cases use them.
 
-The digits below that depend on the processor: an earlier table, made on another one, had 0 for all noise and
+The exact differences below depend on the processor: an earlier table from another processor had 0 for all noise and
 conditioning.
 
 Measured on: {processor}.

@@ -1,9 +1,9 @@
-"""The OpenAPI schema of predict.py, as `cog build` makes it: from the source text, without running it.
+"""The OpenAPI schema of predict.py as `cog build` makes it: from the source text, without running it.
 
-Cog's generator (`pkg/schema` of replicate/cog, in Go) reads single literals and drops or garbles the rest without a
-word: two adjacent string literals keep the quotes between them, a literal in parentheses is lost, an escape stays two
+Cog's generator (`pkg/schema` of replicate/cog, in Go) reads single literals and silently drops or garbles everything
+else: two adjacent string literals keep the quotes between them, a literal in parentheses is lost, an escape stays two
 characters, a computed bound is ignored. This module writes the same document for the forms that this project uses and
-refuses every other form, so that what is committed is what Cog will serve.
+refuses every other form, so that the committed schema is the one that Cog will serve.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PREDICTOR = ROOT / "predict.py"
 COMMITTED = ROOT / ".cog" / "openapi_schema.json"
 FRAME = Path(__file__).with_name("openapi_frame.json")
-"""What every predictor's schema has in common."""
+"""The part of the schema that is the same for every predictor."""
 
 Json = dict[str, Any]
 
@@ -58,7 +58,7 @@ NAMED = ("default", "description", "choices")
 """Arguments of Input() for which Cog looks up a module constant."""
 Assignment = ast.Assign | ast.AnnAssign
 Node = ast.expr | ast.stmt | ast.keyword | ast.arg
-"""What has a place in the text."""
+"""Nodes with a position in the text."""
 
 
 class SchemaError(Exception):
@@ -67,7 +67,7 @@ class SchemaError(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file, its text (literals are read as they are written) and its module constants."""
+    """A parsed file, its text (literals are checked as they are written) and its module constants."""
 
     text: str
     module: ast.Module
@@ -77,15 +77,15 @@ class Source:
         return self.text.encode().splitlines(keepends=True)
 
     def segment(self, node: Node) -> str:
-        """The node's text. `ast.get_source_segment` splits the whole file again for each node, which takes seconds."""
+        """Return the node's text. `ast.get_source_segment` splits the whole file for each node, which takes seconds."""
         last = node.end_lineno or node.lineno
         lines = self.lines[node.lineno - 1 : last]
-        lines[-1] = lines[-1][: node.end_col_offset]  # in bytes; first, as both may be cut from one line
+        lines[-1] = lines[-1][: node.end_col_offset]  # in bytes; the end first, as both cuts may be in one line
         lines[0] = lines[0][node.col_offset :]
         return b"".join(lines).decode()
 
     def value(self, keyword: ast.keyword) -> Any:
-        """The literal of an argument, or the module constant that it names where Cog looks names up."""
+        """Return the literal of an argument, or of the module constant that it names if Cog looks names up."""
         if isinstance(keyword.value, ast.Name) and keyword.arg in NAMED:
             return self.constant(keyword.value.id, keyword)
         if isinstance(keyword.value, ast.BinOp) and keyword.arg == "choices":
@@ -98,10 +98,10 @@ class Source:
         for statement in reversed(self.module.body):
             if isinstance(statement, Assignment) and name in map(self.segment, targets(statement)):
                 return self.literal(statement)
-        raise self.refusal(user, f"{name} is no constant of this file, the only one that Cog reads")
+        raise self.refusal(user, f"{name} is no constant of this file, and Cog reads only this file")
 
     def joined(self, node: ast.BinOp, user: Node) -> list[Any]:
-        """`FIRST + SECOND`: two module constants that are lists."""
+        """Return the items of `FIRST + SECOND`, two module constants that are lists."""
         if (
             not isinstance(node.op, ast.Add)
             or not isinstance(node.left, ast.Name)
@@ -111,7 +111,7 @@ class Source:
         return [*self.constant(node.left.id, user), *self.constant(node.right.id, user)]
 
     def literal(self, owner: "ast.keyword | Assignment") -> Any:
-        """The literal behind the `=` of `owner`, if its text means to Cog what it means to Python."""
+        """Return the literal after the `=` of `owner`, if Cog reads its text as Python does."""
         node = owner.value
         if node is None or self.segment(owner).split("=", 1)[1].strip() != self.segment(node):
             raise self.refusal(owner, "put the literal right after the =, without parentheses")
@@ -135,7 +135,7 @@ def targets(statement: Assignment) -> list[ast.expr]:
 
 
 def reads_the_same(value: object, text: str) -> bool:
-    """Whether Cog, which takes a string's text between its quotes as it is, sees the value that Python sees."""
+    """Return whether Cog, which takes the text between a string's quotes as it is, sees the same value as Python."""
     if isinstance(value, str):
         quotes = 3 if text[:3] in ('"""', "'''") else 1
         return text[quotes:-quotes] == value
@@ -148,7 +148,7 @@ def has_comment(text: str) -> bool:
 
 
 def number(value: Any) -> Any:
-    """Go writes 7.0 as 7."""
+    """Write 7.0 as 7, as Go does."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -157,7 +157,7 @@ def ordered(properties: Json) -> Json:
 
 
 def input_type(annotation: str) -> Json:
-    """`int`, `Optional[int]`, `int | None` or `list[int]` as a schema; KeyError for any other annotation."""
+    """Return `int`, `Optional[int]`, `int | None` or `list[int]` as a schema. Raises KeyError for other annotations."""
     if annotation.startswith("Optional["):
         return TYPES[annotation[9:-1]] | {"nullable": True}
     if annotation.endswith(" | None"):
@@ -177,7 +177,7 @@ class Field:
 
 
 def read_field(source: Source, order: int, parameter: ast.arg, call: ast.expr) -> Field:
-    """Raises SchemaError where Cog would see less than is written."""
+    """Read one input. Raises SchemaError if Cog would see less than is written."""
     name = parameter.arg
     try:
         kind = input_type(ast.unparse(parameter.annotation) if parameter.annotation else "")
@@ -222,7 +222,7 @@ def read_fields(source: Source, method: ast.FunctionDef) -> list[Field]:
 
 
 def generate(text: str) -> Json:
-    """The schema of the predictor in `text`, with keys in the order of Cog's generator."""
+    """Return the schema of the predictor in `text`, with keys in the order of Cog's generator."""
     source = Source(text, ast.parse(text))
     method = predict_method(source)
     fields = read_fields(source, method)
@@ -255,7 +255,7 @@ def render(schema: Json) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="script/schema", description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file differs")
     check = parser.parse_args().check
     try:
         schema = generate(PREDICTOR.read_text(encoding="utf-8"))
@@ -274,7 +274,7 @@ def main() -> int:
 
 
 def same(path: Path, text: str) -> bool:
-    """Whether the file says it; a schema may be laid out in another way, as `cog build` does."""
+    """Return whether the file has this content. A schema may be formatted differently, as `cog build` does."""
     if not path.exists():
         return False
     present = path.read_text(encoding="utf-8")

@@ -12,11 +12,11 @@ from script.client import SETUP_SECONDS, show_log
 from script.cog_server import CogServer, ServerError
 
 PORT = 5000
-"""The port of a Cog container, so that examples work for both."""
+"""The port of a Cog container, so that examples work with both."""
 
 
 def example(url: str) -> str:
-    """A shell command that draws a picture on this server and saves it as picture.webp."""
+    """Return a shell command that draws a picture on this server and saves it as picture.webp."""
     inputs = {"prompt": "a pink sun over the sea", "seed": 5, "output_format": "webp"}
     return "\n".join(
         (
@@ -29,7 +29,7 @@ def example(url: str) -> str:
 
 def serve(port: int) -> None:
     """Run the server until it ends by itself. Raises ServerError, and KeyboardInterrupt on Ctrl-C or SIGTERM."""
-    print("Starting the Cog server. Imports and the model take some ten seconds ...", file=sys.stderr)
+    print("Starting the Cog server. Imports and the model take about ten seconds ...", file=sys.stderr)
     with CogServer({}, show_log, port) as server:
         try:
             server.wait_until_ready(SETUP_SECONDS)

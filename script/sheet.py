@@ -1,4 +1,4 @@
-"""A labelled sheet of pictures: grids under each other, a caption over each, over every column and beside every row."""
+"""A labelled sheet of pictures: grids below each other, with a caption for each grid, column and row."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,13 +8,13 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageText import Text
 
 Cell = Image.Image | str
-"""A picture, or why there is none."""
+"""A picture, or the reason why there is none."""
 Size = tuple[int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 GAP = 8
 SMALLEST = 160
-"""Pixels a side of a cell: a caption, or a reason for no picture, needs some room."""
+"""Minimum pixels per side of a cell, so that a caption or a reason has some room."""
 FONT_SIZES = 14, 40
 PAPER, INK = "white", "black"
 FAILED_PAPER, FAILED_INK = "#eeeeee", "#a00000"
@@ -23,8 +23,8 @@ FAILED_PAPER, FAILED_INK = "#eeeeee", "#a00000"
 def sheet(
     grids: Sequence[Sequence[Sequence[Cell]]], titles: Sequence[str], rows: Sequence[str], columns: Sequence[str]
 ) -> Image.Image:
-    """`grids[z][y][x]` with a caption, which may be empty, for every z, y and x. All cells are as large as the largest
-    picture; smaller ones stand in their middle."""
+    """Return a sheet of `grids[z][y][x]` with a caption, which may be empty, for every z, y and x. All cells are as
+    large as the largest picture; smaller pictures are centred."""
     width, height = cell_size(chain.from_iterable(chain.from_iterable(grids)))
     font = ImageFont.load_default(min(max(width // 24, FONT_SIZES[0]), FONT_SIZES[1]))
     across = len(columns) * (width + GAP)
@@ -55,20 +55,20 @@ def sheet(
 
 
 def cell_size(cells: Iterable[Cell]) -> Size:
-    """(width, height) that holds every picture."""
+    """Return the (width, height) that holds every picture."""
     sizes = [(SMALLEST, SMALLEST), *(cell.size for cell in cells if isinstance(cell, Image.Image))]
     return max(width for width, _ in sizes), max(height for _, height in sizes)
 
 
 def caption(text: str, font: Font, width: int, height: int | None = None) -> "Text[str]":
-    """The text in lines of at most `width` pixels; what goes beyond `height` is left out."""
+    """Break the text into lines of at most `width` pixels; leave out what does not fit into `height`."""
     made = Text(re.sub(r"\S+", lambda word: " ".join(parts_of(word[0], font, width)), text), font)
     made.wrap(width, height)
     return made
 
 
 def parts_of(word: str, font: Font, width: int) -> Iterator[str]:
-    """The word in parts of at most `width` pixels: addresses and names have no room in a line."""
+    """Yield the word in parts of at most `width` pixels, for addresses and names that are longer than a line."""
     start = 0
     for end in range(1, len(word) + 1):
         if font.getlength(word[start:end]) > width:
@@ -78,13 +78,13 @@ def parts_of(word: str, font: Font, width: int) -> Iterator[str]:
 
 
 def size_of(text: "Text[str]") -> Size:
-    """(width, height) in pixels, with a margin; an empty caption takes none."""
+    """Return (width, height) in pixels with a margin; zero for an empty caption."""
     _, _, right, bottom = text.get_bbox()
     return (int(right) + GAP, int(bottom) + GAP) if text.text else (0, 0)
 
 
 def failure(reason: str, size: Size) -> Image.Image:
-    """A cell that says what went wrong, as far as it has room for that."""
+    """Return a cell that says what went wrong, as far as there is room."""
     cell = Image.new("RGB", size, FAILED_PAPER)
     text = caption(reason, ImageFont.load_default(FONT_SIZES[0]), size[0] - 2 * GAP, size[1] - 2 * GAP)
     ImageDraw.Draw(cell).text((GAP, GAP), text, FAILED_INK)

@@ -1,7 +1,12 @@
+<<<<<<< HEAD
 """Wear a real Cog server out on the embedded model: odd requests, many predictions, cancels at random moments of every
 ability, files that are made to do harm, workers that are killed, or a full cache that two servers share.
+=======
+"""Stress a real Cog server with the embedded model: odd requests, many predictions, cancels at random moments of every
+ability, harmful files, or killed workers.
+>>>>>>> eng-e
 
-Prints a table of figures and ends with 1 where something did not hold. docs/reliability.md tells what was found.
+Prints a table of figures and exits with 1 if something did not hold. docs/reliability.md reports the results.
 """
 
 import argparse
@@ -33,17 +38,17 @@ from script.cog_server import ROOT, CogServer, ServerError
 FIXED: hostile.Json = {"width": 128, "height": 128, "num_inference_steps": 3, "hires_steps": 2, "seed": 5}
 """The request whose picture must stay the same to the last byte."""
 READY_SECONDS = 2.0
-"""After a cancel, whatever is running."""
+"""The server must be ready this soon after a cancel, whatever is running."""
 END_SECONDS = 60.0
-"""Within them a server that cannot draw any more is to end."""
+"""A server that cannot draw any more must end within this time."""
 GROWTH_MB = 50.0
-"""By how much the last quarter's memory may lie above the first's. Allocators give and take back about 40 MB."""
+"""How far the last quarter's memory may exceed the first's. Allocators fluctuate by about 40 MB."""
 
 Figures = dict[str, object]
 
 
 def send_requests(server: CogServer, count: int, start: int) -> Figures:
-    """Messages from valid to hostile. Raises hostile.Broken."""
+    """Send messages from valid to hostile. Raises hostile.Broken."""
     statuses: Counter[str] = Counter()
     slowest, workers = 0.0, hostile.workers(server)
 
@@ -61,7 +66,10 @@ def send_requests(server: CogServer, count: int, start: int) -> Figures:
 
 
 def draw_predictions(server: CogServer, count: int, start: int) -> Figures:
-    """Valid predictions. Memory must not grow, files not pile up, and one picture not change. Raises hostile.Broken."""
+    """Draw valid predictions. Memory must not grow, no files may be left, and one picture must stay the same.
+
+    Raises hostile.Broken.
+    """
     first, workers = picture(server), hostile.workers(server)
     memory: list[float] = []
     refused = 0
@@ -71,11 +79,11 @@ def draw_predictions(server: CogServer, count: int, start: int) -> Figures:
         refused += hostile.check(server, hostile.prediction(inputs), workers).failed
         memory.append(resident(server))
         if len(memory) == count // 2:
-            must(picture(server) == first, "the fixed picture is another one in the middle")
+            must(picture(server) == first, "the fixed picture has changed in the middle")
 
     hostile.for_each(hostile.valid_inputs(), count, start, act)
-    must(picture(server) == first, "the fixed picture is another one at the end")
-    warm = memory[len(memory) // 5 :]  # until then memory grows to what the largest picture needs
+    must(picture(server) == first, "the fixed picture has changed at the end")
+    warm = memory[len(memory) // 5 :]  # before that, memory grows to what the largest picture needs
     quarter = len(warm) // 4
     early, late = statistics.mean(warm[:quarter]), statistics.mean(warm[-quarter:])
     slope = statistics.linear_regression(range(len(warm)), warm).slope * 100
@@ -91,7 +99,7 @@ def draw_predictions(server: CogServer, count: int, start: int) -> Figures:
 
 
 def abilities() -> dict[str, tuple[hostile.Json, float]]:
-    """What can be running when a prediction is cancelled: inputs, and the seconds within which it is."""
+    """Return what can be running when a prediction is cancelled: inputs, and the seconds in which to cancel."""
     large, small = (hostile_files.as_uri(_picture(side)) for side in (2000, 512))
     data = ROOT / "tests" / "data"
     network, lora, embedding, control = (
@@ -133,12 +141,12 @@ def abilities() -> dict[str, tuple[hostile.Json, float]]:
 
 
 def _named(name: str, uri: str) -> hostile.Json:
-    """An uploaded file, called by this name."""
+    """Return inputs with an uploaded file under this name."""
     return {"files": [uri], "generation_data": f"File names: {name}"}
 
 
 def cancel_predictions(server: CogServer, count: int, start: int) -> Figures:
-    """Cancels by the endpoint and by hanging up, at random moments of every ability. Raises hostile.Broken."""
+    """Cancel through the endpoint and by hanging up, at random moments of every ability. Raises hostile.Broken."""
     chance, first, workers = random.Random(start), picture(server), hostile.workers(server)
     waits: dict[str, list[float]] = {}
     ends: Counter[str] = Counter()
@@ -159,11 +167,11 @@ def cancel_predictions(server: CogServer, count: int, start: int) -> Figures:
             ends["hung up"] += 1
         server.wait_until_ready(hostile.ANSWER_SECONDS)
         waits.setdefault(name, []).append(time.monotonic() - asked)
-        must(hostile.workers(server) == workers, f"{name}, cancel {number}: the worker is another one")
+        must(hostile.workers(server) == workers, f"{name}, cancel {number}: the worker was replaced")
         # Cog is ready a moment before its slot is free
         server.predict_when_free({"width": 64, "height": 64, "num_inference_steps": 1, "highres_fix": "Off"}, 120)
         server.wait_until_ready(hostile.ANSWER_SECONDS)
-    must(picture(server) == first, "the fixed picture is another one at the end")
+    must(picture(server) == first, "the fixed picture has changed at the end")
     every = [wait for of_one in waits.values() for wait in of_one]
     longest = {name: max(of_one) for name, of_one in waits.items()}
     figures: Figures = {
@@ -181,11 +189,11 @@ USES: tuple[hostile.Json, ...] = (
     {"prompt": "mine"},
     {"highres_fix": "On"},
 )
-"""What a request may want of an uploaded file: a ControlNet, a LoRA, an embedding or an upscaler."""
+"""Ways to use an uploaded file: as a ControlNet, a LoRA, an embedding or an upscaler."""
 
 
 def send_files(server: CogServer, count: int, start: int) -> Figures:
-    """Files of every kind that are made to do harm, in every input that takes them. Raises hostile.Broken."""
+    """Send harmful files of every kind, in every input that accepts them. Raises hostile.Broken."""
     chance, first, workers = random.Random(start), picture(server), hostile.workers(server)
     slowest: dict[str, float] = {}
     before, highest = resident(server), 0.0
@@ -195,7 +203,7 @@ def send_files(server: CogServer, count: int, start: int) -> Figures:
         answer = hostile.check(server, hostile.prediction(hostile.cheap(inputs)), workers)
         slowest[kind] = max(slowest.get(kind, 0.0), answer.seconds)
         highest = max(highest, resident(server))
-    must(picture(server) == first, "the fixed picture is another one at the end")
+    must(picture(server) == first, "the fixed picture has changed at the end")
     return {
         "files": count,
         "slowest answers": ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in slowest.items()),
@@ -204,21 +212,21 @@ def send_files(server: CogServer, count: int, start: int) -> Figures:
 
 
 def kill_servers(server: CogServer, count: int, start: int) -> Figures:
-    """Workers that are killed and ids that take the slot; another server is started for each that ends, as by a restart
-    policy, and gives the same picture. Raises hostile.Broken."""
+    """Kill workers and send ids that block the slot. Start another server for each one that ends, as a restart policy
+    would, and check that it gives the same picture. Raises hostile.Broken."""
     chance, first = random.Random(start), picture(server)
     ends: Counter[str] = Counter()
     waits: list[float] = []
     for number in range(count):
         with fresh_server() as (other, _):
-            must(picture(other) == first, f"server {number}: the fixed picture is another one")
+            must(picture(other) == first, f"server {number}: the fixed picture has changed")
             way = chance.choice(list(WAYS_TO_END))
             asked = time.monotonic()
             WAYS_TO_END[way](other)
             try:
                 code = other.process.wait(END_SECONDS)
             except TimeoutExpired:
-                raise hostile.Broken(f"server {number}, {way}: it lives on and is {other.status()}") from None
+                raise hostile.Broken(f"server {number}, {way}: it is still running and {other.status()}") from None
             waits.append(time.monotonic() - asked)
             must(code != 0, f"server {number}, {way}: it ended without an error")
             ends[way] += 1
@@ -343,7 +351,7 @@ def _picture(side: int) -> bytes:
 
 
 def picture(server: CogServer) -> str:
-    """The fixed request's picture, as a data URI."""
+    """Return the fixed request's picture as a data URI."""
     server.wait_until_ready(hostile.ANSWER_SECONDS)
     reply = server.predict(FIXED)
     must(reply.status == 200 and reply.body["status"] == "succeeded", f"the fixed request: {reply}")
@@ -352,7 +360,7 @@ def picture(server: CogServer) -> str:
 
 
 def resident(server: CogServer) -> float:
-    """MB of the server and its worker."""
+    """Return the MB of the server and its worker."""
     parent = psutil.Process(server.process.pid)
     return sum(process.memory_info().rss for process in (parent, *parent.children(recursive=True))) / 2**20
 
@@ -363,8 +371,13 @@ def must(holds: bool, else_: str) -> None:
 
 
 @contextmanager
+<<<<<<< HEAD
 def fresh_server(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[CogServer, Path]]:
     """A server with the embedded model and these settings, ready, and the folder for its files."""
+=======
+def fresh_server() -> Iterator[tuple[CogServer, Path]]:
+    """Yield a ready server with the embedded model, and the folder for its files."""
+>>>>>>> eng-e
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         environment = {"TMPDIR": folder, "PASTEL_MODEL": "", "COG_WEIGHTS": "", **settings}
         with CogServer(environment, log=lambda line: None) as server:
@@ -385,7 +398,7 @@ KINDS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="script/soak", description=__doc__)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--count", type=int, default=100, help="how many; default: 100")
+    parser.add_argument("--count", type=int, default=100, help="how many to send or draw; default: 100")
     parser.add_argument("--seed", type=int, default=1, help="the same ones for the same seed; default: 1")
     options = parser.parse_args()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""docs/inputs.md: everything that can be set, as two Markdown tables that are made from the schema and the rows."""
+"""The tables of docs/inputs.md: all inputs and settings, made from the schema and the rows."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 def with_tables(document: str, schema: Json) -> str:
-    """The document with the present tables between their marks."""
+    """Return the document with current tables between their marks."""
     fields = inputs(schema)
     for name, rows in (("form", form_rows(fields)), ("settings", setting_rows(fields))):
         before, begin, rest = document.partition(BEGIN.format(MARKS[name]))
@@ -28,7 +28,7 @@ def with_tables(document: str, schema: Json) -> str:
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:
-    """The rows, of which the first is the head. A bar inside a cell would end it."""
+    """Return the rows as a Markdown table; the first is the header. Bars are escaped: they would end the cell."""
     head, *others = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *others]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -49,7 +49,7 @@ def default(field: Json) -> str:
 
 
 def values(field: Json) -> str:
-    """The values that are allowed."""
+    """Return the allowed values."""
     if "enum" in field:
         return ", ".join(map(code, field["enum"]))
     if "minimum" in field:
@@ -76,7 +76,7 @@ def setting_rows(fields: dict[str, Json]) -> Iterator[tuple[str, ...]]:
 
 
 def written(row: Setting) -> str:
-    """The default as generation data writes it; empty for none."""
+    """Return the default as generation data writes it; empty if there is none."""
     if isinstance(row.rule, Flag):
         return code(row.rule.yes if row.default else row.rule.no)
     if row.default in (None, "") or isinstance(row.default, tuple):
@@ -85,7 +85,7 @@ def written(row: Setting) -> str:
 
 
 def allowed(row: Setting, fields: dict[str, Json]) -> str:
-    """The values that are allowed, or the input of the form that has the same."""
+    """Return the allowed values, or the input of the form that has the same ones."""
     rule = row.rule
     if row.name in fields:
         return f"as {code(row.name)}"

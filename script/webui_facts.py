@@ -1,7 +1,7 @@
 """Extract the facts in tests/data/webui from folders of WebUI's reference cases.
 
-What WebUI computed without a network is small: noise levels, tokens, editing schedules, infotexts, blur kernels, and
-samples of its noise. Values are copied in full, none is rounded or changed.
+The data that WebUI computes without a network is small: noise levels, tokens, editing schedules, infotexts, blur
+kernels, and samples of its noise. Values are copied in full, without rounding or changes.
 
     .venv/bin/python -m script.webui_facts
 """
@@ -18,14 +18,14 @@ from script.parity import REFERENCE, ROOT
 
 FACTS = ROOT / "tests" / "data" / "webui"
 CHECKPOINTS = ("tiny_sd21_v", "tiny_sd2_base", "tiny_sd2_inpaint", "tiny_sd2_depth", "tiny_sd21_unclip")
-"""Checkpoints of other families whose cases are kept: of those that this container runs."""
+"""Checkpoints of the other families that this container runs; only their cases are kept."""
 SAMPLES = 16
-"""Elements that are kept of each image's noise, evenly spaced."""
+"""Number of elements kept from each image's noise, evenly spaced."""
 Table = dict[str, Any]
 
 
 def facts(folder: Path) -> dict[str, Table]:
-    """Tables by file name, from a reference folder and from the one of other model families beside it."""
+    """Return tables by file name, from a reference folder and the folder of other families next to it."""
     families, prompts = families_of(folder), _read(folder / "prompt_tables.json")
     return {
         "sigmas.json": _sigmas(_read(folder / "sigma_tables.json"), _read(families / "sigma_tables.json")),
@@ -43,7 +43,7 @@ def facts(folder: Path) -> dict[str, Table]:
 
 
 def families_of(folder: Path) -> Path:
-    """The folder of the other families' cases, beside that of SD 1."""
+    """Return the folder of the other families' cases, next to that of SD 1."""
     return folder.with_name(f"{folder.name}_families")
 
 
@@ -53,26 +53,27 @@ def _read(path: Path) -> Table:
 
 
 def _sigmas(own: Table, families: Table) -> Table:
-    """Schedule type and steps, as in "Karras|10" -> noise levels. Of the other families only SD 1's rows count."""
+    """Return noise levels by schedule type and steps, as in "Karras|10". From the other families' tables, only SD 1's
+    rows are used."""
     more = {name.removeprefix("sd1|"): levels for name, levels in families.items() if name.startswith("sd1|")}
     return {name: levels for name, levels in more.items() if name.count("|") == 1 and name[-1].isdigit()} | own
 
 
 def _levels(families: Table) -> Table:
-    """SD 1's whole table, "model" or "alphas_cumprod" at twelve timesteps; and with zero terminal SNR, "ztsnr|...",
-    also the schedule types."""
+    """Return SD 1's noise levels: the whole table, "model", or "alphas_cumprod" at twelve timesteps. With zero terminal
+    SNR the keys start with "ztsnr|", for schedule types too."""
     own = {name.removeprefix("sd1|"): levels for name, levels in families.items() if name.startswith("sd1|")}
     return {name: levels for name, levels in own.items() if name.startswith("ztsnr|") or "|" not in name}
 
 
 def _chunks(row: Table) -> list[list[Table]]:
-    """Chunks of a prompt: 77 tokens, and a weight for each."""
+    """Return the chunks of a prompt: 77 tokens, and a weight for each."""
     return [[chunk["tokens"], chunk["mult"]] for chunk in row["chunks"]]
 
 
 def _tokens(prompts: Table) -> Table:
-    """Prompt -> the tokens of its chunks alone: the other families' weights are rounded. SDXL's first tokenizer is that
-    of SD 1. A prompt that names an embedding is left out, as its file would be needed.
+    """Return the tokens of each prompt's chunks, without weights: those of the other families are rounded. SDXL's first
+    tokenizer is the one of SD 1. Prompts that name an embedding are left out, because they would need its file.
     """
     chunks = {text: row["clip_l"]["chunks"] for text, row in prompts.items()}
     return {
@@ -81,7 +82,7 @@ def _tokens(prompts: Table) -> Table:
 
 
 def _cases(folder: Path) -> Table:
-    """Options, parameters, seeds and infotexts of every case, and samples of the noise of its passes."""
+    """Return options, parameters, seeds and infotexts of every case, and samples of the noise of its passes."""
     return {name: _case(folder, name, case) for name, case in _read(folder / "settings.json").items()}
 
 
@@ -91,8 +92,8 @@ def _case(folder: Path, name: str, case: Table) -> Table:
 
 
 def _families(folder: Path) -> Table:
-    """The same of the cases of other families, with the checkpoint, and how far two runs of WebUI's are apart in the
-    hires pass where that was measured. Cases in which WebUI fails are left out."""
+    """Return the same for the cases of other families, with the checkpoint, and the difference between two runs of
+    WebUI in the hires pass if it was measured. Cases that fail in WebUI are left out."""
     floor = _read(folder / "noise_floor.json")
     return {
         name: _case(folder, name, case)
@@ -111,13 +112,13 @@ def _noise(path: Path) -> list[Table]:
 
 
 def sample(noise: Tensor) -> list[float]:
-    """Every n-th element of one image's noise (4, h, w), SAMPLES of them."""
+    """Return SAMPLES elements of one image's noise (4, h, w), evenly spaced."""
     values: list[float] = noise.flatten()[:: noise.numel() // SAMPLES][:SAMPLES].tolist()
     return values
 
 
 def rows(table: Table) -> str:
-    """JSON with a line for every entry of the table."""
+    """Return JSON with one line for every entry of the table."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in table.items())
     return f"{{\n{lines}\n}}\n"
 

@@ -1,4 +1,4 @@
-"""Small random LoRAs for the embedded model, made where a test needs one."""
+"""Small random LoRAs for the embedded model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What counts as the same picture where not the same code computed it."""
+"""Tolerances for pictures that different code computed."""
 
 import numpy as np
 from numpy.typing import NDArray

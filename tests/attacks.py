@@ -1,4 +1,4 @@
-"""Files that are made to do harm: small ones that crash a parser, take all memory, or keep a decoder busy."""
+"""Harmful files: small ones that crash a parser, fill the memory, or keep a decoder busy."""
 
 import io
 import json

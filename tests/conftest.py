@@ -1,4 +1,4 @@
-"""Mark every test with its ring, and say in the last lines of a run what could not be tested on this machine.
+"""Mark every test with its group, and list at the end of a run what could not be tested on this machine.
 
 No test depends on how fast the machine is.
 """

@@ -1,4 +1,4 @@
-"""Small control networks for the embedded model, made where a test needs one."""
+"""Small control networks for the embedded model."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models as diffusers folders, made where a test needs one."""
+"""Models as diffusers folders."""
 
 from pathlib import Path
 

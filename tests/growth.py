@@ -1,4 +1,4 @@
-"""Whether work grows with its size and no faster, and what it costs, whatever the machine and its load."""
+"""Checks that work grows no faster than its size, and what it costs, on any machine and under any load."""
 
 import time
 from collections.abc import Callable

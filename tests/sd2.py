@@ -1,4 +1,4 @@
-"""Small models of Stable Diffusion 2.x's families with random weights, made where a test needs one."""
+"""Small models of Stable Diffusion 2.x's families with random weights."""
 
 import re
 from collections.abc import Mapping

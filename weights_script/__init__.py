@@ -1,1 +1,1 @@
-"""Where weights come from: the manifest, fetching, checking, and which model a container loads."""
+"""Weights: the manifest, fetching and checking files, and choosing the model that a container loads."""

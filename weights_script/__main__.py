@@ -30,7 +30,7 @@ def show(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 
 
 def fetch(entries: dict[str, Entry], options: argparse.Namespace) -> int:
-    """The named entries and the VAEs that belong to them."""
+    """Fetch the named entries and the VAEs that belong to them."""
     chosen = [_entry(entries, name) for name in options.names]
     for line in licence_notes(chosen):
         logging.warning(line)
@@ -41,7 +41,7 @@ def fetch(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 
 
 def licence_notes(entries: Iterable[Entry]) -> list[str]:
-    """One line for each note on a licence: the entries that it is about, and the note."""
+    """Return one line for each licence note: the entries that it applies to, and the note."""
     names: dict[str, list[str]] = {}
     for entry in entries:
         names.setdefault(entry.licence.note, []).append(entry.name)
@@ -49,7 +49,7 @@ def licence_notes(entries: Iterable[Entry]) -> list[str]:
 
 
 def verify(entries: dict[str, Entry], options: argparse.Namespace) -> int:
-    """Read every recorded file again; 1 when one is missing or not what was recorded."""
+    """Read every recorded file again. Return 1 if one is missing or differs from its record."""
     records = Ledger(options.cache).records()
     problems = 0
     for key, record in records.items():
@@ -73,7 +73,7 @@ def where(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 
 
 def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
-    """Delete what no record vouches for: parts of broken fetches, strangers; with --all everything that was fetched."""
+    """Delete files without a record: partial downloads and unknown files; with --all, everything that was fetched."""
     cache: Path = options.cache
     spared = OWN_FOLDERS if options.all else (*OWN_FOLDERS, FETCHED)
     kept = set[Path]() if options.all else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
@@ -81,7 +81,7 @@ def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     files = [path for path in cache.rglob("*") if path.is_file() and CLAIMS not in path.parts]
     for path in sorted(path for path in files if path not in kept and path.relative_to(cache).parts[0] not in spared):
         if _in_use(cache, path):
-            print(f"kept {path.relative_to(cache)}: being fetched just now")
+            print(f"kept {path.relative_to(cache)}: being fetched right now")
             continue
         freed += path.stat().st_size
         path.unlink()
@@ -94,7 +94,7 @@ def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 
 
 def _in_use(cache: Path, path: Path) -> bool:
-    """Whether another process fetches into this file's folder."""
+    """Return whether another process fetches into this file's folder."""
     held = claim(cache, path.parent.relative_to(cache).as_posix(), alone=True)
     if held is not None:
         held.release()
@@ -130,15 +130,15 @@ def arguments() -> argparse.ArgumentParser:
     command("list", show, "show every entry of the manifest and whether it is here")
     command("fetch", fetch, "fetch entries, and the VAEs that belong to them").add_argument("names", nargs="+")
     command("verify", verify, "read every fetched file again and compare its hash")
-    command("path", where, "print where an entry lies").add_argument("name")
-    text = "delete parts of broken fetches and files that no fetch recorded"
+    command("path", where, "print the path of an entry").add_argument("name")
+    text = "delete partial downloads and files that no fetch recorded"
     command("clean", clean, text).add_argument("--all", action="store_true", help="every fetched file as well")
-    sub = command("convert", convert, "write a .ckpt or fp32 checkpoint as fp16 safetensors, with only what draws")
+    sub = command("convert", convert, "write a .ckpt or fp32 checkpoint as fp16 safetensors, without unused tensors")
     sub.add_argument("source", type=Path)
     sub.add_argument("target", type=Path)
-    sub.add_argument("--vae", type=Path, help="a VAE to put in place of the checkpoint's own")
-    sub.add_argument("--ema", action="store_true", help="the moving average of the UNet's weights, where it is inside")
-    sub.add_argument("--keep-precision", action="store_true", help="do not make fp16 of it")
+    sub.add_argument("--vae", type=Path, help="a VAE that replaces the checkpoint's own")
+    sub.add_argument("--ema", action="store_true", help="use the moving average of the UNet's weights, if there is one")
+    sub.add_argument("--keep-precision", action="store_true", help="do not convert to fp16")
     return parser
 
 
@@ -151,7 +151,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run again to go on from here", file=sys.stderr)
+        print("stopped; run again to continue from here", file=sys.stderr)
         return 130
 
 

@@ -1,7 +1,7 @@
-"""Claims on files of a shared cache: whoever fetches or deletes one has it alone, and whoever uses one keeps it.
+"""Claims on files of a shared cache: a process that fetches or deletes a file has it alone; one that uses it keeps it.
 
-A claim is a lock of the kernel's on a file of its own (flock), which is free again when its process ends, however that
-happens. The lock's file is deleted with the last claim, so that claims leave nothing behind.
+A claim is a kernel lock (flock) on a file of its own. It is released when its process ends, for whatever reason. The
+lock file is deleted with the last claim, so claims leave nothing behind.
 """
 
 import fcntl
@@ -15,13 +15,13 @@ FOLDER = "claims"
 
 
 class Claim:
-    """A claim on one entry of a cache folder; to be released."""
+    """A claim on one entry of a cache folder; release it when done."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
 
     def release(self) -> None:
-        """Give the claim up. Safe to call twice."""
+        """Give up the claim. Calling this twice is safe."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
@@ -43,16 +43,16 @@ POLL_SECONDS = 0.1
 
 
 def wait_for_claim(cache: Path, key: str, *, alone: bool = False) -> Claim:
-    """A claim that is waited for. Raises Stopped where this thread's work is told to stop, and OSError."""
+    """Wait for a claim and return it. Raises Stopped if this thread's work is asked to stop, and OSError."""
     while (held := claim(cache, key, alone=alone)) is None:
         pause(POLL_SECONDS)
     return held
 
 
 def claim(cache: Path, key: str, *, alone: bool = False) -> Claim | None:
-    """A claim on the entry `key`, `alone` or shared with others; None where it cannot be had without waiting.
+    """Return a claim on the entry `key`, `alone` or shared with others; None if another process has it.
 
-    Raises OSError where the cache cannot be written.
+    Raises OSError if the cache cannot be written.
     """
     folder = cache / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def claim(cache: Path, key: str, *, alone: bool = False) -> Claim | None:
             return None
         if _is_still(path, descriptor):
             return Claim(path, descriptor)
-        os.close(descriptor)  # it was deleted while we waited: the claim would be on nothing
+        os.close(descriptor)  # the file was deleted meanwhile, so the claim would be on nothing
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

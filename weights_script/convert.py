@@ -1,6 +1,6 @@
-"""A checkpoint -> a smaller, safe one: fp16 safetensors of the tensors that draw, perhaps with another VAE.
+"""Convert a checkpoint to a smaller, safe one: fp16 safetensors with only the tensors needed for drawing.
 
-Tensors are mapped and go through one at a time, so memory holds the largest of them and not the file.
+The VAE can be replaced. Tensors are mapped and written one at a time, so memory holds the largest one, not the file.
 """
 
 import json
@@ -36,15 +36,15 @@ from pipelines.models.image_prompt import AUGMENTOR_PREFIX, IMAGE_PREFIX
 from pipelines.models.parameterization import ALPHAS
 
 EMA_PREFIX = "model_ema."
-"""LDM's moving average of the UNet: names without their dots, so that `a.b` is at `model_ema.ab`."""
+"""LDM's moving average of the UNet. Its names have no dots: the average of `a.b` is `model_ema.ab`."""
 _NAMES = {dtype: name for name, dtype in NUMBER_FORMATS.items()}
 
 
 def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None = None, ema: bool = False) -> None:
-    """Write the checkpoint `source` to `target` as safetensors, by rename.
+    """Write the checkpoint `source` to `target` as safetensors. `target` only appears when it is complete.
 
-    `half` makes floating tensors fp16. `vae` takes the place of the checkpoint's own. `ema` takes the moving average
-    of the UNet's weights instead of the last ones. Raises ModelError, and leaves `target` as it was.
+    `half` converts floating-point tensors to fp16. `vae` replaces the checkpoint's VAE. `ema` uses the moving average
+    of the UNet's weights instead of the latest ones. Raises ModelError and leaves `target` as it was.
     """
     if target.suffix != ".safetensors":
         raise ModelError(f"{target}: must end in .safetensors, the format that is written.")
@@ -68,18 +68,18 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
 
 
 def _positions(told: Tensor) -> Tensor:
-    """The text encoder's positions as whole numbers, which programs make of them; in some files they are broken, and
-    half precision would change what is drawn."""
+    """Return the text encoder's positions as integers, which is how programs use them. In some files they are broken,
+    and half precision would change the pictures."""
     return told.double().to(torch.int64) if bool(told.double().isfinite().all()) else told
 
 
 def _moving_average(path: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged UNet under the names of the plain one."""
+    """Return the averaged UNet under the names of the plain one."""
     names = [name for name in tensors if name.startswith(UNET_PREFIX)]
     averaged = {name: EMA_PREFIX + name.removeprefix("model.").replace(".", "") for name in names}
     missing = [name for name in names if averaged[name] not in found]
     if missing:
-        raise ModelError(f"{path}: holds no moving average of {len(missing)} UNet tensors. Leave --ema out.")
+        raise ModelError(f"{path}: has no moving average of {len(missing)} UNet tensors. Leave --ema out.")
     return {name: found[averaged[name]] for name in names}
 
 
@@ -109,7 +109,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], half: bool, metadata: Ma
 
 
 def _finished(tensors: Mapping[str, Tensor], kinds: Mapping[str, torch.dtype]) -> Iterator[Tensor]:
-    """Each tensor in its final format. Raises ModelError for one that the format cannot hold."""
+    """Yield each tensor in its final format. Raises ModelError for values that the format cannot hold."""
     for name, tensor in tensors.items():
         finished = tensor.to(kinds[name]).contiguous()
         if not is_finite(finished):

@@ -1,7 +1,8 @@
-"""One URL -> one file: resumed after a cut, retried, checked while it streams, renamed only when it is whole and right.
+"""Download one URL to one file. A download resumes after a cut, retries, and is checked while it streams.
 
-Own code: the Hub's client compares sizes but no hashes on its plain path, has several connections only for what the Hub
-itself keeps in its chunk store (hf_xet), and knows no mirrors.
+The file gets its final name only when it is complete and correct. This is our own code because the Hub's client
+compares sizes but not hashes on its plain path, uses several connections only for files in the Hub's chunk store
+(hf_xet), and has no mirrors.
 """
 
 import errno
@@ -47,26 +48,26 @@ log = logging.getLogger(__name__)
 ROOM_TO_SPARE = 16 << 20
 """Bytes that a download leaves free on the disk."""
 LARGE = 128 << 20
-"""Bytes still to come from which on several connections are worth their start."""
+"""Remaining bytes from which several connections are worth opening."""
 LONGEST_TEXT = 16 << 20
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"version https://git-lfs")
-"""How files begin that are no weights: web pages, error documents, pointers of Git's large file storage."""
+"""Beginnings of files that are not weights: web pages, error documents, Git LFS pointers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What is known of a file before it is fetched."""
+    """What is known about a file before it is fetched."""
 
     size: int | None = None
     sha256: str = ""
-    """All digits or the first ones; empty when nothing is known."""
+    """All digits or the first ones; empty if unknown."""
     at_most: int | None = None
-    """Bytes that may come where no size is known."""
+    """The most bytes to accept if the size is unknown."""
     use: str = ""
-    """What the weights are for, as uploads are told apart (`loras`, `controls`); empty for weights of any kind."""
+    """What the weights are for, in the terms used for uploads (`loras`, `controls`); empty for any kind."""
 
     def problem(self, size: int, sha256: str) -> str:
-        """What is wrong with a file of this size and hash; empty when nothing is."""
+        """Say what is wrong with a file of this size and hash; empty if nothing is."""
         if self.size is not None and size != self.size:
             return f"wrong length: {size} bytes, expected {self.size}"
         if not sha256.startswith(self.sha256):
@@ -75,23 +76,23 @@ class Expected:
 
 
 class Digest(Protocol):
-    """A hash being fed, as hashlib's are."""
+    """A running hash with hashlib's interface."""
 
     def update(self, data: bytes | bytearray, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
 class NoRoom(ModelError):
-    """The disk is full, so no other source would help."""
+    """The disk is full, so another source would not help."""
 
 
 def download(
     url: str, target: Path, expected: Expected, *, access: Access = OPEN, patience: Patience = PATIENCE
 ) -> str:
-    """Fetch the URL to `target` and return its SHA-256. The caller sees to it that no other process does the same.
+    """Fetch the URL to `target` and return its SHA-256. The caller makes sure that no other process does the same.
 
-    Until then the bytes lie in `target` + ".part", from where the next try or the next run goes on.
-    Raises SourceFailed, or NoRoom.
+    Until it is complete, the file is in `target` + ".part", where the next try or the next run continues.
+    Raises SourceFailed or NoRoom.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     job = _Job(url=url, part=_Part(target), expected=expected, access=access, patience=patience)
@@ -99,7 +100,7 @@ def download(
 
 
 def read_text(url: str, *, access: Access = OPEN, patience: Patience = PATIENCE) -> str:
-    """A small document, such as a repository's listing, with the same retries. Raises SourceFailed."""
+    """Return a small document, such as a repository's listing, with the same retries. Raises SourceFailed."""
 
     def attempt() -> str:
         with ask(url, {}, access, patience.timeout) as response:
@@ -109,7 +110,7 @@ def read_text(url: str, *, access: Access = OPEN, patience: Patience = PATIENCE)
 
 
 class _Part:
-    """The beginning of a file, kept beside its final place, with a note of which version it is of."""
+    """The beginning of a file, kept next to its final place, with a note of the version it belongs to."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -121,7 +122,7 @@ class _Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self) -> str:
-        """ETag or date of the version that the part is of; empty when unknown."""
+        """Return the ETag or date of the version that the part belongs to; empty if unknown."""
         try:
             return str(json.loads(self.note.read_text())["version"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -139,7 +140,7 @@ class _Part:
         self.note.unlink(missing_ok=True)
 
     def hash_of(self, length: int) -> Digest:
-        """A SHA-256 that has taken in the first `length` bytes."""
+        """Return a SHA-256 that has been fed the first `length` bytes."""
         digest = hashlib.sha256()
         if length:
             with self.path.open("rb") as file:
@@ -149,7 +150,7 @@ class _Part:
         return digest
 
     def wrong_kind(self) -> str:
-        """Says so when the content is no weight file by its first bytes."""
+        """Say what the file is if its first bytes are not those of a weight file; empty otherwise."""
         with self.path.open("rb") as file:
             beginning = file.read(64).lstrip().lower()
         if not beginning:
@@ -165,14 +166,14 @@ class _Job:
     access: Access
     patience: Patience
     pieced: bool = False
-    """What lies in the part came in more than one answer."""
+    """Whether the part consists of more than one answer."""
     one_connection: bool = False
-    """Several were tried, and did not work out."""
+    """Whether several connections were tried and failed."""
 
     def attempt(self) -> str:
-        """Fetch from where the part ends. Returns the SHA-256 of the finished file."""
-        # A part is only continued when both pieces are sure to be of one file: the server says so (If-Range), or the
-        # hash of the whole will tell.
+        """Continue where the part ends. Return the SHA-256 of the finished file."""
+        # Only continue a part if both pieces certainly belong to the same file: either the server says so (If-Range),
+        # or the hash of the whole file will show it.
         kept = self.part.size if self.part.version() or self.expected.sha256 else 0
         whole = kept > 0 and kept == self.expected.size
         self.pieced = kept > 0
@@ -180,14 +181,14 @@ class _Job:
         problem = self.expected.problem(self.part.size, sha256) or self.part.wrong_kind()
         if problem:
             self.part.discard()
-            # One of several pieces may be the bad one: then once more from the start, as one.
+            # One of several pieces may be bad: try once more from the start, in one piece.
             self.one_connection = True
             raise (Interrupted if self.pieced else SourceFailed)(problem)
         self.part.finish()
         return sha256
 
     def receive(self, kept: int) -> str:
-        """Take what the server sends into the part; returns the SHA-256 of all of it."""
+        """Write what the server sends to the part. Return the SHA-256 of the whole file."""
         headers = {"Range": f"bytes={kept}-"} if kept else {}
         if kept and self.part.version():
             headers["If-Range"] = self.part.version()
@@ -196,7 +197,7 @@ class _Job:
                 return self.take(response, kept)
         except RangeRefused:
             self.part.discard()
-            raise Interrupted("the server refused to go on; starting again") from None
+            raise Interrupted("the server refused to continue; starting again") from None
 
     def take(self, response: HTTPResponse, kept: int) -> str:
         refuse_pages(response)
@@ -206,7 +207,7 @@ class _Job:
         if self.expected.size not in (None, length):
             raise SourceFailed(f"wrong length: {length} bytes, expected {self.expected.size}")
         if length is None and not self.expected.sha256 and not shows_its_end(response):
-            raise SourceFailed("states no length, and no size or hash is known: a cut file could not be told")
+            raise SourceFailed("states no length, and no size or hash is known, so a cut file would go unnoticed")
         if self.expected.at_most is not None and (length or 0) > self.expected.at_most:
             raise SourceFailed(f"too large: {amount(length or 0)}, at most {amount(self.expected.at_most)} are taken")
         _need_room(self.part.target, (length or 0) - offset)
@@ -216,10 +217,10 @@ class _Job:
         return sha256
 
     def agreed_offset(self, response: HTTPResponse, kept: int) -> int:
-        """Where the answer's bytes belong: after the kept part if the server goes on there, else at the start."""
+        """Return where the answer's bytes belong: after the kept part if the server continues it, else at the start."""
         offset = range_start(response)
         if offset not in (0, kept):
-            raise SourceFailed(f"sent another range than asked for ({response.headers.get('Content-Range')})")
+            raise SourceFailed(f"sent another range than requested ({response.headers.get('Content-Range')})")
         if offset and self.part.version() not in ("", version_of(response)):
             self.part.discard()
             raise Interrupted("the file changed since the last try; starting again")
@@ -235,19 +236,19 @@ class _Job:
             ):
                 file.seek(offset)
                 file.truncate()
-                self.part.remember(version_of(response))  # now: what was there before may be of another version
+                self.part.remember(version_of(response))  # only now: the old content may be of another version
                 for chunk in chunks:
                     file.write(chunk)
                     digest.update(chunk)
                     progress.add(len(chunk))
                 file.flush()
-                os.fsync(file.fileno())  # so that the rename cannot outlive the content
+                os.fsync(file.fileno())  # otherwise the rename could reach the disk before the content
         except OSError as error:
             raise _cannot_write(self.part.target, error) from error
         return digest.hexdigest()
 
     def chunks(self, response: HTTPResponse, offset: int, length: int | None) -> Generator[bytes | bytearray]:
-        """The answer's body; for a large file of a known version it is left unread, and segments come instead."""
+        """Yield the answer's body. For a large file of a known version, leave it unread and yield segments instead."""
         version = version_of(response) if accepts_ranges(response) else ""
         if length is None or length - offset < LARGE or not version or self.one_connection:
             yield from read_chunks(
@@ -264,12 +265,12 @@ class _Job:
                 yield from segments
         except SourceFailed as failure:
             self.one_connection = True
-            raise Interrupted(f"{failure}; going on with one connection") from failure
+            raise Interrupted(f"{failure}; continuing with one connection") from failure
 
 
 def _cannot_write(target: Path, error: OSError) -> ModelError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoom(f"{target}: the disk is full. Free some room and run again: it goes on from there.")
+        return NoRoom(f"{target}: the disk is full. Free some space and run again: it continues from there.")
     return ModelError(f"{target}: cannot be written ({error.strerror}).")
 
 
@@ -280,7 +281,7 @@ def _need_room(target: Path, more: int) -> None:
 
 
 def amount(size: float) -> str:
-    """Bytes for people: 2.13 GB."""
+    """Format a number of bytes for people: 2.13 GB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
@@ -288,14 +289,14 @@ def amount(size: float) -> str:
 
 
 class _Progress:
-    """A bar on a terminal, else a log line every few seconds: in a container's log a bar would not survive."""
+    """A bar on a terminal, otherwise a log line every few seconds, because container logs cannot show a bar."""
 
     SECONDS = 5.0
 
     def __init__(self, name: str, done: int, total: int | None) -> None:
         self.name, self.done, self.total, self.first = name, done, total, done
         self.started = self.said = time.monotonic()
-        log.info("%s: fetching%s", name, f", {amount(done)} are here already" if done else "")
+        log.info("%s: fetching%s", name, f", {amount(done)} already here" if done else "")
         self.bar = tqdm(desc=name, initial=done, total=total, unit="B", unit_scale=True, disable=None)
 
     def add(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""LoRAs, embeddings and control networks that a request names or brings along -> files here, which it then asks for."""
+"""Find or fetch the LoRAs, embeddings and control networks that a request names or uploads, and apply its names."""
 
 import difflib
 import os
@@ -35,36 +35,36 @@ if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
     from weights_script.web import SourceFailed
 
 HOSTS = ("huggingface.co", "civitai.com", "replicate.delivery")
-"""Whom files are fetched from, subdomains included; beside them HF_ENDPOINT, which the operator sets."""
+"""Hosts that files are fetched from, including subdomains; also HF_ENDPOINT, which the operator sets."""
 OWN_FOLDERS = ("loras", "embeddings", "controlnets", "hypernetworks")
-"""In the cache: what whoever runs the container has put there."""
+"""Folders of the cache for files that the operator puts there."""
 LINES_MAX = 32
 IMAGE_ENCODER = "clip-vit-h"
-"""The manifest's entry that IP-Adapters see by."""
+"""The manifest entry of the image encoder for IP-Adapters."""
 KIND_OF = {"loras": "adapter", "controls": "controlnet"}
-"""Input -> the kind of the manifest's entries that it may name."""
+"""Input -> the kind of manifest entries that it may name."""
 USUAL = (
     "pytorch_lora_weights.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.safetensors",
 )
-"""The file to take of a repository that holds several, the best first."""
+"""The file to choose from a repository with several, the best one first."""
 
 _NAME = re.compile(r"[^=:/?<>]+")
 _WIDE = str.maketrans("／？：＝＆＃＠", "/?:=&#@")
-"""Marks as keyboards for Chinese and Japanese write them."""
+"""Punctuation as Chinese and Japanese keyboards produce it."""
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WITHOUT_SCHEME = re.compile(rf"(?:[\w-]+\.)*(?:{'|'.join(map(re.escape, HOSTS))})/.*", re.IGNORECASE)
 _REPOSITORY = re.compile(r"(?!.*\.\.)([\w.-]+/[\w.-]+)(?:/(.+))?")
 _USER = re.compile(r"^((?:[^/@]*://)?)[^/]*@")
-"""What stands before the host of an address."""
+"""The part of an address before the host."""
 _HUB_PAGE = re.compile(r"/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve|raw|tree)/([^/]+)(?:/(.+))?)?/?")
 _CIVITAI_PAGE = re.compile(r"/models/(\d+)(?:/.*)?")
 
 
 @dataclass(frozen=True)
 class Line:
-    """`name = source : weight : text weight`, of which only the source must be there."""
+    """`name = source : weight : text weight`. Only the source is required."""
 
     field: str
     name: str
@@ -76,12 +76,12 @@ class Line:
 
     @property
     def address(self) -> str:
-        """The source without its user name and query, in which there may be secrets of any characters."""
+        """The source without user name and query, which may contain secrets with any characters."""
         return _USER.sub(r"\1", re.split(r"[?#]", self.source, maxsplit=1)[0])
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not be shown again, in every spelling: the values of the source's query."""
+        """Text that must never be shown, in every spelling: the user name and the values of the source's query."""
         head, *rest = re.split(r"[?#]", self.source)
         user = found[0] if (found := _USER.search(head)) else ""
         pairs = [pair for query in rest for pair in (query, *query.split("&"))]
@@ -91,11 +91,11 @@ class Line:
 
 
 OR_SENT = ", or send the file in files."
-"""The end of an advice."""
+"""The end of a piece of advice."""
 
 
 class Library:
-    """The LoRAs, embeddings and control networks that requests may use. What one uses is kept until it is released."""
+    """The LoRAs, embeddings and control networks that requests may use. Files in use are kept until released."""
 
     def __init__(self) -> None:
         """Raises ModelError: the setting of the cache's size cannot be read."""
@@ -106,15 +106,15 @@ class Library:
             room()
 
     def release(self) -> None:
-        """Let go of the files of the last request: others may delete them from the cache."""
+        """Release the files of the last request, so that others may delete them from the cache."""
         if self._shelf:
             self._shelf.close()
         self._shelf = None
 
     def load_only(self, asked: Asked, inputs: Inputs) -> tuple[Extras, Asked]:
-        """What the form and the cache's folders hold, and what asks for it.
+        """Return the files from the form and the cache's folders, and the request that uses them.
 
-        Raises InvalidInput for a line that names nothing, and ModelError where a file cannot be had.
+        Raises InvalidInput for a line that names nothing, and ModelError if a file cannot be fetched.
         """
         from weights_script.fetch import cache_folder
         from weights_script.shelf import Shelf
@@ -133,7 +133,7 @@ class Library:
 
 
 def _with_upscaler(asked: Asked) -> Asked:
-    """An upscaler that was sent is used, unless the form names another."""
+    """Use an uploaded upscaler, unless the form names another."""
     if not asked.upscalers or "hires_upscaler" in asked.chosen:
         return asked
     called, sent = asked.data.values.get("hires_upscaler"), dict(asked.upscalers)
@@ -150,7 +150,7 @@ Weights = dict[str, tuple[float, ...]]
 def _loras(
     asked: Asked, text: str, here: Extras, shelf: "Shelf", uploads: Uploads
 ) -> tuple[dict[str, ExtraFile], Weights]:
-    """The LoRAs of the lines and of the files, and the multipliers that the lines give them."""
+    """Return the LoRAs of the lines and uploads, and the multipliers that the lines give them."""
     found: dict[str, ExtraFile] = {}
     weights: Weights = {}
     lines = list(read_lines("loras", text))
@@ -169,9 +169,10 @@ def _loras(
 def _controls(
     asked: Asked, text: str, extras: Extras, shelf: "Shelf", uploads: Uploads
 ) -> tuple[Extras, tuple[ControlSettings, ...]]:
-    """The control networks of the form's lines, or else of the generation data, and their files.
+    """Return the control networks of the form's lines, or else of the generation data, and their files.
 
-    A file that no line names is called by the one plain name that nothing here has; with no such line it acts as it is.
+    If no line names an uploaded file, but one line has a plain name that nothing here has, the file gets that name.
+    If there is no such line, the uploaded file is applied as it is.
     """
     lines = read_controls(text)
     wanted, sent = lines or list(asked.controls), dict(uploads.controls)
@@ -180,7 +181,7 @@ def _controls(
     for control in wanted:
         entry = _entry(control.model, "controls")
         unnamed = entry is None and control.model not in extras.controls and "/" not in control.model
-        if control.model in files:  # of another line
+        if control.model in files:  # another line has the same file
             name, file = control.model, files[control.model]
         elif control.model in sent:
             name, file = control.model, sent.pop(control.model)
@@ -189,10 +190,10 @@ def _controls(
         elif lines or entry or control.model in extras.controls:
             name, file = _found(Line("controls", "", control.model, ()), extras.controls, shelf)
         else:
-            found.append(control)  # generation data names it, and it is not here: that is told later
+            found.append(control)  # generation data names it and it is missing, which is reported later
             continue
         files[name] = file
-        known = entry is not None and entry.webui_hash == control.model_hash  # the same in another number format
+        known = entry is not None and entry.webui_hash == control.model_hash  # same network, other number format
         found.append(replace(control, model=name, model_hash="" if known else control.model_hash))
     for name, file in sent.items():
         files[name] = file
@@ -201,16 +202,16 @@ def _controls(
 
 
 def _with_encoder(extras: Extras, controls: Sequence[ControlSettings], uploads: Uploads) -> Extras:
-    """The files with the image encoder that was sent, that is here, or that an IP-Adapter needs fetched."""
+    """Add the image encoder: the uploaded one, or one in the folders; fetch it if an IP-Adapter needs it."""
     extras |= Extras(image_encoder=next(iter(uploads.encoders.values()), None))
     needed = any(control.image_prompt and control.model in extras.controls for control in controls)
     return extras | Extras(image_encoder=_image_encoder()) if needed and extras.image_encoder is None else extras
 
 
 def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> ControlSettings:
-    """The unit as what its file is: an IP-Adapter sees its picture without a preprocessor, whatever its name tells.
+    """Adjust the unit to what its file is: an IP-Adapter sees its picture without a preprocessor, whatever its name.
 
-    Raises InvalidInput where a preprocessor was asked for that cannot be.
+    Raises InvalidInput if the requested preprocessor does not fit the file.
     """
     if control.model not in files:
         return control
@@ -232,7 +233,7 @@ def _as_its_file(control: ControlSettings, files: Mapping[str, ExtraFile]) -> Co
 
 
 def _image_encoder() -> ExtraFile:
-    """The manifest's image encoder, fetched if need be. Raises ModelError where it cannot be had."""
+    """Return the manifest's image encoder, fetching it if necessary. Raises ModelError if that fails."""
     from weights_script.fetch import cache_folder, ensure
 
     try:
@@ -242,7 +243,7 @@ def _image_encoder() -> ExtraFile:
 
 
 def _entry(name: str, field: str) -> Entry | None:
-    """The manifest's entry that an input may name, by its own name or its file's."""
+    """Return the manifest entry that an input names, by its own name or its file's; None if there is none."""
     for entry in load_manifest().values():
         stems = {Path(file).stem for source in entry.sources for file in (source.file, *source.files) if file}
         names = {entry.name, *stems, *(stem.removesuffix("_fp16") for stem in stems)}
@@ -252,13 +253,13 @@ def _entry(name: str, field: str) -> Entry | None:
 
 
 def read_lines(field: str, text: str) -> Iterator[Line]:
-    """The lines of an input. Raises InvalidInput where there are too many."""
+    """Yield the lines of an input. Raises InvalidInput if there are too many."""
     lines = [line.strip().translate(_WIDE) for line in text.splitlines() if line.strip()]
     if len(lines) > LINES_MAX:
         raise InvalidInput(field, text, f"at most {LINES_MAX} lines, this has {len(lines)}", "Leave some out.")
     for line in lines:
         rest, weights = line, list[float]()
-        while len(weights) < 2:  # from the end: one pattern for the whole line takes the square of its length
+        while len(weights) < 2:  # from the end: one pattern for the whole line would take quadratic time
             before, _, number = rest.rpartition(":")
             if not before.strip() or not _NUMBER.fullmatch(number.strip()):
                 break
@@ -276,7 +277,7 @@ def read_lines(field: str, text: str) -> Iterator[Line]:
 
 
 def _names_like(line: Line, here: Iterable[str]) -> str:
-    """The names that a line may have meant, of files that are here and of those that are fetched by a short name."""
+    """Suggest names for a line, among files that are here and those that can be fetched by a short name."""
     known = sorted({*here, *(entry.name for entry in load_manifest().values() if entry.kind == KIND_OF[line.field])})
     if similar := difflib.get_close_matches(line.source, known, n=3):
         return f"Did you mean {' or '.join(similar)}?"
@@ -284,7 +285,7 @@ def _names_like(line: Line, here: Iterable[str]) -> str:
 
 
 def _found(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> tuple[str, ExtraFile]:
-    """Name and file of a line, fetched if need be."""
+    """Return the name and the file of a line, fetching it if necessary."""
     if line.source in here:
         return line.name or line.source, replace(here[line.source], origin=str(line))
     from weights_script.fetch import cache_folder, ensure
@@ -316,7 +317,7 @@ def _fix(line: Line, failure: "SourceFailed") -> str:
 
 
 def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
-    """Where a link, or a repository of the Hub, has its file. Raises InvalidInput for other places."""
+    """Return the download address for a link or a repository of the Hub. Raises InvalidInput for other places."""
     from weights_script import hub
 
     source = f"https://{line.source}" if _WITHOUT_SCHEME.fullmatch(line.source) else line.source
@@ -325,7 +326,7 @@ def _address(line: Line, here: Mapping[str, ExtraFile], shelf: "Shelf") -> str:
     )
     try:
         address = urllib.parse.urlsplit(source if "://" in source else "")
-        _ = address.port  # which is read now, and may be no number
+        _ = address.port  # raises ValueError if it is not a number
     except ValueError as error:
         raise elsewhere from error
     page = _HUB_PAGE.fullmatch(address.path)
@@ -370,7 +371,7 @@ def _on_the_hub(line: Line, shelf: "Shelf", repository: str, revision: str, file
 
 
 def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
-    """`token` in the link's query is the asker's own API key."""
+    """Return the download address of a model. `token` in the link's query is the requester's own API key."""
     key = f"?{urllib.parse.urlencode({'token': query['token']})}" if "token" in query else ""
     version = query.get("modelVersionId") or shelf.listed(
         f"https://civitai.com/api/v1/models/{model}{key}", lambda told: str(told["modelVersions"][0]["id"])
@@ -379,15 +380,16 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
 
 
 def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
-    """The one LoRA that the prompts, or else their options, name and that is not here; without one this name."""
+    """Return the one missing LoRA that the prompts, or else their options, name. If there is not exactly one, return
+    `name`."""
     missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
     missing = missing or {each for text in asked.options.values() for each in lora_names(text)} - extras.loras.keys()
     return missing.pop() if len(missing) == 1 else name
 
 
 def _tagged(asked: Asked, weights: Weights) -> Asked:
-    """What is asked for, with prompts that ask for these LoRAs: a prompt none of whose options names one gets its tag,
-    with its line's multipliers, else with 1."""
+    """Add a tag to each prompt for every LoRA that neither it nor its options name. The tag has the multipliers of the
+    LoRA's line, or 1."""
     prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
     for field, prompt in prompts.items():
         present = {tag.name for tag in lora_tags(prompt, field)} | lora_names(asked.options.get(field, ""))

@@ -1,4 +1,4 @@
-"""Entries and URLs -> local paths, fetching what is missing: mirrors in turn, one process a file, only right files."""
+"""Turn entries and URLs into local paths. Missing files are fetched from mirrors in turn, by one process per file."""
 
 import hashlib
 import json
@@ -24,26 +24,26 @@ from weights_script.web import PATIENCE, Access, Denied, Patience, SourceFailed,
 log = logging.getLogger(__name__)
 
 COMPLETE = ".complete"
-"""Written into a fetched folder last: the list of its files. Without it the folder is not trusted."""
+"""Written last into a fetched folder: the list of its files. A folder without it is not trusted."""
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def cache_folder() -> Path:
-    """PASTEL_CACHE, else `pastel` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    """Return PASTEL_CACHE, or `pastel` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
     if chosen := os.environ.get("PASTEL_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pastel"
 
 
 def ensure(entry: Entry, cache: Path, patience: Patience = PATIENCE) -> Path:
-    """The entry's file, or its diffusers folder, fetched if need be.
+    """Return the path of the entry's file or diffusers folder, fetching it if necessary.
 
-    Sources are tried in turn. Raises ModelError with what was tried, or NoRoom when the disk is full.
+    Sources are tried in turn. Raises ModelError with what was tried, or NoRoom if the disk is full.
     """
     if path := present(entry, cache):
         return path
     if entry.embedded:
-        raise ModelError(f"{entry.name}: {entry.embedded} is missing. Restore it: it comes with the project.")
+        raise ModelError(f"{entry.name}: {entry.embedded} is missing. Restore it: it is part of the project.")
     tried: list[str] = []
     unreachable: set[str] = set()
     for source in entry.sources:
@@ -59,31 +59,31 @@ def ensure(entry: Entry, cache: Path, patience: Patience = PATIENCE) -> Path:
                 unreachable.add(host)
     skipped = len(entry.sources) - len(tried)
     raise ModelError(
-        f"{entry.name} cannot be had. Tried {'; '.join(tried)}"
+        f"{entry.name} cannot be fetched. Tried {'; '.join(tried)}"
         f"{f'; {skipped} more on the same host' if skipped else ''}. "
         f"Fix the network and run `python -m weights_script fetch {entry.name}`, or {OWN_FILE[entry.kind]}."
     )
 
 
 OWN_FILE = {
-    "model": "set COG_WEIGHTS to a file of yours",
-    "vae": "set PASTEL_VAE to a file of yours",
+    "model": "set COG_WEIGHTS to a file of your own",
+    "vae": "set PASTEL_VAE to a file of your own",
     "upscaler": "choose another upscaler",
-    "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of yours, or to off",
+    "safety-checker": "set PASTEL_SAFETY_CHECKER to a folder of your own, or to off",
     "adapter": "leave it out",
     "controlnet": "send it in files",
     "image-encoder": "send it in files",
 }
-"""What to do without an entry, by its kind."""
+"""Advice for when an entry cannot be fetched, by its kind."""
 
 
 def for_operators(failure: SourceFailed) -> str:
-    """What whoever runs the container can do about it."""
+    """Say what the operator of the container can do about it."""
     return "; for a gated repository accept its terms and set HF_TOKEN" if isinstance(failure, Denied) else ""
 
 
 def present(entry: Entry, cache: Path) -> Path | None:
-    """The entry's path if it is here and whole, without any network."""
+    """Return the entry's path if it is here and complete; None otherwise. Does not use the network."""
     if entry.embedded:
         return entry.embedded if entry.embedded.is_file() else None
     if entry.file and Ledger(cache).vouches(_file_key(entry), _stated(entry)):
@@ -95,10 +95,10 @@ def present(entry: Entry, cache: Path) -> Path | None:
 def fetch_url(
     url: str, cache: Path, stated: Expected | None = None, patience: Patience = PATIENCE, access: Access | None = None
 ) -> Path:
-    """A weight file by its address. A name without a known suffix is taken for safetensors.
+    """Fetch a weight file by its address and return its path. A name without a known suffix counts as safetensors.
 
-    `access` is used instead of the operator's own. Raises ModelError for anything but http and https, and SourceFailed
-    when the file cannot be had, or is not what was `stated`.
+    `access` replaces the operator's own access. Raises ModelError for anything but http and https, and SourceFailed
+    if the file cannot be fetched or differs from what was `stated`.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -110,19 +110,19 @@ def fetch_url(
 
 
 def url_key(url: str) -> str:
-    """The folder of the cache in which the file of an address lies."""
+    """Return the cache folder for the file of an address."""
     return f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
 def _file_name(path: str) -> str:
-    """A short and plain name for the file of an address, with a suffix of weights."""
+    """Return a short, plain file name for an address, with a suffix of weights."""
     name = re.sub(r"[^\w.-]", "_", urllib.parse.unquote(Path(path).name)).lstrip(".") or "weights"
     stem, suffix = (Path(name).stem, Path(name).suffix) if name.endswith(SUFFIXES) else (name, ".safetensors")
     return shorter(stem, NAME_MAX) + suffix
 
 
 def shorter(name: str, longest: int) -> str:
-    """The beginning of a name that has so many bytes at most: file systems count bytes."""
+    """Cut a name to at most `longest` bytes; file systems count bytes."""
     return name.encode()[:longest].decode(errors="ignore")
 
 
@@ -173,18 +173,18 @@ def _folder(entry: Entry, source: Source, cache: Path, patience: Patience) -> Pa
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """A file that is wanted at its place in the cache."""
+    """A file that should be at its place in the cache."""
 
     key: str
     url: str
     stated: Expected
     found: Path | None = None
-    """A copy elsewhere that may serve."""
+    """A copy elsewhere that can be used instead."""
     access: Access | None = None
-    """In place of the operator's own."""
+    """Replaces the operator's own access if set."""
 
     def fetched(self, cache: Path, patience: Patience) -> Path:
-        """Return where it lies, recorded, fetched if need be. Raises SourceFailed and ModelError."""
+        """Return the path of the recorded file, fetching it if necessary. Raises SourceFailed and ModelError."""
         target, ledger = cache / self.key, Ledger(cache)
         with _alone(cache, self.key):
             if ledger.vouches(self.key, self.stated):  # Another process was faster.
@@ -205,7 +205,7 @@ class _File:
         return target
 
     def _hash_of_copy(self, expected: Expected) -> str:
-        """Return the SHA-256 of the copy; empty if it is not the file that is expected."""
+        """Return the SHA-256 of the copy; empty if it is not the expected file."""
         if self.found is None:
             return ""
         digest = sha256_of(self.found)
@@ -213,7 +213,7 @@ class _File:
 
 
 def _link(found: Path, target: Path) -> None:
-    """A symbolic link, made beside and renamed like any other file."""
+    """Make a symbolic link, under a temporary name first, then renamed like any other file."""
     beside = target.with_name(f".{target.name}.link")
     beside.unlink(missing_ok=True)
     beside.symlink_to(found.resolve())
@@ -222,31 +222,30 @@ def _link(found: Path, target: Path) -> None:
 
 def refuse_offline() -> None:
     if hub.offline():
-        raise SourceFailed("not here, and HF_HUB_OFFLINE forbids to fetch it")
+        raise SourceFailed("not here, and HF_HUB_OFFLINE forbids fetching it")
 
 
 def _check_weights(target: Path, use: str) -> None:
-    """Read a fetched file as what it should be before it is trusted: a server may answer with an error in its place, or
-    with another kind of weights.
+    """Read a fetched file before it is trusted: a server may send an error or another kind of weights instead.
 
-    Raises SourceFailed, and deletes the file.
+    Raises SourceFailed and deletes the file.
     """
     try:
         tensors = tensors_in(read_content(target))
         if not tensors:
-            raise ValueError("it holds no tensors")
+            raise ValueError("it has no tensors")
     except Exception as error:  # zipfile and the readers raise many kinds
         target.unlink(missing_ok=True)
         raise SourceFailed(f"sent no weights ({in_one_line(error)})") from error
     what = _other_kind(tensors, use) if use else ""
     if what:
         target.unlink(missing_ok=True)
-        raise SourceFailed(f"sent {what}, which is none of the {use} that are asked for")
+        raise SourceFailed(f"sent {what}, which does not belong in {use}")
 
 
 def _other_kind(tensors: Mapping[str, Stored], use: str) -> str:
-    """Return what the file is where it is for something else; empty where it may be right."""
-    from pipelines.models.checkpoint import kind_of  # here: it imports torch, which is there when requests name files
+    """Return what the file is if it does not fit its use; empty if it may fit."""
+    from pipelines.models.checkpoint import kind_of  # here: imports torch, which is loaded if requests name files
     from weights_script.uploads import group_of
 
     kind = kind_of(tensors)
@@ -255,7 +254,7 @@ def _other_kind(tensors: Mapping[str, Stored], use: str) -> str:
 
 @contextmanager
 def _alone(cache: Path, key: str) -> Generator[None]:
-    """Only one process fetches into a folder; the kernel ends the claim of one that is killed."""
+    """Let only one process fetch into a folder; the kernel releases the claim if the process is killed."""
     target, folder = cache / key, key.rpartition("/")[0]
     try:
         held = claim(cache, folder, alone=True)
@@ -269,5 +268,5 @@ def _alone(cache: Path, key: str) -> Generator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # not empty: what came is kept
+            with suppress(OSError):  # not empty: the download is kept
                 target.parent.rmdir()

@@ -1,7 +1,7 @@
-"""What is particular to the Hugging Face Hub: addresses, the token, a repository's listing, its local cache.
+"""Specifics of the Hugging Face Hub: addresses, the token, a repository's listing, its local cache.
 
-Honours HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. The Hub's client library is asked for the token and its
-cache, and only when a file has to be fetched: importing it costs start-up time.
+Honours HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. The Hub's client library only provides the token and the
+cache, and is only imported when a file has to be fetched, because importing it costs start-up time.
 """
 
 import json
@@ -24,12 +24,12 @@ NETWORK_WEIGHTS: dict[str, tuple[str, ...]] = {
     "vae": tuple(form.format("diffusion_pytorch_model") for form in _FORMS),
     "text_encoder": _OF_TRANSFORMERS,
 }
-"""One weight file of each network, the best form first; repositories often hold several forms of the same."""
+"""File names of each network's weights, the best format first. Repositories often have several formats of the same."""
 OPTIONAL_NETWORKS: dict[str, tuple[str, ...]] = {
     "image_encoder": _OF_TRANSFORMERS,
     "depth_estimator": _OF_TRANSFORMERS,
 }
-"""The same of networks that only some families have."""
+"""The same for networks that only some families have."""
 
 
 def endpoint() -> str:
@@ -41,13 +41,13 @@ def offline() -> bool:
 
 
 def is_ours(url: str) -> bool:
-    """Whether the address is one of the Hub, or of its mirror that HF_ENDPOINT names."""
+    """Return whether the address belongs to the Hub or to its mirror that HF_ENDPOINT names."""
     ours, theirs = urllib.parse.urlsplit(endpoint()), urllib.parse.urlsplit(url)
     return (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
 
 
 def token_for(url: str) -> str:
-    """The user's token, for the Hub's own address and no other."""
+    """Return the user's token for addresses of the Hub; empty for all others."""
     if not is_ours(url):
         return ""
     from huggingface_hub import get_token
@@ -61,7 +61,7 @@ def file_url(source: Source, file: str) -> str:
 
 
 def cached(source: Source, file: str) -> Path | None:
-    """The file in the Hub's own cache (HF_HOME), if an earlier program put it there."""
+    """Return the file from the Hub's own cache (HF_HOME); None if no program has put it there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source.repo, file, revision=source.revision)
@@ -69,19 +69,19 @@ def cached(source: Source, file: str) -> Path | None:
 
 
 def folder_files(source: Source, patience: Patience) -> dict[str, Expected]:
-    """The files of a folder source and what the Hub states of them. Raises SourceFailed."""
+    """Return the files of a folder source and what the Hub states about them. Raises SourceFailed."""
     revision = urllib.parse.quote(source.revision, safe="")
     url = f"{endpoint()}/api/models/{source.repo}/revision/{revision}?blobs=true"
     try:
         siblings = json.loads(read_text(url, access=Access(token=token_for(url)), patience=patience))["siblings"]
         stated = {item["rfilename"]: _stated(item) for item in siblings}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceFailed("answered with something else than a repository's listing") from error
+        raise SourceFailed("did not answer with a repository's listing") from error
     return {name: stated[name] for name in _wanted(source, stated)}
 
 
 def _stated(item: dict[str, Any]) -> Expected:
-    """Large files carry their SHA-256; small ones only their size."""
+    """Return what the listing states: size and SHA-256 for large files, only the size for small ones."""
     large: dict[str, str] = item.get("lfs") or {}
     return Expected(size=item.get("size"), sha256=large.get("sha256", ""))
 
@@ -90,7 +90,7 @@ def _wanted(source: Source, stated: Mapping[str, Expected]) -> list[str]:
     if source.files:
         missing = [name for name in source.files if name not in stated]
         if missing:
-            raise SourceFailed(f"holds no {missing[0]}")
+            raise SourceFailed(f"has no {missing[0]}")
         return list(source.files)
     weights = [_weights(network, stated) for network in NETWORK_WEIGHTS]
     for network in OPTIONAL_NETWORKS:
@@ -98,7 +98,7 @@ def _wanted(source: Source, stated: Mapping[str, Expected]) -> list[str]:
             weights += [config, _weights(network, stated)]
     missing = [name for name in ALWAYS if name not in stated]
     if missing:
-        raise SourceFailed(f"is no diffusers folder: it holds no {missing[0]}")
+        raise SourceFailed(f"is no diffusers folder: it has no {missing[0]}")
     return [*ALWAYS, *weights, *(name for name in stated if name.startswith(OPTIONAL_FOLDERS))]
 
 
@@ -106,4 +106,4 @@ def _weights(network: str, stated: Mapping[str, Expected]) -> str:
     for name in {**NETWORK_WEIGHTS, **OPTIONAL_NETWORKS}[network]:
         if f"{network}/{name}" in stated:
             return f"{network}/{name}"
-    raise SourceFailed(f"is no diffusers folder: it holds no weights in {network}/")
+    raise SourceFailed(f"is no diffusers folder: it has no weights in {network}/")

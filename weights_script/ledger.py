@@ -1,4 +1,4 @@
-"""`weights.lock.json`: size and hash of every file that was fetched, enforced from then on (trust on first use)."""
+"""`weights.lock.json` records size and hash of every fetched file and enforces them afterwards (trust on first use)."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class Ledger:
         self.path = cache / NAME
 
     def records(self) -> dict[str, Record]:
-        """Raises ModelError when the lock file is damaged: deleting it would give up what it enforces."""
+        """Return all records. Raises ModelError if the lock file is damaged: deleting it would drop its protection."""
         if not self.path.exists():
             return {}
         try:
@@ -42,16 +42,16 @@ class Ledger:
         return self.records().get(key)
 
     def expectation(self, key: str, stated: Expected) -> Expected:
-        """What a fetch must bring: the manifest's word, completed by what an earlier fetch found."""
+        """Return what a fetch must deliver: the manifest's values, completed by those of an earlier fetch."""
         record = self.get(key)
         if record is None or stated.problem(record.size, record.sha256):
             return stated
         return Expected(size=record.size, sha256=record.sha256)
 
     def vouches(self, key: str, stated: Expected) -> bool:
-        """Whether the file is there and is the one expected.
+        """Return whether the file is here and is the expected one.
 
-        A recorded file is trusted by its size, `verify` reads it again; one without a record is read once.
+        A recorded file is trusted by its size (`verify` reads it again); a file without a record is read once.
         """
         try:
             return self._vouches(self.cache / key, key, stated)
@@ -76,7 +76,7 @@ class Ledger:
         return record
 
     def forget_missing(self) -> None:
-        """Drop the records of files that are not here any more: what is fetched in their place may be another."""
+        """Drop the records of files that are gone, because their replacements may differ."""
         with self._alone():
             records = self.records()
             here = {key: record for key, record in records.items() if (self.cache / key).exists()}

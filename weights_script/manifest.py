@@ -1,4 +1,4 @@
-"""The manifest as data: every weight file that the project knows. Standard library only, to keep start-up lean."""
+"""The manifest as data: every weight file that the project knows. Uses only the standard library, for a fast start."""
 
 import re
 import tomllib
@@ -16,7 +16,7 @@ KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet", 
 FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth", "adapter", "transformers")
 DEFAULT_MODEL = "pastel-tiny"
 TRAINED_SIZE = (512, 512)
-"""(width, height) of an entry that names none: what Stable Diffusion 1.x was trained on."""
+"""(width, height) for an entry that names no size: what Stable Diffusion 1.x was trained on."""
 
 
 class ManifestError(ModelError):
@@ -28,26 +28,26 @@ class ManifestError(ModelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """SPDX identifier where there is one, else the name it goes by, and where to read it."""
+    """A licence: its SPDX identifier if there is one, else its usual name, and where to read it."""
 
     name: str
     url: str
     note: str = ""
-    """What its user must know beside the licence's own text."""
+    """What users must know in addition to the licence text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place to have an entry from. Exactly one of `repo`, `url` and `path` is set."""
+    """One place to get an entry from. Exactly one of `repo`, `url` and `path` is set."""
 
     repo: str = ""
-    """Hugging Face repository. Without `file`, a folder: `files` of it, or else what a diffusers pipeline needs."""
+    """Hugging Face repository. Without `file` it is a folder: its `files`, or whatever a diffusers pipeline needs."""
     revision: str = ""
     file: str = ""
     files: tuple[str, ...] = ()
     url: str = ""
     path: str = ""
-    """Relative to this package: comes with the project."""
+    """Path relative to this package, for a file that is part of the project."""
 
     @property
     def is_folder(self) -> bool:
@@ -59,7 +59,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A weight file or diffusers folder, what it is and where it can be had."""
+    """A weight file or diffusers folder: what it is and where to get it."""
 
     name: str
     kind: str
@@ -68,37 +68,37 @@ class Entry:
     licence: Licence
     sources: tuple[Source, ...]
     title: str = ""
-    """What people call it where that is no plain word: an upscaler's name in WebUI."""
+    """The usual name if it is not a plain word: an upscaler's name in WebUI."""
     file: str = ""
-    """Name of the single file in the cache; empty for what is only had as a folder or comes with the project."""
+    """Name of the single file in the cache; empty for folders and for files that are part of the project."""
     size: int | None = None
     """Bytes of the single file."""
     sha256: str = ""
     sha256_prefix: str = ""
-    """The first digits, where no more is published (WebUI's "Model hash" is ten)."""
+    """The first digits, if no more are published (WebUI's "Model hash" has ten)."""
     hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of files inside a folder."""
     webui_hash: str = ""
-    """WebUI's eight digits of the original file of a ControlNet."""
+    """WebUI's eight-digit hash of a ControlNet's original file."""
     verified: bool = False
-    """A fetch of ours has confirmed size and hash."""
+    """Whether a fetch of ours has confirmed size and hash."""
     vae: str = ""
-    """Entry of the better VAE to put over this model's own."""
+    """Entry of the better VAE that replaces this model's own."""
     prediction: str = ""
-    """What its UNet predicts, by diffusers' name, where its files do not say so."""
+    """What the UNet predicts, by diffusers' name, if its files do not say so."""
     width: int = TRAINED_SIZE[0]
     height: int = TRAINED_SIZE[1]
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What a request takes that does not say otherwise, by the settings' names: the author's advice."""
+    """The author's recommended settings, by the settings' names. Requests take them unless they say otherwise."""
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """(width, height) of a picture when nothing else is asked for."""
+        """Default (width, height) of a picture."""
         return self.width, self.height
 
     @property
     def embedded(self) -> Path | None:
-        """The file that comes with the project, if this entry is such a one; it may be missing."""
+        """The file if this entry is part of the project; None otherwise. The file may be missing."""
         return next((HERE / source.path for source in self.sources if source.path), None)
 
 
@@ -174,7 +174,7 @@ ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
 
 
 def load_manifest(path: Path = HERE / "manifest.toml") -> dict[str, Entry]:
-    """Every entry by its name, in the file's order. Raises ManifestError, which names entry, field and rule."""
+    """Return every entry by its name, in the file's order. Raises ManifestError, which names entry, field and rule."""
     with path.open("rb") as stream:
         tables = tomllib.load(stream)
     entries = {name: _entry(name, table) for name, table in tables.items()}
@@ -204,7 +204,7 @@ def _source(name: str, table: Mapping[str, Any]) -> Source:
 def _checked(
     entry: str, inside: str, table: Any, fields: Mapping[str, type], required: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The table's values when every field is known, of its type, and none that is required is missing."""
+    """Return the table's values. Raises ManifestError for unknown fields, wrong types and missing required fields."""
     if type(table) is not dict:
         raise ManifestError(entry, inside, "must be a table")
     prefix = f"{inside}." if inside else ""

@@ -1,8 +1,8 @@
-"""Connections to hosts of the public internet only, for addresses that strangers name.
+"""Connections to hosts on the public internet only, for addresses that strangers name.
 
-Without this a request could have the container ask its own network for files: the metadata service of a cloud, say. The
-address that is connected to is the one that was checked, so that a name that resolves to another one a moment later
-(DNS rebinding) is no way around it.
+Without this, a request could make the container fetch from its own network, for example from a cloud's metadata
+service. The connection goes to the address that was checked, so a name that resolves to another address a moment later
+(DNS rebinding) cannot bypass the check.
 """
 
 import http.client
@@ -20,25 +20,25 @@ _NOT_PUBLIC = [
     ipaddress.ip_network(each)
     for each in ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10", "64:ff9b:1::/48", "2001::/32")
 ]
-"""Networks of protocols and of sites, which Python's table takes for global, wholly or in some versions; and the
-address at which Azure's machines reach their host."""
+"""Protocol and site networks that Python's table counts as global, always or in some versions, and the address at which
+Azure's machines reach their host."""
 
 
 class PrivateAddress(OSError):
-    """The host has an address that is not one of the public internet."""
+    """The host has an address that is not on the public internet."""
 
 
 def private_addresses_allowed() -> bool:
-    """Whether the operator allows requests to name hosts of private networks."""
+    """Return whether the operator allows requests to name hosts in private networks."""
     return os.environ.get(ALLOW) == "1"
 
 
 def is_public_ip(text: str) -> bool:
-    """Whether an IP address is one of the public internet; those that carry an IPv4 address are judged by it."""
+    """Return whether an IP address is public. One that contains an IPv4 address is judged by that."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inside = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64 or 1 < int(address) < 1 << 32:  # the second is the old form ::1.2.3.4
+        if address in _NAT64 or 1 < int(address) < 1 << 32:  # the second is the old notation ::1.2.3.4
             inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inside is not None:
             return is_public_ip(str(inside))
@@ -47,8 +47,8 @@ def is_public_ip(text: str) -> bool:
 
 
 def is_public(host: str) -> bool:
-    """Whether all addresses of a host are public. True for a name that cannot be resolved here: whoever connects to it
-    finds out."""
+    """Return whether all addresses of a host are public. True for a name that cannot be resolved here: the connection
+    is checked again."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -59,7 +59,7 @@ def is_public(host: str) -> bool:
 def connect(
     address: tuple[str, int], timeout: float | None = None, source_address: tuple[str, int] | None = None
 ) -> socket.socket:
-    """Connect to a host of the public internet, at the address that was checked. Raises PrivateAddress."""
+    """Connect to a host on the public internet, at the address that was checked. Raises PrivateAddress."""
     host, port = address
     failure: OSError = OSError(f"{host} has no address")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -83,11 +83,11 @@ class _PublicConnection(http.client.HTTPConnection):
 class _PublicSecureConnection(http.client.HTTPSConnection):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._create_connection = connect  # the certificate is checked against the name, as ever
+        self._create_connection = connect  # the certificate is still checked against the name
 
 
 class PublicHTTP(urllib.request.HTTPHandler):
-    """Connects to public hosts only, but for a proxy and for what `is_own` says is the operator's own server."""
+    """Connects to public hosts only, except for a proxy and for the operator's own server (`is_own`)."""
 
     def __init__(self, is_own: Callable[[str], bool]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class PublicHTTP(urllib.request.HTTPHandler):
 
 
 class PublicHTTPS(urllib.request.HTTPSHandler):
-    """The same with TLS."""
+    """The same for HTTPS."""
 
     def __init__(self, is_own: Callable[[str], bool]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which model a container loads: the one given, else the one named, else the embedded default; never a silent swap."""
+"""Choose the model that a container loads: the given file, else the named entry, else the embedded default."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipelines.errors import ModelError, redacted
 from weights_script.manifest import DEFAULT_MODEL, Entry, load_manifest
 
 OFF = "off"
-"""The value of PASTEL_SAFETY_CHECKER that turns the checker off where the container's own settings turn it on."""
+"""The value of PASTEL_SAFETY_CHECKER that turns off the checker that the container's settings turn on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +21,26 @@ class ResolvedModel:
 
     files: ModelFiles
     settings: Values
-    """What a request takes that does not say otherwise, as far as the manifest knows the model: width and height, and
-    what its author advises. It comes before what the model's family takes."""
+    """Defaults from the manifest for requests to this model: width, height and the author's recommended settings. They
+    override the defaults of the model's family."""
     safety_checker: Path | None
     description: str
-    """What is loaded, why this one, and from where: for the log."""
+    """For the log: what is loaded, why, and from where."""
 
 
 def resolve(weights: str | None, model: str | None) -> ResolvedModel:
-    """`weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry), else the embedded one.
+    """Return the model: `weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry), else the
+    embedded one.
 
-    PASTEL_VAE (path, URL or manifest entry) puts another VAE over it; PASTEL_SAFETY_CHECKER (folder or manifest entry)
-    turns a checker on, for the embedded model only a folder does; PASTEL_PREDICTION says what the UNet predicts, where
-    its files say something else or nothing. Fetches what is missing. Raises ModelError, which
-    names the setting, what was tried and the fix.
+    PASTEL_VAE (path, URL or manifest entry) replaces its VAE. PASTEL_SAFETY_CHECKER (folder or manifest entry) turns a
+    checker on; for the embedded model only a folder does. PASTEL_PREDICTION sets what the UNet predicts, if its files
+    are wrong or silent about it. Missing files are fetched. Raises ModelError, which names the setting, what was tried
+    and the fix.
     """
     entries = load_manifest()
     if weights:
         checkpoint, sha256 = _path_or_url("COG_WEIGHTS", weights)
-        # A file that the manifest knows by its name brings that entry's picture size with it.
+        # If the manifest knows the file by its name, that entry's picture size applies.
         entry = next((entry for entry in entries.values() if checkpoint.name in _file_names(entry)), None)
         return _resolved(checkpoint, sha256, f"COG_WEIGHTS={redacted(weights)}", _vae("", entries), entry, entries)
     reason = f"PASTEL_MODEL={model}" if model else "the embedded default: neither COG_WEIGHTS nor PASTEL_MODEL is set"
@@ -73,7 +74,7 @@ def _resolved(
 
 
 def upscaler_file(hires: HiresSettings | None) -> Path | None:
-    """The weights of the upscaler that is asked for, fetched if they are not here; None where it needs none.
+    """Return the weights of the requested upscaler, fetching them if necessary; None if it needs none.
 
     Raises ModelError.
     """
@@ -84,7 +85,7 @@ def upscaler_file(hires: HiresSettings | None) -> Path | None:
 
 
 def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:
-    """PASTEL_VAE if set, else the manifest's VAE for the model, else none."""
+    """Return PASTEL_VAE if set, else the manifest's VAE for the model; None if there is neither."""
     chosen = os.environ.get("PASTEL_VAE")
     if not chosen:
         return _entry_path(f"the VAE {entry_name}", entries[entry_name]) if entry_name else None
@@ -94,8 +95,8 @@ def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:
 
 
 def _prediction(entry: Entry | None) -> str:
-    """PASTEL_PREDICTION if set, else what the manifest says of the model, by diffusers' name; empty: what its files
-    say."""
+    """Return what the UNet predicts, by diffusers' name: PASTEL_PREDICTION if set, else what the manifest says. Empty
+    if only the model's files say it."""
     chosen = os.environ.get("PASTEL_PREDICTION", "")
     if chosen and chosen.lower() not in PREDICTION_NAMES:
         raise ModelError(f"PASTEL_PREDICTION={chosen}: not known. Known are {', '.join(PREDICTION_NAMES)}.")
@@ -103,8 +104,8 @@ def _prediction(entry: Entry | None) -> str:
 
 
 def _safety_checker(model: Entry | None, entries: dict[str, Entry]) -> tuple[Path | None, str]:
-    """The folder of the checker that PASTEL_SAFETY_CHECKER names, and what the log says of it: what it costs, or why
-    there is none."""
+    """Return the folder of the checker that PASTEL_SAFETY_CHECKER names, and a text for the log: its size, or why there
+    is no checker."""
     setting, chosen = "PASTEL_SAFETY_CHECKER", os.environ.get("PASTEL_SAFETY_CHECKER")
     if not chosen or chosen == OFF:
         return None, f"off, {setting} names none"
@@ -128,7 +129,7 @@ def _named(setting: str, name: str, kind: str, entries: dict[str, Entry]) -> Ent
 def _entry_path(setting: str, entry: Entry) -> Path:
     if entry.embedded and entry.embedded.is_file():
         return entry.embedded
-    # Imported here: the embedded model needs no network, and start-up no HTTP client.
+    # Imported here: the embedded model needs no network, and start-up needs no HTTP client.
     from weights_script.fetch import cache_folder, ensure
 
     try:
@@ -138,13 +139,13 @@ def _entry_path(setting: str, entry: Entry) -> Path:
 
 
 def _path_or_url(setting: str, value: str) -> tuple[Path, str]:
-    """The path, and its SHA-256 where a fetch has told it."""
+    """Return the path, and its SHA-256 if a fetch recorded it, else an empty text."""
     if "://" not in value:
         try:
             path = Path(value).expanduser()
             if path.exists():
                 return path.absolute(), ""
-        except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, a home of nobody
+        except (OSError, RuntimeError) as error:  # name too long, folder not readable, unknown home directory
             raise ModelError(f"{setting}={value}: cannot be looked up ({error}). Give another path.") from error
         raise ModelError(f"{setting}={value}: no such file or folder. Give a path, or an http or https URL.")
     from weights_script.fetch import cache_folder, fetch_url, for_operators

@@ -1,7 +1,7 @@
-"""Several connections for one large file: segments are fetched ahead and handed over in the file's order.
+"""Use several connections for one large file: fetch segments ahead and hand them over in the file's order.
 
-A host often gives one connection only a part of what the line carries. As segments come in order, the file still grows
-from its start: it is hashed while it streams, and whatever is on the disk can be gone on from.
+A host often limits the speed of one connection. As segments come in order, the file still grows from its start: it is
+hashed while it streams, and a partial file can always be continued.
 """
 
 import threading
@@ -27,7 +27,7 @@ from weights_script.web import (
 
 SEGMENT = 16 << 20
 CONNECTIONS = 8
-"""Memory stays at this many segments and the one that is being written."""
+"""Memory holds this many segments, plus the one that is being written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Segments:
     """The rest of one version of a file, from byte `start` to `end`."""
 
     url: str
-    """Asked anew for every segment, though it may redirect to a signed address: such signatures run out."""
+    """Requested again for every segment, even if it redirects to a signed address: such signatures expire."""
     access: Access
     version: str
     """Strong ETag or date."""
@@ -45,9 +45,9 @@ class Segments:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def in_order(self) -> Generator[bytearray]:
-        """One segment after another. Raises SourceFailed when one cannot be had, or is of another version.
+        """Yield one segment after another. Raises SourceFailed if one cannot be fetched or is of another version.
 
-        To be closed, which stops the connections.
+        Close the generator to stop the connections.
         """
         starts = iter(range(self.start, self.end, SEGMENT))
         ahead = deque(self.begin(start) for start in islice(starts, CONNECTIONS))
@@ -60,7 +60,7 @@ class Segments:
             self.stopped.set()
 
     def begin(self, start: int) -> "Future[bytearray]":
-        """Fetch in a daemon thread: an interrupted program waits for the threads of an executor, but not for these."""
+        """Fetch in a daemon thread: an interrupted program waits for an executor's threads, but not for this one."""
         future: Future[bytearray] = Future()
 
         def run() -> None:
@@ -73,7 +73,7 @@ class Segments:
         return future
 
     def fetch(self, start: int, end: int) -> bytearray:
-        """The bytes from `start` to before `end`; a cut does not lose what came before it."""
+        """Return the bytes from `start` up to but not including `end`. A cut keeps what has arrived."""
         got = bytearray()
 
         def attempt() -> None:
@@ -85,7 +85,7 @@ class Segments:
             with response:
                 refuse_pages(response)
                 if range_start(response) != start + len(got) or version_of(response) != self.version:
-                    raise SourceFailed("sent something else than the part of the file that was asked for")
+                    raise SourceFailed("sent something other than the requested part of the file")
                 for chunk in read_chunks(response, self.patience, end - start - len(got)):
                     got.extend(chunk)
                     self.pause(0)

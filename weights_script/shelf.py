@@ -1,4 +1,4 @@
-"""LRU cache of the files that requests name: downloaded anonymously, and kept within a bound."""
+"""LRU cache of files that requests name. They are downloaded anonymously, and their total size is limited."""
 
 import json
 import math
@@ -24,18 +24,18 @@ from weights_script.web import PATIENCE, Access, Refused, SourceFailed
 FETCHED = "fetched"
 """The shelf's folder in the cache."""
 LARGEST = 2 << 30
-"""Bytes of one file: a LoRA of every layer at full rank has less."""
+"""Most bytes of one file; a LoRA of every layer at full rank is smaller."""
 ROOM_SETTING = "PASTEL_FETCHED_GB"
 ROOM = 16 << 30
-"""Bytes that all files may take together, partial ones included, unless the setting says otherwise. The manifest's own
-ControlNets lie elsewhere and do not count: no request can add to them."""
+"""Most bytes of all files, including partial ones, unless the setting says otherwise. The manifest's own ControlNets are
+stored elsewhere and do not count: no request can add to them."""
 FOLDERS_MAX = 1000
-"""Files, and answers of listings, that are kept at most, however small they are."""
+"""Most files and listing answers that are kept, however small they are."""
 PARTS = (".part", ".part.json")
 PART_SECONDS = 24 * 3600
-"""How long a part is kept, from which a fetch of the same address would go on."""
+"""How long a partial download is kept, so that a fetch of the same address can continue it."""
 HURRY = replace(PATIENCE, tries=1, connects=1, timeout=5.0)
-"""With a server whose answer is known from before."""
+"""For a server whose previous answer is on record."""
 
 
 def room() -> int:
@@ -53,9 +53,9 @@ def room() -> int:
 
 
 class Shelf:
-    """The shelf of one request: what it used stays until it is closed, in this process and in others.
+    """The shelf of one request. Files that it used are kept until it is closed, by this process and by others.
 
-    Each file, and each answer of a listing, lies in a folder of its own, whose time is when it was last used.
+    Each file, and each answer of a listing, has a folder of its own, whose modification time is its last use.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -66,22 +66,22 @@ class Shelf:
         self._closed = False
 
     def close(self) -> None:
-        """Let go of what was used, and of what is still to come."""
+        """Release the files that were used, and any that still arrive."""
         self._closed = True
         for held in self._used.values():
             held.release()
         self._used.clear()
 
     def fetch(self, url: str, use: str = "") -> Path:
-        """The file at an address, for a use (`Expected.use`).
+        """Return the file of an address, for a use (`Expected.use`).
 
-        Raises SourceFailed, also for more than there is room, and other ModelErrors.
+        Raises SourceFailed, also if there is no room for the file, and other ModelErrors.
         """
         key = url_key(url)
         left = max(0, min(LARGEST, self._room - sum(_size(self._folder / used) for used in self._used)))
         self._make_room(left if not (self._folder / key).is_dir() else 0)
         others = (folder for folder in self._by_age() if folder != self._folder / key)
-        left = max(0, min(left, self._room - sum(map(_size, others))))  # other processes keep what they use, too
+        left = max(0, min(left, self._room - sum(map(_size, others))))  # other processes also keep what they use
         fetch = partial(fetch_url, url, self._folder, Expected(at_most=left, use=use), access=_access(url))
         try:
             path = fetch()
@@ -90,12 +90,12 @@ class Shelf:
                 raise
             path = fetch()
         self._hold(key)
-        while not path.is_file():  # another process deleted it before it was held
-            self._used.pop(key).release()  # whoever fetches has the folder alone
+        while not path.is_file():  # another process deleted it before we held it
+            self._used.pop(key).release()  # a fetch needs the folder alone
             path = fetch()
             self._hold(key)
         with suppress(OSError):
-            os.utime(path.parent)  # not the file, whose time is a part of what it is known by
+            os.utime(path.parent)  # not the file: its time helps to identify it
         return path
 
     def _hold(self, key: str) -> None:
@@ -106,7 +106,7 @@ class Shelf:
             raise Stopped
 
     def listed(self, url: str, pick: Callable[[Any], str]) -> str:
-        """What `pick` takes of a listing's JSON; what it took the last time, where the server cannot be reached.
+        """Return what `pick` takes from a listing's JSON; if the server cannot be reached, what it took last time.
 
         Raises SourceFailed.
         """
@@ -121,17 +121,17 @@ class Shelf:
         else:
             known = _picked(text, pick)
         self._make_room(0)
-        with suppress(OSError):  # a cache that cannot be written is told with the file
+        with suppress(OSError):  # if the cache cannot be written, fetching the file reports it
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(known)
             os.utime(note.parent)
         return known
 
     def _make_room(self, more: int) -> bool:
-        """Delete old parts, and what was not used for the longest time, until so many bytes more would have room.
+        """Delete old partial downloads and the least recently used files until `more` bytes fit.
         Return whether anything was deleted.
 
-        What this request uses stays, and so does what another process fetches or uses.
+        Keep what this request uses, and what another process fetches or uses.
         """
         folders = list(self._by_age())
         total, count, gone = sum(_size(folder) for folder in folders), len(folders), 0
@@ -150,7 +150,7 @@ class Shelf:
         return gone > 0
 
     def _by_age(self) -> Iterator[Path]:
-        """The folders, the one that was not used for the longest time first."""
+        """Yield the folders, the least recently used first."""
         ages = []
         for folder in self._folder.glob("urls/*"):
             with suppress(FileNotFoundError):  # another process deleted it
@@ -159,22 +159,22 @@ class Shelf:
 
 
 def _picked(text: str, pick: Callable[[Any], str]) -> str:
-    """What `pick` takes of a listing. Raises SourceFailed for an answer that is none."""
+    """Return what `pick` takes from a listing. Raises SourceFailed for an answer that is not a listing."""
     try:
         listing = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of 10,000 digits
-        raise SourceFailed("answered with something else than a listing") from error
+        raise SourceFailed("did not answer with a listing") from error
     try:
         picked = pick(listing)
     except (LookupError, TypeError, AttributeError) as error:
-        raise SourceFailed("answered with something else than a listing") from error
+        raise SourceFailed("did not answer with a listing") from error
     if len(picked) > 2 * NAME_MAX or shown(picked) != picked:
         raise SourceFailed("answered with a listing whose names cannot be used")
     return picked
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether a fetch into this folder was given up: it holds at most a part, and nothing came for a day."""
+    """Return whether a fetch into this folder was given up: it has at most a part, and nothing arrived for a day."""
     newest = 0.0
     with suppress(OSError):  # another process deletes it
         for path in folder.iterdir():
@@ -186,7 +186,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a folder's files. Another process may delete them meanwhile."""
+    """Return the bytes of a folder's files. Another process may delete them meanwhile."""
     total = 0
     with suppress(OSError):
         for path in folder.iterdir():
@@ -196,9 +196,9 @@ def _size(folder: Path) -> int:
 
 
 def _access(url: str) -> Access:
-    """Strangers name these addresses: public hosts only, but for the Hub's mirror that the operator names.
+    """Return the access for an address that a stranger names: public hosts, and the operator's Hub mirror.
 
-    The operator's token goes along only where it is shared: with it a request sees what is private to the operator.
+    The operator's token is only sent if it is shared: with it, a request can read the operator's private files.
     """
     token = hub.token_for(url) if os.environ.get("PASTEL_SHARE_TOKEN") == "1" else ""
     return Access(token=token, public=True, own=os.environ.get("HF_ENDPOINT", ""))

@@ -1,5 +1,4 @@
-"""Files that a request brings -> LoRAs, embeddings, hypernetworks, control networks and upscalers, told apart by their
-content."""
+"""Sort uploaded files into LoRAs, embeddings, hypernetworks, control networks and upscalers, by their content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,14 +10,14 @@ from pipelines.errors import InvalidInput
 
 FIX = "Send a LoRA, an embedding, a hypernetwork, a ControlNet, an adapter or an upscaler."
 FILES_MAX = 16
-"""Files of one request. Each is looked into before anything is drawn."""
+"""Most files of one request. Each is inspected before anything is drawn."""
 NAMELESS = "file"
-"""What the server calls a file that was sent as a data URI."""
+"""The server's name for a file that was sent as a data URI."""
 
 
 @dataclass(frozen=True)
 class Uploads:
-    """Files by their names, of each kind."""
+    """Uploaded files of each kind, by name."""
 
     loras: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
@@ -26,13 +25,13 @@ class Uploads:
     hypernetworks: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     upscalers: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     encoders: dict[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
-    """Image encoders, which IP-Adapters see by."""
+    """Image encoders for IP-Adapters."""
 
 
 def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
-    """The files by kind and name. `names`, between commas, go before the files' own.
+    """Return the files by kind and name. The comma-separated `names` take precedence over the files' own names.
 
-    Raises InvalidInput for a file that is none of these, and for a name that two files have or that no tag can hold.
+    Raises InvalidInput for a file of another kind, and for a name that two files share or that does not fit in a tag.
     """
     if len(files) > FILES_MAX:
         raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
@@ -50,14 +49,14 @@ def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
 
 
 def _own_name(file: ExtraFile) -> str:
-    """The file's own name; of a LoRA without one, the name that it was trained under."""
+    """Return the file's own name; for a LoRA without one, the name that it was trained under."""
     stem = name_of_upload(file.path.stem)
     trained = training_name(file) if stem == NAMELESS and file.path.suffix != ".pt" else ""
     return plain_name(trained or stem)
 
 
 def _kind_of(file: ExtraFile) -> str:
-    from pipelines.models.checkpoint import (  # here: they import torch, which is there when files are sent
+    from pipelines.models.checkpoint import (  # here: imports torch, which is only loaded if files are sent
         content_of,
         kind_of,
         stored_in,
@@ -80,7 +79,7 @@ def _kind_of(file: ExtraFile) -> str:
 
 
 def group_of(what: str) -> str | None:
-    """Return the field of `Uploads` for a kind of file by its words; None for a kind that requests cannot bring."""
+    """Return the field of `Uploads` for a kind of file; None for a kind that requests cannot upload."""
     return next((group for words, group in GROUPS.items() if words in what), None)
 
 
@@ -92,6 +91,6 @@ GROUPS = {
     "IP-Adapter": "controls",
     "image encoder": "encoders",
     "upscaler": "upscalers",
-    "unknown": "upscalers",  # the library for upscalers knows more kinds than we can tell, and says what it does not
+    "unknown": "upscalers",  # the upscaler library recognises more kinds than we do, and reports the others itself
 }
-"""Kind of a file by the words for what it is -> the field of `Uploads`."""
+"""Kind of a file, as it is described to users -> the field of `Uploads`."""

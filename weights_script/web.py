@@ -1,6 +1,6 @@
-"""Asking a server for a file, and what its answers mean: try again, try elsewhere, or here it comes.
+"""HTTP requests for files, and what the answers mean: try again, try elsewhere, or read the file.
 
-The standard library's client is enough and honours the proxy variables, so that nothing more has to be installed.
+The standard library's client is sufficient and honours the proxy variables, so nothing else has to be installed.
 """
 
 import email.utils
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 CHUNK = 1 << 20
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RESERVED = ":/?#[]@!$&'()*+,;=%"
-"""What has a meaning in an address; what else is not plain, such as a space, is sent by its code."""
+"""Characters with a meaning in an address. Others that are not plain, such as a space, are percent-encoded."""
 STATUS_HINTS = {
     401: "gone, private or gated",
     403: "not allowed, or gated",
@@ -40,22 +40,22 @@ STATUS_HINTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long a server is put up with."""
+    """Retry and timeout limits."""
 
     tries: int = 5
     """Failures in a row that brought less than `progress` bytes each."""
     connects: int = 2
-    """The same, when the server could not be reached at all."""
+    """The same, if the server could not be reached at all."""
     progress: int = 1 << 20
     timeout: float = 30.0
     """Seconds without a byte."""
     slowest: float = 1024.0
-    """Bytes a second, on average, after `timeout` seconds."""
+    """Minimum average bytes per second, checked after `timeout` seconds."""
     first_wait: float = 1.0
     longest_wait: float = 60.0
 
     def wait(self, failures: int) -> float:
-        """Seconds before the next try: doubled with each failure."""
+        """Return the seconds to wait before the next try; each failure doubles them."""
         return min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
 
 
@@ -64,17 +64,17 @@ PATIENCE = Patience()
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """With what rights an address is asked for."""
+    """Credentials and restrictions for requests to an address."""
 
     token: str = ""
-    """A bearer token, which is sent to the address's own host only."""
+    """A bearer token, sent only to the address's own host."""
     public: bool = False
-    """Only hosts of the public internet may be connected to: a stranger named the address."""
+    """Whether to connect only to hosts on the public internet, because a stranger named the address."""
     own: str = ""
-    """An address of the operator's choice. Its server may be anywhere; what that redirects to may not."""
+    """An address that the operator chose. Its server may be anywhere, but may only redirect to public hosts."""
 
     def is_own(self, url: str) -> bool:
-        """Whether an address is on the operator's server."""
+        """Return whether an address is on the operator's server."""
         return bool(self.own) and _origin(url) == _origin(self.own)
 
 
@@ -82,26 +82,26 @@ OPEN = Access()
 
 
 class SourceFailed(ModelError):
-    """This source cannot give the file; another may. The text holds no token."""
+    """This source cannot provide the file; another may. The text contains no token."""
 
     def __init__(self, text: str) -> None:
         super().__init__(redacted(text))
 
 
 class Unreachable(SourceFailed):
-    """No connection to the server came about."""
+    """No connection to the server could be made."""
 
 
 class Refused(SourceFailed):
-    """The server answered that it does not give the file."""
+    """The server answered that it will not send the file."""
 
 
 class Denied(Refused):
-    """HTTP 401 or 403: it may give the file to others."""
+    """HTTP 401 or 403: the server may send the file to others."""
 
 
 class Interrupted(Exception):
-    """Worth another try. `wait` is what the server asked for, in seconds."""
+    """A failure that is worth another try. `wait` is the time in seconds that the server asked for, or None."""
 
     def __init__(self, text: str, wait: float | None = None) -> None:
         super().__init__(redacted(text))
@@ -113,12 +113,12 @@ class NoConnection(Interrupted):
 
 
 class RangeRefused(Exception):
-    """HTTP 416: the server does not continue from where it was asked to."""
+    """HTTP 416: the server does not continue from the requested position."""
 
 
 def refuse_private(url: str) -> None:
-    """Raise SourceFailed for an address whose host is not one of the public internet, as far as names can be resolved
-    here. Connections check what they really connect to; this is for what a proxy connects to, and tells it early."""
+    """Raise SourceFailed if the host of an address is not public, as far as names can be resolved here. Connections
+    check their actual address; this covers connections by a proxy, and reports the problem early."""
     host = urllib.parse.urlsplit(url).hostname or ""
     if not is_public(host):
         raise SourceFailed(f"{host} is not a host of the public internet, and only those are asked for files")
@@ -130,7 +130,7 @@ def patiently(
     progress: Callable[[], int],
     sleep: Callable[[float], object] = pause,
 ) -> Result:
-    """Try until it works, or until it failed too often without `progress` (in bytes). Raises SourceFailed."""
+    """Try until it works, or fails too often without `progress` (in bytes). Raises SourceFailed."""
     failures = 0
     while True:
         before = progress()
@@ -143,13 +143,13 @@ def patiently(
                 raise (Unreachable if unreached else SourceFailed)(f"{stop} ({failures} tries)") from stop
             wait = patience.wait(failures) if stop.wait is None else stop.wait
             if wait > patience.longest_wait:
-                raise SourceFailed(f"{stop}; asks to come back in {wait:.0f} s") from stop
+                raise SourceFailed(f"{stop}; the server asks to wait {wait:.0f} s") from stop
             log.info("%s; trying again in %.1f s", stop, wait)
             sleep(wait)
 
 
 def ask(url: str, headers: dict[str, str], access: Access, timeout: float) -> HTTPResponse:
-    """The answer to a GET. Raises SourceFailed, Interrupted or RangeRefused."""
+    """Return the answer to a GET. Raises SourceFailed, Interrupted or RangeRefused."""
     request = Request(
         urllib.parse.quote(url, safe=_RESERVED),
         headers={"User-Agent": "pastel", "Accept-Encoding": "identity"} | headers,
@@ -172,8 +172,8 @@ def ask(url: str, headers: dict[str, str], access: Access, timeout: float) -> HT
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise SourceFailed(f"its certificate cannot be verified ({_reason(error.reason)})") from error
         raise NoConnection(f"cannot be reached ({_reason(error.reason)})") from error
-    except ValueError as error:  # an address that cannot be read, which a server redirects to
-        raise SourceFailed(f"leads to an address that is none ({_reason(error)})") from error
+    except ValueError as error:  # the server redirects to an address that cannot be parsed
+        raise SourceFailed(f"redirects to an invalid address ({_reason(error)})") from error
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(f"broken answer ({_reason(error)})") from error
 
@@ -184,7 +184,7 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to less, and keeps the token on its own host only."""
+    """Follows redirects, but never from https to anything less, and sends the token only to its own host."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -200,7 +200,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _PublicRedirects(_Redirects):
-    """Follows redirects to hosts of the public internet, and to the operator's own server."""
+    """Follows redirects to hosts on the public internet and to the operator's own server."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -223,7 +223,7 @@ def _from_status(error: urllib.error.HTTPError) -> Exception:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks for; it holds seconds or a date."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date; None if it cannot be read."""
     if value.strip().isdigit():
         return float(value)
     try:
@@ -238,7 +238,7 @@ def _reason(error: object) -> str:
 
 
 def read_chunks(response: HTTPResponse, patience: Patience, limit: int | None) -> Iterator[bytes]:
-    """The body as it comes. A broken or slow connection raises Interrupted, more than `limit` bytes SourceFailed."""
+    """Yield the body as it arrives. Raises Interrupted for a broken or slow connection, SourceFailed past `limit`."""
     started, got = time.monotonic(), 0
     while chunk := _next_chunk(response, got):
         stop_if_asked()
@@ -259,33 +259,33 @@ def _next_chunk(response: HTTPResponse, got: int) -> bytes:
 
 
 def refuse_pages(response: HTTPResponse) -> None:
-    """Raises SourceFailed for answers that cannot be a weight file."""
+    """Raise SourceFailed for answers that cannot be a weight file."""
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         raise SourceFailed("sent a web page instead of the file (a login or licence page, or a proxy's)")
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise SourceFailed(f"sent the file encoded as {encoding}, which was not asked for")
+        raise SourceFailed(f"sent the file encoded as {encoding}, which was not requested")
 
 
 def stated_length(response: HTTPResponse) -> int | None:
-    """Bytes that this answer's body has, if it says so."""
+    """Return the number of bytes in this answer's body; None if it does not say."""
     stated = response.headers.get("Content-Length", "")
     return int(stated) if stated.isdigit() else None
 
 
 def shows_its_end(response: HTTPResponse) -> bool:
-    """Whether a cut body can be told from a whole one."""
+    """Return whether a cut body can be told from a complete one."""
     chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
     return chunked or stated_length(response) is not None
 
 
 def accepts_ranges(response: HTTPResponse) -> bool:
-    """Whether the server says, or has just shown, that it sends parts of this file."""
+    """Return whether the server says, or has just shown, that it sends parts of this file."""
     return response.status == 206 or response.headers.get("Accept-Ranges") == "bytes"
 
 
 def range_start(response: HTTPResponse) -> int:
-    """Where in the file the answer's body begins; 0 for the whole file, -1 for a range that cannot be read."""
+    """Return where in the file the answer's body begins: 0 for the whole file, -1 for a range that cannot be read."""
     if response.status != 206:
         return 0
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -293,6 +293,6 @@ def range_start(response: HTTPResponse) -> int:
 
 
 def version_of(response: HTTPResponse) -> str:
-    """What identifies this version of the file for If-Range: a strong ETag, else its date, else nothing."""
+    """Return what identifies this version of the file for If-Range: a strong ETag, else its date, else nothing."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")

@@ -1,6 +1,6 @@
-"""One real Cog server with the embedded model serves all tests that do not need one of their own.
+"""One real Cog server with the embedded model serves all tests that do not need their own.
 
-The tests of that server share a worker, so that only one is started; those with a server of their own go to another.
+The tests of that server share a worker, so only one is started. Tests with a server of their own run on another worker.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Requests that are drawn in a fraction of a second, and what is to be seen in their replies."""
+"""Requests that are drawn in a fraction of a second, and checks of their replies."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Every bad input gets a 422 or one error with field, value, rule and fix; the next prediction is unaffected."""
+"""Every bad input gets a 422 or one error with field, value, rule and fix, and does not affect the next prediction."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""ControlNets, adapters and their pictures through HTTP."""
+"""ControlNets, adapters and their pictures over HTTP."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every request of README's cookbook does what it says."""
+"""Every request in the README's cookbook does what it says."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Dynamic prompts through HTTP."""
+"""Dynamic prompts over HTTP."""
 
 from script.cog_server import CogServer, reasons
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture

@@ -1,4 +1,4 @@
-"""A server that draws all day: neither memory nor files grow."""
+"""Neither memory nor files of a server grow when it draws all day."""
 
 import base64
 import random

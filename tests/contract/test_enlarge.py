@@ -1,4 +1,4 @@
-"""A picture enlarged through HTTP, with nothing drawn."""
+"""Enlarging a picture over HTTP, without drawing."""
 
 import pytest
 from PIL import Image

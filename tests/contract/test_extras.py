@@ -1,4 +1,4 @@
-"""A LoRA that is sent along changes its own picture and no other."""
+"""An uploaded LoRA changes its own picture and no other."""
 
 import re
 from pathlib import Path

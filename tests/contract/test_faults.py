@@ -1,4 +1,4 @@
-"""A disk without room, a folder that is gone, a worker that is killed, an id that is no name of a folder."""
+"""Faults: a full disk, a missing folder, a killed worker, an id that cannot be a folder name."""
 
 import resource
 import shutil

@@ -1,4 +1,4 @@
-"""A picture's generation data, pasted into the form, gives that picture."""
+"""Pasting a picture's generation data into the form gives the same picture."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""What clients send, from valid to hostile: a small part of what `script/soak requests` sends."""
+"""Requests from valid to hostile: a small part of what `script/soak requests` sends."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files that are made to do harm, sent to the real server: each is refused soon, and leaves the server as it was."""
+"""Harmful files sent to the real server: each is refused quickly and leaves the server as it was."""
 
 import base64
 import time

@@ -1,4 +1,4 @@
-"""Pictures and masks through HTTP."""
+"""Pictures and masks over HTTP."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Predictions that succeed: files, their parameters, batches, phases, and the order in which all of it comes."""
+"""Successful predictions: files, their parameters, batches, phases, and the order in which they arrive."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Servers of their own: those that cannot start, and one that is told to stop while it draws."""
+"""Servers that cannot start, and one that is told to stop while it draws."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: the same picture as on the CPU, by the numbers that half precision allows."""
+"""An NVIDIA GPU draws the same picture as the CPU, within the limits of half precision."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

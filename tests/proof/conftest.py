@@ -1,4 +1,4 @@
-"""What the proof compares with: packages in a folder of their own, and the embedded model's networks."""
+"""Packages for comparisons, installed in a folder of their own, and the embedded model's networks."""
 
 import sys
 from pathlib import Path

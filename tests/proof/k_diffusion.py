@@ -1,7 +1,7 @@
-"""k-diffusion's samplers, by the authors of most of them and what WebUI itself runs, without what they do not need.
+"""k-diffusion's samplers, which WebUI runs, by the authors of most of them. Loaded without unneeded parts.
 
-The package first imports its training code, which needs twenty more packages. So its `sampling` is imported alone,
-beside a stand-in for torchvision, of which `utils` imports a name for pictures that no sampler uses.
+The package first imports its training code, which needs twenty more packages. So only its `sampling` is imported, with
+a stand-in for torchvision, from which `utils` imports a name for pictures that no sampler uses.
 """
 
 import sys

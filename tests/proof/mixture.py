@@ -1,8 +1,8 @@
 """A denoiser with an exact answer: pixels drawn independently from a mixture of two normal distributions.
 
-With noise of deviation s added, the mixture is one of the same means and wider normals, so the best denoiser has a
-closed form, which is not linear. As the pixels are single numbers, the probability-flow equation keeps the order of
-all values and with it their quantiles: a noisy value ends where the clean distribution has the same quantile.
+With noise of deviation s added, the mixture has the same means and wider normals, so the best denoiser has a closed
+form, which is not linear. As the pixels are single numbers, the probability-flow equation keeps the order of all values
+and so their quantiles: a noisy value ends where the clean distribution has the same quantile.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""WebUI's cases: which files are expected in their folder, and what a test does when one of them is missing.
+"""WebUI's cases: the files expected in their folder, and what a test does if one of them is missing.
 
-The folder holds a checkpoint of 70 MB and is no part of the repository. `tests/data/webui` has the facts that are.
+The folder contains a checkpoint of 70 MB and is not part of the repository. `tests/data/webui` has the facts that are.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Eta, churn and the factor of noise against k-diffusion, which WebUI runs, and against diffusers' DDIM."""
+"""Eta, churn and the noise factor, compared with k-diffusion, which WebUI runs, and with diffusers' DDIM."""
 
 import math
 from collections.abc import Callable

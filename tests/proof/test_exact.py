@@ -1,9 +1,9 @@
-"""Every sampler against exact solutions: no other program's numbers are needed for these.
+"""Every sampler compared with exact solutions, without another program's numbers.
 
 Samplers without noise solve the probability-flow equation, whose solution for a mixture of normal distributions is
 known (`mixture`). Samplers with noise must end with the variance of the data; for normally distributed data it follows
-from what each single draw of noise does to the result. Either way the error falls with the number of steps as fast as
-the order of the method says, and what it falls to is the exact value.
+from what each draw of noise does to the result. Either way, the error must fall with the number of steps as fast as the
+order of the method says, towards the exact value.
 """
 
 import math

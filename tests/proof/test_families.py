@@ -1,4 +1,4 @@
-"""The families of checkpoints in their real layouts, told by their tensors."""
+"""The families of checkpoints in their real layouts, recognised by their tensors."""
 
 from pathlib import Path
 from types import SimpleNamespace

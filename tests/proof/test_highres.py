@@ -1,7 +1,7 @@
-"""The highres fix against a program that is put together from diffusers, transformers and torch alone.
+"""The highres fix compared with a program built only from diffusers, transformers and torch.
 
-It draws with the embedded model's networks by the schedulers of diffusers, which are given our noise levels and
-timesteps. Noise, size, steps, guidance, the upscaling and the decoding are its own.
+That program draws with the embedded model's networks and diffusers' schedulers, which get our noise levels and
+timesteps. Noise, size, steps, guidance, upscaling and decoding are its own.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The Brownian motion of SDE samplers against torchsde's own, as k-diffusion draws it."""
+"""The Brownian motion of SDE samplers compared with torchsde's own, as k-diffusion draws it."""
 
 import pytest
 import torch

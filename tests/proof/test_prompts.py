@@ -1,6 +1,6 @@
-"""The prompt rules: texts that are written from a tree whose meaning is known, and transformers' own encoding of them.
+"""The prompt rules: texts written from a tree with a known meaning, and transformers' own encoding of them.
 
-Nothing here reads a prompt. A tree is drawn at random, evaluated by the rule, and written as text for the parser.
+Nothing here parses a prompt. A tree is drawn at random, evaluated by the rule, and written as text for the parser.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A proof that is missing is told: it fails in CI, and is in the last lines of a run elsewhere."""
+"""A missing proof is reported: it fails in CI, and elsewhere appears at the end of a run."""
 
 from pathlib import Path
 from types import SimpleNamespace

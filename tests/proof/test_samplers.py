@@ -1,7 +1,7 @@
-"""Every sampler against code that others wrote: k-diffusion, torchsde and diffusers, on the same denoiser.
+"""Every sampler compared with other people's code on the same denoiser: k-diffusion, torchsde and diffusers.
 
-They are given our noise levels or timesteps. The noise they draw themselves: torch's generators for ancestral noise,
-torchsde's Brownian tree for the SDE samplers. What no library has is put together from what they have.
+They get our noise levels or timesteps and draw their own noise: with torch's generators for ancestral noise, with
+torchsde's Brownian tree for the SDE samplers. If no library has a sampler, it is assembled from their parts.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Noise levels of every schedule type against k-diffusion, diffusers and scipy, or against the formula in float64.
+"""Noise levels of every schedule type compared with k-diffusion, diffusers and scipy, or with the formula in float64.
 
-They are given the two ends of the model's table, or the table.
+They get the two ends of the model's table, or the table.
 """
 
 import math

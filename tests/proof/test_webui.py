@@ -1,4 +1,4 @@
-"""The cases that WebUI 1.10.1 itself computed, to the tolerances of the promise (float32 on a CPU)."""
+"""The cases that WebUI 1.10.1 itself computed, within the promised tolerances (float32 on a CPU)."""
 
 from collections.abc import Callable
 

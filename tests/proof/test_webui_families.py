@@ -1,4 +1,4 @@
-"""The cases that WebUI 1.10.1 computed with checkpoints of other families, to the tolerances of the promise."""
+"""The cases that WebUI 1.10.1 computed with checkpoints of other families, within the promised tolerances."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The embedded model, loaded once a worker: real networks that draw in seconds on a CPU. And a server to fetch from."""
+"""The embedded model, loaded once per worker: real networks that draw in seconds on a CPU. Also a test web server."""
 
 import os
 from collections.abc import Generator

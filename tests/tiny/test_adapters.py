@@ -1,5 +1,5 @@
-"""T2I adapters, IP-Adapters and Control-LoRAs on the embedded model: they do what diffusers' networks do, where and
-when they were asked to."""
+"""T2I adapters, IP-Adapters and Control-LoRAs on the embedded model match diffusers' networks, and act only where and
+when they should."""
 
 import copy
 from collections import OrderedDict

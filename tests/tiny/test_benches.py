@@ -1,4 +1,4 @@
-"""The measurements run, in their smallest size, and what they compare does the same work."""
+"""The benchmarks run at their smallest size, and the programs that they compare do the same work."""
 
 import argparse
 from importlib import import_module

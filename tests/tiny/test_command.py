@@ -1,4 +1,4 @@
-"""`python -m pipelines`: pictures and latents from infotext files, one clear line for what it cannot do."""
+"""`python -m pipelines`: pictures and latents from infotext files, and one clear line for what it cannot do."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The GPU's short cuts, as far as a CPU can run them: torch's compiler with a backend that compiles nothing, graphs
-with a recorder that computes again, and the meta device, on which waiting for a result is an error."""
+"""The GPU's optimisations, as far as a CPU can run them: torch's compiler with a backend that compiles nothing, graphs
+with a recorder that computes again, and the meta device, where waiting for a result is an error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext

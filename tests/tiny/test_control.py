@@ -1,4 +1,4 @@
-"""ControlNet on the embedded model: it does what diffusers' networks do, where and when it was asked to."""
+"""ControlNet on the embedded model matches diffusers' networks, and acts only where and when it should."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""Checkpoints become fp16 safetensors of the tensors that draw: tensor by tensor, from safe files only."""
+"""Checkpoints become fp16 safetensors of the tensors needed for drawing, tensor by tensor, from safe files only."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
 """What the embedded model can do, judged by a classifier of drawn scenes on prompts that were never trained on.
 
-The judge saw drawn scenes only (`pastel_tiny/judge.py`). Each measure stands beside a control that must fail.
+The judge only saw drawn scenes (`pastel_tiny/judge.py`). Each measure has a control that must fail.
 """
 
 from dataclasses import replace

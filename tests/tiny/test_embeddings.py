@@ -1,4 +1,4 @@
-"""Textual inversion: which words stand for vectors, where those come to lie, and which files are refused."""
+"""Textual inversion: which words stand for vectors, where the vectors go, and which files are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace

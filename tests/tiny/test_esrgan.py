@@ -1,4 +1,4 @@
-"""Upscaling networks, read by the real spandrel, with or without torchvision beside it."""
+"""Upscaling networks, read by the real spandrel, with or without torchvision installed."""
 
 import subprocess
 import sys

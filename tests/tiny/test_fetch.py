@@ -1,4 +1,4 @@
-"""Fetching from a server that misbehaves: always the right file or a clear error, never a wrong file by its name."""
+"""Fetching from a misbehaving server gives the right file or a clear error, never a wrong file under its name."""
 
 import errno
 import hashlib
@@ -802,7 +802,7 @@ def test_the_operators_hub_may_be_anywhere_and_what_it_redirects_to_may_not(
 def test_a_redirect_to_no_address_is_told(hub_of_loras: Server, target: str) -> None:
     away = Answer(status=302, headers={"Location": target})
     hub_of_loras.script["/some/lora/resolve/main/some.safetensors"] = [away]
-    with pytest.raises(ModelError, match=r"^loras='some/lora': .*leads to an address that is none"):
+    with pytest.raises(ModelError, match=r"^loras='some/lora': .*redirects to an invalid address"):
         brought("some/lora")
 
 
@@ -938,7 +938,7 @@ def test_weights_of_another_kind_are_not_trusted(
     place = "/some/lora/resolve/main/some.safetensors"
     hub_of_loras.script[place] = [Answer(body=KINDS[sent]), Answer(body=KINDS[right])]
     if sent != right:
-        with pytest.raises(ModelError, match=f"^{field}='some/lora': sent {sent}, which is none of the {field}"):
+        with pytest.raises(ModelError, match=f"^{field}='some/lora': sent {sent}, which does not belong in {field}"):
             load(**{field: "some/lora"})
         assert Ledger(tmp_path / "fetched").records() == {}
         assert not list(tmp_path.rglob("some.safetensors"))
@@ -1004,7 +1004,7 @@ def test_a_repository_whose_file_is_here_needs_no_hub(
 )
 def test_a_listing_that_is_none_is_told(hub_of_loras: Server, listing: bytes) -> None:
     hub_of_loras.script["/api/models/some/lora/revision/main"] = [Answer(body=listing)]
-    with pytest.raises(ModelError, match=r"^loras='some/lora': answered with something else than a listing"):
+    with pytest.raises(ModelError, match=r"^loras='some/lora': did not answer with a listing"):
         brought("some/lora")
 
 

@@ -1,4 +1,4 @@
-"""What changes a prediction beside the prompt: guidance rescale and FreeU, on the embedded model."""
+"""Guidance rescale and FreeU, which change a prediction, on the embedded model."""
 
 from collections.abc import Iterator
 

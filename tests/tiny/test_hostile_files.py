@@ -1,4 +1,4 @@
-"""Weight files that are broken, of another kind, or made to do harm: a named error, soon and without much memory."""
+"""Broken, mistaken or harmful weight files give a named error, quickly and without much memory."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Hypernetworks: files as WebUI's training wrote them, against networks of torch's own modules."""
+"""Hypernetworks: files as WebUI's training wrote them, compared with networks of torch's own modules."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The latent upscaler, on a small trained network of its form: diffusers' latents, and pictures that gain by it."""
+"""The latent upscaler, with a small trained network of the same structure, matches diffusers and improves pictures."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Names of layers in both layouts: one to one, and those that diffusers' own converters know."""
+"""Layer names in both layouts map one to one, and diffusers' own converters know them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Checkpoints in every form that people have them in, and named errors for files that are something else."""
+"""Checkpoints in every common form load, and files of other kinds give named errors."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""LoRAs in the weights of the embedded model: what they change, that nothing of them stays, and what is refused."""
+"""LoRAs in the weights of the embedded model: what they change, that nothing of them remains, and what is refused."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""Memory: what is said to be needed is what the networks take, and what does not fit at once is done with less."""
+"""The memory estimate matches what the networks take, and work that does not fit at once is done with less."""
 
 import re
 import weakref

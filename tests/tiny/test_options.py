@@ -1,4 +1,4 @@
-"""WebUI's rarer options on the embedded model: how a pass starts, when guidance is skipped, pictures that tile."""
+"""WebUI's rarer options on the embedded model: how a pass starts, when guidance is skipped, tiling pictures."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Long operations on a CPU, done in parts: the same result, and an end soon after the work was told to stop."""
+"""Long operations on a CPU, done in parts, give the same result and end soon after the work is asked to stop."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The safety checker on a small one of its form: a verdict per picture, nothing blackened."""
+"""The safety checker, with a small one of the same structure: a verdict per picture, nothing blackened."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x and what is made of it, on small models with random weights."""
+"""Stable Diffusion 2.x and its derived models, on small models with random weights."""
 
 from collections.abc import Callable
 from dataclasses import replace

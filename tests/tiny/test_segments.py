@@ -1,4 +1,4 @@
-"""Several connections for one file, from a server that misbehaves: the right file or a clear error, never a mixture."""
+"""Several connections for one file, from a misbehaving server: the right file or a clear error, never a mixture."""
 
 import hashlib
 import json

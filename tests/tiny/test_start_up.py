@@ -1,4 +1,4 @@
-"""What a start imports, in a process of its own: modules are imported once in each."""
+"""What a start imports, tested in separate processes because modules are imported once in each."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Training goes wherever torch's default device is: on the meta device, any tensor left on the host is an error."""
+"""Training works on any default device of torch: on the meta device, a tensor left on the host is an error."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext

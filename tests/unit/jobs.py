@@ -1,4 +1,4 @@
-"""What a helper process is asked to do in test_isolation.py."""
+"""Jobs that test_isolation.py gives to a helper process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A picture as far as requests know one."""
+"""A minimal picture: requests only know its size."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The form and generation data become one request; what stands in the way of a picture is told."""
+"""The form and generation data become one request, and obstacles to a picture are reported."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the form offers, what a request accepts and what the engine can do are the same names."""
+"""The form offers, the request accepts and the engine supports the same names."""
 
 import json
 from pathlib import Path

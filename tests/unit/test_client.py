@@ -1,4 +1,4 @@
-"""script/predict: its words -> the inputs that are sent."""
+"""script/predict turns its arguments into the inputs that it sends."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""deploy/: the manifests fit the schemas of Knative and Istio, and what this container needs of them."""
+"""The manifests in deploy/ fit the schemas of Knative and Istio, and give this container what it needs."""
 
 import ipaddress
 import json

@@ -1,4 +1,4 @@
-"""Families told by their tensors, and what files say of themselves."""
+"""Families recognised by their tensors, and what files declare about themselves."""
 
 from types import SimpleNamespace
 

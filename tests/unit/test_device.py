@@ -1,4 +1,4 @@
-"""The device policy, of GPUs that this machine has not."""
+"""The device policy for GPUs that this machine does not have."""
 
 from pathlib import Path
 from unittest import mock

@@ -1,4 +1,4 @@
-"""What the documents link to and name exists, and their tables are whole."""
+"""Links and names in the documents exist, and their tables are complete."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Enlarging alone: sizes, limits, the crop, and what the result tells."""
+"""Enlarging without drawing: sizes, limits, the crop, and the generation data of the result."""
 
 from typing import Any
 

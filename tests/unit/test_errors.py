@@ -1,4 +1,4 @@
-"""Texts that leave: bounded, clean, without secrets, in linear time; and errors that bring no other text along."""
+"""Texts that leave the program are short, clean, without secrets and made in linear time. Errors leak no other text."""
 
 import logging
 import traceback

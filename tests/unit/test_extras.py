@@ -1,4 +1,4 @@
-"""LoRAs and embeddings by name: tags, folders, hashes, lines of the inputs, and what of a block they settle."""
+"""LoRAs and embeddings by name: tags, folders, hashes, input lines, and the parts of a block that they satisfy."""
 
 import hashlib
 import json

@@ -79,7 +79,7 @@ def test_search_and_replace_starts_from_the_default_and_must_find() -> None:
     axes = [read_axis("--x", "prompt~=sun,moon", FIELDS)]
     inputs = starting_from({"seed": 1}, axes, FIELDS)
     assert [made["prompt"] for _, made in cells(axes, inputs)] == ["a sun", "a moon"]
-    with pytest.raises(Failure, match="does not hold that, it is 'a star'"):
+    with pytest.raises(Failure, match="does not contain that, it is 'a star'"):
         list(cells(axes, {"prompt": "a star"}))
 
 

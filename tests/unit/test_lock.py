@@ -1,4 +1,4 @@
-"""The lock files hold exactly what the requirements ask for: names, versions, hashes, and no address of any index."""
+"""The lock files contain exactly what the requirements ask for: names, versions, hashes, and no index address."""
 
 import re
 

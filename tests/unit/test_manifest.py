@@ -1,4 +1,4 @@
-"""The manifest: what it must hold, and errors that name entry and field."""
+"""The manifest: its required contents, and errors that name entry and field."""
 
 import tomllib
 from collections.abc import Callable

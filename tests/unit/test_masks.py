@@ -1,4 +1,4 @@
-"""Masks, crops and overlays: WebUI's integers, and pixels that come back as they were."""
+"""Masks, crops and overlays: WebUI's integers, and unmasked pixels that stay the same."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Draws against WebUI's and cuRAND's published test vector, and how noise behaves."""
+"""Noise compared with WebUI's and with cuRAND's published test vector, and its properties."""
 
 from dataclasses import replace
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Files of every format hold the picture and its generation parameters."""
+"""Files of every format contain the picture and its generation parameters."""
 
 import io
 import os

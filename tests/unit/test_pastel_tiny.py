@@ -1,4 +1,4 @@
-"""The scenes that the embedded model learns from: fixed by their seed, the same at every size, truly described."""
+"""The scenes that the embedded model learns from: determined by their seed, the same at every size, described truly."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a UNet's output means, by the definitions of noise and v."""
+"""The meaning of a UNet's output, by the definitions of noise and v."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Maps of pictures, on pictures whose lines are known."""
+"""Maps of pictures whose lines are known."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Generation data of other programs is read, or a doubt names the program; what is told twice must agree."""
+"""Generation data of other programs is read, or a doubt names the program; repeated values must agree."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Figures: contestants in turn, medians and ratios, growth, and JSON that stands alone."""
+"""Figures: contestants in turn, medians and ratios, growth, and self-contained JSON."""
 
 import json
 import sys

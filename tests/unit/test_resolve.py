@@ -1,4 +1,4 @@
-"""Which model is loaded: given, named, or embedded; never another one silently."""
+"""Which model is loaded: the given, named or embedded one, and never another one silently."""
 
 import subprocess
 import sys
@@ -88,7 +88,7 @@ def test_a_model_fetched_before_is_used(project: Path) -> None:
         ("http://127.0.0.1:9/x.safetensors", None, "COG_WEIGHTS: http://127.0.0.1:9/x.safetensors: not here"),
         (None, "pastel-max", "PASTEL_MODEL=pastel-max: not a model of the manifest. Known are pastel-tiny"),
         (None, "vae-ft-mse", "PASTEL_MODEL=vae-ft-mse: not a model"),
-        (None, "pastel-mix", "PASTEL_MODEL=pastel-mix: pastel-mix cannot be had. Tried JamesFlare"),
+        (None, "pastel-mix", "PASTEL_MODEL=pastel-mix: pastel-mix cannot be fetched. Tried JamesFlare"),
     ],
 )
 def test_what_cannot_be_had_is_an_error_of_one_line(weights: str | None, model: str | None, says: str) -> None:
@@ -127,7 +127,7 @@ def test_a_safety_checker_only_if_named(project: Path, monkeypatch: pytest.Monke
         assert resolve(str(mine), None).safety_checker is None
         assert "safety checker: off" in resolve(str(mine), None).description
     monkeypatch.setenv("PASTEL_SAFETY_CHECKER", "safety-checker")
-    with pytest.raises(ModelError, match=r"PASTEL_SAFETY_CHECKER: safety-checker cannot be had.*or to off"):
+    with pytest.raises(ModelError, match=r"PASTEL_SAFETY_CHECKER: safety-checker cannot be fetched.*or to off"):
         resolve(str(mine), None)
     monkeypatch.setenv("PASTEL_SAFETY_CHECKER", "on")
     with pytest.raises(ModelError, match="PASTEL_SAFETY_CHECKER=on: not a safety-checker of the manifest"):

@@ -1,4 +1,4 @@
-"""What is checked before work starts needs no torch, no cog and no network."""
+"""Checks before work starts need no torch, no cog and no network."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""How samplers behave on a nonlinear toy denoiser. What they compute is compared in `tests/proof/test_samplers.py`."""
+"""Properties of samplers on a nonlinear toy denoiser. `tests/proof/test_samplers.py` compares their results."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How noise levels behave. What they are is compared in `tests/proof`."""
+"""Properties of noise levels. `tests/proof` compares their values."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The committed schema is what Cog's static generator makes of predict.py, and what it makes is what was meant."""
+"""The committed schema equals what Cog's static generator makes of predict.py, and matches the intended inputs."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""A call of the UNet as one value: rows of a condition, and what diffusers' networks are given."""
+"""A call of the UNet as one value: rows of a condition, and what diffusers' networks receive."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""ControlNet units: lines of the input, values of infotexts in every form, and the checks on both."""
+"""ControlNet units: lines of the input, values of infotexts in every format, and the checks on both."""
 
 import shutil
 from dataclasses import replace
@@ -327,7 +327,7 @@ def test_a_block_asks_for_the_file_of_its_model() -> None:
     assert made.controls == own.controls
     with pytest.raises(
         ModelError,
-        match=r"controls='control_v11p_sd15_canny': canny cannot be had.*HF_HUB_OFFLINE.*send it in files",
+        match=r"controls='control_v11p_sd15_canny': canny cannot be fetched.*HF_HUB_OFFLINE.*send it in files",
     ):
         Library().load_only(replace(NOTHING, controls=(CANNY,)), Inputs())  # known by the manifest
 
@@ -381,7 +381,7 @@ def test_an_encoder_in_the_cache_is_used(cache: Path, sent: tuple[Path, Path, Pa
 
 @pytest.mark.usefixtures("cache")
 def test_an_encoder_that_cannot_be_had_is_told_before_anything_is_drawn(sent: tuple[Path, Path, Path]) -> None:
-    told = r"The image encoder of IP-Adapters: clip-vit-h cannot be had.*HF_HUB_OFFLINE.*send it in files"
+    told = r"The image encoder of IP-Adapters: clip-vit-h cannot be fetched.*HF_HUB_OFFLINE.*send it in files"
     with pytest.raises(ModelError, match=told):
         Library().load_only(NOTHING, Inputs(controls="face", files=sent[:1]))
 

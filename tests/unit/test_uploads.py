@@ -1,4 +1,4 @@
-"""Files that a request brings: told apart by their content, called by their names."""
+"""Uploaded files, told apart by their content and named by their file names."""
 
 import shutil
 from dataclasses import replace

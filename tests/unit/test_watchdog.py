@@ -1,4 +1,4 @@
-"""What the watchdog thinks of a server, without one. tests/contract/test_faults.py has real ones."""
+"""The watchdog's verdicts about a server, without one. tests/contract/test_faults.py uses real ones."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The threads that work for a thread that may be cancelled."""
+"""Threads that work for a thread that may be cancelled."""
 
 import ctypes
 import gc
