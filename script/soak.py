@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""Wear a real Cog server out on the embedded model: odd requests, many predictions, cancels at random moments of every
-ability, files that are made to do harm, workers that are killed, or a full cache that two servers share.
-=======
 """Stress a real Cog server with the embedded model: odd requests, many predictions, cancels at random moments of every
-ability, harmful files, or killed workers.
->>>>>>> eng-e
+ability, harmful files, killed workers, or a full cache that two servers share.
 
 Prints a table of figures and exits with 1 if something did not hold. docs/reliability.md reports the results.
 """
@@ -371,13 +366,8 @@ def must(holds: bool, else_: str) -> None:
 
 
 @contextmanager
-<<<<<<< HEAD
 def fresh_server(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[CogServer, Path]]:
-    """A server with the embedded model and these settings, ready, and the folder for its files."""
-=======
-def fresh_server() -> Iterator[tuple[CogServer, Path]]:
-    """Yield a ready server with the embedded model, and the folder for its files."""
->>>>>>> eng-e
+    """Yield a ready server with the embedded model and these settings, and the folder for its files."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         environment = {"TMPDIR": folder, "PASTEL_MODEL": "", "COG_WEIGHTS": "", **settings}
         with CogServer(environment, log=lambda line: None) as server:

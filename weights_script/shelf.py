@@ -27,8 +27,8 @@ LARGEST = 2 << 30
 """Most bytes of one file; a LoRA of every layer at full rank is smaller."""
 ROOM_SETTING = "PASTEL_FETCHED_GB"
 ROOM = 16 << 30
-"""Most bytes of all files, including partial ones, unless the setting says otherwise. The manifest's own ControlNets are
-stored elsewhere and do not count: no request can add to them."""
+"""Most bytes of all files, including partial ones, unless the setting says otherwise. The manifest's own ControlNets
+are stored elsewhere and do not count: no request can add to them."""
 FOLDERS_MAX = 1000
 """Most files and listing answers that are kept, however small they are."""
 PARTS = (".part", ".part.json")
