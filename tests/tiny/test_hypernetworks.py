@@ -247,7 +247,7 @@ def test_a_block_from_before_2023_names_one(networks: Model, folder: Path) -> No
     assert settle_and_request(read_data(OLD), extras).prompt == "a sun<hypernet:ink:1.0>"
     assert not of_networks(block, extras)
     assert "another hypernetwork ink (0123456789)" in of_networks(block.replace(digits, "0123456789"), extras)[0].text
-    assert "<hypernet:ink:0.3>: no hypernetwork of this name is here" in of_networks(block, Extras())[0].text
+    assert "<hypernet:ink:0.3>: there is no hypernetwork of this name" in of_networks(block, Extras())[0].text
 
 
 def of_networks(block: str, extras: Extras) -> list[Obstacle]:
@@ -262,7 +262,7 @@ def of_networks(block: str, extras: Extras) -> list[Obstacle]:
 @pytest.mark.parametrize(
     ("tag", "told"),
     [
-        ("<hypernet:oil>", "prompt='<hypernet:oil:1>': no hypernetwork of this name is here; here are: ink"),
+        ("<hypernet:oil>", "prompt='<hypernet:oil:1>': there is no hypernetwork of this name; available: ink"),
         ("<hypernet:ink:much>", "prompt='<hypernet:ink:much>': the multiplier must be a number from -100 to 100"),
         ("<hypernet:ink:nan>", "the multiplier must be a number"),
         ("<hypernet:ink:1e9>", "the multiplier must be a number"),
