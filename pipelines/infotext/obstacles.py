@@ -136,7 +136,7 @@ def _of_pictures(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
     block = asked.data
     if pictures.image is None:
         if block.from_picture:
-            told = "its Denoising strength without a hires pass means that it was made from a picture (image, --init)"
+            told = "its Denoising strength shows that it was made from another picture (image, --init)"
             yield Obstacle(told, other_picture=True, instead={"outpaint": ImageSettings.outpaint})
     elif block.hires and not asked.hires:
         yield Obstacle("its highres fix is skipped, as there is an image (highres_fix=On turns it on)", False)

@@ -211,7 +211,7 @@ def _written(parsed: Mapping[str, Value], written: Collection[str]) -> dict[str,
 
 
 EDITED = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
-"""Texts in which a bracket may be an edit. Its parser looks only at the prompt, but WebUI's old rules applied to all."""
+"""Texts in which a bracket may be an edit. WebUI's parser checks only the prompt; its old rules applied to all four."""
 NEVER = (99,)
 """Stands for the version of a block without one, so that no old rules apply."""
 EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OLD_EDITING)

@@ -39,7 +39,7 @@ def test_what_is_left_over_in_a_lora_is_told(server: CogServer, tmp_path: Path) 
     networks = load(resolve(None, None).files)
     tensors = kohya(networks.unet.network, networks.text.model) | {"lora_unet_nowhere.lora_up.weight": torch.ones(2)}
     file = data_uri(write(tmp_path / "more.safetensors", tensors).path)
-    told = r"files='[^']*': 1 of its 10 tensors are not known here and are left out: lora_unet_nowhere\.lora_up\.weight"
+    told = r"files='[^']*': 1 of its 10 tensors are unknown and left out: lora_unet_nowhere\.lora_up\.weight"
     done = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "files": [file]})
     (left,) = done["metrics"]["not_honoured"]
     assert re.fullmatch(told, left)

@@ -73,8 +73,8 @@ def one(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, i
 WHOLE = safetensors(one(), bytes(8))
 BROKEN = {
     "empty": (b"", "an empty file"),
-    "cut in its length": (WHOLE[:5], "cut within its first bytes"),
-    "cut after its length": (WHOLE[:8], "cut within its first bytes"),
+    "cut in its length": (WHOLE[:5], "cut off after its first bytes"),
+    "cut after its length": (WHOLE[:8], "cut off after its first bytes"),
     "cut in its header": (WHOLE[:40], "not a whole safetensors"),
     "cut after its header": (WHOLE[:-8], "not a whole safetensors"),
     "cut in its data": (WHOLE[:-1], "not a whole safetensors"),
@@ -92,7 +92,7 @@ BROKEN = {
     "an unknown type": (safetensors(one("X"), bytes(8)), "not a whole safetensors"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(40), "a GGUF file"),
     "a web page": (b"\n<!DOCTYPE html><html>", "a web page"),
-    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     "a cut zip": (b"PK\x03\x04" + bytes(40), "cannot be read as plain weights"),
     "two bytes of a pickle": (b"\x80\x02", "cannot be read as plain weights"),
 }
