@@ -65,7 +65,7 @@ def check_final_size(own: Size, scale: float, resize_to: Size) -> None:
     final_width, final_height = (to or side for to, side in zip(resize_to, enlarged, strict=True))
     if min(final_width, final_height) < SIDE_MIN:
         name = "hires_width" if final_width < SIDE_MIN else "hires_height"
-        rule = f"{width} x {height} would become {final_width} x {final_height}; at least {SIDE_MIN} a side"
+        rule = f"{width} x {height} would become {final_width} x {final_height}; at least {SIDE_MIN} per side"
         raise InvalidInput(name, f"{final_width}x{final_height}", rule, "Use a larger value, or 0 and hires_scale.")
     if any(resize_to):
         _check_resize(resize_to, enlarged, (final_width, final_height))

@@ -350,7 +350,7 @@ Tensors = dict[str, Tensor]
             lambda t: t | {f"input_blocks.{k}.x": torch.zeros(1) for k in range(9000)},
             "holds 9.* tensors, but a ControlNet",
         ),
-        (lambda t: {"x": torch.zeros(2)}, "no ControlNet. Give one that was made for Stable Diffusion 1.x"),
+        (lambda t: {"x": torch.zeros(2)}, "not a ControlNet. Give one that was made for Stable Diffusion 1.x"),
     ],
 )
 def test_other_files_are_refused_before_anything_is_drawn(

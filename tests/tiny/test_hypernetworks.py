@@ -298,7 +298,7 @@ BROKEN: dict[str, tuple[Callable[[dict[Any, Any], int], Any], str]] = {
         "is not a known part of a hypernetwork",
     ),
     "other widths": (lambda content, width: {7: ({"linear.0.weight": torch.ones(7, 7)},) * 2}, "of width 7.*family"),
-    "another kind": (lambda content, width: {"emb_params": torch.ones(2, 2)}, "no hypernetwork"),
+    "another kind": (lambda content, width: {"emb_params": torch.ones(2, 2)}, "not a hypernetwork"),
 }
 
 

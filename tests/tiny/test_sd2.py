@@ -109,7 +109,7 @@ def test_what_is_said_of_the_prediction(
     ("text", "told"),
     [
         ("model: [", "while parsing"),
-        ("prompt: a cat", "no part `model`"),
+        ("prompt: a cat", "no `model` part"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("#" * 70_000, "longer than 65536 bytes"),
         ("[" * 30_000, "x.yaml"),
