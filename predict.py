@@ -1,7 +1,7 @@
-"""The container's entrance: Cog's typed inputs -> a request -> pictures. There is no arithmetic here.
+"""The container's entry point: Cog's typed inputs -> a request -> pictures. There is no arithmetic here.
 
-Cog makes the web form and the API schema from the text of this file, without running it: choices and defaults are
-literals of this file, and every description is one literal on one line (Cog does not join adjacent ones).
+Cog builds the web form and the API schema from the text of this file, without running it. So choices and defaults are
+literals in this file, and every description is one literal on one line (Cog does not join adjacent literals).
 """
 
 import logging
@@ -106,11 +106,11 @@ UPSCALERS = [
 
 
 class Predictor(BasePredictor):
-    """One model, ready; one prediction at a time."""
+    """Holds one loaded model and runs one prediction at a time."""
 
     @clean_errors()
     def setup(self, weights: Optional[Path] = None) -> None:
-        """Make a model ready: COG_WEIGHTS, else the one that PASTEL_MODEL names, else the embedded default."""
+        """Load the model: COG_WEIGHTS if set, else the one that PASTEL_MODEL names, else the embedded default."""
         imports, marks = time.process_time(), [time.perf_counter()]
         logging.basicConfig(level=logging.INFO)
         for handler in logging.getLogger().handlers:
@@ -120,7 +120,7 @@ class Predictor(BasePredictor):
         marks.append(time.perf_counter())
         device = best_device()
         self.worker = Worker(within=in_parts_on(device.place))
-        self.fetchers = Worker(threads=4)  # one may still wait for a server that a cancelled prediction asked
+        self.fetchers = Worker(threads=4)  # one may still be waiting for a server after its prediction was cancelled
         networks = self.worker.run(load, self.model.files, device)
         self.settings = {**networks.settings, **self.model.settings}
         marks.append(time.perf_counter())
@@ -130,152 +130,152 @@ class Predictor(BasePredictor):
         self.outputs = OutputFolder()
         self.library = Library()
         self.trials = Trials()
-        DECODER.start()  # it imports by itself, while the server gets ready
+        DECODER.start()  # its imports run in the background while the server gets ready
         self.watchdog = watchdog.start()
         marks.append(time.perf_counter())
         found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
         print(
             f"Ready in {marks[-1] - marks[0]:.1f} s on {self.networks.device}: weights found or fetched {found:.1f} s, "
             f"read and built {loaded:.1f} s, compiled {compiled:.1f} s, safety checker {checker:.1f} s; "
-            f"imports before it {imports:.1f} s of CPU."
+            f"imports before that took {imports:.1f} s of CPU time."
         )
 
     @streaming  # type: ignore[untyped-decorator]  # cog has no types
     def predict(
         self,
         prompt: str = Input(
-            description="What to draw, as tags or a sentence, in WebUI's syntax: (strong:1.2). Empty: an example.",
+            description="What to draw, as tags or a sentence. WebUI syntax works: (strong:1.2). Empty: an example.",
             default="",
             max_length=10000,
         ),
         negative_prompt: str = Input(
-            description="What the picture must not show. Empty: the model's own list; a single space: nothing.",
+            description="What to keep out of the picture. Empty: the model's default. A single space: nothing.",
             default="",
             max_length=10000,
         ),
         aspect_ratio: str = Input(
-            description="Shape of the picture, with as many pixels as suit the model. width and height override it.",
+            description="Shape of the picture, at a size that suits the model. width and height override it.",
             default="model's own",
             choices=ASPECT_RATIOS,
         ),
         width: Optional[int] = Input(
-            description="Width before the highres fix. Empty: by the aspect ratio, or the image's own width.",
+            description="Width before the highres fix. Empty: set by the aspect ratio or by your image.",
             default=None,
             ge=64,
             le=2048,
         ),
         height: Optional[int] = Input(
-            description="Height before the highres fix. Empty: by the aspect ratio, or the image's own height.",
+            description="Height before the highres fix. Empty: set by the aspect ratio or by your image.",
             default=None,
             ge=64,
             le=2048,
         ),
-        num_outputs: int = Input(description="How many pictures. Each takes the next seed.", default=1, ge=1, le=4),
+        num_outputs: int = Input(description="Number of pictures. Each uses the next seed.", default=1, ge=1, le=4),
         seed: Optional[int] = Input(
-            description="The same seed and settings give the same picture. Empty or -1: random, and told in the log.",
+            description="The same seed and settings give the same picture. Empty or -1: random; the log shows it.",
             default=None,
             ge=-1,
             le=4294967295,
         ),
         highres_fix: str = Input(
-            description="Enlarge the first picture and draw it again in detail. Automatic: on without an image.",
+            description="Enlarge the first picture and redraw it with more detail. Automatic: on without an image.",
             default="Automatic",
             choices=["Automatic", "On", "Off"],
         ),
         hires_scale: Optional[float] = Input(
-            description="How much the highres fix enlarges. Empty: 2.", default=None, ge=1.0, le=4.0
+            description="Enlargement factor of the highres fix. Empty: 2.", default=None, ge=1.0, le=4.0
         ),
         hires_upscaler: Optional[str] = Input(
-            description="How the draft is enlarged. Empty: Latent, which invents more. Others stay closer to it.",
+            description="How to enlarge the draft. Empty: Latent, which adds most; others stay closer to the draft.",
             default=None,
             choices=UPSCALERS,
         ),
         denoising_strength: Optional[float] = Input(
-            description="How much the highres fix, or your image, may change. Empty: 0.6. Latent upscalers need 0.5.",
+            description="How much your image or the enlarged draft may change. Empty: 0.6. Latent upscalers need 0.5.",
             default=None,
             ge=0.0,
             le=1.0,
         ),
         hires_steps: Optional[int] = Input(
-            description="Sampling steps of the highres fix. Empty or 0: as many as num_inference_steps.",
+            description="Sampling steps of the highres fix. Empty or 0: same as num_inference_steps.",
             default=None,
             ge=0,
             le=150,
         ),
         image: Optional[Path] = Input(
-            description="A picture to start from, instead of noise. denoising_strength says how much it may change.",
+            description="A picture to start from, instead of noise. denoising_strength sets how much it may change.",
             default=None,
         ),
         mask: Optional[Path] = Input(
-            description="Draw only a part of the image again: a picture of its size, white there and black elsewhere.",
+            description="The part of the image to redraw: a picture of its size, white there and black elsewhere.",
             default=None,
         ),
         masked_content: Optional[str] = Input(
-            description="What lies under the mask at first. Empty: original. Noise and nothing need a strength of 0.8.",
+            description="What the masked area starts from. Empty: original. The latent ones need a strength of 0.8.",
             default=None,
             choices=["fill", "original", "latent noise", "latent nothing"],
         ),
         mask_blur: Optional[int] = Input(
-            description="How far the mask's edge is softened, in pixels. Empty: 4.", default=None, ge=0, le=64
+            description="How far to soften the mask's edge, in pixels. Empty: 4.", default=None, ge=0, le=64
         ),
         inpaint_area: Optional[str] = Input(
-            description="Only masked draws the mask's surroundings in full size and pastes them. Empty: Whole picture.",
+            description="Only masked redraws the masked area at full size, then pastes it. Empty: Whole picture.",
             default=None,
             choices=["Whole picture", "Only masked"],
         ),
         outpaint: str = Input(
-            description="Pixels to add around the image and to draw: right 64, top 32. Use a strength of 0.8 or more.",
+            description="Pixels to add around the image: right 64, top 32. Use a denoising_strength of 0.8 or more.",
             default="",
             max_length=100,
         ),
         num_inference_steps: Optional[int] = Input(
-            description="Sampling steps. Empty: the model's own, mostly 20.",
+            description="Sampling steps. Empty: the model's default, usually 20.",
             default=None,
             ge=1,
             le=150,
         ),
         guidance_scale: Optional[float] = Input(
-            description="How closely to follow the prompt (CFG scale). 5 to 9 is usual. Empty: the model's own.",
+            description="How closely to follow the prompt (CFG scale). 5 to 9 is usual. Empty: the model's default.",
             default=None,
             ge=1.0,
             le=30.0,
         ),
         sampler: Optional[str] = Input(
-            description="Sampling method, by the name it has in WebUI. Empty: the model's own, mostly DPM++ 2M.",
+            description="Sampling method, by its WebUI name. Empty: the model's default, usually DPM++ 2M.",
             default=None,
             choices=SAMPLERS,
         ),
         schedule_type: Optional[str] = Input(
-            description="Spacing of the noise levels. Empty: what suits the sampler, Karras for DPM++ 2M.",
+            description="Spacing of the noise levels. Empty: what suits the sampler (Karras for DPM++ 2M).",
             default=None,
             choices=SCHEDULE_TYPES,
         ),
         clip_skip: Optional[int] = Input(
-            description="Text layer to use, counted from the last. Anime models often use 2. Empty: the model's.",
+            description="Text layer to use, counted from the last. Often 2 for anime. Empty: the model's default.",
             default=None,
             ge=1,
             le=12,
         ),
         loras: str = Input(
-            description="LoRAs, one a line: a name, https URL or owner/repository, then :weight:text weight.",
+            description="LoRAs, one per line: a name, https URL or owner/repository, then :weight:text weight.",
             default="",
             max_length=10000,
         ),
         controls: str = Input(
-            description="ControlNets and adapters, one a line: canny: 0.8, or owner/repo: weight=1, start=0, end=0.6.",
+            description="ControlNets or adapters, one per line: canny: 0.8 or owner/repo: weight=1, start=0, end=0.6.",
             default="",
             max_length=10000,
         ),
         control_images: list[Path] = Input(
-            description="Pictures for the lines of controls: one per line, or one for all. Empty: the image.",
+            description="Pictures for controls: one per line of controls, or one for all. Empty: the image.",
             default=[],
         ),
         files: list[Path] = Input(
-            description="LoRAs, embeddings, hypernetworks, ControlNets, adapters, upscalers, by their file names.",
+            description="LoRAs, embeddings, hypernetworks, ControlNets, adapters or upscalers, used by file name.",
             default=[],
         ),
         generation_data: str = Input(
-            description="A picture's generation data, or settings such as ENSD: 31337, RNG: CPU. Filled-in inputs win.",
+            description="A picture's generation data, or settings: ENSD: 31337, RNG: CPU. Inputs you fill in win.",
             default="",
             max_length=50000,
         ),
@@ -283,13 +283,13 @@ class Predictor(BasePredictor):
             description="File format of the pictures.", default="png", choices=["png", "webp", "jpg"]
         ),
         output_quality: int = Input(
-            description="Quality of webp and jpg files. png is lossless and ignores it.", default=95, ge=1, le=100
+            description="Quality of webp and jpg files. png is lossless and ignores this.", default=95, ge=1, le=100
         ),
         show_phases: bool = Input(
-            description="Also return the draft, and the enlarged picture before it is drawn again.", default=False
+            description="Also return the draft, and the enlarged picture before it is redrawn.", default=False
         ),
         disable_safety_checker: bool = Input(
-            description="Do not check pictures for explicit content, where the container has a checker.", default=False
+            description="Do not check pictures for explicit content, if the container has a checker.", default=False
         ),
         hires: Optional[bool] = Input(
             description="The old name of highres_fix. It will be removed in the next version.",
@@ -297,7 +297,7 @@ class Predictor(BasePredictor):
             deprecated=True,
         ),
     ) -> Iterator[Path]:
-        """Draw the pictures; each comes as soon as it is decoded."""
+        """Draw the pictures and yield each as soon as it is decoded."""
         inputs = Inputs(
             said=filled_in(
                 prompt=prompt,
@@ -340,7 +340,7 @@ class Predictor(BasePredictor):
                 else:
                     request = self._request(asked, inputs, pictures, num_outputs)
                     yield from self.draw(request, file_format, checker, show_phases)
-            except BaseException as error:  # cancelling is one, too
+            except BaseException as error:  # a cancel is a BaseException, too
                 self.outputs.stop()
                 release_memory(error)
                 raise
@@ -350,12 +350,12 @@ class Predictor(BasePredictor):
                 trim_heap()
 
     def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures, count: int) -> GenerationRequest:
-        """The request. Fetches the networks that it names; says in the log where its settings come from."""
+        """Build the request: fetch the networks that it names, and log where its settings come from."""
         if told := said_by_data(asked):
             say(f"From the generation data: {told}")
         if asked.resolved:
             say(f"Prompt: {asked['prompt']}")
-        check_pictured(read_lines(inputs.controls), pictures)  # before one is fetched
+        check_pictured(read_lines(inputs.controls), pictures)  # before any network is fetched
         check_image(self.networks, pictures)
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
         pictures = pictures if asked.controls else with_depth(self.networks, pictures)
@@ -371,12 +371,12 @@ class Predictor(BasePredictor):
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
-        """The request to enlarge a picture only."""
+        """Build the request that only enlarges a picture."""
         _, asked = self.fetchers.run(self.library.load_only, asked, inputs)
         return enlargement(asked, pictures.image, parameters_in(inputs.image) if inputs.image else "")
 
     def _enlarge(self, request: Enlargement, file_format: FileFormat, checker: SafetyChecker | None) -> Path:
-        """Enlarge, log and save the picture."""
+        """Enlarge the picture, save it and return its path."""
         upscaler = self._upscaler(request.by)
         say(f"Plan: {request.describe()}")
         started = time.perf_counter()
@@ -393,7 +393,7 @@ class Predictor(BasePredictor):
     def draw(
         self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
     ) -> Iterator[Path]:
-        """Run the plan; log, save and hand out what comes."""
+        """Run the plan: log its progress, save the pictures and yield their paths."""
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
@@ -423,10 +423,10 @@ class Predictor(BasePredictor):
                         self.record_metric("not_honoured", self.not_honoured)
                     elif isinstance(event, Finished):
                         self._report(event.seconds)
-                    # a device that works by itself goes on meanwhile; elsewhere the next event may be far away
+                    # a device with a queue keeps working meanwhile; without one the next event may be far away
                     yield from map(Path, self.outputs.saved(wait=not self.networks.device.queues))
             except Exception:
-                yield from map(Path, self.outputs.saved(wait=True))  # what is made is not lost
+                yield from map(Path, self.outputs.saved(wait=True))  # keep the pictures that are finished
                 raise
             yield from map(Path, self.outputs.saved(wait=True))
         self.record_metric("image_output_count", count)
@@ -434,11 +434,11 @@ class Predictor(BasePredictor):
             raise AllPicturesFlagged()
 
     def _upscaler(self, hires: HiresSettings | None) -> Upscaler | None:
-        """The upscaler that is asked for, if it is one with weights of its own."""
+        """Load the upscaler that the hires pass names; None if it has no weights of its own."""
         file = self.fetchers.run(upscaler_file, hires)
         try:
             if hires and hires.upscaler_file:
-                self.trials.check(hires.upscaler_file)  # in this thread, where a cancel ends it
+                self.trials.check(hires.upscaler_file)  # in this thread, which a cancel can interrupt
             return self.worker.run(load_upscaler, file, self.networks.device) if file else None
         except ModelError as error:
             sent = hires.upscaler_file if hires else None
@@ -447,14 +447,14 @@ class Predictor(BasePredictor):
             raise ModelError(f"{name}: {reason}") from error
 
     def _report(self, seconds: dict[str, float]) -> None:
-        """Seconds per phase, in the log and as metrics."""
+        """Log the seconds per phase and record them as metrics."""
         print("Time: " + ", ".join(f"{phase} {value:.2f} s" for phase, value in seconds.items()))
         for phase, value in seconds.items():
             self.record_metric(f"timing.{phase}", round(value, 3))
 
 
 def passes(picture: Picture, checker: SafetyChecker | None) -> bool:
-    """Whether the picture may be handed out; says so where it may not."""
+    """Return whether the picture may be handed out; log it if not."""
     if checker is None:
         return True
     verdict = checker.check(picture.pixels)

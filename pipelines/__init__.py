@@ -4,7 +4,7 @@ import sys
 
 __version__ = "0.1.0"
 
-# diffusers and transformers look for accelerate once, when they are imported. Where they find it they import all of it
-# (docs/performance.md says what that costs at start-up) and load models in other ways. None makes Python answer that
-# there is no such package. Code that needs accelerate itself takes the None out first.
+# diffusers and transformers look for accelerate once, when they are imported. If they find it, they import all of it
+# (docs/performance.md says what that costs at start-up) and load models differently. With None here, Python reports
+# that there is no such package. Code of ours that needs accelerate removes the None first.
 sys.modules.setdefault("accelerate", None)  # type: ignore[arg-type]  # "import: None" is documented with sys.modules

@@ -1,6 +1,6 @@
 """Draw pasted generation data without Cog: `python -m pipelines CHECKPOINT --infotext FILE ... -o FOLDER`.
 
-This is how to check parity with a WebUI of one's own: give it the checkpoint and a picture's generation data.
+Use it to check parity with your own WebUI: give it the same checkpoint and a picture's generation data.
 """
 
 import argparse
@@ -39,7 +39,7 @@ HIRES_NAME = "1_hires"
 
 
 def read_request(path: Path, model: Model, options: argparse.Namespace) -> GenerationRequest:
-    """The request of one infotext file. Raises InvalidInput where the picture would be another one."""
+    """Read the request from one infotext file. Raises InvalidInput if the picture would be a different one."""
     data = read_data(read_parameters(path))
     pictures = Pictures(
         image=picture.read(options.init, "init") if options.init else None,
@@ -61,7 +61,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
 
 
 def read_given(options: argparse.Namespace) -> Given:
-    """Return what the options give in place of the encoded --init. Raises InvalidInput."""
+    """Read the tensors that the options give in place of the encoded --init. Raises InvalidInput."""
     latents, condition = options.init_latent, options.image_cond
     return Given(
         latents=_tensor(latents, "init_latent", ("init_latent", "img2img_init")) if latents else None,
@@ -70,7 +70,7 @@ def read_given(options: argparse.Namespace) -> Given:
 
 
 def _tensor(path: Path, name: str, endings: tuple[str, ...]) -> Tensor:
-    """Return the first tensor whose name ends so, or the only one of the file. Raises InvalidInput."""
+    """Return the first tensor whose name has one of the endings, or the file's only one. Raises InvalidInput."""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -81,11 +81,11 @@ def _tensor(path: Path, name: str, endings: tuple[str, ...]) -> Tensor:
             return tensor
     except (OSError, ValueError, SafetensorError) as error:
         rule = f"cannot be read ({in_one_line(error)})"
-        raise InvalidInput(name, path.name, rule, "Give a safetensors file that holds it.") from error
+        raise InvalidInput(name, path.name, rule, "Give a safetensors file with this tensor.") from error
 
 
 def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
-    """Write `<stem>-<k>.png`, and `<stem>.safetensors` if the latents are to be kept."""
+    """Write `<stem>-<k>.png`, and `<stem>.safetensors` with --keep-latents. Yield the paths."""
     plan = make_plan(request)
     file = upscaler_file(request.hires)
     upscaler = load_upscaler(file, model.device) if file else None
@@ -109,7 +109,7 @@ def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.
 
 
 def tensors_of(result: PassResult) -> dict[str, Tensor]:
-    """What a pass was made of, by name. Conditioning is that of the first denoiser call."""
+    """Return the tensors of a pass by name. Conditioning is that of the first denoiser call."""
     positive, negative = result.prompts.at(0)
     levels = "timesteps" if all(isinstance(level, int) for level in result.sigmas) else "sigmas"
     found = {
@@ -137,17 +137,17 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="generation data: text, or a picture that holds it",
+        help="generation data: a text file, or a picture that contains it",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where pictures go")
-    parser.add_argument("--vae", type=Path, help="another VAE over the checkpoint's own")
+    parser.add_argument("--vae", type=Path, help="a VAE to use instead of the checkpoint's own")
     parser.add_argument(
         "--upscaler",
         type=Path,
         action="append",
         default=[],
         metavar="FILE",
-        help="an ESRGAN that blocks call by its file",
+        help="an ESRGAN that the generation data names by its file name",
     )
     folders = {
         "lora": "LoRAs",
@@ -156,17 +156,17 @@ def arguments() -> argparse.Namespace:
         "hypernetworks": "hypernetworks",
     }
     for kind, name in folders.items():
-        parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"where {name} are that blocks name")
+        parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"folder with the {name} to use")
     parser.add_argument(
         "--control",
         type=Path,
         action="append",
         default=[],
         metavar="IMAGE",
-        help="what the blocks' ControlNets follow: one each, or one for all",
+        help="picture for the ControlNets: one each, or one for all",
     )
-    parser.add_argument("--init", type=Path, metavar="IMAGE", help="the picture that the blocks start from")
-    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where they were drawn anew")
+    parser.add_argument("--init", type=Path, metavar="IMAGE", help="the picture to start from")
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="mask for --init: white where to redraw it")
     parser.add_argument(
         "--init-latent", type=Path, metavar="FILE", help="latents to start from in place of the encoded --init"
     )
@@ -174,16 +174,16 @@ def arguments() -> argparse.Namespace:
         "--image-cond",
         type=Path,
         metavar="FILE",
-        help="what an inpainting, depth or unCLIP model is told of the picture, in place of what --init gives",
+        help="what an inpainting, depth or unCLIP model gets about the picture, in place of what --init gives",
     )
-    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how --init comes to the blocks' size")
-    parser.add_argument("--num-outputs", type=int, default=1, help="pictures a block, with seeds counting up")
-    parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source instead of the block's")
-    parser.add_argument("--keep-latents", action="store_true", help="also write what each pass was made of")
-    parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw what would be another picture")
+    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how to bring --init to the size to draw")
+    parser.add_argument("--num-outputs", type=int, default=1, help="pictures per file, with consecutive seeds")
+    parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source, instead of the generation data's")
+    parser.add_argument("--keep-latents", action="store_true", help="also write the tensors of each pass")
+    parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw even if the picture will differ")
     options = parser.parse_args()
     if options.init is None and (options.mask or options.init_latent):
-        parser.error("--mask and --init-latent need the picture that they belong to: --init")
+        parser.error("--mask and --init-latent need --init, the picture that they belong to")
     return options
 
 
@@ -192,7 +192,7 @@ def main() -> int:
     failed = False
     stems = [path.stem for path in options.infotext]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
-        print(f"error: more than one file is called {', '.join(sorted(twice))}: pictures are named so", file=sys.stderr)
+        print(f"error: more than one file is called {', '.join(sorted(twice))}; rename all but one", file=sys.stderr)
         return 1
     try:
         files = ModelFiles(name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae)

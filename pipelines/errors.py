@@ -1,7 +1,7 @@
-"""Named errors, and the one place that cleans every text that leaves: errors, log lines and names.
+"""Named errors, and the one place that cleans all outgoing text: errors, log lines and names.
 
-Each message says what was wrong and what to do about it. It holds no secret, no control character, and is never long: a
-server may choke on megabytes of text, and a file or a request can bring them.
+Each message says what was wrong and what to do about it. It holds no secrets and no control characters, and its length
+is limited: a file or a request can bring megabytes of text, and a server may choke on them.
 """
 
 import logging
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 TEXT_MAX = 2000
-"""Characters of an error or a log line."""
+"""The most characters in an error or a log line."""
 NAME_MAX = 100
-"""Characters of a name that a file or a request brings."""
+"""The most characters in a name that comes from a file or a request."""
 READ_MAX = 20 * TEXT_MAX
-"""Characters of a text that are looked at. What lies beyond them is never shown."""
+"""How many characters of a text are processed. Everything beyond them is dropped."""
 
 
 class PastelError(Exception):
@@ -39,11 +39,11 @@ class InvalidInput(PastelError, ValueError):
 
 
 class UnexpectedError(PastelError):
-    """Something failed that nobody foresaw. The log has the traceback."""
+    """Something failed unexpectedly. The log has the traceback."""
 
 
 class DeviceError(PastelError):
-    """There is a GPU, and it cannot be used."""
+    """There is a GPU, but it cannot be used."""
 
 
 class ModelError(PastelError):
@@ -51,19 +51,19 @@ class ModelError(PastelError):
 
 
 class NonFiniteError(PastelError):
-    """Networks returned NaN or infinity and the float32 retry did not help."""
+    """Networks returned NaN or infinity, and the float32 retry did not help."""
 
 
 class OutOfMemory(PastelError):
-    """The device has no room for the plan."""
+    """The device has too little memory for the plan."""
 
 
 class OutputError(PastelError):
-    """A picture cannot be written. The text names the folder, what the system said and the fix."""
+    """A picture cannot be written. The text names the folder, the system's error and the fix."""
 
 
 class AllPicturesFlagged(PastelError):
-    """The safety checker left nothing to return."""
+    """The safety checker flagged every picture, so there is nothing to return."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -77,9 +77,9 @@ class AllPicturesFlagged(PastelError):
 log = logging.getLogger(__name__)
 
 _WORD = re.compile(r"[^\s'\"<>]+")
-"""A run of text in which an address would stand."""
+"""A run of text that may contain an address."""
 _WORD_WITH_MARK = re.compile(r"[^\s.,:;)\]}]([.,:;)\]}]+)(?=\s|$)")
-"""The end of a word that ends a part of a sentence."""
+"""The end of a word that is followed by punctuation."""
 _TOKEN = re.compile(r"(hf|r8|sk|ghp)_[A-Za-z0-9]{8,}")
 _CREDENTIAL = re.compile(
     r"(?i)\b(authorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?(?:(?:bearer|basic|token|digest)\s{1,3})?)[^\s'\"]+"
@@ -90,24 +90,24 @@ _ASSIGNED = re.compile(
     r"(?:\s{0,3}=['\"]?(?=\S)|['\"]\s{0,3}:\s{0,3}['\"]|\s{0,3}:\s{0,3}(?=[^\s&'\"]{6})))[^\s&'\"]+"
 )
 _QUERY = re.compile(r"[?&][\w.%-]+=.")
-"""A query of an address that has no host, such as a redirect's."""
+"""A query in an address without a host, such as a relative redirect."""
 _UPLOADED = re.compile(r"(?<![\w./-])(?:/[\w.-]+){0,8}/tmp[a-z0-9_]{8}(?=[^\s/'\":,)])")
-"""Where the server puts a file that a request brings, before the file's own name."""
+"""The folder and prefix under which the server stores an uploaded file; the file's own name follows."""
 _HOST = re.compile(r"\.[A-Za-z][^.:]+\.?(:\d+)?$|^(\d+\.){3}\d+(:\d+)?$|^localhost(:\d+)?$", re.IGNORECASE)
-"""How the name of a host ends that has no scheme before it: with letters, or it is four numbers."""
+"""A host name without a scheme: it ends with letters, or it is four numbers."""
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ") | dict.fromkeys(
     (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF), ""
 )
-"""Control characters, which become spaces, and those that are not seen or turn the direction of a text, which go."""
+"""Control characters become spaces. Invisible characters and those that change the text direction are removed."""
 
 
 def shown(text: str, longest: int = TEXT_MAX) -> str:
-    """Return the text as it may be shown: bounded, in valid Unicode, without control characters, secrets and the
-    folders of uploaded files.
+    """Return the text in a form that is safe to show: bounded, in valid Unicode, without control characters, secrets
+    and the folders of uploaded files.
 
-    What is too long loses its middle, where errors have the value that they are about: their end says what to do. Of
-    a text beyond READ_MAX the end is lost: a secret that begins before it could not be known there.
-    Takes time in proportion to the text's length.
+    A text that is too long loses its middle. That is where errors quote the bad value; their end says what to do.
+    A text beyond READ_MAX loses its end instead, because a secret that begins before the cut would not be recognised
+    after it. The time taken is proportional to the text's length.
     """
     whole = len(text)
     text = text[:READ_MAX].encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)
@@ -121,14 +121,14 @@ def shown(text: str, longest: int = TEXT_MAX) -> str:
 
 
 def shown_name(name: str) -> str:
-    """A name that a file or a request brings, as it may be shown and written into generation data."""
+    """Return a name from a file or a request in a form that is safe to show and to write into generation data."""
     return shown(" ".join(name[: 2 * NAME_MAX].split()), 2 * NAME_MAX)[:NAME_MAX].strip()
 
 
 def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The text without what may be secret: user names, queries and fragments of addresses, and tokens.
+    """Return the text without anything that may be secret: user names, queries and fragments of addresses, and tokens.
 
-    An address is known by its structure, in whatever spelling. `secrets` are values that are known to be secret.
+    Addresses are recognised by their structure, however they are spelled. `secrets` are values known to be secret.
     """
     for secret in (*secrets, os.environ.get("HF_TOKEN", "")):
         if len(secret) >= 4:
@@ -141,10 +141,10 @@ def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def _without_queries(text: str) -> str:
-    """Each address without its user name, query and fragment.
+    """Remove the user name, query and fragment from each address.
 
-    A token may hold a space. So a query in quotation marks ends where they do, and another one at a word that ends
-    with a mark, or at the end of the text.
+    A token may contain a space. So a quoted query ends at the closing quotation mark. Any other query ends at the next
+    word that is followed by punctuation, or at the end of the text.
     """
     pieces: list[str] = []
     done = 0
@@ -169,11 +169,11 @@ def _without_queries(text: str) -> str:
 
 
 def _address_without_query(word: str) -> str | None:
-    """The word without what may be secret in it; None where it is no address."""
+    """Return the word without anything that may be secret; None if it is not an address."""
     plain = word
     for _ in range(3):  # it may be encoded more than once
         plain = urllib.parse.unquote(plain)
-    plain = unicodedata.normalize("NFKC", plain)  # of wide marks
+    plain = unicodedata.normalize("NFKC", plain)  # turns full-width punctuation into ASCII
     if "://" in plain or _QUERY.search(plain):
         word = plain
     head = re.split(r"[?#]", word, maxsplit=1)[0]
@@ -194,12 +194,12 @@ def _has_query(word: str) -> bool:
 
 
 def _end_of(word: str) -> str:
-    """The marks at its end, which end a sentence and no address."""
+    """Return the punctuation at the end of the word, which belongs to the sentence and not to an address."""
     return word[len(word.rstrip(").,:;]}")) :]
 
 
 def in_one_line(error: BaseException) -> str:
-    """What a library's error says, for a message of ours: its first line, and the next where that only announces it."""
+    """Return a library's error text for one of our messages: its first line, and the next if the first ends in ":"."""
     text = str(error)[:READ_MAX].strip()
     lines = [line.strip() for line in text.splitlines()[:2]] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
@@ -207,18 +207,18 @@ def in_one_line(error: BaseException) -> str:
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Inside, every error that leaves is one of ours, and brings no other one along whose text was not cleaned."""
+    """Turn every error raised inside into one of ours, without a chained error whose text was not cleaned."""
     try:
         yield
     except PastelError as error:
         raise error from None
     except Exception as error:
         log.exception("Unexpected error")
-        raise UnexpectedError(f"{type(error).__name__}: {in_one_line(error)}. This is a fault of ours.") from None
+        raise UnexpectedError(f"{type(error).__name__}: {in_one_line(error)}. This is a bug in this project.") from None
 
 
 class CleanFormatter(logging.Formatter):
-    """Formats log records so that each line may be shown."""
+    """Formats log records so that each line is safe to show."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -226,6 +226,6 @@ class CleanFormatter(logging.Formatter):
 
 
 def say(text: str) -> None:
-    """Print lines for the log of a prediction."""
+    """Print lines to the log of a prediction."""
     for line in text.splitlines():
         print(shown(line))

@@ -1,1 +1,1 @@
-"""What is asked for, as plain data: settings, request, plan, prompts and names."""
+"""A request as plain data: settings, request, plan, prompts and names."""

@@ -1,7 +1,7 @@
-"""What can be asked for, by WebUI's names: samplers, schedule types, upscalers, noise sources.
+"""The choices that a request has, by their names in WebUI: samplers, schedule types, upscalers, noise sources.
 
-Pure data, so that requests and plans can be checked without torch. The algorithms behind the names live in
-`samplers.py`, `schedules.py`, `enlarging.py` and `noise.py`; a test keeps both sides complete.
+This is pure data, so that requests and plans can be checked without torch. The algorithms behind the names are in
+`samplers.py`, `schedules.py`, `interpolation.py` and `noise.py`; a test keeps both sides complete.
 """
 
 import re
@@ -11,28 +11,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerInfo:
-    """What a plan must know of a sampler without running it."""
+    """What a plan needs to know about a sampler without running it."""
 
     name: str
     automatic: str = "Uniform"
-    """Schedule type that "Automatic" stands for."""
+    """The schedule type that "Automatic" stands for."""
     second_order: bool = False
-    """Calls the denoiser twice a step: prompt editing counts twice the steps."""
+    """Whether it calls the denoiser twice per step, so that prompt editing counts twice the steps."""
     drops_penultimate: bool = False
-    """Its schedule is computed for one more step and loses the last but one sigma."""
+    """Whether its schedule is computed for one step more and then loses the second-to-last sigma."""
     draws: bool = False
-    """Draws noise as it goes, so that ENSD makes another picture. WebUI tells ENSD for all but Restart and LCM."""
+    """Whether it draws noise during the pass, so that ENSD changes the picture. WebUI writes ENSD for all of these
+    samplers except Restart and LCM."""
     model_levels: int = 1000
-    """Noise levels that the model knows: latent consistency models were distilled on 50 of the 1000."""
+    """Noise levels that the model knows. Latent consistency models were distilled on 50 of the 1000."""
     own_levels: bool = False
-    """Spaces its own noise levels: its first pass goes over the model's whole range, whatever the schedule type."""
+    """Whether it spaces the noise levels itself. Its first pass then covers the model's whole range, whatever the
+    schedule type."""
     steps_run: Callable[[int], int | None] = lambda levels: levels
-    """Steps really run from the count of noise levels that are walked (not counting the final 0); None: as many as the
-    picture needs."""
+    """Maps the number of noise levels (without the final 0) to the steps actually run; None: as many as the picture
+    needs."""
     timesteps: bool = False
-    """Walks integer timesteps (DDIM family) and has no sigma schedule."""
+    """Whether it uses integer timesteps (DDIM family) and has no sigma schedule."""
     takes: tuple[str, ...] = ()
-    """Which of the request's settings of added noise (`AddedNoise`) it takes in WebUI, by attribute."""
+    """The added-noise settings (`AddedNoise`) that it uses in WebUI, by attribute."""
 
 
 CHURN, SCALED_ETA = ("churn", "tmin", "tmax", "scale"), ("eta", "scale")
@@ -90,7 +92,7 @@ SCHEDULE_TYPES: tuple[str, ...] = (
 )
 
 LATENT_NETWORK = "SD x2 latent upscaler"
-"""Of the original Replicate model: a diffusion model of its own, with latents in and out."""
+"""The upscaler of the original Replicate model: a separate diffusion model, with latents in and out."""
 LATENT_UPSCALERS: tuple[str, ...] = (
     "Latent",
     "Latent (antialiased)",
@@ -102,19 +104,19 @@ LATENT_UPSCALERS: tuple[str, ...] = (
 )
 PIXEL_UPSCALERS: tuple[str, ...] = ("None", "Nearest", "Lanczos")
 NETWORK_UPSCALERS: tuple[str, ...] = ("R-ESRGAN 4x+", "R-ESRGAN 4x+ Anime6B")
-"""Pixel upscalers with weights of their own, which the manifest knows by these names."""
+"""Pixel upscalers with their own weights, which the manifest lists by these names."""
 UPSCALERS: tuple[str, ...] = LATENT_UPSCALERS + PIXEL_UPSCALERS + NETWORK_UPSCALERS
 
 NOISE_SOURCES: tuple[str, ...] = ("NV", "CPU", "GPU")
 ZERO_TERMINAL_SNR = "Zero Terminal SNR"
 NOISE_SCHEDULES: tuple[str, ...] = ("Default", ZERO_TERMINAL_SNR)
-"""What becomes of the noise levels that a model was trained with, by WebUI's names."""
+"""How the noise levels that a model was trained with are changed, by WebUI's names."""
 
 RESIZE_MODES: tuple[str, ...] = ("stretch", "crop", "fill", "latent")
-"""How an input picture comes to the size that is drawn, in WebUI's order: stretched; covering it and cropped; inside
-it, with bands of its edge colours; encoded as it is, and then its latents stretched."""
+"""How an input picture is brought to the size to draw, in WebUI's order: stretched; enlarged to cover it and cropped;
+fitted inside it, with the margins filled with its edge colours; encoded first, then its latents are stretched."""
 MASKED_CONTENTS: tuple[str, ...] = ("fill", "original", "latent noise", "latent nothing")
-"""What is under the mask before it is drawn, in WebUI's order: the colours around it, the picture, noise, nothing."""
+"""What the masked area starts from, in WebUI's order: the colours around it, the picture, noise, zeros."""
 WHOLE_PICTURE, ONLY_MASKED = "Whole picture", "Only masked"
 INPAINT_AREAS: tuple[str, ...] = (WHOLE_PICTURE, ONLY_MASKED)
 
@@ -123,12 +125,12 @@ CONTROL_MODES: dict[str, str] = {
     "prompt": "My prompt is more important",
     "control": "ControlNet is more important",
 }
-"""Who wins where a prompt and a ControlNet disagree, and what WebUI's extension calls it."""
+"""Which wins if a prompt and a ControlNet disagree -> the name in WebUI's ControlNet extension."""
 CONTROL_RESIZE_MODES: dict[str, str] = {"crop": "Crop and Resize", "stretch": "Just Resize"}
-"""How a control image comes to the size that is drawn, likewise."""
+"""How a control image is brought to the size to draw -> the extension's name."""
 NO_PREPROCESSOR = "none"
 IMAGE_PROMPT = "ip-adapter"
-"""Stands in the preprocessor's place where an IP-Adapter sees the picture itself."""
+"""Takes the place of a preprocessor for an IP-Adapter, which sees the picture itself."""
 PREPROCESSORS: dict[str, str] = {
     "canny": "canny",
     "lineart": "lineart_standard (from white bg & black line)",
@@ -139,11 +141,11 @@ PREPROCESSORS: dict[str, str] = {
     NO_PREPROCESSOR: "none",
     IMAGE_PROMPT: "ip-adapter_clip_sd15",
 }
-"""What makes a ControlNet's map of a picture, likewise."""
+"""What turns a picture into a map for a ControlNet -> the extension's name."""
 
 
 def preprocessor_for(name: str) -> str:
-    """Return the preprocessor that the name of a control network tells, if it tells one."""
+    """Return the preprocessor that a control network's name implies, or NO_PREPROCESSOR."""
     return next((known for pattern, known in _TOLD if re.search(pattern, name.casefold())), NO_PREPROCESSOR)
 
 
@@ -152,10 +154,10 @@ _TOLD = (
     (r"adapter[-_]color|color[-_](co)?adapter", "color"),  # ControlNets of that name colour grey pictures
     *((name, name) for name in PREPROCESSORS if name not in (IMAGE_PROMPT, "color")),
 )
-"""Part of a name, and the preprocessor that it tells."""
+"""A pattern in a name, and the preprocessor that it implies."""
 
 EMPHASES: tuple[str, ...] = ("Original", "No norm", "Ignore", "None")
-"""What weights in a prompt do: scale vectors and restore their mean, only scale, nothing, or are plain text."""
+"""What weights in a prompt do: scale the vectors and restore their mean; only scale; nothing; stay as plain text."""
 
 PREDICTION_NAMES = {
     "epsilon": "epsilon",
@@ -164,4 +166,4 @@ PREDICTION_NAMES = {
     "v-prediction": "v_prediction",
     "v": "v_prediction",
 }
-"""What a UNet predicts, by the names that people and files give it -> diffusers' name."""
+"""What a UNet predicts: names used by people and files -> diffusers' name."""

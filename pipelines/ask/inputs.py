@@ -1,4 +1,4 @@
-"""What somebody asks for: the form's inputs, files still unopened, and the settings that come of them."""
+"""The inputs of `predict()`, with files still unopened, and the settings read from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ ASPECT_RATIOS: Mapping[str, tuple[int, int]] = {
 ON, OFF, AUTOMATIC = "On", "Off", "Automatic"
 """Choices of highres_fix."""
 SIDE_STEP = 64
-"""Pixels that sides of an aspect ratio are a multiple of: networks are fastest there."""
+"""The sides of an aspect ratio are multiples of this many pixels, because networks are fastest there."""
 SMALL_SIDE, SMALL_STEP = 256, 16
-"""A model for pictures below this side takes a smaller step: 64 would turn 3:4 into a square."""
+"""Models for pictures below this side use a smaller step: 64 would turn 3:4 into a square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Inputs:
 
 
 def filled_in(**inputs: Any) -> dict[str, Any]:
-    """Return the settings that were filled in, in their own types. Raises InvalidInput for a text that is unreadable.
+    """Return the settings that were filled in, in their own types. Raises InvalidInput for a text that cannot be read.
 
-    A text of spaces alone is filled in, and says nothing: a space as the negative prompt leaves the model's own out.
-    Sliders send 7.0 for 7, and generation data shows whole numbers without a fraction.
+    A text of only spaces counts as filled in but empty: a space as the negative prompt turns off the model's default.
+    Sliders send 7.0 for 7; it becomes 7, because generation data shows whole numbers without a fraction.
     """
     values = {name: value for name, value in inputs.items() if value is not None and value != ""}
     if isinstance(values.get("outpaint"), str):
@@ -59,7 +59,7 @@ def filled_in(**inputs: Any) -> dict[str, Any]:
 
 
 def checked_files(sent: Sequence[Path], field: str) -> Sequence[Path]:
-    """Return the files that an input brought. Raises InvalidInput for a text, which Cog passes on if it is no URL."""
+    """Return the files that were sent. Raises InvalidInput for a string: Cog passes it on if it is not a URL."""
     for each in sent:
         if not isinstance(each, Path):
             raise InvalidInput(field, each, "must be a file", "Send a data, http or https URL.")
@@ -75,14 +75,14 @@ def _outpaint(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Turn 7.0 into 7 and a text of spaces into an empty one. Any other value is returned unchanged."""
+    """Turn 7.0 into 7 and a text of only spaces into an empty one. Return any other value unchanged."""
     if isinstance(value, str) and value.isspace():
         return ""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def size_of_aspect(aspect_ratio: str, model: Size) -> Size | None:
-    """Return a size of this aspect ratio with about the model's number of pixels. None means the model's own size."""
+    """Return a size in this aspect ratio with about as many pixels as the model's own size. None: use that size."""
     if aspect_ratio == OWN_ASPECT:
         return None
     across, down = ASPECT_RATIOS[aspect_ratio]

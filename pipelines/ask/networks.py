@@ -1,4 +1,4 @@
-"""LoRA, embedding and ControlNet files by their names, and what a prompt's tags ask of them. No tensors."""
+"""LoRA, embedding and ControlNet files by name, and the prompt tags that refer to them. No tensors."""
 
 import hashlib
 import math
@@ -17,33 +17,33 @@ from pipelines.files.headers import read_header
 LORA_KINDS = ("lora", "lyco")
 HYPERNETWORK_KIND = "hypernet"
 NETWORK_KINDS = (*LORA_KINDS, HYPERNETWORK_KIND)
-"""Of the tags that are applied here."""
+"""The kinds of tags that are applied here."""
 LORA_SUFFIXES = (".safetensors", ".pt", ".ckpt")
 CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin")
 HYPERNETWORK_SUFFIXES = (".pt",)
 LORAS_MAX = 16
-"""In one prompt: each is read and added to the weights."""
+"""Limit for one prompt. Each LoRA is read and added to the weights."""
 MULTIPLIER_MAX = 100
 _IMAGE_ENCODER = re.compile(r"(?i)clip[-_ ]?(vision|vit)[-_ ]?h|image[-_ ]?encoder")
-"""What the image encoder of IP-Adapters is called where it lies among control networks."""
+"""Matches the file name of the IP-Adapters' image encoder in a folder of control networks."""
 
 
 def name_of_upload(stem: str) -> str:
-    """Return the name that an uploaded file had: Cog puts "tmp" and eight characters in front of it."""
+    """Return the original name of an uploaded file: Cog puts "tmp" and eight characters in front of it."""
     return shown_name(re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", stem))
 
 
 def plain_name(name: str) -> str:
-    """Return the name in a form that fits into tags and generation data: short, and without their punctuation."""
+    """Return the name in a form that fits into tags and generation data: short and without their punctuation."""
     return re.sub(r"[<>:,=\"]", "_", shown_name(name))
 
 
 def check_name(field: str, name: str) -> str:
-    """Return the name that a request gives to a file. Raises InvalidInput if a tag could not hold it."""
+    """Return the name that a request gives to a file. Raises InvalidInput if the name cannot be written in a tag."""
     if name and plain_name(name) != shown_name(name):
         fix = f"Call it {plain_name(name)}."
-        raise InvalidInput(field, name, 'a name in tags holds none of < > : , = "', fix)
+        raise InvalidInput(field, name, 'a name in tags must not contain < > : , = "', fix)
     return name
 
 
@@ -54,46 +54,46 @@ def in_hashes(name: str) -> str:
 
 @dataclass(frozen=True)
 class ExtraFile:
-    """A file as it is now. If it is overwritten later, the new content counts as another file."""
+    """A file in its current state. If it is overwritten later, it counts as another file."""
 
     path: Path
     size: int
     modified: int
     origin: str = field(default="", compare=False)
-    """The input that brought it; empty for what lies in a folder here."""
+    """The input that it was sent in; empty for a file in a local folder."""
 
     @classmethod
     def at(cls, path: Path, origin: str = "") -> "ExtraFile":
-        """Raises OSError where there is no file."""
+        """Describe the file at `path`. Raises OSError if there is none."""
         state = path.stat()
         return cls(path, state.st_size, state.st_mtime_ns, origin)
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """Make a ModelError that is raised inside name the input, instead of the path at which its file was stored."""
+        """Make a ModelError raised inside name the input instead of the path where its file is stored."""
         try:
             yield
         except ModelError as error:
-            reason = str(error).removeprefix(f"{shown(str(self.path))}: ")  # as errors show it
+            reason = str(error).removeprefix(f"{shown(str(self.path))}: ")  # the path in the form that errors show
             raise ModelError(f"{self.origin or self.path}: {reason}") from error
 
     @property
     def sha256(self) -> str:
-        """Of the whole file: an embedding's hash in infotexts."""
+        """Hash of the whole file, which infotexts use for embeddings."""
         return _sha256(self, 0)
 
     @property
     def tensors_sha256(self) -> str:
-        """Of the bytes after the safetensors header, which tools rewrite: a LoRA's hash in infotexts."""
+        """Hash of the bytes after the safetensors header (tools rewrite headers), which infotexts use for LoRAs."""
         return _sha256(self, min(_header_length(self.path) + 8, self.size))
 
     @property
     def short_hash(self) -> str:
-        """Eight digits of a part of the file: a ControlNet's hash in infotexts."""
+        """Eight digits of the hash of a part of the file, which infotexts use for ControlNets."""
         return _short_hash(self)
 
     def hashed_as(self, digits: str) -> bool:
-        """Whether the digits begin one of its hashes: sites publish both for a LoRA."""
+        """Return whether one of its hashes begins with the digits. Sites publish both hashes of a LoRA."""
         return any(sha256.startswith(digits.lower()) for sha256 in (self.sha256, self.tensors_sha256))
 
 
@@ -106,14 +106,14 @@ def _sha256(file: ExtraFile, start: int) -> str:
 
 @lru_cache(256)
 def _short_hash(file: ExtraFile) -> str:
-    """As WebUI did for all files before 2023: of 64 KiB from 1 MiB on."""
+    """Hash 64 KiB from an offset of 1 MiB, as WebUI did for all files before 2023."""
     with file.path.open("rb") as stream:
         stream.seek(1 << 20)
         return hashlib.sha256(stream.read(1 << 16)).hexdigest()[:8]
 
 
 def _header_length(path: Path) -> int:
-    """Bytes of a safetensors header; -8 for a pickle, which is hashed from its first byte on."""
+    """Return the length of a safetensors header in bytes; -8 for a pickle, so that it is hashed from its first byte."""
     with path.open("rb") as stream:
         start = stream.read(9)
     return int.from_bytes(start[:8], "little") if start[8:] == b"{" else -8
@@ -121,7 +121,7 @@ def _header_length(path: Path) -> int:
 
 @lru_cache(4096)
 def training_name(file: ExtraFile) -> str:
-    """Return the name under which a LoRA was trained, which WebUI uses in prompts. Empty if the file has none."""
+    """Return the name that a LoRA was given in training, which WebUI uses in prompts. Empty if the file has none."""
     try:
         return plain_name(read_header(file.path).texts.get("ss_output_name", ""))
     except (ValueError, RecursionError):
@@ -130,7 +130,7 @@ def training_name(file: ExtraFile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """The LoRAs, embeddings, control networks and hypernetworks that are here, by name."""
+    """The available LoRAs, embeddings, control networks and hypernetworks, by name."""
 
     loras: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     embeddings: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
@@ -138,7 +138,7 @@ class Extras:
     """ControlNets and adapters."""
     hypernetworks: Mapping[str, ExtraFile] = field(default_factory=dict[str, ExtraFile])
     image_encoder: ExtraFile | None = None
-    """What IP-Adapters see by."""
+    """The network through which IP-Adapters see a picture; None if there is none."""
 
     def __or__(self, other: "Extras") -> "Extras":
         """Combine both. If a name is in both, the other's file wins."""
@@ -157,7 +157,8 @@ NO_EXTRAS = Extras()
 def in_folders(
     loras: Path | None, embeddings: Path | None, controls: Path | None = None, hypernetworks: Path | None = None
 ) -> Extras:
-    """Return the files in these folders and below. A LoRA is also known by its training name, unless a file has it."""
+    """Return the files in and below these folders. A LoRA can also be called by its training name, unless a file has
+    that name."""
     found = _files(loras, LORA_SUFFIXES)
     trained = {name: file for file in found.values() if (name := training_name(file))}
     networks = _files(controls, CONTROL_SUFFIXES)
@@ -178,14 +179,14 @@ def _files(folder: Path | None, suffixes: tuple[str, ...]) -> dict[str, ExtraFil
 
 @dataclass(frozen=True)
 class LoraTag:
-    """`<lora:name:te:unet:rank>`: multipliers for text encoder and UNet; of a rank only the first so many are used."""
+    """`<lora:name:te:unet:rank>`: multipliers for text encoder and UNet, and how many of its ranks are used."""
 
     name: str
     te: float
     unet: float
     rank: int | None = None
     ignored: tuple[str, ...] = field(default=(), compare=False)
-    """Arguments that are known to extensions alone, such as `lbw=OUTALL`: they change nothing here."""
+    """Arguments that only extensions understand, such as `lbw=OUTALL`. They change nothing here."""
 
     @property
     def acts(self) -> bool:
@@ -201,12 +202,12 @@ def lora_tags(prompt: str, field: str = "prompt") -> list[LoraTag]:
     """Return the LoRAs that a prompt asks for. Raises InvalidInput for an unreadable multiplier or rank."""
     tags = [_read(tag, field) for tag in cut_networks(prompt)[1] if tag.kind in LORA_KINDS]
     if len(tags) > LORAS_MAX:
-        raise InvalidInput(field, prompt, f"at most {LORAS_MAX} LoRAs in a prompt, this has {len(tags)}", "Leave some.")
+        raise InvalidInput(field, prompt, f"at most {LORAS_MAX} LoRAs in a prompt, this has {len(tags)}", "Use fewer.")
     return tags
 
 
 _ARGUMENTS = ("te", "unet", "dyn")
-"""What a tag says behind its name, by place or by `key=value`."""
+"""The arguments after the name in a tag, in order. Each may also be written as `key=value`."""
 
 
 def _read(tag: NetworkTag, field: str) -> LoraTag:
@@ -226,10 +227,10 @@ def _read(tag: NetworkTag, field: str) -> LoraTag:
 
 
 def _advice(tag: NetworkTag) -> str:
-    """Say how to write a tag that cannot be read. Words after its name may be the rest of a name with a colon."""
+    """Return advice on writing a tag that cannot be read. Words after its name may be part of a name with a colon."""
     words = list(takewhile(lambda arg: "=" not in arg and not _NUMERIC.fullmatch(arg), tag.args))
     if len(words) > 1:
-        return f"A name in a tag holds no colon: call the file {'_'.join(words)}, and write <lora:{'_'.join(words)}:1>."
+        return f"A name in a tag has no colon: call the file {'_'.join(words)}, and write <lora:{'_'.join(words)}:1>."
     return "Write <lora:name:0.8>, or <lora:name:te=0.5:unet=0.8>."
 
 
@@ -257,7 +258,7 @@ def lora_names(text: str) -> set[str]:
 
 @dataclass(frozen=True)
 class HypernetworkTag:
-    """`<hypernet:name:multiplier>`, whose multiplier is 1 unless it is said."""
+    """`<hypernet:name:multiplier>`. The multiplier defaults to 1."""
 
     name: str
     multiplier: float = 1.0
@@ -278,23 +279,23 @@ def hypernetwork_tags(prompt: str, field: str = "prompt") -> list[HypernetworkTa
                 raise InvalidInput(field, str(tag), rule, f"Write <{HYPERNETWORK_KIND}:name:0.8>.") from None
     if len(tags) > LORAS_MAX:
         rule = f"at most {LORAS_MAX} hypernetworks in a prompt, this has {len(tags)}"
-        raise InvalidInput(field, prompt, rule, "Leave some.")
+        raise InvalidInput(field, prompt, rule, "Use fewer.")
     return tags
 
 
 def missing_hypernetworks(prompt: str, extras: Extras, field: str = "prompt") -> list[HypernetworkTag]:
-    """Return the tags of hypernetworks that are not here. A tag with the multiplier 0 asks for nothing."""
+    """Return the tags of missing hypernetworks. A tag with the multiplier 0 needs no file."""
     tags = hypernetwork_tags(prompt, field)
     return [tag for tag in tags if tag.multiplier and tag.name not in extras.hypernetworks]
 
 
 def missing_loras(prompt: str, extras: Extras, field: str = "prompt") -> list[LoraTag]:
-    """Return the tags of LoRAs that are not here. A tag whose multipliers are 0 asks for nothing."""
+    """Return the tags of missing LoRAs. A tag whose multipliers are 0 needs no file."""
     return [tag for tag in lora_tags(prompt, field) if tag.acts and tag.name not in extras.loras]
 
 
 def without_missing(prompt: str, extras: Extras) -> str:
-    """Return the prompt without the tags of LoRAs and hypernetworks that are not here."""
+    """Return the prompt without the tags of missing LoRAs and hypernetworks."""
     loras = [tag.name for tag in missing_loras(prompt, extras)]
     hypernetworks = [tag.name for tag in missing_hypernetworks(prompt, extras)]
     for kinds, missing in ((LORA_KINDS, loras), ((HYPERNETWORK_KIND,), hypernetworks)):
@@ -304,12 +305,12 @@ def without_missing(prompt: str, extras: Extras) -> str:
 
 
 def check_present(field: str, prompt: str, extras: Extras) -> None:
-    """Raise InvalidInput for a LoRA or hypernetwork that is not here: the picture would be another one."""
+    """Raise InvalidInput for a missing LoRA or hypernetwork, because the picture would be a different one."""
     for tag in missing_loras(prompt, extras, field):
         here = ", ".join(sorted(extras.loras)[:20]) or "none"
-        fix = "Bring it in loras or files (--lora-dir), or take the tag out."
-        raise InvalidInput(field, str(tag), f"no LoRA of this name is here; here are: {here}", fix)
+        fix = "Add it in loras or files (--lora-dir), or remove the tag."
+        raise InvalidInput(field, str(tag), f"there is no LoRA of this name; available: {here}", fix)
     for hypernetwork in missing_hypernetworks(prompt, extras, field):
         here = ", ".join(sorted(extras.hypernetworks)[:20]) or "none"
-        fix = "Send it in files (--hypernetworks-dir), or take the tag out."
-        raise InvalidInput(field, str(hypernetwork), f"no hypernetwork of this name is here; here are: {here}", fix)
+        fix = "Send it in files (--hypernetworks-dir), or remove the tag."
+        raise InvalidInput(field, str(hypernetwork), f"there is no hypernetwork of this name; available: {here}", fix)

@@ -1,6 +1,6 @@
-"""Pure arithmetic of the three phases: sizes, steps really run, seed of every image. No tensors.
+"""Pure arithmetic of the three phases: sizes, steps actually run, the seed of every image. No tensors.
 
-The rules are stable-diffusion-webui 1.10.1's; `docs/parity.md` compares what comes of them.
+The rules are those of stable-diffusion-webui 1.10.1; `docs/parity.md` compares the results.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,9 +22,9 @@ from pipelines.ask.sizes import check_croppable, enlarged_size
 from pipelines.errors import InvalidInput
 
 IMAGE_ENCODER_SIDE = 224
-"""The width and height in which an IP-Adapter's image encoder sees a picture."""
+"""The width and height at which an IP-Adapter's image encoder sees a picture."""
 LATENT_PIXELS = 8
-"""Pixels a side that one latent stands for."""
+"""One latent stands for this many pixels in each direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,50 +38,51 @@ class PassPlan:
     schedule_steps: int
     """Steps of the whole noise schedule."""
     first_step: int
-    """Where in the schedule this pass starts."""
+    """The step of the schedule at which this pass starts."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     added_noise: AddedNoise = field(default_factory=AddedNoise)
-    """The request's, as far as the sampler takes it."""
+    """The request's settings that the sampler uses; the others are at their defaults."""
     refines: bool
-    """Starts from latents with noise over them, not from noise alone."""
+    """Whether the pass starts from latents with added noise, not from noise alone."""
 
     @property
     def asked(self) -> int:
-        """Steps asked for, of the part of the schedule that this pass walks."""
+        """Requested steps in the part of the schedule that this pass covers."""
         return self.schedule_steps - self.first_step
 
     @property
     def calls(self) -> int:
-        """Denoiser calls that guidance counts for the steps asked for."""
+        """Denoiser calls that guidance counts for the requested steps."""
         return self.calls_of(self.asked)
 
     def calls_of(self, steps: int) -> int:
-        """Denoiser calls that prompt editing counts for so many steps."""
+        """Return the number of denoiser calls that prompt editing counts for this many steps."""
         return steps * 2 if self.sampler.second_order else steps
 
     @property
     def draws(self) -> bool:
-        """Whether the sampler draws noise as it goes, so that ENSD makes another picture."""
+        """Whether the sampler draws noise during the pass, so that ENSD changes the picture."""
         return self.sampler.draws or bool(self.added_noise.churn or self.added_noise.eta_ddim)
 
     @property
     def spacing(self) -> str:
-        """The schedule type in use: "Automatic" is the sampler's own."""
+        """The schedule type in use. "Automatic" means the sampler's own."""
         return self.sampler.automatic if self.schedule_type == "Automatic" else self.schedule_type
 
     @property
     def steps(self) -> int | None:
-        """Steps really run, which for some samplers and schedules of WebUI's are not those asked for.
+        """Steps actually run. In WebUI some samplers and schedules run more or fewer than requested.
 
         None: the sampler takes as many as it needs.
         """
         return self.sampler.steps_run(self._levels())
 
     def _levels(self) -> int:
-        """Noise levels walked: DDIM's spacing has more where the count of levels is not divisible by the steps."""
+        """Return how many noise levels the pass visits. DDIM's spacing has more levels than steps if the model's levels
+        are not divisible by the steps."""
         levels = self.schedule_steps
         if self.sampler.timesteps and self.refines:
-            return self.asked - 1  # WebUI starts these one timestep later
+            return self.asked - 1  # WebUI starts these samplers one timestep later
         if self.sampler.timesteps:
             stride = max(self.sampler.model_levels // (levels + self.schedule.discard_penultimate), 1)
             return len(range(0, self.sampler.model_levels, stride))
@@ -92,7 +93,10 @@ class PassPlan:
         return levels - self.first_step
 
     def steps_under(self, control: ControlSettings) -> range:
-        """The steps, counted from 0, at which a ControlNet acts: those before which its share of them is done."""
+        """Return the steps, counted from 0, at which a ControlNet acts.
+
+        It acts at a step if the share of steps completed before it lies between the ControlNet's start and end.
+        """
         steps = self.asked if self.steps is None else self.steps
         acts = [step for step in range(steps) if control.start <= step / steps <= control.end and control.weight]
         return range(acts[0], acts[-1] + 1) if acts else range(0)
@@ -105,23 +109,23 @@ class PassPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalePlan:
-    """From the first pass to the second: resize to (width, height), then crop the latents centrally."""
+    """How the draft becomes the second pass's input: resize to (width, height), then crop the latents centrally."""
 
     upscaler: str
     width: int
     height: int
     crop: tuple[int, int] = (0, 0)
-    """Latents taken away in (width, height): half of them, rounded down, at the left and top."""
+    """Latents removed in (width, height). Half of them, rounded down, come off the left and top."""
 
     @property
     def latent(self) -> bool:
-        """Latents stay latents: no decode and encode between the passes."""
+        """Whether latents are resized directly, without decoding and encoding between the passes."""
         return self.upscaler in LATENT_UPSCALERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class HighresPlan:
-    """Everything that will be done for a request, known before anything is done."""
+    """Everything that will be done for a request, computed before any work starts."""
 
     seeds: tuple[int, ...]
     variation_seeds: tuple[int, ...]
@@ -130,7 +134,7 @@ class HighresPlan:
     hires: PassPlan | None
     controls: tuple[ControlSettings, ...] = ()
     notes: tuple[str, ...] = ()
-    """What is done otherwise than asked, for the log."""
+    """Lines for the log about what is done differently from what was requested."""
 
     @property
     def final_size(self) -> tuple[int, int]:
@@ -139,7 +143,7 @@ class HighresPlan:
         return last.width, last.height
 
     def describe(self) -> str:
-        """The plan in one line, for the log."""
+        """Return the plan in one line, for the log."""
         told = f"{len(self.seeds)} x {self.first.width}x{self.first.height}, {_work(self.first)}"
         if self.hires and self.upscale:
             width, height = self.final_size
@@ -153,10 +157,10 @@ class HighresPlan:
 
 
 def make_plan(request: GenerationRequest) -> HighresPlan:
-    """The plan of a checked request. Raises InvalidInput where a pass would run no step at all."""
+    """Make the plan of a checked request. Raises InvalidInput if a pass would run no step at all."""
     noise = request.noise
     count = range(request.num_outputs)
-    varied = noise.variation_strength > 0  # then all images keep the seed and the variation seed counts up
+    varied = noise.variation_strength > 0  # then all images share the seed, and the variation seed counts up
     schedule_steps, first_step = _first_pass_steps(request)
     sampler = SAMPLERS[request.sampler]
     first = PassPlan(
@@ -190,29 +194,32 @@ def make_plan(request: GenerationRequest) -> HighresPlan:
 
 
 def _check_pictured(request: GenerationRequest, parts: Iterable[PassPlan]) -> None:
-    """Check that every control picture can be cropped: to each pass, or to the image that only a part is drawn of."""
+    """Check that every control picture can be cropped to the size of each pass that uses it.
+
+    With "Only masked" it is cropped to the size of the whole image instead.
+    """
     for control in request.controls:
         if control.picture is not None and control.image_prompt:
-            fix = "Send a picture that is nearer to a square."
+            fix = "Send a picture that is closer to a square."
             check_croppable("control_images", control.picture.size, (IMAGE_ENCODER_SIDE, IMAGE_ENCODER_SIDE), fix)
             continue
         if control.picture is None or control.resize_mode != "crop":
             continue
         sizes = [(part.width, part.height) for part in parts if part.steps_under(control)]
         for size in [request.image.size] if request.image and request.image.only_masked else sizes:
-            fix = "Use resize=stretch in controls, or a picture of that aspect."
+            fix = "Use resize=stretch in controls, or a picture with that aspect ratio."
             check_croppable("control_images", control.picture.size, size, fix)
 
 
 def _taken(added: AddedNoise, sampler: SamplerInfo) -> AddedNoise:
-    """What of these settings the sampler takes; the others are at their defaults."""
+    """Keep the settings that the sampler uses, and leave the others at their defaults."""
     return AddedNoise(**{name: getattr(added, name) for name in sampler.takes})
 
 
 def _first_pass_steps(request: GenerationRequest) -> tuple[int, int]:
-    """Steps of the first pass's whole schedule, and where in it the pass begins.
+    """Return the steps of the first pass's whole schedule, and the step at which the pass begins.
 
-    From a picture WebUI runs one step more than the strength's share, unless all steps are to be run.
+    When it starts from a picture, WebUI runs one step more than the strength's share, unless all steps are requested.
     """
     steps, image = request.num_inference_steps, request.image
     if image is None:
@@ -223,7 +230,10 @@ def _first_pass_steps(request: GenerationRequest) -> tuple[int, int]:
 
 
 def _exactly(steps: int, strength: float) -> tuple[int, int]:
-    """The same for exactly so many steps: the schedule is so long that its part below the strength has that many."""
+    """Return the same pair for a pass that runs exactly `steps`.
+
+    The schedule is made long enough for its part below the strength to have that many steps.
+    """
     schedule_steps = int(steps / min(strength, 0.999))
     return schedule_steps, schedule_steps - steps
 
@@ -233,9 +243,9 @@ def _check_runs(field: str, value: float, part: PassPlan) -> None:
         return
     few, fix = "so few", "Use more steps (3 are enough for most samplers)."
     if field == "denoising_strength":
-        few, fix = "so little", "Use more, or more num_inference_steps."
+        few, fix = "so little", "Use a larger value, or more num_inference_steps."
     if part.spacing == "DDIM" and not part.sampler.timesteps:
-        fix = "Use more denoising_strength, or another schedule_type than DDIM, which has few levels so low."
+        fix = "Raise denoising_strength, or use a schedule_type other than DDIM, which has few levels that low."
     raise InvalidInput(field, value, f"{part.sampler.name} would run no step with {few}", fix)
 
 
@@ -243,18 +253,18 @@ def _size_notes(request: GenerationRequest) -> Iterator[str]:
     for name, side in (("width", request.width), ("height", request.height)):
         if side % LATENT_PIXELS:
             floored = side // LATENT_PIXELS * LATENT_PIXELS
-            yield f"{name}={side} is no multiple of {LATENT_PIXELS}: the first pass draws {floored}, as WebUI does."
+            yield f"{name}={side} is not a multiple of {LATENT_PIXELS}: the first pass draws {floored}, as WebUI does."
 
 
 def _network_notes(request: GenerationRequest) -> Iterator[str]:
     for tag in cut_networks(request.prompt)[1]:
         if tag.kind not in NETWORK_KINDS:
             known = "only LoRAs and hypernetworks are applied"
-            yield f"{tag} is cut out of the prompt: {known}."
+            yield f"{tag} is removed from the prompt: {known}."
 
 
 def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
-    """ "Resize to" with both sides given covers the target, keeps the aspect and crops what stands over."""
+    """Plan the upscale. "Resize to" with both sides keeps the draft's aspect ratio, covers the target and crops."""
     width, height = enlarged_size((request.width, request.height), hires.scale, hires.resize_to)
     to_width, to_height = hires.resize_to
     if not (to_width and to_height):
@@ -264,7 +274,7 @@ def _upscale(request: GenerationRequest, hires: HiresSettings) -> UpscalePlan:
 
 
 def _hires_pass(request: GenerationRequest, hires: HiresSettings, upscale: UpscalePlan) -> PassPlan:
-    """The second pass, which runs exactly the steps asked for."""
+    """Plan the second pass, which runs exactly the requested steps."""
     steps = hires.steps or request.num_inference_steps
     schedule_steps, first_step = _exactly(steps, hires.denoising_strength)
     sampler = SAMPLERS[request.sampler if hires.sampler == SAME_SAMPLER else hires.sampler]

@@ -1,8 +1,8 @@
 """WebUI's prompt grammar: text -> networks, `AND` parts, schedules over steps, weighted pieces, chunks of 75 tokens.
 
-The order in which WebUI applies it: `cut_networks`, `split_and` (positive prompts only), `schedule`, then
+WebUI applies the steps in this order: `cut_networks`, `split_and` (positive prompts only), `schedule`, then
 `parse_attention` and `chunks` for every text of the schedule. No function here raises on any text, and each takes time
-linear in its length.
+linear in the text's length.
 """
 
 import re
@@ -14,7 +14,7 @@ from operator import itemgetter
 # --- extra networks and AND -------------------------------------------------------------------------------------------
 
 NETWORK = re.compile(r"<(\w+):([^>]+)>")
-"""A tag: its kind, and its arguments between colons. Search no further than the last ">", as `cut_networks` does."""
+"""A tag: its kind, and its arguments between colons. Search only up to the last ">", as `cut_networks` does."""
 _AND = re.compile(r"\bAND\b")
 _AND_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
@@ -28,7 +28,7 @@ class NetworkTag:
 
     @property
     def off(self) -> bool:
-        """Whether its multiplier is 0, so that it asks for nothing."""
+        """Whether its multiplier is 0, so that it has no effect."""
         return len(self.args) == 2 and re.fullmatch(r"0+\.?0*|\.0+", self.args[1]) is not None
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class NetworkTag:
 
 def cut_networks(text: str) -> tuple[str, list[NetworkTag]]:
     """Take the `<name:arguments>` tags out of `text`; the spaces around them stay, as in WebUI."""
-    end = text.rfind(">") + 1  # past the last ">" nothing can match, and searching there is quadratic
+    end = text.rfind(">") + 1  # nothing can match past the last ">", and searching there takes quadratic time
     tags = [NetworkTag(kind, tuple(args.split(":"))) for kind, args in NETWORK.findall(text, 0, end)]
     return NETWORK.sub("", text[:end]) + text[end:], tags
 
@@ -91,14 +91,14 @@ _Node = str | _Edit | _Alternation
 
 @dataclass(frozen=True)
 class _Bracket:
-    """An open bracket: where it stands among the nodes, and the `:` and `|` directly inside it."""
+    """An open bracket: its index among the nodes, and those of the `:` and `|` directly inside it."""
 
     start: int
     marks: list[int] = field(default_factory=list)
 
 
 class _Clock:
-    """Turns the numbers of one pass into steps, and keeps the steps at which the text changes."""
+    """Converts the numbers in a prompt into steps of one pass, and collects the steps at which the text changes."""
 
     def __init__(self, steps: int, hires_steps: int | None, old: bool) -> None:
         self.old = old
@@ -109,9 +109,9 @@ class _Clock:
         self.ends = {self.steps}
 
     def edit_end(self, number: str) -> int:
-        """The last step of an edit's first text. "." makes the number a fraction of the steps.
+        """Return the last step of an edit's first text. A number with a "." is a fraction of the steps.
 
-        Before WebUI 1.6 every number below 1 was a fraction, and no other one.
+        Before WebUI 1.6 a number was a fraction exactly if it was below 1.
         """
         value = float(number)
         fraction = value < 1 if self.old else "." in number
@@ -128,13 +128,13 @@ def schedule(text: str, steps: int, hires_steps: int | None = None, *, old: bool
     """Spread prompt editing and alternation over one pass: `(last step, text)` entries in ascending order.
 
     `steps` counts denoiser calls: the steps of the first pass, twice that for second-order samplers. With
-    `hires_steps` (counted alike) the entries are those of the hires pass, where a fraction N means
-    (N - 1) * hires_steps and a count N means N - steps. The last entry ends at the last step of the pass. `old` is how
-    WebUI did it before 1.6: a number below 1 is a fraction, and the hires pass has the first pass's entries.
+    `hires_steps` (counted the same way) the entries are those of the hires pass, where a fraction N means
+    (N - 1) * hires_steps and a count N means N - steps. The last entry ends at the last step of the pass. `old` follows
+    WebUI before 1.6: a number below 1 is a fraction, and the hires pass has the first pass's entries.
 
-    A bracket that is no edit, alternation or emphasis is plain text, and a "|" or "\\" that fits nowhere makes the
-    whole text plain: that is where WebUI's grammar has no parse. Entries whose texts are equal are kept, because the
-    emphasis of conditioning is normalised over all of them.
+    A bracket that is not an edit, alternation or emphasis is plain text. A "|" or "\\" in a wrong place makes the
+    whole text plain, because WebUI's grammar cannot parse it. Entries with equal texts are kept, because the emphasis
+    of conditioning is normalised over all of them.
     """
     clock = _Clock(steps, hires_steps, old)
     nodes = _parse(text, clock)
@@ -144,7 +144,7 @@ def schedule(text: str, steps: int, hires_steps: int | None = None, *, old: bool
 
 
 def _parse(text: str, clock: _Clock) -> list[_Node] | None:
-    """The text as a tree of edits and alternations; None where WebUI's grammar has no parse."""
+    """Parse the text into a tree of edits and alternations; None if WebUI's grammar cannot parse it."""
     symbols: list[str] = _SYMBOLS.findall(text)
     if sum(map(len, symbols)) != len(text):  # a backslash with nothing to escape
         return None
@@ -157,12 +157,12 @@ def _parse(text: str, clock: _Clock) -> list[_Node] | None:
         elif symbol in (":", "|") and opened:
             opened[-1].marks.append(len(nodes) - 1)
         elif symbol in _PAIRS and not (opened and _close(nodes, opened.pop(), clock)):
-            opened.clear()  # a bracket that stays plain text makes those around it plain, too
+            opened.clear()  # a bracket that stays plain text makes the brackets around it plain, too
     return None if "|" in nodes else _compact(nodes)
 
 
 def _close(nodes: list[_Node], bracket: _Bracket, clock: _Clock) -> bool:
-    """Fold what stands between `bracket` and the last node, its end, into one node; False if it has no meaning."""
+    """Fold everything from `bracket` to the last node, which closes it, into one node; False if it has no meaning."""
     opening, closing, marks = nodes[bracket.start], nodes[-1], [nodes[mark] for mark in bracket.marks]
     if opening != _PAIRS[str(closing)]:
         return False
@@ -198,11 +198,11 @@ _FOLDS: dict[frozenset[str], Callable[[list[list[_Node]], _Clock], _Node | None]
     frozenset(":"): _edit,
     frozenset("|"): _alternation,
 }
-"""What a bracket means by the marks directly inside it."""
+"""What a bracket means, depending on the marks directly inside it."""
 
 
 def _compact(nodes: list[_Node]) -> list[_Node]:
-    """Join neighbouring strings, so that a long text without edits costs one node at every step."""
+    """Join neighbouring strings, so that a long text without edits is a single node at every step."""
     compact: list[_Node] = []
     for is_text, group in groupby(nodes, key=lambda node: isinstance(node, str)):
         run = list(group)
@@ -212,7 +212,7 @@ def _compact(nodes: list[_Node]) -> list[_Node]:
 
 def _text_at(nodes: list[_Node], step: int) -> str:
     words: list[str] = []
-    pending = nodes[::-1]  # a stack of our own: nesting may be deeper than Python's
+    pending = nodes[::-1]  # an explicit stack: the nesting may be deeper than Python's recursion limit
     while pending:
         node = pending.pop()
         if isinstance(node, str):
@@ -224,7 +224,7 @@ def _text_at(nodes: list[_Node], step: int) -> str:
 
 # --- attention --------------------------------------------------------------------------------------------------------
 
-# A number that float() does not take, as in (a:1.2.3), is text.
+# A number that float() does not accept, as in (a:1.2.3), is text.
 _ATTENTION = re.compile(
     r"\\(?P<escaped>[\\()\[\]]?)|:\s*(?P<weight>[-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[()\[\]:]|[^\\()\[\]:]+"
 )
@@ -235,15 +235,15 @@ BREAK = ("BREAK", -1.0)
 """The piece that ends a chunk."""
 
 DEEPEST_BRACKET = 64
-"""Brackets inside more than this many others weigh nothing: 1.1^64 is 446, and each costs time for each piece in it."""
+"""Brackets nested deeper than this are ignored: 1.1^64 is already 446, and each level costs time for each piece."""
 
 
 def parse_attention(text: str) -> list[tuple[str, float]]:
     """Read `(x)` (times 1.1), `[x]` (divided by 1.1), `(x:w)` (times w), escaped brackets and `BREAK`.
 
-    Returns `(text, weight)` pieces, neighbours of equal weight joined. A bracket that is never closed reaches to the
-    end; a closing one that was never opened is text. A `BREAK` is a piece of its own, but inside brackets it is
-    weighted with them, as in WebUI, and is then no more than a word.
+    Returns `(text, weight)` pieces, with neighbours of equal weight joined. A bracket that is never closed extends to
+    the end; a closing bracket that was never opened is text. A `BREAK` is a piece of its own, but inside brackets it
+    gets their weight, as in WebUI, and is then just a word.
     """
     pieces: list[tuple[str, float]] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -275,7 +275,7 @@ def _weigh(pieces: list[tuple[str, float]], opened: list[int], factor: float) ->
 
 
 def _broken(text: str) -> Iterator[tuple[str, float]]:
-    """The text between `BREAK`s, without the spaces around them."""
+    """Split the text at each `BREAK` and strip the spaces around it."""
     first, *rest = _BREAK.split(text)
     yield (first.rstrip() if rest else first), 1.0
     for left, part in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
@@ -286,7 +286,7 @@ def _broken(text: str) -> Iterator[tuple[str, float]]:
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 START, END, COMMA = 49406, 49407, 267
-"""CLIP's token ids of start of text, end of text (its padding, too) and ",</w>"."""
+"""CLIP's token ids for start of text, end of text (also used as padding) and ",</w>"."""
 
 CHUNK_LENGTH = 75
 COMMA_REACH = 20
@@ -295,7 +295,7 @@ COMMA_REACH = 20
 
 @dataclass(frozen=True)
 class Chunk:
-    """One input of the text encoder: start, 75 tokens padded with the end token, end; and a weight for each."""
+    """One input of the text encoder: start, 75 tokens padded with the end token, and end, with a weight for each."""
 
     tokens: tuple[int, ...]
     weights: tuple[float, ...]
@@ -317,7 +317,7 @@ class _Chunker:
         self.slots += [(token, weight) for token in tokens]
 
     def break_at_comma(self) -> None:
-        """If a comma is within reach, close the chunk behind it and carry the rest over."""
+        """If a comma is within reach, close the chunk after it and carry the rest over."""
         for position in range(CHUNK_LENGTH - 1, CHUNK_LENGTH - COMMA_REACH - 1, -1):
             if self.slots[position][0] == COMMA:
                 carried = self.slots[position + 1 :]
@@ -334,7 +334,7 @@ class _Chunker:
 
 
 def single_tokens(tokens: list[int]) -> Iterable[tuple[int, ...]]:
-    """Every token may be the last of its chunk."""
+    """Return each token as its own unit, so that a chunk may end after any of them."""
     return ((token,) for token in tokens)
 
 
@@ -345,8 +345,9 @@ def chunks(
 ) -> list[Chunk]:
     """Pack the pieces of `parse_attention` into chunks of 75 tokens, at least one.
 
-    `tokenize` gives a piece's token ids without start and end, `units` what of them stays in one chunk. A full chunk
-    breaks behind its last comma if that is among its last 20 tokens; `BREAK` closes the chunk, be it empty.
+    `tokenize` returns a piece's token ids without start and end; `units` groups those that must stay in one chunk. A
+    full chunk breaks after its last comma if that is among its last 20 tokens. `BREAK` closes the chunk, even an empty
+    one.
     """
     chunker = _Chunker()
     for piece in pieces:

@@ -1,6 +1,6 @@
-"""What one prediction asks for, checked once and whole, before any weights are touched.
+"""The request of one prediction, checked completely before any weights are touched.
 
-Names are those of the inputs, so that an error can name the field a person filled in.
+Names are those of the inputs, so that an error can name the field that was filled in.
 """
 
 import re
@@ -51,21 +51,21 @@ from pipelines.errors import InvalidInput
 SEED_MAX = 2**32 - 1
 OUTPUTS_MAX = 4
 PROMPT_MAX = 10_000
-"""Characters; about 35 chunks. Longer prompts only slow every step down."""
+"""In characters; about 35 chunks. Longer prompts only slow down every step."""
 
 OUTPAINT_MAX = 512
-"""Pixels a side: so far the colours of the picture's edge reach."""
+"""Pixels per side. The colours of the picture's edge reach this far."""
 
 FREEU_MAX = 4
-"""Of a factor; beyond 1.6 pictures fall apart."""
+"""Limit for a factor. Above 1.6 pictures fall apart."""
 
 STRENGTH_MIN = 0.01
-"""Of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
+"""The least strength of the hires pass. Below it a schedule would need thousands of levels to have any step left."""
 AND_PARTS_MAX = 16
-"""Each part of a prompt joined by AND is another row of every UNet call."""
+"""Limit for the parts of a prompt joined by AND. Each part is another row in every UNet call."""
 
 CONTROLS_MAX = 4
-"""ControlNets of one request: each takes half a UNet's time and memory."""
+"""Limit for one request. Each ControlNet takes half a UNet's time and memory."""
 
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULE = "Use same scheduler"
@@ -86,8 +86,8 @@ PROMPT = Text(PROMPT_MAX)
 LEVEL = Number(0, 1000)
 BLUR = Whole(0, 64)
 EIGHTS = "Use a multiple of 8; others are rounded down to one."
-BY_SCALE = "0 leaves it to hires_scale, or to the other side and the aspect ratio."
-BY_MODEL = "0 leaves it to the model or the schedule type."
+BY_SCALE = "With 0, hires_scale or the other side decides."
+BY_MODEL = "With 0, the model or the schedule type decides."
 NO_SEED_RESIZE = "0 turns seed resize off."
 
 
@@ -107,8 +107,8 @@ class NoiseSettings(Checked):
         Whole(-SEED_MAX, SEED_MAX),
         0,
         key="ENSD",
-        hint="0 turns it off; 31337 is what many pictures were made with.",
-        about="Eta noise seed delta: is added to the seed for the noise that ancestral and SDE samplers draw.",
+        hint="0 turns it off; many pictures were made with 31337.",
+        about="Eta noise seed delta: added to the seed for the noise that ancestral and SDE samplers draw.",
     )
     variation_seed: int = setting(
         "variation_seed",
@@ -116,7 +116,7 @@ class NoiseSettings(Checked):
         0,
         key="Variation seed",
         hint="Use the seed of another picture.",
-        about="The seed of the picture to lean towards, as far as the variation seed strength says.",
+        about="The seed of the picture to move towards. Variation seed strength says how far.",
     )
     variation_strength: float = setting(
         "variation_strength",
@@ -131,25 +131,25 @@ class NoiseSettings(Checked):
         Whole(0, SIDE_MAX),
         0,
         hint=NO_SEED_RESIZE,
-        about="Width of the picture whose noise lies in the middle of this one's.",
+        about="Width of the picture whose noise is placed in the middle of this one's.",
     )
     resize_height: int = setting(
         "seed_resize_height",
         Whole(0, SIDE_MAX),
         0,
         hint=NO_SEED_RESIZE,
-        about="Height of that picture. With one side alone nothing is resized.",
+        about="Height of that picture. Both sides are needed.",
     )
 
     @property
     def resized_from(self) -> tuple[int, int] | None:
-        """(width, height) in pixels of the picture whose noise lies in the middle; None without seed resize."""
+        """(width, height) in pixels of the picture whose noise is placed in the middle; None: no seed resize."""
         return (self.resize_width, self.resize_height) if self.resize_width and self.resize_height else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings(Checked):
-    """What is set by hand of a noise schedule, by WebUI's options. 0 leaves it to the model or the schedule type."""
+    """WebUI's options for the noise schedule. With 0, the model or the schedule type decides."""
 
     sigma_min: float = setting(
         "schedule_sigma_min", LEVEL, 0, key="Schedule min sigma", hint=BY_MODEL, about="The lowest noise level."
@@ -163,14 +163,14 @@ class ScheduleSettings(Checked):
         0,
         key="Schedule rho",
         hint=BY_MODEL,
-        about="The exponent of the schedule types Karras (7 of itself) and Polyexponential (1).",
+        about="The exponent of the schedule types Karras (default 7) and Polyexponential (default 1).",
     )
     discard_penultimate: bool = setting(
         "discard_penultimate",
         Flag(),
         False,
         key="Discard penultimate sigma",
-        about="Compute one noise level more and leave out the last but one.",
+        about="Compute one more noise level and drop the second-to-last one.",
     )
     kind: str = setting(
         "noise_schedule",
@@ -191,12 +191,12 @@ class ScheduleSettings(Checked):
         super().__post_init__()
         if self.sigma_max and self.sigma_min >= self.sigma_max:
             rule = f"must be less than Schedule max sigma, which is {self.sigma_max}"
-            raise InvalidInput("schedule_sigma_min", self.sigma_min, rule, "0 leaves both to the model.")
+            raise InvalidInput("schedule_sigma_min", self.sigma_min, rule, "With 0 for both, the model decides.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddedNoise(Checked):
-    """How much noise a sampler adds on its way, by WebUI's options. Each sampler takes some of them (`catalog`)."""
+    """WebUI's options for the noise that a sampler adds during a pass. Each sampler uses some of them (`catalog`)."""
 
     eta: float = setting(
         "eta",
@@ -204,7 +204,7 @@ class AddedNoise(Checked):
         1,
         key="Eta",
         hint="1 is usual, 0 adds none.",
-        about="How much of their noise ancestral and SDE samplers add.",
+        about="How much noise ancestral and SDE samplers add, as a factor.",
     )
     eta_ddim: float = setting(
         "eta_ddim", SHARE, 0, key="Eta DDIM", hint="0 is usual.", about="How much noise DDIM and DDIM CFG++ add."
@@ -215,10 +215,10 @@ class AddedNoise(Checked):
         0,
         key="Sigma churn",
         hint="0 is usual.",
-        about="How much noise Euler, Heun and DPM2 add before their steps, over all of them.",
+        about="How much noise Euler, Heun and DPM2 add before their steps, in total.",
     )
     tmin: float = setting(
-        "sigma_tmin", LEVEL, 0, key="Sigma tmin", hint="0 is usual.", about="The lowest noise level at which they do."
+        "sigma_tmin", LEVEL, 0, key="Sigma tmin", hint="0 is usual.", about="The lowest noise level for sigma churn."
     )
     tmax: float = setting(
         "sigma_tmax",
@@ -226,7 +226,7 @@ class AddedNoise(Checked):
         0,
         key="Sigma tmax",
         hint="0 sets no limit.",
-        about="The highest noise level at which they do. 0 sets no limit.",
+        about="The highest noise level for sigma churn. 0 sets no limit.",
     )
     scale: float = setting(
         "sigma_noise",
@@ -234,7 +234,7 @@ class AddedNoise(Checked):
         1,
         key="Sigma noise",
         hint="1 is usual.",
-        about="A factor of the noise that samplers add. Euler a, DPM adaptive, Restart, LCM and DDIM ignore it.",
+        about="A factor for the noise that samplers add. Euler a, DPM adaptive, Restart, LCM and DDIM ignore it.",
     )
 
     def __post_init__(self) -> None:
@@ -246,7 +246,7 @@ class AddedNoise(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedGuidance(Checked):
-    """When the negative prompt is left out, and with it guidance."""
+    """The steps at which the negative prompt, and so guidance, is skipped."""
 
     early: float = setting(
         "skip_early_cfg",
@@ -254,7 +254,7 @@ class SkippedGuidance(Checked):
         0,
         key="Skip Early CFG",
         hint="0 turns it off, 0.1 to 0.3 is usual.",
-        about="Leave the negative prompt out of this share of a pass's first steps.",
+        about="Skip the negative prompt for this share of a pass's steps, from its start.",
     )
     minimum_sigma: float = setting(
         "ngms",
@@ -262,42 +262,42 @@ class SkippedGuidance(Checked):
         0,
         key="NGMS",
         hint="0 turns it off, 1 to 4 is usual.",
-        about="Leave the negative prompt out of every other step below this noise level.",
+        about="Skip the negative prompt at every other step below this noise level.",
     )
     all_steps: bool = setting(
-        "ngms_all_steps", Flag(), False, key="NGMS all steps", about="With NGMS, leave it out of all steps below it."
+        "ngms_all_steps", Flag(), False, key="NGMS all steps", about="With NGMS, skip it at all steps below that level."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiresSettings(Checked):
-    """The second pass. Empty or "same" values are those of the first pass."""
+    """The second pass. Values that are empty or "same" mean those of the first pass."""
 
     scale: float = setting(
-        "hires_scale", Number(1, 4), 2, key="Hires upscale", hint="2 is usual.", about="How much the draft is enlarged."
+        "hires_scale", Number(1, 4), 2, key="Hires upscale", hint="2 is usual.", about="Enlargement factor."
     )
     width: int = setting(
-        "hires_width", Whole(0, 2 * SIDE_MAX), 0, hint=BY_SCALE, about="Width to enlarge to, instead of by a scale."
+        "hires_width", Whole(0, 2 * SIDE_MAX), 0, hint=BY_SCALE, about="Width to enlarge to, instead of a scale."
     )
     height: int = setting(
-        "hires_height", Whole(0, 2 * SIDE_MAX), 0, hint=BY_SCALE, about="Height to enlarge to, instead of by a scale."
+        "hires_height", Whole(0, 2 * SIDE_MAX), 0, hint=BY_SCALE, about="Height to enlarge to, instead of a scale."
     )
     upscaler: str = setting(
         "hires_upscaler",
         Name(UPSCALERS, open=True),
         "Latent",
         key="Hires upscaler",
-        about="How the draft is enlarged before it is drawn again.",
+        about="How to enlarge the draft before it is redrawn.",
     )
     upscaler_file: Path | None = None
-    """Weights of an ESRGAN-family upscaler that the catalog does not know; `upscaler` is then its name."""
+    """Weights of an ESRGAN-family upscaler that is not in the catalog; `upscaler` is then its name."""
     steps: int = setting(
         "hires_steps",
         Whole(0, 150),
         0,
         key="Hires steps",
-        hint="0 takes as many steps as the first pass.",
-        about="Sampling steps of the hires pass. 0 takes as many as the first pass.",
+        hint="With 0 it takes as many steps as the first pass.",
+        about="Sampling steps of the hires pass. 0: as many as the first pass.",
     )
     denoising_strength: float = setting(
         "hires_denoising_strength",
@@ -305,7 +305,7 @@ class HiresSettings(Checked):
         0.6,
         key="Hires denoising strength",
         hint="0.5 to 0.7 is usual.",
-        about="How much the hires pass may change, where a first pass from an image has another strength.",
+        about="How much the hires pass may change, if the first pass starts from an image with another strength.",
     )
     prompt: str = setting(
         "hires_prompt", PROMPT, "", key="Hires prompt", about="Another prompt for the hires pass. Empty: the same."
@@ -341,20 +341,20 @@ class HiresSettings(Checked):
             raise InvalidInput(
                 "hires_denoising_strength",
                 self.denoising_strength,
-                f"below {STRENGTH_MIN} the hires pass would run no step that shows",
+                f"below {STRENGTH_MIN} the hires pass would change nothing visible",
                 "Use more (0.6 is usual), or turn highres_fix off.",
             )
 
     @property
     def resize_to(self) -> tuple[int, int]:
-        """(width, height) to enlarge to instead of by the scale, where one of them is not 0."""
+        """(width, height) to enlarge to. If one of them is not 0, they replace the scale."""
         return self.width, self.height
 
 
 @dataclass(frozen=True)
 class FreeU:
-    """Factors of what the UNet's first two decoder stages get from below (b) and of the coarse part of what they get
-    from the encoder (s): Si et al. 2023, https://arxiv.org/abs/2309.11497."""
+    """Factors for the inputs of the UNet's first two decoder stages: for the features from the stage below (b), and for
+    the low frequencies of the encoder's skip connections (s). Si et al. 2023, https://arxiv.org/abs/2309.11497."""
 
     b1: float
     b2: float
@@ -367,12 +367,12 @@ class FreeU:
 
 @dataclass(frozen=True)
 class FreeUFactors:
-    """The rule of FreeU's four factors; None is off."""
+    """The rule for FreeU's four factors. None turns FreeU off."""
 
     words: str = f"the four numbers b1 b2 s1 s2, each from 0 to {FREEU_MAX}"
 
     def read(self, text: str) -> FreeU | None:
-        """From `b1 b2 s1 s2`; None from an empty text or a word for no. Raises ValueError."""
+        """Parse `b1 b2 s1 s2`. Return None for an empty text or a word for no. Raises ValueError."""
         if text.strip().casefold() in ("", *NO):
             return None
         numbers = [float(number) for number in text.replace(",", " ").split()]
@@ -388,12 +388,12 @@ class FreeUFactors:
 
 @dataclass(frozen=True)
 class Margins:
-    """The rule of outpainting: pixels at the left, top, right and bottom."""
+    """The rule for outpainting: pixels at the left, top, right and bottom."""
 
     words: str = f"sides with whole numbers from 0 to {OUTPAINT_MAX}, such as right 64, top 32"
 
     def read(self, text: str) -> tuple[int, ...]:
-        """From `right 64, top 32`, or four numbers in the order left, top, right, bottom. Raises ValueError."""
+        """Parse `right 64, top 32`, or four numbers in the order left, top, right, bottom. Raises ValueError."""
         words = re.findall(r"[a-z]+|[0-9]{1,5}", text.casefold())
         if re.fullmatch(r"(\s*[0-9]{1,5}\s*){4}", text) and len(words) == len(SIDES):
             return tuple(map(int, words))
@@ -410,7 +410,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class Blur:
-    """The rule of a mask's blur: one number for both directions, or one across and one down."""
+    """The rule for a mask's blur: one number for both directions, or one each for across and down."""
 
     words: str = BLUR.words
 
@@ -423,7 +423,7 @@ class Blur:
 
 
 class Picture(Protocol):
-    """An input picture, decoded: of it only the size matters here."""
+    """A decoded input picture. Only its size matters here."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -432,16 +432,16 @@ class Picture(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings(Checked):
-    """Which part of a picture is drawn again: where the mask is white, and what outpainting adds."""
+    """Which part of a picture to redraw: where the mask is white, and what outpainting adds."""
 
     picture: Picture | None = None
-    """None: outpainting alone."""
+    """None: outpainting without a mask."""
     invert: bool = setting(
         "mask_invert",
         Flag("Inpaint not masked", "Inpaint masked"),
         False,
         key="Mask mode",
-        about="Draw again where the mask is black instead.",
+        about="Redraw where the mask is black instead of where it is white.",
     )
     blur: tuple[int, int] = setting(
         "mask_blur",
@@ -449,21 +449,21 @@ class MaskSettings(Checked):
         (4, 4),
         key="Mask blur",
         hint="4 is usual, 0 turns it off.",
-        about="How far the mask's edge is softened, in pixels of the mask: a standard deviation.",
+        about="How far to soften the mask's edge: a standard deviation in pixels of the mask.",
     )
     content: str = setting(
         "masked_content",
         Choice(MASKED_CONTENTS),
         "original",
         key="Masked content",
-        about="What lies under the mask before it is drawn.",
+        about="What the masked area starts from.",
     )
     area: str = setting(
         "inpaint_area",
         Choice(INPAINT_AREAS),
         WHOLE_PICTURE,
         key="Inpaint area",
-        about="Only masked draws the mask's surroundings at full size and pastes them back.",
+        about="Only masked redraws the masked area at full size and pastes it back.",
     )
     padding: int = setting(
         "inpaint_padding",
@@ -471,14 +471,14 @@ class MaskSettings(Checked):
         32,
         key="Masked area padding",
         hint="32 is usual.",
-        about="Pixels around the mask that Only masked shows to the model.",
+        about="Pixels around the mask that the model sees with Only masked.",
     )
     soft: bool = setting(
         "mask_soft",
         Flag(),
         False,
         key=Key("Soft mask", written=False),
-        about="Change the grey parts of the mask by degrees, instead of wholly or not at all.",
+        about="Redraw the grey parts of the mask partially, instead of fully or not at all.",
     )
 
 
@@ -493,14 +493,14 @@ class ImageSettings(Checked):
         0.6,
         key="Denoising strength",
         hint="0.5 to 0.7 is usual.",
-        about="How much of the image, or without one of the draft, may change.",
+        about="How much the image may change, or the draft if there is no image.",
     )
     resize_mode: str = setting(
         "resize_mode",
         Choice(RESIZE_MODES),
         RESIZE_MODES[0],
         key=Key("Resize mode", written=False),
-        about="How an image of another size is brought to the size that is drawn.",
+        about="How to bring an image of another size to the size to draw.",
     )
     noise_multiplier: float = setting(
         "noise_multiplier",
@@ -508,18 +508,18 @@ class ImageSettings(Checked):
         1,
         key="Noise multiplier",
         hint="1 is usual.",
-        about="A factor of the noise that is laid over the image.",
+        about="A factor for the noise that is added to the image.",
     )
     exact_steps: bool = setting(
         "exact_steps",
         Flag(),
         False,
         key="Exact steps",
-        about="Run all steps over the image, instead of the share of them that the denoising strength says: WebUI's "
-        "option img2img_fix_steps, which infotexts do not tell.",
+        about="Run all steps on the image, instead of only the denoising strength's share of them. It is WebUI's "
+        "option img2img_fix_steps, which infotexts do not record.",
     )
     depth: Picture | None = None
-    """How near everything in the picture is, white what is nearest, for a depth checkpoint; None: it is estimated."""
+    """A depth map of the picture for a depth checkpoint, white for what is nearest; None: the depth is estimated."""
     mask: MaskSettings | None = None
     outpaint: tuple[int, ...] = setting(
         "outpaint",
@@ -527,7 +527,7 @@ class ImageSettings(Checked):
         (0, 0, 0, 0),
         key="Outpaint",
         hint="For more, outpaint the result again.",
-        about="Pixels to add around the image and to draw.",
+        about="Pixels to add around the image and draw.",
     )
 
     def __post_init__(self) -> None:
@@ -535,43 +535,43 @@ class ImageSettings(Checked):
         if any(self.outpaint) and self.mask is None:
             object.__setattr__(self, "mask", MaskSettings())
         if self.exact_steps and self.denoising_strength < STRENGTH_MIN:
-            rule = f"must be at least {STRENGTH_MIN} with exact steps, whose schedule would be endless"
-            raise InvalidInput("denoising_strength", self.denoising_strength, rule, "Use more, or Exact steps: False.")
+            rule = f"must be at least {STRENGTH_MIN} with exact steps: its schedule would be too long"
+            raise InvalidInput("denoising_strength", self.denoising_strength, rule, "Raise it, or Exact steps: False.")
         mask = self.mask.picture if self.mask else None
         if mask is not None and mask.size != self.picture.size:
             rule = "must have the size of image, {} x {}".format(*self.picture.size)
-            raise InvalidInput("mask", "{}x{}".format(*mask.size), rule, "Scale one of them to the other.")
+            raise InvalidInput("mask", "{}x{}".format(*mask.size), rule, "Scale one of them to the other's size.")
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture with what outpainting adds."""
+        """(width, height) of the picture including what outpainting adds."""
         (width, height), (left, top, right, bottom) = self.picture.size, self.outpaint
         return width + left + right, height + top + bottom
 
     @property
     def only_masked(self) -> bool:
-        """Whether the pass draws the masked part alone, to be pasted back."""
+        """Whether the pass draws only the masked part, which is then pasted back."""
         return self.mask is not None and self.mask.area == ONLY_MASKED
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """A ControlNet, or an adapter, at work in both passes."""
+    """A ControlNet or adapter, used in both passes."""
 
     model: str
-    """Its name, by which `Extras` has its file."""
+    """Its name, under which `Extras` has its file."""
     model_hash: str = ""
-    """Of generation data: WebUI's eight digits of the file that it was made with."""
+    """WebUI's eight-digit hash of the file, as generation data gives it."""
     picture: Picture | None = None
-    """What it looks at; None: the image that the first pass starts from."""
+    """The picture that it follows; None: the image that the first pass starts from."""
     preprocessor: str = ""
-    """What makes a map of the picture; empty: what the model's name says, if it says one."""
+    """What turns the picture into a map; empty: what the model's name implies, if anything."""
     low: float = 100
-    """Canny's thresholds, of 255."""
+    """Canny's thresholds, out of 255."""
     high: float = 200
     weight: float = 1
     start: float = 0
-    """From this share of a pass's steps on, and up to `end`, it acts."""
+    """It acts from this share of a pass's steps up to `end`."""
     end: float = 1
     mode: str = "balanced"
     resize_mode: str = "crop"
@@ -589,7 +589,7 @@ class ControlSettings:
         usual = (("mode", self.mode, "balanced"), ("resize", self.resize_mode, "crop")) if self.image_prompt else ()
         for name, value, only in usual:
             if value != only:
-                rule = "it changes nothing about an IP-Adapter, which sees a picture and no map"
+                rule = "it has no effect on an IP-Adapter, which sees the picture itself and not a map"
                 raise InvalidInput(f"controls, {name} of {self.model}", value, rule, "Leave it out.")
 
     @property
@@ -600,14 +600,14 @@ class ControlSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest(Checked):
-    """One prediction. Creating one checks everything; raises InvalidInput with the field, value, rule and fix.
+    """The request of one prediction. Creating one checks everything.
 
-    A request made from another with `dataclasses.replace` is checked again.
+    Raises InvalidInput with the field, value, rule and fix. A request made with `dataclasses.replace` is checked again.
     """
 
     prompt: str = setting("prompt", PROMPT, key=Key("Prompt", unsaid=""), about="What to draw.")
     negative_prompt: str = setting(
-        "negative_prompt", PROMPT, "", key="Negative prompt", about="What the picture must not show."
+        "negative_prompt", PROMPT, "", key="Negative prompt", about="What to keep out of the picture."
     )
     width: int = setting("width", SIDE, hint=EIGHTS, about="Width of the first pass, in pixels.")
     height: int = setting("height", SIDE, hint=EIGHTS, about="Height of the first pass, in pixels.")
@@ -616,14 +616,14 @@ class GenerationRequest(Checked):
         SEED,
         key="Seed",
         hint="Leave it empty for a random one.",
-        about="The same seed and settings give the same picture. -1 or nothing: a random one.",
+        about="The same seed and settings give the same picture. -1 or nothing: a random seed.",
     )
     num_outputs: int = setting(
         "num_outputs",
         Whole(1, OUTPUTS_MAX),
         1,
         hint="For more pictures send more requests.",
-        about="How many pictures. Each takes the next seed.",
+        about="Number of pictures. Each uses the next seed.",
     )
     num_inference_steps: int = setting(
         "num_inference_steps",
@@ -661,8 +661,7 @@ class GenerationRequest(Checked):
         0,
         key="Guidance rescale",
         hint="0 turns it off, 0.7 is usual.",
-        about="How much of the contrast that guidance adds is taken back (https://arxiv.org/abs/2305.08891, "
-        "section 3.4).",
+        about="How much of the contrast added by guidance to remove (https://arxiv.org/abs/2305.08891, section 3.4).",
     )
     freeu: FreeU | None = setting(
         "freeu",
@@ -678,39 +677,39 @@ class GenerationRequest(Checked):
         1,
         key="Clip skip",
         hint="1 is the last layer; anime models often use 2.",
-        about="Which text layer is used, counted from the last.",
+        about="Text layer to use, counted from the last.",
     )
     emphasis: str = setting(
         "emphasis",
         Choice(EMPHASES, open=True),
         "Original",
         key="Emphasis",
-        about="What weights in prompts do, as WebUI's option of that name.",
+        about="What weights in prompts do, as in WebUI's option of that name.",
     )
     pad_conds: bool = setting(
         "pad_conds",
         Flag(),
         False,
         key="Pad conds",
-        about="Pad the shorter of the two prompts with empty chunks, as WebUI's option of that name.",
+        about="Pad the shorter of the two prompts with empty chunks, as in WebUI's option of that name.",
     )
     old_editing: bool = setting(
         "old_prompt_editing",
         Flag(),
         False,
         key="Old prompt editing timelines",
-        about="Read prompt editing such as [a:b:N] as WebUI did before 1.6: an N below 1 is a share of the steps, and "
-        "the hires pass begins from the start.",
+        about="Read prompt editing such as [a:b:N] as WebUI did before 1.6: an N below 1 is a fraction of the steps, "
+        "and the hires pass starts counting again.",
     )
     tiling: bool = setting(
-        "tiling", Flag(), False, key="Tiling", about="Draw a picture whose opposite edges fit, for patterns."
+        "tiling", Flag(), False, key="Tiling", about="Draw a picture that repeats without seams, for patterns."
     )
     sgm_noise: bool = setting(
         "sgm_noise_multiplier",
         Flag(),
         False,
         key="SGM noise multiplier",
-        about="Start from a little more noise, as Stability AI's generative-models does. Only without an image.",
+        about="Start from slightly more noise, as Stability AI's generative-models does. Only without an image.",
     )
     extra_noise: float = setting(
         "extra_noise",
@@ -718,7 +717,7 @@ class GenerationRequest(Checked):
         0,
         key="Extra noise",
         hint="0 turns it off; it should be less than the denoising strength.",
-        about="More noise over what an image or the highres fix starts from, for more detail.",
+        about="Noise to add before a pass from an image or from the draft, for more detail.",
     )
     mask_weight: float = setting(
         "conditional_mask_weight",
@@ -726,7 +725,7 @@ class GenerationRequest(Checked):
         1.0,
         key=Key("Conditional mask weight", written=False),
         hint="1 is usual.",
-        about="How much of what is masked an inpainting checkpoint does not see. At 0 it sees the whole image.",
+        about="How much of the masked area to hide from an inpainting checkpoint. At 0 it sees the whole image.",
     )
     image_noise_level: int = setting(
         "image_noise_level",
@@ -734,7 +733,7 @@ class GenerationRequest(Checked):
         0,
         key="Image noise level",
         hint="0 is usual.",
-        about="Noise over what a Stable unCLIP checkpoint knows of the image: more makes variations freer.",
+        about="Noise added to what a Stable unCLIP checkpoint sees of the image. More noise gives freer variations.",
     )
     added_noise: AddedNoise = field(default_factory=AddedNoise)
     skipped_guidance: SkippedGuidance = field(default_factory=SkippedGuidance)
@@ -757,7 +756,7 @@ class GenerationRequest(Checked):
             check_present("hires_prompt", self.hires.prompt, self.extras)
             check_final_size((self.width, self.height), self.hires.scale, self.hires.resize_to)
         if len(self.controls) > CONTROLS_MAX:
-            raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Leave some out.")
+            raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Use fewer.")
         for control in self.controls:
             self._check_control(control)
 
@@ -772,31 +771,31 @@ class GenerationRequest(Checked):
     def _check_control(self, control: ControlSettings) -> None:
         if control.model not in self.extras.controls:
             fix = "Name a file, repository or address in controls, or send it in files (--controlnet-dir)."
-            raise InvalidInput("controls", control.model, "no ControlNet of this name is here", fix)
+            raise InvalidInput("controls", control.model, "there is no ControlNet of this name", fix)
         if control.picture is None and self.image is None:
             raise nothing_to_follow(control)
         if control.image_prompt and self.extras.image_encoder is None:
             fix = "Send CLIP ViT-H in files, or put clip-vit-h.safetensors beside it (--controlnet-dir)."
-            raise InvalidInput("controls", control.model, "an IP-Adapter needs an image encoder, and none is here", fix)
+            raise InvalidInput("controls", control.model, "an IP-Adapter needs an image encoder; there is none", fix)
         if control.preprocessor == "inpaint" and (self.image is None or self.image.mask is None):
             fix = "Send image and mask, or use another preprocessor."
             raise InvalidInput("controls", control.model, "the preprocessor inpaint needs a mask", fix)
 
 
 def nothing_to_follow(control: ControlSettings) -> InvalidInput:
-    """The error of a ControlNet without a picture."""
+    """Return the error for a ControlNet without a picture."""
     fix = "Send one in control_images, or an image."
     return InvalidInput("controls", control.model, "there is no picture for it to follow", fix)
 
 
 def random_seed() -> int:
-    """A seed for a request that names none, with room for the seeds of its other pictures."""
+    """Return a seed for a request without one, low enough to leave room for the seeds of its other pictures."""
     return secrets.randbelow(SEED_MAX - OUTPUTS_MAX)
 
 
 def _check_parts(name: str, text: str) -> None:
     if len(split_and(text)) > AND_PARTS_MAX:
-        raise InvalidInput(name, text, f"at most {AND_PARTS_MAX} parts joined by AND", "Write most of them as tags.")
+        raise InvalidInput(name, text, f"at most {AND_PARTS_MAX} parts joined by AND", "Join some of them with commas.")
 
 
 GROUPS = (
@@ -810,4 +809,4 @@ GROUPS = (
     HiresSettings,
 )
 SETTINGS: dict[str, Setting] = {row.name: row for group in GROUPS for row in rows(group).values()}
-"""Every setting of a request by its name."""
+"""Every setting of a request, by its name."""

@@ -1,7 +1,7 @@
-"""What can be set: one row for each setting, from which everything else about it follows.
+"""Settings: one row describes each of them, and everything else about it is derived from that row.
 
-A row stands where its value lives: as a field of one of the request's classes (`request.py`). The checks, the reader
-and the writer of generation data, the errors and the tables of the documentation all come from the rows.
+A row is declared where its value is stored: as a field of one of the request's classes (`request.py`). The checks, the
+reader and writer of generation data, the errors and the tables in the documentation all use the rows.
 """
 
 import dataclasses
@@ -15,21 +15,21 @@ from typing import Any, Protocol
 from pipelines.errors import InvalidInput
 
 Values = Mapping[str, Any]
-"""Settings by name. Only what somebody said is in it."""
+"""Settings by name. It holds only those that were given."""
 
 
 class Rule(Protocol):
-    """What values a setting may have."""
+    """The values that a setting may have."""
 
     @property
     def words(self) -> str:
-        """The rule in words that follow "must be"."""
+        """The rule in words that follow "must be" in an error."""
 
     def read(self, text: str) -> Any:
-        """The value that a text stands for. Raises ValueError for a text that cannot be read."""
+        """Parse the text into a value. Raises ValueError if it cannot be parsed."""
 
     def check(self, name: str, value: object, hint: str) -> Any:
-        """The value in its own type. Raises InvalidInput for one that breaks the rule."""
+        """Return the value in its own type. Raises InvalidInput if it breaks the rule."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Number:
         return f"a number from {self.low} to {self.high}"
 
     def read(self, text: str) -> float:
-        """A whole number stays one, so that 7 and 7.0 are written as they were read."""
+        """Parse a number. Keep a whole number as an int, so that 7 and 7.0 are written back as they were read."""
         if not math.isfinite(number := float(text)):
             raise ValueError(text)
         return int(text) if re.fullmatch(r"[-+]?[0-9]{1,15}", text) else number
@@ -80,7 +80,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class LayerFromEnd(Whole):
-    """Clip skip. Other programs write 0 for none, or count with a minus."""
+    """Clip skip. Other programs write 0 for none, or negative numbers."""
 
     def read(self, text: str) -> int:
         return abs(super().read(text)) or 1
@@ -88,7 +88,8 @@ class LayerFromEnd(Whole):
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several names. An `open` choice may be read as any name: what cannot be drawn is told later."""
+    """One of several names. An `open` choice accepts any name when read; names that are not supported are reported
+    later."""
 
     names: tuple[str, ...]
     open: bool = False
@@ -111,7 +112,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Name(Choice):
-    """A name that may be one of ours; whoever holds the value checks it."""
+    """A name that need not be one of ours. The class that holds the value checks it."""
 
     def check(self, name: str, value: object, hint: str) -> str:
         return str(value)
@@ -122,7 +123,7 @@ YES, NO = ("yes", "on", "1"), ("no", "off", "0", "none", "false")
 
 @dataclass(frozen=True)
 class Flag:
-    """Yes or no, by the words that generation data has for them."""
+    """Yes or no, by the words that generation data uses for them."""
 
     yes: str = "True"
     no: str = "False"
@@ -174,29 +175,29 @@ class Setting:
     """One thing that can be set."""
 
     name: str
-    """What the form, errors and the log call it."""
+    """Its name in the form, in errors and in the log."""
     rule: Rule
     default: Any = None
-    """Its value where neither the request nor the model says one."""
+    """Its value if neither the request nor the model gives one."""
     key: str = ""
-    """What generation data calls it. Empty: generation data does not hold it, or only as a part of a `Pair`."""
+    """Its key in generation data. Empty: it has none of its own, though it may be part of a pair (`table.PAIRS`)."""
     unsaid: Any = None
-    """Its value in a block of generation data that does not say one."""
+    """Its value when a block of generation data does not mention it."""
     written: bool = True
-    """Whether we write it into generation data. WebUI does not write everything that ours may hold."""
+    """Whether we write it into generation data. WebUI does not write every setting."""
     hint: str = ""
-    """How to mend a value that breaks the rule."""
+    """How to fix a value that breaks the rule."""
     about: str = ""
-    """What it does, in one sentence, for the documentation."""
+    """One sentence for the documentation about what it does."""
 
     def check(self, value: object) -> Any:
-        """The value in its own type. Raises InvalidInput."""
+        """Return the value in its own type. Raises InvalidInput if it breaks the rule."""
         return self.rule.check(self.name, value, self.hint)
 
 
 @dataclass(frozen=True)
 class Key:
-    """What generation data calls a setting, where its silence or its writing is not the usual."""
+    """A setting's key in generation data, for settings that differ in `unsaid` or `written`."""
 
     name: str
     unsaid: Any = SAME_AS_DEFAULT
@@ -206,7 +207,7 @@ class Key:
 def setting(
     name: str, rule: Rule, default: Any = dataclasses.MISSING, *, key: str | Key = "", hint: str = "", about: str = ""
 ) -> Any:
-    """Make a dataclass field that is the row of a setting. A field without a default must be given."""
+    """Make a dataclass field that carries a setting's row. A field without a default is required."""
     known = None if default is dataclasses.MISSING else default
     called = key if isinstance(key, Key) else Key(key)
     row = Setting(
@@ -224,13 +225,13 @@ def setting(
 
 @cache
 def rows(group: type) -> dict[str, Setting]:
-    """The rows of one of the request's classes, by the attribute that holds the value."""
+    """Return the rows of one of the request's classes, by the attribute that holds the value."""
     fields = dataclasses.fields(group)
     return {each.name: each.metadata["setting"] for each in fields if "setting" in each.metadata}
 
 
 class Checked:
-    """Base of a dataclass whose settings are checked when one is made. Raises InvalidInput."""
+    """Base of a dataclass that checks its settings when it is created. Raises InvalidInput."""
 
     def __post_init__(self) -> None:
         for attribute, row in rows(type(self)).items():  # type: ignore[arg-type]
@@ -238,10 +239,10 @@ class Checked:
 
 
 def of_group(group: type, values: Values) -> dict[str, Any]:
-    """The arguments that make the group from those of its settings that are said."""
+    """Return the arguments for the group's constructor: those of its settings that `values` holds."""
     return {attribute: values[row.name] for attribute, row in rows(group).items() if row.name in values}
 
 
 def values_of(group: Checked) -> dict[str, Any]:
-    """The settings of one of the request's groups, by name."""
+    """Return the settings of one of the request's groups, by name."""
     return {row.name: getattr(group, attribute) for attribute, row in rows(type(group)).items()}  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""On a CUDA GPU, networks are compiled once for every size, and the UNet's CUDA graphs are recorded.
+"""Compiles the networks on a CUDA GPU, once for all sizes, and records the UNet's CUDA graphs.
 
-One compilation serves all sizes that are multiples of 64 px. For other sizes the network runs as it is, because a
-request never waits for a compiler. The plain networks stay behind all of this: if compiling fails or changes the
-picture, they are used, and the log says so. `PASTEL_COMPILE=0` turns compiling off.
+One compilation serves all sizes that are multiples of 64 px. For other sizes the network runs uncompiled, because a
+request never waits for a compiler. The plain networks are kept: if compiling fails or changes the picture, they are
+used, and the log says so. `PASTEL_COMPILE=0` turns compiling off.
 """
 
 import logging
@@ -25,14 +25,14 @@ from pipelines.runtime.memory import release_memory
 log = logging.getLogger(__name__)
 
 ALIKE = 30.0
-"""Decibels. Two pictures that differ by half precision's rounding alone are closer than this."""
+"""In decibels (PSNR). Pictures that differ only by the rounding of half precision are above this."""
 
 
 def compile_model(model: Model, width: int, height: int) -> Model:
-    """Return the model as fast as its device runs it, warmed up for pictures of this size and of twice this size.
+    """Compile the model for its device and warm it up for pictures of this size and of twice this size.
 
-    Compiling may take minutes, or less if torch's compile cache was kept. The model comes back unchanged if the
-    device's policy is to compile nothing.
+    Compiling may take minutes; a kept torch compile cache makes it faster. The model is returned unchanged if nothing
+    is to be compiled on its device.
     """
     if not model.device.compiled:
         return model
@@ -42,18 +42,18 @@ def compile_model(model: Model, width: int, height: int) -> Model:
 
 
 def compiled(model: Model, width: int, height: int, record: Record, backend: str = "inductor") -> Model:
-    """Compile the networks for all sizes; the plain model comes back if that fails or draws another picture."""
+    """Compile the networks for all sizes. Return the plain model if that fails or changes the picture."""
     start = time.perf_counter()
     options: dict[str, Any] = {"dynamic": True, "backend": backend}
     try:
-        # not square: compiled for a square, the network would be compiled again for the first size that is not
+        # not square: compiled for a square, the network would be compiled again for the first size that is not square
         wanted = drawn(model, 128, 192)
         model.vae.network.decoder.compile(**options)
         unet = model.unet.network
         faster = replace(model, unet=GraphedUNet(unet, torch.compile(unet, **options), record))
         noise = 10 * np.log10(255**2 / max(1e-9, np.square(drawn(faster, 128, 192) - wanted).mean()))
         if noise < ALIKE:
-            raise RuntimeError(f"the picture differs by {noise:.0f} dB")
+            raise RuntimeError(f"it changes the picture: PSNR {noise:.0f} dB")
         drawn(faster, width, height)
     except Exception as error:
         log.warning("The networks run uncompiled (%s): pictures take longer.", in_one_line(error))
@@ -66,7 +66,7 @@ def compiled(model: Model, width: int, height: int, record: Record, backend: str
 
 
 def drawn(model: Model, width: int, height: int) -> NDArray[np.float64]:
-    """Draw with a short highres fix: every network at the size and at twice the size, often enough to be recorded."""
+    """Draw with a short highres fix. It runs every network at both sizes, often enough for graphs to be recorded."""
     request = GenerationRequest(
         prompt="", width=width, height=height, seed=1, num_inference_steps=3, hires=HiresSettings(steps=3)
     )

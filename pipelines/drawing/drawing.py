@@ -1,4 +1,4 @@
-"""One prediction: what its phases share."""
+"""The state that the phases of one prediction share."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from pipelines.upscalers.interpolation import Upscaler
 
 @dataclass(frozen=True, kw_only=True)
 class PassNetworks:
-    """What a pass's prompt asks for beside the model."""
+    """The networks that a pass's prompt uses in addition to the model."""
 
     loras: tuple[LoraUse, ...]
     hypernetworks: tuple[HypernetworkUse, ...]
@@ -33,7 +33,7 @@ class PassNetworks:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A request that is being drawn, with everything that stays the same from phase to phase."""
+    """A request that is being drawn, with everything that stays the same in all phases."""
 
     model: Model
     request: GenerationRequest
@@ -41,14 +41,14 @@ class Drawing:
     canvas: Canvas | None
     """The picture to start from, in the first pass's size; None to start from noise."""
     upscaler: Upscaler | None
-    """The plan's, if it has weights of its own."""
+    """The plan's upscaler, if it has its own weights."""
     show_phases: bool
-    """Whether the draft and the enlarged picture are handed out too."""
+    """Whether the draft and the enlarged picture are also returned."""
     watch: Stopwatch
 
     @cached_property
     def depth(self) -> Tensor:
-        """How near everything on the canvas is, (1, 1, H, W) of any range: as the request says, or as estimated."""
+        """The depth map of the canvas, (1, 1, H, W) of any range: the request's, or an estimate."""
         settings, canvas = self.request.image, self.canvas
         assert settings is not None
         assert canvas is not None
@@ -63,11 +63,11 @@ class Drawing:
 
     @property
     def place(self) -> torch.device:
-        """Where the networks are."""
+        """The device that the networks are on."""
         return self.model.device.place
 
     def using(self, networks: PassNetworks) -> AbstractContextManager[None]:
-        """Inside, the model has what a pass with these networks asks for."""
+        """Apply everything that a pass with these networks needs to the model while the context lasts."""
         extras = self.request.extras
         controls = [extras.controls[control.model] for control in self.request.controls]
         used = networks.loras, controls, self.request.freeu, networks.hypernetworks
@@ -83,7 +83,7 @@ class Drawing:
         )
 
     def controls(self, part: PassPlan) -> Controls | None:
-        """Return the request's control networks as they act in a pass, with maps of its size."""
+        """Return the request's control networks for a pass, with maps of its size."""
         settings = self.request.controls
         if part is self.plan.hires:
             settings = tuple(in_hires(control) for control in settings)
@@ -93,7 +93,7 @@ class Drawing:
         return controls_of(part, settings, networks, self.canvas, self.model.device, loaded.encoder)
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
-        """Return the noise of a pass from fresh generators, which have the same seeds in either pass."""
+        """Return the noise of a pass from fresh generators. Both passes use the same seeds."""
         noise = Noise(
             self.plan.seeds,
             part.latent_shape,
@@ -106,5 +106,5 @@ class Drawing:
         return noise
 
     def finished(self, pixels: Pixels) -> Pixels:
-        """Return a decoded picture with what the canvas keeps of the input."""
+        """Return a decoded picture with the parts of the input that the canvas keeps."""
         return self.canvas.finish(pixels) if self.canvas else pixels

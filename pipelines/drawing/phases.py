@@ -1,8 +1,8 @@
 """The three phases as one generator: draft from noise or a picture -> upscale -> image-to-image refinement.
 
-Everything that happens is an event of one loop: a step is done, a pass is finished, a picture is decoded. The caller
-shows progress, streams and cancels between two events; there are no callbacks. All state of a prediction lives in this
-generator and ends with it.
+Everything that happens is an event: a step is done, a pass is finished, a picture is decoded. The caller shows
+progress, streams and cancels between two events; there are no callbacks. This generator holds all state of a
+prediction, which ends with it.
 """
 
 import math
@@ -38,15 +38,15 @@ from pipelines.upscalers.latent import STEPS as LATENT_STEPS
 from pipelines.upscalers.latent import LatentUpscaler
 
 BASE, UPSCALE, REFINE, DECODE = "base", "upscale", "refine", "decode"
-"""The phases' names, in steps and seconds."""
+"""Names of the phases, used for steps and timings."""
 
 DRAFT, UPSCALED, FINAL = "draft", "upscaled", "picture"
-"""Kinds of pictures: the first pass's, the enlarged one before its refinement, the finished one."""
+"""Kinds of pictures: the first pass's, the enlarged one before refinement, and the finished one."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Sampling steps of a phase completed so far, 0 when it begins; `total` is None if unknown."""
+    """Sampling steps completed so far in a phase, 0 when it begins. `total` is None if unknown."""
 
     phase: str
     number: int
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PassResult:
-    """One pass is done. Tensors are (B, 4, h, w) on the device; `sigmas` are timesteps for the DDIM family."""
+    """The result of one pass. Tensors are (B, 4, h, w) on the device; `sigmas` are timesteps for the DDIM family."""
 
     phase: str
     noise: Tensor
@@ -65,7 +65,7 @@ class PassResult:
     """The latents that the pass refined; None if it started from noise alone."""
     mask: LatentMask | None
     sampled: Tensor
-    """What the sampler made of them. Only what a mask marks as drawn is kept of it."""
+    """The sampler's output. With a mask, only the part that it marks as drawn is kept."""
 
     @property
     def latents(self) -> Tensor:
@@ -75,7 +75,7 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture is decoded: uint8 (height, width, 3); `index` is its place in the batch."""
+    """One decoded picture: uint8 (height, width, 3). `index` is its place in the batch."""
 
     kind: str
     index: int
@@ -84,14 +84,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence on something that was asked for and is not drawn."""
+    """A message about something that was requested but is not drawn."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Everything is done, in these seconds per phase."""
+    """The end of a prediction, with the seconds that each phase took."""
 
     seconds: dict[str, float]
 
@@ -109,13 +109,13 @@ def render(
     upscaler: Upscaler | None = None,
     given: Given = NOTHING_GIVEN,
 ) -> Generator[Event]:
-    """Draw what the request asks for. With `show_phases` the draft and the upscaled picture are handed out too.
+    """Draw the request and yield events. With `show_phases` these include the draft and the upscaled picture.
 
-    `upscaler` is the plan's, if it has weights of its own. What is `given` takes the place of what the request's
-    picture is encoded to.
+    `upscaler` is the plan's, if it has its own weights. Tensors in `given` replace those that the request's picture
+    would be encoded to.
 
-    Each finished picture comes as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded; the
-    pictures before it have been handed out.
+    Each finished picture is yielded as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded,
+    after the pictures before it have been yielded.
     """
     model = _as_asked(model, request)
     with memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place), model.tiling(request.tiling):
@@ -134,7 +134,7 @@ def render(
 
 
 def _as_asked(model: Model, request: GenerationRequest) -> Model:
-    """Return the model with the request's noise levels, and with the plain network where the request changes that:
+    """Return the model with the request's noise levels. If the request changes the UNet, use the plain network, because
     compiled code and recorded graphs would not see the change."""
     noise = as_set(model.noise, request.schedule)
     model = model if noise is model.noise else replace(model, noise=noise)
@@ -152,7 +152,7 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
         left_over = model.adapters.left_over
         prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(drawing))
     hires_prompts = prompts
-    if plan.hires:  # before the first pass, so that an error in these prompts is told before its time is spent
+    if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
         with drawing.using(hires_networks):
             encoder = encoder if hires_networks == networks else _prompt_encoder(drawing, hires_networks)
             left_over += model.adapters.left_over
@@ -174,7 +174,7 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
 
 
 def _prompt_encoder(drawing: Drawing, networks: PassNetworks) -> PromptEncoder:
-    """Return the encoder for a pass with these LoRAs, whose files may hold embeddings."""
+    """Return the encoder for a pass with these LoRAs, whose files may contain embeddings."""
     request = drawing.request
     settings = request.clip_skip, request.emphasis, request.pad_conds
     bundles = bundles_of(use.file for use in networks.loras if use.tag.acts)
@@ -183,12 +183,13 @@ def _prompt_encoder(drawing: Drawing, networks: PassNetworks) -> PromptEncoder:
 
 
 def _calls(drawing: Drawing) -> int:
-    """Return how many denoiser calls prompt editing counts for the first pass, all of them also from a picture."""
+    """Return how many denoiser calls prompt editing counts for the first pass. With an image it still counts all
+    steps."""
     return drawing.plan.first.calls_of(drawing.request.num_inference_steps)
 
 
 def _hires_prompts(encoder: PromptEncoder, drawing: Drawing, hires: PassPlan) -> Prompts:
-    """Encode the hires prompts, where there are any; editing counts on from the first pass."""
+    """Encode the hires prompts, which default to the first pass's. Prompt editing continues the first pass's count."""
     request = drawing.request
     settings = request.hires
     assert settings is not None
@@ -203,7 +204,7 @@ def _hires_prompts(encoder: PromptEncoder, drawing: Drawing, hires: PassPlan) ->
 def _sample(
     drawing: Drawing, part: PassPlan, phase: str, stages: Sequence[Stage], start: Start
 ) -> Generator[Event, None, Tensor]:
-    """Run one pass: a Step after every step, a PassResult at the end. Returns the latents (B, 4, h, w)."""
+    """Run one pass. Yield a Step after every step and a PassResult at the end; return the latents (B, 4, h, w)."""
     model, prompts = stages[0].model, stages[0].prompts
     request = drawing.request
     levels, span = _levels(model.noise, part)
@@ -218,7 +219,7 @@ def _sample(
     denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
-        denoiser.step = min(number, (part.steps or part.asked) - 1)  # DPM adaptive takes as many as it likes
+        denoiser.step = min(number, (part.steps or part.asked) - 1)  # DPM adaptive may take more steps than requested
         yield Step(phase, number, part.steps)
     result = PassResult(phase, initial, levels, prompts, start.latents, start.mask, x)
     yield result
@@ -226,9 +227,9 @@ def _sample(
 
 
 def _levels(schedule: NoiseSchedule, part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:
-    """Return the whole schedule's sigmas and the span of the positive ones; or its timesteps, ascending, and None."""
+    """Return the whole schedule's sigmas and the span of the positive ones; or its ascending timesteps, and None."""
     if part.sampler.timesteps:
-        # WebUI asks for one more timestep here, too, but leaves none out
+        # WebUI computes one more timestep here, too, but does not drop any
         return timesteps(part.schedule_steps + part.schedule.discard_penultimate), None
     whole = sigmas(schedule, part.schedule_type, part.schedule_steps, part.sampler, part.schedule)
     return whole, (min(sigma for sigma in whole if sigma > 0), max(whole))
@@ -242,7 +243,7 @@ def _sigma_start(
     start: Tensor | None,
     request: GenerationRequest,
 ) -> tuple[Tensor, Sequence[float]]:
-    """Return noise, over the latents to refine if there are any, and the levels that are walked from there."""
+    """Return the initial x (noise, added to the latents to refine if there are any) and the levels to sample at."""
     levels = levels[part.first_step :]
     if start is not None:
         return _with_extra(start + noise * levels[0], noise, request.extra_noise), levels
@@ -270,16 +271,16 @@ def _timestep_start(
 
 
 def _with_extra(x: Tensor, noise: Tensor, share: float) -> Tensor:
-    """Return x with some more of the noise that is over it already."""
+    """Return x with more of the same noise that it already contains."""
     return x.add(noise, alpha=share) if share else x
 
 
 START = {False: _sigma_start, True: _timestep_start}
-"""How a pass begins, by whether its sampler walks timesteps."""
+"""How a pass begins, by whether its sampler uses timesteps."""
 
 
 def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, Tensor]:
-    """Run phase 2. Returns the latents that the hires pass refines; decodes only what is shown or needed."""
+    """Run phase 2 and return the latents for the hires pass to refine. Decode only what is shown or needed."""
     upscale, vae, watch = drawing.plan.upscale, drawing.model.vae, drawing.watch
     assert upscale is not None
     drafts: list[Pixels] = []
@@ -303,7 +304,7 @@ def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, Tensor
 
 
 def _doubled(drawing: Drawing, latents: Tensor, upscaler: LatentUpscaler) -> Generator[Event, None, Tensor]:
-    """Enlarge latents (B, 4, h, w) to (B, 4, 2h, 2w) with a diffusion model that was made for it."""
+    """Enlarge latents (B, 4, h, w) to (B, 4, 2h, 2w) with the diffusion model made for this."""
     channels, height, width = latents.shape[1:]
     shape = channels, LATENT_SCALE * height, LATENT_SCALE * width
     source = drawing.request.noise.source
@@ -315,9 +316,9 @@ def _doubled(drawing: Drawing, latents: Tensor, upscaler: LatentUpscaler) -> Gen
 
 
 def _decode(drawing: Drawing, latents: Tensor, kind: str, phase: str) -> Iterator[Event]:
-    """Hand out picture after picture. What the caller does with one does not count as the phase's time.
+    """Decode and yield picture after picture. Time that the caller spends on one does not count as the phase's.
 
-    A device that works by itself decodes the next picture meanwhile.
+    A device with a queue decodes the next picture meanwhile.
     """
     model, watch = drawing.model, drawing.watch
     begun: deque[Decoding] = deque()

@@ -1,4 +1,4 @@
-"""What a model needs of a request's pictures, and what WebUI cannot do with it: known before it draws."""
+"""Checks before drawing: which pictures a model needs, and what WebUI cannot do with it."""
 
 from dataclasses import replace
 
@@ -10,35 +10,35 @@ from pipelines.models.model import Model
 
 
 def draws_by_depth(model: Model) -> bool:
-    """Return whether the UNet sees a depth map beside the latents."""
+    """Return whether the UNet gets a depth map in addition to the latents."""
     return bool(model.unet.network.config.in_channels == DEPTH_CHANNELS)
 
 
 def check_image(model: Model, pictures: Pictures) -> None:
-    """Raise InvalidInput for a request without an image to a model that cannot draw without one."""
+    """Raise InvalidInput if there is no image but the model cannot draw without one."""
     if draws_by_depth(model) and pictures.image is None:
-        rule = f"{model.family.name} draws from a picture, by the depth in it; WebUI cannot draw without one, either"
+        rule = f"{model.family.name} needs a picture to take the depth from, in WebUI, too"
         raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
 
 
 def with_depth(model: Model, pictures: Pictures) -> Pictures:
-    """Return the pictures of a request without ControlNets: the control image of a depth model is a depth map.
+    """Return the pictures of a request without ControlNets. With a depth model, a control image is used as depth map.
 
-    Raises InvalidInput where a depth model has neither a map nor what could estimate one.
+    Raises InvalidInput if a depth model has neither a map nor a network to estimate one.
     """
     if not draws_by_depth(model):
         return pictures
     if len(pictures.controls) == 1:
         return replace(pictures, depth=pictures.controls[0], controls=())
     if model.depth is None:
-        rule = "this checkpoint brings no depth estimator"
-        raise InvalidInput("control_images", "", rule, "Send a depth map of the image, white what is nearest.")
+        rule = "this checkpoint has no depth estimator"
+        raise InvalidInput("control_images", "", rule, "Send a depth map of the image, white for what is nearest.")
     return pictures
 
 
 def beyond_webui(model: Model, plan: HighresPlan) -> list[str]:
-    """Return what is drawn here and is an error in WebUI, for the log."""
+    """Return lines for the log about what is drawn here but is an error in WebUI."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
     if upscale and upscale.latent and channels == INPAINTING_CHANNELS:
-        return [f"WebUI cannot draw a highres fix by {upscale.upscaler} with an inpainting checkpoint. It is drawn."]
+        return [f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."]
     return []

@@ -10,7 +10,7 @@ TITLES = {BASE: "Draft", UPSCALE: "Upscaling", REFINE: "Refinement"}
 
 
 class Bars:
-    """Follows the steps of a prediction; on leaving, an unfinished bar stays where it stood."""
+    """Shows the steps of a prediction. If it is left early, the unfinished bar stays as it is."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
@@ -22,7 +22,7 @@ class Bars:
         self.close()
 
     def advance(self, step: Step) -> None:
-        """Show how far a phase is; its beginning opens the bar, its last step closes it."""
+        """Show the progress of a phase. Its beginning opens the bar, and its last step closes it."""
         if step.number == 0 or self._bar is None:
             self.close()
             self._bar = tqdm(total=step.total, desc=TITLES[step.phase], unit="step", mininterval=0.5)
@@ -31,7 +31,7 @@ class Bars:
             self.close()
 
     def close(self) -> None:
-        """The phase is over, however many steps it had."""
+        """Close the bar at the end of the phase, however many steps it had."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Where a pass starts: a picture's latents, which of them it keeps, and what an inpainting UNet sees beside them."""
+"""What a pass starts from: a picture's latents, the mask, and further inputs of inpainting, depth and unCLIP models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,14 @@ from pipelines.sampling.prompts import Prompts
 
 @dataclass(frozen=True)
 class Given:
-    """Tensors that take the place of what a request's picture is encoded to, which WebUI draws from no seed."""
+    """Tensors that replace those a request's picture is encoded to. WebUI does not seed that encoding, so parity checks
+    need them."""
 
     latents: Tensor | None = None
-    """(B or 1, 4, h, w): where the first pass starts."""
+    """(B or 1, 4, h, w): the start of the first pass."""
     condition: Tensor | None = None
-    """What the first pass's UNet is told of the picture: channels beside the latents (1, n, h, w), or an unCLIP model's
-    vectors (B or 1, k)."""
+    """What the first pass's UNet gets about the picture: channels in addition to the latents (1, n, h, w), or an unCLIP
+    model's vectors (B or 1, k)."""
 
 
 NOTHING_GIVEN = Given()
@@ -47,7 +48,7 @@ class Start:
 
 
 def start_from(drawing: Drawing, given: Tensor | None) -> Start:
-    """Return the start of the first pass. `given` latents take the place of the request's encoded picture.
+    """Return the start of the first pass. `given` latents replace the request's encoded picture.
 
     Raises InvalidInput for latents of another shape.
     """
@@ -64,7 +65,7 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
     drawn = torch.from_numpy(latent_mask(canvas.mask, size, settings.mask.soft)).to(drawing.place)
     if settings.mask.content == "latent noise":
-        # WebUI draws this from the seeds alone: neither the variation nor seed resize acts on it
+        # WebUI draws this from the seeds alone: variation and seed resize do not affect it
         source = NoiseSettings(source=drawing.request.noise.source)
         noise = Noise(seeds, part.latent_shape, device=drawing.place, settings=source)
         latents = latents * (1 - drawn) + noise.initial() * drawn
@@ -74,7 +75,7 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
 
 
 def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
-    """Return the first pass's model with its prompts and what it is told of the request's picture.
+    """Return the first pass's model with its prompts and what it gets about the request's picture.
 
     Raises InvalidInput for a given condition of another shape.
     """
@@ -90,7 +91,7 @@ def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
 
 
 def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
-    """Return what the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    """Return the UNet's channels in addition to the latents, (1, n, h, w); None if it has no such input."""
     make = EXTRA_CHANNELS.get(drawing.model.unet.network.config.in_channels)
     return make(drawing, part, canvas) if make else None
 
@@ -98,8 +99,8 @@ def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> T
 def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor:
     """Return the mask and the picture around it, (1, 5, h, w).
 
-    Without a mask everything counts as masked. What is masked becomes grey, as far as the conditional mask weight says.
-    WebUI adds the encoder's noise, which has no seed; it is left out here.
+    Without a mask everything counts as masked. The masked part becomes grey, to the degree that the conditional mask
+    weight says. WebUI adds the encoder's noise, which it does not seed; it is left out here.
     """
     settings, size = drawing.request.image, (part.width, part.height)
     masked, pixels = torch.ones(1, part.height, part.width), torch.full((3, part.height, part.width), 0.5)
@@ -115,26 +116,26 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
 
 
 def _depth_channels(drawing: Drawing, part: PassPlan, _: Canvas | None) -> Tensor:
-    """Return how near everything is, (1, 1, h, w) from -1 to 1; of the first pass's canvas in either pass."""
+    """Return the depth map, (1, 1, h, w) from -1 to 1. Both passes use that of the first pass's canvas."""
     if drawing.canvas is None:
         return torch.zeros(1, 1, *part.latent_shape[1:], device=drawing.place)
     return scaled_depth(drawing.depth, part.latent_shape[1:]).to(drawing.place)
 
 
 def scaled_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a depth map (1, 1, H, W) of any range in the size (h, w) of latents, from -1 to 1; a flat one is 0."""
+    """Scale a depth map (1, 1, H, W) of any range to the size (h, w) and to -1..1. A flat one becomes 0."""
     small = F.interpolate(depth, size=size, mode="bicubic", align_corners=False)
     low, high = small.aminmax()
     return torch.zeros_like(small) if high == low else 2 * (small - low) / (high - low) - 1
 
 
 EXTRA_CHANNELS = {INPAINTING_CHANNELS: _inpainting_channels, DEPTH_CHANNELS: _depth_channels}
-"""What makes a UNet's channels beside the latents, by the number of all its channels."""
+"""Functions that make a UNet's channels in addition to the latents, by the total number of its channels."""
 
 
 def image_vectors(drawing: Drawing) -> Tensor | None:
-    """Return what an unCLIP model draws by beside its prompt, (B, k): of the request's picture, or zeros without one.
-    None for other models."""
+    """Return an unCLIP model's vectors, (B, k): those of the request's picture, or zeros if there is none. None for
+    other models."""
     prompt, canvas, seeds = drawing.model.image_prompt, drawing.canvas, drawing.plan.seeds
     if prompt is None:
         return None
@@ -144,9 +145,9 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
 
 
 def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:
-    """Encode a picture to scaled latents (B, 4, h, w), resized if the picture has another size than the pass.
+    """Encode a picture to scaled latents (B, 4, h, w). Resize them if the picture's size is not that of the pass.
 
-    The posterior's noise is drawn from each image's seed. WebUI seeds it with nothing, so this cannot be compared.
+    The posterior's noise is drawn from each image's seed. WebUI does not seed it, so this cannot be compared.
     """
     pixels, latents = _pixels(picture), []
     for seed in seeds:
@@ -163,8 +164,8 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 
 def _checked(name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return tensors for every image of the batch; a single one serves all."""
+    """Return tensors for every image of the batch; a single one is used for all."""
     if given.shape not in (shape, (1, *shape[1:])) or not given.is_floating_point() or not given.isfinite().all():
-        rule = f"must be finite numbers {shape} of this request"
-        raise InvalidInput(name, tuple(given.shape), rule, "Keep those of a pass of the same size.")
+        rule = f"must be finite numbers of the shape {shape} for this request"
+        raise InvalidInput(name, tuple(given.shape), rule, "Use those of a pass of the same size.")
     return given.float().expand(shape)

@@ -1,1 +1,1 @@
-"""Families of models as data, and how a file tells its family."""
+"""Families of models as data, and how to find out which family a file belongs to."""

@@ -1,6 +1,6 @@
-"""Which family a file is of, by its tensors, and what it says of itself. docs/architecture.md lists the rules' source.
+"""Which family a file belongs to, by its tensors, and what it declares about itself.
 
-Detection knows more families than this container runs, so that an error can name the one at hand.
+Detection knows more families than this container runs, so that an error can name the file's family.
 """
 
 import re
@@ -17,11 +17,11 @@ from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, SD2, UNCLIP
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP)}
-"""What this container runs, by name."""
+"""The families that this container runs, by name."""
 
 
 class Shaped(Protocol):
-    """A tensor, as far as detection looks at it."""
+    """The part of a tensor that detection needs."""
 
     @property
     def shape(self) -> Any:
@@ -34,7 +34,7 @@ Tensor = TypeVar("Tensor", bound=Shaped)
 
 @dataclass(frozen=True)
 class Sign:
-    """What tells a family by the names of its tensors."""
+    """A pattern that identifies a family by the names of its tensors."""
 
     family: str
     pattern: str
@@ -42,11 +42,11 @@ class Sign:
 
     @property
     def what(self) -> str:
-        """The kind of file, for an error."""
+        """The kind of file, for errors."""
         return f"{self.article} {self.family} checkpoint"
 
 
-SIGNS = (  # the first that fits
+SIGNS = (  # the first match counts
     Sign("Stable Diffusion 3", r"(^|\.)(joint_blocks\.\d|x_embedder\.proj\.weight$)"),
     Sign("Flux", r"(^|\.)double_blocks\.\d"),
     Sign("SDXL", r"^conditioner\.embedders\.(1\.|0\.transformer\.)", "an"),
@@ -56,19 +56,19 @@ SIGNS = (  # the first that fits
     Sign("Stable Diffusion 2.x", r"^cond_stage_model\.model\."),
     Sign("AltDiffusion", r"^cond_stage_model\.roberta\.", "an"),
 )
-"""Families whose names differ from Stable Diffusion 1.x, which is what is left."""
+"""Families whose tensor names differ from Stable Diffusion 1.x. A checkpoint that matches none is of that family."""
 
 SGM_TEXT = "conditioner.embedders.0."
 LDM_TEXT = "cond_stage_model."
 SD2_WIDTH = 1024
-"""Of OpenCLIP ViT-H. With it the layout of SDXL's refiner is SD 2.1 Turbo's."""
+"""The width of OpenCLIP ViT-H. With this width, the layout of SDXL's refiner means SD 2.1 Turbo."""
 
 TASKS = {5: "depth to image", 8: "InstructPix2Pix"}
-"""What a UNet with so many input channels was made for."""
+"""What a UNet was made for, by its number of input channels."""
 
 
 def in_ldm_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by LDM's names. Only Stable Diffusion 2.1 Turbo comes with names of SGM's instead."""
+    """Return the tensors by LDM's names. Only Stable Diffusion 2.1 Turbo is published with SGM's names instead."""
     norm = tensors.get(f"{SGM_TEXT}model.ln_final.weight")
     if norm is None or tuple(norm.shape) != (SD2_WIDTH,):
         return dict(tensors)
@@ -76,13 +76,13 @@ def in_ldm_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
-    """Return what tells the family of a file; None for Stable Diffusion 1.x and for what is no checkpoint."""
+    """Return the sign of a file's family; None for Stable Diffusion 1.x and for files that are not checkpoints."""
     text = "\n".join(in_ldm_layout(tensors))
     return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
 
 
 def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
-    """Return what tells the family of a diffusers folder, by its UNet's configuration."""
+    """Return the sign of a diffusers folder's family, judging by its UNet's configuration."""
     scored = unet.get("projection_class_embeddings_input_dim") == 2560
     channels = unet.get("in_channels")
     told = {
@@ -97,12 +97,12 @@ def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
 
 
 def not_run(sign: Sign) -> str:
-    """Return what to do instead about a family that is detected and not run."""
+    """Return advice for a family that is detected but not supported."""
     return f"This container does not run {sign.family} yet: give a checkpoint of {' or '.join(FAMILIES)}."
 
 
 def family_of(where: object, sign: Sign | None) -> Family:
-    """Return the family that the sign names. Raises ModelError for one that this container does not run."""
+    """Return the family that the sign stands for. Raises ModelError for one that this container does not run."""
     if sign is None:
         return SD1
     if sign.family not in FAMILIES:
@@ -111,28 +111,28 @@ def family_of(where: object, sign: Sign | None) -> Family:
 
 
 def check_channels(where: object, family: Family, channels: int) -> None:
-    """Raise ModelError for a UNet with a number of input channels that its family does not have here."""
+    """Raise ModelError if the UNet has a number of input channels that is not supported for its family."""
     if channels not in family.channels:
         made_for = TASKS.get(channels, "another task")
         wanted = " or ".join(map(str, family.channels))
         raise ModelError(
             f"{where}: a checkpoint for {made_for}: its UNet takes {channels} channels instead of {wanted}. "
-            "Give the text-to-image checkpoint that it was made of."
+            "Give the text-to-image checkpoint that it was made from."
         )
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a file says of how its UNet was trained."""
+    """What a file declares about how its UNet was trained."""
 
     prediction: str | None = None
-    """By diffusers' name; None if nothing is said."""
+    """What it predicts, by diffusers' name; None if the file does not say."""
     zero_terminal_snr: bool = False
     alphas: tuple[float, ...] | None = None
-    """The cumulative alphas that the file brings with it; None: its family's."""
+    """The cumulative alphas in the file; None: its family's."""
 
     def describe(self) -> list[str]:
-        """Return what is declared in words, for the log."""
+        """Return the declarations in words, for the log."""
         told = [f"the prediction type {self.prediction}"] if self.prediction else []
         return [*told, "zero terminal SNR"] if self.zero_terminal_snr else told
 
@@ -147,15 +147,15 @@ class Declaration:
 
 
 V_MARKER, ZERO_SNR_MARKER = MARKERS = "v_pred", "ztsnr"
-"""Empty tensors by which files (NoobAI's and others) say how they were trained."""
+"""Empty tensors by which files (NoobAI's and others) declare how they were trained."""
 SPEC_PREDICTION, SPEC_ARCHITECTURE = SPECS = "modelspec.prediction_type", "modelspec.architecture"
-"""Metadata that say it (https://github.com/Stability-AI/ModelSpec)."""
+"""Metadata that declare it (https://github.com/Stability-AI/ModelSpec)."""
 
 
 def declared_in_file(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> Declaration:
-    """Return what a single file declares, by its tensors and its metadata.
+    """Return what a single file declares by its tensors and its metadata.
 
-    WebUI 1.10.1 knows none of these signs and draws such a file as a noise prediction; later programs go by them.
+    WebUI 1.10.1 knows none of these signs and treats such a file as a noise prediction; later programs follow them.
     """
     prediction: str | None = metadata.get(SPEC_PREDICTION, "").lower() or None
     if prediction is None and metadata.get(SPEC_ARCHITECTURE, "").endswith("-v"):
@@ -166,8 +166,8 @@ def declared_in_file(tensors: Mapping[str, Shaped], metadata: Mapping[str, str])
 
 
 def declared_in_configuration(model: Mapping[str, Any]) -> str:
-    """Return the prediction, by diffusers' name, of the `model` part of LDM's or SGM's configuration. One that does not
-    say v means noise."""
+    """Return the prediction, by diffusers' name, in the `model` part of LDM's or SGM's configuration. The default is
+    noise."""
     parameters = _part(model, "params")
     scaling = _part(_part(_part(parameters, "denoiser_config"), "params"), "scaling_config")
     v = parameters.get("parameterization") == "v" or str(scaling.get("target", "")).endswith(".VScaling")
@@ -180,6 +180,6 @@ def _part(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def declared_in_scheduler(config: Mapping[str, Any]) -> Declaration:
-    """Return what the scheduler's configuration of a diffusers folder declares."""
+    """Return what the scheduler's configuration in a diffusers folder declares."""
     prediction = config.get("prediction_type")
     return Declaration(None if prediction is None else str(prediction), bool(config.get("rescale_betas_zero_snr")))

@@ -1,4 +1,4 @@
-"""A family of models as data: what sets it apart from the others. docs/architecture.md has the recipe for a new one."""
+"""A family of models as data: how it differs from the others. docs/architecture.md has the recipe for a new one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,29 +11,29 @@ LATENT_CHANNELS = 4
 DEPTH_CHANNELS = 5
 """The latents and a depth map."""
 INPAINTING_CHANNELS = 9
-"""The latents, the mask, and the latents of the picture without what is masked."""
+"""The latents, the mask, and the latents of the picture without its masked part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """One text encoder of a family, and what files call it."""
+    """One text encoder of a family, and its names in files."""
 
     prefix: str
-    """What its tensors' names begin with in a single file."""
+    """The prefix of its tensors in a single file."""
     folder: str
-    """Its folder in a diffusers folder."""
+    """Its subfolder in a diffusers folder."""
     activation: str
-    """Of its feed-forward layers, by transformers' name."""
+    """The activation of its feed-forward layers, by transformers' name."""
     lora_prefixes: tuple[str, ...]
-    """What the names of its layers begin with in LoRA files, dots written as underscores."""
+    """Prefixes of its layers in LoRA files, with dots written as underscores."""
     openclip: bool = False
-    """Whether it is an OpenCLIP model. Single files have those in a layout of their own, with a last layer that nothing
-    uses; the layer that is used is fixed, whatever the clip skip; and what follows a text's end token is 0."""
+    """Whether it is an OpenCLIP model. Single files then have OpenCLIP's layout, with an unused last layer. The layer
+    to use is fixed, whatever the clip skip, and tokens after a text's end token are 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family of models. A model is this description and its weights."""
+    """One family of models. A model consists of this description and its weights."""
 
     name: str
     text: TextTower
@@ -45,18 +45,18 @@ class Family:
     unet_heads: int | None
     """Attention heads of every UNet layer, which cannot be read from the tensors. None: each is 64 channels wide."""
     context: int
-    """Width of what the UNet gets of a prompt, in models of the published size."""
+    """The width of the prompt's tokens in the UNet's cross-attention, in models of the published size."""
     latent_scale: float
-    """The VAE's latents are multiplied by this."""
+    """The factor that the VAE's latents are multiplied by."""
     probed: bool = False
-    """Whether a file that says nothing of its prediction is asked: the UNet's output tells noise from v."""
+    """Whether a UNet is probed (noise or v) if its file does not say what it predicts."""
     own_alphas: bool = False
-    """Whether the cumulative alphas in a single file count, instead of the family's."""
+    """Whether the cumulative alphas in a single file are used instead of the family's."""
     settings: Mapping[str, Any]
-    """What a request takes that does not say otherwise, width and height above all."""
+    """Defaults for requests, mainly width and height."""
     v_settings: Mapping[str, Any] = field(default_factory=dict)
-    """What differs for models of v."""
+    """Defaults that differ for v-prediction models."""
 
     def settings_for(self, prediction: Prediction) -> dict[str, Any]:
-        """Return what a request to a model takes that does not say otherwise."""
+        """Return the defaults for requests to a model with this prediction."""
         return {**self.settings, **(self.v_settings if isinstance(prediction, VPrediction) else {})}

@@ -1,4 +1,4 @@
-"""Which family a LoRA, ControlNet or adapter was made for, by the width of the text that its layers take."""
+"""Which family a LoRA, ControlNet or adapter was made for, judging by the width of its layers' text input."""
 
 import re
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ CONTEXTS = {
     1280: "SDXL refiner",
     2048: "SDXL",
 }
-"""Families by the width of what the UNet gets of a prompt. Of families that share one, the first is named."""
+"""Families by the width of the prompt's tokens. If families share a width, the first one is named."""
 _OF_TEXT = re.compile(r"(attn2\W?\w*to_[kv]|to_[kv]_ip|encoder_layers_\d+_self_attn_q|self_attn\.q_proj)")
-"""Layers whose input is a prompt's, or is of the text encoder's width."""
+"""Layers whose input has the width of the prompt's tokens."""
 _RESULT = re.compile(r"up\b|lora_B|_up|hada_w\d_a|lokr|bias|alpha|magnitude|dora")
-"""Parts of them that do not have that width last."""
+"""Parts of such layers whose last dimension is not this width."""
 
 
 def made_for(tensors: Mapping[str, Shaped]) -> str | None:
-    """Return the family that a file was made for; None where its names and shapes do not tell."""
+    """Return the family that a file was made for; None if its names and shapes do not show it."""
     for name, tensor in tensors.items():
         if _OF_TEXT.search(name) and not _RESULT.search(name) and len(tensor.shape) >= 2:
             return CONTEXTS.get(tensor.shape[1])
@@ -29,7 +29,7 @@ def made_for(tensors: Mapping[str, Shaped]) -> str | None:
 
 
 def check_made_for(path: Path, tensors: Mapping[str, Shaped], family: Family) -> None:
-    """Raise ModelError for a file that was made for another family than this one."""
+    """Raise ModelError for a file that was made for another family."""
     theirs, here = made_for(tensors), CONTEXTS[family.context]
     if theirs not in (None, here):
-        raise ModelError(f"{path}: made for {theirs}, and the model here is {family.name}. Give one made for {here}.")
+        raise ModelError(f"{path}: made for {theirs}, but the model here is {family.name}. Give one made for {here}.")

@@ -1,8 +1,8 @@
-"""The two names of every layer: latent diffusion's (LDM), which single files have, and diffusers'.
+"""The two names of every layer: latent diffusion's (LDM), as in single files, and diffusers'.
 
-A layout is one table of pairs, read in both directions: loading, LoRA names, packing and exporting use the same one.
-A pair names a layer or a block; what follows in a tensor's name (`.weight`, `.transformer_blocks.0.attn1.to_q.weight`)
-is the same in both. Names come without the prefixes that tell a network apart from the others in its file.
+A layout is one table of pairs, used in both directions: loading, LoRA names, packing and exporting share it. A pair
+names a layer or a block; the rest of a tensor's name (`.weight`, `.transformer_blocks.0.attn1.to_q.weight`) is the same
+in both. Names here do not have the prefixes that distinguish a network from the others in its file.
 """
 
 import re
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 """(LDM's name, diffusers' name)"""
 
 LAYERS = 2
-"""Residual blocks on each level of the encoding half. The decoding half has one more."""
+"""Residual blocks on each level of the encoder. The decoder has one more."""
 
 RESNET = (
     ("in_layers.0", "norm1"),
@@ -67,7 +67,7 @@ VAE_SAME = ("conv1", "conv2", "norm1", "norm2")
 VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD = re.compile(rf"(?<=\.)({'|'.join(_OLD_ATTENTION)})(?=\.(?:weight|bias)$)")
-"""What diffusers called the layers of an autoencoder's attention until 2023."""
+"""The names that diffusers used for the layers of an autoencoder's attention until 2023."""
 VAE_ENDS = (
     ("norm_out", "conv_norm_out"),
     ("mid.block_1", "mid_block.resnets.0"),
@@ -84,9 +84,11 @@ class Layout:
         convolutions: Iterable[str] = (),
         joined: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
-        """`pairs` must be one to one. `convolutions` are the layers, by diffusers' names, whose weights LDM keeps as
-        1x1 convolutions (n, m, 1, 1) and diffusers as matrices (n, m). `joined` are tensors of LDM's that hold several
-        of diffusers', one below the other."""
+        """Make a layout of `pairs`, which must be one to one.
+
+        `convolutions` are layers, by diffusers' names, whose weights are 1x1 convolutions (n, m, 1, 1) in LDM and
+        matrices (n, m) in diffusers. `joined` are LDM's tensors that hold several of diffusers', one below the other.
+        """
         self.pairs = tuple(pairs)
         self._convolutions = {f"{layer}.weight" for layer in convolutions}
         self._joined = joined
@@ -94,15 +96,15 @@ class Layout:
         self._to_ldm = {diffusers: ldm for ldm, diffusers in self.pairs}
 
     def to_diffusers(self, name: str) -> str:
-        """Return diffusers' name of a layer or tensor that LDM calls `name`; an unknown name comes back as it is."""
+        """Return diffusers' name of a layer or tensor that LDM calls `name`. An unknown name is returned unchanged."""
         return _translated(name, self._to_diffusers)
 
     def to_ldm(self, name: str) -> str:
-        """Return LDM's name of a layer or tensor that diffusers calls `name`; an unknown name comes back as it is."""
+        """Return LDM's name of a layer or tensor that diffusers calls `name`. An unknown name is returned unchanged."""
         return _translated(name, self._to_ldm)
 
     def tensors_to_diffusers(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """Return the tensors whose LDM names begin with `prefix`, by their diffusers names."""
+        """Return the tensors whose LDM names begin with `prefix`, under their diffusers names."""
         made: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             if not name.startswith(prefix):
@@ -117,7 +119,7 @@ class Layout:
         return made
 
     def tensors_to_ldm(self, tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """Return all tensors by their LDM names, each with `prefix` before it."""
+        """Return all tensors under their LDM names, each preceded by `prefix`."""
         made, parts = {}, {part for theirs in self._joined.values() for part in theirs}
         for name, tensor in tensors.items():
             matrix = name in self._convolutions and tensor.dim() == 2
@@ -129,7 +131,7 @@ class Layout:
 
 
 def _translated(name: str, table: Mapping[str, str]) -> str:
-    """Replace the longest beginning of whole words that the table knows."""
+    """Replace the longest leading part of whole words that is in the table."""
     end = len(name)
     while end > 0:
         if name[:end] in table:
@@ -139,35 +141,35 @@ def _translated(name: str, table: Mapping[str, str]) -> str:
 
 
 def of_today(name: str) -> str:
-    """Return the name that diffusers has today for a layer or tensor of an autoencoder."""
+    """Return diffusers' present name for a layer or tensor of an autoencoder."""
     return _OLD.sub(lambda match: _OLD_ATTENTION[match[0]], name) if ".attentions." in name else name
 
 
 def unet_layout(down_block_types: Sequence[str]) -> Layout:
-    """Return the names of a UNet with these levels, as diffusers' configurations list them."""
+    """Return the names of a UNet with these levels, given as in diffusers' configurations."""
     return Layout(_unet([kind.startswith("CrossAttn") for kind in down_block_types]))
 
 
 def control_layout(levels: int) -> Layout:
-    """Return the names of a ControlNet: a UNet's encoding half, what reads the map, and an output a block."""
+    """Return the names of a ControlNet: a UNet's encoder, the layers that read the map, and an output per block."""
     return Layout(_control(levels))
 
 
 def vae_layout(levels: int) -> Layout:
-    """Return the names of an autoencoder. Its attention was made of 1x1 convolutions."""
+    """Return the names of an autoencoder. In LDM its attention consists of 1x1 convolutions."""
     matrices = [diffusers for _, diffusers in VAE_ATTENTION if diffusers != "group_norm"]
     halves = [f"{half}.mid_block.attentions.0" for half in ("encoder", "decoder")]
     return Layout(_vae(levels), [f"{half}.{matrix}" for half in halves for matrix in matrices])
 
 
 def openclip_layout(layers: int) -> Layout:
-    """Return the names of an OpenCLIP text model's first layers, as transformers has them in its CLIP model."""
+    """Return the names of an OpenCLIP text model's first layers and those in transformers' CLIP model."""
     return _openclip(layers, OPENCLIP_ENDS, "")
 
 
 def image_tower_layout(layers: int) -> Layout:
-    """Return the names of an OpenCLIP image tower, as transformers has them in its CLIP model. OpenCLIP's `proj` is the
-    transpose of what it is called there."""
+    """Return the names of an OpenCLIP image tower and those in transformers' CLIP model. OpenCLIP's `proj` is the
+    transpose of its counterpart."""
     return _openclip(layers, IMAGE_TOWER_ENDS, "vision_model.")
 
 
@@ -190,7 +192,7 @@ def _unet(attends: Sequence[bool]) -> Iterator[Pair]:
             yield from _resnet(f"output_blocks.{first + layer}.0", f"up_blocks.{block}.resnets.{layer}")
             if level_attends:
                 yield f"output_blocks.{first + layer}.1", f"up_blocks.{block}.attentions.{layer}"
-        # the last layer of a level also enlarges, after its attention if it has one
+        # the last layer of a level also upsamples, after its attention if it has one
         place = 2 if level_attends else 1
         yield f"output_blocks.{first + LAYERS}.{place}.conv", f"up_blocks.{block}.upsamplers.0.conv"
     yield from UNET_END
@@ -234,7 +236,7 @@ def _vae(levels: int) -> Iterator[Pair]:
         for ldm, diffusers in VAE_ATTENTION:
             yield f"{half}.mid.attn_1.{ldm}", f"{half}.mid_block.attentions.0.{diffusers}"
     for level in range(levels):
-        up = levels - 1 - level  # LDM counts the decoder's levels from the largest picture, diffusers from the smallest
+        up = levels - 1 - level  # LDM numbers the decoder's levels from the largest size, diffusers from the smallest
         yield from _vae_level(f"encoder.down.{level}", f"encoder.down_blocks.{level}", LAYERS)
         yield from _vae_level(f"decoder.up.{up}", f"decoder.up_blocks.{level}", LAYERS + 1)
         yield f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv"

@@ -1,4 +1,4 @@
-"""The noise that a model was trained with: the cumulative alpha and the noise level of every timestep."""
+"""The noise schedule of a model's training: the cumulative alpha and the noise level of every timestep."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 LAST_ALPHA = 4.8973451890853435e-08
-"""WebUI's last cumulative alpha under zero terminal SNR: exactly zero would be an infinite noise level."""
+"""WebUI's last cumulative alpha with zero terminal SNR. Exactly 0 would be an infinite noise level."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
     """Timesteps and noise levels of a model, which the samplers see as `model.noise`.
 
-    Every number is one of single precision, kept as a Python float, so that no sampling step waits for a tensor.
+    Numbers have single precision but are stored as Python floats, so that no sampling step waits for a tensor.
     """
 
     alphas: tuple[float, ...]
     """Cumulative alpha of every timestep, falling from almost 1 to almost 0."""
     aligned: tuple[float, ...] = ()
-    """The noise levels at ten steps that "Align Your Steps" (Sabour et al. 2024) found for models of this family."""
+    """The noise levels for ten steps that "Align Your Steps" (Sabour et al. 2024) found for models of this family."""
     half: bool = False
-    """What follows from the alphas is computed in half precision."""
+    """Whether everything derived from the alphas is computed in half precision."""
 
     def _exact(self, values: Sequence[float]) -> Tensor:
-        """The values as a tensor of the schedule's precision."""
+        """Return the values as a tensor in the schedule's precision."""
         return torch.tensor(values, dtype=torch.float16 if self.half else torch.float32)
 
     @cached_property
@@ -52,13 +52,13 @@ class NoiseSchedule:
         return (1 - self._exact([self.alphas[t]])).sqrt().item() if self.half else math.sqrt(1 - self.alphas[t])
 
     def picture_share(self, t: int) -> float:
-        """Return the share of the picture in it: sqrt(alpha)."""
+        """Return the share of the picture in a variance-preserving x at a timestep: sqrt(alpha)."""
         return self._exact([self.alphas[t]]).sqrt().item() if self.half else math.sqrt(self.alphas[t])
 
     def t_of(self, sigma: float) -> float:
         """Return the fractional timestep of a noise level > 0.
 
-        It is linear in log sigma between the table's entries. Levels beyond the table have its first or last timestep.
+        It is linear in log sigma between the table's entries. Levels outside the table get its first or last timestep.
         """
         log_sigma, logs = math.log(sigma), self.log_sigmas
         low = min(max(bisect_right(logs, log_sigma) - 1, 0), len(logs) - 2)
@@ -70,7 +70,7 @@ class NoiseSchedule:
         return self.sigmas[round(t)]
 
     def nearest(self, sigma: float) -> int:
-        """Return the timestep whose noise level is nearest, the lower one of two that are equally near."""
+        """Return the timestep with the nearest noise level. If two are equally near, return the lower one."""
         above = bisect_left(self.sigmas, sigma, hi=len(self.sigmas) - 1)
         below = max(above - 1, 0)
         return below if sigma - self.sigmas[below] <= self.sigmas[above] - sigma else above
@@ -80,16 +80,16 @@ class NoiseSchedule:
         return replace(self, alphas=self.alphas[stride - 1 :: stride], half=False)
 
     def downcast(self) -> "NoiseSchedule":
-        """Return the schedule rounded to half precision, in which its noise levels are then computed, too.
+        """Return the schedule rounded to half precision. Its noise levels are then computed in half precision, too.
 
-        So do WebUI before 1.8 and, on request, WebUI 1.10.1 (its pull request 14145).
+        WebUI did this before 1.8, and WebUI 1.10.1 does it on request (its pull request 14145).
         """
         return replace(self, alphas=tuple(torch.tensor(self.alphas).half().tolist()), half=True)
 
     def zero_terminal_snr(self) -> "NoiseSchedule":
-        """Return the same schedule rescaled to end in pure noise (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
+        """Return the schedule rescaled to end in pure noise (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
 
-        One that does already comes back unchanged. The result is computed in single precision.
+        A schedule that already does is returned unchanged. The result is computed in single precision.
         """
         if self.alphas[-1] <= _LAST:
             return self

@@ -1,9 +1,9 @@
 """What a UNet's output means: the noise in its input, or the velocity v between noise and picture.
 
-Samplers want denoised latents or the noise. Guidance works on the raw output, which is converted once, here.
-`x` is in the variance-exploding form of k-diffusion wherever `sigma` is given, x = picture + sigma * noise, and in the
-variance-preserving form wherever `alpha` is, x = sqrt(alpha) * picture + sqrt(1 - alpha) * noise. All tensors are
-(B, 4, h, w) in float32.
+Samplers need denoised latents or the noise. Guidance works on the raw output, which is converted once, here. Functions
+that take `sigma` use k-diffusion's variance-exploding form, x = picture + sigma * noise. Functions that take `alpha`
+use the variance-preserving form, x = sqrt(alpha) * picture + sqrt(1 - alpha) * noise. All tensors are (B, 4, h, w) in
+float32.
 """
 
 import math
@@ -43,7 +43,7 @@ class NoisePrediction:
         return (x - denoised) / sigma
 
     def noise(self, x: Tensor, alpha: float, output: Tensor) -> Tensor:
-        """Return the output as it is."""
+        """Return the output unchanged."""
         return output
 
 
@@ -68,4 +68,4 @@ class VPrediction:
 
 
 PREDICTIONS: Mapping[str, Prediction] = {"epsilon": NoisePrediction(), "v_prediction": VPrediction()}
-"""By the names that diffusers' scheduler configurations give them."""
+"""Predictions by their names in diffusers' scheduler configurations."""

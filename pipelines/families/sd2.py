@@ -1,6 +1,6 @@
 """Stable Diffusion 2.0 and 2.1: OpenCLIP ViT-H as text encoder, linear projections, heads of 64 channels.
 
-Base models (512 px) predict noise, the others (768 px) v. Nothing in their single files says which.
+Base models (512 px) predict noise, the others (768 px) predict v. Their single files do not say which.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ UNCLIP = replace(
     probed=False,
     settings={"width": 768, "height": 768, "guidance_scale": 10, "num_inference_steps": 20, "denoising_strength": 1},
 )
-"""Stable unCLIP 2.1: it is also told the CLIP embedding of a picture."""
+"""Stable unCLIP 2.1, which also takes the CLIP embedding of a picture."""
 
 DEPTH = replace(SD2, name="Stable Diffusion 2.x depth", channels=(5,), probed=False)
-"""Its UNet sees a depth map beside the latents."""
+"""Stable Diffusion 2 depth, whose UNet also takes a depth map."""

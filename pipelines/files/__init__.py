@@ -1,1 +1,1 @@
-"""Weight files of strangers as plain data: bounded, without torch."""
+"""Untrusted weight files as plain data: with limits, and without torch."""

@@ -1,4 +1,4 @@
-"""The configuration that may lie beside a single-file checkpoint: NAME.yaml beside NAME.safetensors, as LDM has it."""
+"""The configuration that may come with a single-file checkpoint: NAME.yaml beside NAME.safetensors, as in LDM."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +9,13 @@ import yaml
 from pipelines.errors import ModelError, in_one_line
 
 BYTES_MAX = 1 << 16
-"""Of a configuration: those that are published have two to five thousand."""
+"""Limit for a configuration. Published ones have two to five thousand bytes."""
 
 
 def read_beside(checkpoint: Path) -> Mapping[str, Any] | None:
     """Return the `model` part of the configuration beside a checkpoint; None if there is no such file.
 
-    Only plain values are read. Raises ModelError for a file that is no configuration of a model.
+    Only plain values are read. Raises ModelError for a file that is not a model's configuration.
     """
     path = checkpoint.with_suffix(".yaml")
     if not path.is_file():
@@ -28,8 +28,8 @@ def read_beside(checkpoint: Path) -> Mapping[str, Any] | None:
         found = yaml.safe_load(content)
         model = found.get("model") if isinstance(found, dict) else None
         if not isinstance(model, dict):
-            raise ValueError("it has no part `model`")
+            raise ValueError("it has no `model` part")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        fix = "Mend or remove it, or say what the model predicts with PASTEL_PREDICTION."
+        fix = "Correct or remove it, or say what the model predicts with PASTEL_PREDICTION."
         raise ModelError(f"{path}: not a configuration of a model ({in_one_line(error)}). {fix}") from error
     return model

@@ -1,4 +1,4 @@
-"""What a weight file holds, told by its content and not by its ending: the places of its tensors by their names."""
+"""Finds the tensors in a weight file, by name. The format is recognised by content, not by extension."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from pipelines.files.headers import NAME_MAX, Stored, check_name, read_header
 from pipelines.files.pickles import read_pickle
 
 DEPTH_MAX = 6
-"""Of dicts in dicts that are looked into."""
+"""How deeply nested dicts are searched."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How files begin that may be pickles of torch: as a zip, or with a pickle's protocol."""
+"""The first bytes of files that may be torch's pickles: a zip, or a pickle's protocol number."""
 
 
 def looks_like(start: bytes) -> str:
-    """Return which form a file has that begins with these nine bytes or more: safetensors, a pickle, or "" for none."""
+    """Return the format of a file that begins with these bytes (at least nine): "safetensors", "pickle" or ""."""
     if start[8:9] == b"{":
         return "safetensors"
     return "pickle" if start.startswith(PICKLES) else ""
 
 
 def read_content(path: Path) -> Any:
-    """Return what the file holds, with `Stored` for each tensor: by name, or in dicts of any form in a pickle.
+    """Return the file's content, with a `Stored` for each tensor: by name for safetensors, any nesting for a pickle.
 
-    Raises OSError, and many kinds of Exception with the reason, as zipfile does.
+    Raises OSError and, like zipfile, many kinds of Exception with the reason.
     """
     with path.open("rb") as stream:
         form = looks_like(stream.read(9))
@@ -32,14 +32,14 @@ def read_content(path: Path) -> Any:
 
 
 def tensors_in(content: Any) -> dict[str, Stored]:
-    """Return the tensors of a content by their names, those of dicts inside it by all names that lead to them.
+    """Return the tensors of a file's content by their names. Names of nested dicts are joined with dots.
 
-    Of a checkpoint with other things beside its weights, its `state_dict` counts. Raises ValueError.
+    If there is a `state_dict`, only that is used. Raises ValueError.
     """
-    for _ in range(2):  # some files have it twice, and WebUI looks twice
+    for _ in range(2):  # some files nest it twice, and WebUI looks twice
         content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     found: dict[str, Stored] = {}
-    seen: set[int] = set()  # one dict could stand in many places
+    seen: set[int] = set()  # the same dict could be in many places
     groups = deque([("", content, 0)] if isinstance(content, Mapping) else [])
     while groups:
         prefix, group, depth = groups.popleft()
@@ -56,5 +56,5 @@ def tensors_in(content: Any) -> dict[str, Stored]:
 
 
 def _is_short(prefix: str, name: object) -> bool:
-    """Whether both together could begin a tensor's name. What is longer is text that stands beside weights."""
+    """Return whether both together could begin a tensor's name. Longer ones are texts stored along with weights."""
     return len(prefix) + (len(name) if isinstance(name, str) else 0) < NAME_MAX

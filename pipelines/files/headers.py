@@ -1,7 +1,7 @@
-"""Where the tensors of a safetensors file are, read from its header. No tensor is touched, and torch is not used.
+"""Reads from a safetensors header where the tensors of the file are. No tensor is read, and torch is not used.
 
-Files come from strangers, so everything is bounded before it is taken: the header's length, how many tensors it
-describes, how long their names are. The format: https://github.com/huggingface/safetensors#format
+Files are untrusted, so everything is limited before it is used: the header's length, the number of tensors, the length
+of their names. The format: https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 HEADER_MAX = 16 << 20
-"""Bytes. A checkpoint of 2,500 tensors has 0.3 MB; a LoRA that lists the tags of its training pictures, some more."""
+"""In bytes. A checkpoint of 2,500 tensors has 0.3 MB; a LoRA that lists the tags of its training pictures has more."""
 TENSORS_MAX = 20_000
-"""An SDXL checkpoint has 2,500, a LoRA with seven parts for each of its layers about as many."""
+"""An SDXL checkpoint has 2,500 tensors; a LoRA with seven parts per layer has about as many."""
 NAME_MAX = 500
-"""Characters of a tensor's name; the longest of any real file have about 150."""
+"""Limit for the characters of a tensor's name. The longest names in real files have about 150."""
 NAME_PARTS_MAX = 50
-"""Parts of a name between its dots; layers are looked up by every beginning of it. The longest real ones have 15."""
+"""Limit for the dot-separated parts of a name, as layers are looked up by every prefix. Real names have up to 15."""
 DIMENSIONS_MAX = 8
 _TEXTS_MAX = 10_000
-"""Entries of the metadata; real files have about 60."""
+"""Limit for the entries of the metadata. Real files have about 60."""
 _DESCRIPTION_MAX = 1000
-"""Characters of one tensor's type, shape and place."""
+"""Limit for the characters that describe one tensor's type, shape and place."""
 
 ITEM_SIZES: Mapping[str, int] = {
     "BOOL": 1,
@@ -47,23 +47,23 @@ ITEM_SIZES: Mapping[str, int] = {
     "F64": 8,
     "C64": 8,
 }
-"""Bytes of one value of every number format, by its name in safetensors headers."""
+"""The size in bytes of one value, by the format's name in safetensors headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor inside a file: its first value is at byte `start`; strides are in values."""
+    """A tensor inside a file. Its first value is at byte `start`; strides are in values."""
 
     kind: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     start: int
     content: bytes | None = None
-    """Its values, where they do not lie in the file as they are."""
+    """Its values, if they are not in the file in plain form."""
 
     @property
     def extent(self) -> int:
-        """Values from the first one to the last one, both included."""
+        """The number of values from the first to the last one, both included."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
@@ -71,7 +71,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of a safetensors file by their names, and the texts that its makers put beside them."""
+    """The tensors of a safetensors file by name, and its metadata."""
 
     tensors: Mapping[str, Stored]
     texts: Mapping[str, str]
@@ -83,7 +83,7 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
         if length > HEADER_MAX:
-            raise ValueError(f"its header claims {length} bytes, and at most {HEADER_MAX} are read")
+            raise ValueError(f"its header claims {length} bytes, but at most {HEADER_MAX} are read")
         content = stream.read(length)
     if size < 8 + length:
         raise ValueError("its header is cut")
@@ -104,11 +104,11 @@ def read_header(path: Path) -> Header:
 
 
 def check_name(name: str, others: Mapping[str, object]) -> None:
-    """Raise ValueError for one tensor too many, and for a name that is taken, too long or unprintable."""
+    """Raise ValueError if there are too many tensors, or if the name is taken, too long or unprintable."""
     if len(others) >= TENSORS_MAX:
         raise ValueError(f"it holds more than {TENSORS_MAX} tensors")
     if len(name) > NAME_MAX:
-        raise ValueError(f"a tensor's name has {len(name)} characters, and at most {NAME_MAX} are read")
+        raise ValueError(f"a tensor's name has {len(name)} characters, but at most {NAME_MAX} are read")
     if name.count(".") >= NAME_PARTS_MAX:
         raise ValueError(f"a tensor's name has more than {NAME_PARTS_MAX} parts")
     if not name.isprintable():
@@ -118,7 +118,7 @@ def check_name(name: str, others: Mapping[str, object]) -> None:
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a tensor whose values lie one after another, the last dimension's closest together."""
+    """Return the strides of a contiguous tensor, whose last dimension has stride 1."""
     strides = [1]
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -126,17 +126,18 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_sizes(value: object) -> TypeGuard[Sequence[int]]:
-    """Whether these are sizes or strides of a tensor: a few whole numbers, none below zero."""
+    """Return whether these can be sizes or strides of a tensor: a few whole numbers, none negative."""
     if not isinstance(value, list | tuple) or len(value) > DIMENSIONS_MAX:
         return False
     return all(type(size) is int and 0 <= size < 1 << 48 for size in value)
 
 
 def _described(name: str, told: Mapping[str, Any], data: int) -> tuple[Stored, tuple[int, int]]:
-    """The tensor of one description, and where its bytes begin and end, counted from the first byte of `data`."""
+    """Return the tensor of one description, and where its bytes begin and end. `data` is the byte that these count
+    from."""
     kind, shape, place = told.get("dtype"), told.get("shape"), told.get("data_offsets")
     if not isinstance(kind, str) or kind not in ITEM_SIZES:
-        raise ValueError(f"{name} is of a number format that is not known here")
+        raise ValueError(f"{name} has an unknown number format")
     if not is_sizes(shape) or not is_sizes(place) or len(place) != 2:
         raise ValueError(f"{name} has no readable shape or place")
     begin, end = place
@@ -146,14 +147,14 @@ def _described(name: str, told: Mapping[str, Any], data: int) -> tuple[Stored, t
 
 
 def _check_places(places: list[tuple[int, int]], size: int) -> None:
-    """Raise ValueError unless the places fill the data from its first byte to its last one, without overlapping."""
+    """Raise ValueError unless the places cover all bytes of the data without overlapping."""
     reached = 0
     for begin, end in sorted(places):
         if begin != reached:
             raise ValueError("its tensors overlap or leave gaps")
         reached = end
     if reached != size:
-        raise ValueError(f"its tensors need {reached} bytes of data, and it has {size}")
+        raise ValueError(f"its tensors need {reached} bytes of data, but it has {size}")
 
 
 class _Cursor:
@@ -163,7 +164,7 @@ class _Cursor:
         self._text, self._at = text, 0
 
     def keys(self) -> Iterator[str]:
-        """Yield the keys of the object that begins here; the caller reads each value before it asks for the next."""
+        """Yield the keys of the object that begins here. The caller must read each value before the next key."""
         self._expect("{")
         if self._found("}"):
             return
@@ -176,7 +177,7 @@ class _Cursor:
             self._expect(",")
 
     def texts(self) -> dict[str, str]:
-        """The object of strings that begins here."""
+        """Read the object of strings that begins here."""
         found: dict[str, str] = {}
         for key in self.keys():
             if len(found) >= _TEXTS_MAX:
@@ -185,7 +186,7 @@ class _Cursor:
         return found
 
     def description(self) -> dict[str, Any]:
-        """The object without inner objects that begins here."""
+        """Read the object that begins here, which must not contain other objects."""
         match = _DESCRIPTION.match(self._text, self._at)
         if match is None:
             raise ValueError("its header describes a tensor in no known way")

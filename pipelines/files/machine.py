@@ -1,8 +1,8 @@
 """Runs the pickle inside a weight file as plain data.
 
-A pickle is a program for a stack machine. This machine builds what weights need: numbers, texts, lists, tuples, dicts
-with plain keys, and places of tensors. Every other object is inert: nothing of it is imported, made or called. Each
-instruction costs a bounded amount of time and memory, and their number is bounded.
+A pickle is a program for a stack machine. This machine only builds what weights need: numbers, texts, lists, tuples,
+dicts with plain keys, and places of tensors. Every other object is inert: nothing is imported, created or called for
+it. The time and memory of each instruction, and the number of instructions, are limited.
 The instructions: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
@@ -18,16 +18,16 @@ from pipelines.files.headers import ITEM_SIZES, Stored, contiguous, is_sizes
 from pipelines.files.names import is_refused
 
 INSTRUCTIONS_MAX = 300_000
-"""A tensor takes about 25; a checkpoint with its optimizer's state has some 60,000."""
+"""A tensor takes about 25 instructions; a checkpoint with its optimizer's state has about 60,000."""
 STACK_MAX = 10_000
-"""Values at once; pickles fill lists and dicts by a thousand items at a time."""
+"""Limit for values on the stack. Pickles fill lists and dicts with a thousand items at a time."""
 MARKS_MAX = 100
 PICKLE_MAX = 16 << 20
-"""Bytes that describe the tensors. A checkpoint with its optimizer's state has less than 1 MB of them."""
+"""Limit for the bytes that describe the tensors. A checkpoint with its optimizer's state has less than 1 MB of them."""
 DEPTH_MAX = 16
-"""Of tuples in tuples; Python itself crashes on hashing one that is a million deep."""
+"""Limit for nested tuples. Python itself crashes when it hashes one that is a million levels deep."""
 ARGUMENTS_MAX = 12
-"""Of a call; torch passes up to eight."""
+"""Limit for the arguments of a call. torch passes up to eight."""
 
 Content = Any
 """Plain data: dicts, lists, tuples (`Group`), texts, numbers, None, `Inert`, and `Stored` for each tensor."""
@@ -42,7 +42,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Storage:
-    """The bytes that tensors lie in."""
+    """The bytes in which tensors are stored."""
 
     kind: str
     key: str
@@ -50,8 +50,8 @@ class Storage:
 
 
 class Inert(dict[Any, Any]):
-    """An object of a class that is not made. It holds the items that the pickle puts into it, so that dicts of other
-    classes are dicts, and what a torch module holds."""
+    """Stands for an object whose class is not used. It stores the items that the pickle adds, so that dicts of other
+    classes work as dicts, and the tensors of a torch module."""
 
 
 class NumpyKind(Inert):
@@ -68,19 +68,19 @@ class NumpyArray(Inert):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bytes that Python wrote as a text, one character for each."""
+    """Bytes that Python wrote as text, one character for each byte."""
 
     text: str
 
 
 class Group(tuple[Any, ...]):
-    """A tuple that knows how deep the tuples in it are nested."""
+    """A tuple that knows how deeply the tuples inside it are nested."""
 
     depth: int
 
 
 Places = Mapping[str, tuple[int, int]]
-"""Storage -> its first byte in the file, and how many bytes it has."""
+"""A storage's key -> its first byte in the file, and its length in bytes."""
 
 _KINDS = {
     "Double": "F64",
@@ -121,13 +121,13 @@ _NUMPY = {
     "u4": "U32", "u8": "U64", "b1": "BOOL", "c8": "C64",
 }  # fmt: skip
 _OF_MODULE = "_parameters", "_buffers", "_modules"
-"""Where a torch module's state has its tensors."""
+"""The entries of a torch module's state that contain its tensors."""
 
 
 class Machine:
-    """Runs one pickle from the byte `at`; no byte from `end` on is read.
+    """Runs one pickle from the byte `at`, and never reads the byte `end` or beyond.
 
-    `places` says where storages are. Without them (None) no tensor is made, and `storages` tells which are needed.
+    `places` says where storages are. If it is None, no tensors are made, and `storages` collects those that are needed.
     """
 
     def __init__(self, data: mmap.mmap, at: int, end: int, places: Places | None) -> None:
@@ -140,7 +140,7 @@ class Machine:
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> Content:
-        """Run it to its end and return its one result. Raises ValueError, and others for broken texts."""
+        """Run the pickle to its end and return its result. Raises ValueError, and other errors for broken texts."""
         while (code := self._take(1)) != b".":
             self._spend(1)
             if code not in _INSTRUCTIONS:
@@ -195,7 +195,7 @@ class Machine:
     # --- instructions ---
 
     def _skip(self, size: int) -> None:
-        """A protocol's number, or the length of a frame."""
+        """Skip a protocol number or the length of a frame."""
         self._take(size)
 
     def _drop(self) -> None:
@@ -263,7 +263,7 @@ class Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str | float | Name | None) or (isinstance(key, int) and abs(key) < _KEY_MAX):
                 target[key] = value
-            elif not isinstance(key, int | Group | Inert | Encoded | bytes):  # whose values no weights are named by
+            elif not isinstance(key, int | Group | Inert | Encoded | bytes):  # weights are never stored under these
                 raise ValueError("a key of one of its dicts is no plain value")
 
     def _memoize(self) -> None:
@@ -310,7 +310,7 @@ class Machine:
         self._call()
 
     def _result(self, function: object, arguments: object) -> Any:
-        """Return what a call of one of the known functions would return. Whatever else is called is inert."""
+        """Return the result of calling a known function. Any other call gives an inert object."""
         if not isinstance(function, Name | Inert) or not isinstance(arguments, tuple):
             raise ValueError("it calls what cannot be called")
         name = function.text if isinstance(function, Name) else ""
@@ -324,7 +324,7 @@ class Machine:
             raise ValueError(f"it calls {name} with too many or too few arguments") from error
 
     def _build(self) -> None:
-        """Attributes of the object on the stack. Weights need a torch module's tensors, and numpy's arrays."""
+        """Set attributes of the object on the stack, as far as torch modules and numpy arrays need them."""
         state, target = self._pop(), self._top()
         if isinstance(target, NumpyKind):
             big_endian = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
@@ -334,13 +334,13 @@ class Machine:
         elif isinstance(target, Inert) and isinstance(state, dict):
             for part in (state.get(name) for name in _OF_MODULE):
                 if isinstance(part, dict):
-                    self._spend(len(part))  # one dict could serve many objects
+                    self._spend(len(part))  # the same dict could be used for many objects
                     target.update(part)
 
     def _persistent(self) -> None:
-        """A storage: ("storage", its type, its key, its device, how many values it has). Old files name classes so."""
+        """Push a storage: ("storage", type, key, device, number of values). Old files also name classes so."""
         told = self._pop()
-        if isinstance(told, tuple) and len(told) == 4 and told[0] == "module":  # a class, with its source as a text
+        if isinstance(told, tuple) and len(told) == 4 and told[0] == "module":  # a class, with its source as text
             self._push(told[1])
             return
         plain = isinstance(told, tuple) and (len(told) == 5 or (len(told) == 6 and told[5] is None))
@@ -357,9 +357,9 @@ class Machine:
     # --- the calls that weights need ---
 
     def _mapping(self, pairs: object = ()) -> dict[Any, Any]:
-        """`collections.OrderedDict`, to which Python 2 gave its items as lists of two."""
+        """Stand in for `collections.OrderedDict`, whose items Python 2 passed as lists of two."""
         self._push({})
-        self._spend(len(pairs) if isinstance(pairs, list | tuple) else 0)  # one list could serve many calls
+        self._spend(len(pairs) if isinstance(pairs, list | tuple) else 0)  # the same list could be used for many calls
         if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
             raise ValueError("it makes a dict of what are no pairs")
         self._set([part for pair in pairs for part in pair])
@@ -367,25 +367,25 @@ class Machine:
         return made
 
     def _default_mapping(self, default: object = None) -> dict[Any, Any]:
-        """`collections.defaultdict`; its items are set later."""
+        """Stand in for `collections.defaultdict`. Its items are set later."""
         return {}
 
     def _encoded(self, text: object, encoding: object = "") -> Encoded | Inert:
-        """`_codecs.encode`, by which protocol 2 writes bytes. They are made where they are needed, and once."""
+        """Stand in for `_codecs.encode`, with which protocol 2 writes bytes. The bytes are only made when needed."""
         return Encoded(text) if isinstance(text, str) and encoding == "latin1" else Inert()
 
     def _numpy_kind(self, name: object, *_: object) -> NumpyKind:
-        """`numpy.dtype`."""
+        """Stand in for `numpy.dtype`."""
         made = NumpyKind()
         made.kind = _NUMPY.get(name, "") if isinstance(name, str) else ""
         return made
 
     def _numpy_array(self, *_: object) -> NumpyArray:
-        """`numpy.core.multiarray._reconstruct`; its content is set later."""
+        """Stand in for `numpy.core.multiarray._reconstruct`. Its content is set later."""
         return NumpyArray()
 
     def _array(self, state: object) -> Stored | None:
-        """Return the tensor of a numpy array's state (version, shape, format, whether columns go first, bytes)."""
+        """Return the tensor of a numpy array's state: (version, shape, format, whether columns come first, bytes)."""
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], NumpyKind):
             return None
         _, shape, numpy_kind, columns_first, raw = state
@@ -402,24 +402,24 @@ class Machine:
         return Stored(kind, tuple(shape), strides, 0, content)
 
     def _tensor_of_array(self, array: object, *_: object) -> Stored:
-        """`torch._utils._rebuild_device_tensor_from_numpy`."""
+        """Stand in for `torch._utils._rebuild_device_tensor_from_numpy`."""
         if not isinstance(array, NumpyArray) or array.tensor is None:
             raise ValueError("one of its tensors is an array of no known format")
         return array.tensor
 
     def _tensor(self, *arguments: object) -> Stored | None:
-        """`torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
+        """Stand in for `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
         storage = arguments[0] if arguments else None
         return self._place(arguments, storage.kind if isinstance(storage, Storage) else "")
 
     def _typed_tensor(self, *arguments: object) -> Stored | None:
-        """`torch._utils._rebuild_tensor_v3`, whose seventh argument is the number format."""
+        """Stand in for `torch._utils._rebuild_tensor_v3`, whose seventh argument is the dtype."""
         form = arguments[6] if len(arguments) > 6 else None
         return self._place(arguments, _FORMATS.get(form.text, "") if isinstance(form, Name) else "")
 
     def _place(self, arguments: Sequence[object], kind: str) -> Stored | None:
-        """Return where a tensor is. The arguments are storage, offset, shape and strides, and others that do not count.
-        Raises ValueError for one that is not inside its storage."""
+        """Return where a tensor is. The first arguments are storage, offset, shape and strides; others are ignored.
+        Raises ValueError for a tensor that is not inside its storage."""
         if len(arguments) < 4:
             raise TypeError
         storage, offset, shape, strides = arguments[:4]
@@ -440,22 +440,22 @@ class Machine:
         start, size = self._places[storage.key]
         item = ITEM_SIZES[tensor.kind]
         if max(math.prod(tensor.shape), offset + tensor.extent) * item > size:
-            raise ValueError("its tensors claim to be larger than the file, so it is broken, or made to do harm")
+            raise ValueError("its tensors claim to be larger than the file, so it is broken or malicious")
         return replace(tensor, start=start + offset * item)
 
     def _first(self, value: Any, *_: object) -> Any:
-        """Of a parameter, or of a tensor on some device, the tensor."""
+        """Return the tensor inside a parameter, or a tensor from some device."""
         return value
 
     def _of_type(self, function: object, kind: object, arguments: object, *_: object) -> Any:
-        """`torch._tensor._rebuild_from_type_v2`: a tensor of a class of its own."""
+        """Stand in for `torch._tensor._rebuild_from_type_v2`: a tensor of a subclass."""
         return self._result(function, arguments)
 
 
 _NAME_MAX = 200
 _KEY_MAX = 1 << 60
-"""Below it Python's hash of a whole number is the number itself. Larger ones can be chosen so that all of them have the
-same hash, and a dict of 100,000 such keys would take minutes."""
+"""Below this, Python's hash of a whole number is the number itself. Larger numbers can be chosen to have equal hashes,
+and a dict of 100,000 such keys would take minutes."""
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": Machine._mapping,
     "collections.defaultdict": Machine._default_mapping,

@@ -1,9 +1,9 @@
-"""What pickles name from outside: which names are refused. A name that is not is only a name; nothing is looked up.
+"""Which classes and functions a pickle must not refer to. Other names are just text; nothing is looked up.
 
-Trainers put objects of many classes beside weights. Those become inert: nothing of them is imported, made or called,
-so a list of what is allowed would refuse good files and protect nobody. What a file that is meant to do harm calls is
-refused all the same, so that it is told and not used: functions of Python's own library, and the few of others that
-run code or fetch files.
+Trainers store objects of many classes along with weights. These become inert: nothing is imported, created or called
+for them, so a list of allowed names would refuse good files and protect nobody. Names that malicious files use are
+still refused, so that users are warned: functions of Python's standard library, and the few of other libraries that run
+code or fetch files.
 """
 
 import sys
@@ -32,18 +32,18 @@ _HARMLESS |= {f"{module}.{name}" for module in ("builtins", "__builtin__") for n
 _STANDARD = sys.stdlib_module_names | {
     "__builtin__", "cPickle", "cStringIO", "commands", "copy_reg", "exceptions", "popen2", "urllib2",
 }  # fmt: skip
-"""Modules of Python's own library, with those of Python 2."""
+"""Modules of Python's standard library, including those of Python 2."""
 _HOSTILE = (
     "IPython.", "cloudpickle.", "dill.", "joblib.", "numpy.f2py.", "numpy.load", "numpy.testing.", "pip.", "requests.",
     "setuptools.", "torch._utils.", "torch.hub.", "torch.jit.", "torch.load", "torch.package.", "torch.serialization.",
     "torch.utils.cpp_extension.", "torch.utils.data.datapipes.",
 )  # fmt: skip
-"""How names of other libraries begin that run code or fetch files, and of torch's that make tensors in unknown ways."""
+"""Prefixes of names in other libraries that run code or fetch files, or that make torch tensors in unknown ways."""
 
 
 @lru_cache(1000)
 def is_refused(name: str) -> bool:
-    """Whether weights have no business with this name, `module.name`."""
+    """Return whether weights must not refer to this name, `module.name`."""
     if name in _HARMLESS or name.startswith(_HARMLESS_MODULES):
         return False
     return name.partition(".")[0] in _STANDARD or name.startswith(_HOSTILE)

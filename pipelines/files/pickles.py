@@ -1,6 +1,6 @@
-"""Where the tensors of a pickle that torch wrote are. Nothing in the pickle is run, and torch is not used.
+"""Finds the tensors in a pickle written by torch. No code in the pickle is run, and torch is not used.
 
-Both of torch's forms are read: the zip (since 1.6) and the legacy one. `machine.py` runs the pickles inside.
+Both of torch's formats are read: the zip (since 1.6) and the legacy one. `machine.py` runs the pickles inside.
 """
 
 import mmap
@@ -15,12 +15,12 @@ from pipelines.files.headers import ITEM_SIZES
 from pipelines.files.machine import PICKLE_MAX, Content, Machine, Places, Storage
 
 DIRECTORY_MAX = 2 << 20
-"""Bytes of a zip's table of contents: room for about 20,000 members."""
+"""Limit for the bytes of a zip's table of contents, which is enough for about 20,000 members."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_pickle(path: Path) -> Content:
-    """Read a pickle's content. Raises OSError, and many kinds of Exception with the reason, as zipfile does."""
+    """Read a pickle's content. Raises OSError and, like zipfile, many kinds of Exception with the reason."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _read_zip(stream, data) if data[:2] == b"PK" else _read_legacy(data)
 
@@ -39,13 +39,13 @@ def _read_zip(stream: BinaryIO, data: mmap.mmap) -> Content:
         raise ValueError("its numbers are big-endian")
     start, size = places[scripts[0]]
     if size > PICKLE_MAX:
-        raise ValueError(f"its pickle has {size} bytes, and at most {PICKLE_MAX} are read")
+        raise ValueError(f"its pickle has {size} bytes, but at most {PICKLE_MAX} are read")
     storages = {name.removeprefix(f"{prefix}data/"): place for name, place in places.items()}
     return Machine(data, start, start + size, storages).run()
 
 
 class _ShortReads(RawIOBase):
-    """A file for zipfile, which reads a table of contents as long as the file says, at once."""
+    """A file for zipfile with a limit for one read: zipfile reads a table of contents of any length at once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -67,7 +67,7 @@ class _ShortReads(RawIOBase):
 
 
 def _place(member: zipfile.ZipInfo, data: mmap.mmap) -> tuple[int, int]:
-    """Where a member's bytes are. torch never packs what it stores."""
+    """Return where a member's bytes are. torch never compresses members."""
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size or member.flag_bits & 1:
         raise ValueError("its members are packed")
     header = _bytes(data, member.header_offset, 30)
@@ -80,8 +80,8 @@ def _place(member: zipfile.ZipInfo, data: mmap.mmap) -> tuple[int, int]:
 
 
 def _read_legacy(data: mmap.mmap) -> Content:
-    """Five pickles (a magic number, a version, the writer's system, the content, the storages' keys), then each
-    storage: its length, and its values."""
+    """Read the legacy format: five pickles (a magic number, a version, the writer's system, the content, the storages'
+    keys), then for each storage its length and its values."""
     at = 0
     told: list[Any] = []
     for expected in (LEGACY_MAGIC, 1001, None):

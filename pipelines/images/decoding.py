@@ -1,6 +1,6 @@
-"""What the helper process of pictures does (isolation.py): an open file -> its pixels, or its generation parameters.
+"""The jobs of the helper process for pictures (isolation.py): an open file -> its pixels or generation parameters.
 
-It imports Pillow and numpy alone, so that it is there at once and small.
+It imports only Pillow and numpy, so that it starts quickly and stays small.
 """
 
 import mmap
@@ -18,15 +18,15 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
 WITH_PARAMETERS = ("PNG", "WEBP", "JPEG", "AVIF", "GIF")
 """The formats that generation parameters are read from."""
 SCANS_MAX = 100
-"""The most scans in a JPEG; encoders write about 10. Every scan goes over all of the picture."""
+"""Limit for the scans in a JPEG. Encoders write about 10, and each scan covers the whole picture."""
 STRIP = 256
-"""The number of rows that are handed over at a time."""
+"""How many rows are written at a time."""
 
 
 def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> dict[str, Any]:
-    """Write the picture's bytes: upright, of 8 bits, L, RGB or RGBA; of an animation the first frame.
+    """Write the picture's bytes: upright, 8 bits, as L, RGB or RGBA; the first frame of an animation.
 
-    Returns its mode and size, or only its size if it has more pixels, or a longer side, than are read.
+    Returns its mode and size, or only its size if it has too many pixels or too long a side to be read.
     """
     _check_scans(file)
     try:
@@ -34,7 +34,7 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> 
     except UnidentifiedImageError:
         raise ValueError(_what_else(file)) from None
     with opened as image:
-        if image.width * image.height > pixels_max or max(image.size) > side_max:  # known before a pixel is read
+        if image.width * image.height > pixels_max or max(image.size) > side_max:  # known before any pixel is read
             return {"size": image.size}
         limit_memory((64 << 20) + 24 * image.width * image.height)
         image.load()
@@ -47,7 +47,7 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> 
 
 
 def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | None:
-    """The generation parameters of a picture; "" where it has none, and None for what is no picture."""
+    """Return the generation parameters of a picture; "" if it has none, and None if the file is not a picture."""
     try:
         with Image.open(file, formats=WITH_PARAMETERS) as image:
             if image.format == "PNG":
@@ -61,7 +61,7 @@ def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | N
 
 
 def _of_png(file: BinaryIO, characters_max: int) -> str:
-    """The last `parameters` of a PNG that says anything, else its EXIF's comment."""
+    """Return a PNG's last `parameters` that is not blank, or else its EXIF comment."""
     found = {"parameters": "", "exif": ""}
     for kind, value in png_texts(file, characters_max):
         text = comment_in(value, characters_max) if kind == "exif" else value
@@ -70,7 +70,7 @@ def _of_png(file: BinaryIO, characters_max: int) -> str:
 
 
 JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parameters}
-Image.init()  # or every child would import Pillow's formats anew
+Image.init()  # otherwise every child would import Pillow's formats again
 
 
 _OTHERS: tuple[tuple[bytes, str], ...] = (
@@ -98,13 +98,13 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF.{4}WEBP", "a WebP picture that is cut or broken"),
     (rb"GIF8", "a GIF that is cut or broken"),
 )
-"""How files begin that are not read as pictures, and what they are."""
+"""The first bytes of files that are not read as pictures, and what these files are."""
 _BEGINNING = 512
-"""Bytes of a file that tell what it is."""
+"""How many bytes at the beginning of a file are used to recognise it."""
 
 
 def _what_else(file: BinaryIO) -> str:
-    """What a file is that cannot be read as a picture, in words."""
+    """Describe a file that cannot be read as a picture."""
     file.seek(0)
     start = file.read(_BEGINNING)
     if not start:
@@ -114,17 +114,17 @@ def _what_else(file: BinaryIO) -> str:
 
 
 def _check_scans(file: BinaryIO) -> None:
-    """Raise ValueError for a JPEG of too many scans. In what a scan holds, the bytes of a marker never stand."""
+    """Raise ValueError for a JPEG with too many scans. Data inside a scan never contains the bytes of a marker."""
     if file.read(3) == b"\xff\xd8\xff":
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             scans = sum(1 for _ in re.finditer(rb"\xff\xda", content))
         if scans > SCANS_MAX:
-            raise ValueError(f"it has {scans} scans, and a JPEG has about 10")
+            raise ValueError(f"it has {scans} scans, but a JPEG has about 10")
     file.seek(0)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # grey of 16 bits
+    if image.mode.startswith("I"):  # 16-bit grey
         eight = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) // 257).astype(np.uint8))
         eight.info, eight.getexif = image.info, image.getexif  # type: ignore[method-assign]
         return eight

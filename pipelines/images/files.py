@@ -1,6 +1,6 @@
-"""Pictures -> files: a name of its own for each, with its generation parameters inside; and those read from a picture.
+"""Saves pictures as files with unique names and generation parameters inside, and reads these parameters back.
 
-PNG holds them in the text chunk `parameters`, WebP and JPEG in EXIF's UserComment: where WebUI writes them, so that
+PNG stores them in the text chunk `parameters`, WebP and JPEG in EXIF's UserComment. That is where WebUI writes them, so
 WebUI, CivitAI and metadata readers find them.
 """
 
@@ -24,54 +24,59 @@ from pipelines.runtime.isolation import Failed
 from pipelines.runtime.worker import Task, Worker, stop_if_asked
 
 PARAMETERS_MAX = 1_000_000
-"""Characters; prompts have a hundredth of that."""
+"""In characters. Prompts have a hundredth of that."""
 JPEG_SEGMENT = 65_533
-"""Bytes that fit into a JPEG's EXIF segment."""
+"""The most bytes that fit into a JPEG's EXIF segment."""
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """`name` is the file's ending: png, webp or jpg. `quality` 1 to 100 matters to the last two."""
+    """The format of a file. `name` is its extension: png, webp or jpg. `quality` (1 to 100) is for webp and jpg."""
 
     name: str = "png"
     quality: int = 95
 
 
 class OutputFolder:
-    """The files of one prediction, written in the background. Cog reads a file after it was handed out and deletes
-    none, so they live until the next prediction clears the folder."""
+    """The files of one prediction, written in the background.
+
+    Cog reads a file after it was handed out and does not delete it, so files are kept until the next prediction clears
+    the folder.
+    """
 
     def __init__(self) -> None:
-        """Raises OutputError."""
+        """Create the folder. Raises OutputError."""
         self._writers = Worker(threads=4)
         self._begun: deque[Task[Path]] = deque()
         self._folder, self._id = _new_folder(), _new_id()
 
     def clear(self) -> None:
-        """Delete the files and begin a new folder. Raises OutputError."""
+        """Delete the files and create a new folder. Raises OutputError."""
         self.stop()
         self._folder.cleanup()
         self._folder, self._id = _new_folder(), _new_id()
 
     def stop(self) -> None:
-        """Cancel files that are not yet started; do not wait for those that are half written."""
+        """Cancel files that are not yet started. Do not wait for those that are being written."""
         for task in self._begun:
             task.stop()
         self._begun.clear()
 
     def begin(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> None:
-        """Begin to `save`; what that prints belongs to the prediction that asks for it."""
+        """Start to `save` in the background. What it prints goes to the log of the calling prediction."""
         self._begun.append(self._writers.begin(self.save, pixels, name, file_format, parameters))
 
     def saved(self, wait: bool) -> Iterator[Path]:
-        """The files that are written by now, or with `wait` all that were begun, in the order in which they were
-        begun. Raises OutputError."""
+        """Yield the files written so far, or with `wait` all that were started, in the order of their start.
+
+        Raises OutputError.
+        """
         while self._begun and (wait or self._begun[0].done):
             self._begun[0].wait()
             yield self._begun.popleft().outcome()
 
     def save(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> Path:
-        """Write the picture as `name` with this prediction's id and the format's ending; returns the path.
+        """Write the picture under `name` with this prediction's id and the format's extension. Return the path.
 
         The id makes names unique, so that pictures of several predictions can be stored together. Raises OutputError.
         """
@@ -80,13 +85,13 @@ class OutputFolder:
             try:
                 write(pixels, path, file_format, parameters)
             except OSError:
-                path.unlink(missing_ok=True)  # half a picture
+                path.unlink(missing_ok=True)  # it may be incomplete
                 raise
         return path
 
 
 def _new_id() -> str:
-    """What makes the names of one prediction's files unlike those of all others."""
+    """Return a random id that makes the names of one prediction's files unique."""
     return secrets.token_hex(4)
 
 
@@ -97,7 +102,7 @@ def _new_folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What the system refuses, as OutputError."""
+    """Turn the system's errors into OutputError."""
     try:
         yield
     except OSError as error:
@@ -108,7 +113,7 @@ def _explained() -> Iterator[None]:
 
 
 class _Encoded(BytesIO):
-    """An encoded picture in memory. Pillow writes PNGs to it piece by piece, between which the work can be stopped."""
+    """An encoded picture in memory. Pillow writes PNGs to it piece by piece, and the work can stop in between."""
 
     def write(self, data: Any) -> int:
         stop_if_asked()
@@ -116,9 +121,9 @@ class _Encoded(BytesIO):
 
 
 def write(pixels: Pixels, path: Path, file_format: FileFormat, parameters: str) -> None:
-    """Write the picture to a path, its generation parameters inside.
+    """Write the picture with its generation parameters to a path.
 
-    It is encoded in memory: Pillow's JPEG writer takes a file that is cut short, as on a full disk, for written.
+    It is encoded in memory, because Pillow's JPEG writer does not notice if a file is cut short, as on a full disk.
     """
     encoded = _Encoded()
     WRITERS[file_format.name](Image.fromarray(pixels), encoded, file_format.quality, parameters)
@@ -126,7 +131,7 @@ def write(pixels: Pixels, path: Path, file_format: FileFormat, parameters: str) 
 
 
 def _write_png(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
-    """Lossless: quality has no meaning. The fastest compression, as files leave the machine at once."""
+    """Write a PNG, which is lossless and ignores quality. It is compressed fast, because files are sent right away."""
     info = PngInfo()
     info.add_text("parameters", parameters)
     image.save(stream, format="PNG", pnginfo=info, compress_level=1)
@@ -139,7 +144,7 @@ def _write_webp(image: Image.Image, stream: BytesIO, quality: int, parameters: s
 def _write_jpeg(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
     exif = _exif(parameters)
     if len(exif.tobytes()) > JPEG_SEGMENT:
-        print("The generation parameters are too long for a JPEG and are left out of it; PNG has room.")
+        print("The generation parameters are too long for a JPEG and were left out. PNG has room for them.")
         exif = Image.Exif()
     image.save(stream, format="JPEG", quality=quality, exif=exif)
 
@@ -158,7 +163,7 @@ WRITERS: dict[str, Callable[[Image.Image, BytesIO, int, str], None]] = {
 
 
 def read_parameters(path: Path) -> str:
-    """The generation parameters inside a picture of ours or WebUI's, or of a text file. Raises InvalidInput."""
+    """Read the generation parameters inside a picture (ours or WebUI's) or from a text file. Raises InvalidInput."""
     try:
         text = _inside(path)
     except (OSError, ValueError, Failed) as error:
@@ -171,7 +176,7 @@ def read_parameters(path: Path) -> str:
 
 
 def parameters_in(path: Path) -> str:
-    """The generation parameters inside an input picture; "" where it has none that can be read."""
+    """Return the generation parameters inside an input picture; "" if it has none that can be read."""
     try:
         return read_parameters(path).strip()
     except InvalidInput:
@@ -185,8 +190,8 @@ def _unreadable(path: Path, rule: str) -> InvalidInput:
 
 
 def _inside(path: Path) -> str:
-    """The text of a picture, "" for none, or of a text file; not much more of it than is allowed."""
-    if not path.is_file():  # a pipe would be waited for
+    """Return the text inside a picture ("" if there is none) or of a text file, up to about the allowed length."""
+    if not path.is_file():  # reading a pipe would block
         raise OSError("no such file")
     with path.open("rb") as stream:
         answer, output = DECODER.run("parameters", stream, limits(path), characters_max=PARAMETERS_MAX)

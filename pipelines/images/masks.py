@@ -1,6 +1,6 @@
-"""From an input picture and its mask to what a pass draws on, and back: blur, crop, fill, overlay, all in pixels.
+"""Prepares an input picture and its mask for a pass, and merges the result back: blur, crop, fill, overlay, in pixels.
 
-The rules are WebUI's. A mask is grey: 255 is drawn anew, 0 comes back as it was.
+The rules are WebUI's. A mask is grey: 255 is redrawn, 0 stays as it was.
 """
 
 import logging
@@ -17,34 +17,34 @@ from pipelines.images.reading import Pixels, flat, resize
 log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; the last two are outside."""
+"""Left, top, right and bottom in pixels. Right and bottom are exclusive."""
 FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-"""Blurs, from wide to none, that are laid over each other so many times to fill what is masked."""
+"""Radii of the blurs that fill the masked area, from wide to none, and how many times each is laid over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """What a pass from a picture draws on, and what becomes of its result."""
+    """What a pass from a picture starts from, and how its result is merged back."""
 
     picture: Image.Image
-    """RGB: what is encoded."""
+    """The RGB picture to encode."""
     mask: Image.Image | None = None
-    """L, blurred, of the pass's size."""
+    """The blurred L mask, in the pass's size."""
     overlay: Image.Image | None = None
-    """RGBA: the input picture, transparent where it is drawn anew."""
+    """The input picture as RGBA, transparent where it is redrawn."""
     box: Box | None = None
-    """Where on the overlay the result goes; None: it has the overlay's size."""
+    """Where the result goes on the overlay; None: it has the overlay's size."""
 
     def same_part(self, picture: Image.Image) -> Image.Image:
-        """What another picture of the scene shows of the part that is drawn; all of it where that is the whole."""
+        """Crop another picture of the scene to the part that is drawn. Return it unchanged if everything is drawn."""
         if self.box is None or self.overlay is None:
             return picture
         return resize(picture, self.overlay.size, "crop").crop(self.box)
 
     def finish(self, pixels: Pixels) -> Pixels:
-        """The picture that was drawn, with the input's pixels back where they are kept.
+        """Return the drawn picture with the input's pixels restored where they are kept.
 
-        After a highres fix of the whole picture none are: it was enlarged and drawn again.
+        After a highres fix of the whole picture none are kept, because all of it was enlarged and redrawn.
         """
         image = Image.fromarray(pixels)
         if self.overlay is None or (self.box is None and image.size != self.overlay.size):
@@ -58,7 +58,7 @@ class Canvas:
 
 
 def prepare(settings: ImageSettings, size: Size) -> Canvas:
-    """The canvas of a pass of this size. Raises InvalidInput for pictures and masks of which none can be made."""
+    """Make the canvas for a pass of this size. Raises InvalidInput for pictures and masks that do not allow it."""
     picture = flat(_pillow(settings.picture))
     if settings.mask is None:
         return Canvas(picture=_whole(picture, settings, size))
@@ -68,12 +68,12 @@ def prepare(settings: ImageSettings, size: Size) -> Canvas:
         if not settings.only_masked:
             fix = "Paint the area to redraw white, or set Mask mode: Inpaint not masked in generation_data."
             raise InvalidInput("mask", "black", "nothing would be drawn", fix)
-        log.warning("The mask is black everywhere: the whole picture is drawn anew.")
+        log.warning("The mask is black everywhere: the whole picture is redrawn.")
         return Canvas(picture=_whole(picture, settings, size))
     if settings.only_masked:
         left, top, right, bottom = box = crop_region(mask, size, settings.mask.padding)
-        fix = "Use inpaint_area Whole picture, or width and height of the masked part's aspect."
-        check_croppable("width", size, (right - left, bottom - top), fix)  # what is drawn goes back there
+        fix = "Use inpaint_area Whole picture, or width and height with the masked part's aspect ratio."
+        check_croppable("width", size, (right - left, bottom - top), fix)  # the result is pasted back there
         overlay, picture, mask = _overlay(picture, mask), *(resize(i.crop(box), size, "fill") for i in (picture, mask))
     else:
         box, picture, mask = None, _whole(picture, settings, size), resize(mask, size, settings.resize_mode)
@@ -89,14 +89,14 @@ def _pillow(picture: object) -> Image.Image:
 
 
 def _whole(picture: Image.Image, settings: ImageSettings, size: Size) -> Image.Image:
-    """The whole picture in the pass's size, or in its own where its latents are to be resized."""
+    """Return the whole picture in the pass's size, or in its own if its latents are to be resized."""
     if settings.resize_mode != "latent" or picture.size == size:
         return resize(picture, size, settings.resize_mode)
     if settings.mask:
         fix = "Use stretch, crop or fill, or width and height of the picture."
         raise InvalidInput("resize_mode", "latent", "a picture with a mask keeps its size", fix)
     if picture.width * picture.height > FINAL_PIXELS_MAX or min(picture.size) < SIDE_MIN:
-        told, rule = "{}x{}".format(*picture.size), f"at least {SIDE_MIN} a side and {FINAL_PIXELS_MAX / 1e6:.1f} "
+        told, rule = "{}x{}".format(*picture.size), f"at least {SIDE_MIN} per side and {FINAL_PIXELS_MAX / 1e6:.1f} "
         raise InvalidInput("image", told, rule + "million pixels can be encoded", "Use another resize_mode.")
     return picture
 
@@ -105,7 +105,7 @@ def _whole(picture: Image.Image, settings: ImageSettings, size: Size) -> Image.I
 
 
 def _grey(settings: MaskSettings, size: Size) -> Image.Image:
-    """The mask as grey; of a picture with transparency, what is rather opaque."""
+    """Return the mask as grey. If the picture has transparency, its more opaque parts are the mask."""
     if settings.picture is None:
         return Image.new("L", size)
     mask = _pillow(settings.picture)
@@ -116,7 +116,7 @@ def _grey(settings: MaskSettings, size: Size) -> Image.Image:
 
 
 def _with_margins(picture: Image.Image, mask: Image.Image, settings: ImageSettings) -> tuple[Image.Image, Image.Image]:
-    """Picture and mask with what outpainting adds: masked, and filled with the colours of the edge."""
+    """Add outpainting's margins to picture and mask: masked, and filled with the colours of the edge."""
     if not any(settings.outpaint):
         return picture, mask
     corner = left, top = settings.outpaint[0], settings.outpaint[1]
@@ -128,10 +128,10 @@ def _with_margins(picture: Image.Image, mask: Image.Image, settings: ImageSettin
 
 
 def blur(mask: Image.Image, across: int, down: int) -> Image.Image:
-    """Return the L mask, blurred with these deviations in pixels: first across, then down, 8 bits in between."""
+    """Blur an L mask with these standard deviations in pixels: first across, then down, rounding to 8 bits between."""
     if not (across or down):
         return mask
-    import cv2  # half a second that predictions without a mask can do without
+    import cv2  # it takes half a second, which predictions without a mask can save
 
     values = np.asarray(mask)
     if across:
@@ -146,7 +146,7 @@ def _kernel_size(sigma: int) -> int:
 
 
 def crop_region(mask: Image.Image, size: Size, padding: int) -> Box:
-    """What of the picture is drawn: the mask's bounding box with padding, grown to the aspect of `size`."""
+    """Return the part of the picture to draw: the mask's bounding box with padding, grown to the aspect of `size`."""
     found = mask.getbbox()
     assert found is not None
     left, top, right, bottom = found
@@ -161,7 +161,7 @@ def crop_region(mask: Image.Image, size: Size, padding: int) -> Box:
 
 
 def _grown(start: int, end: int, by: int, limit: int) -> tuple[int, int]:
-    """The span longer by so many pixels, half of them before it, moved and then cut to lie in [0, limit)."""
+    """Grow a span by this many pixels, half of them at its start. Then move and cut it to lie in [0, limit)."""
     start -= by // 2
     end += by - by // 2
     back = max(end - limit, 0)
@@ -171,7 +171,7 @@ def _grown(start: int, end: int, by: int, limit: int) -> tuple[int, int]:
 
 
 def latent_mask(mask: Image.Image, size: Size, soft: bool) -> np.ndarray:
-    """The mask in latents, (height, width) from 0 to 1; only 0 and 1 unless soft."""
+    """Scale the mask to latents, (height, width) from 0 to 1; only 0 and 1 unless `soft`."""
     values = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)).astype(np.float32) / 255
     return values if soft else np.around(values)
 
@@ -180,7 +180,7 @@ def latent_mask(mask: Image.Image, size: Size, soft: bool) -> np.ndarray:
 
 
 def _kept(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The RGB picture where the mask is black, with premultiplied alpha."""
+    """Return the RGB picture where the mask is black, with premultiplied alpha."""
     kept = Image.new("RGBa", picture.size)
     kept.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageChops.invert(mask))
     return kept
@@ -191,7 +191,7 @@ def _overlay(picture: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def fill(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The RGB picture with the colours around the mask blurred into it."""
+    """Return the RGB picture with the colours around the mask blurred into it."""
     kept, filled = _kept(picture, mask), Image.new("RGBA", picture.size)
     for radius, times in FILLS:
         blurred = kept.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")

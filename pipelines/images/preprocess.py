@@ -1,7 +1,7 @@
-"""Preprocessors: they make of a picture the map that a control network was trained on, by filters without weights.
+"""Preprocessors: filters without weights that turn a picture into the map that a control network was trained on.
 
-Names, thresholds and their defaults are those of WebUI's extension. Maps that need a network of their own (openpose,
-depth, normals) are sent ready made.
+Names, thresholds and defaults are those of WebUI's extension. Maps that need a network of their own (openpose, depth,
+normals) must be sent ready-made.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def canny(picture: Pixels, low: float, high: float) -> Pixels:
 
 
 def lineart(picture: Pixels) -> Pixels:
-    """Return white lines on black where the picture is darker than its surroundings. Its usual line is grey, of 127."""
+    """Return white lines on black where the picture is darker than its surroundings. A typical line is grey (127)."""
     values = picture.astype(np.float32)
     darker = (cv2.GaussianBlur(values, (0, 0), 6.0) - values).min(axis=2).clip(0, 255)
     lines = darker[darker > 8]
@@ -32,7 +32,7 @@ def lineart(picture: Pixels) -> Pixels:
 
 
 def scribble(picture: Pixels) -> Pixels:
-    """Return thick white lines on black where a fine blur is darker than a wide one, by more than 16."""
+    """Return thick white lines on black where a fine blur is darker than a wide one by more than 16."""
     values = picture.astype(np.float32)
     darker = (cv2.GaussianBlur(values, (0, 0), 5.0) - cv2.GaussianBlur(values, (0, 0), 0.5)).min(axis=2)
     return _rgb(((darker > 16) * 255).astype(np.uint8))
@@ -61,7 +61,7 @@ _OF: dict[str, Callable[[Pixels, ControlSettings], Pixels]] = {
 
 
 def control_map(picture: Pixels, settings: ControlSettings, masked: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-    """Return the map (height, width, 3) of an RGB picture, from 0 to 1; for inpainting -1 where it is `masked`."""
+    """Return the map (height, width, 3) of an RGB picture, from 0 to 1. For inpainting it is -1 where `masked`."""
     values = _OF[settings.preprocessor](picture, settings).astype(np.float32) / np.float32(255)
     if settings.preprocessor == "inpaint" and masked is not None:
         values[masked] = -1

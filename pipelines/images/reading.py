@@ -1,4 +1,4 @@
-"""Input pictures: read safely from whatever people upload, and brought to a size by WebUI's resize modes."""
+"""Reads input pictures safely from whatever people upload, and resizes them by WebUI's resize modes."""
 
 import mmap
 from pathlib import Path
@@ -15,18 +15,18 @@ from pipelines.infotext.asked import Pictures
 from pipelines.runtime.isolation import Failed, Helper, Limits
 
 BYTES_MAX = 300_000_000
-"""Of a file: as many as the largest picture has that is not packed at all."""
+"""Limit for a file: the size of the largest picture without compression."""
 DECODER = Helper("pipelines.images.decoding")
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
-"""One picture: (height, width, 3), 8 bits a channel."""
+"""One picture: (height, width, 3), 8 bits per channel."""
 
 
 def read(path: Path, field: str) -> Image.Image:
-    """An uploaded picture, upright, of 8 bits: L, RGB or RGBA; of an animation the first frame.
+    """Read an uploaded picture, upright, with 8 bits, as L, RGB or RGBA; the first frame of an animation.
 
-    It is decoded in a process of its own. Raises InvalidInput that names the input `field`.
+    It is decoded in a separate process. Raises InvalidInput, which names the input `field`.
     """
-    fix = "Send a whole PNG, JPEG, WebP, AVIF, GIF or BMP file; save a picture of another format as one of them."
+    fix = "Send a complete PNG, JPEG, WebP, AVIF, GIF or BMP file; convert other formats to one of these."
     try:
         with path.open("rb") as stream:
             answer, output = DECODER.run(
@@ -38,24 +38,24 @@ def read(path: Path, field: str) -> Image.Image:
     width, height = answer["size"]
     with output:
         if "mode" not in answer:
-            most = f"at most {INPUT_PIXELS_MAX / 1e6:.1f} million pixels are read, and {INPUT_SIDE_MAX} a side"
-            raise InvalidInput(field, f"{width}x{height}", most, "Scale it down, or cut it.")
+            most = f"at most {INPUT_PIXELS_MAX / 1e6:.1f} million pixels are read, and {INPUT_SIDE_MAX} per side"
+            raise InvalidInput(field, f"{width}x{height}", most, "Scale it down or crop it.")
         with mmap.mmap(output.fileno(), 0, access=mmap.ACCESS_READ) as pixels:
             return Image.frombytes(answer["mode"], (width, height), pixels)  # type: ignore[arg-type]  # any buffer
 
 
 def limits(path: Path) -> Limits:
-    """What decoding a picture may take: the largest WebP takes 700 MB. Raises Failed for a file that is too large."""
+    """Return the limits for decoding a picture (the largest WebP takes 700 MB). Raises Failed for too large a file."""
     if path.stat().st_size > BYTES_MAX:
         raise Failed(f"it has more than {BYTES_MAX // 1_000_000} MB")
     return Limits(memory=(900 << 20) + 2 * path.stat().st_size, processor=10, seconds=30)
 
 
 def read_pictures(inputs: Inputs) -> Pictures:
-    """The pictures of a request, decoded. Raises InvalidInput that names the input."""
-    if (count := len(inputs.control_images)) > CONTROLS_MAX:  # told before each takes its memory
-        rule = f"at most {CONTROLS_MAX} pictures, as there are at most so many ControlNets"
-        raise InvalidInput("control_images", f"{count} sent", rule, "Leave some out.")
+    """Decode the pictures of a request. Raises InvalidInput, which names the input."""
+    if (count := len(inputs.control_images)) > CONTROLS_MAX:  # checked before each takes its memory
+        rule = f"at most {CONTROLS_MAX} pictures, one for each ControlNet"
+        raise InvalidInput("control_images", f"{count} sent", rule, "Send fewer.")
     return Pictures(
         image=_sent(inputs.image, "image"),
         mask=_sent(inputs.mask, "mask"),
@@ -68,7 +68,7 @@ def _sent(path: Path | None, field: str) -> Image.Image | None:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent is white."""
+    """Convert a picture to RGB. Transparent parts become white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = Image.new("RGB", image.size, "white")
@@ -77,11 +77,11 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, size: Size, mode: str) -> Image.Image:
-    """The RGB or L picture in another size, by a resize mode; "latent" fills here, as WebUI does with masks."""
+    """Resize an RGB or L picture by a resize mode. "latent" acts like "fill" here, as in WebUI for masks."""
     if mode == "stretch":
         return image.resize(size, Image.Resampling.LANCZOS)
     if mode == "crop":
-        fix = "Use resize_mode fill, or width and height of its aspect."
+        fix = "Use resize_mode fill, or width and height with its aspect ratio."
         check_croppable("image", image.size, size, fix)
     scaled = image.resize(scaled_size(image.size, size, cover=mode == "crop"), Image.Resampling.LANCZOS)
     (width, height), (inner, tall) = size, scaled.size

@@ -1,7 +1,7 @@
-"""The texts inside a picture's file in which programs keep generation data, bounded, and without decoding a pixel.
+"""Reads the texts in which programs store generation data from a picture's file, with limits and without decoding it.
 
-PNG: the chunks tEXt, zTXt and iTXt with the keyword `parameters`, before the pixels or after them, and EXIF in eXIf.
-Others: EXIF's UserComment, and a comment of the format's own.
+PNG: the chunks tEXt, zTXt and iTXt with the keyword `parameters`, before or after the pixels, and EXIF in eXIf. Other
+formats: EXIF's UserComment, and the format's own comment.
 """
 
 import os
@@ -13,19 +13,20 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 SIGNATURE = 8
-"""Bytes before a PNG's first chunk."""
+"""The number of bytes before a PNG's first chunk."""
 KEYWORD = b"parameters"
 CHUNKS_MAX = 200_000
-"""Of a PNG that are walked over; one of 300 MB has about 40,000 of the usual size."""
+"""Limit for the chunks of a PNG. A file of 300 MB has about 40,000 of the usual size."""
 EXIF_MAX = 4 << 20
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
 
 
 def png_texts(file: BinaryIO, most: int) -> Iterator[tuple[str, Any]]:
-    """Yield ("parameters", text) and ("exif", Image.Exif) in the file's order; of a text `most` characters.
+    """Yield ("parameters", text) and ("exif", Image.Exif) in the file's order, with `most` characters of each text.
 
-    The file is a PNG whose first chunks were checked. Where it is cut, this ends. Raises ValueError for many chunks.
+    The file is a PNG whose first chunks were checked. If it is cut off, this ends. Raises ValueError for too many
+    chunks.
     """
     size = file.seek(0, os.SEEK_END)
     at = SIGNATURE
@@ -48,19 +49,19 @@ def png_texts(file: BinaryIO, most: int) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(content: bytes, most: int) -> str | None:
-    """tEXt: keyword, 0, text in Latin-1."""
+    """Read tEXt: keyword, 0, text in Latin-1."""
     keyword, _, text = content.partition(b"\0")
     return text[: most + 1].decode("latin-1") if keyword == KEYWORD else None
 
 
 def _packed(content: bytes, most: int) -> str | None:
-    """zTXt: keyword, 0, method, packed text in Latin-1."""
+    """Read zTXt: keyword, 0, method, compressed text in Latin-1."""
     keyword, _, rest = content.partition(b"\0")
     return _unpacked(rest[1:], most + 1).decode("latin-1") if keyword == KEYWORD else None
 
 
 def _international(content: bytes, most: int) -> str | None:
-    """iTXt: keyword, 0, whether it is packed, method, language, 0, the keyword translated, 0, text in UTF-8."""
+    """Read iTXt: keyword, 0, compression flag, method, language, 0, translated keyword, 0, text in UTF-8."""
     keyword, _, rest = content.partition(b"\0")
     parts = rest[2:].split(b"\0", 2)
     if keyword != KEYWORD or len(parts) < 3:
@@ -90,15 +91,15 @@ def _exif(content: bytes) -> Image.Exif:
 
 
 def comment_in(exif: Image.Exif, most: int) -> str:
-    """Return EXIF's UserComment, of which `most` characters and one more are read; "" where there is none."""
+    """Return EXIF's UserComment, up to `most` + 1 characters; "" if there is none."""
     comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if isinstance(comment, str):  # a program wrote it as a plain text
+    if isinstance(comment, str):  # some programs write it as plain text
         return comment[: most + 1]
     return decoded_comment(comment[: 4 * most + 8])[: most + 1] if isinstance(comment, bytes) else ""
 
 
 def decoded_comment(comment: bytes) -> str:
-    """Eight bytes that name the encoding, then the text; some programs write the text alone."""
+    """Decode a comment: eight bytes that name the encoding, then the text. Some programs write only the text."""
     kind, content = comment[:8], comment[8:]
     if kind.upper() == b"UNICODE\0":
         return _wide(content)
@@ -109,9 +110,9 @@ def decoded_comment(comment: bytes) -> str:
 
 
 def _wide(content: bytes) -> str:
-    """UTF-16 in either order of bytes. WebUI writes the higher byte first, and other programs what their machine does.
+    """Decode UTF-16 in either byte order. WebUI writes big-endian, other programs their machine's order.
 
-    A mark at the beginning tells; without one the zeros do, which are the higher bytes of Latin letters and signs.
+    A byte order mark decides. Without one the zeros decide, which are the high bytes of Latin letters and punctuation.
     """
     marks = {b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le"}
     little = content[1::2].count(0) > content[::2].count(0)

@@ -1,1 +1,1 @@
-"""Generation data as text: reading, writing, and what stands in the way of a picture."""
+"""Generation data as text: reading it, writing it, and checking what cannot be reproduced."""

@@ -1,7 +1,7 @@
 """The form's inputs, generation data and the model's own defaults -> one set of settings -> a request.
 
-What the form says wins over generation data, and generation data over the model's own. A whole block describes a whole
-picture: what it does not say is then as WebUI would have it, and not as the model would.
+The form overrides generation data, and generation data overrides the model's defaults. A whole block describes a whole
+picture: settings that it does not mention then get WebUI's defaults, not the model's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,11 +36,11 @@ from pipelines.errors import InvalidInput
 from pipelines.infotext.reading import GenerationData, holds_settings, read, read_settings
 
 WEBUI_SIZE = (512, 512)
-"""The size that WebUI starts with."""
+"""WebUI's default size."""
 UNSAID: Values = {
     row.name: row.unsaid for row in ROWS.values() if row.key and row.unsaid != row.default and row.unsaid is not None
 }
-"""What a whole block means by its silence, where that is not our own default."""
+"""Values of settings that a whole block does not mention, if they differ from our own defaults."""
 RANDOM = -1
 """The seed that asks for a random one."""
 NO_DATA = GenerationData(whole=False)
@@ -48,14 +48,14 @@ NO_DATA = GenerationData(whole=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """The pictures of a request, decoded. Generation data holds none of them."""
+    """The decoded pictures of a request. Generation data never contains them."""
 
     image: Picture | None = None
     mask: Picture | None = None
     controls: tuple[Picture, ...] = ()
-    """Control images: one for each ControlNet, or one for all; without any they look at the image."""
+    """Control images: one for each ControlNet or one for all. If there are none, the ControlNets use the image."""
     depth: Picture | None = None
-    """How near everything in the image is, for a depth checkpoint."""
+    """A depth map of the image, for a depth checkpoint."""
 
 
 NO_PICTURES = Pictures()
@@ -63,20 +63,21 @@ NO_PICTURES = Pictures()
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Everything that is asked for, in one set of settings."""
+    """Everything that was requested, as one set of settings."""
 
     values: Values
     hires: bool = False
     """Whether there is a hires pass."""
     controls: tuple[ControlSettings, ...] = ()
     data: GenerationData = NO_DATA
-    """What generation data said, as it said it."""
+    """The generation data, as it was read."""
     chosen: frozenset[str] = frozenset()
-    """The settings that the form said."""
+    """The settings that were filled in on the form."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    """Weight files of upscalers, by the names that generation data calls them."""
+    """Weight files of upscalers, by their names in generation data."""
     options: Mapping[str, str] = field(default_factory=dict[str, str])
-    """By each prompt's setting all that dynamic prompts might have picked. What any option names counts as named."""
+    """Everything that dynamic prompts could have picked, by the prompt's setting. A network named there counts as
+    used."""
 
     @property
     def resolved(self) -> bool:
@@ -93,7 +94,7 @@ class Asked:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompts in which networks may be named, by their settings; those of a hires pass only if it has one."""
+        """The prompts that may name networks, by setting. The hires prompt is included only with a hires pass."""
         names = ("prompt", "hires_prompt") if self.hires else ("prompt",)
         return {name: self[name] or "" for name in names}
 
@@ -108,7 +109,7 @@ def read_data(text: str) -> GenerationData:
     data = read(text)
     if not data.values.keys() - _PROMPTS and not data.unknown and not data.doubts:
         rule = "there is no line of parameters in it, and no setting such as ENSD: 31337"
-        raise InvalidInput("generation_data", text, rule, "Write settings as key: value, on lines or after commas.")
+        raise InvalidInput("generation_data", text, rule, "Write key: value, with commas or line breaks in between.")
     return replace(data, wildcards=wildcards)
 
 
@@ -117,7 +118,7 @@ def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pic
     base = UNSAID if data.whole else defaults
     values = {**base, **data.values, **inputs.said}
     if inputs.said.keys() & {"hires_scale"} and not inputs.said.keys() & {"hires_width", "hires_height"}:
-        values |= {"hires_width": 0, "hires_height": 0}  # a scale on the form, over a size of generation data
+        values |= {"hires_width": 0, "hires_height": 0}  # a scale on the form overrides a size in generation data
     own = defaults["width"], defaults["height"]
     size = size_of_aspect(inputs.aspect_ratio, own) or _size_said(data)
     asked = Asked(values=values, controls=data.controls, data=data, chosen=frozenset(inputs.said))
@@ -133,9 +134,10 @@ def _size_said(data: GenerationData) -> Size | None:
 
 
 def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
-    """Return the size to draw if neither the form nor the data says one.
+    """Return the size to draw if neither the form nor the data gives one.
 
-    It is the image's with what outpainting adds, or the model's own if there is no image or only a part of it is drawn.
+    With an image it is the image's size plus what outpainting adds. It is the model's own size (for a whole block
+    WebUI's) without an image, and the model's own if only the masked part is drawn.
     """
     if pictures.image is None:
         return WEBUI_SIZE if asked.data.whole else own
@@ -149,7 +151,7 @@ def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
 
 
 def _has_hires(inputs: Inputs, data: GenerationData, pictures: Pictures) -> bool:
-    """Decide on the highres fix. Automatic follows a whole block; otherwise it is on unless there is an image."""
+    """Decide whether the highres fix is on. Automatic follows a whole block; otherwise it is on without an image."""
     if inputs.highres_fix != AUTOMATIC:
         return inputs.highres_fix == ON
     if pictures.image is not None:
@@ -160,9 +162,9 @@ def _has_hires(inputs: Inputs, data: GenerationData, pictures: Pictures) -> bool
 
 
 def pick(asked: Asked) -> Asked:
-    """Resolve dynamic prompts by the seed. If there is none, take a random one and keep it.
+    """Resolve dynamic prompts by the seed. If there is no seed, choose a random one and keep it.
 
-    Does nothing unless dynamic prompts are on, or a wildcard is defined. Raises InvalidInput.
+    Does nothing unless dynamic prompts are on or a wildcard is defined. Raises InvalidInput.
     """
     if not asked.resolved:
         return asked
@@ -173,7 +175,7 @@ def pick(asked: Asked) -> Asked:
 
 
 def seed_of(asked: Asked) -> int:
-    """Return the seed that was asked for, or a random one."""
+    """Return the requested seed, or a random one."""
     seed: int = asked.values.get("seed", RANDOM)
     return random_seed() if seed == RANDOM else seed
 
@@ -197,10 +199,10 @@ def said_by_data(asked: Asked) -> str:
 def request_from(
     asked: Asked, count: int = 1, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
 ) -> GenerationRequest:
-    """Make the request, with a random seed if none was asked for.
+    """Make the request, with a random seed if none was given.
 
-    Raises InvalidInput for what cannot be drawn. The error speaks of the generation data where the value comes from
-    there, else of the input.
+    Raises InvalidInput for what cannot be drawn. The error names the generation data if the value comes from there, and
+    otherwise the input.
     """
     try:
         return _request(asked, count, pictures, extras)
@@ -246,13 +248,13 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
         raise InvalidInput("control_images", f"{sent} sent", "there is no ControlNet to follow them", fix)
     if sent > 1 and sent != count:
         rule = f"must be one for each of the {count} lines of controls, or one for all"
-        raise InvalidInput("control_images", f"{sent} sent", rule, "Repeat one that serves twice.")
+        raise InvalidInput("control_images", f"{sent} sent", rule, "Send a picture twice to use it twice.")
     each = pictures * count if sent == 1 else pictures or (None,) * count
     return tuple(replace(control, picture=shown) for control, shown in zip(controls, each, strict=True))
 
 
 def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
-    """Make the settings of the picture to start from. Raises InvalidInput if it is missing and something needs it."""
+    """Make the settings of the picture to start from. Raises InvalidInput if it is missing but needed."""
     if pictures.image is None:
         _check_without_image(asked, pictures)
         return None
@@ -264,7 +266,7 @@ def _image(asked: Asked, pictures: Pictures) -> ImageSettings | None:
 
 
 def _check_without_image(asked: Asked, pictures: Pictures) -> None:
-    """Refuse a mask and outpainting. Check the other settings of a picture, although they would have no effect."""
+    """Refuse a mask and outpainting. Also check the picture's other settings, although they have no effect."""
     fix = "Send it in image, too."
     if pictures.mask is not None:
         raise InvalidInput("mask", "a picture", "there is no image", fix)
@@ -277,7 +279,7 @@ def _check_without_image(asked: Asked, pictures: Pictures) -> None:
 
 
 def _hires(asked: Asked) -> HiresSettings:
-    """Make the settings of the second pass. If it has no strength of its own, it takes the first pass's."""
+    """Make the settings of the second pass. If it has no strength of its own, it uses the first pass's."""
     own = "hires_denoising_strength"
     if own not in asked.values or not asked[own]:
         own = "denoising_strength"
@@ -294,26 +296,26 @@ def _hires(asked: Asked) -> HiresSettings:
         raise
 
 
-# --- what does nothing ------------------------------------------------------------------------------------------------
+# --- inputs without effect --------------------------------------------------------------------------------------------
 
 _OF_MASK = frozenset(row.name for row in rows(MaskSettings).values())
 _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
-    """Describe for the log which inputs have no effect in this request, one line for each kind."""
+    """Yield lines for the log about inputs that have no effect in this request, one line for each kind."""
     yield from _without_object(asked, request)
     yield from _unnamed_embeddings(asked, request)
-    if not asked.data.whole:  # of a block it is told in another way
+    if not asked.data.whole:  # a whole block's are reported as obstacles
         yield from dict.fromkeys(ignored_tags(asked))
     used = request.hires.upscaler_file if request.hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
-            yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} of files, so it does nothing."
+            yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} from files, so it does nothing."
 
 
 def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
-    """Name settings of an image, a mask, a highres fix or a variation if there is none."""
+    """Report settings of an image, a mask, a highres fix or a variation if there is none."""
     image, hires = request.image, request.hires
     mask = image.mask if image else None
     asked_for = asked.chosen if asked.data.whole else asked.chosen | asked.data.values.keys()
@@ -330,18 +332,18 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
 
 
 def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:
-    """Name embeddings that were sent although no prompt, and no option of a prompt, contains their name."""
+    """Report embeddings that were sent although no prompt, and no option of a prompt, contains their names."""
     prompts = [request.prompt, request.negative_prompt, *asked.options.values()]
     if request.hires:
         prompts += (request.hires.prompt, request.hires.negative_prompt)
     named = "\n".join(prompts).casefold()
     for name, file in request.extras.embeddings.items():
         if file.origin and name.casefold() not in named:
-            yield f"No prompt says {name}, so {file.origin} does nothing."
+            yield f"No prompt contains {name}, so {file.origin} does nothing."
 
 
 def ignored_tags(asked: Asked) -> Iterator[str]:
-    """Describe what the tags of the prompts ask for and is not applied here."""
+    """Report tags in the prompts, and arguments of tags, that are not applied here."""
     for name, prompt in asked.prompts.items():
         for tag in cut_networks(prompt)[1]:
             known = tag.kind in NETWORK_KINDS
@@ -349,11 +351,11 @@ def ignored_tags(asked: Asked) -> Iterator[str]:
                 yield f"{tag}: only LoRAs and hypernetworks are applied here"
         for lora in lora_tags(prompt, name):
             if lora.acts and lora.ignored:
-                yield f"{lora}: its {', '.join(lora.ignored)} is not applied here, so that the whole LoRA acts"
+                yield f"{lora}: its {', '.join(lora.ignored)} is not applied here, so the whole LoRA acts"
 
 
 def name_of_upscaler(stem: str, called: str | None) -> str:
-    """Return the name of an uploaded upscaler: the one that the block gives it, or else its file's name."""
+    """Return the name of an uploaded upscaler: the one that the block uses, or else its file's name."""
     if called and called not in UPSCALERS:
         return called
     name = name_of_upload(stem)

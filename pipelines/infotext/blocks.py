@@ -1,4 +1,4 @@
-"""What people paste -> one block as WebUI's parser understands it (`syntax.parse`), and what stood around it."""
+"""Pasted text -> one block in the form that WebUI's parser understands (`syntax.parse`), and the text around it."""
 
 import json
 import re
@@ -10,34 +10,34 @@ from pipelines.infotext.syntax import NEGATIVE, fields_of
 
 @dataclass(frozen=True)
 class Pasted:
-    """A text with its parameters as one last line."""
+    """A text whose parameters are one line at its end."""
 
     text: str
     lines_below: tuple[str, ...] = ()
-    """What stood below the parameters."""
+    """The lines that were below the parameters."""
     lifted: dict[str, object] = field(default_factory=dict[str, object])
-    """Values that are JSON, by their keys: WebUI's parser would break them at their commas."""
+    """JSON values that were taken out, by key. WebUI's parser would split them at their commas."""
 
 
 _BEGINNING = re.compile(r"\A\s*(?:parameters\s*(?::|\n)\s*)?(?:(?:positive[ _])?prompt:[ \t]*)?", re.IGNORECASE)
-"""What readers of pictures put before the prompt."""
+"""What programs that show a picture's data put before the prompt."""
 _NEGATIVE_LINE = re.compile(r"^[ \t\xa0]*negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE | re.MULTILINE)
 _PARAMETER_LINE = re.compile(r"^[ \t]*(?=Steps:[ \xa0]*\d+[ \xa0]*,)", re.MULTILINE)
 _PIPED_LINE = re.compile(r"^Steps: ?\d+ ?\|.*$", re.MULTILINE)
-"""Parameters as SD.Next's log shows them."""
+"""Parameters in the form of SD.Next's log."""
 _INLINE = re.compile(r"(?<=\S)\s+(?=Steps: ?\d+ ?, ?(?:Sampler|Schedule type|CFG scale|Guidance Scale|Seed|Size):)")
 _INLINE_NEGATIVE = re.compile(r"(?<=\S)\s+negative[ _\xa0]?prompt[ \xa0]*:", re.IGNORECASE)
 
 
 def has_parameters(text: str) -> bool:
-    """Return whether the text has a line of parameters, as a whole block does."""
+    """Return whether the text has a line of parameters, as a whole block has."""
     return "Seed:" in text and any(line.search(text) for line in (_PARAMETER_LINE, _INLINE))
 
 
 def pasted(text: str) -> Pasted:
-    """Bring a block into the form with one last line of parameters, and take the JSON out of that line.
+    """Rewrite a block so that its parameters are one line at the end, and take JSON values out of that line.
 
-    People paste what a browser or log shows: wrapped lines, no line ends at all, notes below, hard spaces.
+    People paste what a browser or a log shows: wrapped lines, no line breaks at all, notes below, no-break spaces.
     """
     text = _BEGINNING.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = _NEGATIVE_LINE.sub(NEGATIVE, text)
@@ -54,7 +54,10 @@ def pasted(text: str) -> Pasted:
 
 
 def _start_of_parameters(text: str) -> tuple[int | None, str]:
-    """Return where the last line of parameters begins, or None, and the text, in which that line stands by itself."""
+    """Find the last line of parameters. Return where it begins (None if there is none) and the text.
+
+    In the returned text the parameters are on a line of their own.
+    """
     starts = [match.end() for match in _PARAMETER_LINE.finditer(text)]
     if not starts and (match := next(iter(_INLINE.finditer(text)), None)):
         text = _INLINE_NEGATIVE.sub(f"\n{NEGATIVE}", text[: match.start()]) + "\n" + text[match.end() :]
@@ -63,7 +66,7 @@ def _start_of_parameters(text: str) -> tuple[int | None, str]:
 
 
 def _goes_on(line: str) -> bool:
-    """Return whether a line below the parameters continues them, because it begins with a known key."""
+    """Return whether a line below the parameters continues them, which it does if it begins with a known key."""
     key = next(iter(fields_of(line[:200])), "")
     return own_key(key) not in (None, "Prompt", "Negative prompt") and line.lstrip().startswith(key)
 
@@ -73,11 +76,11 @@ _DECODER = json.JSONDecoder()
 
 
 def _without_json(text: str, below: tuple[str, ...]) -> Pasted:
-    """Take values that are JSON, such as CivitAI's `Hashes: {...}`, out of the last line."""
+    """Take JSON values, such as CivitAI's `Hashes: {...}`, out of the last line."""
     start = text.rstrip().rfind("\n") + 1
     kept, lifted, position = [text[:start]], dict[str, object](), start
     for match in _JSON_FIELD.finditer(text, start):
-        if match.start() < position or own_key(match[1]) in SETTING_KEYS:  # inside the last one, or text
+        if match.start() < position or own_key(match[1]) in SETTING_KEYS:  # inside the last value, or plain text
             continue
         try:
             value, end = _DECODER.raw_decode(text, match.end())

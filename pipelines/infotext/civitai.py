@@ -1,4 +1,4 @@
-"""What CivitAI tells of the networks of a picture: `Hashes: {...}` and `Civitai resources: [...]`."""
+"""What CivitAI writes about the networks of a picture: `Hashes: {...}` and `Civitai resources: [...]`."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -23,41 +23,41 @@ KINDS = {
     "controlnet": "ControlNet",
     "upscaler": "upscaler",
 }
-"""CivitAI's words for what a file is, and ours."""
+"""CivitAI's words for a kind of file -> ours."""
 _AIR = re.compile(
     r"(?:urn:)?(?:air:)?(?:(?P<base>[\w.-]+):(?P<kind>\w+):)?"
     r"(?P<site>\w+):(?P<model>[^@:]+?)(?:@(?P<version>[\w-]+))?(?::\w+)?(?:\.\w+)?"
 )
 """https://developer.civitai.com/docs/getting-started/ai-resource-identifier"""
 _TYPE = re.compile(r"\bType = (\w+)")
-"""In some of CivitAI's own texts a type is printed with all that belongs to it."""
+"""Some of CivitAI's texts contain a whole printed object in place of a type."""
 _SD1 = ("sd1", "sd-1", "sd15", "sd1.5", "other", "multi")
 
 
 CIVITAI, HUGGING_FACE = "CivitAI", "Hugging Face"
 _SITES = {"civitai": CIVITAI, "huggingface": HUGGING_FACE}
-"""Names of the sites by their words in an AIR."""
+"""The words for sites in an AIR -> their names."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A file that made a picture, as CivitAI tells of it. What it does not tell is empty."""
+    """A file that a picture was made with, as CivitAI describes it. Unknown fields are empty."""
 
     kind: str
     name: str = ""
     version: str = ""
-    """The number of the model's version, by which the file can be fetched."""
+    """The id of the model's version, which is enough to fetch the file."""
     model: str = ""
-    """The number of the model, which has a page with all its versions; at Hugging Face the repository."""
+    """The id of the model, whose page lists all its versions; on Hugging Face the repository."""
     site: str = CIVITAI
     weight: str = ""
     digest: str = ""
     base: str = ""
-    """The family of models that it belongs to."""
+    """The family of models that it is for."""
 
     @property
     def address(self) -> str:
-        """What fetches the file: its URL, the model's page or a repository; empty if none of these is known."""
+        """Where to fetch the file: its URL, the model's page or a repository; empty if none is known."""
         if self.site == HUGGING_FACE:
             return self.model
         if self.version:
@@ -68,11 +68,11 @@ class Resource:
         named = f" {self.name}" if self.name else ""
         numbers = {"version": self.version, "model": "" if self.version else self.model, "weight": self.weight}
         told = ", ".join(f"{what} {number}" for what, number in numbers.items() if number)
-        return f"the {self.kind}{named} of {self.site}" + (f" ({told})" if told else "")
+        return f"the {self.kind}{named} from {self.site}" + (f" ({told})" if told else "")
 
     @property
     def advice(self) -> str:
-        """What a user can do to bring the file."""
+        """What a user can do to add the file."""
         if self.kind == "LoRA" and self.address:
             return f"write {self.address}{f':{self.weight}' if self.weight else ''} in loras"
         return "send its file in files"
@@ -104,7 +104,7 @@ def _resource(said: Mapping[str, str]) -> Resource:
 
 
 def _of_air(air: str) -> dict[str, str]:
-    """Split an AIR into its parts. Versions of other sites than CivitAI are no numbers, and are left out."""
+    """Split an AIR into its parts. The version is kept only for CivitAI; other sites' versions are not ids."""
     found = _AIR.fullmatch(air)
     if found is None:
         return dict.fromkeys(("base", "kind", "site", "version", "model"), "")
@@ -115,9 +115,9 @@ def _of_air(air: str) -> dict[str, str]:
 
 
 def add_hashes(facts: dict[str, Any], hashes: object) -> Iterator[Resource]:
-    """Add hashes such as `{"model": ..., "lora:name": ..., "embed:name": ...}` to the facts that other keys gave.
+    """Add hashes such as `{"model": ..., "lora:name": ..., "embed:name": ...}` to the facts from other keys.
 
-    Yields the files of other kinds.
+    Yields the files of other kinds. Facts that are already there win.
     """
     for key, digest in hashes.items() if isinstance(hashes, dict) else ():
         word, _, name = str(key).partition(":")

@@ -1,4 +1,4 @@
-"""Finds what a block says more than once with different values."""
+"""Finds settings for which a block gives different values."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ from pipelines.infotext.keys import folded, own_key, same_value
 
 _SIZE = re.compile(r"\(?\s*([0-9]{1,5}|-1)\s*[xX\u00d7*,]\s*([0-9]{1,5}|-1)\s*\)?")
 _ROUNDED = 8
-"""Pixels by which an enlarged side may differ: programs round it to a multiple of 8."""
+"""Enlarged sides may differ by fewer pixels than this, because programs round them to multiples of 8."""
 
 
 def size_of(text: str) -> Size | None:
@@ -19,21 +19,21 @@ def size_of(text: str) -> Size | None:
 
 
 def told_twice(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Name settings and facts with more than one value. `pairs` are all keys and values of the block."""
+    """Report settings and facts with more than one value. `pairs` are all keys and values of the block."""
     told: dict[str, list[str]] = {}
     sides: dict[tuple[str, ...], dict[str, str]] = {}
     for key, value in pairs:
         own = own_key(key)
         if found := _side(folded(key)):
             sides.setdefault(found, {})[folded(key)] = value
-        elif own is not None and not value.endswith("Scheduler"):  # SD.Next tells diffusers' class there
+        elif own is not None and not value.endswith("Scheduler"):  # SD.Next writes diffusers' class there
             told.setdefault(own, []).append(value)
     for names, values in sides.items():
         if len(values) == 2:
             told.setdefault("Size", []).append("x".join(values[name] for name in names))
     for key, said in told.items():
         if not all(_alike(said[0], other) for other in said):
-            yield f"it tells {key} in more than one way: {', '.join(dict.fromkeys(said))}"
+            yield f"it gives different values for {key}: {', '.join(dict.fromkeys(said))}"
 
 
 _SIDES = (("width", "height"), ("size-1", "size-2"))
@@ -53,13 +53,13 @@ def _alike(first: str, second: str) -> bool:
 
 
 def hires_sizes(values: Values, fields: Mapping[str, str]) -> Iterator[str]:
-    """Compare the sizes of the hires pass that its scale, its own key and SD.Next's note give."""
+    """Compare the sizes of the hires pass given by its scale, by its own key and by SD.Next's note."""
     told = dict(_told_sizes(values, fields))
     first = next(iter(told.values()), (0, 0))
     for width, height in told.values():
         if max(abs(width - first[0]), abs(height - first[1])) >= _ROUNDED:
             each = ", ".join(f"{size[0]}x{size[1]} by {key}" for key, size in told.items())
-            yield f"it tells the size of the hires pass in more than one way: {each}"
+            yield f"it gives different sizes for the hires pass: {each}"
             return
 
 

@@ -1,4 +1,4 @@
-"""Control units as text: lines of the input `controls`, and what WebUI's extension writes of a unit into infotexts.
+"""Control units as text: lines of the input `controls`, and units as WebUI's extension writes them into infotexts.
 
 canny: 0.8
 lineart: weight=0.8, start=0, end=0.6, mode=prompt, preprocessor=none
@@ -22,7 +22,7 @@ from pipelines.errors import InvalidInput
 _NUMBER = re.compile(r"[-+]?[\d.]+")
 _KEY = re.compile(r"\w+")
 _NO_NAME = re.compile(r":\s|^(?!.*://).*[:=,;]")
-"""What a line's name contains if its settings could not be read. Files and repositories contain none of it, links some.
+"""Matches a "name" that really contains unreadable settings. Names of files and repositories never match.
 """
 _FIELD_OF = {
     "weight": "weight",
@@ -39,13 +39,13 @@ _NUMBERS = ("weight", "start", "end", "low", "high")
 
 
 def read_lines(text: str) -> list[ControlSettings]:
-    """Return the units that the input asks for; `model` is what a line names.
+    """Return the units that the input lists. `model` is the name in the line.
 
     Raises InvalidInput for a line that cannot be read.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > CONTROLS_MAX:
-        raise InvalidInput("controls", text, f"at most {CONTROLS_MAX} lines, this has {len(lines)}", "Leave some out.")
+        raise InvalidInput("controls", text, f"at most {CONTROLS_MAX} lines, this has {len(lines)}", "Use fewer.")
     return [_read_line(line) for line in lines]
 
 
@@ -53,13 +53,13 @@ def _read_line(line: str) -> ControlSettings:
     source, settings = _parted(line)
     if _NO_NAME.search(source):
         fix = "Write canny: 0.8, or canny: weight=0.8, start=0, end=0.6."
-        raise InvalidInput("controls", line, "after a colon come a weight, and settings between commas", fix)
+        raise InvalidInput("controls", line, "only a weight and settings separated by commas may follow a colon", fix)
     values: dict[str, object] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         key, value = (key.strip(), value.strip()) if equals else ("weight", setting.strip())
         if key not in _FIELD_OF:
-            raise InvalidInput("controls", line, f"{key} is no setting", f"Known are {', '.join(_FIELD_OF)}.")
+            raise InvalidInput("controls", line, f"{key} is not a setting", f"Use {', '.join(_FIELD_OF)}.")
         try:
             values[_FIELD_OF[key]] = float(value) if key in _NUMBERS else value.lower()
         except ValueError:
@@ -68,7 +68,7 @@ def _read_line(line: str) -> ControlSettings:
 
 
 def _parted(line: str) -> tuple[str, list[str]]:
-    """Return a line's name, and its settings if everything after its last colon is one."""
+    """Return a line's name and its settings. It has settings only if everything after its last colon is one."""
     source, _, rest = line.rpartition(":")
     settings = [setting.strip() for setting in rest.split(",")]
     return (source.rstrip(), settings) if source.strip() and all(map(_is_setting, settings)) else (line, [])
@@ -82,7 +82,7 @@ def _is_setting(text: str) -> bool:
     return _KEY.fullmatch(key.strip()) is not None and not any(mark in value for mark in "=/")
 
 
-# --- as WebUI's extension writes it -----------------------------------------------------------------------------------
+# --- units as WebUI's extension writes them ---------------------------------------------------------------------------
 
 _VALUE = re.compile(r"(?:\A|(?<=,))\s*([A-Za-z][\w /-]*):\s*(\([^()]*\)|[^,]*)")
 _HASH = re.compile(r"[0-9a-fA-F]+")
@@ -91,36 +91,36 @@ _OLD_GROUPS = {
     "guidance": ("guidance start", "guidance end"),
     "params": ("processor res", "threshold a", "threshold b"),
 }
-"""Keys of older versions whose value is a tuple, and the keys that its members have today."""
+"""Keys of older versions whose value is a tuple, and the present keys of its members."""
 _NUMBER_KEYS = {"weight": "weight", "start": "guidance start", "end": "guidance end"}
 _THRESHOLD_KEYS = {"low": "threshold a", "high": "threshold b"}
 _READ = {"module", "model", "weight", "resize mode", "control mode", "processor res", "pixel perfect", "hr option"}
 _READ |= {*_OLD_GROUPS, *_NUMBER_KEYS.values(), *_THRESHOLD_KEYS.values()}
 _WITHOUT_EFFECT = {"low vram", "lowvram", "save detected map", "input mode", "union control type"}
 _NOTHING = {"", "none", "false", "[]", "0"}
-"""Values by which a key of a unit says that it does nothing."""
+"""Values with which a unit's key has no effect."""
 
 
 @dataclass(frozen=True)
 class ParsedUnit:
-    """A unit of an infotext, and what of it is not done here."""
+    """A unit of an infotext, and what is done differently here."""
 
     settings: ControlSettings
     warnings: tuple[str, ...] = ()
-    """What changes nothing if the right picture is sent."""
+    """Differences that change nothing if the right picture is sent."""
     doubts: tuple[str, ...] = ()
-    """What makes another picture."""
+    """Differences that change the picture."""
 
 
 def write_unit(control: ControlSettings, short_hash: str) -> str:
-    """Return the unit as an infotext says it."""
+    """Return the unit in the form of an infotext."""
     thresholds = {"Threshold A": f"{control.low:g}", "Threshold B": f"{control.high:g}"}
     fields = {
         "Module": PREPROCESSORS[control.preprocessor],
         "Model": f"{in_hashes(control.model)} [{short_hash}]",
         "Weight": f"{control.weight:g}",
         "Resize Mode": CONTROL_RESIZE_MODES[control.resize_mode],
-        "Processor Res": "512",  # the extension writes it too, and ignores it in pictures that are Pixel Perfect
+        "Processor Res": "512",  # the extension also writes this, but ignores it when Pixel Perfect is on
         **(thresholds if control.preprocessor == "canny" else {}),
         "Guidance Start": f"{control.start:g}",
         "Guidance End": f"{control.end:g}",
@@ -131,7 +131,7 @@ def write_unit(control: ControlSettings, short_hash: str) -> str:
 
 
 def read_unit(text: str, size: tuple[int, int] | None) -> ParsedUnit:
-    """Return a unit of an infotext, of the extension's present or older forms. `size` is that of the picture.
+    """Parse a unit of an infotext, in the extension's present or older forms. `size` is the picture's.
 
     Raises ValueError (InvalidInput is one) for a unit that cannot be read.
     """
@@ -152,7 +152,7 @@ def read_unit(text: str, size: tuple[int, int] | None) -> ParsedUnit:
 
 
 def _values(text: str) -> dict[str, str]:
-    """Return a unit's values by the keys of the present form, in small letters."""
+    """Return a unit's values by the keys of the present form, in lower case."""
     told = {key.casefold().strip(): value.strip() for key, value in _VALUE.findall(text)}
     told = {_OLD_NAMES.get(key, key): value for key, value in told.items()}
     for group, keys in _OLD_GROUPS.items():
@@ -162,7 +162,7 @@ def _values(text: str) -> dict[str, str]:
 
 
 def _choices(told: Mapping[str, str], preprocessor: str | None) -> dict[str, str]:
-    """Return the modes of a unit. Of an IP-Adapter the extension ignores both."""
+    """Return the modes of a unit. The extension ignores both for an IP-Adapter."""
     if preprocessor == IMAGE_PROMPT:
         return {}
     resize_mode = _own_name(CONTROL_RESIZE_MODES, told.get("resize mode", "Crop and Resize"))
@@ -177,7 +177,7 @@ def _numbers(told: Mapping[str, str], preprocessor: str | None) -> dict[str, flo
 
 def _warnings(told: Mapping[str, str], preprocessor: str | None) -> Iterator[str]:
     if preprocessor is None:
-        yield f"the preprocessor {told['module']} is not here: the picture sent for it is taken for its map"
+        yield f"the preprocessor {told['module']} is not available: the picture sent for it is used as its map"
 
 
 def _doubts(told: Mapping[str, str], settings: ControlSettings, size: tuple[int, int] | None) -> Iterator[str]:
@@ -185,16 +185,16 @@ def _doubts(told: Mapping[str, str], settings: ControlSettings, size: tuple[int,
     resolution = told.get("processor res", "512")
     by_size = settings.preprocessor not in (NO_PREPROCESSOR, IMAGE_PROMPT) and told.get("pixel perfect") != "True"
     if not settings.image_prompt and resize_mode not in CONTROL_RESIZE_MODES.values():
-        yield f"its resize mode {resize_mode} is not here (Crop and Resize is)"
+        yield f"its resize mode {resize_mode} is not available (instead: Crop and Resize)"
     if by_size and size is not None and float(resolution) != min(size):
         yield f"its map was made at {resolution} px; here it is made at the picture's own size"
     if "both" not in told.get("hr option", "both").casefold():
         yield "it acted in one pass only; here it acts in both"
     if settings.image_prompt and re.search("face|pulid", module):
-        yield f"{module} looked at a face by a network that is not here"
+        yield f"{module} needs a face network that is not available"
     for key in sorted(told.keys() - _READ - _WITHOUT_EFFECT):
         if told[key].casefold() not in _NOTHING:
-            yield f"its {key} ({told[key]}) is not known here"
+            yield f"its {key} ({told[key]}) is not supported"
 
 
 def _named(model: str) -> tuple[str, str]:
@@ -208,7 +208,7 @@ _MODULES |= {"inpaint": "inpaint", "inpaint_global_harmonious": "inpaint", "": N
 
 
 def _preprocessor(module: str) -> str | None:
-    """Return our name of a module of the extension; None if it is not here."""
+    """Return our name for a module of the extension; None if we have no such preprocessor."""
     first = module.casefold().partition(" ")[0]
     return IMAGE_PROMPT if first.startswith("ip-adapter") else _MODULES.get(first)
 

@@ -1,4 +1,4 @@
-"""Which program wrote a block, and what its fields mean where they mean something else than WebUI's."""
+"""Which program wrote a block, and the fields that mean something else there than in WebUI."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -28,24 +28,24 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
     (MOCHI, "include in image", ""),
     (COMFYUI, "sampler", r"(dpm|euler|heun|uni|res|lms|ddim)\w*_\w"),
 )
-"""Program, its folded key (a whole one), and how the key's value begins, in any case."""
+"""Program, a pattern for one of its folded keys, and a pattern for the beginning of the key's value, in any case."""
 
 REASONS: Mapping[str, str] = {
-    COMFYUI: "draws other noise and weighs prompts in another way",
-    DRAW_THINGS: "has samplers and noise of its own",
-    EASY_DIFFUSION: "has noise and prompt weights of its own",
-    FOOOCUS: "changes prompts and guidance in ways of its own",
-    INVOKEAI: "draws other noise and weighs prompts in another way",
-    MIDJOURNEY: "has models of its own, which nobody else has",
-    MOCHI: "has samplers and noise of its own",
-    NOVELAI: "has models of its own and weighs prompts in another way",
-    SWARMUI: "draws with ComfyUI, whose noise and prompt weights are others",
+    COMFYUI: "uses different noise and prompt weights",
+    DRAW_THINGS: "has its own samplers and noise",
+    EASY_DIFFUSION: "has its own noise and prompt weights",
+    FOOOCUS: "changes prompts and guidance in its own way",
+    INVOKEAI: "uses different noise and prompt weights",
+    MIDJOURNEY: "has models that are not public",
+    MOCHI: "has its own samplers and noise",
+    NOVELAI: "has its own models and prompt weights",
+    SWARMUI: "draws with ComfyUI, which uses different noise and prompt weights",
 }
 """Programs whose pictures cannot be drawn here, and why."""
 
 
 def program_of(fields: Mapping[str, str]) -> str:
-    """Return the program that wrote a block with these fields; "" if nothing points to another one than WebUI."""
+    """Return the program that wrote a block with these fields; "" if nothing points to a program other than WebUI."""
     said = {folded(key): value.strip().strip('"') for key, value in fields.items()}
     for program, key, beginning in _SIGNS:
         for name, value in said.items():
@@ -56,7 +56,7 @@ def program_of(fields: Mapping[str, str]) -> str:
 
 @dataclass
 class Dialect:
-    """The fields of another program's block while they are translated into WebUI's."""
+    """The fields of another program's block while they are being translated into WebUI's."""
 
     program: str
     fields: dict[str, str]
@@ -83,14 +83,14 @@ def _as_it_is(dialect: Dialect) -> None:
 
 
 def _strength(dialect: Dialect, key: str) -> None:
-    """Translate a strength that is 1 unless a picture is drawn over."""
+    """Translate a strength, which is 1 unless the picture was made from another one."""
     strength = dialect.take(key)
     if strength is not None and not same_value(strength, "1"):
         dialect.fields["Denoising strength"] = strength
 
 
 _SEED_MODES = {"torch cpu compatible": "CPU", "nvidia gpu compatible": "GPU"}
-"""Draw Things's seed modes whose noise is here, too."""
+"""Draw Things' seed modes whose noise we can draw -> our noise source."""
 
 
 def _from_draw_things(dialect: Dialect) -> None:
@@ -105,11 +105,11 @@ def _from_comfyui(dialect: Dialect) -> None:
 
 
 _STEPS_OF_FOOOCUS = {"quality": "60", "speed": "30", "extreme speed": "8", "lightning": "4", "hyper-sd": "4"}
-"""How many steps its `Performance` means."""
+"""How many steps Fooocus's `Performance` stands for."""
 
 
 def _from_fooocus(dialect: Dialect) -> None:
-    """Read the steps from the performance, which tells them in newer versions."""
+    """Read the steps from the performance, which implies them in newer versions."""
     performance = dialect.take("performance")
     if performance is None or "Steps" in dialect.fields:
         return
@@ -130,7 +130,7 @@ _CLASSES = {
     "lmsdiscretescheduler": "LMS",
     "unipcmultistepscheduler": "UniPC",
 }
-"""diffusers' class of a sampler, which SD.Next tells beside the sampler's name or for the default one."""
+"""diffusers' class of a sampler -> our name. SD.Next writes it in addition to the sampler's name."""
 _OPERATIONS = frozenset(("txt2img", "img2img", "hires", "upscale", "inpaint"))
 _RESIZED = {"fixed": "stretch", "crop": "crop", "fill": "fill"}
 
@@ -144,7 +144,7 @@ def _from_sdnext(dialect: Dialect) -> None:
         dialect.fields["Resize mode"] = _RESIZED[folded(mode)]
     operations = dialect.fields.get("Operations", "").split(";")
     done = set(map(folded, operations)) - {""}
-    if not done:  # older versions do not tell them
+    if not done:  # older versions do not write them
         return
     if other := sorted(done - _OPERATIONS):
         dialect.doubts.append(f"SD.Next also did {', '.join(other)}, which is not done here")
@@ -156,7 +156,7 @@ def _from_sdnext(dialect: Dialect) -> None:
 
 
 def _sampler_of_sdnext(dialect: Dialect) -> None:
-    """Read the sampler from diffusers' class if its name is "Default", and the schedule type from a key of its own."""
+    """Read the sampler from diffusers' class if its name is "Default", and the schedule type from SD.Next's own key."""
     fields = dialect.fields
     scheduler = (dialect.take("scheduler") or "").casefold()
     if folded(fields.get("Sampler", "default")) == "default" and scheduler in _CLASSES:
@@ -182,7 +182,7 @@ def _single_pass_of_sdnext(dialect: Dialect, from_picture: bool, enlarged: bool)
     if not from_picture:
         dialect.take("denoising strength")
     if enlarged:
-        dialect.doubts.append(f"SD.Next enlarged the picture by {upscaler or 'an upscaler'} without drawing it again")
+        dialect.doubts.append(f"SD.Next enlarged the picture with {upscaler or 'an upscaler'} without redrawing it")
 
 
 _ADAPTED: Mapping[str, Callable[[Dialect], None]] = {

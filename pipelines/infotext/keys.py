@@ -1,6 +1,6 @@
-"""Keys of generation data: which setting each one is, and which of the others change nothing in the picture.
+"""Keys of generation data: which setting each key stands for, and which other keys do not change the picture.
 
-What stands in none of these tables asks for something that is not done here: a strict request is then refused.
+A key in none of these tables may ask for something that is not supported, so a strict request is refused.
 """
 
 import json
@@ -22,7 +22,7 @@ FACTS = {
     "LoRA networks": "networks",
     "Hypernet hash": "hypernetwork_hash",
 }
-"""Keys that tell what made a picture, instead of setting something: the attribute of `GenerationData`."""
+"""Keys that describe what a picture was made with -> the attribute of `GenerationData`."""
 
 _OTHER_NAMES = {
     "base model": "Model",
@@ -53,7 +53,7 @@ _OTHER_NAMES = {
     "vae model": "VAE",
     "variation strength": "Variation seed strength",
 }
-"""Keys of other programs, folded. Our own match in any case, too."""
+"""Folded keys of other programs -> ours. Our own keys match in any case, too."""
 
 
 def folded(key: str) -> str:
@@ -62,7 +62,7 @@ def folded(key: str) -> str:
 
 
 NAMES = {folded(key): key for key in (*BY_KEY, *PAIRS, *FACTS)} | _OTHER_NAMES
-"""Our key by every folded key that is understood."""
+"""Every folded key that is understood -> our key."""
 SETTING_KEYS = frozenset((*BY_KEY, *PAIRS))
 
 
@@ -72,7 +72,7 @@ def own_key(key: str) -> str | None:
 
 
 CONTROL = re.compile(r"ControlNet \d+")
-"""Keys of WebUI's extension for ControlNets, one for each unit."""
+"""Keys of WebUI's ControlNet extension, one for each unit."""
 
 _HARMLESS = frozenset(
     {folded(key) for key, *_ in OLD_BEHAVIOUR}
@@ -85,9 +85,9 @@ _HARMLESS = frozenset(
     | {"operations", "second pass", "hires force", "hires size", "width", "height", "image cfg scale"}
     | {"hypernet", "hypernet strength", "cache fp16 weight for lora", "civitai metadata", "metadata generator version"}
 )
-"""Folded keys that ask for nothing, whatever their value: they tell of the program, or repeat what others say."""
+"""Folded keys that never affect the picture: they describe the program, or repeat what other keys say."""
 _HARMLESS_ENDS = (" version",)
-"""Ends of folded keys that ask for nothing: the other keys of an extension are what counts."""
+"""Endings of folded keys that never affect the picture. An extension's other keys say what it did."""
 
 _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, value in DEFAULTS.items()} | {
     "beta schedule alpha": ("0.6",),
@@ -109,12 +109,12 @@ _NEUTRAL: dict[str, tuple[str, ...]] = {folded(key): (str(value),) for key, valu
     "unet": ("default", "automatic"),
     "weight dtype": ("default",),
 }
-"""Values that ask for nothing, by folded key."""
+"""Values that have no effect, by folded key."""
 
 _NONE = frozenset(("none", "off", "disable", "disabled", "", "[]", "{}"))
-"""Values that say of anything that it is not there."""
+"""Values that mean "not used" for any key."""
 _OFF = frozenset(("false", "0", "no"))
-"""Values that turn a switch or the strength of an addition off. For other keys 0 and False may be a choice."""
+"""Values that turn off a switch, or the strength of something added. For other keys 0 and False may be a choice."""
 _SWITCH = re.compile(
     r"(tiling|restore faces|face restoration|color correction|refine|refiner|hypernet|script|hires fix|seamless"
     r"|tome|todo|token merging|pag|perturbed|sag|self attention guidance|freeu|hypertile|detailer|adetailer"
@@ -122,20 +122,20 @@ _SWITCH = re.compile(
     r"|downcast|pad conds|skip early cfg|ngms|old prompt editing|latent couple|cutoff|negpip|fp8)\b.*"
     r"|.* ?enabled?"
 )
-"""Folded keys of things that are added to a picture, and that False or 0 leaves out."""
+"""Folded keys of optional features that False or 0 turns off."""
 
 _AFTERWARDS = re.compile(r"postprocess\b.*")
-"""Folded keys of what was done to a finished picture."""
+"""Folded keys that describe processing of the finished picture."""
 
 
 def asks_for_nothing(key: str, value: str, fields: dict[str, str]) -> bool:
-    """Return whether a key that is no setting has no effect on the picture. `fields` are all of the block."""
+    """Return whether a key that is not a setting has no effect on the picture. `fields` are all of the block's."""
     name, said = folded(key), value.casefold().strip()
     if name in _HARMLESS or name.endswith(_HARMLESS_ENDS) or said in _NONE:
         return True
     if name in _NEUTRAL:
         return any(same_value(said, neutral) for neutral in _NEUTRAL[name])
-    if name == "hires cfg scale":  # Forge and SD.Next write it always
+    if name == "hires cfg scale":  # Forge and SD.Next always write it
         return same_value(said, fields.get("CFG scale", ""))
     return _SWITCH.fullmatch(name) is not None and (said in _OFF or same_value(said, "0"))
 
@@ -159,13 +159,13 @@ def first_said(said: Mapping[str, Any], *keys: str) -> str:
 
 
 def as_key(name: str) -> str:
-    """Return a name in JSON as a key that a block can hold: two or more letters, digits, spaces, - and /."""
+    """Turn a JSON name into a key that a block can contain: two or more letters, digits, spaces, - and /."""
     key = " ".join(re.sub(r"[^\w\-/]+|_", " ", name).split())
     return key if len(key) > 1 and key[0].isalnum() else f"key {key}".strip()
 
 
 def as_text(value: object) -> str:
-    """Turn a value in JSON into text: an object's name, the first of a list of prompts, "" for what says nothing."""
+    """Turn a JSON value into text: an object's name, the first of a list of prompts, "" for null, false and empty."""
     if value is None or value is False or value in ([], {}):
         return ""
     if isinstance(value, dict):

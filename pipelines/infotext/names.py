@@ -35,7 +35,7 @@ _SAMPLERS = {name.casefold(): name for name in SAMPLERS} | {
     "lmsd": "LMS",
     "uni pc": "UniPC",
 }
-"""By folded name. The lower ones are those of k-diffusion, ComfyUI, InvokeAI and SD.Next."""
+"""Our names by folded name. Those listed here come from k-diffusion, ComfyUI, InvokeAI and SD.Next."""
 _UPSCALERS = {name.casefold(): name for name in UPSCALERS} | {
     "latent bicubic antialias": "Latent (bicubic antialiased)"
 }
@@ -61,7 +61,7 @@ def _folded(name: str) -> str:
 
 
 def _own_name(names: Mapping[str, str], name: str | None) -> str | None:
-    """Return our name. An unknown name is kept; "Use same ..." and CivitAI's "Undefined" mean none."""
+    """Return our name. Keep an unknown one. Return None for "Use same ..." and CivitAI's "Undefined"."""
     if name is None or name.startswith("Use same"):
         return None
     return names.get(_folded(name), None if name == "Undefined" else name)

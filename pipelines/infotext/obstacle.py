@@ -1,4 +1,4 @@
-"""Something that stands in the way of the picture that generation data describes."""
+"""A single reason why a picture described by generation data cannot be reproduced exactly."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,25 +8,25 @@ from pipelines.ask.settings import Values
 from pipelines.errors import shown
 
 OBSTACLE_MAX = 300
-"""Characters of an obstacle's text."""
+"""The most characters in an obstacle's text."""
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something that generation data asks for and that is not done here. Its text may be shown."""
+    """Something that generation data asks for but is not done here. Its text is safe to show."""
 
     text: str
     other_picture: bool
-    """The picture would be another one."""
+    """Whether it makes the picture a different one."""
     instead: Values = field(default_factory=dict[str, Any])
-    """Settings that could not be drawn, and what takes their place."""
+    """Replacements for settings that cannot be drawn."""
     controls: tuple[ControlSettings, ...] | None = None
-    """The ControlNets that are left; None: all of them."""
+    """The ControlNets that remain; None: all of them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", shown(self.text, OBSTACLE_MAX))
 
 
 def another_picture(text: str) -> Obstacle:
-    """Make an obstacle that changes the picture and has no substitute."""
+    """Make an obstacle that changes the picture and has no replacement."""
     return Obstacle(text, other_picture=True)

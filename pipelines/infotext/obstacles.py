@@ -1,4 +1,4 @@
-"""What stands in the way of the picture that generation data describes."""
+"""Finds the reasons why a picture described by generation data cannot be reproduced exactly."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,19 +22,19 @@ from pipelines.infotext.obstacle import Obstacle, another_picture
 from pipelines.infotext.other_files import of_mask_weight, of_model, of_networks, of_vae
 
 OBSTACLES_MAX = 50
-"""Obstacles that are told: a text may hold thousands of keys that nobody knows."""
+"""Limit for the obstacles that are reported: a text may contain thousands of unknown keys."""
 
 
 def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked:
-    """Replace what cannot be done by what can.
+    """Replace everything that cannot be drawn.
 
-    Raises InvalidInput where that is another picture, unless not `strict`.
+    If `strict`, raises InvalidInput when that would change the picture.
     """
     if strict and any(obstacle.other_picture for obstacle in found):
         told = "; ".join(obstacle.text for obstacle in found if obstacle.other_picture)
-        fix = "Change that in the generation data, or add Strict: False to it (--no-strict) to draw what can be drawn."
+        fix = "Change that in the generation data, or add Strict: False to it (--no-strict) to draw it anyway."
         raise InvalidInput(
-            "generation_data", asked.data.values.get("prompt", ""), f"the picture would be another one: {told}", fix
+            "generation_data", asked.data.values.get("prompt", ""), f"the picture would be different: {told}", fix
         )
     values = {name: value for obstacle in found for name, value in obstacle.instead.items()}
     controls = next((obstacle.controls for obstacle in found if obstacle.controls is not None), asked.controls)
@@ -44,7 +44,7 @@ def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked
 def obstacles(
     asked: Asked, model: ModelIdentity, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
 ) -> list[Obstacle]:
-    """List what a block of generation data asks for and cannot be done with this model, these pictures and networks."""
+    """List what a block asks for that cannot be done with this model, these pictures and these networks."""
     found = [
         *_of_silence(asked),
         *of_model(asked.data, model),
@@ -62,11 +62,11 @@ def obstacles(
 
 
 _NEEDED = {"num_inference_steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed"}
-"""Settings that a block must say, or else only chance would draw its picture; and a size."""
+"""Settings that a block must give, along with a size: without them its picture cannot be reproduced."""
 
 
 def _of_silence(asked: Asked) -> Iterator[Obstacle]:
-    """Name what neither the block nor the form says."""
+    """Report needed settings that neither the block nor the form gives."""
     told = asked.data.values.keys() | asked.chosen
     if asked.values.get("seed") == RANDOM:
         told -= {"seed"}
@@ -87,43 +87,44 @@ _INSTEAD: Values = {
     "hires_sampler": SAME_SAMPLER,
     "hires_schedule_type": SAME_SCHEDULE,
 }
-"""What takes the place of a name that is not here, by its setting."""
+"""Replacements for names that are not available, by setting."""
 
 
 def _of_names(asked: Asked) -> Iterator[Obstacle]:
-    """Name samplers and other choices that do not exist here."""
+    """Report samplers and other choices that are not available."""
     for name, instead in _INSTEAD.items():
         value, rule = asked[name], ROWS[name].rule
         assert isinstance(rule, Choice)
         if value in rule.names or (name.startswith("hires_") and not asked.hires):
             continue
-        told = f"the {name.replace('_', ' ')} {value} is not here ({instead} is)"
+        told = f"the {name.replace('_', ' ')} {value} is not available (instead: {instead})"
         if name == "hires_upscaler":
             if value in asked.upscalers:
                 continue
-            told += "; bring its weights in files (--upscaler)"
+            told += "; send its weights in files (--upscaler)"
         yield Obstacle(told, True, {name: instead})
 
 
 def _of_seed(asked: Asked) -> Iterator[Obstacle]:
-    """Name a seed that is too large: other programs have longer ones."""
+    """Report a seed that is too large. Some programs use larger seeds than WebUI."""
     seed = asked.values.get("seed", RANDOM)
     if seed > SEED_MAX:
-        told = f"its Seed {seed} is more than the largest of WebUI, {SEED_MAX}"
+        told = f"its Seed {seed} is larger than WebUI's largest, {SEED_MAX}"
         yield Obstacle(told, other_picture=True, instead={"seed": seed % (SEED_MAX + 1)})
 
 
 def _of_controls(asked: Asked, pictures: Pictures, extras: Extras) -> Iterator[Obstacle]:
-    """ControlNets of a block; of those that are not here nothing is drawn, nor of those that have no picture."""
+    """Report ControlNets of a block that are missing, differ, or have no picture. Those without file or picture are
+    dropped."""
     missing = [control for control in asked.controls if control.model not in extras.controls]
     kept = tuple(control for control in asked.controls if control not in missing)
     for control in missing:
-        told = f"the ControlNet {control.model} is not here; bring it in controls or files (--controlnet-dir)"
+        told = f"the ControlNet {control.model} is missing; add it in controls or files (--controlnet-dir)"
         yield Obstacle(told, other_picture=True, controls=kept)
     for control in kept:
         digits = extras.controls[control.model].short_hash
         if control.model_hash and control.model_hash != digits:
-            told = f"made with another ControlNet {control.model} ({control.model_hash}) than the one here ({digits})"
+            told = f"made with a different ControlNet {control.model} ({control.model_hash}) than this one ({digits})"
             yield Obstacle(told, other_picture=True)
     if kept and pictures.image is None and not pictures.controls:
         told = "it was made with ControlNet: send its pictures (control_images, --control)"
@@ -131,23 +132,21 @@ def _of_controls(asked: Asked, pictures: Pictures, extras: Extras) -> Iterator[O
 
 
 def _of_pictures(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
-    """Name pictures that the block needs and that were not sent, and a hires pass that an image replaces."""
+    """Report pictures that the block needs but that were not sent, and a hires pass that is skipped for an image."""
     block = asked.data
     if pictures.image is None:
         if block.from_picture:
-            told = (
-                "its Denoising strength is of a pass from a picture: it was made from another picture (image, --init)"
-            )
+            told = "its Denoising strength shows that it was made from another picture (image, --init)"
             yield Obstacle(told, other_picture=True, instead={"outpaint": ImageSettings.outpaint})
     elif block.hires and not asked.hires:
-        yield Obstacle("its highres fix is left out, as there is an image (highres_fix=On asks for it)", False)
+        yield Obstacle("its highres fix is skipped, as there is an image (highres_fix=On turns it on)", False)
     outpainted = any(block.values.get("outpaint", ()))
     if pictures.mask is None and not outpainted and _masked(block.values):
         yield another_picture("it was made with a mask (mask, --mask)")
 
 
 def _masked(values: Values) -> bool:
-    """Return whether a setting of masks differs from its default. Of the blur that is 0, which WebUI omits."""
+    """Return whether a mask setting differs from its default. For the blur that is 0, which WebUI does not write."""
     if any(values.get(BLUR, ())):
         return True
     for row in rows(MaskSettings).values():
@@ -160,7 +159,7 @@ BLUR = "mask_blur"
 
 
 def _of_keys(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
-    """Name what reading the block found, and keys that are no settings here."""
+    """Report what was noticed while reading the block, and keys that are not settings here."""
     data = asked.data
     yield from map(another_picture, data.doubts)
     for warning in data.warnings:
@@ -168,7 +167,7 @@ def _of_keys(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
     by = f" of {data.program}" if data.program else ""
     for key, value in data.unknown.items():
         if done_afterwards(key):
-            yield Obstacle(f"{key}: {value} was done to the finished picture, and is not done here", False)
+            yield Obstacle(f"{key}: {value} was done to the finished picture; it is not done here", False)
         else:
             sent = key.startswith("Init image") and pictures.image is not None
             yield Obstacle(f"{key}: {value}{by} is not understood", other_picture=not sent)

@@ -1,4 +1,4 @@
-"""Compares the files that generation data names with those that are here."""
+"""Compares the files that generation data names with the files in use."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,15 +22,15 @@ from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
 
 SHORT_HASH = 10
-"""Digits of a hash that are shown."""
+"""How many digits of a hash are shown."""
 OLD_HASH = 8
-"""Digits of the hash of before 2023, which is of a part of the file."""
+"""Digits of the hash used before 2023, which covers only a part of the file."""
 NAMES_EVERY_VAE = (1, 6)
-"""The version from which on WebUI names every VAE that is not the checkpoint's own."""
+"""Since this version WebUI names every VAE that is not the checkpoint's own."""
 
 
 def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
-    """Name a checkpoint that is another one, or that cannot be compared."""
+    """Report a checkpoint that differs from ours or cannot be compared with it."""
     told = (data.model_hash or "").lower()
     if told and model.sha256.startswith(told):
         return
@@ -40,37 +40,37 @@ def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
     here = _called(model.name, "a folder" if model.folder else model.sha256[:SHORT_HASH])
     named = f"made with {_called('the checkpoint ' + (data.model or ''), data.model_hash)}"
     if len(told) == OLD_HASH and same_name:
-        yield Obstacle(f"{told} is an old hash, of 8 digits, which cannot be compared; here is {here}", False)
+        yield Obstacle(f"{told} is an old hash of 8 digits, which cannot be compared; this model is {here}", False)
     elif model.folder:
-        yield Obstacle(f"{named}, which cannot be compared; here is {here}", False)
+        yield Obstacle(f"{named}, which cannot be compared; this model is {here}", False)
     else:
-        yield another_picture(f"{named}, here is {here}")
+        yield another_picture(f"{named}; this model is {here}")
 
 
 def of_mask_weight(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
-    """Name a conditional mask weight, which only inpainting checkpoints have. 1 is the usual one."""
+    """Report a conditional mask weight other than 1 if the model is not an inpainting checkpoint."""
     weight = data.values.get("conditional_mask_weight", 1)
     if weight != 1 and not model.inpainting:
-        yield another_picture(f"Conditional mask weight: {weight} needs an inpainting checkpoint, which this is not")
+        yield another_picture(f"Conditional mask weight: {weight} needs an inpainting checkpoint; this is not one")
 
 
 def of_vae(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
-    """Name a VAE that is another one, or that the block does not mention."""
+    """Report a VAE that differs from ours, or a VAE of ours that the block does not mention."""
     here = "the checkpoint's own"
     if model.vae_name:
         here = _called(model.vae_name, model.vae_sha256[:SHORT_HASH])
     if data.vae_hash or data.vae:
         if not _same_vae(data, model):
             told = _called(data.vae or "", data.vae_hash or "no hash")
-            yield Obstacle(f"made with the VAE {told}, here is {here}", other_picture=not model.vae_folder)
+            yield Obstacle(f"made with the VAE {told}; this VAE is {here}", other_picture=not model.vae_folder)
     elif model.vae_name and data.model_hash:
         version = version_of(data.version or "") or (0,)
-        told = f"made with the checkpoint's own VAE, as far as it says; here is {here}"
+        told = f"apparently made with the checkpoint's own VAE; this VAE is {here}"
         yield Obstacle(told, other_picture=version >= NAMES_EVERY_VAE)
 
 
 def _same_vae(data: GenerationData, model: ModelIdentity) -> bool:
-    """Return whether the VAE here has the block's hash, or its name if there is no hash."""
+    """Return whether our VAE has the block's hash, or its name if there is no hash."""
     if data.vae_hash:
         return model.vae_sha256.startswith(data.vae_hash.lower())
     return _stem(data.vae or "") == _stem(model.vae_name)
@@ -83,7 +83,7 @@ def _called(name: str, detail: str | None) -> str:
 
 
 def _stem(name: str) -> str:
-    """Return a model's name without its folder and ending, in lower case."""
+    """Return a model's name without folder and extension, in lower case."""
     return re.sub(r"\.(safetensors|ckpt|pt|vae)", "", name.replace("\\", "/").rpartition("/")[2].casefold())
 
 
@@ -91,7 +91,7 @@ def _stem(name: str) -> str:
 
 
 def of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    """Name networks that are missing, different, or not applied as the block says."""
+    """Report networks that are missing, different, or not applied as the block says."""
     data = asked.data
     yield from map(another_picture, ignored_tags(asked))
     yield from _of_missing(asked, extras)
@@ -100,59 +100,59 @@ def of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
     yield from _of_hashes("LoRA", data.lora_hashes, extras.loras)
     yield from _of_hashes("embedding", data.ti_hashes, extras.embeddings)
     for name in data.ti_hashes.keys() - set(map(in_hashes, extras.embeddings)):
-        yield another_picture(f"the embedding {name} is not here; bring it in files (--embeddings-dir)")
+        yield another_picture(f"the embedding {name} is missing; send it in files (--embeddings-dir)")
     known = _KnownNetworks(data, extras)
     for resource in data.resources:
         yield from map(another_picture, _of_resource(resource, data, known))
 
 
 def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    """Name networks that the prompts ask for and that are not here."""
+    """Report missing networks that the prompts ask for."""
     prompts = asked.prompts
     instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
     told: dict[str, None] = {}  # a set that keeps the order
     for prompt in prompts.values():
         for lora in missing_loras(prompt, extras):
-            told[f"{lora}: no LoRA of this name is here; bring it in loras or files (--lora-dir)"] = None
+            told[f"{lora}: there is no LoRA of this name; add it in loras or files (--lora-dir)"] = None
         for tag in missing_hypernetworks(prompt, extras):
-            told[f"{tag}: no hypernetwork of this name is here; send it in files (--hypernetworks-dir)"] = None
+            told[f"{tag}: there is no hypernetwork of this name; send it in files (--hypernetworks-dir)"] = None
     for text in told:
         yield Obstacle(text, other_picture=True, instead=instead)
 
 
 def _of_unnamed_loras(asked: Asked) -> Iterator[Obstacle]:
-    """Name LoRAs that the block lists but no prompt asks for."""
+    """Report LoRAs that the block lists but no prompt asks for."""
     data = asked.data
     named = set[str]()
     for text in (*asked.prompts.values(), *asked.options.values()):
         named |= set(map(in_hashes, lora_names(text)))
     told = {in_hashes(name): name for name in (*data.lora_hashes, *data.networks)}
     for name in told.keys() - named:
-        yield another_picture(f"the LoRA {told[name]} is not in its prompt, so that its multiplier is not known")
+        yield another_picture(f"the LoRA {told[name]} is not in its prompt, so its multiplier is unknown")
 
 
 def _of_hashes(what: str, hashes: Mapping[str, str], files: Mapping[str, ExtraFile]) -> Iterator[Obstacle]:
-    """Name files that have another hash than the block gives for their name."""
+    """Report files whose hash differs from the one that the block gives for their name."""
     here = {in_hashes(name): file for name, file in files.items()}
     for name, digits in hashes.items():
         file = here.get(name)
         if file is not None and not file.hashed_as(digits):
-            yield another_picture(f"made with another {what} {name} ({digits}) than the one here")
+            yield another_picture(f"made with a different {what} {name} ({digits}) than this one")
 
 
 def _of_hypernetwork(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
-    """Compare the hypernetwork of a block from before 2023, which gives the hash of the last one in its prompt."""
+    """Compare the hypernetwork of a block from before 2023, whose hash is that of the last one in its prompt."""
     digits = asked.data.hypernetwork_hash
     if not digits:
         return
     for tag in hypernetwork_tags(asked["prompt"] or "")[-1:]:
         file = extras.hypernetworks.get(tag.name)
         if file is not None and not file.sha256.startswith(digits.lower()):
-            yield another_picture(f"made with another hypernetwork {tag.name} ({digits}) than the one here")
+            yield another_picture(f"made with a different hypernetwork {tag.name} ({digits}) than this one")
 
 
 class _KnownNetworks:
-    """The networks that a block names otherwise, and those that the request brings."""
+    """The networks that a block names in other ways, and those that the request provides."""
 
     def __init__(self, data: GenerationData, extras: Extras) -> None:
         self.names = set[str]()
@@ -172,7 +172,7 @@ class _KnownNetworks:
 
 
 def _of_resource(resource: Resource, data: GenerationData, known: _KnownNetworks) -> Iterator[str]:
-    """Say why a file of CivitAI makes another picture, if it does."""
+    """Report a file listed by CivitAI if it changes the picture."""
     told = {
         "checkpoint": data.model or data.model_hash,
         "VAE": data.vae or data.vae_hash,

@@ -1,7 +1,7 @@
-"""Generation data of programs that do not write it as WebUI does -> a block as WebUI writes it, and the program's name.
+"""Generation data of programs with their own formats -> a block as WebUI writes it, and the program's name.
 
-The forms are those that the programs' users and the public readers of such data show: JSON objects, one key a line, and
-InvokeAI's old command line.
+The formats were taken from what users of the programs post and from public readers of such data: JSON objects, one key
+per line, and InvokeAI's old command line.
 """
 
 import json
@@ -29,16 +29,16 @@ from pipelines.infotext.webui_api import fields_of_request, is_request
 
 @dataclass(frozen=True)
 class Block:
-    """A block as WebUI writes it, and the program that wrote it in its own way ("" for WebUI's own ways)."""
+    """A block as WebUI writes it, and the program that wrote the original ("" for WebUI's own formats)."""
 
     text: str
     program: str
 
 
 def translated(text: str) -> Block | None:
-    """Translate the text of another program into a block. Return None if the text has none of these forms.
+    """Translate the text of another program into a block. Return None if the text has none of these formats.
 
-    Raises InvalidInput for JSON of a form that is not known, and for a workflow that cannot be read.
+    Raises InvalidInput for JSON in an unknown format, and for a workflow that cannot be read.
     """
     stripped = text.strip()
     for read in (_of_json, _of_list, _of_command_line, _of_draw_things, _of_midjourney):
@@ -48,7 +48,7 @@ def translated(text: str) -> Block | None:
 
 
 def _as_block(values: Mapping[str, str], program: str) -> Block:
-    """Make a block of fields by our keys. Its line of parameters begins with the steps, by which it is recognised."""
+    """Make a block of fields with our keys. Its line of parameters begins with Steps, because readers look for that."""
     fields = {key: " ".join(value.split()) for key, value in values.items() if value.strip()}
     line = {"Steps": fields.get("Steps"), **fields, "Prompt": None, "Negative prompt": None}
     return Block(write(values.get("Prompt", ""), values.get("Negative prompt", ""), line), program)
@@ -59,13 +59,13 @@ def _as_block(values: Mapping[str, str], program: str) -> Block:
 
 @dataclass(frozen=True)
 class _Form:
-    """A JSON object of a program: the keys by which it is known, and what ours are for its own."""
+    """A program's JSON format: the keys that identify it, and a table from its keys to ours."""
 
     program: str
     signs: frozenset[str]
     keys: Mapping[str, str]
     harmless: frozenset[str] = frozenset()
-    """Keys that ask for nothing, in lower case."""
+    """Keys that do not affect the picture, in lower case."""
 
 
 _USUAL = {
@@ -151,17 +151,17 @@ _FORMS = (
     ),
     _Form("", frozenset(("prompt", "cfgScale")), _OF_CIVITAI, frozenset(("nsfw", "basemodel", "batchsize"))),
 )
-"""The first whose signs all stand in an object is its form."""
+"""An object has the first of these forms whose signs it contains."""
 _WRAPPERS = ("parameters", "sui_image_params", "invokeai_metadata", "sd-metadata", "meta", "image", "Comment")
-"""Keys whose value, an object or text, is the generation data itself."""
+"""Keys whose value (an object or text) is the generation data itself."""
 _WRAPPED_MOST = 4
-"""Objects around one another that are looked into."""
+"""How many levels of nested objects are searched."""
 
 
 def _of_json(text: str) -> Block | None:
     data = _json(text)
     if not isinstance(data, dict):
-        return None  # a prompt may begin with a brace, too
+        return None  # it may be a prompt that begins with a brace
     for _ in range(_WRAPPED_MOST):
         if (block := _of_object(data, text)) is not None:
             return block
@@ -171,12 +171,12 @@ def _of_json(text: str) -> Block | None:
         if inside is None:
             break
         data = {"prompt": data.get("Description"), **inside}
-    rule = "is JSON of a program that is not known here"
-    raise InvalidInput("generation_data", text, rule, "Paste the text as WebUI shows it, or fill in the form.")
+    rule = "is JSON from an unknown program"
+    raise InvalidInput("generation_data", text, rule, "Paste the text that WebUI shows, or fill in the form.")
 
 
 def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
-    """Make a block of an object that has one of the forms; None for any other object."""
+    """Make a block of an object in one of the known forms; None for any other object."""
     if (graph := _graph_of(data)) is not None:
         return _as_block(_of_graph(graph, text), COMFYUI)
     for form in _FORMS:
@@ -186,7 +186,7 @@ def _of_object(data: Mapping[str, Any], text: str) -> Block | None:
 
 
 def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
-    """Return the object or text inside an object that is the generation data itself."""
+    """Return the object or text inside `data` that is the generation data itself; None if there is none."""
     candidates = [data.get(key) for key in _WRAPPERS]
     infotexts = data.get("infotexts")
     if isinstance(infotexts, list):
@@ -200,7 +200,7 @@ def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any] | str | None:
 
 
 def _json(text: str) -> Any:
-    """Parse a JSON object. Return None for a text that is none."""
+    """Parse a JSON object. Return None for any other text."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -210,7 +210,7 @@ def _json(text: str) -> Any:
 
 
 def _by_our_keys(form: _Form, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what an object says by our keys. Unknown keys are kept: they may ask for something."""
+    """Yield the values of an object with our keys. Unknown keys are kept, because they may affect the picture."""
     for key, value in data.items():
         said = as_text(value)
         if said and key.lower() not in form.harmless:
@@ -228,13 +228,14 @@ _OF_SAMPLER = {
     "seed": "Seed",
     "noise_seed": "Seed",
 }
-"""Inputs of the node that samples, and our keys."""
+"""Inputs of the sampling node -> our keys."""
 _DEEPEST = 50
-"""Nodes one behind the other, to the one that is looked for."""
+"""How many links are followed to find a node."""
 
 
 def _graph_of(data: Mapping[str, Any]) -> _Graph | None:
-    """Return the inputs of ComfyUI's nodes by number; none for a workflow of its editor; None if it is neither."""
+    """Return the inputs of ComfyUI's nodes by number. They are empty for its editor's workflow format, which is not
+    supported, and None if `data` is neither."""
     if {"nodes", "links"} <= data.keys():
         return {}
     inside = data.get("prompt")
@@ -248,7 +249,7 @@ def _graph_of(data: Mapping[str, Any]) -> _Graph | None:
 
 
 def _nodes(graph: Any) -> dict[str, Mapping[str, Any]]:
-    """Return the inputs of each node; none if this is no graph."""
+    """Return the inputs of each node; empty if this is not a graph."""
     nodes: dict[str, Mapping[str, Any]] = {}
     if not isinstance(graph, dict):
         return nodes
@@ -262,11 +263,11 @@ def _nodes(graph: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
-    """Read the node that samples and those before it, by our keys. Raises InvalidInput if there is no such node."""
+    """Read the sampling node and the nodes before it into our keys. Raises InvalidInput if there is no such node."""
     samplers = [inputs for inputs in graph.values() if {"steps", "cfg"} <= inputs.keys()]
     if not samplers:
-        rule = "is a workflow of ComfyUI, of which the prompt and the sampler cannot be told"
-        raise InvalidInput("generation_data", text, rule, "Fill in the form, or paste a block as WebUI shows it.")
+        rule = "is a workflow of ComfyUI in which no prompt and sampler were found"
+        raise InvalidInput("generation_data", text, rule, "Fill in the form, or paste a block that WebUI shows.")
     sampler = samplers[0]
     said = {
         ours: str(sampler[key]) for key, ours in _OF_SAMPLER.items() if isinstance(sampler.get(key), (str, int, float))
@@ -281,7 +282,7 @@ def _of_graph(graph: _Graph, text: str) -> dict[str, str]:
 
 
 def _before(graph: _Graph, link: Any, name: str) -> str:
-    """Follow a link back to the first node with an input of this name. Return "" if there is none."""
+    """Follow a link back to the first node with a value for this input. Return "" if there is none."""
     for _ in range(_DEEPEST):
         if not isinstance(link, list) or not link:
             return ""
@@ -298,17 +299,17 @@ def _before(graph: _Graph, link: Any, name: str) -> str:
 
 _LINE = re.compile(r"\s*([A-Za-z][\w ./()-]{0,60}?)\s*:\s?(.*)")
 _OF_MOCHI = {"include in image": "Prompt", "exclude from image": "Negative prompt"}
-"""Mochi Diffusion's folded keys that no other program has."""
+"""Mochi Diffusion's own folded keys -> ours."""
 _TEXTS = ("Prompt", "Negative prompt")
 
 
 def _of_list(text: str) -> Block | None:
-    """Read a text with one key a line, as Easy Diffusion and Fooocus write it, unless it is a few settings of ours."""
+    """Read a text with one key per line, as Easy Diffusion and Fooocus write it. Return None for single settings."""
     written = _written(text)
     if any(_json(value) for value in written.values()):  # NovelAI's Description and Comment
         return _of_json(json.dumps(written))
     values = {_of_list_key(key): value for key, value in written.items()}
-    if "Sampler" not in values and "Schedule type" in values:  # a scheduler, as diffusers calls samplers
+    if "Sampler" not in values and "Schedule type" in values:  # diffusers calls samplers schedulers
         values["Sampler"] = values.pop("Schedule type")
     program = program_of(dict.fromkeys(written, "") | values)
     foreign = not values.keys() <= SETTING_KEYS
@@ -317,15 +318,15 @@ def _of_list(text: str) -> Block | None:
 
 
 _OF_A_PROGRAM = frozenset(("Prompt", "Seed"))
-"""What a list must say to be of a picture, if its keys tell the program."""
+"""Keys that a list must have to count as a whole picture, if its keys identify the program."""
 _OF_ANY_PICTURE = _OF_A_PROGRAM | {"Steps"}
-"""The same where it says what is no setting of ours."""
+"""The same for an unknown program, if some keys are not settings of ours."""
 _OF_A_PICTURE = _OF_ANY_PICTURE | {"Sampler", "CFG scale"}
-"""The same for a list of our settings alone."""
+"""The same for a list that contains only settings of ours."""
 
 
 def _written(text: str) -> dict[str, str]:
-    """Return the values of a text with one key a line, by their keys; none if the text does not begin with a key."""
+    """Parse a text with one key per line into values by key; empty if the text does not begin with a key."""
     lines = text.split("\n")
     if text.casefold().startswith("include in image:"):
         lines = re.split("[;\n]", text)
@@ -364,7 +365,7 @@ def _of_command_line(text: str) -> Block | None:
 
 
 def _of_draw_things(text: str) -> Block | None:
-    """Read WebUI's form with a negative prompt that follows a minus at the beginning of its line."""
+    """Read Draw Things' form: WebUI's, except that a minus at the beginning of a line marks the negative prompt."""
     above, _, line = text.rpartition("\n")
     if not re.match(r"Steps: ?\d+,", line) or "Guidance Scale:" not in line:
         return None

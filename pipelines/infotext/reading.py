@@ -1,9 +1,9 @@
 """Generation data as people paste it -> settings.
 
-`read` takes a whole block: of WebUI, its forks and old versions, or of another program (`programs.py`). It first makes
-a block of the text that WebUI's parser understands (`syntax.parse`), then values of our settings from what that finds.
-Nothing is lost silently: what is not understood is in `unknown`, `warnings` and `doubts`. `read_settings` takes single
-settings, in the same words.
+`read` takes a whole block from WebUI, its forks and old versions, or another program (`programs.py`). It first rewrites
+the text into a block that WebUI's parser understands (`syntax.parse`), and then turns the parsed fields into settings.
+Nothing is dropped silently: what is not understood ends up in `unknown`, `warnings` and `doubts`. `read_settings` takes
+single settings in the same notation.
 """
 
 import difflib
@@ -50,14 +50,14 @@ from pipelines.infotext.syntax import (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationData:
-    """What a text of generation data says."""
+    """The contents of a text of generation data."""
 
     values: Values = field(default_factory=dict[str, Any])
-    """Settings by name: only those that it says."""
+    """Settings by name; only those that the text gives."""
     whole: bool = True
-    """It is a block that describes a whole picture. What it does not say is then as WebUI would have it."""
+    """Whether it is a block that describes a whole picture. Settings that it lacks are then WebUI's defaults."""
     hires: bool = False
-    """There is a denoising strength and at least one key of the hires pass."""
+    """Whether there is a denoising strength and at least one key of the hires pass."""
     model_hash: str | None = None
     model: str | None = None
     vae_hash: str | None = None
@@ -66,34 +66,34 @@ class GenerationData:
     lora_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     ti_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     hypernetwork_hash: str = ""
-    """Of the one hypernetwork of a block from before 2023, whose tag is at the end of the prompt."""
+    """The hash of the only hypernetwork in a block from before 2023; its tag is at the end of the prompt."""
     networks: tuple[str, ...] = ()
-    """Names of LoRAs, of which no hash is told."""
+    """Names of LoRAs that are given without a hash."""
     resources: tuple[Resource, ...] = ()
-    """Files of CivitAI."""
+    """Files that CivitAI lists."""
     controls: tuple[ControlSettings, ...] = ()
-    """ControlNets, whose pictures no block holds."""
+    """ControlNets, without their pictures, which no block contains."""
     wildcards: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Options of the wildcards that it defines, by name."""
+    """Options of the wildcards that the text defines, by name."""
     unknown: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Keys that ask for something and are no setting here."""
+    """Keys that may affect the picture but are not settings here."""
     program: str = ""
-    """The program that wrote it, if it is another one than WebUI."""
+    """The program that wrote the text; empty for WebUI."""
     warnings: tuple[str, ...] = ()
-    """What is done otherwise than the block says, and changes little or nothing."""
+    """Differences from what the block says that change little or nothing."""
     doubts: tuple[str, ...] = ()
-    """What makes the picture of these values another one than the block's."""
+    """Reasons why these values give a different picture than the block's."""
 
     @property
     def from_picture(self) -> bool:
-        """Made from another picture: a denoising strength without a hires pass is that of a pass from one."""
+        """Whether the picture was made from another one, as a denoising strength without a hires pass shows."""
         said = self.values
         alone = "denoising_strength" in said and not self.hires
         return alone or "hires_denoising_strength" in said or any(said.get("outpaint", ()))
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompts in which networks may be named, by the settings that hold them."""
+        """The prompts that may name networks, by setting."""
         names = ("prompt", "hires_prompt") if self.hires else ("prompt",)
         return {name: self.values.get(name, "") for name in names}
 
@@ -103,17 +103,17 @@ def _model_name(text: str) -> str | None:
 
 
 _NO_NAME = ("", "none", "automatic", "default", "default (model)", "baked vae", "built-in")
-"""What programs write for the checkpoint's own VAE, and for a name that they do not know."""
+"""What programs write for the checkpoint's own VAE or for an unknown name."""
 
 
 def _hashes(text: str) -> dict[str, str]:
-    """Split `name: hash, name: hash`. A name may hold colons."""
+    """Split `name: hash, name: hash`. A name may contain colons."""
     triples = (entry.rpartition(":") for entry in text.split(","))
     return {name.strip(): digest.strip() for name, colon, digest in triples if colon}
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """Split `name, name`. Weights that follow the names are dropped."""
+    """Split `name, name`. Drop weights that follow the names."""
     return tuple(name.strip().partition(":")[0] for name in text.split(",") if name.strip())
 
 
@@ -124,7 +124,7 @@ _READ_FACT: dict[str, Callable[[str], object]] = {
     "networks": _listed,
     "hypernetwork_hash": str,
 }
-"""How a fact is read; the others are names."""
+"""How to read a fact. Facts that are not listed are names of models."""
 
 _HIRES_KEYS = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 
@@ -132,7 +132,7 @@ _HIRES_KEYS = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 def read(text: str) -> GenerationData:
     """Read a block as people paste it: from WebUI, its forks and old versions, CivitAI, or another program.
 
-    Raises InvalidInput("generation_data", ...) that names the key for a value that cannot be read.
+    Raises InvalidInput("generation_data", ...), which names the key, for a value that cannot be read.
     """
     block = translated(text)
     paste = pasted(block.text if block else text)
@@ -156,19 +156,19 @@ def read(text: str) -> GenerationData:
         doubts=(*dialect.doubts, *of_units, *_doubts(parsed), *told_twice(pairs), *hires_sizes(values, written)),
         **facts,
     )
-    if data.from_picture and "mask_blur" not in values:  # WebUI does not tell a blur of 0
+    if data.from_picture and "mask_blur" not in values:  # WebUI does not write a blur of 0
         return replace(data, values={**values, "mask_blur": (0, 0)})
     return data
 
 
 _RESOURCES = ("Civitai resources", "Resources", "resources")
-"""Keys of JSON that lists files of CivitAI."""
+"""Keys whose JSON value lists files of CivitAI."""
 _SHOWN = 200
-"""Characters of a value that nobody here understands."""
+"""How many characters of an unknown value are kept."""
 
 
 def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], list[Resource]]:
-    """Return what made the picture, by attribute, and files of other kinds that the hashes name."""
+    """Return what the picture was made with, by attribute, and files of other kinds that the hashes name."""
     facts: dict[str, Any] = {}
     for key, name in FACTS.items():
         if key in known:
@@ -178,7 +178,7 @@ def _facts(known: Mapping[str, str], hashes: object) -> tuple[dict[str, Any], li
 
 
 def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
-    """Return values that are JSON in quotation marks, by their keys."""
+    """Return values that are quoted JSON, by their keys."""
     found: dict[str, object] = {}
     for key in ("Hashes", *_RESOURCES):
         try:
@@ -191,7 +191,7 @@ def _quoted_json(fields: Mapping[str, str]) -> dict[str, object]:
 
 
 def _with_size(fields: dict[str, str]) -> dict[str, str]:
-    """Add a size to the fields if its sides have keys of their own."""
+    """Add a size to the fields if width and height have keys of their own."""
     by_name = {folded(key): value for key, value in fields.items()}
     told = any(own_key(key) == "Size" for key in fields)
     if told or not {"width", "height"} <= by_name.keys():
@@ -200,7 +200,7 @@ def _with_size(fields: dict[str, str]) -> dict[str, str]:
 
 
 def _written(parsed: Mapping[str, Value], written: Collection[str]) -> dict[str, str]:
-    """Return what the block says, or implies by its version, without the defaults that WebUI's parser adds."""
+    """Return what the block says or its version implies, without the defaults that WebUI's parser adds."""
     fields = _join_sizes(parsed)
     joined = (key.removesuffix("-1") for key in written)
     said = {*written, *joined, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
@@ -211,9 +211,9 @@ def _written(parsed: Mapping[str, Value], written: Collection[str]) -> dict[str,
 
 
 EDITED = ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt")
-"""Texts in which a bracket may be an edit. WebUI looks for one in the prompt alone, but edited all by its old rules."""
+"""Texts in which a bracket may be an edit. WebUI's parser checks only the prompt; its old rules applied to all four."""
 NEVER = (99,)
-"""The version of what has none: no old rules apply."""
+"""Stands for the version of a block without one, so that no old rules apply."""
 EDITING_CHANGED = next(changed for key, changed, _ in OLD_BEHAVIOUR if key == OLD_EDITING)
 
 
@@ -236,7 +236,7 @@ def _values(known: Mapping[str, str]) -> dict[str, Any]:
         elif key in BY_KEY:
             values[BY_KEY[key].name] = _value(BY_KEY[key], text)
     if "eta" in values and known.get("Sampler") == "DDIM" and "Hires sampler" not in known:
-        values.setdefault("eta_ddim", values.pop("eta"))  # before 1.6 WebUI had one key for both
+        values.setdefault("eta_ddim", values.pop("eta"))  # before 1.6 WebUI used one key for both
     for prefix in ("", "hires_"):
         names = f"{prefix}sampler", f"{prefix}schedule_type"
         values |= zip(names, sampler_and_schedule(*map(values.get, names)), strict=True)
@@ -252,7 +252,7 @@ def _value(row: Setting, text: str) -> Any:
 
 
 def _pair(key: str, text: str) -> dict[str, int]:
-    """Read width and height. 0x0 and -1x-1 say nothing."""
+    """Read width and height. 0x0 and -1x-1 count as not given."""
     sides = size_of(text)
     if sides is None:
         raise _unreadable(key, text, "two whole numbers, such as 512x768")
@@ -267,15 +267,17 @@ def _unreadable(key: str, text: str, words: str) -> InvalidInput:
 
 
 def holds_settings(text: str) -> bool:
-    """Whether the text is single settings, and not a whole block: every line begins with `key:`, and there is neither a
-    prompt nor the line of parameters that a block has."""
+    """Return whether the text consists of single settings and is not a whole block.
+
+    Every line then begins with `key:`, and there is neither a prompt nor a line of parameters.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     whole = has_parameters(text) or translated(text) is not None
     return not whole and all(re.match(r"\s*\w[\w /()-]*:", line) for line in lines)
 
 
 def read_settings(text: str) -> GenerationData:
-    """Read single settings in the words of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
+    """Read single settings in the notation of generation data, separated by commas or lines: `ENSD: 31337, RNG: CPU`.
 
     Raises InvalidInput for a key that is not understood.
     """
@@ -283,7 +285,7 @@ def read_settings(text: str) -> GenerationData:
     for line in filter(str.strip, text.splitlines()):
         fields |= _fields_of_line(line.strip())
     for key in fields:
-        if own_key(key) not in SETTING_KEYS:  # what made a picture is no setting either
+        if own_key(key) not in SETTING_KEYS:  # facts such as the model are not settings either
             raise _no_such_key(key, fields[key])
     values = _values(_known(fields))
     hires = "denoising_strength" in values and any(key in fields for key in _HIRES_KEYS)
@@ -291,13 +293,13 @@ def read_settings(text: str) -> GenerationData:
 
 
 def _fields_of_line(line: str) -> dict[str, str]:
-    """Read the `key: value` pairs of a line. If there is one key, its value may hold commas without quotation marks."""
+    """Read the `key: value` pairs of a line. If there is only one key, its value may contain unquoted commas."""
     fields = fields_of(line)
     if len(fields) == 1:
         (key,) = fields
         return {key: unquote(line.partition(":")[2].strip())}
     if rest := rest_of(line):
-        fix = 'Write "key: value" between commas or one a line, and a value that holds commas in quotation marks.'
+        fix = 'Write "key: value", separated by commas or one per line, and quote values that contain commas.'
         raise InvalidInput("generation_data", rest, "belongs to no setting", fix)
     return fields
 
@@ -309,7 +311,7 @@ def _no_such_key(key: str, value: str) -> InvalidInput:
     return InvalidInput("generation_data", f"{key}: {value}", f"there is no setting {key}", fix)
 
 
-# --- what a block says beside its settings ----------------------------------------------------------------------------
+# --- what a block says besides its settings ---------------------------------------------------------------------------
 
 
 def _controls(
@@ -331,7 +333,7 @@ def _controls(
 
 
 def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
-    """Join `Size-1` and `Size-2` to `Size: 512x512`. A size of 0x0 is dropped."""
+    """Join `Size-1` and `Size-2` into `Size: 512x512`. Drop a size of 0x0."""
     fields = {key: str(value).strip() for key, value in parsed.items()}
     for first in list(fields):
         key = first.removesuffix("-1")
@@ -344,7 +346,7 @@ def _join_sizes(parsed: Mapping[str, Value]) -> dict[str, str]:
 
 
 def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below: Iterable[str]) -> dict[str, str]:
-    """Return what asks for something and is no setting here: fields, JSON, and fields below the parameters."""
+    """Return fields that may affect the picture but are not settings here, from the block, its JSON and below it."""
     said = dict(fields)
     for key, value in lifted.items():
         if key not in ("Hashes", *_RESOURCES):
@@ -360,7 +362,7 @@ def _not_understood(fields: dict[str, str], lifted: Mapping[str, object], below:
 
 
 def _below(line: str) -> dict[str, str]:
-    """Return the fields of a line below the parameters if they ask for something. WebUI does not read them there."""
+    """Return the fields of a line below the parameters if they may affect the picture. WebUI ignores such lines."""
     fields = fields_of(line)
     first = next(iter(fields), None)
     if first is None or not line.lstrip().startswith(f"{first}:") or asks_for_nothing(first, fields[first], {}):
@@ -370,7 +372,7 @@ def _below(line: str) -> dict[str, str]:
 
 def _left_out(lines: Iterable[str]) -> Iterator[str]:
     if text := " ".join(" ".join(line for line in lines if not _below(line)).split()):
-        yield f"{text!r} after the parameters is left out"
+        yield f"{text!r} after the parameters is ignored"
 
 
 def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[str, ...]:
@@ -380,12 +382,12 @@ def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[st
     told = (
         (
             "Pad conds v0" in parsed,
-            "the shorter prompt was padded in the way of before 1.6 (Pad conds v0), which is not done here",
+            "the shorter prompt was padded as before WebUI 1.6 (Pad conds v0), which is not done here",
         ),
         (
             version < (1, 9) and own_schedule != "Uniform",
-            f"before 1.9 {sampler} without a suffix was Uniform; as in WebUI today {own_schedule} is used "
-            "(schedule_type=Uniform brings the old one back)",
+            f"before 1.9 {sampler} without a suffix meant Uniform; as in WebUI today, {own_schedule} is used "
+            "(schedule_type=Uniform restores the old schedule)",
         ),
         (
             hires and "Denoising strength" not in known,
@@ -397,4 +399,4 @@ def _warnings(parsed: Mapping[str, Value], known: Mapping[str, str]) -> tuple[st
 
 def _doubts(parsed: Mapping[str, Value]) -> Iterator[str]:
     if re.search(r"(?<![\w:])Steps: ?\d+, ", f"{parsed['Prompt']}\n{parsed['Negative prompt']}"):
-        yield "Steps stand in the prompt: the line of parameters must be the last one, and in one piece"
+        yield "the prompt contains Steps: the line of parameters must be the last line and in one piece"

@@ -1,10 +1,10 @@
-"""Infotext, WebUI's generation parameters as text: written as WebUI 1.10.1 writes them, and read back.
+"""Infotext: WebUI's generation parameters as text, written and parsed as WebUI 1.10.1 does.
 
     a prompt
-    Negative prompt: what it shall not show
+    Negative prompt: what to keep out of the picture
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512
 
-`parse` answers as WebUI's parser does; `reading.py` goes on to typed values and to the dialects of other programs.
+`parse` returns what WebUI's parser returns; `reading.py` turns that into typed values and handles other programs.
 """
 
 import json
@@ -21,13 +21,13 @@ NEGATIVE = "Negative prompt:"
 
 
 def quote(value: object) -> str:
-    """Return the value as text, JSON-quoted if it holds a comma, a colon or a newline."""
+    """Return the value as text, JSON-quoted if it contains a comma, a colon or a newline."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
 def unquote(text: str) -> str:
-    """Undo `quote`. Text that is no JSON string is returned unchanged."""
+    """Undo `quote`. Return text that is not a JSON string unchanged."""
     if len(text) < 2 or not (text.startswith('"') and text.endswith('"')):
         return text
     try:
@@ -39,8 +39,8 @@ def unquote(text: str) -> str:
 def write(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
     """Write the infotext with `fields` in their order. Fields that are None are left out.
 
-    WebUI's quoting cannot bring back everything: spaces at the ends of a value, empty values and values that begin with
-    a quotation mark are read differently.
+    WebUI's quoting does not preserve everything: spaces at the ends of a value, empty values and values that begin with
+    a quotation mark are read back differently.
     """
     line = ", ".join(f"{key}: {quote(value)}" for key, value in fields.items() if value is not None)
     parts = [prompt, *([f"{NEGATIVE} {negative_prompt}"] if negative_prompt else []), line]
@@ -49,11 +49,12 @@ def write(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> st
 
 # --- reading as WebUI does --------------------------------------------------------------------------------------------
 
-# `key: value` up to a comma. A key starts only where a run of its characters does, or searching would be quadratic.
+# `key: value` up to a comma. A key must start at the beginning of a run of its characters; otherwise searching would
+# take quadratic time.
 _FIELD = re.compile(r'(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _FEWEST_FIELDS = 3
-"""With fewer the last line is prompt."""
+"""If the last line has fewer fields, it is part of the prompt."""
 
 Value = str | int | bool
 
@@ -80,7 +81,7 @@ DEFAULTS: dict[str, Value] = {
     "FP8 weight": "Disable",
     "Refiner switch by sampling steps": False,
 }
-"""What WebUI takes for keys that a block lacks."""
+"""WebUI's values for keys that a block does not have."""
 
 OLD_EDITING = "Old prompt editing timelines"
 DOWNCAST = "Downcast alphas_cumprod"
@@ -91,12 +92,12 @@ OLD_BEHAVIOUR: tuple[tuple[str, tuple[int, ...], Callable[[Mapping[str, Value]],
     (DOWNCAST, (1, 7, 0, 225), lambda fields: True),
     ("Refiner switch by sampling steps", (1, 8, 0, 0), lambda fields: bool(fields.get("Refiner"))),
 )
-"""Key that WebUI sets, the first version that behaves otherwise, and the condition on the block."""
+"""The key that WebUI sets, the first version with the new behaviour, and the condition on the block."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """An infotext in its three parts; values are unquoted, otherwise as written, in the order of the block."""
+    """The three parts of an infotext. Values are unquoted and otherwise as written, in the order of the block."""
 
     prompt: str
     negative_prompt: str
@@ -104,7 +105,7 @@ class Block:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The last value of each key, as WebUI takes it."""
+        """The last value of each key, which is the one that WebUI uses."""
         return dict(self.pairs)
 
 
@@ -114,12 +115,12 @@ def fields_of(line: str) -> dict[str, str]:
 
 
 def rest_of(line: str) -> str:
-    """Return the part of a line that is in no `key: value` pair."""
+    """Return the part of a line that is not in any `key: value` pair."""
     return _FIELD.sub("", line).strip(" ,")
 
 
 def split(text: str) -> Block:
-    """Cut an infotext into its parts. The last line counts as fields if it holds three or more. Never raises."""
+    """Split an infotext into its parts. The last line counts as fields if it has three or more. Never raises."""
     *lines, last = text.strip().split("\n")
     pairs: list[tuple[str, str]] = _FIELD.findall(last)
     if len(pairs) < _FEWEST_FIELDS:
@@ -136,7 +137,7 @@ def split(text: str) -> Block:
 def parse(text: str, *, auto_backcompat: bool = True) -> dict[str, Value]:
     """Parse an infotext as WebUI does: strings, sizes as two keys, defaults for absent keys. Never raises.
 
-    `auto_backcompat` is WebUI's option of that name: set the keys that bring back what older versions did.
+    `auto_backcompat` is WebUI's option of that name: it sets the keys that restore the behaviour of older versions.
     """
     block = split(text)
     parsed: dict[str, Value] = {}
@@ -144,7 +145,7 @@ def parse(text: str, *, auto_backcompat: bool = True) -> dict[str, Value]:
         size = _SIZE.fullmatch(value)
         parsed |= {f"{key}-1": size[1], f"{key}-2": size[2]} if size else {key: value}
     parsed |= {"Prompt": block.prompt, "Negative prompt": block.negative_prompt}
-    if "Hypernet" in parsed:  # before 2023 a hypernetwork was an option
+    if "Hypernet" in parsed:  # before 2023 a hypernetwork was an option, not a tag
         parsed["Prompt"] = f"{block.prompt}<hypernet:{parsed['Hypernet']}:{parsed.get('Hypernet strength', '1.0')}>"
     if "Emphasis" not in parsed and _emphasizes(block):
         parsed["Emphasis"] = "Original"
@@ -160,7 +161,7 @@ def _emphasizes(block: Block) -> bool:
 
 
 def version_of(text: str) -> tuple[int, ...] | None:
-    """Read `v1.7.0-225-g...` as three numbers and the commits since. Return None for other programs' versions."""
+    """Read `v1.7.0-225-g...` as three numbers and the commits since then. Return None for other programs' versions."""
     match = re.match(r"v?(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:-(\d{1,9})\b)?", text)
     return tuple(int(number or 0) for number in match.groups()) if match else None
 

@@ -1,6 +1,6 @@
-"""A request to WebUI's API, or what its answer says of it -> fields by our keys.
+"""A request to WebUI's API, or the part of its response that repeats the request -> fields with our keys.
 
-The names are those that WebUI's own API page (`/docs`) lists. Defaults of the API that no block has are filled in.
+The names are those listed on WebUI's own API page (`/docs`). The API's defaults are filled in.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,18 +50,18 @@ _OF_A_HIRES_PASS = {
     "hr_prompt": "Hires prompt",
     "hr_negative_prompt": "Hires negative prompt",
 }
-"""They count if `enable_hr` is true."""
+"""These apply only if `enable_hr` is true."""
 _OF_AN_IMAGE = {"initial_noise_multiplier": "Noise multiplier"}
-"""They count if there is an image."""
+"""These apply only if there is an image."""
 _OF_A_MASK = {"mask_blur": "Mask blur", "inpaint_full_res_padding": "Masked area padding"}
-"""They count if there is a mask."""
+"""These apply only if there is a mask."""
 _CHOICES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "resize_mode": ("Resize mode", ("stretch", "crop", "fill", "latent")),
     "inpainting_fill": ("Masked content", ("fill", "original", "latent noise", "latent nothing")),
     "inpaint_full_res": ("Inpaint area", ("Whole picture", "Only masked")),
     "inpainting_mask_invert": ("Mask mode", ("Inpaint masked", "Inpaint not masked")),
 }
-"""What the API tells by a number, or as true or false: our key, and the choices in their order."""
+"""Names whose value in the API is a number or a boolean -> our key, and the choices in the API's order."""
 _PAIRS = {
     "Hires resize": ("hr_resize_x", "hr_resize_y"),
     "Seed resize from": ("seed_resize_from_w", "seed_resize_from_h"),
@@ -102,7 +102,7 @@ _OPTIONS = {
 _DEFAULTS = {"steps": 50, "cfg_scale": 7.0, "sampler_name": "Euler", "width": 512, "height": 512}
 _DEFAULTS_OF_AN_IMAGE = {"denoising_strength": 0.75}
 _DEFAULTS_OF_A_MASK = {"mask_blur": 4, "inpainting_fill": 0, "inpaint_full_res": True, "inpaint_full_res_padding": 0}
-"""What the API takes for what a request does not say."""
+"""The API's defaults for names that a request leaves out."""
 _HARMLESS = frozenset(
     {"send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "n_iter", "batch_size", "enable_hr"}
     | {"init_images", "include_init_images", "mask", "latent_mask", "mask_round", "image_cfg_scale", "force_task_id"}
@@ -110,7 +110,7 @@ _HARMLESS = frozenset(
     | {"override_settings", "override_settings_restore_afterwards", "infotexts", "extra_generation_params"}
     | {"is_using_inpainting_conditioning"}
 )
-"""Names that change nothing in the picture, or that are read here in another way."""
+"""Names that do not affect the picture, or that are read separately."""
 _READ_APART = frozenset(
     (
         *_HARMLESS,
@@ -121,20 +121,20 @@ _READ_APART = frozenset(
         *(side for pair in _PAIRS.values() for side in pair),
     )
 )
-"""Names that are no fields of their own, unless something makes them count."""
+"""Names that do not become fields directly, unless they apply."""
 _SIGNS = frozenset(("sampler_name", "sampler_index", "override_settings", "enable_hr", "n_iter", "init_images"))
-"""Names of which a request has one at least, unless it tells both its steps and its CFG scale."""
+"""A request has at least one of these names, or both its steps and its CFG scale."""
 
 
 def is_request(data: Mapping[str, Any]) -> bool:
-    """Return whether an object is a request to WebUI's API, or what an answer says of one without its infotext."""
+    """Return whether an object is a request to WebUI's API, or repeats one in a response without an infotext."""
     if "prompt" not in data or "infotexts" in data:
         return False
     return not _SIGNS.isdisjoint(data) or {"steps", "cfg_scale"} <= data.keys()
 
 
 def fields_of_request(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a request says, by our keys; what is not known keeps its own name."""
+    """Return a request's values with our keys. Unknown names are kept."""
     hires, image = bool(data.get("enable_hr")), bool(data.get("init_images"))
     mask = image and bool(data.get("mask"))
     data = _complete(data, image, mask)
@@ -153,7 +153,7 @@ def fields_of_request(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _complete(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, Any]:
-    """Add the API's defaults. Of the sampler's two names `sampler_name` wins."""
+    """Add the API's defaults. If the sampler is named twice, `sampler_name` wins."""
     defaults = _DEFAULTS | (_DEFAULTS_OF_AN_IMAGE if image else {}) | (_DEFAULTS_OF_A_MASK if mask else {})
     sampler = data.get("sampler_name") or data.get("sampler_index") or data.get("sampler") or defaults["sampler_name"]
     said = {name: value for name, value in data.items() if not name.startswith("sampler")}
@@ -161,7 +161,7 @@ def _complete(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, Any
 
 
 def _choices(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, str]:
-    """Read the choices that count: those of a mask, and how an image is resized."""
+    """Read the choices that apply: those of a mask, and how an image is resized."""
     fields: dict[str, str] = {}
     for name, (key, choices) in _CHOICES.items():
         value = data.get(name)
@@ -171,7 +171,7 @@ def _choices(data: Mapping[str, Any], image: bool, mask: bool) -> dict[str, str]
 
 
 def _pairs(data: Mapping[str, Any], hires: bool) -> dict[str, str]:
-    """Join the names of a width and a height. A size of 0 or -1 says nothing."""
+    """Join width and height into sizes. Sides of 0 or -1 count as not given."""
     fields: dict[str, str] = {}
     for key, names in _PAIRS.items():
         sides = [data.get(name) or 0 for name in names]
@@ -183,7 +183,7 @@ def _pairs(data: Mapping[str, Any], hires: bool) -> dict[str, str]:
 def _overridden(options: object) -> Iterator[tuple[str, str]]:
     for name, value in options.items() if isinstance(options, dict) else ():
         key, said = _OPTIONS.get(name.lower()) or as_key(name), as_text(value)
-        if key == "Model":  # as WebUI's menu shows it: folder/name.safetensors [hash]
+        if key == "Model":  # in the form of WebUI's menu: folder/name.safetensors [hash]
             said, _, digits = said.partition(" [")
             said = PurePath(said.replace("\\", "/")).stem
             if digits:

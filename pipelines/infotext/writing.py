@@ -1,4 +1,4 @@
-"""What a finished picture tells of how it was made: request and plan -> infotext, key for key as WebUI writes it."""
+"""The infotext of a finished picture: request and plan -> text, key for key as WebUI writes it."""
 
 from collections.abc import Iterable, Iterator
 
@@ -22,13 +22,13 @@ from pipelines.infotext.control_lines import write_unit
 
 VERSION = f"cog-pastel-mix {__version__}"
 HASH_DIGITS = 10
-"""Of a file's SHA-256: WebUI's short hash."""
+"""Digits of a file's SHA-256 in WebUI's short hash."""
 EXTRA_HASH_DIGITS = 12
-"""The same of LoRAs and embeddings."""
+"""The same for LoRAs and embeddings."""
 
 
 EXTRA_NOISE = "Extra noise"
-"""WebUI tells it before what a sampler from a picture takes, and after all that the pass before a hires pass tells."""
+"""In img2img WebUI writes it before the sampler's noise options; with the highres fix it comes after all other keys."""
 ORDER = (
     "Steps",
     "Sampler",
@@ -89,7 +89,7 @@ ORDER = (
     "NGMS",
     "NGMS all steps",
 )
-"""WebUI's order of keys. Others come after them, and the version last."""
+"""WebUI's order of keys. Other keys follow, and the version comes last."""
 
 
 def of_picture(
@@ -99,7 +99,7 @@ def of_picture(
     index: int,
     embeddings: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """Write the infotext of picture `index` of a batch. `embeddings` are names and SHA-256 of those that it used."""
+    """Write the infotext of picture `index` of a batch. `embeddings` are the names and SHA-256 of those it used."""
     fields = {
         **_plain_fields(request),
         **_first_pass_fields(request, plan, index),
@@ -121,8 +121,8 @@ def of_picture(
 
 
 def _plain_fields(request: GenerationRequest) -> dict[str, object]:
-    """Settings that are written where they differ from what a block's silence means. Those that have a rule of their
-    own are written over these."""
+    """Return settings that differ from what their absence in a block means. Keys with rules of their own overwrite
+    these later."""
     rows = {name: SETTINGS[name] for name in request.values if SETTINGS[name].key and SETTINGS[name].written}
     values = {row.key: (request.values[name], row.unsaid) for name, row in rows.items()}
     texts = {"Prompt", "Negative prompt"}
@@ -149,7 +149,7 @@ def _first_pass_fields(request: GenerationRequest, plan: HighresPlan, index: int
 
 
 def _where(holds: object, value: object) -> object:
-    """Return the value if a condition holds, else None, which is not written."""
+    """Return the value if the condition holds, else None, which is not written."""
     return value if holds else None
 
 
@@ -203,7 +203,7 @@ def _mask_fields(image: ImageSettings | None) -> dict[str, object]:
 
 
 def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict[str, object]:
-    """Return what is set by hand and changes a pass's schedule. WebUI always writes the parameters of Beta."""
+    """Return the keys of schedule settings that affect a pass. WebUI always writes the parameters of Beta."""
     types = [_spacing(part) for part in passes]
     levels, beta = any(types), "Beta" in types
     curved = any(RHO.get(name or "", settings.rho) != settings.rho for name in types)
@@ -218,7 +218,7 @@ def _schedule_fields(settings: ScheduleSettings, passes: list[PassPlan]) -> dict
 
 
 def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str, object]:
-    """Return what has an effect only if the samplers of the passes know it."""
+    """Return the keys of settings that only some samplers use, if a pass's sampler uses them."""
     passes = list(_passes(plan))
     of_sigmas = any(not part.sampler.timesteps for part in passes)
     skipped = request.skipped_guidance
@@ -235,14 +235,14 @@ def _sampling_fields(request: GenerationRequest, plan: HighresPlan) -> dict[str,
 
 
 def _added_noise(added: AddedNoise) -> Iterator[tuple[str, object]]:
-    """Yield the settings of added noise that differ from the sampler's own."""
+    """Yield the added-noise settings that differ from their defaults."""
     for attribute, row in rows(AddedNoise).items():
         if (value := getattr(added, attribute)) != row.default:
             yield row.key, value
 
 
 def _edits_otherwise(request: GenerationRequest, plan: HighresPlan) -> bool:
-    """Return whether the old rules of prompt editing give another picture than today's."""
+    """Return whether the old rules of prompt editing give a different picture than today's."""
     if not request.old_editing:
         return False
     steps, hires = plan.first.calls_of(request.num_inference_steps), request.hires
@@ -254,7 +254,7 @@ def _edits_otherwise(request: GenerationRequest, plan: HighresPlan) -> bool:
 
 
 RHO = {"Karras": 7, "Polyexponential": 1}
-"""The exponents that schedule types have by themselves."""
+"""The default exponents of schedule types."""
 
 
 def _passes(plan: HighresPlan) -> Iterator[PassPlan]:
@@ -264,9 +264,9 @@ def _passes(plan: HighresPlan) -> Iterator[PassPlan]:
 
 
 def _spacing(part: PassPlan) -> str | None:
-    """The schedule type in use where it was chosen or the sampler has one of its own: WebUI tells it, not "Automatic".
+    """Return the schedule type as WebUI writes it: the chosen one, or the sampler's own in place of "Automatic".
 
-    None for what "Automatic" is otherwise, and for samplers that walk timesteps and know no schedule types.
+    None if "Automatic" means plain Uniform, and for timestep samplers, which have no schedule types.
     """
     own = part.sampler.automatic if part.sampler.automatic != AUTOMATIC_SPACING else None
     chosen = own if part.schedule_type == "Automatic" else part.schedule_type
@@ -274,11 +274,11 @@ def _spacing(part: PassPlan) -> str | None:
 
 
 AUTOMATIC_SPACING = "Uniform"
-"""What a sampler without a schedule type of its own walks."""
+"""The schedule type of samplers that do not prefer one."""
 
 
 def _discards(part: PassPlan) -> bool:
-    """Return whether the request, and not the sampler, leaves out the second to last sigma."""
+    """Return whether the request, and not the sampler, drops the second-to-last sigma."""
     return part.schedule.discard_penultimate and not part.sampler.drops_penultimate
 
 
@@ -315,5 +315,5 @@ def _hires_schedule(request: GenerationRequest, plan: HighresPlan) -> str | None
     if plan.hires.sampler.timesteps:
         return None
     if hires is None and (first or request.schedule_type) != "Automatic":
-        return "Automatic"  # WebUI leaves this out, and then reads the first pass's schedule type back
+        return "Automatic"  # WebUI leaves this out, and then reads back the first pass's schedule type
     return hires if hires != first else None

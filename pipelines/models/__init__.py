@@ -1,1 +1,1 @@
-"""Weight files to networks."""
+"""Weight files -> networks."""

@@ -1,6 +1,6 @@
 """A single file's tensors -> networks. Shapes are read from the tensors, not from a fixed configuration.
 
-Networks are built on the meta device and take the file's tensors as they are: nothing is initialised only to be
+Networks are built on the meta device and use the file's tensors directly, so that nothing is initialised only to be
 overwritten, and nothing is copied twice.
 """
 
@@ -27,13 +27,13 @@ from pipelines.runtime.device import Device
 log = logging.getLogger(__name__)
 
 HEAD_CHANNELS = 64
-"""Of a family's UNet whose number of heads grows with its layers' width."""
+"""Channels per head in UNets whose number of heads grows with the width of the layers."""
 TOKENS = "embeddings.token_embedding.weight"
 POSITIONS = "embeddings.position_ids"
 
 
 def build_unet(path: Path, tensors: Mapping[str, Tensor], family: Family, device: Device) -> UNet2DConditionModel:
-    """Return the UNet of LDM tensors (`model.diffusion_model.*`). Raises ModelError."""
+    """Build the UNet from LDM tensors (`model.diffusion_model.*`). Raises ModelError."""
     config = unet_config(path, tensors, family)
     with built_of(path, "UNet", tensors), torch.device("meta"):
         unet = UNet2DConditionModel(**config)
@@ -42,7 +42,7 @@ def build_unet(path: Path, tensors: Mapping[str, Tensor], family: Family, device
 
 
 def build_vae(path: Path, tensors: Mapping[str, Tensor], device: Device) -> AutoencoderKL:
-    """Return the VAE of LDM tensors (`first_stage_model.*`). Raises ModelError."""
+    """Build the VAE from LDM tensors (`first_stage_model.*`). Raises ModelError."""
     config = vae_config(path, tensors)
     with built_of(path, "VAE", tensors), torch.device("meta"):
         vae = AutoencoderKL(**config)
@@ -51,19 +51,19 @@ def build_vae(path: Path, tensors: Mapping[str, Tensor], device: Device) -> Auto
 
 
 def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTower, device: Device) -> CLIPTextModel:
-    """Return CLIP's text model of tensors without a prefix. Raises ModelError."""
+    """Build CLIP's text model from tensors without a prefix. Raises ModelError."""
     with built_of(path, "text encoder", tensors), torch.device("meta"):
         text = CLIPTextModel(text_config(path, tensors, tower))
-    # A buffer that is no weight: on the meta device it must be made by hand.
+    # A buffer, not a weight: because of the meta device it must be made by hand.
     text.embeddings.position_ids = _positions(path, tensors, text.config.max_position_embeddings)[None]
     return fill(path, text, tensors, device)
 
 
 def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
-    """Return which position each token of a chunk has: 0, 1, 2 and so on, unless the file says otherwise.
+    """Return the position of each token in a chunk: 0, 1, 2 and so on, unless the file says otherwise.
 
-    Merging tools have added and rounded these numbers in some files. WebUI 1.10.1 draws with them as they are, cut to
-    whole numbers, so that a token may have its neighbour's position; so do we, and say so.
+    In some files merging tools have added and rounded these numbers. WebUI 1.10.1 uses them as they are, truncated to
+    whole numbers, so that a token may get its neighbour's position. We do the same and log a warning.
     """
     right, told = torch.arange(count), tensors.get(POSITIONS)
     if told is None:
@@ -74,7 +74,7 @@ def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
     whole = given.to(torch.int64)
     wrong = [f"{at} is {value:g}" for at, value in enumerate(given.tolist()) if at >= count or whole[at] != at]
     if len(whole) != count or not bool(((whole >= 0) & (whole < count)).all()):
-        log.warning("%s: its text encoder's position_ids fit no chunk; 0 to %d are used.", path.name, count - 1)
+        log.warning("%s: its text encoder's position_ids are unusable; 0 to %d are used.", path.name, count - 1)
         return right
     if wrong:
         log.warning(
@@ -86,16 +86,16 @@ def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
 
 
 def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:
-    """Raise ModelError for a UNet (its configuration) that was made for another text encoder (its tensors)."""
+    """Raise ModelError if the UNet (its configuration) was made for another text encoder (its tensors)."""
     if unet["cross_attention_dim"] != shape_of(path, text, TOKENS, 2)[1]:
-        raise ModelError(f"{path}: its UNet was made for another text encoder. The file is put together wrongly.")
+        raise ModelError(f"{path}: its UNet was made for another text encoder. The file was assembled incorrectly.")
 
 
 def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
-    """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
+    """Return the diffusers configuration of a UNet with these LDM tensors. Raises ModelError."""
     in_channels = shape_of(path, tensors, UNET_PREFIX + "input_blocks.0.0.weight", 4)[1]
     check_channels(path, family, in_channels)
-    blocks = LAYERS + 1  # of a level: residual blocks, and what makes the picture smaller
+    blocks = LAYERS + 1  # per level: the residual blocks and the downsampling
     levels = (count_of(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
     widths = tuple(shape_of(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
@@ -122,7 +122,7 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
 
 
 def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the diffusers configuration that the LDM tensors have. Raises ModelError."""
+    """Return the diffusers configuration of a VAE with these LDM tensors. Raises ModelError."""
     levels = count_of(tensors, VAE_PREFIX + "encoder.down.")
     channels = [
         shape_of(path, tensors, f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight", 4)[0]
@@ -140,7 +140,7 @@ def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> CLIPTextConfig:
-    """Return the configuration of CLIP's text model. Heads are 64 wide; the small models of tests have four."""
+    """Return the configuration of CLIP's text model. Heads are 64 wide; the tests' small models have four heads."""
     vocabulary, width = shape_of(path, tensors, TOKENS, 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
@@ -157,12 +157,12 @@ def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> 
 
 
 def shape_of(path: Path, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
-    """Return the shape of a tensor. Raises ModelError where it is missing or has another number of dimensions."""
+    """Return the shape of a tensor. Raises ModelError if it is missing or has a different number of dimensions."""
     if name not in tensors:
-        raise ModelError(f"{path}: lacks {name}. The file is cut or of another form.")
+        raise ModelError(f"{path}: lacks {name}. The file is incomplete or has another layout.")
     shape = tensors[name].shape
     if len(shape) != dimensions or 0 in shape:
-        raise ModelError(f"{path}: {name} is of shape {tuple(shape)}, which no Stable Diffusion model has.")
+        raise ModelError(f"{path}: {name} has the shape {tuple(shape)}, which no Stable Diffusion model has.")
     return shape
 
 

@@ -1,8 +1,8 @@
-"""What a LoRA and its relatives make of one weight, as arithmetic on tensors.
+"""How LoRA and related methods change a weight, as arithmetic on tensors.
 
 Every method computes W' - W, the difference at multiplier 1; a prompt's multiplier scales it. Sources: LoRA (Hu et al.
 2021, arXiv:2106.09685); LoHa, LoKr, GLoRA, IA3 and full differences as in LyCORIS (Yeh et al. 2023, arXiv:2309.14859);
-OFT (Qiu et al. 2023, arXiv:2306.07280); DoRA (Liu et al. 2024, arXiv:2402.09353), which is put over any of the others.
+OFT (Qiu et al. 2023, arXiv:2306.07280); DoRA (Liu et al. 2024, arXiv:2402.09353), which is applied on top of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 RANK_MAX = 4096
-"""More would only cost time: no layer of Stable Diffusion 1.x has a larger one."""
+"""The highest rank. More would only cost time: no layer of Stable Diffusion 1.x can have a higher one."""
 STEP_MAX = 1 << 24
-"""Values: a layer of 1280 to 1280 channels and 3 x 3 pixels has 14.7 million."""
+"""The most values in an intermediate tensor. A 3 x 3 layer from 1280 to 1280 channels has 14.7 million."""
 
 Parts = Mapping[str, Tensor]
-"""The tensors that a file has for one layer, by the last words of their names."""
+"""A file's tensors for one layer, by the endings of their names."""
 SCALARS = ("alpha", "scale", "on_input")
-"""Parts that are one number each, in any number format."""
+"""Parts that are a single number, of any dtype."""
 BIAS = ("diff_b", "b_norm")
 """Parts that are added to the layer's bias."""
 SIDES = ("weight", "rescale", *SCALARS)
-"""Parts that change nothing where they stand alone."""
+"""Parts that have no effect alone."""
 Method = Callable[[Parts, Tensor, int | None], tuple[Tensor, int | None]]
-"""(parts, the weight, how many ranks count) -> (W' - W before its scale, the rank that alpha is divided by)."""
+"""(parts, the weight, how many ranks to use) -> (W' - W before scaling, the rank that alpha is divided by)."""
 
 
 def changes_weight(parts: Parts) -> bool:
-    """Whether these parts are of a method that is known here."""
+    """Return whether these parts belong to a known method."""
     return any(name in parts for name in METHODS)
 
 
 def change(parts: Parts, weight: Tensor, rank: int | None) -> Tensor:
-    """Return W' - W at multiplier 1, in the weight's shape. Of a LoRA only the first `rank` ranks count.
+    """Return W' - W at multiplier 1, in the weight's shape. For a LoRA, only the first `rank` ranks are used.
 
     Raises ValueError, KeyError, IndexError or RuntimeError for parts that do not fit the weight.
     """
@@ -52,7 +52,7 @@ def change(parts: Parts, weight: Tensor, rank: int | None) -> Tensor:
 
 
 def bias_change(parts: Parts) -> Tensor | None:
-    """Return what the parts add to the layer's bias; None for nothing."""
+    """Return the tensor that the parts add to the layer's bias; None if there is none."""
     return next((parts[name] for name in BIAS if name in parts), None)
 
 
@@ -63,10 +63,10 @@ def _scale(parts: Parts, rank: int | None) -> float:
 
 
 def _with_magnitudes(weight: Tensor, parts: Parts) -> Tensor:
-    """DoRA: each row or column of the changed weight keeps its direction and gets a trained length.
+    """Apply DoRA: each row or column of the changed weight keeps its direction and gets a trained length.
 
-    PEFT's `magnitude` has one length for every output. LyCORIS' `dora_scale` has one for every input in a shape of
-    (1, in, ...), or one for every output in a shape of (out, 1, ...).
+    PEFT's `magnitude` has one length for every output. LyCORIS' `dora_scale` has one for every input if its shape is
+    (1, in, ...), or one for every output if it is (out, 1, ...).
     """
     lengths = parts.get("magnitude", parts.get("dora_scale"))
     assert lengths is not None
@@ -111,18 +111,18 @@ def _lokr(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, int |
 
 
 def _around_core(core: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """core (i, j, k, l), first (i, p), second (j, r) -> (p, r, k, l).
+    """Multiply a core (i, j, k, l) by first (i, p) and second (j, r) to (p, r, k, l).
 
-    The step between is (j, k, l, p), and a small file can make it huge. Raises ValueError for one that is.
+    The intermediate tensor is (j, k, l, p), which a small file can make huge. Raises ValueError in that case.
     """
     between = core.numel() // max(1, len(first)) * first.shape[1]
     if between > STEP_MAX:
-        raise ValueError(f"its product takes a step of {between} values")
+        raise ValueError(f"its product needs an intermediate tensor of {between} values")
     return torch.einsum("ijkl,ip,jr->prkl", core, first, second)
 
 
 def _glora(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, int]:
-    """W A + B (Chavan et al. 2023, arXiv:2306.07967); A acts on the inputs."""
+    """Compute W A + B (Chavan et al. 2023, arXiv:2306.07967). A acts on the inputs."""
     inputs = weight.shape[1]
     a, _ = _product(parts["a1.weight"], parts["a2.weight"], (inputs, inputs))
     b, own_rank = _product(parts["b1.weight"], parts["b2.weight"], (len(weight), weight[0].numel()))
@@ -130,15 +130,15 @@ def _glora(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, int]
 
 
 def _product(first: Tensor, second: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, int]:
-    """Return the product that has these sizes, and its rank. Programs disagree on which of the two comes first."""
+    """Return the product that has these sizes, and its rank. Programs disagree on the order of the two factors."""
     for left, right in ((first.flatten(1), second.flatten(1)), (second.flatten(1), first.flatten(1))):
         if left.shape[1] == len(right) <= RANK_MAX and (len(left), right.shape[1]) == sizes:
             return left @ right, len(right)
-    raise ValueError(f"its factors make no {sizes[0]} x {sizes[1]}")
+    raise ValueError(f"its factors do not give {sizes[0]} x {sizes[1]}")
 
 
 def _ia3(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, None]:
-    """Each input or output of the layer is scaled (Liu et al. 2022, arXiv:2205.05638)."""
+    """Scale each input or output of the layer (Liu et al. 2022, arXiv:2205.05638)."""
     factors, others = parts["weight"].flatten(), (1,) * (weight.dim() - 2)
     of_inputs = bool(parts["on_input"])
     if len(factors) != weight.shape[1 if of_inputs else 0]:
@@ -147,10 +147,10 @@ def _ia3(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, None]:
 
 
 def _oft(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, None]:
-    """Groups of outputs are turned by orthogonal matrices, Cayley's transform of what is trained."""
+    """Rotate groups of outputs by orthogonal matrices, which are Cayley's transform of the trained ones."""
     blocks = parts["oft_blocks"]
     if blocks.dim() != 3:
-        raise ValueError("its blocks are of BOFT or of another kind than OFT")
+        raise ValueError("its blocks are not OFT's, but BOFT's or another method's")
     count, size, _ = blocks.shape
     if count * size != len(weight):
         raise ValueError(f"{count} blocks of {size}")
@@ -168,7 +168,7 @@ def _oft(parts: Parts, weight: Tensor, rank: int | None) -> tuple[Tensor, None]:
 
 
 def _full(name: str) -> Method:
-    """The difference itself, as the file has it under this name."""
+    """Return the method that takes the difference from the file, under this name."""
     return lambda parts, weight, rank: (parts[name], None)
 
 
@@ -183,9 +183,9 @@ METHODS: Mapping[str, Method] = {
     "diff": _full("diff"),
     "w_norm": _full("w_norm"),
 }
-"""Method by the part that shows it."""
+"""Methods, by the part that identifies them."""
 PART = (
     r"lora_(?:up|down|mid)\.weight|alpha|scale|dora_scale|magnitude|hada_(?:w[12]_[ab]|t[12])"
     r"|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale|[ab][12]\.weight|on_input|weight|diff|diff_b|w_norm|b_norm"
 )
-"""Pattern of the parts that are known here."""
+"""Pattern of the known parts."""

@@ -1,8 +1,8 @@
 """Weight files -> tensors by their original (LDM) names, with named errors for files that are something else.
 
-Only what is safe to read, told by its content and not by its ending: safetensors (headers.py), and pickles that torch
-wrote, of which nothing is run (pickles.py). Tensors are mapped: names, shapes and types are known before any of them is
-in memory, so a wrong file is refused at the price of its header.
+Only formats that are safe to read are accepted, recognised by content and not by file name: safetensors (headers.py),
+and pickles written by torch, whose code is never run (pickles.py). Tensors are memory-mapped: names, shapes and types
+are known before any values are in memory, so a wrong file is refused after reading only its header.
 """
 
 import mmap
@@ -44,16 +44,16 @@ NUMBER_FORMATS: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
-"""Number formats by their names in headers."""
+"""torch's dtypes by their names in headers."""
 
 
 PIECE = 1 << 22
-"""Values of 8 bits that are looked at at once."""
+"""How many 8-bit values are checked at once."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is by its tensors' names, and what to give instead where a checkpoint is wanted."""
+    """What a file is, judging by its tensors' names, and what to give instead if a checkpoint is needed."""
 
     what: str
     pattern: str
@@ -81,12 +81,12 @@ T2I_ADAPTER = Kind(
 )
 IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
 IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
-_FACES = "Send a plain or a plus one: this form sees faces in a way that is not run here."
+_FACES = "Send a plain or a plus one: the face networks of this kind are not supported."
 FACE_ADAPTERS = (
     Kind("an IP-Adapter FaceID", r"^(image_proj\.perceiver_resampler\.|ip_adapter\.\d+\.to_\w+_lora\.)", _FACES),
     Kind("an IP-Adapter of the full face", r"^image_proj\.proj\.3\.", _FACES),
 )
-KINDS = (  # the first that fits: what is trained beside a checkpoint has some of its names
+KINDS = (  # the first match counts, because networks trained from a checkpoint share some of its names
     *FACE_ADAPTERS,
     IP_ADAPTER,
     T2I_ADAPTER,
@@ -107,7 +107,7 @@ KINDS = (  # the first that fits: what is trained beside a checkpoint has some o
 
 
 def kind_of(tensors: Mapping[str, Shaped]) -> Kind | None:
-    """Return what a file with these tensors is; None if that is not known."""
+    """Return what a file with these tensors is; None if unknown."""
     sign = sign_of(tensors)
     if sign and sign.family not in FAMILIES:
         return Kind(sign.what, sign.pattern, not_run(sign))
@@ -116,15 +116,15 @@ def kind_of(tensors: Mapping[str, Shaped]) -> Kind | None:
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the file by its name, mapped and not yet in memory.
+    """Return every tensor of the file by its name, memory-mapped and not yet read.
 
-    Raises ModelError when the file is missing, cut, or of no readable form.
+    Raises ModelError if the file is missing, incomplete, or in a format that cannot be read.
     """
     return mapped(path, stored_in(path, content_of(path)))
 
 
 def content_of(path: Path) -> Any:
-    """What the file holds, with `Stored` for each tensor: by name in safetensors, in dicts of any form in a pickle.
+    """Return the file's content, with a `Stored` for each tensor: by name for safetensors, any nesting for a pickle.
 
     Raises ModelError.
     """
@@ -133,13 +133,13 @@ def content_of(path: Path) -> Any:
 
 
 def stored_in(path: Path, content: Any) -> dict[str, Stored]:
-    """Return the tensors of what `content_of` found in the file, by their names. Raises ModelError."""
+    """Return the tensors in the result of `content_of`, by their names. Raises ModelError."""
     with _pickle_errors(path):
         return tensors_in(content)
 
 
 def mapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """These tensors of the file, whose pages come into memory when they are read. Written pages stay in the process."""
+    """Memory-map these tensors of the file. Changes to them stay in the process and never reach the file."""
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     return {name: _tensor(content, each) for name, each in stored.items()}
@@ -153,14 +153,14 @@ def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
         return torch.frombuffer(bytearray(stored.content), dtype=kind).as_strided(stored.shape, stored.strides)
     if stored.start % kind.itemsize == 0:
         values = torch.frombuffer(content, dtype=kind, count=stored.extent, offset=stored.start)
-    else:  # processors want values at multiples of their size, and old files do not care
+    else:  # torch needs values aligned to their size, which old files do not guarantee
         size = stored.extent * kind.itemsize
         values = torch.frombuffer(content, dtype=torch.uint8, count=size, offset=stored.start).clone().view(kind)
     return values.as_strided(stored.shape, stored.strides)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file tells of itself; nothing for a pickle. Raises ModelError for other files."""
+    """Return a safetensors file's metadata; empty for a pickle. Raises ModelError for other files."""
     if not is_safetensors(path):
         return {}
     with _header_errors(path):
@@ -168,9 +168,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file is safetensors; if not, it looks like a pickle. Raises ModelError for anything else."""
+    """Return True for safetensors and False for a pickle. Raises ModelError for anything else."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             found = "a folder or a device" if path.exists() else "no such file"
             raise ModelError(f"{path}: {found}. Give the path of a .safetensors or .ckpt checkpoint.")
         with path.open("rb") as stream:
@@ -184,16 +184,16 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _what_else(start: bytes) -> str:
-    """The usual things that are found in place of weights."""
+    """Describe things that are often found in place of weights."""
     if not start:
         return "an empty file"
     if start.startswith(b"GGUF"):
         return "a GGUF file, which holds quantised weights"
     if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, and not the file that it points to"
+        return "a Git LFS pointer, not the file that it points to"
     if start.lstrip().startswith(b"<"):
-        return "a web page, and no weights: whoever serves the file may want a login"
-    return "neither safetensors nor a pickle of torch, or cut within its first bytes"
+        return "a web page, not weights: the server may require a login"
+    return "neither safetensors nor a pickle of torch, or cut off after its first bytes"
 
 
 @contextmanager
@@ -206,35 +206,35 @@ def _header_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _pickle_errors(path: Path) -> Iterator[None]:
-    """Inside, what is raised at a pickle that cannot be read -> ModelError with the reason."""
+    """Turn what is raised inside, for a pickle that cannot be read, into a ModelError with the reason."""
     try:
         yield
-    except Exception as error:  # zipfile raises many kinds, all mean the same to the user
+    except Exception as error:  # zipfile raises many kinds, which all mean the same to the user
         raise ModelError(
             f"{path}: cannot be read as plain weights ({in_one_line(error)}); nothing in it was run. "
-            "Pickles that need code are refused; use a .safetensors version of it."
+            "Pickles that need code are refused; use a .safetensors version."
         ) from error
 
 
 def check_plain(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Path] = ()) -> None:
-    """Raise ModelError for tensors that pickles can name and that would grow beyond their file once they are copied.
+    """Raise ModelError for unusual tensors that a pickle can describe, and for those that would outgrow their file.
 
-    `others` are the further files of a set of parts.
+    `others` are the other files if the weights are split into several.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or not tensor.is_cpu or tensor.is_quantized:
-            raise ModelError(f"{path}: {name} is no plain tensor (sparse, quantised, or without values).")
+            raise ModelError(f"{path}: {name} is not a plain tensor (it is sparse, quantised, or has no values).")
     size = sum(each.stat().st_size for each in (path, *others))
     if sum(tensor.nbytes for tensor in tensors.values()) > size:
-        raise ModelError(f"{path}: its tensors claim to be larger than the file. It is broken, or made to do harm.")
+        raise ModelError(f"{path}: its tensors claim to be larger than the file. It is broken or malicious.")
 
 
 @contextmanager
 def no_larger_than(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, no more parameters are made than these tensors can fill, four times over: libraries make some twice.
+    """Limit the parameters created inside to four times what these tensors can fill (libraries create some twice).
 
-    Sizes and counts of layers come from the file, and a small one can ask for any; building would take all memory, or
-    never end. Raises ValueError, before a parameter's memory is written to.
+    Sizes and numbers of layers come from the file. A small file can ask for any, and building the network would then
+    take all memory or never end. Raises ValueError before a parameter's memory is written to.
     """
     room = 4 * sum(max(1, tensor.numel()) for tensor in tensors)
 
@@ -252,7 +252,7 @@ def no_larger_than(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelError for weights that are NaN or infinite: no picture comes of them."""
+    """Raise ModelError for weights that are NaN or infinite, because they cannot give a picture."""
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise ModelError(
@@ -262,10 +262,10 @@ def check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite, in any number format.
+    """Return whether all values are finite, for any dtype.
 
-    The sum tells for a thirtieth of the time; it may overflow, so it only raises doubt. torch has no arithmetic for
-    numbers of 8 bits, which are looked at in half precision, piece by piece.
+    A finite sum proves it in a thirtieth of the time. The sum may overflow, so otherwise all values are checked. torch
+    has no arithmetic for 8-bit numbers, so these are checked in half precision, piece by piece.
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
@@ -275,14 +275,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def weight_file(folder: Path) -> Path | None:
-    """Return the weights of a diffusers pipeline's UNet, or of a folder that holds one network; the first of a set."""
+    """Return the weight file of a diffusers pipeline's UNet, or of a folder with one network. Of several, the first."""
     return next(iter(weight_files(folder / "unet") or weight_files(folder)), None)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights of a folder's network: one, or all of a set of parts.
+    """Return the files with the weights of a folder's network: one, or all parts if they are split.
 
-    Of several forms the safe one is taken, and of its variants the plain one, then fp16.
+    safetensors is preferred over pickles; among variants the plain one is preferred, then fp16.
     """
     for ending in ("safetensors", "bin"):
         found = sorted(folder.glob(f"*.{ending}"), key=lambda path: (_variant_rank(path.name), path.name))
@@ -301,11 +301,11 @@ def _variant_rank(name: str) -> int:
 
 
 def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
-    """Return the (UNet, VAE, text encoder) tensors of a single file; UNet's and VAE's keep their prefixes.
+    """Return the (UNet, VAE, text encoder) tensors of a single file. UNet's and VAE's keep their prefixes.
 
-    Text tensors come by transformers' names without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`): merged
-    checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file without a
-    text encoder.
+    Text tensors get transformers' names without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`), because
+    merged checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file
+    without a text encoder.
     """
     prefix = family.text.prefix
     unet = {name: value for name, value in tensors.items() if name.startswith(UNET_PREFIX)}
@@ -319,12 +319,12 @@ def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) 
         raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
     if family.text.openclip:
         layers = {name.split(".")[2] for name in text if name.startswith("transformer.resblocks.")}
-        text = openclip_layout(len(layers) - 1).tensors_to_diffusers(text)  # nothing uses the last one
+        text = openclip_layout(len(layers) - 1).tensors_to_diffusers(text)  # the last layer is not used
     return unet, vae, text
 
 
 def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:
-    """Return the family of a single-file checkpoint. Raises ModelError, which names what the file is instead."""
+    """Return the family of a single-file checkpoint. Raises ModelError, which says what the file is instead."""
     kind = kind_of(tensors)
     if kind is None:
         raise ModelError(f"{path}: holds no UNet ({UNET_PREFIX}*), so it is not a Stable Diffusion checkpoint.")
@@ -334,11 +334,10 @@ def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:
 
 
 def vae_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a separate VAE file under the names they have inside a checkpoint.
+    """Return the tensors of a separate VAE file under the names that they have inside a checkpoint.
 
-    VAE files are published with and without `first_stage_model.`, and with diffusers' names; a whole checkpoint serves
-    as well.
-    Raises ModelError when the file holds no decoder, or is of another family.
+    VAE files are published with and without `first_stage_model.`, and with diffusers' names. A whole checkpoint works,
+    too. Raises ModelError if the file has no decoder or is for another family.
     """
     inside = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
     if not inside:
@@ -349,5 +348,5 @@ def vae_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kind = kind_of(tensors)
     if VAE_PREFIX + "decoder.conv_in.weight" not in inside or kind not in (CHECKPOINT, VAE_FILE, None):
         seen = f" It is {kind.what}." if kind else ""
-        raise ModelError(f"{path}: holds no VAE decoder that can be put over the checkpoint's VAE.{seen}")
+        raise ModelError(f"{path}: holds no VAE decoder that can replace the checkpoint's.{seen}")
     return inside

@@ -1,8 +1,8 @@
-"""ControlNet files -> networks: a copy of the UNet's encoding half that sees a map (Zhang et al. 2023,
+"""ControlNet files -> networks: a copy of the UNet's encoder that sees a map (Zhang et al. 2023,
 https://arxiv.org/abs/2302.05543).
 
-A Control-LoRA (https://huggingface.co/stabilityai/control-lora) is a ControlNet whose layers are products of low rank
-that are added to the UNet's own weights. What it has in common with the UNet is not in its file at all.
+A Control-LoRA (https://huggingface.co/stabilityai/control-lora) is a ControlNet whose layers are low-rank products that
+are added to the UNet's own weights. Weights that equal the UNet's are not in its file at all.
 """
 
 from collections.abc import Mapping
@@ -23,28 +23,28 @@ from pipelines.models.unet import fit_any_norm
 from pipelines.runtime.device import Device
 
 TENSORS_MAX = 2000
-"""In a ControlNet's file. More could only cost time."""
+"""Limit for a ControlNet's file. More tensors would only cost time."""
 PREFIXES = {"control_model.": "control_model.time_embed.0.", "": "time_embed.0."}
-"""What LDM's names begin with in the two forms that are published, and the layer that tells the form."""
+"""The prefixes of LDM's names in the two published forms, and the layer by which each is recognised."""
 DIFFUSERS = "time_embedding.linear_1."
-"""The layer that tells diffusers' names."""
+"""The layer by which diffusers' names are recognised."""
 LORA_MARKER = "lora_controlnet"
-"""An empty tensor that Control-LoRAs have."""
+"""An empty tensor by which Control-LoRAs are recognised."""
 SHARED = ("block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim", "attention_head_dim")
-"""What a ControlNet's configuration has in common with its UNet's."""
+"""The parts of a ControlNet's configuration that equal its UNet's."""
 
 
 def build_controlnet(
     path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> ControlNetModel:
-    """Return the ControlNet of a file's tensors, which have LDM's or diffusers' names.
+    """Build the ControlNet from a file's tensors, which have LDM's or diffusers' names.
 
     `unet` is the UNet that it guides, without LoRAs. Raises ModelError.
     """
     if len(tensors) > TENSORS_MAX:
-        raise ModelError(f"{path}: holds {len(tensors)} tensors, and a ControlNet of its family has about 340.")
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, but a ControlNet of its family has about 340.")
     if "difference" in tensors:
-        raise ModelError(f"{path}: holds only differences to another model. Give the whole ControlNet.")
+        raise ModelError(f"{path}: has only differences to another model. Give the whole ControlNet.")
     _check_is_control(path, tensors, family)
     low_rank = LORA_MARKER in tensors
     named = _by_diffusers_names(tensors, len(unet.config["block_out_channels"]))
@@ -65,7 +65,7 @@ def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family)
     if form_known and any("zero_convs" in name or "controlnet_" in name for name in tensors):
         return
     kind = kind_of(tensors)
-    what = f"{kind.what}, and no ControlNet" if kind and kind.what != "a ControlNet" else "no ControlNet"
+    what = f"{kind.what}, not a ControlNet" if kind and kind.what != "a ControlNet" else "not a ControlNet"
     raise ModelError(f"{path}: {what}. Give one that was made for {family.name}.")
 
 
@@ -93,7 +93,7 @@ def _joined(
         if name in tensors:
             joined[name] = tensors[name]
         elif name in unet:
-            # an inpainting UNet sees more channels than the latents, which are all that a ControlNet sees
+            # an inpainting UNet has more channels than the latents, but a ControlNet takes only the latents
             own = unet[name][:, : shape[1]] if name == "conv_in.weight" else unet[name]
             joined[name] = _added(path, name, own, tensors).to(device.dtype)
     return joined
@@ -106,7 +106,7 @@ def _added(path: Path, name: str, own: Tensor, tensors: Mapping[str, Tensor]) ->
     if not parts:
         return own.clone()
     if len(parts) == 1 or not all(part.dim() and part.numel() for part in parts):
-        raise ModelError(f"{path}: lacks a half of its product for {layer}. The file is cut or of another form.")
+        raise ModelError(f"{path}: lacks half of its product for {layer}. The file is incomplete or malformed.")
     up, down = (part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts)
     if up.shape[1] != down.shape[0] or len(down) > RANK_MAX or len(up) * down.shape[1] != own.numel():
         shapes = f"{tuple(up.shape)} by {tuple(down.shape)}"

@@ -1,4 +1,4 @@
-"""What guides a prediction beside its prompt: ControlNets and adapters, told apart by their files' content."""
+"""ControlNets and adapters, which guide a prediction in addition to its prompt. File content tells them apart."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,14 +23,14 @@ from pipelines.runtime.device import Device
 ControlNetwork: TypeAlias = ControlNetModel | T2IAdapter | IPAdapter
 Build = Callable[[Path, Mapping[str, Tensor], UNet2DConditionModel, Device, Family], ControlNetwork]
 BUILD: Mapping[Kind, Build] = {T2I_ADAPTER: build_t2i_adapter, IP_ADAPTER: build_ip_adapter}
-"""How a network is made of each kind of file; of any other it is a ControlNet, or nothing that is known."""
+"""How to build each kind of network. Files of any other kind are treated as ControlNets."""
 
 
 class ControlNetworks:
-    """The control networks of one prediction, kept for the next one as far as it asks for the same."""
+    """The control networks of one prediction. They are kept for the next one if it uses them again."""
 
     def __init__(self, unet: UNet2DConditionModel, family: Family, device: Device) -> None:
-        """`unet` is the network that they guide, and `family` that of its model."""
+        """Load networks for this `unet`, whose model is of this `family`."""
         self._unet, self._family, self._device = unet, family, device
         self._loaded: dict[ExtraFile, ControlNetwork] = {}
         self._encoders: dict[ExtraFile, ImageEncoder] = {}
@@ -40,12 +40,12 @@ class ControlNetworks:
 
     @property
     def networks(self) -> Collection[ControlNetwork]:
-        """All that are loaded, without the image encoder."""
+        """All loaded networks, without the image encoder."""
         return self._loaded.values()
 
     @property
     def encoder(self) -> ImageEncoder | None:
-        """The image encoder, which is loaded together with an IP-Adapter."""
+        """The image encoder, which is loaded together with an IP-Adapter; None if it is not loaded."""
         return next(iter(self._encoders.values()), None)
 
     def have(self, files: Iterable[ExtraFile]) -> bool:
@@ -53,10 +53,10 @@ class ControlNetworks:
         return all(file in self._loaded for file in files)
 
     def load_only(self, files: Iterable[ExtraFile], image_encoder: ExtraFile | None = None) -> None:
-        """Load these, keep those that are loaded already and drop all others.
+        """Load these files, keep those that are already loaded and drop all others.
 
-        The UNet must hold no LoRAs when a file is read: a Control-LoRA is a change of the UNet's own weights. Raises
-        ModelError for a file that does not fit the UNet, and for an IP-Adapter without its image encoder.
+        The UNet must have no LoRAs applied when a file is read, because a Control-LoRA is a change of the UNet's own
+        weights. Raises ModelError for a file that does not fit the UNet, and for an IP-Adapter without image encoder.
         """
         wanted = dict.fromkeys(files)
         self._loaded = {file: network for file, network in self._loaded.items() if file in wanted}
@@ -76,12 +76,12 @@ class ControlNetworks:
         for each, adapter in adapters.items():
             with each.blamed():
                 if self.encoder is None:
-                    raise ModelError("an IP-Adapter, which needs the image encoder CLIP ViT-H, and there is none here.")
+                    raise ModelError("an IP-Adapter, which needs the image encoder CLIP ViT-H; there is none here.")
                 adapter.check_encoder(self.encoder)
 
 
 def load_control(path: Path, unet: UNet2DConditionModel, device: Device, family: Family) -> ControlNetwork:
-    """Return the control network of a file, for this UNet of a model of the family. Raises ModelError."""
+    """Load the control network of a file for this UNet, whose model is of this family. Raises ModelError."""
     tensors = map_tensors(path)
     check_made_for(path, tensors, family)
     kind = kind_of(tensors)

@@ -1,7 +1,7 @@
-"""MiDaS's DPT-hybrid: how far away everything in a picture is (Ranftl et al. 2021, https://arxiv.org/abs/2103.13413).
+"""MiDaS's DPT-hybrid estimates the depth of a picture (Ranftl et al. 2021, https://arxiv.org/abs/2103.13413).
 
-Single files of Stable Diffusion 2 depth hold it by MiDaS's names, diffusers folders by transformers'. The picture is
-prepared as MiDaS does it: the side that needs the least change becomes 384 px, both become multiples of 32.
+Single files of Stable Diffusion 2 depth contain it with MiDaS's names, diffusers folders with transformers'. Pictures
+are prepared as MiDaS does it: the side that needs the least change becomes 384 px, and both become multiples of 32.
 """
 
 import re
@@ -25,12 +25,12 @@ from pipelines.runtime.device import Device
 DEPTH_PREFIX = "depth_model.model."
 SIDE, MULTIPLE, PATCH = 384, 32, 16
 WHOLE = "scratch.output_conv.4.weight"
-"""The last layer: a file that has it has a whole network."""
+"""The last layer. A file that has it has the whole network."""
 STAGES, LAYERS = 3, 4
-"""Stages of the convolutions, and layers of the part that puts the picture together again."""
+"""Stages of the convolutional backbone, and layers of the part that reassembles the picture."""
 BLOCK = "pretrained.model.patch_embed.backbone."
 READOUT = ((2, 3), (3, 4))
-"""Layers of it that get something of the transformer: transformers' number and MiDaS's."""
+"""Reassembling layers that get features of the transformer: transformers' number and MiDaS's."""
 NAMES = (
     (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
     (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
@@ -72,19 +72,19 @@ NAMES = (
 )
 """MiDaS's names -> transformers'."""
 JOINED = re.compile(r"pretrained\.model\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-"""Queries, keys and values, which MiDaS has in one tensor."""
+"""Queries, keys and values, which MiDaS stores in one tensor."""
 
 
 class DepthEstimator:
-    """DPT-hybrid on its device, in float32: its weights are normalised in every call, for which half is not enough."""
+    """DPT-hybrid on its device, in float32. Its weights are normalised in every call, which needs that precision."""
 
     def __init__(self, network: DPTForDepthEstimation) -> None:
         self._network = network
 
     @torch.inference_mode()
     def depth(self, picture: Image.Image) -> Tensor:
-        """Return the nearness of everything in an RGB picture, (1, 1, h, w) in float32, of no certain range."""
-        import cv2  # half a second that starts can do without
+        """Return the inverse depth of an RGB picture (larger is nearer), (1, 1, h, w) in float32, of any range."""
+        import cv2  # it takes half a second, which start-up can save
 
         pixels = np.asarray(picture).astype(np.float32) / 255
         small = cv2.resize(pixels, prepared_size(*picture.size), interpolation=cv2.INTER_CUBIC)
@@ -92,10 +92,10 @@ class DepthEstimator:
         return self._of(shown)[None]
 
     def _of(self, shown: Tensor) -> Tensor:
-        """Return the network's output (1, h, w). Its own `forward` does the same for squares alone."""
+        """Return the network's output (1, h, w). Its own `forward` does the same, but only for squares."""
         height, width = shown.shape[2:]
         network = self._network
-        network.dpt.embeddings.image_size = height, width  # it takes any size, and refuses others than it is told
+        network.dpt.embeddings.image_size = height, width  # it can handle any size, but only accepts the one set here
         outputs = network.dpt(shown, output_hidden_states=True)
         taken = network.config.backbone_out_indices[2:]
         states = [*outputs.intermediate_activations, *(outputs.hidden_states[layer + 1] for layer in taken)]
@@ -104,14 +104,14 @@ class DepthEstimator:
 
 
 def prepared_size(width: int, height: int) -> tuple[int, int]:
-    """Return the (width, height) that MiDaS brings a picture to."""
+    """Return the (width, height) that MiDaS resizes a picture to."""
     scale = min(SIDE / width, SIDE / height, key=lambda each: abs(1 - each))
     wide, high = (max(MULTIPLE, round(scale * side / MULTIPLE) * MULTIPLE) for side in (width, height))
     return wide, high
 
 
 def build_depth_estimator(path: Path, tensors: Mapping[str, Tensor], device: Device) -> DepthEstimator | None:
-    """Return the estimator of a single file's tensors; None for a file that has none, or no whole one.
+    """Build the estimator from a single file's tensors. Return None if the file has none, or only part of one.
 
     Raises ModelError.
     """
@@ -125,13 +125,13 @@ def build_depth_estimator(path: Path, tensors: Mapping[str, Tensor], device: Dev
 
 
 def depth_estimator_of_folder(folder: Path, device: Device) -> DepthEstimator:
-    """Return the estimator of a folder as transformers writes it. Raises ModelError."""
+    """Load the estimator from a folder in transformers' format. Raises ModelError."""
     network = from_subfolder(DPTForDepthEstimation, folder, replace(device, dtype=torch.float32))
     return DepthEstimator(network.eval())
 
 
 def by_transformers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return MiDaS's tensors by transformers' names. What has none there (MiDaS's classifier) is left out."""
+    """Return MiDaS's tensors by transformers' names. Those without such a name (MiDaS's classifier) are left out."""
     named = {}
     for name, tensor in tensors.items():
         if match := JOINED.fullmatch(name):

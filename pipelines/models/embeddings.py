@@ -1,4 +1,4 @@
-"""Textual inversion: words of a prompt that stand for vectors of their own (Gal et al. 2022, arXiv:2208.01618)."""
+"""Textual inversion: words in a prompt that stand for trained vectors (Gal et al. 2022, arXiv:2208.01618)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -14,15 +14,15 @@ from pipelines.families.fitting import CONTEXTS
 from pipelines.models.checkpoint import check_finite, check_plain, kind_of, map_tensors
 
 NAMES = ("string_to_param.", "emb_params")
-"""How programs begin the vectors' name in their files; others hold one tensor of any name."""
+"""Prefixes of the vectors' name in files. Other files have a single tensor of any name."""
 BUNDLED = "bundle_emb."
-"""How the tensors of embeddings that are part of a LoRA's file begin: `bundle_emb.NAME.string_to_param.*`."""
+"""Prefix of embeddings inside a LoRA's file: `bundle_emb.NAME.string_to_param.*`."""
 
 
 class EmbeddingTable:
-    """The embeddings that the prompts of one prediction may name; read when the first prompt does.
+    """The embeddings that the prompts of one prediction may name. They are read when a prompt first names them.
 
-    In a chunk an embedding's vector is a token of negative number: -1 is the first row of `_rows`.
+    In a chunk, an embedding's vector is a token with a negative number: -1 is the first row of `_rows`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class EmbeddingTable:
         width: int,
         bundles: Mapping[str, ExtraFile] | None = None,
     ) -> None:
-        """Of `bundles`, embeddings inside LoRA files, those count whose names no file has, as in WebUI."""
+        """Collect the embeddings' names. `bundles` are embeddings inside LoRA files; as in WebUI, `files` win."""
         self._bundles = {name: file for name, file in (bundles or {}).items() if name not in files}
         self._files, self._width = {**files, **self._bundles}, width
         self._names: dict[int, list[tuple[list[int], str]]] = {}
@@ -46,9 +46,9 @@ class EmbeddingTable:
         self._units: dict[str, tuple[int, ...]] = {}
 
     def units(self, ids: list[int]) -> Iterator[tuple[int, ...]]:
-        """The tokens of one piece, those of an embedding's name replaced by its vectors, which stay together.
+        """Yield the tokens of one piece, with an embedding's name replaced by its vectors, which stay together.
 
-        Raises ModelError for a file that is no embedding of this model.
+        Raises ModelError for a file that is not an embedding for this model.
         """
         position = 0
         while position < len(ids):
@@ -69,17 +69,17 @@ class EmbeddingTable:
         return self._units[name]
 
     def vectors(self, tokens: Sequence[int]) -> Tensor:
-        """(tokens, width) float32 of tokens of negative number."""
+        """Return the vectors of tokens with negative numbers, (tokens, width) float32."""
         return torch.stack([self._rows[-1 - token] for token in tokens])
 
     def hashes(self, tokens: Sequence[int]) -> dict[str, str]:
-        """Names and SHA-256 of the embeddings among the tokens, in their order. Bundled ones have no hash."""
+        """Return names and SHA-256 of the embeddings among the tokens, in order. Bundled ones are left out."""
         names = dict.fromkeys(self._owners[-1 - token] for token in tokens if token < 0)
         return {name: self._files[name].sha256 for name in names if name not in self._bundles}
 
 
 def bundles_of(loras: Iterable[ExtraFile]) -> dict[str, ExtraFile]:
-    """Return the embeddings that these LoRA files hold, by name, each with its file. Raises ModelError."""
+    """Return the embeddings inside these LoRA files, by name, each with its file. Raises ModelError."""
     found: dict[str, ExtraFile] = {}
     for file in loras:
         with file.blamed():
@@ -94,9 +94,9 @@ def _bundled_names(file: ExtraFile) -> tuple[str, ...]:
 
 
 def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> Tensor:
-    """Return an embedding's vectors (n, width) in float32; of a LoRA's file those that are `bundled` by this name.
+    """Return an embedding's vectors (n, width) in float32. For a LoRA's file, `bundled` is the embedding's name.
 
-    Raises ModelError for a file that holds no such thing.
+    Raises ModelError if the file does not contain it.
     """
     path, tensors = file.path, map_tensors(file.path)
     if bundled is not None:
@@ -118,11 +118,11 @@ def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> T
 
 
 def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the one tensor that holds the vectors. Raises ModelError where there is none."""
+    """Return the tensor with the vectors. Raises ModelError if there is none."""
     named = next((tensor for name, tensor in tensors.items() if name.startswith(NAMES)), None)
     if named is not None:
         return named
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     kind = kind_of(tensors)
-    raise ModelError(f"{path}: {kind.what if kind else 'no embedding'}. Give a textual inversion's file.")
+    raise ModelError(f"{path}: {kind.what if kind else 'not an embedding'}. Give a textual inversion file.")

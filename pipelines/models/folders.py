@@ -16,9 +16,9 @@ from pipelines.runtime.device import Device
 
 
 def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
-    """Return a network of a diffusers folder, on the device.
+    """Load a network from a diffusers folder to the device.
 
-    The folder may hold any variant (fp16), and its weights in one file or in parts. Raises ModelError.
+    The folder may contain any variant (fp16), and its weights may be split into parts. Raises ModelError.
     """
     config = read_config(folder / "config.json")
     files = weight_files(folder)
@@ -34,8 +34,8 @@ def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
 
 
 def _empty(network_class: Any, config: dict[str, Any]) -> Any:
-    """Return a network of this configuration. It is not made on the meta device, as some have buffers that no file
-    holds; memory for its weights is reserved and not written to."""
+    """Create a network with this configuration. The meta device is not used, because some networks have buffers that no
+    file contains. Memory for the weights is reserved but not written to."""
     if issubclass(network_class, PreTrainedModel):
         return network_class(network_class.config_class.from_dict(config))
     return network_class.from_config(config)
@@ -43,23 +43,23 @@ def _empty(network_class: Any, config: dict[str, Any]) -> Any:
 
 @contextmanager
 def folder_errors(path: Path) -> Iterator[None]:
-    """Turn what the libraries raise at an unreadable folder into a ModelError with their first line."""
+    """Turn what the libraries raise for an unreadable folder into a ModelError with its first line."""
     try:
         yield
-    except Exception as error:  # of a dozen kinds
+    except Exception as error:  # there are a dozen kinds
         raise ModelError(f"{path}: not a diffusers folder that can be read ({in_one_line(error)}).") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of a network or scheduler. Raises ModelError.
+    """Read the configuration of a network or scheduler. Raises ModelError.
 
-    It is checked before the libraries see it: they would take a string for a name on the hub and ask there, and make
-    lists as long as it says before they begin a network.
+    It is checked before the libraries see it. They would treat a string as a name on the hub and look it up there, and
+    they would create lists of any length that it asks for.
     """
     with folder_errors(path.parent):
         config = json.loads(path.read_text(encoding="utf-8"), parse_int=_sane)
         if not isinstance(config, dict):
-            raise ValueError(f"{path.name} holds no JSON object")
+            raise ValueError(f"{path.name} is not a JSON object")
         return config
 
 

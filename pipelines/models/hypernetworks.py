@@ -1,10 +1,10 @@
-"""Hypernetworks: small networks that change what attention makes its keys and values of.
+"""Hypernetworks: small networks that change the inputs of attention's keys and values.
 
     k = to_k(h_k(context)), v = to_v(h_v(context)), each h(x) = x + network(x) * multiplier
 
-A file has a pair of networks for each width of context that it changes: in Stable Diffusion 1.x 768 for the prompt and
-320, 640 and 1280 for self-attention. The form is that of WebUI's training (its pull requests 3086, 3199, 3414 and
-3698): fully connected layers, each with an activation and perhaps a norm after it. Dropout does nothing in drawing.
+A file has a pair of networks for each context width that it changes: in Stable Diffusion 1.x 768 for the prompt and
+320, 640 and 1280 for self-attention. The format is that of WebUI's training (its pull requests 3086, 3199, 3414 and
+3698): fully connected layers, each followed by an activation and perhaps a norm. Dropout is only used in training.
 """
 
 import re
@@ -26,7 +26,7 @@ from pipelines.files.headers import Stored
 from pipelines.models.checkpoint import check_finite, check_plain, content_of, is_safetensors, mapped
 
 LAYERS_MAX = 64
-"""Of one network. Those that people train have two to five."""
+"""Limit for one network. Those that people train have two to five layers."""
 _LAYER = re.compile(r"linear\.?(\d{1,3})\.(weight|bias)")
 """`linear.0.weight`, or in the first files `linear1.weight`."""
 _PAIR = 2
@@ -34,7 +34,7 @@ _PAIR = 2
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: Mapping[str, Activation] = {
     "linear": lambda x: x,
-    "swish": F.hardswish,  # WebUI calls it so
+    "swish": F.hardswish,  # WebUI's name for it
     "relu": F.relu,
     "leakyrelu": F.leaky_relu,
     "elu": F.elu,
@@ -56,7 +56,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "softsign": F.softsign,
     "tanhshrink": F.tanhshrink,
 }
-"""By the names in files, which are torch's in lower case. Those with weights of their own cannot be in files."""
+"""Activations by their names in files, which are torch's in lower case. Files cannot use those with weights."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Perceptron:
     """One of a file's networks: fully connected layers and norms, in their order."""
 
     layers: tuple[tuple[Tensor, Tensor | None], ...]
-    """Weight and bias of each; the weight of a norm has one dimension."""
+    """Weight and bias of each layer. The weight of a norm has one dimension."""
     activation: Activation
     activates_output: bool
 
@@ -90,14 +90,14 @@ class Perceptron:
 
 
 Hypernetwork = Mapping[int, tuple[Perceptron, Perceptron]]
-"""By the width of the context: the networks for keys and for values."""
+"""The networks for keys and for values, by context width."""
 
 
 @contextmanager
 def hypernetworks_in(unet: UNet2DConditionModel, uses: Sequence[HypernetworkUse]) -> Iterator[None]:
-    """Inside, these act on the UNet's attention, one after the other.
+    """Apply these to the UNet's attention, one after the other, while the context lasts.
 
-    Raises ModelError for a file that is none, or that changes nothing in this UNet.
+    Raises ModelError for a file that is not a hypernetwork or changes nothing in this UNet.
     """
     with ExitStack() as hooks:
         for use in uses:
@@ -113,7 +113,7 @@ def hypernetworks_in(unet: UNet2DConditionModel, uses: Sequence[HypernetworkUse]
         yield
 
 
-_OTHER = "It was made for another family of models than this one."
+_OTHER = "It was made for another family of models."
 
 
 def _changed_layers(unet: UNet2DConditionModel, networks: Hypernetwork) -> Iterator[tuple[nn.Module, Perceptron]]:
@@ -134,15 +134,15 @@ def _changing(network: Perceptron, multiplier: float) -> Callable[[nn.Module, tu
 
 @lru_cache(4)
 def read_hypernetwork(file: ExtraFile, device: torch.device, dtype: torch.dtype) -> Hypernetwork:
-    """Return a file's networks. Raises ModelError, which names the input or the file, and the reason."""
+    """Read a file's networks. Raises ModelError, which names the input or the file, and the reason."""
     with file.blamed():
         content = {} if is_safetensors(file.path) else content_of(file.path)
         if not is_hypernetwork(content):
-            raise ModelError(f"{file.path}: no hypernetwork. Give a .pt file that WebUI trained as one.")
+            raise ModelError(f"{file.path}: not a hypernetwork. Give a .pt file from WebUI's hypernetwork training.")
         name = str(content.get("activation_func") or "linear").lower()
         if name not in ACTIVATIONS:
             raise ModelError(f"{file.path}: its activation is {name!r}. Known are {', '.join(ACTIVATIONS)}.")
-        output = bool(content.get("activate_output", True))  # what files before that choice do
+        output = bool(content.get("activate_output", True))  # files older than this option do it
         networks = {}
         for width, pair in _pairs(content).items():
             layers = (_layers(file, width, state) for state in pair)
@@ -152,7 +152,7 @@ def read_hypernetwork(file: ExtraFile, device: torch.device, dtype: torch.dtype)
 
 
 def is_hypernetwork(content: Any) -> bool:
-    """Whether the content of a pickle is that of a hypernetwork: pairs of networks by whole numbers."""
+    """Return whether the content of a pickle is a hypernetwork: pairs of networks with whole numbers as keys."""
     return isinstance(content, Mapping) and bool(_pairs(content))
 
 
@@ -178,17 +178,17 @@ def _layers(file: ExtraFile, width: int, state: Mapping[Any, Any]) -> Layers:
     for name, tensor in tensors.items():
         match = _LAYER.fullmatch(name)
         if match is None or not tensor.is_floating_point():
-            raise ModelError(f"{file.path}: {name} ({tensor.dtype}) is no part of a hypernetwork that is known here.")
+            raise ModelError(f"{file.path}: {name} ({tensor.dtype}) is not a known part of a hypernetwork.")
         parts.setdefault(int(match[1]), {})[match[2]] = tensor
     layers = [(part.get("weight", torch.empty(0)), part.get("bias")) for _, part in sorted(parts.items())]
     if not _fits(width, layers):
         shapes = ", ".join(str(tuple(weight.shape)) for weight, _ in layers) or "none"
-        raise ModelError(f"{file.path}: layers of the shapes {shapes} for a context of width {width} do not fit.")
+        raise ModelError(f"{file.path}: its layers of the shapes {shapes} do not fit a context of width {width}.")
     return layers
 
 
 def _fits(width: int, layers: Layers) -> bool:
-    """Whether the layers lead from a width to the same one, with at least one fully connected layer."""
+    """Return whether the layers lead from this width back to it, with at least one fully connected layer."""
     size = width
     for weight, bias in layers:
         if weight.dim() not in (1, 2) or weight.shape[-1] != size:
@@ -200,7 +200,7 @@ def _fits(width: int, layers: Layers) -> bool:
 
 
 def _on(device: torch.device, dtype: torch.dtype, layers: Layers) -> tuple[tuple[Tensor, Tensor | None], ...]:
-    """Return the layers where the UNet is, in its number format."""
+    """Return the layers on the UNet's device, in its dtype."""
     return tuple(
         (weight.to(device, dtype), None if bias is None else bias.to(device, dtype)) for weight, bias in layers
     )

@@ -1,4 +1,4 @@
-"""CLIP's image encoder, by which IP-Adapters see a picture, and how CLIP's networks are shown one."""
+"""CLIP's image encoder, through which IP-Adapters see a picture, and how a picture is prepared for CLIP."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from pipelines.runtime.device import Device
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 HEADS = 16
-"""Of every layer of ViT-H. The weights do not tell."""
+"""Heads in every layer of ViT-H. The weights do not show this number."""
 TENSORS_MAX = 2000
-"""In an image encoder's file. More could only cost time."""
+"""Limit for an image encoder's file. More tensors would only cost time."""
 PREFIX = "vision_model."
 
 
 def clip_input(picture: Image.Image, size: int) -> Tensor:
-    """Return an RGB picture as CLIP sees it, (1, 3, size, size): scaled, cropped in the middle, normalised."""
+    """Prepare an RGB picture for CLIP, (1, 3, size, size): scale, crop the middle, normalise."""
     shorter = min(picture.size)
     width, height = (side * size // shorter for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2
@@ -43,7 +43,7 @@ class ImageEncoder:
     network: CLIPVisionModelWithProjection
 
     def embedding(self, picture: Image.Image | None) -> Tensor:
-        """Return the embedding (1, k) of an RGB picture; zeros for None."""
+        """Return the embedding (1, k) of an RGB picture. None: zeros."""
         if picture is None:
             config = self.network.config
             return torch.zeros(1, config.projection_dim, device=self.network.device, dtype=self.network.dtype)
@@ -51,7 +51,7 @@ class ImageEncoder:
         return embedding
 
     def patches(self, picture: Image.Image | None) -> Tensor:
-        """Return what the last layer but one says of a picture's patches, (1, n, width); of zeros for None."""
+        """Return the second-to-last layer's output for a picture's patches, (1, n, width). None: for a zero input."""
         size = self.network.config.image_size
         shown = self._input(picture) if picture else self._on_device(torch.zeros(1, 3, size, size))
         states: Tensor = self.network(shown, output_hidden_states=True).hidden_states[-2]
@@ -65,22 +65,22 @@ class ImageEncoder:
 
 
 def load_image_encoder(path: Path, device: Device) -> ImageEncoder:
-    """Return the image encoder of a file as transformers writes it. Raises ModelError."""
+    """Load the image encoder of a file in transformers' format. Raises ModelError."""
     tensors = map_tensors(path)
     if (kind := kind_of(tensors)) is not IMAGE_ENCODER or "visual_projection.weight" not in tensors:
-        what = f"{kind.what}, and no" if kind and kind is not IMAGE_ENCODER else "no whole"
-        raise ModelError(f"{path}: {what} image encoder of CLIP. Give CLIP ViT-H as transformers writes it.")
+        what = f"{kind.what}, not an" if kind and kind is not IMAGE_ENCODER else "not a complete"
+        raise ModelError(f"{path}: {what} image encoder of CLIP. Give CLIP ViT-H in transformers' format.")
     if len(tensors) > TENSORS_MAX:
-        raise ModelError(f"{path}: holds {len(tensors)} tensors, and CLIP ViT-H has about 520.")
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, but CLIP ViT-H has about 520.")
     with built_of(path, "image encoder", tensors), torch.device("meta"):
         network = CLIPVisionModelWithProjection(_config(tensors))
     embeddings = network.vision_model.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]  # a buffer that is no weight
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]  # a buffer, not a weight
     return ImageEncoder(fill(path, network, tensors, device).eval())
 
 
 def _config(tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:
-    """Return the configuration that the tensors have. Raises KeyError for one that lacks."""
+    """Return the configuration of a network with these tensors. Raises KeyError if one is missing."""
     width, _, patch, _ = tensors[f"{PREFIX}embeddings.patch_embedding.weight"].shape
     positions = len(tensors[f"{PREFIX}embeddings.position_embedding.weight"])
     layers = f"{PREFIX}encoder.layers."

@@ -1,7 +1,7 @@
-"""What an unCLIP model draws by beside its prompt: a picture's CLIP embedding, with noise over it.
+"""The second prompt of an unCLIP model: a picture's CLIP embedding with added noise.
 
-Ramesh et al. 2022 (https://arxiv.org/abs/2204.06125); the noise as in Stable unCLIP 2.1. A picture is given to the
-image tower as WebUI gives it: squeezed to a square, bicubic with antialiasing.
+Ramesh et al. 2022 (https://arxiv.org/abs/2204.06125), with noise as in Stable unCLIP 2.1. A picture is prepared for the
+image tower as in WebUI: squeezed to a square, bicubic with antialiasing.
 """
 
 import logging
@@ -30,26 +30,26 @@ from pipelines.runtime.device import Device
 log = logging.getLogger(__name__)
 
 IMAGE_PREFIX, AUGMENTOR_PREFIX = "embedder.model.visual.", "noise_augmentor."
-"""Of an unCLIP model's image tower, and of what it knows of its embeddings."""
+"""Prefixes of an unCLIP model's image tower, and of the statistics of its embeddings."""
 QUICK_WIDTH = 1024
-"""Of OpenAI's ViT-L/14, whose activation is another than OpenCLIP's."""
+"""The width of OpenAI's ViT-L/14, which uses a different activation than OpenCLIP."""
 VIT_L_EMBEDDING = 768
 IMAGE_HEAD_CHANNELS = {1280: 80}
-"""Of ViT-H/14."""
+"""Channels per head, by width, if they are not the usual number: those of ViT-H/14."""
 LEVELS = 1000
-"""Levels of noise, from none to all."""
+"""Number of noise levels, from no noise to only noise."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean and the deviation of the embeddings that a model was trained with, (width,) each."""
+    """The mean and the standard deviation of the embeddings that a model was trained with, (width,) each."""
 
     mean: Tensor
     deviation: Tensor
 
 
 class ImagePrompt(nn.Module):
-    """The image tower of an unCLIP model, and the noise over its embeddings."""
+    """The image tower of an unCLIP model, and the noise added to its embeddings."""
 
     def __init__(self, tower: CLIPVisionModelWithProjection, spread: Spread) -> None:
         super().__init__()
@@ -63,8 +63,11 @@ class ImagePrompt(nn.Module):
 
     @torch.inference_mode()
     def vectors(self, picture: Tensor, level: int, seeds: Sequence[int]) -> Tensor:
-        """Return a vector for each seed, (B, 2 * width): the embedding of the picture (3, H, W) in [0, 1] with noise of
-        this level over it, and the level. Each image's noise has its own seed, so that it is the same in any batch."""
+        """Return a vector for each seed, (B, 2 * width), for a picture (3, H, W) in [0, 1].
+
+        It consists of the picture's embedding with noise of this level, and the level's embedding. Each image's noise
+        has its own seed, so that it is the same in any batch.
+        """
         weight = self._tower.visual_projection.weight
         embedding = self._tower(self._prepared(picture).to(weight)).image_embeds.float()
         mean, deviation = (value.to(embedding) for value in (self._spread.mean, self._spread.deviation))
@@ -76,14 +79,14 @@ class ImagePrompt(nn.Module):
         return torch.cat([noised * deviation + mean, told.expand(len(seeds), -1)], dim=1)
 
     def _prepared(self, picture: Tensor) -> Tensor:
-        """Return (1, 3, side, side) as the tower takes it."""
+        """Prepare a picture for the tower, (1, 3, side, side)."""
         side = self._tower.config.image_size
         small = F.interpolate(picture[None], size=(side, side), mode="bicubic", antialias=True)
         return (small - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
 
 
 def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device) -> ImagePrompt | None:
-    """Return an unCLIP model's image tower of its LDM tensors; None for a model that has none. Raises ModelError."""
+    """Build an unCLIP model's image tower from its LDM tensors. Return None if there is none. Raises ModelError."""
     tower = {
         name.removeprefix(IMAGE_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(IMAGE_PREFIX)
     }
@@ -102,7 +105,7 @@ def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device
 
 
 def image_prompt_of_folder(path: Path, device: Device) -> ImagePrompt:
-    """Return the image tower of an unCLIP model's diffusers folder. Raises ModelError."""
+    """Load the image tower of an unCLIP model's diffusers folder. Raises ModelError."""
     tower = from_subfolder(CLIPVisionModelWithProjection, path / "image_encoder", device)
     file = weight_file(path / "image_normalizer")
     statistics = map_tensors(file) if file else {}
@@ -111,27 +114,27 @@ def image_prompt_of_folder(path: Path, device: Device) -> ImagePrompt:
 
 
 def _spread(path: Path, tensors: Mapping[str, Tensor], names: tuple[str, str], width: int) -> Spread:
-    """Return the mean and the deviation of a model's embeddings, by their names.
+    """Return the mean and the standard deviation of a model's embeddings, by the names of their tensors.
 
-    Single files have none: those of ViT-H were not normalised, and those of ViT-L by numbers that come in a file of
-    their own. Raises ModelError for numbers that are none.
+    Single files may lack them: embeddings of ViT-H were not normalised, and the numbers for ViT-L are in a separate
+    file. Raises ModelError for tensors that are not such statistics.
     """
     found = []
     for name, unsaid in zip(names, (torch.zeros(width), torch.ones(width)), strict=True):
         tensor = tensors.get(name, unsaid)
         if tensor.numel() != width or not tensor.is_floating_point():
             raise ModelError(
-                f"{path}: {name} is no statistics of its embeddings ({width} numbers). The file is broken."
+                f"{path}: {name} does not hold the statistics of its embeddings ({width} numbers). The file is broken."
             )
         found.append(tensor.flatten().float())
     if width == VIT_L_EMBEDDING and names[0] not in tensors:
-        log.warning("%s lacks the statistics of its embeddings: use image noise level 0 alone.", path.name)
+        log.warning("%s lacks the statistics of its embeddings: use only image noise level 0.", path.name)
     check_finite(path, dict(zip(names, found, strict=True)))
     return Spread(*found)
 
 
 def image_tower_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:
-    """Return the configuration of an image tower of OpenCLIP's tensors (`visual.*` without that prefix)."""
+    """Return the configuration of an image tower with OpenCLIP's tensors (`visual.*` without that prefix)."""
     width, _, patch, _ = shape_of(path, tensors, "conv1.weight", 4)
     patches = shape_of(path, tensors, "positional_embedding", 2)[0] - 1
     return CLIPVisionConfig(

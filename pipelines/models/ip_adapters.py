@@ -1,4 +1,4 @@
-"""IP-Adapter files -> networks by which cross-attention looks at a picture too (Ye et al. 2023,
+"""IP-Adapter files -> networks that let cross-attention see a picture, too (Ye et al. 2023,
 https://arxiv.org/abs/2308.06721)."""
 
 import re
@@ -20,10 +20,10 @@ from pipelines.runtime.device import Device
 from pipelines.runtime.unet_call import cross_attentions
 
 TENSORS_MAX = 1000
-"""In an IP-Adapter's file. More could only cost time."""
+"""Limit for an IP-Adapter's file. More tensors would only cost time."""
 PROJECTION = "image_proj."
 HEAD = 64
-"""The width of a head of the plus form's attention, which the weights do not tell."""
+"""The width of an attention head in the plus form. The weights do not show this number."""
 SDXL_WIDTH = 2048
 PLUS_NAMES = (
     (r"^layers\.(\d+)\.0\.norm1\.", r"layers.\1.ln0."),
@@ -38,10 +38,10 @@ PLUS_NAMES = (
 
 
 class IPAdapter(nn.Module):
-    """An image prompt: what makes tokens of a picture, and how each cross-attention of the UNet reads them."""
+    """An image prompt: the projection of a picture to tokens, and keys and values for each cross-attention."""
 
     def __init__(self, projection: nn.Module, attentions: list[Attention]) -> None:
-        """`attentions` are the UNet's cross-attentions, in order."""
+        """Create layers for the UNet's cross-attentions, given in order."""
         super().__init__()
         self.projection = projection
         shapes = [(each.to_k.in_features, each.to_k.out_features) for each in attentions]
@@ -56,10 +56,10 @@ class IPAdapter(nn.Module):
         layer = self.projection.get_submodule("proj_in" if plus else "image_embeds")
         assert isinstance(layer, nn.Linear)
         if (wanted := layer.in_features) != made:
-            raise ModelError(f"it was made for an image encoder of width {wanted}, and the one here has {made}.")
+            raise ModelError(f"it was made for an image encoder of width {wanted}, but the one here has {made}.")
 
     def tokens(self, encoder: ImageEncoder, picture: Image.Image) -> Tensor:
-        """Return the tokens (2, n, width) of no picture, for the negative prompt, and of an RGB picture."""
+        """Return tokens (2, n, width): those of no picture, for the negative prompt, and those of an RGB picture."""
         plus = isinstance(self.projection, IPAdapterPlusImageProjection)
         look = encoder.patches if plus else encoder.embedding
         tokens: Tensor = self.projection(torch.cat([look(None), look(picture)]))
@@ -69,16 +69,16 @@ class IPAdapter(nn.Module):
 def build_ip_adapter(
     path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> IPAdapter:
-    """Return the IP-Adapter of a file's tensors, which have their authors' names. Raises ModelError."""
+    """Build the IP-Adapter from a file's tensors, which have their authors' names. Raises ModelError."""
     if len(tensors) > TENSORS_MAX:
-        raise ModelError(f"{path}: holds {len(tensors)} tensors, and an IP-Adapter has at most 100.")
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, but an IP-Adapter has at most 100.")
     _check_form(path, tensors, family)
     attentions = cross_attentions(unet)
     with built_of(path, "IP-Adapter", tensors), torch.device("meta"):
         named = _projection_tensors(tensors)
         network = IPAdapter(_projection(named), attentions)
     for place in range(len(attentions)):
-        for part in ("to_k", "to_v"):  # diffusers counts all attentions, of which every other one is a cross-attention
+        for part in ("to_k", "to_v"):  # the files count all attentions, and every second one is a cross-attention
             theirs = f"ip_adapter.{2 * place + 1}.{part}_ip.weight"
             if theirs in tensors:
                 named[f"{part}.{place}.weight"] = tensors[theirs]
@@ -113,7 +113,7 @@ def _spelled(name: str) -> str:
 
 
 def _projection(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Return a network of the tensors' shapes. Raises KeyError for one that lacks."""
+    """Create a network for the tensors' shapes. Raises KeyError if one is missing."""
     if "projection.latents" not in tensors:
         width = len(tensors["projection.norm.weight"])
         wide, embedding = tensors["projection.image_embeds.weight"].shape

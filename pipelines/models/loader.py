@@ -1,4 +1,4 @@
-"""A checkpoint, with its own or a better VAE -> a model in memory, ready to draw."""
+"""Loads a checkpoint, with its own or a better VAE, as a model that is ready to draw."""
 
 import hashlib
 import logging
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint holds: its networks, and what they are."""
+    """The networks in a checkpoint, its family and what it declares."""
 
     family: Family
     declared: Declaration
@@ -75,10 +75,10 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     vae = _vae(files, parts, device)
     fit_any_size(parts.unet.eval())
     declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
-    plain = parts.unet.config.in_channels == LATENT_CHANNELS  # UNets for inpainting predict the noise
+    plain = parts.unet.config.in_channels == LATENT_CHANNELS  # inpainting UNets always predict the noise
     if parts.family.probed and plain and declared.prediction is None:
         declared = replace(declared, prediction=probe(parts.unet))
-        log.info("%s says nothing of its prediction: a probe tells %s.", files.checkpoint.name, declared.prediction)
+        log.info("%s does not say what it predicts: a probe found %s.", files.checkpoint.name, declared.prediction)
     elif declared.describe():
         said = "is set to" if files.prediction else "declares"
         log.info("%s %s %s.", files.checkpoint.name, said, " and ".join(declared.describe()))
@@ -109,18 +109,18 @@ def _read(files: ModelFiles, device: Device) -> Parts:
 
 
 def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
-    """Return the VAE that was asked for, or the checkpoint's own."""
+    """Return the requested VAE, or the checkpoint's own."""
     if files.vae is not None:
         vae = load_vae(files.vae, device)
         _check_applied(files.vae, vae)
         return vae
     if parts.vae is None:
-        raise ModelError(f"{files.checkpoint}: holds no VAE. Name one beside it (PASTEL_VAE).")
+        raise ModelError(f"{files.checkpoint}: holds no VAE. Name one with PASTEL_VAE.")
     return parts.vae
 
 
 def identify(files: ModelFiles, inpainting: bool = False) -> ModelIdentity:
-    """Return what infotexts tell of the model, names and hashes above all. Reads the whole files."""
+    """Return what infotexts say about the model, mainly names and hashes. Reads the whole files."""
     vae = _vae_folder(files.vae) if files.vae else None
     return ModelIdentity(
         name=files.name,
@@ -168,7 +168,7 @@ def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
     text = from_subfolder(CLIPTextModel, path / family.text.folder, device)
     check_channels(path, family, unet.config.in_channels)
     if unet.config.cross_attention_dim != text.config.hidden_size:
-        raise ModelError(f"{path}: its UNet was made for another text encoder. The folder is put together wrongly.")
+        raise ModelError(f"{path}: its UNet was made for another text encoder. The folder was assembled incorrectly.")
     scheduler = path / "scheduler" / "scheduler_config.json"
     declared = declared_in_scheduler(read_config(scheduler)) if scheduler.is_file() else Declaration()
     prompt = image_prompt_of_folder(path, device) if family is UNCLIP else None
@@ -178,22 +178,22 @@ def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:
-    """Return the VAE of a file, of a folder that holds one, or of a whole diffusers folder. Raises ModelError."""
+    """Load the VAE of a file, of a VAE's folder, or of a whole diffusers folder. Raises ModelError."""
     if os.path.isdir(path):
         return from_subfolder(AutoencoderKL, _vae_folder(path), device)
     return build_vae(path, vae_tensors(path, map_tensors(path)), device)
 
 
 def _vae_folder(path: Path) -> Path:
-    """Return where a folder has its VAE: in itself, or as a whole pipeline. A file comes back as it is."""
+    """Return the VAE's folder: `vae` inside a pipeline's folder, or the path itself. A file is returned unchanged."""
     inner = path / "vae"
     return inner if os.path.isdir(inner) else path
 
 
 def _check_applied(path: Path, vae: AutoencoderKL) -> None:
-    """Compare the VAE in use with the file that was asked for, which is read again.
+    """Compare the VAE in use with the requested file, which is read again. Raises ModelError if they differ.
 
-    A better VAE that is silently not applied is the classic cause of pale pictures. The last layer tells, because
+    A better VAE that is silently not applied is the classic cause of pale pictures. The last layer is compared, because
     every file has it under the same name.
     """
     file = weight_file(_vae_folder(path)) if path.is_dir() else path
@@ -201,4 +201,4 @@ def _check_applied(path: Path, vae: AutoencoderKL) -> None:
     inside = map_tensors(file) if file else {}
     wanted = inside.get("decoder.conv_out.weight", inside.get(f"{VAE_PREFIX}decoder.conv_out.weight"))
     if wanted is None or not torch.equal(applied.cpu(), wanted.to(applied.dtype)):
-        raise ModelError(f"{path}: this VAE was asked for and is not the one in use.")
+        raise ModelError(f"{path}: this VAE was requested, but it is not the one in use.")

@@ -1,7 +1,7 @@
-"""LoRA and its relatives: small files whose differences are added to a model's weights, and taken away again.
+"""LoRA and related methods: small files whose differences are added to a model's weights and removed again.
 
-Names are Kohya's, diffusers' or PEFT's; layers go by LDM's or diffusers' names. `changes.py` has the arithmetic. What a
-file holds beside that is left out and told, as WebUI does.
+Tensors may have Kohya's, diffusers' or PEFT's names, and layers LDM's or diffusers'. The arithmetic is in `changes.py`.
+As in WebUI, unknown tensors are skipped and reported.
 """
 
 import re
@@ -39,12 +39,12 @@ _SPELLINGS = (
 """Other programs' names -> Kohya's."""
 _NAME = re.compile(rf"(.+?)\.({PART})")
 UNET_PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "")
-"""What the names of the UNet's layers begin with, dots written as underscores."""
+"""Prefixes of the UNet's layers, with dots written as underscores."""
 _OTHER_FAMILIES = re.compile(r"^(lora_te[123]_|text_encoder_[23]\.|(lora_)?transformer)")
 ATTENTION_LAYERS = 4
-"""Of an attention: those of queries, keys and values, and the last one."""
+"""Layers of an attention: queries, keys, values and output."""
 LEFT_OVER_SHOWN = 3
-"""Names of tensors that are told of those that a file holds for nothing that is here."""
+"""How many names of unknown tensors are reported."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Layer:
     module: nn.Module
     of_text: bool
     joined: str = ""
-    """The block whose attention it belongs to, where OpenCLIP has that as one layer."""
+    """The block whose attention it belongs to, if OpenCLIP stores that attention as one layer."""
 
     @property
     def weight(self) -> Tensor:
@@ -79,23 +79,23 @@ class _Layer:
 
 @dataclass(frozen=True)
 class LoraContent:
-    """What a file changes, and what it holds beside that."""
+    """The changes in a file, and what in it is not applied."""
 
     changes: Mapping[_Layer, Parts]
     left_over: str
-    """What is not applied, as a sentence; empty for nothing."""
+    """What is not applied, as a sentence; empty if everything is."""
 
 
 class Adapters:
     """The LoRAs in the weights of one model.
 
-    They are merged in place, so compiled networks and CUDA graphs keep working. The host's memory keeps the weights
-    that are changed as they were; they are restored bit for bit before anything else is merged. However a prediction
-    ends, the next one starts with exactly what it asks for; if that is the same set, nothing is done.
+    They are merged in place, so that compiled networks and CUDA graphs keep working. The original values of changed
+    weights are kept in the host's memory and restored bit for bit before anything else is merged. However a prediction
+    ends, the next one starts with exactly the LoRAs that it needs; if they are the same, nothing is done.
     """
 
     def __init__(self, unet: UNet2DConditionModel, text: nn.Module, family: Family) -> None:
-        """UNet layers go by diffusers' names and by LDM's, text layers by those of the family's text tower."""
+        """Collect the layers: the UNet's by diffusers' and LDM's names, text layers by those of the family's tower."""
         layout = unet_layout(unet.config.down_block_types)
         self._layers: dict[str, _Layer] = {}
         for name, module in _adaptable(unet):
@@ -110,7 +110,7 @@ class Adapters:
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._merged: tuple[LoraUse, ...] | None = ()
         self.left_over: tuple[str, ...] = ()
-        """What the files that are merged now hold and is not applied, a sentence for each file."""
+        """Sentences about what is not applied of the merged files, one for each file."""
 
     def _name(self, layer: _Layer, prefixes: Sequence[str], name: str) -> None:
         """Let LoRA files call the layer by this name after any of the prefixes."""
@@ -118,7 +118,7 @@ class Adapters:
             self._layers[prefix + name.replace(".", "_")] = layer
 
     def apply(self, uses: Sequence[LoraUse]) -> None:
-        """Have exactly these in the weights.
+        """Merge exactly these LoRAs into the weights.
 
         Raises ModelError, with the weights untouched, for a file that is not a LoRA of this model.
         """
@@ -126,7 +126,7 @@ class Adapters:
         if wanted == self._merged:
             return
         read = [(use.tag, read_lora(use.file, self._layers, self._family)) for use in wanted]
-        self._merged = None  # until all is done, so that the next call undoes an interrupted one
+        self._merged = None  # until everything is done, so that the next call undoes an interrupted one
         for parameter, original in self._originals:
             parameter.copy_(original)
         self._originals.clear()
@@ -136,7 +136,7 @@ class Adapters:
         self._merged = wanted
 
     def _merge(self, layer: _Layer, added: list[tuple[LoraTag, Parts]]) -> None:
-        """Change one layer. What depends on the weight sees it as the files before have left it, as in WebUI."""
+        """Change one layer. As in WebUI, each method sees the weight as the previous files have changed it."""
         weight = self._kept(layer.weight)
         bias = None if layer.bias is None else self._kept(layer.bias)
         for tag, parts in added:
@@ -152,7 +152,7 @@ class Adapters:
             layer.bias.copy_(bias)
 
     def _kept(self, parameter: Tensor) -> Tensor:
-        """Return the parameter in float32. It is also remembered as it is, so that it can be restored."""
+        """Return the parameter in float32, and keep a copy of it so that it can be restored."""
         self._originals.append((parameter, parameter.to("cpu", copy=True)))
         return parameter.float()
 
@@ -165,7 +165,7 @@ def _adaptable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def read_lora(file: ExtraFile, layers: Mapping[str, _Layer], family: Family) -> LoraContent:
-    """Return what a file changes in which layers. Raises ModelError, which names the input or the file."""
+    """Read a file's changes to the layers. Raises ModelError, which names the input or the file."""
     with file.blamed():
         return _read(file, layers, family)
 
@@ -188,7 +188,7 @@ def _read(file: ExtraFile, layers: Mapping[str, _Layer], family: Family) -> Lora
 
 
 def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_Layer, dict[str, str]], list[str]]:
-    """Return the tensors' names by layer and part, and the names of those that are for nothing here."""
+    """Return the tensors' names by layer and part, and the names of those that are not used."""
     found: dict[_Layer, dict[str, str]] = {}
     left: list[str] = []
     for name in names:
@@ -201,19 +201,19 @@ def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_L
     for layer, parts in list(found.items()):
         if not _acts(layer, parts):
             left += found.pop(layer).values()
-        for part in [part for part in METHODS if part in parts][1:]:  # one method counts
+        for part in [part for part in METHODS if part in parts][1:]:  # only one method is applied
             left.append(parts.pop(part))
     return found, left
 
 
 def _incomplete(found: Iterable[_Layer]) -> list[_Layer]:
-    """Return the layers of attentions in OpenCLIP of which a file does not change all four. WebUI leaves these out."""
+    """Return layers of OpenCLIP attentions if the file does not change all four. WebUI leaves them out."""
     parts = Counter(layer.joined for layer in found if layer.joined)
     return [layer for layer in found if layer.joined and parts[layer.joined] < ATTENTION_LAYERS]
 
 
 def _acts(layer: _Layer, parts: Mapping[str, str]) -> bool:
-    """Whether these parts change the layer, or would if the file were whole."""
+    """Return whether these parts change the layer, or would if the file were complete."""
     if "b_norm" in parts or "diff_b" in parts:
         return layer.bias is not None or len(parts) > 1
     return "on_input" in parts or any(name not in SIDES for name in parts)
@@ -224,7 +224,7 @@ def _told(file: ExtraFile, left: Sequence[str], count: int) -> str:
         return ""
     more = f" and {len(left) - LEFT_OVER_SHOWN} more" if len(left) > LEFT_OVER_SHOWN else ""
     name, shown = file.origin or file.path.name, ", ".join(left[:LEFT_OVER_SHOWN])
-    return f"{name}: {len(left)} of its {count} tensors are not known here and are left out: {shown}{more}"
+    return f"{name}: {len(left)} of its {count} tensors are unknown and left out: {shown}{more}"
 
 
 def _spelled(name: str) -> str:
@@ -238,7 +238,7 @@ def _check_family(path: Path, tensors: Mapping[str, Tensor], family: Family) -> 
     for name in tensors:
         if _OTHER_FAMILIES.match(name):
             raise ModelError(
-                f"{path}: made for another family (SDXL, SD 3, Flux; it has {name}), and the model here is "
+                f"{path}: made for another family (SDXL, SD 3, Flux; it has {name}), but the model here is "
                 f"{family.name}. Give one made for that."
             )
     check_made_for(path, tensors, family)
@@ -247,15 +247,15 @@ def _check_family(path: Path, tensors: Mapping[str, Tensor], family: Family) -> 
 def _what_else(name: str, names: Mapping[str, Tensor], family: Family) -> str:
     kind = kind_of(names)
     if kind and kind.what != "a LoRA":
-        return f"{kind.what}, and no LoRA. Give a LoRA made for {family.name}."
+        return f"{kind.what}, not a LoRA. Give a LoRA made for {family.name}."
     return (
-        f"nothing in it is known here ({name} and so on). LoRA, DoRA, LoHa, LoKr, GLoRA, IA3, OFT and full differences "
-        f"are read, for the layers of {family.name}. Give another form."
+        f"all its tensors are unknown ({name} and so on). LoRA, DoRA, LoHa, LoKr, GLoRA, IA3, OFT and full differences "
+        f"are supported, for the layers of {family.name}. Give another kind of file."
     )
 
 
 def _check_fits(path: Path, layer: _Layer, parts: Parts) -> None:
-    """Do the arithmetic on shapes alone, so that what does not fit is known before any memory is taken."""
+    """Do the arithmetic on shapes alone, to raise ModelError for a misfit before any memory is used."""
     for name, part in parts.items():
         if name not in SCALARS and not part.is_floating_point():
             raise ModelError(f"{path}: {name} is {part.dtype}: a quantised file. Give it in fp16 or fp32.")
@@ -264,7 +264,7 @@ def _check_fits(path: Path, layer: _Layer, parts: Parts) -> None:
     try:
         for name, scalar in scalars.items():
             if scalar.numel() != 1:
-                raise ValueError(f"{name} is no number")
+                raise ValueError(f"{name} is not a single number")
         if changes_weight(parts) or bias_change(shapes) is None:
             change({**shapes, **scalars}, torch.empty(layer.weight.shape, device="meta"), None)
         more = bias_change(shapes)

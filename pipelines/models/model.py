@@ -1,4 +1,4 @@
-"""A model in memory: its family's description, its networks, and what a prediction puts into them."""
+"""A model in memory: its family, its networks, and the changes that a prediction makes to them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -32,16 +32,16 @@ class Model:
 
     family: Family
     prediction: Prediction
-    """What this model's UNet predicts: its family's way, unless its file says otherwise."""
+    """What the UNet predicts: as in its family, unless its file says otherwise."""
     noise: NoiseSchedule
-    """What it was trained with: its family's schedule, unless its file says otherwise."""
+    """The noise schedule of its training: its family's, unless its file says otherwise."""
     unet: UNet
     vae: VAE
     text: TextEncoder
     image_prompt: ImagePrompt | None
-    """An unCLIP model's second way to be told what to draw; None for others."""
+    """An unCLIP model's image prompt; None for other models."""
     depth: DepthEstimator | None
-    """What tells a depth model how far away everything in a picture is; None for others, and where a file lacks it."""
+    """A depth model's estimator; None for other models, and if the file lacks it."""
     adapters: Adapters
     controls: ControlNetworks
     device: Device
@@ -49,12 +49,12 @@ class Model:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a request takes that does not say otherwise, as its family's models need it."""
+        """Defaults for requests, as models of its family need them."""
         return self.family.settings_for(self.prediction)
 
     @property
     def identity(self) -> ModelIdentity:
-        """Names and hashes. Files are hashed while the first picture is drawn; this waits until they are."""
+        """Names and hashes. Files are hashed in the background after loading; this waits for the result."""
         return self.identified.result()
 
     @cached_property
@@ -63,7 +63,7 @@ class Model:
 
     @property
     def footprint(self) -> Footprint:
-        """The bytes that drawing takes, with the control networks that are loaded now."""
+        """The memory that drawing takes, including the control networks that are loaded now."""
         return self._footprint.under_controls() if self.controls.networks else self._footprint
 
     @contextmanager
@@ -75,11 +75,10 @@ class Model:
         hypernetworks: Sequence[HypernetworkUse] = (),
         image_encoder: ExtraFile | None = None,
     ) -> Iterator[None]:
-        """Inside, the model has exactly these LoRAs in its weights, these control networks loaded, these hypernetworks
-        in its attention, and FreeU on or off.
+        """Give the model exactly these LoRAs, control networks, hypernetworks and FreeU while the context lasts.
 
-        At the end FreeU and hypernetworks go off at once. LoRAs and control networks stay for the next prediction that
-        asks for the same; one that asks for others takes them out. IP-Adapters see by the image encoder. Not to be
+        At its end FreeU and hypernetworks are turned off. LoRAs and control networks stay, because the next prediction
+        may use the same; one that uses others removes them. IP-Adapters need the image encoder. Contexts must not be
         nested. Raises ModelError for a file that does not fit.
         """
         wanted = tuple(controls)
@@ -96,7 +95,7 @@ class Model:
 
     @contextmanager
     def tiling(self, on: bool) -> Iterator[None]:
-        """Inside, pictures fit to themselves at opposite edges if it is on. ControlNets see no edges but their own."""
+        """Make opposite edges of pictures match while the context lasts, if `on`. ControlNets are not changed."""
         networks = [self.unet.network, self.vae.network] if on else []
         for network in networks:
             set_tiling(network, True)

@@ -1,5 +1,4 @@
-"""How a network gets its weights: it is built on the meta device, takes a file's tensors as they are and goes to the
-device."""
+"""Gives networks their weights: they are built on the meta device, get a file's tensors and move to the device."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,26 +18,26 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @contextmanager
 def built_of(path: Path, part: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Build a network inside, without initialising it. What diffusers and transformers raise at names and shapes that
-    they do not know becomes a ModelError."""
+    """Build a network inside without initialising it. What diffusers and transformers raise for unknown names and
+    shapes becomes a ModelError."""
     try:
         with no_larger_than(tensors.values()), no_init_weights():
             yield
     except ModelError:
         raise
     except KeyError as error:
-        raise ModelError(f"{path}: its {part} lacks {error.args[0]}. The file is cut or of another form.") from error
-    except Exception as error:  # of a dozen kinds
-        raise ModelError(f"{path}: its {part} is of no form that is known ({in_one_line(error)}).") from error
+        raise ModelError(f"{path}: its {part} lacks {error.args[0]}. The file is incomplete or malformed.") from error
+    except Exception as error:  # there are a dozen kinds
+        raise ModelError(f"{path}: its {part} has an unknown form ({in_one_line(error)}).") from error
 
 
 def fill(
     path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device, others: Iterable[Path] = ()
 ) -> Network:
-    """Give the meta network its tensors and move it to the device. Every parameter must be there, in its shape.
+    """Give the network its tensors and move it to the device. Every parameter must be there, with its shape.
 
-    `others` are the further files of a set of parts. Raises ModelError, also for weights that are not finite in the
-    device's number format.
+    `others` are the other files if the weights are split into several. Raises ModelError, also for weights that are not
+    finite in the device's dtype.
     """
     used = {name: tensors[name] for name in network.state_dict() if name in tensors}
     check_weights(path, used, others)
@@ -46,7 +45,7 @@ def fill(
 
 
 def check_weights(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Path] = ()) -> None:
-    """Raise ModelError for tensors of a file, or of a set of files, that are no plain weights."""
+    """Raise ModelError for tensors of a file, or of several, that are not plain weights."""
     check_plain(path, tensors, others)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -54,7 +53,7 @@ def check_weights(path: Path, tensors: Mapping[str, Tensor], others: Iterable[Pa
 
 
 def adopt(path: Path, network: Network, tensors: Mapping[str, Tensor], device: Device, mapped: bool) -> Network:
-    """Do what `fill` does with tensors that were checked or computed; `mapped` tells that all are of a mapped file."""
+    """Do the same as `fill` with tensors that were checked or computed. `mapped`: all come from a mapped file."""
     kind = type(network).__name__
     try:
         report = network.load_state_dict(tensors, strict=False, assign=True)
@@ -62,15 +61,15 @@ def adopt(path: Path, network: Network, tensors: Mapping[str, Tensor], device: D
         raise ModelError(f"{path}: {kind} does not fit: {in_one_line(error)}") from error
     if report.missing_keys:
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
-        raise ModelError(f"{path}: {kind} lacks {missing}. The file is cut or of another form.")
+        raise ModelError(f"{path}: {kind} lacks {missing}. The file is incomplete or has another layout.")
     _move(network.requires_grad_(False), device, mapped)
     check_finite(path, network.state_dict())
     return network
 
 
 def _move(network: nn.Module, device: Device, mapped: bool) -> None:
-    """Move the weights to the device in its number format, one by one. After each copy the file's pages are dropped, so
-    that memory never holds both."""
+    """Move the weights to the device in its dtype, one by one. After each copy the file's pages are dropped, so that
+    memory never holds both."""
     for weight in network.parameters():
         source = weight.data
         weight.data = source.to(device.place, device.dtype)

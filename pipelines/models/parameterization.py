@@ -1,4 +1,4 @@
-"""How a checkpoint's UNet was trained: what its files say, and what the UNet itself gives away."""
+"""Finds out how a checkpoint's UNet was trained: from its files, or by probing the UNet."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,11 +16,11 @@ from pipelines.files.beside import read_beside
 from pipelines.models.checkpoint import read_metadata
 
 ALPHAS = "alphas_cumprod"
-"""LDM's buffer of cumulative alphas, which most single files hold."""
+"""LDM's buffer of cumulative alphas, which most single files contain."""
 
 
 def declared_by(path: Path, tensors: Mapping[str, Tensor], family: Family) -> Declaration:
-    """Return what a single file says, and the configuration beside it, which comes first as in WebUI.
+    """Return what a single file and the configuration beside it declare. As in WebUI, the configuration wins.
 
     Raises ModelError for a configuration or a noise schedule that cannot be read.
     """
@@ -33,20 +33,23 @@ def declared_by(path: Path, tensors: Mapping[str, Tensor], family: Family) -> De
 
 
 def _alphas(path: Path, tensor: Tensor, count: int) -> tuple[float, ...]:
-    """Return the file's cumulative alphas in single precision. A last one of 0, as zero terminal SNR has it, becomes
-    WebUI's last one."""
+    """Return the file's cumulative alphas in single precision. If the last one is 0 (zero terminal SNR), WebUI's last
+    one replaces it."""
     if tensor.shape == (count,) and tensor.is_floating_point():
         *alphas, last = tensor.float().tolist()
         alphas.append(last or torch.tensor(LAST_ALPHA).item())
         if alphas[0] < 1 and all(a > b for a, b in zip(alphas, [*alphas[1:], 0.0], strict=True)):
             return tuple(alphas)
-    raise ModelError(f"{path}: its {ALPHAS} is no noise schedule: {count} numbers that fall from 1 to 0. Remove it.")
+    raise ModelError(f"{path}: its {ALPHAS} must be {count} numbers that fall from 1 to 0. Remove it.")
 
 
 @torch.inference_mode()
 def probe(unet: UNet2DConditionModel) -> str:
-    """Return what a UNet predicts, by diffusers' name. WebUI finds it out in the same way: given 0.5 everywhere at the
-    last timestep, a prediction of the noise gives about the same back, and one of v about its negative."""
+    """Return what a UNet predicts, by diffusers' name, found in the same way as in WebUI.
+
+    Given 0.5 everywhere at the last timestep, a UNet that predicts noise returns about the same, and one that predicts
+    v returns about its negative.
+    """
     weight = unet.conv_in.weight
     x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, dtype=weight.dtype, device=weight.device)
     context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=weight.dtype, device=weight.device)

@@ -1,7 +1,7 @@
-"""A verdict per picture on explicit content. A flagged picture is left out and said; none is ever blackened.
+"""Checks each picture for explicit content. A flagged picture is left out and logged; none is blackened.
 
-The network and its thresholds are CompVis' safety checker (described in https://arxiv.org/abs/2210.04610): a picture's
-CLIP embedding is compared with 17 fixed concepts, more strictly if one of three further ones is near. Its weights are
+The network and its thresholds are CompVis' safety checker (described in https://arxiv.org/abs/2210.04610). It compares
+a picture's CLIP embedding with 17 fixed concepts, more strictly if one of three other concepts is near. The weights are
 optional; without them there is no checker, and setup says so.
 """
 
@@ -31,7 +31,7 @@ STRICTER = 0.01
 
 @dataclass(frozen=True)
 class Verdict:
-    """`score` is the nearest concept's distance past its threshold; above 0 the picture is flagged."""
+    """The result for one picture. `score` is how far the nearest concept is above its threshold; above 0 is flagged."""
 
     score: float
 
@@ -48,7 +48,7 @@ class SafetyChecker:
 
     @torch.inference_mode()
     def check(self, pixels: Pixels) -> Verdict:
-        """The verdict on one picture (height, width, 3)."""
+        """Return the verdict on one picture (height, width, 3)."""
         network = self._network
         image = self._prepare(pixels).to(network.device, network.dtype)
         embedding = network.visual_projection(network.vision_model(image).pooler_output)
@@ -62,18 +62,18 @@ class SafetyChecker:
 
 
 def load_safety_checker(folder: Path | None, device: Device) -> SafetyChecker | None:
-    """The checker of a diffusers folder (config.json, model.safetensors); None where no folder is given.
+    """Load the checker from a diffusers folder (config.json, model.safetensors). Return None if there is no folder.
 
-    Raises ModelError when the folder is not whole.
+    Raises ModelError if the folder is incomplete.
     """
     if folder is None:
         return None
     path = folder / "model.safetensors"
     try:
         config = CLIPConfig.from_dict(read_config(folder / "config.json"))
-    except Exception as error:  # transformers raises many kinds at a configuration of another network
+    except Exception as error:  # transformers raises many kinds for another network's configuration
         raise ModelError(f"{folder}: not a safety checker's folder ({in_one_line(error)}).") from error
-    # Published files have one more level of names than transformers' present model.
+    # Names in published files have one more level than those of transformers' present model.
     published = map_tensors(path)
     tensors = {name.replace("vision_model.vision_model.", "vision_model."): value for name, value in published.items()}
     with built_of(path, "network", tensors), torch.device("meta"):
@@ -84,6 +84,6 @@ def load_safety_checker(folder: Path | None, device: Device) -> SafetyChecker | 
 
 
 def _scores(embedding: Tensor, concepts: Tensor, thresholds: Tensor) -> Tensor:
-    """Cosine similarity to every concept, less its threshold, to three digits as published."""
+    """Return the cosine similarity to every concept minus its threshold, rounded to three digits as published."""
     similarity = F.cosine_similarity(embedding.float(), concepts.float())
     return ((similarity - thresholds.float()) * 1000).round() / 1000

@@ -1,4 +1,4 @@
-"""T2I adapter files -> networks that make features of a map, once for a whole pass (Mou et al. 2023,
+"""T2I adapter files -> networks that compute features of a map once for a whole pass (Mou et al. 2023,
 https://arxiv.org/abs/2302.08453)."""
 
 import re
@@ -16,34 +16,34 @@ from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
 
 TENSORS_MAX = 300
-"""In an adapter's file. More could only cost time."""
+"""Limit for an adapter's file. More tensors would only cost time."""
 PREFIX = "adapter."
-"""What diffusers' names begin with."""
+"""The prefix of diffusers' names."""
 FULL_FIRST, LIGHT_FIRST = "conv_in.weight", "body.0.in_conv.weight"
 """The first layer of a full adapter and of a light one."""
 SCALE, SDXL_SCALE = 8, 16
-"""The map's pixels, in width and height, that an adapter for Stable Diffusion 1.x and one for SDXL see as one."""
+"""Pixels of the map, in width and height, that become one in an adapter for Stable Diffusion 1.x and one for SDXL."""
 COLOURS = (1, 3)
-"""The channels of a map: grey, or red, green and blue."""
+"""Possible numbers of a map's channels: grey, or red, green and blue."""
 
 
 def build_t2i_adapter(
     path: Path, tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, device: Device, family: Family
 ) -> T2IAdapter:
-    """Return the adapter of a file's tensors, which have their authors' names or diffusers'. Raises ModelError."""
+    """Build the adapter from a file's tensors, which have their authors' names or diffusers'. Raises ModelError."""
     if len(tensors) > TENSORS_MAX:
-        raise ModelError(f"{path}: holds {len(tensors)} tensors, and a T2I adapter has about 40.")
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, but a T2I adapter has about 40.")
     plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     levels = tuple(unet.config["block_out_channels"])
     light = LIGHT_FIRST in plain
     if light and levels[-1] != levels[-2]:
-        raise ModelError(f"{path}: a light T2I adapter, and the last two levels of this model's UNet are not alike.")
+        raise ModelError(f"{path}: a light T2I adapter needs a UNet whose last two levels are equally wide.")
     named = _by_diffusers_names(plain, light, len(levels))
     colours = _colours(path, plain.get(LIGHT_FIRST if light else FULL_FIRST), family)
     with built_of(path, "T2I adapter", tensors), torch.device("meta"):
         network = T2IAdapter(
             in_channels=colours,
-            # of a light adapter the last two levels are alike, and diffusers adds the last one by itself
+            # in a light adapter the last two levels are alike, and diffusers adds the last one itself
             channels=levels[:-1] if light else levels,
             num_res_blocks=len({name.split(".")[3] for name in named if name.startswith("body.0.resnets.")}),
             downscale_factor=SCALE,
@@ -53,20 +53,20 @@ def build_t2i_adapter(
 
 
 def _colours(path: Path, first: Tensor | None, family: Family) -> int:
-    """Return the map's channels, by the first layer's weights. Raises ModelError for other families' adapters."""
+    """Return the number of the map's channels, judging by the first layer. Raises ModelError for other families."""
     if first is None or first.dim() != 4:
-        raise ModelError(f"{path}: its T2I adapter lacks {FULL_FIRST}. The file is cut or of another form.")
+        raise ModelError(f"{path}: its T2I adapter lacks {FULL_FIRST}. The file is incomplete or malformed.")
     channels = first.shape[1]
     colours, rest = divmod(channels, SCALE**2)
     if not rest and colours in COLOURS:
         return colours
     if channels in [count * SDXL_SCALE**2 for count in COLOURS]:
         raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for {family.name}.")
-    raise ModelError(f"{path}: a T2I adapter of no form that is known: its first layer takes {channels} channels.")
+    raise ModelError(f"{path}: an unknown kind of T2I adapter: its first layer takes {channels} channels.")
 
 
 def _by_diffusers_names(tensors: Mapping[str, Tensor], light: bool, levels: int) -> Mapping[str, Tensor]:
-    """Return the tensors by diffusers' names, which count an adapter's blocks level by level."""
+    """Return the tensors by diffusers' names, in which an adapter's blocks are numbered within each level."""
     if any(".resnets." in name for name in tensors):
         return tensors
     if light:

@@ -23,11 +23,11 @@ from pipelines.runtime.unet_call import Condition
 
 Tokenize = Callable[[str], list[int]]
 CHUNKS_MAX = 64
-"""4800 tokens; more would cost seconds a step. Each BREAK opens a chunk, and one rare letter can be three tokens."""
+"""4800 tokens; more would cost seconds per step. Each BREAK starts a chunk, and a rare letter can be three tokens."""
 
 
 def _literally(text: str) -> list[tuple[str, float]]:
-    """Return one piece of weight 1: brackets are text."""
+    """Return the text as one piece of weight 1, with brackets as plain text."""
     return [(text, 1.0)]
 
 
@@ -35,15 +35,15 @@ def _check_length(field: str, texts: Sequence[str], rows: Sequence[Sequence[gram
     for text, chunks in zip(texts, rows, strict=True):
         if len(chunks) > CHUNKS_MAX:
             rule = f"at most {CHUNKS_MAX} chunks of 75 tokens, this is {len(chunks)}"
-            raise InvalidInput(field, text, rule, "Shorten it; each BREAK opens a chunk.")
+            raise InvalidInput(field, text, rule, "Shorten it; each BREAK starts a chunk.")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The texts of one editing schedule, encoded."""
+    """The encoded texts of one prompt-editing schedule."""
 
     conditions: list[Condition]
-    """One for each text: a single row of 77 * chunks tokens, in float32."""
+    """One for each text: a single row of 77 tokens per chunk, in float32."""
     embeddings: tuple[tuple[str, str], ...]
     """Names and SHA-256 of the embeddings that the texts use, in their order."""
 
@@ -60,7 +60,7 @@ class TextEncoder:
     def embedding_table(
         self, files: Mapping[str, ExtraFile], bundles: Mapping[str, ExtraFile] | None = None
     ) -> EmbeddingTable:
-        """Return these embeddings, and those bundled with LoRAs, as this encoder reads them."""
+        """Return a table of these embeddings, and of those bundled with LoRAs, for this encoder."""
         return EmbeddingTable(files, self.tokenize, self.model.config.hidden_size, bundles)
 
     def encode(
@@ -71,7 +71,7 @@ class TextEncoder:
         field: str = "prompt",
         table: EmbeddingTable | None = None,
     ) -> Encoded:
-        """Encode the texts of one editing schedule; shorter ones get empty chunks.
+        """Encode the texts of one prompt-editing schedule. Shorter ones are padded with empty chunks.
 
         A text that occurs several times, as in alternation, is encoded once and its condition shared. Raises
         InvalidInput for the input `field` if a text is too long, and ModelError for an embedding that does not fit.
@@ -95,9 +95,9 @@ class TextEncoder:
     ) -> Tensor:
         """Encode the unique texts' chunks at one position: (unique texts, 77, width).
 
-        Emphasis of the original kind scales each token's vector, then restores the mean over all texts of the
-        schedule, repeated ones included (`places`). If all weights are 1 this is left out, because a mean of exactly 0
-        would make NaN of it.
+        "Original" emphasis scales each token's vector and then restores the mean over all texts of the schedule,
+        including repeated ones (`places`). If all weights are 1 this is skipped, because a mean of exactly 0 would give
+        NaN.
         """
         tokens = torch.tensor([chunk.tokens for chunk in chunks])
         if self.family.text.openclip:
@@ -116,7 +116,8 @@ class TextEncoder:
 
     @contextmanager
     def _replaced(self, tokens: Tensor, table: EmbeddingTable) -> Iterator[None]:
-        """Inside, tokens with negative numbers become an embedding's vectors before positions are added."""
+        """Replace tokens with negative numbers by embeddings' vectors, before positions are added, while the context
+        lasts."""
         places = (tokens < 0).nonzero(as_tuple=True)
         if not len(places[0]):
             yield
@@ -132,7 +133,7 @@ class TextEncoder:
             hook.remove()
 
     def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
-        """Return hidden state number -clip_skip after the final layer norm; 1 is the model's own output."""
+        """Return hidden state -clip_skip after the final layer norm. 1 is the model's own output."""
         if clip_skip == 1 or self.family.text.openclip:
             output: Tensor = self.model(input_ids=tokens).last_hidden_state
             return output
@@ -142,16 +143,16 @@ class TextEncoder:
 
 
 def load_tokenizer(folder: Path) -> Tokenize:
-    """Return CLIP's tokenizer: text -> token ids without start and end.
+    """Load CLIP's tokenizer: text -> token ids without start and end.
 
     ftfy repairs the text first (curly quotes, full-width letters, broken encodings), as in OpenAI's tokenizer.
     """
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     def tokenize(text: str) -> list[int]:
-        # Not verbose: it warns of more than 77 tokens, which are cut into chunks here.
+        # Not verbose: it would warn about more than 77 tokens, but these are split into chunks here.
         text = ftfy.fix_text(text)
-        if "\u03a3" in text:  # a capital sigma is another letter at the end of a word, which only Python knows
+        if "\u03a3" in text:  # at the end of a word a capital sigma has another lower case, which only Python knows
             text = text.lower()
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids

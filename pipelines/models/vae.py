@@ -1,4 +1,4 @@
-"""Latents <-> pixels, guarded against decodes that are not finite."""
+"""Latents <-> pixels. Decoded pictures that are not finite are detected."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,15 +12,15 @@ from pipelines.images.reading import Pixels
 from pipelines.runtime.memory import with_fallback
 
 TILE = 512
-"""Side of the VAE's tiles in pixels, used where a whole picture does not fit."""
+"""Side of the VAE's tiles in pixels. They are used if a whole picture does not fit into memory."""
 Result = TypeVar("Result")
 
 
 class Decoding:
-    """A picture being decoded. On a GPU the work and the copy to the host are queued; only `pixels` waits for them."""
+    """A picture that is being decoded. On a GPU the work and the copy to the host are queued, and `pixels` waits."""
 
     def __init__(self, picture: Tensor, finite: Tensor, again: Callable[[], "Decoding"] | None) -> None:
-        """Take uint8 (H, W, 3) and a truth value on the device; `again` decodes once more if it is not finite."""
+        """Take uint8 (H, W, 3) and a boolean, both on the device. `again` decodes once more if it is not finite."""
         self._picture, self._finite = _to_host(picture), _to_host(finite)
         self._copied = torch.cuda.Event() if picture.is_cuda else None
         if self._copied:
@@ -42,12 +42,12 @@ class Decoding:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a copy in the host's memory, valid once the device's queue is done; for that the memory is pinned."""
+    """Start a copy to the host's memory, which is valid once the device's queue is done. Pinned memory allows this."""
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
 
 
 class VAE:
-    """An AutoencoderKL with its latent scale; one image at a time, as WebUI decodes."""
+    """An AutoencoderKL with its latent scale. Like WebUI, it decodes one image at a time."""
 
     def __init__(self, network: AutoencoderKL, scale: float) -> None:
         self.network = network
@@ -60,7 +60,7 @@ class VAE:
     def begin(self, latent: Tensor) -> Decoding:
         """Start decoding a latent (4, h, w).
 
-        Half precision can overflow inside the decoder; the latent is then decoded again in float32.
+        Half precision can overflow inside the decoder. The latent is then decoded again in float32.
         """
         half = self.network.dtype != torch.float32
         return self._begin(latent, (lambda: self._in_float32(latent)) if half else None)
@@ -96,5 +96,5 @@ class VAE:
         try:
             nn.Module.to(self.network, torch.float32)  # diffusers' own warns
             return self._begin(latent, None)
-        finally:  # also where memory ended halfway
+        finally:  # also if memory ran out halfway
             nn.Module.to(self.network, dtype)

@@ -1,11 +1,11 @@
-"""Where and how the networks run: one policy, in one place. docs/performance.md has the measurement behind each choice.
+"""Where and how the networks run, decided in one place. docs/performance.md has the measurement behind each choice.
 
-CPU: float32, the format of the parity promise, and everything as torch has it: there, other memory formats, compiling
-and sliced attention cost more than they gain. CUDA: float16, the format that checkpoints of this kind are published in;
-the VAE falls back to float32 by itself when a decode is not finite (`vae.py`); channels come last in memory and
-networks are compiled (`compiling.py`). MPS: float16, as a best effort.
-Attention is torch's own choice everywhere, and guidance one batch. Nothing here changes a plan or a sampler: those work
-on float32 latents everywhere.
+CPU: float32, for which parity is promised, with torch's defaults. Other memory formats, compiling and sliced attention
+cost more than they gain there. CUDA: float16, in which checkpoints of this kind are published; the VAE falls back to
+float32 if a decoded picture is not finite (`vae.py`); channels come last in memory and networks are compiled
+(`compiling.py`). MPS: float16, as a best effort.
+Everywhere torch chooses the attention kernel, and guidance runs as one batch. Plans and samplers do not depend on the
+device: they always work on float32 latents.
 """
 
 import os
@@ -19,20 +19,21 @@ import torch
 
 from pipelines.errors import DeviceError
 
-# oneDNN, which computes convolutions on a CPU, keeps the last 1024 it prepared, of every size that was ever drawn: 500
-# predictions of mixed sizes ended at 1,307 MB, with 256 at 798 MB. A picture of the embedded model needs 73.
+# oneDNN, which computes convolutions on a CPU, caches the last 1024 that it prepared, for every size that was drawn.
+# After 500 predictions of mixed sizes the process had 1,307 MB; with 256 entries it had 798 MB. One picture of the
+# embedded model needs 73 entries.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 OLDEST_GPU = (7, 5)
-"""The CUDA capability (T4, RTX 20) from which on torch's builds for CUDA 13 have kernels."""
+"""The lowest CUDA capability (T4, RTX 20) that torch's builds for CUDA 13 support."""
 DRIVER = Path("/dev/nvidiactl")
-"""There where the system shows an NVIDIA GPU."""
+"""Exists if the system has an NVIDIA GPU."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device, the dtype of the networks on it, and whether they are compiled, with channels last in memory."""
+    """A torch device, the dtype of the networks on it, and whether they are compiled with channels last in memory."""
 
     place: torch.device
     dtype: torch.dtype
@@ -40,7 +41,7 @@ class Device:
 
     @property
     def queues(self) -> bool:
-        """Whether work is queued there while the host goes on; elsewhere the host does it."""
+        """Whether work is queued on the device while the host continues. Otherwise the host does the work itself."""
         return self.place.type == "cuda"
 
     def __str__(self) -> str:
@@ -48,9 +49,9 @@ class Device:
 
 
 def best_device() -> Device:
-    """CUDA where there is one, else MPS, else the CPU. PASTEL_COMPILE=0 leaves compiling out.
+    """Return CUDA if available, else MPS, else the CPU. PASTEL_COMPILE=0 turns off compiling.
 
-    Raises DeviceError for a GPU that this build of torch cannot use: it would draw on the CPU, and nobody would know.
+    Raises DeviceError for a GPU that this build of torch cannot use. Otherwise it would silently draw on the CPU.
     """
     hide = "Or hide the GPU (CUDA_VISIBLE_DEVICES=-1) and draw on the CPU."
     if torch.cuda.is_available():
@@ -61,8 +62,8 @@ def best_device() -> Device:
         return Device(torch.device("cuda"), torch.float16, compiled=os.environ.get("PASTEL_COMPILE") != "0")
     if torch.version.cuda and DRIVER.exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
         raise DeviceError(
-            f"There is an NVIDIA GPU, and torch, made for CUDA {torch.version.cuda}, cannot use it; its driver is "
-            f"most likely too old. Update it (CUDA 13 needs 580 or newer). {hide}"
+            f"There is an NVIDIA GPU, but torch for CUDA {torch.version.cuda} cannot use it. Most likely its driver "
+            f"is too old: update it (CUDA 13 needs 580 or newer). {hide}"
         )
     if torch.backends.mps.is_available():
         return Device(torch.device("mps"), torch.float16)
@@ -70,10 +71,10 @@ def best_device() -> Device:
 
 
 class Stopwatch:
-    """Seconds per phase, without waiting for the GPU until the seconds are asked for.
+    """Measures seconds per phase without waiting for the GPU until they are read.
 
-    On CUDA the marks are events in the stream: the phases are timed where they run, and the host is never
-    held up between them. Elsewhere work is synchronous and the wall clock says the same.
+    On CUDA the marks are events in the stream, so phases are timed on the GPU and the host never waits between them.
+    On other devices work is synchronous, and the wall clock shows the same.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -81,7 +82,7 @@ class Stopwatch:
         self._marks = [("", self._now())]
 
     def _now(self) -> Any:
-        """A torch.cuda.Event or a float."""
+        """Return the current time as a torch.cuda.Event or a float."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -89,15 +90,15 @@ class Stopwatch:
         return event
 
     def mark(self, phase: str) -> None:
-        """The time since the last mark belongs to `phase`; a phase may be marked several times."""
+        """Count the time since the last mark for `phase`, which may be marked several times."""
         self._marks.append((phase, self._now()))
 
     def restart(self) -> None:
-        """The time since the last mark belongs to nobody."""
+        """Ignore the time since the last mark."""
         self._marks.append(("", self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each phase in order of first mark. Waits for the device."""
+        """Return the seconds of each phase in order of first mark. Waits for the device."""
         if self._cuda:
             torch.cuda.synchronize()
         total: dict[str, float] = {}

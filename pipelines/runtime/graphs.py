@@ -1,8 +1,8 @@
-"""The UNet replayed as CUDA graphs.
+"""Records the UNet as CUDA graphs and replays them.
 
-A forward pass of the UNet launches a thousand kernels, which takes the host longer than the GPU needs for small
-latents. A graph launches all of them at once. A size is recorded when it comes for the second time, which costs as
-much as one more step.
+A forward pass of the UNet launches a thousand kernels. For small latents this takes the host longer than the GPU needs
+to run them. A graph launches all of them at once. A size is recorded when it is used for the second time, which costs
+as much as one more step.
 """
 
 import logging
@@ -21,14 +21,13 @@ from pipelines.runtime.unet_call import UNet, UNetCall
 log = logging.getLogger(__name__)
 
 GRAPHS = 8
-"""How many sizes graphs are kept for: four requests of two passes each. They share their memory."""
+"""How many sizes graphs are kept for: four requests with two passes each. They share their memory."""
 LARGEST = 2 * (1024 // 8) * (768 // 8)
-"""The most latent pixels, of all rows together, that are recorded. With more the GPU is busy for longer than the host
-takes to launch its kernels, and a recording holds its memory (here 0.4 GB for Stable Diffusion 1.5) while there are
-graphs."""
+"""The most latent pixels, over all rows, that are recorded. With more, the GPU takes longer than the host needs to
+launch its kernels, so a graph gains nothing, and it holds its memory (here 0.4 GB for Stable Diffusion 1.5)."""
 
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Takes work on tensors that stay where they are; returns what repeats it, and the tensor that will hold the result."""
+"""Takes work on tensors at fixed addresses. Returns a function that repeats it, and the tensor that gets the result."""
 
 
 Key = tuple[torch.Size, ...]
@@ -40,13 +39,13 @@ class Graph:
     """A recorded call."""
 
     places: UNetCall
-    """What it reads; new values are copied there."""
+    """The tensors that it reads. New values are copied there."""
     again: Callable[[], None]
     output: Tensor
-    """Where its result lies; the next replay writes over it."""
+    """The tensor that gets its result. The next replay overwrites it."""
 
     def replay(self, call: UNetCall) -> Tensor:
-        """Compute the output of another call of the same shapes."""
+        """Compute the output of another call with the same shapes."""
         for place, value in zip(self.places.inputs, call.inputs, strict=True):
             place.copy_(value)
         self.again()
@@ -54,7 +53,7 @@ class Graph:
 
 
 class CudaRecorder:
-    """Records CUDA graphs in one pool of memory: no two run at once, and results are copied out before the next."""
+    """Records CUDA graphs in one memory pool. This is safe as they never run at once and results are copied out."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -65,20 +64,20 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool):
                 output = work()
         finally:
-            torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+            torch.cuda.set_stream(stream)  # a failed recording would leave its own stream set
         return graph.replay, output
 
 
 class GraphedUNet(UNet):
-    """A UNet that is recorded for a size at the size's second call and replayed from the third.
+    """A UNet that is recorded at the second call for a size and replayed from the third.
 
-    The graphs that were used least recently are forgotten.
+    The least recently used graphs are dropped.
     """
 
     def __init__(
         self, network: UNet2DConditionModel, call: Callable[..., tuple[Tensor]], record: Record | None
     ) -> None:
-        """`call` computes what `network` does. Without `record` it is only called."""
+        """Use `call`, which computes the same as `network`. If `record` is None, nothing is recorded."""
         super().__init__(network)
         self._call = call
         self._record: Record | None = record
@@ -88,7 +87,7 @@ class GraphedUNet(UNet):
     def __call__(self, call: UNetCall) -> Tensor:
         """Return the network's output (rows, 4, h, w).
 
-        With control networks or FreeU the plain network computes: graphs and compiled code know neither.
+        With control networks or FreeU the plain network is used: graphs and compiled code support neither.
         """
         if call.guided or self.network.up_blocks[0].b1 is not None:
             return super().__call__(call)
@@ -99,7 +98,7 @@ class GraphedUNet(UNet):
         return self._graphs[key].replay(call)
 
     def _recorded(self, key: Key, call: UNetCall) -> bool:
-        """Record this size if it has been seen before and is worth it; return whether there is a graph now."""
+        """Record this size if it was used before and is small enough. Return whether there is a graph now."""
         small = len(call.images) * call.images[0, 0].numel() <= LARGEST
         if self._record is None or not small or key not in self._seen:
             self._seen.add(key)
@@ -107,7 +106,7 @@ class GraphedUNet(UNet):
         places = call.clone()
         try:
             replay, output = self._record(lambda: places.compute(self._call))
-        except Exception as error:  # also for want of memory: there will be no more of it at the next step
+        except Exception as error:  # also if memory runs out: the next step would not have more
             log.warning("CUDA graphs cannot be recorded (%s): steps take longer.", in_one_line(error))
             self._record = None
             self._graphs.clear()
@@ -117,8 +116,8 @@ class GraphedUNet(UNet):
         return True
 
     def _keep(self, key: Key) -> None:
-        """Mark a graph as the one used last, and forget the least used where there are too many."""
+        """Mark a graph as just used, and drop the least recently used one if there are too many."""
         self._graphs.move_to_end(key)
         if len(self._graphs) > GRAPHS:
             forgotten, _ = self._graphs.popitem(last=False)
-            self._seen.discard(forgotten)  # its next recording, too, comes after a call that warms up for it
+            self._seen.discard(forgotten)  # so that another call warms up before its next recording

@@ -1,11 +1,12 @@
-"""Work on files of strangers, done in a process of its own: it may crash, and is killed when it takes too much.
+"""Runs work on untrusted files in a separate process, which may crash and is killed if it uses too much.
 
-A helper process imports what the work needs once. For every job it forks a child, which gets the open file and nothing
-else of this process, bounds its own memory and processor time, and writes bytes into a shared file and a small answer
-into a socket. Whoever waits looks up every few milliseconds, so that a cancel ends the wait, and the child, at once.
+A helper process imports what the work needs once. For every job it forks a child. The child gets the open file and
+nothing else of this process, limits its own memory and processor time, and writes bytes to a shared file and a small
+answer to a socket. The waiting thread wakes up every few milliseconds, so that a cancel ends the wait and the child at
+once.
 
-Run as `python -m pipelines.runtime.isolation MODULE`, it is the helper. MODULE has a table `JOBS` of functions
-(file, output, **arguments) -> an answer that JSON can hold.
+`python -m pipelines.runtime.isolation MODULE` runs the helper. MODULE has a table `JOBS` of functions
+(file, output, **arguments) -> an answer that can be written as JSON.
 """
 
 import importlib
@@ -27,16 +28,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 ANSWER_MAX = 16 << 20
-"""The most bytes in an answer, which holds at most the text of a picture."""
+"""Limit for the bytes of an answer. The longest is the text of a picture."""
 WAIT = 0.02
-"""Seconds between two looks at whether the prediction was cancelled."""
+"""Seconds between two checks for a cancelled prediction."""
 START_SECONDS = 60.0
 """The time limit for the helper's imports."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take: bytes of memory beside what the helper has, and seconds of processor and of waiting."""
+    """Limits for a job: bytes of memory in addition to the helper's, and seconds of processor time and of waiting."""
 
     memory: int
     processor: int
@@ -44,11 +45,11 @@ class Limits:
 
 
 class Failed(Exception):
-    """The job raised, crashed or took too much; the text says which."""
+    """The job raised an error, crashed or exceeded its limits; the text says which."""
 
 
 class Helper:
-    """The helper process of one module. It starts with the first job, or before it with `start`."""
+    """The helper process of one module. It starts with the first job, or earlier with `start`."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -57,7 +58,7 @@ class Helper:
         self._socket: socket.socket | None = None
 
     def start(self) -> None:
-        """Start it if it does not run. Imports go on while the caller does something else."""
+        """Start the helper unless it is running. Its imports run in the background."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._close()
@@ -75,7 +76,7 @@ class Helper:
                 self._socket = ours
 
     def stop(self) -> None:
-        """End it, and what it does."""
+        """Kill the helper."""
         with self._lock:
             self._close()
 
@@ -88,9 +89,9 @@ class Helper:
         self._socket = self._process = None
 
     def run(self, job: str, file: BinaryIO, limits: Limits, **arguments: Any) -> tuple[Any, BinaryIO]:
-        """Do a job with an open file. Returns its answer, and the shared file that it wrote into, at its beginning.
+        """Run a job on an open file. Return its answer and the shared file that it wrote, positioned at the start.
 
-        Raises Failed. Whatever ends the wait, the child is gone after it.
+        Raises Failed. However the wait ends, the child does not outlive it.
         """
         told = {"job": job, "memory": limits.memory, "processor": limits.processor, "arguments": arguments}
         output = shared_file()
@@ -108,10 +109,10 @@ class Helper:
 
     @contextmanager
     def _child(self, told: bytes, file: BinaryIO, output: BinaryIO) -> Iterator[socket.socket]:
-        """A child at work, by the socket of its answer. It is killed at the end if it still runs."""
+        """Start a child and yield the socket of its answer. Kill it at the end if it is still running."""
         try:
             number, connection = self._forked(told, file, output)
-        except (OSError, Failed):  # the helper was killed, which may take a moment to be seen
+        except (OSError, Failed):  # the helper was killed, which `poll` may not have noticed yet
             self.stop()
             number, connection = self._forked(told, file, output)
         with connection:
@@ -123,14 +124,14 @@ class Helper:
                         os.kill(number, signal.SIGKILL)
 
     def _forked(self, told: bytes, file: BinaryIO, output: BinaryIO) -> tuple[int, socket.socket]:
-        """A new child: its process id, and the socket of its answer."""
+        """Fork a new child. Return its process id and the socket of its answer."""
         self.start()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs, self._lock:
                 assert self._socket is not None
                 socket.send_fds(self._socket, [told], [file.fileno(), output.fileno(), theirs.fileno()])
-                theirs.close()  # so that the child's end is seen
+                theirs.close()  # so that the end of the child is noticed
                 return int(_line(ours, time.monotonic() + START_SECONDS)), ours
         except BaseException:
             ours.close()
@@ -138,14 +139,14 @@ class Helper:
 
 
 def shared_file() -> BinaryIO:
-    """A file without a name: in memory where the system has that."""
+    """Create a file without a name, in memory if the system supports it."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("pastel"), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 
 def _readable(connection: socket.socket, deadline: float) -> bool:
-    """Wait in short slices, between which Python raises what cancels a prediction."""
+    """Wait in short slices, so that Python can raise a cancel in between. Raises Failed at the deadline."""
     while not select.select([connection], [], [], WAIT)[0]:
         if time.monotonic() > deadline:
             raise Failed("it takes too long")
@@ -164,7 +165,7 @@ def _line(connection: socket.socket, deadline: float) -> bytes:
 
 
 def _received(connection: socket.socket, deadline: float) -> bytes:
-    """The whole answer. Raises Failed where the child ended without one."""
+    """Return the whole answer. Raises Failed if the child ended without one."""
     parts: list[bytes] = []
     while _readable(connection, deadline):
         part = connection.recv(1 << 16)
@@ -174,12 +175,12 @@ def _received(connection: socket.socket, deadline: float) -> bytes:
         if sum(map(len, parts)) > ANSWER_MAX:
             raise Failed("it says too much")
     if not parts:
-        raise Failed("what reads it crashed, or took more memory or time than it may")
+        raise Failed("the process that reads it crashed, or exceeded its limits for memory or time")
     return b"".join(parts)
 
 
 def _ended(connection: socket.socket) -> bool:
-    """Whether the child has closed its end, which it does last."""
+    """Return whether the child has closed its end, which is the last thing it does."""
     try:
         return connection.recv(1, socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
@@ -192,8 +193,8 @@ def _ended(connection: socket.socket) -> bool:
 
 
 def serve(jobs: Mapping[str, Any], requests: socket.socket) -> None:
-    """Fork a child for every request, until whoever asks is gone."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
+    """Fork a child for every request until the other end of the socket is closed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         told, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 3)
@@ -207,7 +208,7 @@ def serve(jobs: Mapping[str, Any], requests: socket.socket) -> None:
 
 
 def _work(jobs: Mapping[str, Any], told: dict[str, Any], file: int, output: int, answer: int) -> None:
-    """What a child does. It never returns."""
+    """Do the work of a child. Never returns."""
     connection = socket.socket(fileno=answer)
     try:
         connection.sendall(b"%d\n" % os.getpid())
@@ -218,7 +219,7 @@ def _work(jobs: Mapping[str, Any], told: dict[str, Any], file: int, output: int,
             made = jobs[told["job"]](read, written, **told["arguments"])
         reply = {"answer": made}
     except MemoryError:
-        reply = {"failed": "it takes more memory than it may"}
+        reply = {"failed": "it needs more memory than its limit"}
     except BaseException as error:
         reply = {"failed": str(error)[:1000] or type(error).__name__}
     with suppress(OSError):
@@ -227,8 +228,8 @@ def _work(jobs: Mapping[str, Any], told: dict[str, Any], file: int, output: int,
 
 
 def limit_memory(more: int) -> None:
-    """Bound this process to so many bytes beside those that it has; a bound that is lower already stays."""
-    with suppress(OSError, ValueError):  # systems without /proc
+    """Limit this process to this many bytes in addition to those it has. A lower limit is kept."""
+    with suppress(OSError, ValueError):  # on systems without /proc
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         before, most = resource.getrlimit(resource.RLIMIT_AS)
         bound = used + more if before == resource.RLIM_INFINITY else min(before, used + more)
@@ -236,9 +237,9 @@ def limit_memory(more: int) -> None:
 
 
 def limit_time(processor: int) -> None:
-    """Bound this process to so many seconds of processor time, and to ten times as many in all."""
+    """Limit this process to this many seconds of processor time, and to ten times as many of real time."""
     resource.setrlimit(resource.RLIMIT_CPU, (processor, processor))
-    signal.alarm(10 * processor)  # for when nobody is there to kill it
+    signal.alarm(10 * processor)  # in case nobody is left to kill it
 
 
 if __name__ == "__main__":

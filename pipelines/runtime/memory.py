@@ -1,7 +1,7 @@
-"""How much memory a plan takes, computed beforehand, and how work runs with less if there is not enough.
+"""How much memory a plan needs, computed beforehand, and how work continues with less if there is not enough.
 
-The figures count activations beside the weights, with fused attention. They grow with the number of pixels and with
-nothing else; `tests/tiny/test_memory.py` counts every tensor that the networks make and finds the same.
+The numbers cover activations, without the weights, with fused attention. They depend only on the number of pixels;
+`tests/tiny/test_memory.py` counts every tensor that the networks make and confirms them.
 """
 
 import ctypes
@@ -26,44 +26,44 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 UNET_TENSORS = 26
-"""For every latent pixel the UNet at its peak holds this many tensors with the channels of its first level."""
+"""At its peak, the UNet holds this many tensors with the channels of its first level for every latent pixel."""
 CONTROL_TENSORS = 6
-"""ControlNets, however many, add this many more of them: what they give to the UNet's levels, summed."""
+"""ControlNets, however many, add this many such tensors: the sums that they add to the UNet's levels."""
 
 ROOM_USED = 0.85
-"""The share of the free memory that is planned with, because an allocator leaves holes."""
+"""The share of the free memory that plans use, because an allocator leaves holes."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The bytes that the networks of one model take beside their weights."""
+    """The bytes that the networks of one model need in addition to their weights."""
 
     unet: int
     """Per latent pixel and row of the batch; a guided image is two rows."""
     vae: int
-    """Per pixel of the one picture that is decoded at a time."""
+    """Per pixel. One picture is decoded at a time."""
 
     @classmethod
     def of(cls, unet: UNet2DConditionModel, vae: AutoencoderKL) -> "Footprint":
-        """Compute it from the networks' shapes and number formats."""
+        """Compute it from the networks' shapes and dtypes."""
         first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
         return cls(
             unet=UNET_TENSORS * unet.config.block_out_channels[0] * unet.dtype.itemsize,
-            # Either the last level's first block, which still has the channels of the level before, or the others.
+            # Either the last level's first block, which still has the previous level's channels, or the other blocks.
             vae=max(5 * first, 3 * second) * vae.dtype.itemsize,
         )
 
     def under_controls(self) -> "Footprint":
-        """Return the same with what ControlNets add to the UNet at its peak, however many they are."""
+        """Return the same including what ControlNets, however many, add to the UNet's peak."""
         return replace(self, unet=self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS)
 
     def pixels(self, room: int) -> int:
-        """Return how many pixels a picture may have to fit into this many bytes, row by row and decoded in tiles."""
+        """Return how many pixels fit into this many bytes, if rows are computed one by one and decoding uses tiles."""
         return room * LATENT_PIXELS**2 // self.unet
 
 
 def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int | None) -> int:
-    """Return how many rows of a batch the UNet takes at once in this many bytes; log it if that is not all of them."""
+    """Return how many rows of a batch the UNet can compute at once in this many bytes. Log it if not all fit."""
     if room is None:
         return rows
     need = footprint.unet * latent_pixels
@@ -76,7 +76,7 @@ def rows_at_once(footprint: Footprint, latent_pixels: int, rows: int, room: int 
 
 
 def room_left(device: torch.device) -> int | None:
-    """Return the bytes that are free on the device, our allocator's reserve included; None if that is unknown."""
+    """Return the free bytes on the device, including our allocator's reserve; None if unknown."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -84,13 +84,13 @@ def room_left(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocator gave up. The CPU's, CUDA's runtime and its libraries raise plain RuntimeErrors."""
+    """Return whether an allocator ran out of memory. Those of the CPU and of CUDA's libraries raise RuntimeError."""
     said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def with_fallback(work: Callable[[], Result], fallback: Callable[[], Result], told: str) -> Result:
-    """Run the work; on out-of-memory, log and run the fallback once, which may raise too."""
+    """Run the work. On out-of-memory, log and run the fallback once, which may raise, too."""
     try:
         return work()
     except RuntimeError as error:
@@ -102,14 +102,14 @@ def with_fallback(work: Callable[[], Result], fallback: Callable[[], Result], to
 
 
 def release_memory(error: BaseException) -> None:
-    """After failed or cancelled work, let go of what its frames hold and give the GPU's memory back."""
+    """After failed or cancelled work, release what its frames hold and return the GPU's memory."""
     traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 _libc = ctypes.CDLL(None)
-_trim = getattr(_libc, "malloc_trim", None)  # glibc's own
+_trim = getattr(_libc, "malloc_trim", None)  # only in glibc
 
 
 def forget_data_uris() -> None:
@@ -118,19 +118,19 @@ def forget_data_uris() -> None:
 
 
 def trim_heap() -> None:
-    """Hand freed memory of the process back to the system.
+    """Return freed memory of the process to the system.
 
-    glibc keeps it, and with pictures of many sizes its holes add up: 500 predictions ended at 798 MB without this
-    function and at 604 MB with it.
+    glibc keeps it, and with pictures of many sizes the holes add up: after 500 predictions the process had 798 MB
+    without this function and 604 MB with it.
     """
     if _trim is not None:
         _trim(0)
 
 
 def drop_pages(tensor: Tensor) -> None:
-    """Drop the pages of a mapped file that a tensor lies on; they are read again if they are needed.
+    """Drop the pages of a mapped file that a tensor occupies. They are read again if needed.
 
-    Only for tensors of mapped files: others would lose their values.
+    Use it only for tensors of mapped files: others would lose their values.
     """
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -143,23 +143,23 @@ def drop_pages(tensor: Tensor) -> None:
 def memory_errors_say_what_fits(
     plan: HighresPlan, footprint: Callable[[], Footprint], device: torch.device
 ) -> Iterator[None]:
-    """Turn an allocator's error into OutOfMemory, which names a size that fits."""
+    """Turn an allocator's error into OutOfMemory, which suggests a size that fits."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         release_memory(error)
-        fit = what_fits(plan, footprint(), room_left(device))  # only now: the ControlNets are there
+        fit = what_fits(plan, footprint(), room_left(device))  # computed only now, when the ControlNets are loaded
         raise OutOfMemory(f"No memory left for {plan.describe()}. {fit}") from error
 
 
 def what_fits(plan: HighresPlan, footprint: Footprint, room: int | None) -> str:
-    """Return one sentence of advice: the inputs that ask for the largest picture of the plan's shape that fits."""
+    """Return one sentence of advice: inputs for the largest picture of the plan's shape that fits."""
     width, height = plan.final_size
     if room is None:
         return f"Use a smaller hires_scale or size than {width}x{height}, or num_outputs=1."
-    # work that failed must become smaller even if this count says that it fits
+    # work that failed must become smaller, even if this estimate says that it fits
     pixels = min(footprint.pixels(room), width * height * 0.8)
     scale = (pixels / (plan.first.width * plan.first.height)) ** 0.5
     if plan.hires and scale >= 1.05:

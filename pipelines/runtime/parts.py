@@ -1,7 +1,7 @@
-"""Long operations on a CPU, done in parts, so that work can be stopped within a second whatever is drawn.
+"""Splits long operations on a CPU into parts, so that work can always be stopped within a second.
 
 On two slow cores one attention over the 65,536 latents of a 2048 x 2048 picture takes a minute, and one convolution of
-its decoder ten seconds. Rows of either do not depend on each other: computed in parts they are the same to the bit, in
+its decoder takes ten seconds. Their rows do not depend on each other: computing them in parts gives the same bits in
 the same time. On a GPU no operation takes long enough to matter.
 """
 
@@ -18,18 +18,18 @@ from torch.overrides import TorchFunctionMode
 from pipelines.runtime.worker import stop_if_asked
 
 SCORES = 50_000_000
-"""The most scores in one part of an attention, for each of torch's threads: a third of a second on a slow core."""
+"""The most scores in one part of an attention per thread of torch: a third of a second on a slow core."""
 QUERIES = 768
-"""The fewest queries in one part of an attention: from here on torch's kernel works in blocks of the same size."""
+"""The fewest queries in one part of an attention. From this number on, torch's kernel uses blocks of the same size."""
 PRODUCTS = 10_000_000_000
-"""The most multiplications in one part of a convolution, for each of torch's threads: a third of a second too."""
+"""The most multiplications in one part of a convolution per thread of torch: also a third of a second."""
 SHORT_SECONDS = 0.25
-"""After a call of a network that was shorter than this, the next call skips the look at every operation."""
+"""If a call of a network took less than this, the next call runs without a check at every operation."""
 
 
 class InParts(TorchFunctionMode):
-    """A context in which every operation of torch first looks whether its work was told to stop, and long ones are
-    done in parts."""
+    """A context in which every torch operation first checks whether the work must stop, and long operations are split
+    into parts."""
 
     def __torch_function__(
         self,
@@ -43,17 +43,17 @@ class InParts(TorchFunctionMode):
 
 
 def in_parts_on(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    """What a worker's thread does all its work in, for this device."""
+    """Return the kind of context in which a worker's thread does all its work for this device."""
     return InParts if device.type == "cpu" else nullcontext
 
 
 def at_once() -> AbstractContextManager[object]:
-    """A context that leaves InParts for a short call of a network: it costs ten microseconds an operation."""
+    """Return a context that turns off InParts for a short call of a network, as it costs 10 us per operation."""
     return torch._C.DisableTorchFunction()
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Attention of (B, heads, n, d) head by head and some queries at a time."""
+    """Compute attention of (B, heads, n, d) head by head, a number of queries at a time."""
     most = SCORES * torch.get_num_threads()
     plain = query.dim() == 4 and not any(map(_is_set, (*args, *options.values())))
     if not plain or query.shape[:-1].numel() * key.shape[-2] <= most:
@@ -71,12 +71,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: 
 
 
 def _is_set(option: object) -> bool:
-    """Whether an option of the attention asks for anything: a mask, dropout, a causal order, a scale."""
+    """Return whether an option of the attention is used: a mask, dropout, causal order or scale."""
     return isinstance(option, Tensor) or bool(option)
 
 
 def _parts(length: int, most: int) -> list[tuple[int, int]]:
-    """Starts and ends of even parts, none longer than `most` but where half of them would be too short."""
+    """Return starts and ends of about equal parts, from `most` to twice `most` long. Starts are multiples of 256."""
     count = max(1, length // most)
     starts = [length * number // count // 256 * 256 for number in range(count)]
     return list(zip(starts, [*starts[1:], length], strict=True))
@@ -87,7 +87,7 @@ Pair = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class _How:
-    """What torch.conv2d takes after its tensors, in its order."""
+    """The arguments of torch.conv2d after its tensors, in order."""
 
     stride: Pair = 1
     padding: Pair | str = 0
@@ -96,7 +96,7 @@ class _How:
 
 
 def _convolution(image: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **options: Any) -> Tensor:
-    """A convolution of (B, C, h, w), some rows of its result at a time."""
+    """Compute a convolution of (B, C, h, w), a number of result rows at a time."""
     how = _How(*args, **options)
     stride, padding, dilation, groups = how.stride, how.padding, how.dilation, how.groups
     if image.dim() != 4 or isinstance(padding, str):

@@ -15,36 +15,36 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is told about every row of a batch beside the picture and the time."""
+    """The UNet's inputs for every row of a batch, apart from picture and time."""
 
     tokens: Tensor
     """(rows, n, width), for cross-attention."""
     vector: Tensor | None = None
-    """(rows, k), added to the embedding of the time; None in families that have no such input."""
+    """(rows, k), added to the time embedding; None in families that have no such input."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.tokens)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
-        """Return the condition with both tensors changed; the change must treat rows alike."""
+        """Return the condition with both tensors changed. The change must treat all rows alike."""
         return Condition(change(self.tokens), None if self.vector is None else change(self.vector))
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
-        """Join the rows of conditions that have equally many tokens."""
+        """Join the rows of conditions that have the same number of tokens."""
         vectors = [part.vector for part in parts if part.vector is not None]
         return Condition(torch.cat([part.tokens for part in parts]), torch.cat(vectors) if vectors else None)
 
 
 @dataclass(frozen=True)
 class PicturePrompt:
-    """What an IP-Adapter shows to the UNet's cross-attentions beside the prompt."""
+    """An IP-Adapter's input to the UNet's cross-attentions, in addition to the prompt."""
 
     to_k: nn.ModuleList
-    """What makes keys of the tokens, for each cross-attention in order."""
+    """Layers that turn the tokens into keys, one for each cross-attention in order."""
     to_v: nn.ModuleList
-    """What makes values of them."""
+    """Layers that turn the tokens into values."""
     tokens: Tensor
     """(rows, n, width)"""
     weight: float
@@ -52,7 +52,7 @@ class PicturePrompt:
 
 @dataclass(frozen=True)
 class UNetCall:
-    """What a UNet is called with. It returns its output (rows, 4, h, w)."""
+    """The arguments of one call of a UNet."""
 
     images: Tensor
     """(rows, channels, h, w)"""
@@ -60,16 +60,16 @@ class UNetCall:
     """(), the timestep of all rows"""
     condition: Condition
     residuals: tuple[Tensor, ...] = ()
-    """What ControlNets add to the blocks' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
+    """Residuals of ControlNets for the blocks' outputs, (rows, C, h', w') each, the deepest last; empty without any."""
     features: tuple[Tensor, ...] = ()
-    """What T2I adapters add inside the encoding half, (rows, C, h', w') a level, the deepest last; empty without any.
+    """Features of T2I adapters for the encoder, (rows, C, h', w') for each level, the deepest last; empty without any.
     """
     pictures: tuple[PicturePrompt, ...] = ()
-    """What IP-Adapters show to the cross-attentions."""
+    """Picture prompts of IP-Adapters for the cross-attentions."""
 
     @property
     def guided(self) -> bool:
-        """Whether it takes more than a call of the UNet alone does."""
+        """Whether control networks take part in the call."""
         return bool(self.residuals or self.features or self.pictures)
 
     @property
@@ -79,17 +79,17 @@ class UNetCall:
         return (self.images, self.time, self.condition.tokens, *(() if vector is None else (vector,)))
 
     def clone(self) -> "UNetCall":
-        """Return a call that is not guided and whose tensors are copies."""
+        """Return a copy of a call that is not guided, with copied tensors."""
         return UNetCall(self.images.clone(), self.time.clone(), self.condition.map(torch.clone))
 
     def split(self, rows: int) -> Iterator["UNetCall"]:
-        """Cut a call that is not guided into calls of at most so many rows."""
+        """Split a call that is not guided into calls of at most this many rows."""
         for start in range(0, len(self.images), rows):
             part = itemgetter(slice(start, start + rows))
             yield UNetCall(part(self.images), self.time, self.condition.map(part))
 
     def compute(self, network: Callable[..., tuple[Tensor]]) -> Tensor:
-        """Call a network that takes the arguments of diffusers' UNet; return its output (rows, 4, h, w)."""
+        """Call a network with the arguments of diffusers' UNet, and return its output (rows, 4, h, w)."""
         options: dict[str, Any] = {}
         if self.condition.vector is not None:
             options["class_labels"] = self.condition.vector
@@ -105,10 +105,10 @@ class UNetCall:
 
 
 class UNet:
-    """A UNet of diffusers. Subclasses compute the same in another way, over the same weights."""
+    """A UNet of diffusers. Subclasses compute the same in other ways, with the same weights."""
 
     def __init__(self, network: UNet2DConditionModel) -> None:
-        """`network` has the weights and settings that all ways of computing share."""
+        """Use `network`, which has the weights and settings that all ways of computing share."""
         self.network = network
 
     def __call__(self, call: UNetCall) -> Tensor:
@@ -120,26 +120,26 @@ class UNet:
 
     @cached_property
     def _cross_attentions(self) -> list[Attention]:
-        """What shows pictures, looked for once: an SD network has hundreds of modules, and is called at every step."""
+        """The cross-attentions, found once: an SD network has hundreds of modules and is called at every step."""
         return cross_attentions(self.network)
 
 
 def cross_attentions(network: UNet2DConditionModel) -> list[Attention]:
-    """Return the attentions to the prompt, in the order in which diffusers and IP-Adapter files count them."""
+    """Return the cross-attentions in the order in which diffusers and IP-Adapter files number them."""
     modules = network.named_modules()
     return [module for name, module in modules if name.endswith(".attn2") and isinstance(module, Attention)]
 
 
 @contextmanager
 def _shown(attentions: Sequence[Attention], pictures: Sequence[PicturePrompt]) -> Iterator[None]:
-    """Inside, these cross-attentions take a tuple of the prompt's tokens and of every picture's.
+    """Make these cross-attentions take a tuple of the prompt's tokens and every picture's while the context lasts.
 
-    What computed them before comes back, the very same objects: compiled code of the network stays valid.
+    Afterwards the same processor objects as before are put back, so that compiled code of the network stays valid.
     """
     before = [attention.processor for attention in attentions]
     try:
         for place, attention in enumerate(attentions):
-            # its method, because a module would be registered as a part of the network
+            # only its method, because a module would be registered as a part of the network
             attention.processor = _processor(pictures, place).__call__
         yield
     finally:

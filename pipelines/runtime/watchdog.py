@@ -1,12 +1,12 @@
-"""A small process beside a Cog server, which ends the server when that cannot draw any more.
+"""A small process beside a Cog server that ends the server when it can no longer draw.
 
-Cog's server replaces no worker that died, and an id from which no folder can be made takes its only slot for good. It
-lives on and refuses everything; whoever runs the container sees no fault and restarts nothing. `setup` starts this file
-as a process of its own, which reads the server's health check. A server that is past help is killed, so that its exit
-code is an error and any restart policy starts another one. The process needs nothing but the standard library, and ends
-with its server.
+Cog's server does not replace a worker that died, and a prediction id that cannot become a folder name blocks its only
+slot forever. The server then keeps running and refuses everything; the container looks healthy and is not restarted.
+`setup` starts this file as a separate process, which polls the server's health check. A server that cannot recover is
+killed, so that it exits with an error and any restart policy starts another one. The process only needs the standard
+library, and ends with its server.
 
-    python -m pipelines.runtime.watchdog    # one look, for a liveness probe: ends with 1 where the server is past help
+    python -m pipelines.runtime.watchdog    # check once, for a liveness probe: exits with 1 if the server is lost
 """
 
 import json
@@ -22,32 +22,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SETTING = "PASTEL_WATCHDOG"
-"""`off`, or for how many seconds a server may be busy while nothing runs."""
+"""`off`, or how many seconds a server may be busy while no prediction runs."""
 IDLE_SECONDS = 20.0
-"""Cog reads inputs of 100 MB in a few seconds before it calls `predict`."""
+"""Cog needs a few seconds to read inputs of 100 MB before it calls `predict`."""
 LOOK_SECONDS = 2.0
 DEAD_SECONDS = 2.0
-"""How long a server may be unhealthy once its worker is gone."""
+"""How long a server may be unhealthy after its worker is gone."""
 SILENT_SECONDS = 120.0
-"""How long a worker may leave the health check unanswered: Python answers none while it reads a large file in C."""
+"""How long a worker may leave the health check unanswered: Python cannot answer while C code reads a large file."""
 FETCHING_SECONDS = 1800.0
-"""How long Cog may fetch the files that a request names by URL. It has no limit of its own."""
+"""How long Cog may fetch files that a request names by URL. Cog itself has no limit."""
 REFUSED = ("UNHEALTHY", "DEFUNCT", "SETUP_FAILED")
-"""States of a server from which it does not come back."""
+"""States from which a server does not recover."""
 
 Question = Callable[[], bool]
 
 
 class Watchdog:
-    """The worker's end of the process: it is told when a prediction begins and when it ends."""
+    """The worker's connection to the watchdog process, which it informs when a prediction begins and ends."""
 
     def __init__(self, process: "subprocess.Popen[bytes] | None") -> None:
-        """None: nobody watches."""
+        """Connect to the watchdog's process. None: there is no watchdog."""
         self._process = process
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """A prediction runs inside this context."""
+        """Inform the watchdog that a prediction runs while the context lasts."""
         self._tell(b"+")
         try:
             yield
@@ -56,18 +56,18 @@ class Watchdog:
 
     def _tell(self, what: bytes) -> None:
         if self._process and self._process.stdin:
-            with suppress(OSError):  # it is gone; the prediction goes on
+            with suppress(OSError):  # the watchdog is gone; the prediction continues
                 os.write(self._process.stdin.fileno(), what)
 
 
 def start() -> Watchdog:
-    """Start to watch the server whose worker this process is; elsewhere, and where the setting says so, do nothing.
+    """Start to watch the server whose worker this process is. Outside a server, or if turned off, do nothing.
 
     Raises ValueError for a setting that is neither `off` nor a number.
     """
     setting = os.environ.get(SETTING) or str(IDLE_SECONDS)
     in_a_worker = getattr(getattr(sys.modules.get("coglet"), "server", None), "active", False)
-    if setting == "off" or not in_a_worker or not hasattr(os, "pidfd_open"):  # which Linux has
+    if setting == "off" or not in_a_worker or not hasattr(os, "pidfd_open"):  # only Linux has it
         return Watchdog(None)
     try:
         float(setting)
@@ -83,7 +83,7 @@ def start() -> Watchdog:
 
 
 def watch(server: int, worker: int, port: int, idle_seconds: float) -> None:
-    """Look every few seconds until the server, a process, is gone or past help."""
+    """Check the server's process every few seconds until it is gone or must be ended."""
     limits = {
         "its worker is gone": DEAD_SECONDS,
         "its worker does not answer": SILENT_SECONDS,
@@ -99,17 +99,17 @@ def watch(server: int, worker: int, port: int, idle_seconds: float) -> None:
         told = _told()
         running = told.endswith(b"+") if told else running
         state = status(port)
-        running = running and state != "READY"  # a prediction whose end could not be told is over
+        running = running and state != "READY"  # then the prediction is over, even if its end was not reported
         found = "" if told else ailment(state, running, os.getppid() == worker, lambda: fetches(worker))
         if found != ill:
             ill, since = found, time.monotonic()
         if ill and time.monotonic() - since >= limits[ill]:
-            _say(server, f"The server is ended for another one to be started: {ill}.")
+            _say(server, f"The server is ended so that another one can be started: {ill}.")
             return end(handle, server, worker)
 
 
 def ailment(state: str, running: bool, worker_lives: bool, fetching: Question) -> str:
-    """What is wrong with a server; empty where all is well, or where it does not answer, as while it shuts down."""
+    """Return what is wrong with a server; empty if nothing is, or if it does not answer, as during shutdown."""
     if state in REFUSED:
         return "its worker does not answer" if worker_lives else "its worker is gone"
     if state == "BUSY" and not running:
@@ -118,7 +118,7 @@ def ailment(state: str, running: bool, worker_lives: bool, fetching: Question) -
 
 
 def status(port: int, host: str = "127.0.0.1") -> str:
-    """The state in the server's health check; empty where it does not answer."""
+    """Return the state in the server's health check; empty if it does not answer."""
     ask = f"GET /health-check HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
     try:
         with socket.create_connection((host, port), timeout=15) as connection:
@@ -131,11 +131,11 @@ def status(port: int, host: str = "127.0.0.1") -> str:
 
 
 def fetches(process: int) -> bool:
-    """Whether the process has a connection by TCP: a worker has none but to fetch files."""
+    """Return whether the process has a TCP connection. A worker only has one while it fetches files."""
     sockets = set()
     with suppress(OSError):
         for entry in Path(f"/proc/{process}/fd").iterdir():
-            with suppress(OSError):  # closed by now
+            with suppress(OSError):  # it was closed in the meantime
                 sockets.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
     tables = [Path(f"/proc/{process}/net/{name}") for name in ("tcp", "tcp6")]
     lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
@@ -143,9 +143,9 @@ def fetches(process: int) -> bool:
 
 
 def end(handle: int, server: int, worker: int) -> None:
-    """Kill the server, and the worker where that outlives it.
+    """Kill the server, and the worker if it outlives the server.
 
-    Process 1 of a container cannot be killed from inside of it; it is asked to end instead.
+    Process 1 of a container cannot be killed from inside, so it gets a request to end instead.
     """
     signal.pidfd_send_signal(handle, signal.SIGTERM if server == 1 else signal.SIGKILL)
     time.sleep(LOOK_SECONDS)
@@ -154,7 +154,7 @@ def end(handle: int, server: int, worker: int) -> None:
 
 
 def _told() -> bytes:
-    """What the worker told since the last look: + where a prediction began, - where it ended."""
+    """Return what the worker sent since the last check: + when a prediction began, - when it ended."""
     try:
         return os.read(sys.stdin.fileno(), 1 << 16)
     except BlockingIOError:
@@ -162,7 +162,7 @@ def _told() -> bytes:
 
 
 def _say(server: int, text: str) -> None:
-    """A line in the server's log: a worker that is gone hands on none."""
+    """Write a line directly to the server's log, because a worker that is gone cannot pass it on."""
     with suppress(OSError), open(f"/proc/{server}/fd/2", "a", encoding="utf-8") as log:
         log.write(f"{text}\n")
 

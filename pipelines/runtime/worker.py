@@ -1,13 +1,13 @@
-"""Threads in which work is done for a thread that may be cancelled while it waits.
+"""Worker threads that do work for a thread that may be cancelled while it waits.
 
-A server calls setup and every prediction in threads of its own choice, and torch keeps much per thread: CUDA's library
-handles and their workspaces, cuDNN's plans, OpenMP's team. What setup warmed up would be cold again, so all networks
-run in one thread of ours. And a cancelled prediction, whose exception Python raises at any place of its thread, could
-leave a CUDA graph half recorded. Here it is raised in a thread that only waits; the work itself is told to stop, and
-does so where it calls `stop_if_asked`.
+A server calls setup and predictions in threads of its own choice, but torch keeps much state per thread: CUDA's library
+handles and their workspaces, cuDNN's plans, OpenMP's team. Everything that setup warmed up would be cold again, so all
+networks run in one thread of ours. Also, Python raises the exception of a cancelled prediction at any place in its
+thread, which could leave a CUDA graph half recorded. Here it is raised in a thread that only waits. The work itself is
+asked to stop, and does so when it calls `stop_if_asked`.
 
-The waiting thread may be cancelled inside any Python function, so it shares no lock with the workers that Python code
-holds: no Condition, Event, Future or executor, which a cancel at the wrong moment would leave locked for good.
+The waiting thread may be cancelled inside any Python function. So it shares no lock with the workers that is held by
+Python code (no Condition, Event, Future or executor): a cancel at the wrong moment would leave it locked forever.
 """
 
 import threading
@@ -23,14 +23,14 @@ Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 POLL_SECONDS = 0.05
-"""A thread that waits in C is cancelled only when it returns to Python."""
+"""How often waiting returns to Python: a thread that waits in C is cancelled only then."""
 PATIENCE_SECONDS = 1.0
 """How long a cancelled prediction waits for its work to stop. An operation that takes longer (encoding a WebP of 30
-million pixels) ends by itself in its thread; whatever comes next there begins after it."""
+million pixels) finishes in its thread, and the next work there starts after it."""
 
 
 class Stopped(BaseException):
-    """Raised inside work whose result nobody waits for any more. No `except Exception` catches it."""
+    """Raised inside work whose result is no longer needed. `except Exception` does not catch it."""
 
 
 class Task(Generic[Result]):
@@ -38,7 +38,7 @@ class Task(Generic[Result]):
 
     def __init__(self, work: Callable[[], Result]) -> None:
         self._work = work
-        self._context = copy_context()  # by which the server tells the logs of predictions apart
+        self._context = copy_context()  # the server uses it to assign logs to predictions
         self._ended = threading.Lock()
         self._ended.acquire()
         self._result: Result
@@ -47,7 +47,7 @@ class Task(Generic[Result]):
         self.done = False
 
     def do(self) -> None:
-        """Do the work, in the thread that calls this."""
+        """Do the work in the calling thread."""
         _here.task = self
         try:
             stop_if_asked()
@@ -56,12 +56,12 @@ class Task(Generic[Result]):
             self._error = error
         finally:
             _here.task = None
-            del self._work  # and what it holds
+            del self._work  # and everything that it holds
             self.done = True
             self._ended.release()
 
     def stop(self) -> None:
-        """Tell the work to stop. Work that has not begun never does."""
+        """Ask the work to stop. Work that has not begun will never run."""
         self.stopping = True
 
     def wait(self, seconds: float | None = None) -> None:
@@ -72,14 +72,14 @@ class Task(Generic[Result]):
             polls = None if polls is None else polls - 1
 
     def outcome(self) -> Result:
-        """What the finished work returned. Raises what it raised."""
+        """Return what the finished work returned, or re-raise what it raised."""
         if self._error is None:
             return self._result
         error, self._error = self._error, None
         try:
             raise error
         finally:
-            del error  # whose traceback leads to this frame: a circle that would keep all that the work held
+            del error  # its traceback refers to this frame: a reference cycle that would keep everything the work held
 
 
 class _Here(threading.local):
@@ -92,9 +92,9 @@ _here = _Here()
 
 
 def stop_if_asked() -> None:
-    """Raise Stopped where the current thread's work was told to stop. Does nothing in threads that are no workers'.
+    """Raise Stopped if the current thread's work was asked to stop. Do nothing in other threads.
 
-    It raises once, so that the clean-up of what is stopped runs to its end.
+    It raises only once, so that the clean-up of stopped work can finish.
     """
     task = _here.task
     if task is not None and task.stopping:
@@ -103,7 +103,7 @@ def stop_if_asked() -> None:
 
 
 def pause(seconds: float) -> None:
-    """Sleep. Raises Stopped as soon as the current thread's work is told to stop."""
+    """Sleep. Raises Stopped as soon as the current thread's work is asked to stop."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         stop_if_asked()
@@ -111,24 +111,24 @@ def pause(seconds: float) -> None:
 
 
 class Worker:
-    """Threads that do what they are given in its order: one after another where there is one thread."""
+    """Threads that do tasks in the order in which they are given; with one thread, one after another."""
 
     def __init__(self, threads: int = 1, within: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Each thread does all its work inside one context of `within`."""
+        """Start the threads. Each does all its work inside one context made by `within`."""
         self._tasks: SimpleQueue[Task[Any]] = SimpleQueue()
         for number in range(threads):
             threading.Thread(target=_work, args=(self._tasks, within), name=f"worker {number}", daemon=True).start()
 
     def begin(self, work: Callable[Params, Result], *args: Params.args, **options: Params.kwargs) -> Task[Result]:
-        """Have the work done; returns at once."""
+        """Start the work and return at once."""
         task = Task(partial(work, *args, **options))
         self._tasks.put(task)
         return task
 
     def run(self, work: Callable[Params, Result], *args: Params.args, **options: Params.kwargs) -> Result:
-        """Have the work done, wait for it and return its result. Raises what it raises.
+        """Run the work on a worker thread; return its result or re-raise.
 
-        Where the waiting thread is cancelled the work is told to stop.
+        If the waiting thread is cancelled, the work is asked to stop.
         """
         task = self.begin(work, *args, **options)
         try:
@@ -140,7 +140,7 @@ class Worker:
         return task.outcome()
 
     def each(self, events: Generator[Result, Any, Any]) -> Generator[Result]:
-        """Yield what the generator yields, each made in a worker's thread. However this ends, it is closed there."""
+        """Run the generator on a worker thread and yield what it yields. However this ends, it is closed there."""
         finished = False
         try:
             while (event := self.run(next, events, None)) is not None:

@@ -1,1 +1,1 @@
-"""Noise, schedules, samplers, and the denoiser that they walk."""
+"""Noise, schedules, samplers, prompts over a pass, and the guided denoiser."""

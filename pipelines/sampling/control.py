@@ -1,5 +1,4 @@
-"""What control networks add to the UNet in a pass, with the weights, shares of the steps and modes of WebUI's
-extension."""
+"""What control networks add to the UNet in a pass. Weights, step ranges and modes are those of WebUI's extension."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -24,9 +23,9 @@ from pipelines.runtime.device import Device
 from pipelines.runtime.unet_call import PicturePrompt, UNetCall
 
 SOFT = 0.825
-"""Where prompt or ControlNet is more important, each residual has this share of the next deeper one's weight."""
+"""If the mode is not balanced, each residual has this share of the next deeper one's weight."""
 SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)
-"""The same for the features of a T2I adapter, the deepest last (sd-webui-controlnet, issue 269)."""
+"""The weights of a T2I adapter's features in that case, the deepest last (sd-webui-controlnet, issue 269)."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +37,27 @@ class Unit(ABC):
 
     @abstractmethod
     def guide(self, call: UNetCall, conditional: int) -> UNetCall:
-        """Return the call with what the network adds; its first `conditional` rows are the prompt's."""
+        """Return the call with the network's contribution. Its first `conditional` rows are the prompt's."""
 
     def rows(self, call: UNetCall, conditional: int) -> int:
-        """Return how many rows of a call, from the first one on, the unit acts on by its mode."""
+        """Return how many of a call's first rows the unit acts on, which depends on its mode."""
         return conditional if self.settings.mode == "control" else len(call.images)
 
 
 @dataclass(frozen=True)
 class ControlNetUnit(Unit):
-    """A ControlNet, which computes beside the UNet."""
+    """A ControlNet, which runs once for every call of the UNet."""
 
     network: ControlNetModel
     shown: Tensor
     """Its map (1, 3, H, W)."""
 
     def guide(self, call: UNetCall, conditional: int) -> UNetCall:
-        """Return the call with the ControlNet's residuals added to those that it has."""
+        """Return the call with the ControlNet's residuals added to its own."""
         rows = self.rows(call, conditional)
         if not rows:
             return call
-        # an inpainting UNet sees more channels than the latents, which are all that a ControlNet was made for
+        # an inpainting UNet has more channels than the latents, but a ControlNet takes only the latents
         images, tokens = call.images[:rows, :4], call.condition.tokens[:rows]
         shown = self.shown.expand(rows, -1, -1, -1)
         down, mid = self.network(images, call.time, tokens, shown, return_dict=False)
@@ -70,13 +69,13 @@ class ControlNetUnit(Unit):
 
 @dataclass(frozen=True)
 class AdapterUnit(Unit):
-    """A T2I adapter, which was asked once for the whole pass."""
+    """A T2I adapter, which runs once for the whole pass."""
 
     features: Sequence[Tensor]
-    """(1, C, h', w') a level, the deepest last, with the unit's weight."""
+    """(1, C, h', w') for each level, the deepest last, multiplied by the unit's weight."""
 
     def guide(self, call: UNetCall, conditional: int) -> UNetCall:
-        """Return the call with the adapter's features added to those that it has."""
+        """Return the call with the adapter's features added to its own."""
         rows = self.rows(call, conditional)
         if not rows:
             return call
@@ -90,7 +89,7 @@ class PictureUnit(Unit):
 
     network: IPAdapter
     tokens: Tensor
-    """(2, n, width), of no picture and of its own."""
+    """(2, n, width): those of no picture, and those of the unit's picture."""
 
     def guide(self, call: UNetCall, conditional: int) -> UNetCall:
         """Return the call with the picture for the prompt's rows, and no picture for the negative prompt's."""
@@ -101,7 +100,7 @@ class PictureUnit(Unit):
 
 
 def _padded(part: Tensor, call: UNetCall) -> Tensor:
-    """Return the first rows' values with zeros for the rows of the call that come after them."""
+    """Return the first rows' values, followed by zeros for the call's other rows."""
     without = len(call.images) - len(part)
     return F.pad(part, (0, 0, 0, 0, 0, 0, 0, without)) if without else part
 
@@ -117,10 +116,9 @@ class Controls:
     units: Sequence[Unit]
 
     def guide(self, call: UNetCall, step: int, conditional: int) -> UNetCall:
-        """Return the call with what the units add at a step.
+        """Return the call with the contributions of the units that act at this step, if any.
 
-        The first `conditional` rows are the prompt's, the others the negative prompt's. Where no unit acts, the call
-        comes back as it is.
+        The first `conditional` rows are the prompt's, the others the negative prompt's.
         """
         for unit in self.units:
             if step in unit.steps:
@@ -129,7 +127,7 @@ class Controls:
 
 
 def in_hires(control: ControlSettings) -> ControlSettings:
-    """Return the unit for a hires pass, where WebUI's extension softens Canny in every mode: it leaves hard edges."""
+    """Return the unit for a hires pass. There WebUI's extension softens Canny in every mode, to avoid hard edges."""
     softened = control.preprocessor == "canny" and control.mode == "balanced"
     return replace(control, mode="prompt") if softened else control
 
@@ -142,10 +140,10 @@ def controls_of(
     device: Device,
     encoder: ImageEncoder | None = None,
 ) -> Controls | None:
-    """Return the units that act in a pass, with maps of its size; None if none does.
+    """Return the units that act in a pass, with maps of its size; None if there are none.
 
-    A unit without a picture of its own sees what the first pass started from, the `canvas`. IP-Adapters see by the
-    `encoder`, and their pictures whole.
+    A unit without its own picture uses the `canvas`, the picture that the first pass started from. IP-Adapters get
+    their whole picture through the `encoder`.
     """
     units: list[Unit] = []
     for control, network in zip(settings, networks, strict=True):
@@ -167,14 +165,14 @@ def controls_of(
 def _seen(control: ControlSettings, canvas: Canvas | None) -> Image.Image:
     """Return the picture that an IP-Adapter sees."""
     if control.picture is None:
-        assert canvas is not None  # the request's check
+        assert canvas is not None  # the request checked this
         return canvas.picture
     assert isinstance(control.picture, Image.Image)
     return flat(control.picture)
 
 
 def _features(control: ControlSettings, network: T2IAdapter, shown: Tensor) -> list[Tensor]:
-    """Return what an adapter makes of a map (1, 3, H, W), with its weight. Some were trained on grey maps."""
+    """Return an adapter's features for a map (1, 3, H, W), with its weight. Some adapters were trained on grey maps."""
     grey = network.config["in_channels"] == 1
     features = network(shown.mean(1, keepdim=True) if grey else shown)
     soft = SOFT_FEATURES[-len(features) :] if control.mode != "balanced" else (1.0,) * len(features)
@@ -182,11 +180,11 @@ def _features(control: ControlSettings, network: T2IAdapter, shown: Tensor) -> l
 
 
 def _shown(part: PassPlan, control: ControlSettings, canvas: Canvas | None) -> Tensor:
-    from pipelines.images.preprocess import control_map  # OpenCV: half a second that most predictions can do without
+    from pipelines.images.preprocess import control_map  # imports OpenCV: half a second that most predictions can save
 
     size = part.width, part.height
     if control.picture is None:
-        assert canvas is not None  # the request's check
+        assert canvas is not None  # the request checked this
         picture = resize(canvas.picture, size, "stretch")
     else:
         assert isinstance(control.picture, Image.Image)

@@ -2,7 +2,7 @@
 
 All sampling arithmetic stays in float32 outside; the UNet gets its own dtype. Guidance is `u + sum_i (c_i - u) w_i
 scale` over the parts of an AND prompt (Liu et al. 2022, https://arxiv.org/abs/2206.01714). It acts on the UNet's raw
-output, which the model's prediction then converts once: for one x and sigma that is the same as guiding the denoised
+output, which the model's prediction then converts once. For one x and sigma that is the same as guiding the denoised
 pictures.
 """
 
@@ -27,50 +27,50 @@ from pipelines.sampling.prompts import Prompts
 
 @dataclass(frozen=True)
 class LatentMask:
-    """Where latents are drawn, (h, w) from 0 to 1, and the latents (B, 4, h, w) that are kept elsewhere."""
+    """Which latents are drawn, (h, w) from 0 to 1, and the latents (B, 4, h, w) to keep everywhere else."""
 
     drawn: Tensor
     kept: Tensor
 
     def blend(self, latents: Tensor) -> Tensor:
-        """Return the latents where they are drawn, and those that are kept elsewhere."""
+        """Blend the drawn latents with those that are kept."""
         return latents * self.drawn + self.kept * (1 - self.drawn)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a pass that one model draws."""
+    """The part of a pass that one model draws."""
 
     model: Model
     prompts: Prompts
     channels: Tensor | None = None
-    """What the UNet sees beside the latents, (1, n, h, w); None if it has no such input."""
+    """The UNet's input channels in addition to the latents, (1, n, h, w); None if it has none."""
     vectors: Tensor | None = None
-    """What the prompt's rows have beside their tokens, (B, k), for a model that takes a vector; the negative prompt's
-    have zeros."""
+    """Vectors (B, k) for the prompt's rows, in addition to their tokens, if the model takes them. The negative prompt's
+    rows get zeros."""
     starts_at: float = 0.0
-    """The share of the model's noise, from 0 to 1, that must be gone before this stage takes over."""
+    """The share of the model's timesteps, from 0 to 1, that must be done before this stage takes over."""
 
 
 ALWAYS = SkippedGuidance()
-"""Guidance that no call skips."""
+"""Settings with which no call skips guidance."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly the prompt is followed."""
+    """How strongly to follow the prompt."""
 
     scale: float
     rescale: float = 0.0
-    """How much of the contrast that a high scale adds is taken back, from 0 to 1."""
+    """How much of the contrast added by a high scale to remove, from 0 to 1."""
     skipped: SkippedGuidance = ALWAYS
     calls: int = 1
     """Denoiser calls of the whole pass, of which some may be skipped."""
 
     def skips(self, call: int, level: float) -> bool:
-        """Whether a call, counted from 0, does without the negative prompt.
+        """Return whether a call, counted from 0, leaves out the negative prompt.
 
-        `level` is its sigma, or its timestep for samplers that walk those: there WebUI compares it likewise.
+        `level` is the call's sigma, or its timestep for timestep samplers, which is what WebUI compares there.
         """
         skipped = self.skipped
         if skipped.early and call / self.calls <= skipped.early:
@@ -79,11 +79,11 @@ class Guidance:
 
 
 class GuidedDenoiser:
-    """The denoiser of one pass, which may change its model on the way.
+    """The denoiser of one pass, which may switch models on the way.
 
-    It counts its calls, which prompt editing goes by. Control networks go by `step`, which is set by whoever walks the
-    steps. With a mask it draws only there. Elsewhere the kept latents are what a sigma sampler gets back, and what the
-    UNet of a timestep sampler sees.
+    It counts its calls for prompt editing. Control networks use `step`, which the caller sets for each step. With a
+    mask it draws only there. Everywhere else a sigma sampler gets the kept latents back, and a timestep sampler's UNet
+    gets them as input.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class GuidedDenoiser:
         mask: LatentMask | None = None,
         controls: Controls | None = None,
     ) -> None:
-        """`stages` are in the order of the pass. `rows` of a batch go through the UNet at once."""
+        """Take the `stages` in the order of the pass. At most `rows` rows of a batch go through the UNet at once."""
         self._stage, *self._later = stages
         self.noise = self._stage.model.noise
         self._guidance = guidance
@@ -106,12 +106,12 @@ class GuidedDenoiser:
         self._begin_stage()
 
     def _begin_stage(self) -> None:
-        self._dtype = self._stage.model.unet.network.dtype  # which diffusers finds by walking through 1000 modules
+        self._dtype = self._stage.model.unet.network.dtype  # kept, as diffusers walks through 1000 modules to find it
         self._key: tuple[int, ...] = ()
         self._conditions: list[Condition] = []
 
     def _advance(self, t: int) -> None:
-        """Go on to the next stage once timestep t has reached it. WebUI compares in single precision."""
+        """Switch to the next stage once timestep t has reached it. WebUI compares in single precision."""
         trained = len(self.noise.alphas)
         share = np.float32((trained - 1 - t) / trained)
         while self._later and share >= np.float32(self._later[0].starts_at):
@@ -119,9 +119,9 @@ class GuidedDenoiser:
             self._begin_stage()
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
-        """Denoise x (B, 4, h, w), whose noise has the deviation sigma; return the guided picture's latents.
+        """Denoise x (B, 4, h, w), whose noise has the standard deviation sigma; return the guided picture's latents.
 
-        `t` is the timestep that the UNet is told; None: the fractional one that belongs to sigma.
+        `t` is the timestep for the UNet; None: the fractional one that belongs to sigma.
         """
         self._advance(self.noise.nearest(sigma))
         scaled = x * (sigma**2 + 1) ** -0.5
@@ -142,7 +142,7 @@ class GuidedDenoiser:
     def _guided(self, x: Tensor, t: float, sigma: float, skip: bool) -> tuple[Tensor, Tensor]:
         """Return the guided and the unconditional output for a variance-preserving x at the noise level sigma.
 
-        With `skip` the negative prompt is not computed: the first part of the prompt takes its place, and guidance is
+        With `skip` the negative prompt is not computed. The first part of the prompt takes its place and the scale is
         1, so that without AND the output is the prompt's.
         """
         conditions = self._conditions_for(len(x), skip)
@@ -162,9 +162,9 @@ class GuidedDenoiser:
         return guided, unconditional
 
     def _rescaled(self, guided: Tensor, plain: Tensor, x: Tensor, sigma: float) -> Tensor:
-        """Return the output whose denoised latents have, by the rescale's share, the spread of those without guidance.
+        """Return the output with the spread of its denoised latents moved towards that without guidance.
 
-        Guidance exaggerates the spread of the latents. Rescaling the noise itself would leave some of it in them.
+        Guidance exaggerates the spread of the latents. Rescaling the predicted noise instead would leave noise in them.
         """
         prediction = self._stage.model.prediction
         denoised, wanted = (prediction.denoised(x, sigma, output) for output in (guided, plain))
@@ -173,10 +173,10 @@ class GuidedDenoiser:
         return prediction.output(x, sigma, rescaled)
 
     def _conditions_for(self, images: int, skip: bool) -> list[Condition]:
-        """Return conditions of (prompts * images) rows, the negative prompt's last: one batch, or two where the prompts
-        have different numbers of chunks. With `skip` there is no negative prompt.
+        """Return conditions of (prompts * images) rows, the negative prompt's last. With `skip` it is left out.
 
-        They are made again only when prompt editing or a skip changes them.
+        There is one batch, or two if the prompts have different numbers of chunks. They are rebuilt only when prompt
+        editing or a skip changes them.
         """
         prompts, calls = self._stage.prompts, self.calls
         key = (skip, *prompts.places(calls))
@@ -193,14 +193,14 @@ class GuidedDenoiser:
         return self._conditions
 
     def _repeated(self, condition: Condition, vectors: Tensor | None, images: int) -> Condition:
-        """Return every row of the condition for every image, in the UNet's number format, with the images' vectors."""
+        """Repeat every row of the condition for every image, in the UNet's dtype, and add the images' vectors."""
         rows = condition.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0))
         if vectors is None:
             return rows
         return Condition(rows.tokens, vectors.to(self._dtype).repeat(len(condition), 1))
 
     def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
-        """Return the UNet's output (B, 4, h, w) for every B rows of the condition, computing as many at once as fit.
+        """Return the UNet's output (B, 4, h, w) for every B rows of the condition, with as many rows at once as fit.
 
         The first `conditional` rows are the prompt's.
         """
@@ -215,17 +215,17 @@ class GuidedDenoiser:
             self._rows = 1  # more would fail again at every step
             return self._in_parts(call, conditional)
 
-        told = "the rest of this pass takes one row of the batch at a time"
+        told = "the rest of this pass computes one row of the batch at a time"
         output = with_fallback(lambda: self._in_parts(call, conditional), one_by_one, told)
         return output.float().chunk(prompts)
 
     def _in_parts(self, call: UNetCall, conditional: int) -> Tensor:
-        """Compute a call, at most `rows` rows at once."""
+        """Compute a call in parts of at most `self._rows` rows."""
         total = len(call.images)
         if total <= self._rows:
             return self._compute(call, conditional)
         parts = math.ceil(total / self._rows)
-        rows = math.ceil(total / parts)  # evenly: a last call of one row would run uncompiled
+        rows = math.ceil(total / parts)  # of equal size: a last call of one row would run uncompiled
         outputs = [self._compute(part, conditional - k * rows) for k, part in enumerate(call.split(rows))]
         return torch.cat(outputs)
 
@@ -241,7 +241,7 @@ class GuidedDenoiser:
 
 
 def _combined(conditional: Sequence[Tensor], weights: Sequence[float], unconditional: Tensor, scale: float) -> Tensor:
-    """Return the outputs of a prompt's parts, guided away from the unconditional one."""
+    """Combine the outputs of a prompt's parts, guided away from the unconditional output."""
     guided = unconditional
     for part, weight in zip(conditional, weights, strict=True):
         guided = torch.add(guided, part - unconditional, alpha=weight * scale)

@@ -1,7 +1,7 @@
-"""Every random draw of one pass, from seeds: initial noise, ancestral noise, SDE noise.
+"""All random numbers of one pass, drawn from seeds: initial noise, ancestral noise, SDE noise.
 
-Each image has generators of its own, so that it is the same alone or in a batch. The sources are WebUI's: "CPU" is
-torch's CPU generator, "GPU" the CUDA one, "NV" computes what the CUDA one draws on any machine.
+Each image has its own generators, so that it is the same alone or in a batch. The sources are WebUI's: "CPU" is torch's
+CPU generator, "GPU" is the CUDA one, and "NV" computes the CUDA generator's numbers on any machine.
 """
 
 import math
@@ -19,11 +19,11 @@ from pipelines.ask.request import AddedNoise, NoiseSettings
 DEFAULTS, ADDED = NoiseSettings(), AddedNoise()
 Shape = tuple[int, int, int]
 Source = Callable[[Sequence[int], Shape, torch.device], Iterator[Tensor]]
-"""(seeds, shape, device) -> successive draws (len(seeds), *shape) of unit normals, each seed's its own stream."""
+"""(seeds, shape, device) -> successive draws (len(seeds), *shape) of unit normals. Each seed has its own stream."""
 
 
 def torch_normals(seeds: Sequence[int], shape: Shape, device: torch.device, origin: str = "cpu") -> Iterator[Tensor]:
-    """Draws of torch's generator on the device `origin`, moved to `device`."""
+    """Yield draws of torch's generator on the device `origin`, moved to `device`."""
     generators = [torch.Generator(origin).manual_seed(seed) for seed in seeds]
     while True:
         draws = [torch.randn(shape, generator=generator, device=origin) for generator in generators]
@@ -31,11 +31,12 @@ def torch_normals(seeds: Sequence[int], shape: Shape, device: torch.device, orig
 
 
 _AHEAD = 8
-"""Ancestral draws that Philox computes at once: a draw costs a hundred small kernels, eight cost no more on a GPU."""
+"""How many ancestral draws Philox computes at once. A draw takes a hundred small kernels; eight take no longer on a
+GPU."""
 
 
 def philox_normals(seeds: Sequence[int], shape: Shape, device: torch.device) -> Iterator[Tensor]:
-    """Draws of CUDA's generator, computed on `device`; equal to a GPU's up to the sizes that it fills in one sweep."""
+    """Yield the draws of CUDA's generator, computed on `device`. They equal a GPU's for sizes it fills in one sweep."""
     words = [[seed & _WORD for seed in seeds], [seed >> 32 & _WORD for seed in seeds]]
     key = torch.tensor(words).to(device, non_blocking=True)[:, None, :, None]  # (2, 1, seeds, 1)
     element = torch.arange(math.prod(shape), device=device)
@@ -50,10 +51,11 @@ _WORD = 0xFFFFFFFF
 
 
 def _philox(draw: Tensor, element: Tensor, key_0: Tensor, key_1: Tensor) -> tuple[Tensor, Tensor]:
-    """First two words of Philox 4x32-10 (Salmon et al. 2011) at the counter (draw, 0, element, 0), in int64 tensors."""
+    """Return the first two words of Philox 4x32-10 (Salmon et al. 2011) at the counter (draw, 0, element, 0), as int64
+    tensors."""
     c_0, c_1, c_2, c_3 = draw, torch.zeros_like(draw), element, torch.zeros_like(draw)
     for _ in range(10):
-        # The 64-bit products wrap into the sign bit; masking after the shift makes it a logical one.
+        # The 64-bit products overflow into the sign bit; masking after the shift makes it a logical shift.
         product_0, product_1 = 0xD2511F53 * c_0, 0xCD9E8D57 * c_2
         c_0, c_1 = (product_1 >> 32 & _WORD) ^ c_1 ^ key_0, product_1 & _WORD
         c_2, c_3 = (product_0 >> 32 & _WORD) ^ c_3 ^ key_1, product_0 & _WORD
@@ -62,17 +64,17 @@ def _philox(draw: Tensor, element: Tensor, key_0: Tensor, key_1: Tensor) -> tupl
 
 
 _TURN = float(np.float32(2 * math.pi / 2**32))
-"""cuRAND keeps this factor in single precision."""
+"""The factor 2 pi / 2^32, which cuRAND keeps in single precision."""
 
 
 def _box_muller(word_0: Tensor, word_1: Tensor) -> Tensor:
-    """Unit normals, float32, from pairs of uniform 32-bit words."""
+    """Return unit normals, float32, from pairs of uniform 32-bit words."""
     radius = ((word_0.double() + 0.5) / 2**32).log().mul(-2).sqrt()
     return (radius * ((word_1.double() + 0.5) * _TURN).sin()).float()
 
 
 def _gpu_normals(seeds: Sequence[int], shape: Shape, device: torch.device) -> Iterator[Tensor]:
-    """The CUDA generator's draws; computed by Philox where there is no CUDA."""
+    """Return the CUDA generator's draws, computed by Philox if there is no CUDA."""
     if device.type == "cuda":
         return torch_normals(seeds, shape, device, "cuda")
     return philox_normals(seeds, shape, device)
@@ -82,17 +84,18 @@ SOURCES: dict[str, Source] = {"NV": philox_normals, "CPU": torch_normals, "GPU":
 
 
 def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """Spherical interpolation of noise (C, H, W); as in WebUI, between its vectors along H."""
+    """Interpolate noise (C, H, W) spherically; as in WebUI, between its vectors along H."""
     cosine = (start / start.norm(dim=1, keepdim=True) * (end / end.norm(dim=1, keepdim=True))).sum(1, keepdim=True)
     angle = cosine.acos()
     between = ((1 - weight) * angle).sin() / angle.sin() * start + (weight * angle).sin() / angle.sin() * end
-    return torch.where(cosine.mean() > 0.9995, start.lerp(end, weight), between)  # no `if`: the host would wait for it
+    return torch.where(cosine.mean() > 0.9995, start.lerp(end, weight), between)  # an `if` would make the host wait
 
 
 def pasted(noise: Tensor, middle: Tensor) -> Tensor:
-    """Return noise (B, 4, h, w) with other noise in its middle, or with the middle of larger noise over it.
+    """Return noise (B, 4, h, w) with other noise pasted into its middle. If the other noise is larger, its middle is
+    used.
 
-    Sides that differ by an odd number are aligned as in WebUI: halves are rounded down.
+    If sides differ by an odd number, halves are rounded down, as in WebUI.
     """
     spans = [_overlap(length, other) for length, other in zip(noise.shape[2:], middle.shape[2:], strict=True)]
     (down, from_down), (across, from_across) = spans
@@ -102,7 +105,7 @@ def pasted(noise: Tensor, middle: Tensor) -> Tensor:
 
 
 def _overlap(length: int, other: int) -> tuple[slice, slice]:
-    """Where a span of the length `other` lies on one of this length, and which part of it does."""
+    """Return where a span of the length `other` lies when centred on one of `length`, and which part of it fits."""
     margin = (length - other) // 2
     shown = other if margin >= 0 else other + 2 * margin
     start, cut = max(margin, 0), max(-margin, 0)
@@ -112,7 +115,7 @@ def _overlap(length: int, other: int) -> tuple[slice, slice]:
 class Noise:
     """The draws of one pass over a batch, each (B, 4, h, w) float32 with unit variance.
 
-    `initial` comes first, once; `draw` and `brownian` follow in the order of the sampler's steps.
+    Call `initial` first, once; then `draw` and `brownian` in the order of the sampler's steps.
     """
 
     def __init__(
@@ -125,13 +128,13 @@ class Noise:
         variation_seeds: Sequence[int] = (),
         span: tuple[float, float] | None = None,
     ) -> None:
-        """`variation_seeds` are what the settings' variation strength leans towards, one for each seed.
+        """Set up the generators. `variation_seeds`, one for each seed, are those that a variation moves towards.
 
         `brownian` needs the `span`: the lowest positive and the highest sigma of the whole schedule, even if a pass
         runs only its end. The settings' ENSD is added to the seeds after the first draw.
         """
         self.added = ADDED
-        """How much of its noise the sampler adds, which whoever walks the steps sets."""
+        """How much noise the sampler adds. The caller sets this for the pass."""
         self._resized_from = settings.resized_from
         self._normals = SOURCES[settings.source]
         self._seeds, self._shape, self._device, self._ensd = seeds, shape, device, settings.ensd
@@ -141,7 +144,7 @@ class Noise:
         self._paths: list[Callable[[float], Tensor]] = []
 
     def initial(self) -> Tensor:
-        """Initial noise of the pass, with the variation mixed in."""
+        """Return the initial noise of the pass, with the variation mixed in."""
         noise = next(self._stream)
         if self._resized_from:
             width, height = (side // LATENT_PIXELS for side in self._resized_from)
@@ -162,13 +165,13 @@ class Noise:
         return torch.stack([slerp(n, v, self._variation_strength) for n, v in zip(noise, variations, strict=True)])
 
     def draw(self) -> Tensor:
-        """The next noise of an ancestral sampler."""
+        """Return the next noise of an ancestral sampler."""
         return next(self._stream)
 
     def brownian(self, sigma: float, sigma_next: float) -> Tensor:
-        """Noise of an SDE sampler's step between two different sigmas: the normalised increment of Brownian motion.
+        """Return the noise of an SDE sampler's step between two different sigmas.
 
-        Raises ValueError where the pass was given no `span`.
+        It is the normalised increment of Brownian motion. Raises ValueError if there is no `span`.
         """
         if not self._paths:
             if self._span is None:
@@ -178,9 +181,9 @@ class Noise:
         return increments / abs(sigma_next - sigma) ** 0.5
 
     def _brownian_path(self, seed: int, low: float, high: float) -> Callable[[float], Tensor]:
-        """Brownian motion (4, h, w) as a function of sigma in [low, high]."""
+        """Return Brownian motion (4, h, w) as a function of sigma in [low, high]."""
 
-        # Not bound to self: a cycle would keep the tensors until the garbage collector comes by.
+        # Not bound to self: a reference cycle would keep the tensors until the garbage collector runs.
         source, shape, device = self._normals, self._shape, self._device
 
         @lru_cache(maxsize=4)  # the ends of neighbouring steps coincide
@@ -194,10 +197,11 @@ class Noise:
 
 
 def bridge(time: float, low: float, high: float, entropy: int) -> tuple[list[int], list[float]]:
-    """Brownian motion at a time in [low, high], as seeds of unit normals and the weight of each.
+    """Return Brownian motion at a time in [low, high] as seeds of unit normals and a weight for each.
 
-    It is the motion of torchsde's `BrownianTree`: bridges (Kidger et al. 2021) halve the interval until one of its ends
-    is the time, all times rounded to 1e-6, each with a seed spawned from the entropy and its place in the tree.
+    It is the motion of torchsde's `BrownianTree`: bridges (Kidger et al. 2021) halve the interval until the time is one
+    of its ends. All times are rounded to 1e-6. Each bridge has a seed spawned from the entropy and its place in the
+    tree.
     """
     seeds, start, end = [_spawn(entropy)], round(low, 6), round(high, 6)
     time = min(max(round(time, 6), start), end)
@@ -220,5 +224,5 @@ def bridge(time: float, low: float, high: float, entropy: int) -> tuple[list[int
 
 
 def _spawn(entropy: int, *place: int) -> int:
-    """Seed of one node of the tree; the pool size is torchsde's."""
+    """Return the seed of one node of the tree. The pool size is torchsde's."""
     return int(np.random.SeedSequence(entropy, spawn_key=place, pool_size=24).generate_state(1)[0])

@@ -1,6 +1,6 @@
-"""The prompts of a pass: which condition holds at which denoiser call.
+"""The prompts of a pass: which condition is used at which denoiser call.
 
-A prompt over a pass is a small table: its AND parts, each with the conditions that hold until a certain denoiser call
+Over a pass, a prompt is a small table: its AND parts, each with conditions that are valid up to a certain denoiser call
 (prompt editing). Every text is encoded once and kept for both passes. The rules are those of WebUI 1.10.1.
 """
 
@@ -18,26 +18,26 @@ from pipelines.runtime.unet_call import Condition
 
 @dataclass(frozen=True)
 class Part:
-    """One AND part of a prompt: its weight and, in order, pairs of (last call served, condition of one row)."""
+    """One AND part of a prompt: its weight and, in order, pairs of (last call that uses it, condition of one row)."""
 
     weight: float
     entries: tuple[tuple[int, Condition], ...]
 
     def place(self, calls: int) -> int:
-        """Return which entry is for the next denoiser call, when `calls` have been made.
+        """Return the index of the entry for the next denoiser call, after `calls` calls.
 
-        Past the last entry WebUI goes back to the first (only DPM adaptive ever gets there).
+        After the last entry WebUI goes back to the first one (only DPM adaptive ever gets there).
         """
         return next((place for place, (end, _) in enumerate(self.entries) if calls <= end), 0)
 
     def at(self, calls: int) -> Condition:
-        """Return the condition of that entry."""
+        """Return the condition for the next denoiser call, after `calls` calls."""
         return self.entries[self.place(calls)][1]
 
 
 @dataclass(frozen=True)
 class ScheduledPrompt:
-    """What one prompt asks for over one pass. A negative prompt has a single part."""
+    """One prompt over one pass. A negative prompt has a single part."""
 
     parts: tuple[Part, ...]
 
@@ -47,7 +47,7 @@ class ScheduledPrompt:
         return [part.weight for part in self.parts]
 
     def at(self, calls: int) -> Condition:
-        """Return a row for each part; shorter parts repeat their last token, as in WebUI."""
+        """Return a row for each part. Shorter parts repeat their last token, as in WebUI."""
         rows = [part.at(calls) for part in self.parts]
         longest = max(row.tokens.shape[1] for row in rows)
         return Condition.cat([_repeated(row, longest) for row in rows])
@@ -65,9 +65,9 @@ class Prompts:
     positive: ScheduledPrompt
     negative: ScheduledPrompt
     padding: Tensor | None = None
-    """An empty chunk (1, 77, width), repeated to make both prompts equally long; None to leave their lengths."""
+    """An empty chunk (1, 77, width), repeated to make both prompts equally long; None: they keep their lengths."""
     embeddings: tuple[tuple[str, str], ...] = ()
-    """Names and SHA-256 of the embeddings that they use, in infotext's order."""
+    """Names and SHA-256 of the embeddings that they use, in the order of infotexts."""
 
     @property
     def rows(self) -> int:
@@ -75,7 +75,7 @@ class Prompts:
         return len(self.positive.parts) + len(self.negative.parts)
 
     def places(self, calls: int) -> tuple[int, ...]:
-        """Return which entry of every part is for the next denoiser call: while they are the same, so is `at`."""
+        """Return the index of every part's entry for the next denoiser call. While they stay the same, so does `at`."""
         return tuple(part.place(calls) for part in (*self.positive.parts, *self.negative.parts))
 
     def at(self, calls: int) -> tuple[Condition, Condition]:
@@ -88,7 +88,7 @@ class Prompts:
 
 
 def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
-    """Fill up to `length` tokens with whole chunks of padding."""
+    """Pad the condition to `length` tokens with whole chunks."""
     chunks = (length - condition.tokens.shape[1]) // padding.shape[1]
     filling = padding.repeat(1, chunks, 1).expand(len(condition), -1, -1)
     return replace(condition, tokens=torch.cat([condition.tokens, filling], dim=1))
@@ -97,8 +97,8 @@ def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
 class PromptEncoder:
     """Encodes the prompts of one prediction; a text that both passes use is encoded once.
 
-    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch. With
-    `old_editing` prompts are edited as before WebUI 1.6.
+    `pad` is WebUI's "Pad conds": the shorter prompt gets empty chunks, so that both run in one batch. `old_editing`
+    reads prompt editing as WebUI did before 1.6.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PromptEncoder:
         table: EmbeddingTable | None = None,
         old_editing: bool = False,
     ) -> None:
-        """`table` holds the embeddings that the prompts may name."""
+        """Use the embeddings in `table` for prompts that name them."""
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
         self._pad, self._old_editing = pad, old_editing
@@ -120,8 +120,8 @@ class PromptEncoder:
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
         """Encode both prompts of a pass. `steps` are denoiser calls, as prompt editing counts them.
 
-        The prompt loses its network tags and is split at AND; in the negative prompt both stay text. Raises
-        InvalidInput for a text of too many chunks.
+        Network tags are removed from the prompt and it is split at AND; in the negative prompt both stay text. Raises
+        InvalidInput for a text with too many chunks.
         """
         text, _ = grammar.cut_networks(prompt)
         hires = "hires_" if hires_steps else ""
@@ -132,7 +132,7 @@ class PromptEncoder:
             read, used[part] = self._part(f"{hires}prompt", part, weight, *calls)
             parts.append(read)
         negative, in_negative = self._part(f"{hires}negative_prompt", negative_prompt, 1.0, *calls)
-        # WebUI encodes the negative prompt first and a repeated part once, and names first what it encoded last
+        # WebUI encodes the negative prompt first, and a repeated part once. It lists first what it encoded last.
         embeddings = (*chain.from_iterable(reversed(used.values())), *in_negative)
         padding = self._encode("", ("",)).conditions[0].tokens if self._pad else None
         return Prompts(ScheduledPrompt(tuple(parts)), ScheduledPrompt((negative,)), padding, embeddings)

@@ -1,14 +1,14 @@
-"""Samplers, all of one shape: generators over the steps of a pass, after k-diffusion and WebUI 1.10.1.
+"""Samplers as generators over the steps of a pass, all with the same signature, after k-diffusion and WebUI 1.10.1.
 
     for x in ALGORITHMS[name](model, x, levels, noise): ...
 
-How much noise a sampler adds on its way stands in `noise.added`.
+`x` is (B, 4, h, w) float32, already scaled to the first level. A new x is yielded after every step, and the last one is
+the result. If there is no step to run, nothing is yielded and the result is the initial x. `levels` are descending
+sigmas, or ascending timesteps for the samplers that `catalog` marks. `noise.added` says how much noise a sampler adds.
 
-`x` is (B, 4, h, w) float32 and comes in scaled; a fresh x is yielded after every step and the last one is the result.
-`levels` are descending sigmas, or for the samplers that `catalog` marks so, ascending timesteps. With no step to run
-nothing is yielded, and the result is the x that came in. Coefficients are Python floats: no step waits for the device,
-"DPM adaptive" excepted. A solver's step towards the denoised image is a linear interpolation, one kernel: the papers'
-x * s'/s + (1 - s'/s) * denoised is lerp(x, denoised, 1 - s'/s).
+Coefficients are Python floats, so that no step waits for the device, except in "DPM adaptive". A solver's step towards
+the denoised image is a linear interpolation in one kernel: the papers' x * s'/s + (1 - s'/s) * denoised is
+lerp(x, denoised, 1 - s'/s).
 """
 
 import math
@@ -30,14 +30,14 @@ class Denoiser(Protocol):
     """The guided network, in the two parametrisations that samplers use."""
 
     noise: NoiseSchedule
-    """Of the model."""
+    """The model's."""
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
-        """Denoised image at a noise level > 0 (variance exploding); `t` overrides the timestep of that level."""
+        """Return the denoised image at a noise level > 0 (variance exploding). `t` overrides that level's timestep."""
         ...
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Noise of a variance-preserving x at a timestep in [0, 999]: the guided one and the unconditional one."""
+        """Return the guided and the unconditional noise of a variance-preserving x at a timestep in [0, 999]."""
         ...
 
 
@@ -45,28 +45,29 @@ Sampler = Callable[[Denoiser, Tensor, Sequence[float], Noise], Iterator[Tensor]]
 
 
 def _steps(sigmas: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Neighbouring levels. Repeated ones ("Simple" beyond 1000 steps) are no step and would divide by zero."""
+    """Return pairs of neighbouring levels. Equal ones ("Simple" above 1000 steps) are skipped, as they would divide by
+    zero."""
     return ((sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas) if sigma != sigma_next)
 
 
 def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """Level to step down to, and level of the noise to add, so that both together make sigma_next."""
+    """Return the level to step down to and the level of the noise to add, which together give sigma_next."""
     if not eta:
         return sigma_next, 0.0
-    start, end = np.float32(sigma), np.float32(sigma_next)  # k-diffusion's precision: long steps cancel in it
+    start, end = np.float32(sigma), np.float32(sigma_next)  # k-diffusion's precision, in which long steps cancel
     up = min(end, np.float32(eta) * np.sqrt(end**2 * (start**2 - end**2) / start**2))
     return float(np.sqrt(end**2 - up**2)), float(up)
 
 
 CHURN_MAX = math.sqrt(2) - 1
-"""Karras et al. 2022, table 5: a step's level is raised by this share at most."""
+"""The largest share by which a step's level is raised (Karras et al. 2022, table 5)."""
 
 
 def _churned_steps(sigmas: Sequence[float], noise: Noise) -> Iterator[tuple[float, float, float, Tensor | None]]:
-    """Neighbouring levels, the level to which churn raises the first one, and the noise for that; None for none.
+    """Yield neighbouring levels, the level to which churn raises the first one, and the noise for that (None: none).
 
-    As in k-diffusion, churn draws at every step, also outside of its range of levels. With it a step between equal
-    levels is one, too.
+    As in k-diffusion, churn draws noise at every step, also outside its range of levels, and does not skip steps
+    between equal levels.
     """
     added, count = noise.added, len(sigmas) - 1
     for sigma, sigma_next in pairwise(sigmas) if added.churn else _steps(sigmas):
@@ -77,12 +78,12 @@ def _churned_steps(sigmas: Sequence[float], noise: Noise) -> Iterator[tuple[floa
 
 
 def _raised(x: Tensor, sigma: float, raised: float, fresh: Tensor | None, noise: Noise) -> Tensor:
-    """Return x with noise from the level sigma up to the raised one (Karras et al. 2022, algorithm 2, line 6)."""
+    """Add noise to x from the level sigma up to the raised one (Karras et al. 2022, algorithm 2, line 6)."""
     return x if fresh is None else x.add(fresh, alpha=noise.added.scale * math.sqrt(raised**2 - sigma**2))
 
 
 def euler(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Karras et al. 2022, algorithm 2 without the second-order correction."""
+    """Run Karras et al. 2022, algorithm 2, without the second-order correction."""
     for sigma, sigma_next, raised, fresh in _churned_steps(sigmas, noise):
         x = _raised(x, sigma, raised, fresh, noise)
         x = x.lerp(model(x, raised), 1 - sigma_next / raised)
@@ -90,7 +91,7 @@ def euler(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> 
 
 
 def euler_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Euler's step to below the next level, then noise up to it."""
+    """Take Euler steps to below the next level, then add noise up to it."""
     for sigma, sigma_next in _steps(sigmas):
         down, up = _ancestral(sigma, sigma_next, noise.added.eta)
         x = x.lerp(model(x, sigma), 1 - down / sigma)
@@ -100,7 +101,7 @@ def euler_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: 
 
 
 def heun(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Karras et al. 2022, algorithm 2."""
+    """Run Karras et al. 2022, algorithm 2."""
     for sigma, sigma_next, raised, fresh in _churned_steps(sigmas, noise):
         x = _heun_step(model, _raised(x, sigma, raised, fresh, noise), raised, sigma_next)
         yield x
@@ -116,7 +117,7 @@ def _heun_step(model: Denoiser, x: Tensor, sigma: float, sigma_next: float) -> T
 
 
 def lms(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Linear multistep (Adams-Bashforth over uneven levels) of order 4."""
+    """Run a linear multistep method (Adams-Bashforth over uneven levels) of order 4."""
     levels: list[float] = []
     slopes: list[Tensor] = []
     for sigma, sigma_next in _steps(sigmas):
@@ -127,7 +128,7 @@ def lms(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> It
 
 
 def _integral(levels: Sequence[float], j: int, start: float, end: float) -> float:
-    """Integral of the Lagrange polynomial of level j, of degree <= 3: two-point Gauss quadrature is exact."""
+    """Integrate the Lagrange polynomial of level j. Its degree is <= 3, so two-point Gauss quadrature is exact."""
     middle, half = (start + end) / 2, (end - start) / 2
     points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
     others = [level for i, level in enumerate(levels) if i != j]
@@ -142,14 +143,14 @@ def _combine(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
 
 
 def dpm_2(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver-2 (Lu et al. 2022) as a midpoint method in sigma."""
+    """Run DPM-Solver-2 (Lu et al. 2022) as a midpoint method in sigma."""
     for sigma, sigma_next, raised, fresh in _churned_steps(sigmas, noise):
         x = _midpoint_step(model, _raised(x, sigma, raised, fresh, noise), raised, sigma_next)
         yield x
 
 
 def dpm_2_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver-2 to below the next level, then noise up to it."""
+    """Run DPM-Solver-2 to below the next level, then add noise up to it."""
     for sigma, sigma_next in _steps(sigmas):
         down, up = _ancestral(sigma, sigma_next, noise.added.eta)
         x = _midpoint_step(model, x, sigma, down)
@@ -168,9 +169,9 @@ def _midpoint_step(model: Denoiser, x: Tensor, sigma: float, sigma_next: float) 
 
 
 def dpm_fast(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver-fast (Lu et al. 2022, appendix D.3) with as many calls as there are steps, ancestral.
+    """Run DPM-Solver-fast (Lu et al. 2022, appendix D.3), ancestral, with as many calls as there are steps.
 
-    Only the first sigma, the last but one and their number count: it spaces its own levels in log sigma.
+    It spaces its own levels in log sigma: of `sigmas` it uses only the first, the second-to-last and their number.
     """
     calls = len(sigmas) - 1
     last = -math.log(sigmas[-2])
@@ -183,11 +184,11 @@ def dpm_fast(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) 
 
 
 def dpm_adaptive(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver-23 (Lu et al. 2022, appendix C), ancestral: the error of order 2 against 3 sets the step.
+    """Run DPM-Solver-23 (Lu et al. 2022, appendix C), ancestral. The error of order 2 against 3 sets the step size.
 
-    With noise the error is taken for one of order 1.5, as in k-diffusion. Only the first sigma and the last but one
-    count. The error is over the batch, as in WebUI, so an image's steps depend on its neighbours. Raises NonFiniteError
-    where the error is not a number.
+    With noise the error is treated as of order 1.5, as in k-diffusion. Of `sigmas` only the first and the
+    second-to-last are used. The error is computed over the batch, as in WebUI, so an image's steps depend on its
+    neighbours. Raises NonFiniteError if the error is not finite.
     """
     time, last, h, previous = -math.log(sigmas[0]), -math.log(sigmas[-2]), 0.05, x
     order = 1.5 if noise.added.eta else 3
@@ -207,7 +208,7 @@ def dpm_adaptive(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noi
 
 
 def _ancestral_times(time: float, time_next: float, last: float, eta: float) -> tuple[float, float]:
-    """`_ancestral` in times = -log sigma, going down no further than the last time."""
+    """Return the same as `_ancestral` in times = -log sigma, going down no further than the last time."""
     if not eta:
         return time_next, 0.0
     sigma_next = math.exp(-time_next)
@@ -217,18 +218,18 @@ def _ancestral_times(time: float, time_next: float, last: float, eta: float) -> 
 
 
 def _slope(model: Denoiser, x: Tensor, time: float) -> Tensor:
-    """Noise in x at a time = -log sigma."""
+    """Return the noise in x at a time = -log sigma."""
     sigma = math.exp(-time)
     return (x - model(x, sigma)) / sigma
 
 
 def _dpm_step_1(model: Denoiser, x: Tensor, time: float, time_next: float) -> tuple[Tensor]:
-    """Lu et al. 2022, equation 3.7."""
+    """Take a step of Lu et al. 2022, equation 3.7."""
     return (x.add(_slope(model, x, time), alpha=-math.exp(-time_next) * math.expm1(time_next - time)),)
 
 
 def _dpm_step_2(model: Denoiser, x: Tensor, time: float, time_next: float) -> tuple[Tensor]:
-    """Lu et al. 2022, algorithm 1."""
+    """Take a step of Lu et al. 2022, algorithm 1."""
     h, sigma_next = time_next - time, math.exp(-time_next)
     slope = _slope(model, x, time)
     half = x.add(slope, alpha=-math.exp(-time - h / 2) * math.expm1(h / 2))
@@ -236,7 +237,7 @@ def _dpm_step_2(model: Denoiser, x: Tensor, time: float, time_next: float) -> tu
 
 
 def _dpm_step_3(model: Denoiser, x: Tensor, time: float, time_next: float) -> tuple[Tensor, Tensor]:
-    """Lu et al. 2022, algorithm 2: the solutions of order 2 (with r1 = 1/3) and of order 3."""
+    """Return the solutions of order 2 (with r1 = 1/3) and of order 3 of Lu et al. 2022, algorithm 2."""
     h, sigma_next = time_next - time, math.exp(-time_next)
     third, two_thirds = time + h / 3, time + h * 2 / 3
     slope = _slope(model, x, time)
@@ -258,7 +259,7 @@ _DPM_STEPS: dict[int, Callable[[Denoiser, Tensor, float, float], tuple[Tensor, .
 
 
 def dpmpp_2s_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) to below the next level, then noise up to it."""
+    """Run DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) to below the next level, then add noise up to it."""
     for sigma, sigma_next in _steps(sigmas):
         down, up = _ancestral(sigma, sigma_next, noise.added.eta)
         denoised = model(x, sigma)
@@ -272,8 +273,8 @@ def dpmpp_2s_ancestral(model: Denoiser, x: Tensor, sigmas: Sequence[float], nois
 
 
 def dpmpp_sde(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Stochastic DPM-Solver++ of k-diffusion, with r = 1/2."""
-    # Brownian motion is looked up to 1e-6: the levels go through float32 logarithms exactly as in k-diffusion.
+    """Run the stochastic DPM-Solver++ of k-diffusion, with r = 1/2."""
+    # Brownian motion is looked up at 1e-6: the levels go through float32 logarithms exactly as in k-diffusion.
     logs = torch.tensor(sigmas, dtype=torch.float32).log()
     middles = (logs[:-1] + (logs[1:] - logs[:-1]) * 0.5).exp().tolist()
     levels = logs.exp().tolist()
@@ -290,12 +291,12 @@ def dpmpp_sde(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise)
 
 
 def _diffused(x: Tensor, sigma: float, sigma_next: float, up: float, noise: Noise) -> Tensor:
-    """Return x with the Brownian motion's noise of a step, of the level `up`."""
+    """Add the Brownian motion's noise of a step to x, at the level `up`."""
     return x.add(noise.brownian(sigma, sigma_next), alpha=up * noise.added.scale) if up else x
 
 
 def dpmpp_2m(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2)."""
+    """Run DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2)."""
     previous: tuple[Tensor, float] | None = None
     for sigma, sigma_next in _steps(sigmas):
         target = denoised = model(x, sigma)
@@ -309,31 +310,30 @@ def dpmpp_2m(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) 
 
 
 def dpmpp_2m_sde(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) SDE of k-diffusion, midpoint form."""
+    """Run DPM-Solver++(2M) SDE of k-diffusion, midpoint form."""
     return _dpmpp_multistep_sde(model, x, sigmas, noise, _midpoint_correction)
 
 
 def dpmpp_2m_sde_heun(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) SDE of k-diffusion, Heun form."""
+    """Run DPM-Solver++(2M) SDE of k-diffusion, Heun form."""
     return _dpmpp_multistep_sde(model, x, sigmas, noise, _heun_correction)
 
 
 def dpmpp_3m_sde(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """DPM-Solver++(3M) SDE of k-diffusion."""
+    """Run DPM-Solver++(3M) SDE of k-diffusion."""
     return _dpmpp_multistep_sde(model, x, sigmas, noise, _third_order_correction)
 
 
 _Past = Sequence[tuple[Tensor, float]]
-"""Denoised image and step in log sigma of the steps done, latest first."""
+"""Denoised image and step size in log sigma for the steps done so far, latest first."""
 _Correction = Callable[[Tensor, float, float, _Past], Tensor | None]
-"""(denoised, step in log sigma, the same with what is diffused, past) -> the multistep term to add to the first-order
-step."""
+"""(denoised, step size h in log sigma, (1 + eta) h, past) -> the multistep term to add to the first-order step."""
 
 
 def _dpmpp_multistep_sde(
     model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise, correction: _Correction
 ) -> Iterator[Tensor]:
-    """The SDE's first-order step plus a correction from earlier steps, then noise."""
+    """Take the SDE's first-order steps, each with a correction from earlier steps, and then add noise."""
     eta = noise.added.eta
     past: _Past = ()
     for sigma, sigma_next in _steps(sigmas):
@@ -351,7 +351,7 @@ def _dpmpp_multistep_sde(
 
 
 def _sde_levels(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """`_ancestral` as the SDE has it: the level is exp(-(1 + eta) h) of sigma after a step of h in log sigma."""
+    """Return the same as `_ancestral` for the SDE: a step of h in log sigma multiplies sigma by exp(-(1 + eta) h)."""
     if eta == 1:
         return _ancestral(sigma, sigma_next, eta)
     ratio = sigma_next / sigma
@@ -363,7 +363,7 @@ def _midpoint_correction(denoised: Tensor, h: float, diffused: float, past: _Pas
 
 
 def _phi_2(diffused: float) -> float:
-    """Second exponential-integrator function, in k-diffusion's sign."""
+    """Return the second exponential-integrator function, with k-diffusion's sign."""
     return math.expm1(-diffused) / diffused + 1
 
 
@@ -384,7 +384,7 @@ def _third_order_correction(denoised: Tensor, h: float, diffused: float, past: _
 
 
 def restart(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Restart sampling (Xu et al. 2023) with Heun steps, in WebUI's form: see `restart_levels`."""
+    """Run Restart sampling (Xu et al. 2023) with Heun steps, in WebUI's form (see `restart_levels`)."""
     level = sigmas[0]
     for sigma, sigma_next in restart_levels(sigmas):
         if sigma > level:
@@ -395,10 +395,10 @@ def restart(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -
 
 
 def restart_levels(sigmas: Sequence[float]) -> list[tuple[float, float]]:
-    """Steps of WebUI's Restart sampler, as many as were asked for.
+    """Return the steps of WebUI's Restart sampler, as many as requested.
 
-    From 20 steps on, 9 of them (from 36 on, twice a quarter) are taken from the main pass, which becomes a Karras
-    schedule, and spent on going from sigma 2 to 0.1 again.
+    From 20 steps on, the main pass is a Karras schedule with 9 steps fewer (from 36 on, two quarters fewer). Those
+    steps are spent on repeating the range from sigma 2 to 0.1.
     """
     steps = len(sigmas) - 1
     if steps < 20:
@@ -411,9 +411,9 @@ def restart_levels(sigmas: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def lcm(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Multistep consistency sampling (Luo et al. 2023, algorithm 1), at the timesteps that were distilled.
+    """Run multistep consistency sampling (Luo et al. 2023, algorithm 1) at the timesteps that were distilled.
 
-    The boundary scalings of the paper differ from 0 and 1 by less than 1e-5 at those timesteps and are left out.
+    The paper's boundary scalings are left out: at those timesteps they differ from 0 and 1 by less than 1e-5.
     """
     for sigma, sigma_next in _steps(sigmas):
         x = model(x, sigma, lcm_timestep(model.noise, sigma))
@@ -423,7 +423,7 @@ def lcm(model: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> It
 
 
 def ddim(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Song et al. 2020, equation 12; ends at the first timestep, without calling the model there."""
+    """Run Song et al. 2020, equation 12. It ends at the first timestep, without calling the model there."""
     for t, t_next in _timestep_pairs(timesteps):
         eps, _ = model.eps(x, t)
         x = _ddim_noisy_step(model.noise, x, (eps, eps), (t, t_next), noise)
@@ -431,7 +431,7 @@ def ddim(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -
 
 
 def ddim_cfgpp(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """CFG++ (Chung et al. 2024): guidance divided by 12.5 as in WebUI, new noise in the unconditional direction."""
+    """Run CFG++ (Chung et al. 2024). Guidance is divided by 12.5, as in WebUI; the noise put back is unconditional."""
     for t, t_next in _timestep_pairs(timesteps):
         eps, unconditional = model.eps(x, t)
         x = _ddim_noisy_step(model.noise, x, (unconditional.lerp(eps, 1 / 12.5), unconditional), (t, t_next), noise)
@@ -439,7 +439,7 @@ def ddim_cfgpp(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: No
 
 
 def plms(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """Pseudo linear multistep (Liu et al. 2022, equations 9 and 12), started by one pseudo improved Euler step."""
+    """Run pseudo linear multistep (Liu et al. 2022, equations 9 and 12), started by one pseudo improved Euler step."""
     past: list[Tensor] = []
     for t, t_next in _timestep_pairs(timesteps):
         past = [model.eps(x, t)[0], *past[:3]]
@@ -466,9 +466,9 @@ def _timestep_pairs(timesteps: Sequence[float]) -> Iterator[tuple[int, int]]:
 def _ddim_step(
     schedule: NoiseSchedule, x: Tensor, eps: tuple[Tensor, Tensor], times: tuple[int, int], deviation: float = 0.0
 ) -> Tensor:
-    """Take the first noise of timestep t out of x, and put the second one in for the next timestep.
+    """Remove the first noise from x at timestep t, and add the second one for the next timestep.
 
-    Room is left for fresh noise of the given deviation.
+    It leaves room for fresh noise of the given standard deviation.
     """
     (removed, direction), (t, t_next) = eps, times
     alpha, alpha_next = schedule.alphas[t], schedule.alphas[t_next]
@@ -479,7 +479,7 @@ def _ddim_step(
 def _ddim_noisy_step(
     schedule: NoiseSchedule, x: Tensor, eps: tuple[Tensor, Tensor], times: tuple[int, int], noise: Noise
 ) -> Tensor:
-    """`_ddim_step`, then fresh noise (Song et al. 2020, equation 16, whose eta is 0 unless somebody asks for more)."""
+    """Take a `_ddim_step`, then add fresh noise (Song et al. 2020, equation 16). Its eta is 0 unless set."""
     eta = noise.added.eta_ddim
     if not eta:
         return _ddim_step(schedule, x, eps, times)
@@ -489,10 +489,10 @@ def _ddim_noisy_step(
 
 
 def unipc(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) -> Iterator[Tensor]:
-    """UniPC (Zhao et al. 2023, algorithms 5 to 8): data prediction, B1(h), order 3, lower orders at both ends.
+    """Run UniPC (Zhao et al. 2023, algorithms 5 to 8): data prediction, B1(h), order 3, lower orders at both ends.
 
-    Its times are its own, evenly spaced from the end of training down; of the timesteps only their number counts, and
-    in the hires pass where they start. WebUI refuses fewer than 3 steps; here the order falls.
+    It spaces its own times evenly down from the last training timestep. Of the timesteps it uses only their number and,
+    in the hires pass, their start. WebUI refuses fewer than 3 steps; here the order is lowered.
     """
     times: list[float] = []
     if timesteps:
@@ -513,17 +513,17 @@ def unipc(model: Denoiser, x: Tensor, timesteps: Sequence[float], noise: Noise) 
 
 
 _UniPCPoint = tuple[float, float, Tensor]
-"""Signal and noise level of a time, and the denoised image there."""
+"""Signal level, noise level and denoised image at a time."""
 
 
 def _unipc_start(timesteps: Sequence[float], trained: int) -> float:
-    """The end of training for the timesteps of a whole schedule, the last of them for the part of a hires pass."""
+    """Return where to start: at the last training timestep for a whole schedule, else at the last of `timesteps`."""
     spacing = timesteps[1] - timesteps[0] if len(timesteps) > 1 else trained
     return trained - 1 if timesteps[-1] + spacing > trained else timesteps[-1]
 
 
 def _marginal(noise: NoiseSchedule, t: float) -> tuple[float, float]:
-    """Signal and noise level of a fractional timestep, linear in log alpha as in UniPC's own code."""
+    """Return signal and noise level of a fractional timestep, linear in log alpha as in UniPC's own code."""
     alpha = math.exp(interpolate(noise.log_alphas, t))
     return math.sqrt(alpha), math.sqrt(1 - alpha)
 
@@ -536,8 +536,8 @@ def _unipc_point(model: Denoiser, x: Tensor, t: float) -> _UniPCPoint:
 def _unipc_update(
     x: Tensor, past: Sequence[_UniPCPoint], target: tuple[float, float], others: Sequence[_UniPCPoint]
 ) -> Tensor:
-    """x moved from the latest past point to the target's levels; the predictor, or the corrector where `others` ends
-    with the target's own point."""
+    """Move x from the latest past point to the target's levels. This is the predictor, or the corrector if `others`
+    ends with the target's own point."""
     signal, level = target
     _, level_0, denoised = past[0]
     start = _log_snr(past[0])
@@ -554,7 +554,7 @@ def _log_snr(point: _UniPCPoint) -> float:
 
 
 def _unipc_rhos(ratios: Sequence[float], h: float) -> list[float]:
-    """Zhao et al. 2023, equation 5 (data prediction, B1): one weight a ratio; 1/2 where there is but one."""
+    """Solve Zhao et al. 2023, equation 5 (data prediction, B1) for a weight per ratio. A single weight is 1/2."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     phi, factorial, right = -math.expm1(-h) / h - 1, 1, []

@@ -1,1 +1,1 @@
-"""How pictures and latents are enlarged."""
+"""Upscalers for pictures and latents."""

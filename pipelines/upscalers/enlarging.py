@@ -1,4 +1,4 @@
-"""A picture enlarged by a pixel upscaler, with nothing drawn: what is asked for, and the doing."""
+"""Enlarges a picture with a pixel upscaler, without drawing: the request and how it is done."""
 
 import math
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ from pipelines.infotext.asked import Asked
 from pipelines.upscalers.interpolation import Upscaler, upscale_pixels
 
 ENLARGED_PIXELS_MAX = INPUT_PIXELS_MAX
-"""Of the result, also before its crop: what can be sent in again."""
+"""Limit for the result, also before its crop: a picture of this size can be sent in again."""
 NETWORK_PIXELS_MAX = FINAL_PIXELS_MAX
-"""Of a picture for a network, which makes 16 or 64 times as many of them before they are scaled to what is asked."""
+"""Limit for a network's input: it makes 16 or 64 times as many pixels before they are scaled to the final size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Enlargement:
-    """One picture and how it is enlarged. Creating one checks everything; raises InvalidInput."""
+    """One picture and how to enlarge it. Creating one checks everything. Raises InvalidInput."""
 
     image: Image.Image
     by: HiresSettings
-    """Its upscaler and its size; the rest is of drawing."""
+    """The upscaler and the size. Its other settings are only used for drawing."""
     told: str = ""
     """The generation data inside the image."""
 
     def __post_init__(self) -> None:
         if self.by.upscaler in LATENT_UPSCALERS:
-            rule = "enlarges latents, and without drawing there are none"
-            fix = f"Use {', '.join((*PIXEL_UPSCALERS[1:], *NETWORK_UPSCALERS))} or an upscaler of your own in files."
+            rule = "enlarges latents, but without drawing there are none"
+            fix = f"Use {', '.join((*PIXEL_UPSCALERS[1:], *NETWORK_UPSCALERS))} or your own upscaler in files."
             raise InvalidInput("hires_upscaler", self.by.upscaler, rule, fix)
         self._check_size()
         network = self.by.upscaler not in PIXEL_UPSCALERS
@@ -50,16 +50,16 @@ class Enlargement:
         name = "hires_width" if self.by.resize_to[0] else "hires_height" if self.by.resize_to[1] else "hires_scale"
         value = self.by.scale if name == "hires_scale" else _named(self.by.resize_to)
         if min(self.size) < SIDE_MIN:
-            rule = f"the picture would become {_named(self.size)}; at least {SIDE_MIN} a side"
-            raise InvalidInput(name, value, rule, "Use more.")
+            rule = f"the picture would become {_named(self.size)}; at least {SIDE_MIN} per side"
+            raise InvalidInput(name, value, rule, "Use a larger value.")
         if math.prod(self.covered) > ENLARGED_PIXELS_MAX:
             most = f"at most {ENLARGED_PIXELS_MAX / 1e6:.1f} million pixels"
             rule = f"{_named(self.image.size)} would become {_named(self.covered)}; {most}"
-            raise InvalidInput(name, value, rule, "Use less.")
+            raise InvalidInput(name, value, rule, "Use a smaller value.")
 
     @property
     def covered(self) -> Size:
-        """(width, height) before the crop, which there is where both sides are given."""
+        """(width, height) before the crop. There is a crop only if both sides are given."""
         return enlarged_size(self.image.size, self.by.scale, self.by.resize_to)
 
     @property
@@ -69,11 +69,11 @@ class Enlargement:
         return width, height
 
     def describe(self) -> str:
-        """The plan in one line, for the log."""
+        """Return the plan in one line, for the log."""
         return f"{_named(self.image.size)}; {self.by.upscaler} to {_named(self.size)}"
 
     def generation_data(self) -> str:
-        """What the image told, and the keys that WebUI's Extras write."""
+        """Return the image's own generation data, followed by the keys that WebUI's Extras tab writes."""
         width, height = self.by.resize_to
         fields = {
             "Postprocess upscale by": None if width or height else self.by.scale,
@@ -84,23 +84,23 @@ class Enlargement:
 
 
 def enlargement(asked: Asked, image: Any, told: str) -> Enlargement:
-    """The enlargement of the decoded image; None where none was sent. `told` is the generation data inside it.
+    """Make the enlargement of a decoded image. `told` is the generation data inside it.
 
-    Raises InvalidInput.
+    Raises InvalidInput, also if there is no image (None).
     """
     if image is None:
-        raise InvalidInput("image", "", "is empty, and Upscale only enlarges an image", "Send one.")
+        raise InvalidInput("image", "", "is empty, but Upscale only needs an image", "Send one.")
     own = of_group(HiresSettings, {name: value for name, value in asked.values.items() if name in SIZED})
     file = asked.upscalers.get(asked["hires_upscaler"])
     return Enlargement(image=image, by=HiresSettings(**{**own, "upscaler_file": file}), told=told)
 
 
 SIZED = ("hires_scale", "hires_width", "hires_height", "hires_upscaler")
-"""The settings that say how a picture is enlarged."""
+"""The settings that say how to enlarge a picture."""
 
 
 def enlarge(request: Enlargement, network: Upscaler | None) -> Pixels:
-    """uint8 pixels (height, width, 3). `network` is the upscaler where that has weights of its own."""
+    """Enlarge the picture to uint8 pixels (height, width, 3). `network` is the upscaler if it has its own weights."""
     width, height = request.covered
     plan = UpscalePlan(upscaler=request.by.upscaler, width=width, height=height)
     whole = upscale_pixels(np.asarray(picture.flat(request.image)), plan, network, alone=True)

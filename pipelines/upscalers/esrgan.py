@@ -1,7 +1,7 @@
-"""Upscaling networks of the ESRGAN family, read by spandrel: a pixel picture -> a larger one.
+"""Upscaling networks of the ESRGAN family, loaded with spandrel: a picture -> a larger one.
 
-Pictures go through in tiles of 192 pixels that overlap by 8 and are faded into each other, as WebUI's defaults do it;
-so memory does not grow with the picture.
+Pictures are processed in tiles of 192 pixels that overlap by 8 and are blended, as with WebUI's defaults. So memory
+does not grow with the picture.
 """
 
 import hashlib
@@ -33,33 +33,33 @@ from pipelines.runtime.isolation import Failed, Helper, Limits
 from pipelines.runtime.worker import stop_if_asked
 
 TILE, OVERLAP = 192, 8
-"""Pixels a side of a tile before it is enlarged, and what neighbouring tiles share."""
+"""The side of a tile in pixels before it is enlarged, and how many pixels neighbouring tiles share."""
 SCALE_MAX = 8
-"""A tile that is enlarged 16 times takes gigabytes in every layer."""
+"""The largest factor. A tile that is enlarged 16 times takes gigabytes in every layer."""
 TENSORS_MAX = 5000
-"""In an upscaler's file; the largest known networks have 2,500."""
+"""Limit for an upscaler's file. The largest known networks have 2,500 tensors."""
 NUMBER_MAX = 1000
-"""In the name of an upscaler's tensor: of its layers and blocks."""
+"""Limit for the numbers of layers and blocks in the names of an upscaler's tensors."""
 PURPOSES = ("SR", "Restoration")
-"""What networks are for, in spandrel's words: to enlarge, or to clean a picture and leave its size."""
+"""Accepted purposes, in spandrel's words: to enlarge a picture, or to clean it without changing its size."""
 WRAPPERS = (
     "params_ema", "params-ema", "params", "generator_ema", "g_ema", "generator", "net_g", "netG", "model_g", "ema",
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights",
 )  # fmt: skip
-"""What trainers call the network's tensors beside their own things, the best first."""
+"""Names under which trainers store the network's tensors, next to other data, with the best first."""
 OWN_NAMES = ("model", "net", "network", "module", "netG")
-"""Those that networks' own names begin with, or that spandrel takes off itself."""
+"""Those of them that networks' own tensor names begin with, or that spandrel removes itself."""
 WRAPPED_MAX = 6
 
 
 class NetworkUpscaler:
-    """One network, ready: enlarges pictures by its own whole factor."""
+    """A loaded network. It enlarges pictures by its own integer factor."""
 
     def __init__(self, descriptor: Any, scale: int) -> None:  # spandrel is not importable everywhere
         self.descriptor, self.scale = descriptor, scale
 
     def enlarge(self, picture: Image.Image) -> Image.Image:
-        """RGB picture -> `scale` times its size."""
+        """Enlarge an RGB picture to `scale` times its size."""
         columns, rows = _starts(picture.width), _starts(picture.height)
         whole = Image.new("RGB", (picture.width * self.scale, picture.height * self.scale))
         for y in rows:
@@ -72,15 +72,15 @@ class NetworkUpscaler:
 
     @torch.inference_mode()
     def _tile(self, picture: Image.Image, x: int, y: int) -> Image.Image:
-        """One tile, enlarged. Beyond the picture's edge it is black."""
-        # WebUI hands the channels over as blue, green, red, as the first ESRGAN was trained
+        """Enlarge one tile. Beyond the picture's edge the tile is black."""
+        # WebUI passes the channels as blue, green, red, as the first ESRGAN was trained
         pixels = np.asarray(picture.crop((x, y, x + TILE, y + TILE)))[:, :, ::-1].astype(np.float32) / 255
         batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.descriptor.device, self.descriptor.dtype)
         output = self.descriptor(batch)[0].float().clamp(0, 1).mul(255).round().byte()
         return Image.fromarray(np.ascontiguousarray(output.permute(1, 2, 0).cpu().numpy()[:, :, ::-1]))
 
     def _fade(self, width: int, over_another: bool, down: bool = False) -> Image.Image:
-        """The mask that lays a tile, or a strip of tiles `width` wide, over its neighbour to the left (or above)."""
+        """Return the mask that blends a tile, or a strip of tiles `width` wide, over its left (or upper) neighbour."""
         length, across = TILE * self.scale, width * self.scale
         ramp = np.full(length, 255, np.float32)
         if over_another:
@@ -91,7 +91,7 @@ class NetworkUpscaler:
 
 
 def _starts(side: int) -> list[int]:
-    """Where tiles begin along a side, evenly spread. A side shorter than a tile begins before the picture."""
+    """Return where tiles begin along a side, evenly spaced. If the side is shorter than a tile, it begins before 0."""
     count = max(1, math.ceil((side - OVERLAP) / (TILE - OVERLAP)))
     if count == 1:
         return [min(0, side - TILE)]
@@ -100,14 +100,15 @@ def _starts(side: int) -> list[int]:
 
 @contextmanager
 def torchvision_or_a_stand_in() -> Iterator[None]:
-    """spandrel imports three names of torchvision, for two architectures that are no upscalers (LaMa, RestoreFormer).
+    """Provide the three names of torchvision that spandrel imports, while the context lasts.
 
-    torchvision's wheels fit only some builds of torch and none is needed here. Where it does not import, modules with
-    those names stand in for it while spandrel is imported, and are gone after that.
+    spandrel needs them for two architectures that are not upscalers (LaMa, RestoreFormer). torchvision's wheels fit
+    only some builds of torch, and it is not needed here. If it cannot be imported, empty modules take its place until
+    spandrel is imported.
     """
     try:
         import torchvision.transforms.functional  # noqa: F401
-    except (ImportError, RuntimeError):  # the latter beside another build of torch
+    except (ImportError, RuntimeError):  # RuntimeError if it was built for another torch
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
@@ -124,7 +125,7 @@ def torchvision_or_a_stand_in() -> Iterator[None]:
 
 
 def import_spandrel() -> Any:
-    """spandrel, which is large and seldom needed. Raises ImportError."""
+    """Import spandrel only when needed: it is large and rarely used. Raises ImportError."""
     with torchvision_or_a_stand_in():
         import spandrel
 
@@ -132,24 +133,24 @@ def import_spandrel() -> Any:
 
 
 class Trials:
-    """Tries upscalers of strangers in a process of its own (trial.py), and remembers those that passed by their hash.
+    """Tests untrusted upscalers in a separate process (trial.py), and remembers by hash those that passed.
 
-    What such a network is made of stands in its file in many ways: shapes, counts, numbers in names, values. One that
-    is made to do harm asks for all memory, or for hours, or for values beside a table, which ends a GPU's context.
+    A file determines such a network in many ways: by shapes, counts, numbers in names, and values. A malicious file can
+    ask for all memory or for hours of computing, or read beyond a table, which destroys a GPU's context.
     """
 
     def __init__(self) -> None:
         self._passed: set[str] = set()
 
     def check(self, path: Path) -> None:
-        """Raise ModelError for an upscaler that cannot be built and run within bounds."""
-        _named_tensors(path)  # what a look at the names can tell takes no process
+        """Raise ModelError for an upscaler that cannot be built and run within the limits."""
+        _named_tensors(path)  # checking the names needs no separate process
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             if sha256 in self._passed:
                 return
             limits = Limits(memory=3 * path.stat().st_size + (300 << 20), processor=20, seconds=60)
-            helper = Helper("pipelines.upscalers.trial")  # it holds 200 MB, so it ends with its one job
+            helper = Helper("pipelines.upscalers.trial")  # it needs 200 MB, so it is stopped after one job
             try:
                 wrong, output = helper.run("trial", stream, limits, path=str(path))
             except Failed as failed:
@@ -163,9 +164,9 @@ class Trials:
 
 
 def _named_tensors(path: Path) -> dict[str, Stored]:
-    """The tensors of an upscaler's file, by the names that spandrel knows. Raises ModelError.
+    """Return the tensors of an upscaler's file by the names that spandrel knows. Raises ModelError.
 
-    spandrel loops over the numbers in names and takes sizes from empty tensors, so both are bounded here.
+    spandrel loops over the numbers in names and takes sizes from empty tensors, so both are checked here.
     """
     try:
         content = import_spandrel().canonicalize_state_dict(_unwrapped(content_of(path)))
@@ -175,13 +176,13 @@ def _named_tensors(path: Path) -> dict[str, Stored]:
             f"{path.name}: upscalers of this kind need the package spandrel, which does not import here ({error}). "
             "Install requirements-upscalers.txt, or choose another hires_upscaler."
         ) from error
-    except Exception as error:  # of keys that are no text, and of our own
+    except Exception as error:  # for keys that are not strings, and our own errors
         raise ModelError(_unreadable(path, error)) from error
     kind = kind_of(stored)
     numbers = (int(number) for name in stored for number in re.findall(r"\d+", name))
     wrong = {
         f"it is {kind.what if kind else ''}": kind not in (None, UPSCALER),
-        "it holds no tensors, or holds them in a way that is not known": not stored,
+        "it holds no tensors, or holds them in an unknown way": not stored,
         f"it holds {len(stored)} tensors": len(stored) > TENSORS_MAX,
         "one of its tensors is empty": any(0 in each.shape for each in stored.values()),
         "a number in its tensors' names is too large": any(number > NUMBER_MAX for number in numbers),
@@ -193,14 +194,14 @@ def _named_tensors(path: Path) -> dict[str, Stored]:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    said = in_one_line(error).removeprefix(f"{shown(str(path))}: ").removesuffix(".")  # as errors show it
+    said = in_one_line(error).removeprefix(f"{shown(str(path))}: ").removesuffix(".")  # the path as errors show it
     if "can't allocate memory" in said:
-        said = "it asks for more memory than it may take"
+        said = "it needs more memory than its limit"
     return f"{path.name}: not an upscaler that can be read ({said})."
 
 
 def _unwrapped(content: Any) -> Any:
-    """Return what trainers have put their names around: the tensors by the network's own names."""
+    """Remove the levels that trainers add. Return the tensors by the network's own names."""
     for _ in range(WRAPPED_MAX):
         if not isinstance(content, Mapping):
             break
@@ -215,7 +216,7 @@ def _unwrapped(content: Any) -> Any:
 
 
 def _without_prefix(tensors: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The same where a file has no groups, and names begin with the wrapper's."""
+    """Remove a trainer's prefix if all names begin with it."""
     for prefix in (f"{name}." for name in WRAPPERS if name not in OWN_NAMES):
         if tensors and all(isinstance(name, str) and name.startswith(prefix) for name in tensors):
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -223,7 +224,7 @@ def _without_prefix(tensors: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkUpscaler:
-    """Read an upscaler's weights. Raises ModelError: the file is none, is one for other pictures, or spandrel lacks."""
+    """Load an upscaler. Raises ModelError if the file is not one, if it is for other pictures, or without spandrel."""
     stored = _named_tensors(path)
     spandrel = import_spandrel()
     try:
@@ -236,17 +237,15 @@ def load_esrgan(path: Path, place: torch.device, dtype: torch.dtype) -> NetworkU
         raise ModelError(_unreadable(path, error)) from error
     check_finite(path.name, descriptor.model.state_dict())
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose not in PURPOSES:
-        raise ModelError(
-            f"{path.name}: holds a {descriptor.architecture.name} network, which does not enlarge pictures."
-        )
+        raise ModelError(f"{path.name}: a {descriptor.architecture.name} network, which does not enlarge pictures.")
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
-        raise ModelError(f"{path.name}: made for pictures of {descriptor.input_channels} channels instead of 3.")
+        raise ModelError(f"{path.name}: made for pictures with {descriptor.input_channels} channels instead of 3.")
     if descriptor.scale > SCALE_MAX:
-        raise ModelError(f"{path.name}: enlarges {descriptor.scale} times; at most {SCALE_MAX} times is run here.")
+        raise ModelError(f"{path.name}: enlarges {descriptor.scale} times; at most {SCALE_MAX} times is supported.")
     wanted = dtype if dtype == torch.float32 or descriptor.supports_half else torch.float32
     return NetworkUpscaler(descriptor.to(place, wanted).eval(), descriptor.scale)
 
 
 def _computable(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor; numbers of 8 bits in half precision, as spandrel computes with some to find a network's sizes."""
+    """Convert 8-bit floats to half precision, because spandrel computes with some to find a network's sizes."""
     return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor

@@ -1,7 +1,7 @@
-"""Phase 2: from the first pass's latents to the second's, in latents or through pixels.
+"""Phase 2: from the first pass's latents to the second's, either directly or through pixels.
 
-A latent upscaler is one interpolation. A pixel upscaler decodes, enlarges and encodes again; WebUI's own rounding is
-part of it (8-bit pixels between the passes, a first resize to multiples of 8), because the second pass amplifies it.
+A latent upscaler is one interpolation. A pixel upscaler decodes, enlarges and encodes again. It rounds as WebUI does
+(8-bit pixels between the passes, a first resize to multiples of 8), because the second pass amplifies such differences.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ LATENT: dict[str, Callable[..., Tensor]] = {
     "Latent (bicubic antialiased)": partial(F.interpolate, mode="bicubic", antialias=True),
     "Latent (nearest)": partial(F.interpolate, mode="nearest"),
     "Latent (nearest-exact)": partial(F.interpolate, mode="nearest-exact"),
-    # what the network made twice as large, brought to the size that is asked for
+    # resizes what the network has doubled to the requested size
     LATENT_NETWORK: partial(F.interpolate, mode="bilinear", antialias=True),
 }
 
@@ -39,12 +39,12 @@ Upscaler = NetworkUpscaler | LatentUpscaler
 
 
 def load_upscaler(path: Path, device: Device) -> Upscaler:
-    """An upscaler with weights of its own: a latent one is a diffusers folder. Raises ModelError."""
+    """Load an upscaler that has its own weights. A latent one is a diffusers folder. Raises ModelError."""
     return load_latent_upscaler(path, device) if path.is_dir() else load_esrgan(path, device.place, device.dtype)
 
 
 Enlarge = Callable[[Image.Image, float], Image.Image]
-"""(RGB picture, wanted factor) -> a larger one, of whatever factor the upscaler has."""
+"""(RGB picture, wanted factor) -> a larger picture, by the upscaler's own factor if it has one."""
 
 
 def _resize(resample: Image.Resampling, image: Image.Image, factor: float) -> Image.Image:
@@ -59,9 +59,9 @@ PIXEL: dict[str, Enlarge | None] = {
 
 
 def _through_multiples_of_8(enlarge: Enlarge, image: Image.Image, size: Size, alone: bool) -> Image.Image:
-    """Enlarge, up to three times, until multiples of 8 are covered, and resize to them.
+    """Enlarge up to three times, until the size rounded down to multiples of 8 is covered, and resize to that.
 
-    The caller brings the result to the exact size.
+    The caller resizes the result to the exact size.
     """
     factor = max(size[0] / image.width, size[1] / image.height)
     if factor < 1 or (factor == 1 and not alone):
@@ -76,11 +76,11 @@ def _through_multiples_of_8(enlarge: Enlarge, image: Image.Image, size: Size, al
 
 
 _PASSES = 3
-"""A 2x network reaches 8 times the size at most."""
+"""With three passes, a 2x network reaches at most 8 times the size."""
 
 
 def upscale_latents(latents: Tensor, plan: UpscalePlan) -> Tensor:
-    """Latents (B, 4, h, w) -> the hires pass's, after the crop."""
+    """Enlarge latents (B, 4, h, w) to the hires pass's size, after the crop."""
     size = plan.height // LATENT_PIXELS, plan.width // LATENT_PIXELS
     return _crop(LATENT[plan.upscaler](latents, size=size), plan.crop)
 
@@ -90,8 +90,8 @@ def upscale_pixels(
 ) -> Pixels:
     """Enlarge uint8 pixels (H, W, 3) to the plan's size, before the crop. "None" is a plain Lanczos resize.
 
-    `network` is the plan's upscaler where that is none of `PIXEL`. Where nothing is drawn (`alone`), the upscaler also
-    runs, once, at factor 1. WebUI does the same: its Extras run it, and its highres fix does not.
+    `network` is the plan's upscaler if it is not in `PIXEL`. If nothing is drawn (`alone`), the upscaler also runs once
+    at factor 1. WebUI does the same: its Extras tab runs it, and its highres fix does not.
     """
     size, image = (plan.width, plan.height), Image.fromarray(picture)
     enlarge = (
@@ -102,9 +102,9 @@ def upscale_pixels(
 
 
 def encode_pictures(pictures: Sequence[Pixels], plan: UpscalePlan, vae: VAE, seed: int) -> Tensor:
-    """uint8 pictures (H, W, 3) -> latents (B, 4, h, w) of the hires pass, after the crop.
+    """Encode uint8 pictures (H, W, 3) to latents (B, 4, h, w) for the hires pass, after the crop.
 
-    The posterior's noise is drawn image after image from one CPU generator seeded with the batch's last seed.
+    The posterior's noise is drawn image by image from one CPU generator, seeded with the batch's last seed.
     """
     generator = torch.Generator().manual_seed(seed)
     latents = []

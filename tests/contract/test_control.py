@@ -87,4 +87,4 @@ def test_adapters_are_known_by_their_content_and_their_block_brings_them_back(
     assert again["output"] == [changed]
     assert again["metrics"]["not_honoured"] == []
     reply = ask(server, inputs | sent | {"controls": "look: mode=prompt", "generation_data": names})
-    assert "it changes nothing about an IP-Adapter" in " ".join(reasons(reply.body))
+    assert "it has no effect on an IP-Adapter" in " ".join(reasons(reply.body))

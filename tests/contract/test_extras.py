@@ -39,7 +39,7 @@ def test_what_is_left_over_in_a_lora_is_told(server: CogServer, tmp_path: Path) 
     networks = load(resolve(None, None).files)
     tensors = kohya(networks.unet.network, networks.text.model) | {"lora_unet_nowhere.lora_up.weight": torch.ones(2)}
     file = data_uri(write(tmp_path / "more.safetensors", tensors).path)
-    told = r"files='[^']*': 1 of its 10 tensors are not known here and are left out: lora_unet_nowhere\.lora_up\.weight"
+    told = r"files='[^']*': 1 of its 10 tensors are unknown and left out: lora_unet_nowhere\.lora_up\.weight"
     done = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "files": [file]})
     (left,) = done["metrics"]["not_honoured"]
     assert re.fullmatch(told, left)
@@ -61,7 +61,7 @@ def test_an_embedding_of_ones_own_is_called_by_the_name_it_is_given(server: CogS
     assert "does nothing" not in done["logs"]
     unsaid = draw(server, sea | {"files": [file], "generation_data": "File names: yours"})
     assert unsaid["output"] == [before]
-    assert "No prompt says yours, so files=" in unsaid["logs"]
+    assert "No prompt contains yours, so files=" in unsaid["logs"]
 
 
 def test_several_files_of_several_kinds_act_at_once(server: CogServer) -> None:
@@ -81,7 +81,7 @@ def test_several_files_of_several_kinds_act_at_once(server: CogServer) -> None:
 def test_one_that_is_not_here_is_named(server: CogServer) -> None:
     reply = ask(server, DRAFT | {"prompt": "a boat <lora:nobodys:1>"})
     assert reply.body["status"] == "failed"
-    assert "prompt='<lora:nobodys:1>': no LoRA of this name is here; here are: snowman" in " ".join(reasons(reply.body))
+    assert "<lora:nobodys:1>': there is no LoRA of this name; available: snowman" in " ".join(reasons(reply.body))
     assert "Plan:" not in reply.body["logs"]
 
 

@@ -68,8 +68,8 @@ def test_what_gives_another_picture_is_refused_at_once(server: CogServer) -> Non
 def test_it_is_drawn_all_the_same_if_strict_is_off(server: CogServer) -> None:
     result = draw(server, {"generation_data": f"{OTHER}, Strict: False"})
     assert [re.sub(r"\(.*?\)", "()", told) for told in result["metrics"]["not_honoured"]] == [
-        "made with the checkpoint other (), here is pastel-tiny ()",
-        "made with the checkpoint's own VAE, as far as it says; here is pastel-tiny-better.vae.safetensors ()",
+        "made with the checkpoint other (); this model is pastel-tiny ()",
+        "apparently made with the checkpoint's own VAE; this VAE is pastel-tiny-better.vae.safetensors ()",
     ]
     assert "Not honoured: made with the checkpoint other" in result["logs"]
     assert picture(result["output"][0]).size == (64, 64)

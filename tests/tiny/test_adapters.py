@@ -382,7 +382,7 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
         ("t2i", lambda t: {n: v for n, v in t.items() if n != "conv_in.weight"}, "lacks conv_in.weight"),
         ("t2i", lambda t: t | {f"x.{k}": torch.zeros(1) for k in range(400)}, "a T2I adapter has about 40"),
         ("t2i", lambda t: t | {"conv_in.bias": torch.full((64,), torch.nan)}, "NaN or infinite"),
-        ("t2i", lambda _: {"style_embedding": torch.zeros(1, 8, 8)}, "a T2I style adapter, and no ControlNet"),
+        ("t2i", lambda _: {"style_embedding": torch.zeros(1, 8, 8)}, "a T2I style adapter, not a ControlNet"),
         (
             "t2i",
             lambda _: {"base_model.model.controlnet_mid_block.x": torch.zeros(2)},
@@ -392,12 +392,12 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
         (
             "control_lora",
             lambda t: t | {"time_embed.0.up": torch.zeros(())},
-            "a half of its product for time_embedding",
+            "half of its product for time_embedding",
         ),
         (
             "control_lora",
             lambda t: {n: v for n, v in t.items() if n != "time_embed.0.up"},
-            "lacks a half of its product",
+            "lacks half of its product",
         ),
         ("control_lora", lambda t: {n: v for n, v in t.items() if "zero_convs.0" not in n}, "lacks controlnet_down"),
         ("ip", lambda t: {n: torch.zeros(64, 2048) if "_ip." in n else v for n, v in t.items()}, "made for SDXL"),
@@ -405,10 +405,10 @@ MADE: dict[str, Callable[[Any], Tensors]] = {
         ("ip", lambda t: t | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "an IP-Adapter FaceID"),
         ("ip", lambda t: {n: v for n, v in t.items() if ".31." not in n}, "lacks to_k.15.weight"),
         ("ip", lambda t: {n: v for n, v in t.items() if n != "image_proj.norm.weight"}, "lacks projection.norm.weight"),
-        ("ip", lambda t: t | {"image_proj.proj.weight": torch.zeros(256, 9)}, "encoder of width 9, and .* has 24"),
-        ("ip_plus", lambda t: t | {"image_proj.proj_in.weight": torch.zeros(128, 9)}, "of width 9, and .* has 64"),
+        ("ip", lambda t: t | {"image_proj.proj.weight": torch.zeros(256, 9)}, "encoder of width 9, but .* has 24"),
+        ("ip_plus", lambda t: t | {"image_proj.proj_in.weight": torch.zeros(128, 9)}, "of width 9, but .* has 64"),
         ("ip_plus", lambda t: {n: v for n, v in t.items() if "layers.3.1.3" not in n}, "lacks projection.layers.3.ff"),
-        ("ip_plus", lambda t: t | {"image_proj.latents": torch.zeros(4)}, "its IP-Adapter is of no form"),
+        ("ip_plus", lambda t: t | {"image_proj.latents": torch.zeros(4)}, "its IP-Adapter has an unknown form"),
         ("control_lora", lambda t: t | {"label_emb.0.0.up": torch.zeros(3, 4)}, "a ControlNet for SDXL"),
     ],
 )
@@ -451,8 +451,8 @@ def test_half_precision_is_read(networks: Model, tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda _: None, "^files='ip': an IP-Adapter, which needs the image encoder CLIP ViT-H"),
-        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, "a LoRA, and no image encoder of CLIP"),
-        (lambda t: {n: v for n, v in t.items() if "projection" not in n}, "no whole image encoder of CLIP"),
+        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, "a LoRA, not an image encoder of CLIP"),
+        (lambda t: {n: v for n, v in t.items() if "projection" not in n}, "not a complete image encoder of CLIP"),
         (lambda t: {n: v for n, v in t.items() if "layers.1.mlp" not in n}, "lacks vision_model.encoder.layers.1"),
         (lambda t: {n: v for n, v in t.items() if "position" not in n}, "its image encoder lacks vision_model.embed"),
     ],

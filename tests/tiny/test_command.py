@@ -78,7 +78,7 @@ def test_one_block_that_cannot_be_drawn_does_not_stop_the_others(
     told = capsys.readouterr()
     assert told.out.split() == [str(tmp_path / "good-0.png")]
     assert "error: " in told.err
-    assert "the picture would be another one: <lora:x:1>" in told.err
+    assert "the picture would be different: <lora:x:1>" in told.err
     assert "none.txt" in told.err
     assert run(monkeypatch, embedded, "--infotext", tmp_path / "bad.txt", "-o", tmp_path, "--no-strict") == 0
 
@@ -97,7 +97,7 @@ def test_an_upscaler_that_is_not_here_is_told_with_its_name(
     block = tmp_path / "a.txt"
     block.write_text(HIRES.replace("upscaler: Latent", "upscaler: 4x-UltraSharp"))
     assert run(monkeypatch, embedded, "--infotext", block, "-o", tmp_path) == 1
-    assert "the hires upscaler 4x-UltraSharp is not here" in capsys.readouterr().err
+    assert "the hires upscaler 4x-UltraSharp is not available" in capsys.readouterr().err
     (tmp_path / "4x-UltraSharp.pth").write_bytes(b"none")
     words = ("--infotext", block, "-o", tmp_path, "--upscaler", tmp_path / "4x-UltraSharp.pth")
     assert run(monkeypatch, embedded, *words) == 1

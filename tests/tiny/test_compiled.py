@@ -135,7 +135,7 @@ def test_what_draws_another_picture_is_not_used(own: Model, caplog: pytest.LogCa
     ):
         networks = compiled.compiled(own, 64, 128, lambda work: (lambda: None, work() * 0))
     assert networks is own
-    assert "the picture differs by" in caplog.text
+    assert "it changes the picture: PSNR" in caplog.text
 
 
 def test_a_cpu_is_left_alone(networks: Model) -> None:

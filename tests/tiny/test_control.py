@@ -345,12 +345,12 @@ Tensors = dict[str, Tensor]
         (lambda t: {n: v for n, v in t.items() if n != "conv_in.weight"}, "lacks conv_in.weight"),
         (lambda t: t | {"conv_in.weight": torch.full_like(t["conv_in.weight"], torch.nan)}, "NaN or infinite"),
         (lambda t: t | {"difference": torch.zeros(1)}, "only differences to another model"),
-        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, "a LoRA, and no ControlNet"),
+        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, "a LoRA, not a ControlNet"),
         (
             lambda t: t | {f"input_blocks.{k}.x": torch.zeros(1) for k in range(9000)},
-            "holds 9.* tensors, and a ControlNet",
+            "holds 9.* tensors, but a ControlNet",
         ),
-        (lambda t: {"x": torch.zeros(2)}, "no ControlNet. Give one that was made for Stable Diffusion 1.x"),
+        (lambda t: {"x": torch.zeros(2)}, "not a ControlNet. Give one that was made for Stable Diffusion 1.x"),
     ],
 )
 def test_other_files_are_refused_before_anything_is_drawn(

@@ -73,8 +73,8 @@ def one(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, i
 WHOLE = safetensors(one(), bytes(8))
 BROKEN = {
     "empty": (b"", "an empty file"),
-    "cut in its length": (WHOLE[:5], "cut within its first bytes"),
-    "cut after its length": (WHOLE[:8], "cut within its first bytes"),
+    "cut in its length": (WHOLE[:5], "cut off after its first bytes"),
+    "cut after its length": (WHOLE[:8], "cut off after its first bytes"),
     "cut in its header": (WHOLE[:40], "not a whole safetensors"),
     "cut after its header": (WHOLE[:-8], "not a whole safetensors"),
     "cut in its data": (WHOLE[:-1], "not a whole safetensors"),
@@ -92,7 +92,7 @@ BROKEN = {
     "an unknown type": (safetensors(one("X"), bytes(8)), "not a whole safetensors"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(40), "a GGUF file"),
     "a web page": (b"\n<!DOCTYPE html><html>", "a web page"),
-    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     "a cut zip": (b"PK\x03\x04" + bytes(40), "cannot be read as plain weights"),
     "two bytes of a pickle": (b"\x80\x02", "cannot be read as plain weights"),
 }
@@ -159,8 +159,8 @@ ALTERED: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor | None], str
     "the first is missing": (FIRST, lambda _: None, f"lacks {FIRST}"),
     "the tokens are missing": (TOKENS, lambda _: None, "lacks embeddings.token_embedding"),
     "another shape": (MIDDLE, lambda _: torch.zeros(3, 3), "does not fit.*mid_block"),
-    "a number for a matrix": (TOKENS, lambda _: torch.tensor(1.0), "of shape"),
-    "an empty matrix": (TOKENS, lambda old: torch.zeros(0, old.shape[1]), "of shape"),
+    "a number for a matrix": (TOKENS, lambda _: torch.tensor(1.0), "has the shape"),
+    "an empty matrix": (TOKENS, lambda old: torch.zeros(0, old.shape[1]), "has the shape"),
     "another text encoder": (TOKENS, lambda _: torch.zeros(9, 768), "another text encoder"),
     "depth": (FIRST, lambda old: torch.zeros(old.shape[0], 5, 3, 3), "depth to image.*5 channels"),
     "pix2pix": (FIRST, lambda old: torch.zeros(old.shape[0], 8, 3, 3), "InstructPix2Pix.*8 channels"),

@@ -246,8 +246,10 @@ def test_a_block_from_before_2023_names_one(networks: Model, folder: Path) -> No
     assert settle_and_request(read_data(block), extras).prompt == "a sun<hypernet:ink:0.3>"
     assert settle_and_request(read_data(OLD), extras).prompt == "a sun<hypernet:ink:1.0>"
     assert not of_networks(block, extras)
-    assert "another hypernetwork ink (0123456789)" in of_networks(block.replace(digits, "0123456789"), extras)[0].text
-    assert "<hypernet:ink:0.3>: no hypernetwork of this name is here" in of_networks(block, Extras())[0].text
+    assert (
+        "a different hypernetwork ink (0123456789)" in of_networks(block.replace(digits, "0123456789"), extras)[0].text
+    )
+    assert "<hypernet:ink:0.3>: there is no hypernetwork of this name" in of_networks(block, Extras())[0].text
 
 
 def of_networks(block: str, extras: Extras) -> list[Obstacle]:
@@ -262,7 +264,7 @@ def of_networks(block: str, extras: Extras) -> list[Obstacle]:
 @pytest.mark.parametrize(
     ("tag", "told"),
     [
-        ("<hypernet:oil>", "prompt='<hypernet:oil:1>': no hypernetwork of this name is here; here are: ink"),
+        ("<hypernet:oil>", "prompt='<hypernet:oil:1>': there is no hypernetwork of this name; available: ink"),
         ("<hypernet:ink:much>", "prompt='<hypernet:ink:much>': the multiplier must be a number from -100 to 100"),
         ("<hypernet:ink:nan>", "the multiplier must be a number"),
         ("<hypernet:ink:1e9>", "the multiplier must be a number"),
@@ -281,7 +283,10 @@ def test_a_tag_in_the_negative_prompt_stays_text(networks: Model, folder: Path) 
 
 BROKEN: dict[str, tuple[Callable[[dict[Any, Any], int], Any], str]] = {
     "activation": (lambda content, width: content | {"activation_func": "prelu"}, "its activation is 'prelu'"),
-    "name": (lambda content, width: {width: ({"a.weight": torch.ones(1)},) * 2}, "a.weight .* is no part of a hyper"),
+    "name": (
+        lambda content, width: {width: ({"a.weight": torch.ones(1)},) * 2},
+        "a.weight .* is not a known part of a hyper",
+    ),
     "shape": (lambda content, width: {width: ({"linear.0.weight": torch.ones(3, 5)},) * 2}, "layers of the shapes"),
     "nothing": (lambda content, width: {width: ({}, {})}, "layers of the shapes none"),
     "not finite": (
@@ -290,10 +295,10 @@ BROKEN: dict[str, tuple[Callable[[dict[Any, Any], int], Any], str]] = {
     ),
     "whole numbers": (
         lambda content, width: {width: ({"linear.0.weight": torch.ones(width, width, dtype=torch.int8)},) * 2},
-        "is no part of a hypernetwork",
+        "is not a known part of a hypernetwork",
     ),
     "other widths": (lambda content, width: {7: ({"linear.0.weight": torch.ones(7, 7)},) * 2}, "of width 7.*family"),
-    "another kind": (lambda content, width: {"emb_params": torch.ones(2, 2)}, "no hypernetwork"),
+    "another kind": (lambda content, width: {"emb_params": torch.ones(2, 2)}, "not a hypernetwork"),
 }
 
 

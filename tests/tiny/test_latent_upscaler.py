@@ -145,5 +145,5 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         cross_attention_dim=8,
     )
     another.save_pretrained(tmp_path / "unet")
-    with pytest.raises(ModelError, match="none of a latent upscaler"):
+    with pytest.raises(ModelError, match="not a latent upscaler"):
         load_upscaler(tmp_path, CPU)

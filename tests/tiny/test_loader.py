@@ -306,7 +306,7 @@ def test_positions_that_webui_cannot_draw_with_are_mended_and_told(
     save_file(tensors | {POSITIONS: told}, tmp_path / "a.safetensors")
     found = load(replace(files, checkpoint=tmp_path / "a.safetensors"))
     assert found.text.model.embeddings.position_ids.tolist() == [list(range(77))]
-    assert "a.safetensors: its text encoder's position_ids fit no chunk; 0 to 76 are used." in caplog.text
+    assert "a.safetensors: its text encoder's position_ids are unusable; 0 to 76 are used." in caplog.text
 
 
 def test_missing_and_cut_files(files: ModelFiles, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_batch_that_does_not_fit_goes_row_by_row_to_the_same_picture(
     with mock.patch.object(networks.unet.network, "forward", little_room):
         drawn = pictures(networks, asked)
     assert tried == {4: 1, 1: 2 * 4}, "the batch is tried once, then no more"
-    assert caplog.messages == ["Out of memory: the rest of this pass takes one row of the batch at a time."]
+    assert caplog.messages == ["Out of memory: the rest of this pass computes one row of the batch at a time."]
     assert all(map(alike, drawn, wanted))
     assert not alike(*wanted)
 

@@ -158,16 +158,16 @@ def test_what_is_written_is_read_back_as_the_same_request(request_: GenerationRe
         ),
         (
             f"a\n{PLAIN}, Emphasis: Loud",
-            "the emphasis Loud is not here",
+            "the emphasis Loud is not available",
         ),
         (
             f"a\n{PLAIN}, Token merging ratio: 0.5",
             "Token merging ratio: 0.5",
         ),
-        ("a\nSteps: 20, Sampler: Turbo, CFG scale: 7, Seed: 1, Size: 64x64", "the sampler Turbo is not here"),
+        ("a\nSteps: 20, Sampler: Turbo, CFG scale: 7, Seed: 1, Size: 64x64", "the sampler Turbo is not available"),
         (
             f"a\n{HIRES}, Hires upscaler: 4x-UltraSharp",
-            "the hires upscaler 4x-UltraSharp is not here (Lanczos is); bring its weights",
+            "the hires upscaler 4x-UltraSharp is not available (instead: Lanczos); send its weights",
         ),
         (f"a\n{HIRES}, Hires prompt: <lora:x:1>", "<lora:x:1>"),
     ],
@@ -734,7 +734,7 @@ def test_an_image_leaves_out_the_highres_fix_of_a_block_that_was_made_from_none(
     assert request_from(text, pictures, **said).hires is None
     (told,) = obstacles(text, pictures=pictures, **said)
     assert (told.text, told.other_picture) == (
-        "its highres fix is left out, as there is an image (highres_fix=On asks for it)",
+        "its highres fix is skipped, as there is an image (highres_fix=On turns it on)",
         False,
     )
     assert request_from(text, pictures, highres_fix="On").hires == HiresSettings(denoising_strength=0.5)
@@ -808,7 +808,7 @@ def test_an_upscaler_that_is_brought_is_no_obstacle() -> None:
         ("a\nSteps: 20, Sampler: Undefined, CFG scale: 7, Seed: -1, Size: 64x64", "it does not say Sampler, Seed"),
         (f'a\n{PLAIN}, Lora hashes: "foo: aabbccddee"', "the LoRA foo"),
         (f'a\n{PLAIN}, Hashes: {{"lora:foo": "aabbccddee"}}', "the LoRA foo"),
-        (f"a\n{PLAIN}, Model: dreamshaper_8", "made with the checkpoint dreamshaper_8, here is pastelmix"),
+        (f"a\n{PLAIN}, Model: dreamshaper_8", "made with the checkpoint dreamshaper_8; this model is pastelmix"),
         (f"a\n{PLAIN}, VAE: kl-f8-anime2.ckpt", "made with the VAE kl-f8-anime2.ckpt (no hash)"),
         (f"a\n{PLAIN}, Script: SD upscale", "Script: SD upscale"),
         (f"a\n{PLAIN}, sag_enabled: True", "sag_enabled: True"),
@@ -850,7 +850,7 @@ def test_a_folders_hash_is_not_compared() -> None:
     block = f"a\n{PLAIN}, Model hash: 0f0eaaa61e, Model: pastelmix, VAE hash: 735e4c3a44, VAE: x.pt"
     found = obstacles(block, folder)
     assert [each.other_picture for each in found] == [False, False]
-    assert all("here is" in each.text for each in found)
+    assert all("; this " in each.text for each in found)
 
 
 def test_an_old_hash_is_told_and_no_more() -> None:

@@ -47,5 +47,5 @@ def test_a_gpu_whose_driver_is_too_old_is_told(
     if hidden or not built_for:
         assert best_device().place.type == "cpu"
     else:
-        with pytest.raises(DeviceError, match=r"made for CUDA 13\.0, cannot use it; its driver is most likely too old"):
+        with pytest.raises(DeviceError, match=r"torch for CUDA 13\.0 cannot use it. Most likely its driver is too old"):
             best_device()

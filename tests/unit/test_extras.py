@@ -70,9 +70,9 @@ def test_a_tag_that_says_no_numbers_is_shown(args: str) -> None:
 
 
 def test_a_colon_in_a_name_is_told() -> None:
-    with pytest.raises(InvalidInput, match=r"holds no colon: call the file my_style, and write <lora:my_style:1>"):
+    with pytest.raises(InvalidInput, match=r"has no colon: call the file my_style, and write <lora:my_style:1>"):
         lora_tags("<lora:my:style:0.8>")
-    with pytest.raises(InvalidInput, match=r"loras='my:style': a name in tags holds none of .* Call it my_style"):
+    with pytest.raises(InvalidInput, match=r"loras='my:style': a name in tags must not contain .* Call it my_style"):
         list(read_lines("loras", "my:style = owner/repository : 0.8"))
 
 
@@ -138,7 +138,7 @@ def here(tmp_path: Path) -> Extras:
 
 def test_a_lora_that_is_not_here_is_refused_with_those_that_are(here: Extras) -> None:
     request = GenerationRequest(prompt="<lora:x:1> <lora:y:0>", width=64, height=64, seed=1, extras=here)
-    with pytest.raises(InvalidInput, match="prompt='<lora:y:1>': no LoRA of this name is here; here are: x"):
+    with pytest.raises(InvalidInput, match="prompt='<lora:y:1>': there is no LoRA of this name; available: x"):
         replace(request, prompt="<lora:y:1>")
     with pytest.raises(InvalidInput, match="hires_prompt='<lora:y:1>'"):
         replace(request, hires=HiresSettings(prompt="<lora:y:1>"))
@@ -169,14 +169,14 @@ def test_names_with_a_comma_are_known_again(tmp_path: Path) -> None:
     assert 'Lora hashes: "x v2: ' in text
     assert told(text, here) == []
     (other,) = told(text.replace(digest[:12], "0" * 12), here)
-    assert "another embedding e v2" in other.text
+    assert "a different embedding e v2" in other.text
 
 
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        ('Lora hashes: "x: 0123456789ab"', ["made with another LoRA x (0123456789ab) than the one here"]),
-        ('TI hashes: "e: 0123456789ab"', ["made with another embedding e (0123456789ab) than the one here"]),
+        ('Lora hashes: "x: 0123456789ab"', ["made with a different LoRA x (0123456789ab) than this one"]),
+        ('TI hashes: "e: 0123456789ab"', ["made with a different embedding e (0123456789ab) than this one"]),
         (f'Lora hashes: "x: {hashlib.sha256(BODY).hexdigest()[:10]}"', []),
     ],
 )

@@ -322,7 +322,7 @@ def test_what_stands_below_the_parameters_is_told() -> None:
     ("block", "told"),
     [
         (f"a\n{SHORT}, Version: ComfyUI", "ComfyUI"),
-        ("a Steps: 20, Strength: 0.5", "Steps stand in the prompt"),
+        ("a Steps: 20, Strength: 0.5", "the prompt contains Steps"),
     ],
 )
 def test_doubts(block: str, told: str) -> None:

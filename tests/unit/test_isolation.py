@@ -50,8 +50,8 @@ def test_an_answer_and_bytes_come_back(helper: Helper, file: Path) -> None:
     ("job", "limits", "told"),
     [
         ("crash", LIMITS, "crashed"),
-        ("hoard", LIMITS, "more memory than it may"),
-        ("spin", replace(LIMITS, processor=1), "more memory or time than it may"),
+        ("hoard", LIMITS, "more memory than its limit"),
+        ("spin", replace(LIMITS, processor=1), "limits for memory or time"),
         ("sleep", replace(LIMITS, seconds=0.2), "takes too long"),
         ("fail", LIMITS, "^it is wrong$"),
         ("chatter", LIMITS, "says too much"),

@@ -153,7 +153,7 @@ def test_what_is_not_masked_comes_back_exactly() -> None:
 def test_a_part_that_could_not_be_pasted_back_is_refused_before_it_is_drawn() -> None:
     picture = Image.new("RGB", (16_384, 64))
     mask = MaskSettings(picture=Image.new("L", picture.size, 255), area="Only masked")
-    with pytest.raises(InvalidInput, match=r"^width='512x512': is of too .* cropped to 16384x64"):
+    with pytest.raises(InvalidInput, match=r"^width='512x512': has an aspect .* cropped to 16384x64"):
         canvas_of(picture, (512, 512), mask=mask)
 
 

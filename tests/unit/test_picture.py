@@ -64,7 +64,7 @@ def test_what_is_no_picture_that_is_read_is_named(tmp_path: Path, start: bytes, 
         read(path, "image")
     assert what in str(refused.value)
     assert str(refused.value).startswith("image='holiday.heic': cannot be read as a picture (it is ")
-    assert "save a picture of another format as one of them" in str(refused.value)
+    assert "convert other formats to one of these" in str(refused.value)
 
 
 def test_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def png_header(width: int, height: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be read as a picture"),
         (png_header(64, 64), "cannot be read as a picture"),
         (png_header(6000, 6000), "at most 33.6 million pixels are read"),
-        (png_header(1, 30_000_000), "and 32768 a side"),
-        (png_header(32_769, 1), "and 32768 a side"),
+        (png_header(1, 30_000_000), "and 32768 per side"),
+        (png_header(32_769, 1), "and 32768 per side"),
         (png_header(100_000, 100_000), "cannot be read as a picture"),
         (png_header(0, 64), "cannot be read as a picture"),
     ],

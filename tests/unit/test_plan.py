@@ -83,7 +83,7 @@ def test_a_control_image_too_thin_to_cover_a_pass_is_refused_before_anything_is_
     if size is None:
         assert plan_of(**asked)  # type: ignore[arg-type]
         return
-    with pytest.raises(InvalidInput, match=f"control_images='2x30000': is of too different .* to {size}. Use resize=s"):
+    with pytest.raises(InvalidInput, match=f"control_images='2x30000': has an aspect .* to {size}. Use resize=s"):
         plan_of(**asked)  # type: ignore[arg-type]
 
 
@@ -117,14 +117,14 @@ def test_variations_keep_the_seed_and_count_the_variation_seed() -> None:
 def test_sizes_off_the_grid_are_floored_and_said() -> None:
     plan = plan_of(130, 128)
     assert plan.first.width == 128
-    assert plan.notes == ("width=130 is no multiple of 8: the first pass draws 128, as WebUI does.",)
+    assert plan.notes == ("width=130 is not a multiple of 8: the first pass draws 128, as WebUI does.",)
     assert plan_of(128, 128).notes == ()
 
 
 def test_networks_that_are_not_applied_are_said() -> None:
     request = GenerationRequest(prompt="a <gligen:x:0.5>", width=64, height=64, seed=1)
     (note,) = make_plan(request).notes
-    assert note == "<gligen:x:0.5> is cut out of the prompt: only LoRAs and hypernetworks are applied."
+    assert note == "<gligen:x:0.5> is removed from the prompt: only LoRAs and hypernetworks are applied."
 
 
 @given(steps=st.integers(1, 150), hires_steps=st.integers(0, 150), strength=st.floats(0.01, 1))
@@ -186,5 +186,5 @@ def test_a_hires_pass_without_a_step_is_refused(sampler: str) -> None:
 
 
 def test_a_strength_below_the_schedules_levels_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="another schedule_type than DDIM"):
+    with pytest.raises(InvalidInput, match="a schedule_type other than DDIM"):
         plan_of(sampler="LCM", schedule_type="DDIM", hires=HiresSettings(steps=100))

@@ -291,8 +291,8 @@ def test_a_list_without_steps_is_known_by_its_program(text: str, program: str, s
     ("text", "words"),
     [
         ('{"last_node_id": 9, "nodes": [], "links": []}', "workflow of ComfyUI"),
-        ('{"mood": "fine"}', "JSON of a program that is not known"),
-        ('{"image": {"image": {"image": {"image": {"image": {"image": 1}}}}}}', "JSON of a program"),
+        ('{"mood": "fine"}', "JSON from an unknown program"),
+        ('{"image": {"image": {"image": {"image": {"image": {"image": 1}}}}}}', "JSON from an unknown program"),
     ],
 )
 def test_json_that_cannot_be_read_is_no_prompt(text: str, words: str) -> None:
@@ -380,7 +380,7 @@ def test_sdnext_tells_by_its_operations_which_passes_there_were() -> None:
     enlarged = sdnext("Operations: upscale; txt2img, Hires upscaler: 4x-Valar, Hires scale: 2, Denoising strength: 1")
     assert not enlarged.hires
     assert not enlarged.from_picture
-    assert "SD.Next enlarged the picture by 4x-Valar without drawing it again" in enlarged.doubts
+    assert "SD.Next enlarged the picture with 4x-Valar without redrawing it" in enlarged.doubts
     both = sdnext("Operations: hires; img2img, Hires scale: 2, Hires strength: 0.3, Denoising strength: 0.6")
     assert (both.values["denoising_strength"], both.values["hires_denoising_strength"]) == (0.6, 0.3)
     assert "SD.Next also did detailer, which is not done here" in sdnext("Operations: txt2img; detailer").doubts
@@ -388,7 +388,7 @@ def test_sdnext_tells_by_its_operations_which_passes_there_were() -> None:
 
 def test_networks_of_sdnext_must_stand_in_the_prompt() -> None:
     text = f'a <lora:x:0>\n{SDNEXT}, LoRA networks: "x, y"'
-    assert stops(text) == ["the LoRA y is not in its prompt, so that its multiplier is not known"]
+    assert stops(text) == ["the LoRA y is not in its prompt, so its multiplier is unknown"]
 
 
 # --- CivitAI
@@ -397,10 +397,10 @@ def test_networks_of_sdnext_must_stand_in_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("resource", "told"),
     [
-        ({"type": "lora", "modelName": "Ink", "modelVersionId": 5}, "the LoRA Ink of CivitAI (version 5), which"),
+        ({"type": "lora", "modelName": "Ink", "modelVersionId": 5}, "the LoRA Ink from CivitAI (version 5), which"),
         (
             {"air": "urn:air:sd1:lora:civitai:12@34", "weight": 0.8},
-            "the LoRA of CivitAI (version 34, weight 0.8), which",
+            "the LoRA from CivitAI (version 34, weight 0.8), which",
         ),
         (
             {"air": "urn:air:sd1:lora:civitai:12@34", "weight": 0.8},
@@ -408,26 +408,26 @@ def test_networks_of_sdnext_must_stand_in_the_prompt() -> None:
         ),
         (
             {"type": "lora", "modelId": 12},
-            "the LoRA of CivitAI (model 12), which its prompt does not name: write https://",
+            "the LoRA from CivitAI (model 12), which its prompt does not name: write https://",
         ),
         ({"air": "urn:air:sd1:lora:civitai:12"}, "write https://civitai.com/models/12 in loras"),
-        ({"air": "civitai:12@34", "type": "LORA"}, "the LoRA of CivitAI (version 34)"),
+        ({"air": "civitai:12@34", "type": "LORA"}, "the LoRA from CivitAI (version 34)"),
         (
             {"air": "urn:air:sd1:lora:huggingface:a/b@main"},
-            "the LoRA of Hugging Face (model a/b), which its prompt does not name: write a/b in loras",
+            "the LoRA from Hugging Face (model a/b), which its prompt does not name: write a/b in loras",
         ),
-        ({"modelVersionId": 9}, "the file of CivitAI (version 9), which its prompt does not name"),
-        ({"type": "embed", "modelVersionId": 9}, "the embedding of CivitAI (version 9)"),
+        ({"modelVersionId": 9}, "the file from CivitAI (version 9), which its prompt does not name"),
+        ({"type": "embed", "modelVersionId": 9}, "the embedding from CivitAI (version 9)"),
         (
             {"type": "ImageJobNetworkParams { Strength = 0.4, Type = lora }", "modelVersionId": 7},
-            "the LoRA of CivitAI (v",
+            "the LoRA from CivitAI (v",
         ),
         (
             {"type": "checkpoint", "modelName": "Pony", "modelVersionId": 1},
-            "the checkpoint Pony of CivitAI (version 1)",
+            "the checkpoint Pony from CivitAI (version 1)",
         ),
         ({"air": "urn:air:sdxl:checkpoint:civitai:1@2"}, "which is for models of the family sdxl"),
-        ({"type": "hypernet", "modelVersionId": 2}, "the hypernetwork of CivitAI (version 2)"),
+        ({"type": "hypernet", "modelVersionId": 2}, "the hypernetwork from CivitAI (version 2)"),
     ],
 )
 def test_a_resource_says_what_it_is_and_what_to_do(resource: dict[str, Any], told: str) -> None:
@@ -460,17 +460,17 @@ def test_hashes_of_other_kinds_are_told() -> None:
 @pytest.mark.parametrize(
     ("end", "told"),
     [
-        ("Size: 768x512", "Size in more than one way: 512x768, 768x512"),
-        ("Size-1: 512, Size-2: 512", "Size in more than one way: 512x768, 512x512"),
-        ("Width: 512, Height: 512", "Size in more than one way: 512x768, 512x512"),
-        ("Resolution: 512x512", "Size in more than one way"),
-        ("Seed: 2", "Seed in more than one way: 1, 2"),
-        ("Guidance scale: 5", "CFG scale in more than one way: 7, 5"),
+        ("Size: 768x512", "different values for Size: 512x768, 768x512"),
+        ("Size-1: 512, Size-2: 512", "different values for Size: 512x768, 512x512"),
+        ("Width: 512, Height: 512", "different values for Size: 512x768, 512x512"),
+        ("Resolution: 512x512", "different values for Size"),
+        ("Seed: 2", "different values for Seed: 1, 2"),
+        ("Guidance scale: 5", "different values for CFG scale: 7, 5"),
         (
             "Denoising strength: 0.5, Hires upscale: 2, Hires resize: 1024x1024",
             "1024x1536 by Hires upscale, 1024x1024 by",
         ),
-        ("Denoising strength: 0.5, Hires upscale: 2, Hires size: 512x768", "the size of the hires pass"),
+        ("Denoising strength: 0.5, Hires upscale: 2, Hires size: 512x768", "different sizes for the hires pass"),
     ],
 )
 def test_what_is_told_twice_must_agree(end: str, told: str) -> None:
@@ -502,7 +502,7 @@ def test_two_sides_are_a_size(sides: str) -> None:
 def test_parameters_on_several_lines_are_one() -> None:
     found = read("a\nSteps: 20, Sampler: Euler a\nCFG scale: 7, Seed: 1,\nSize: 512x768\n\nTime taken: 5 sec.")
     assert found.values == read(f"a\n{LINE}").values
-    assert found.warnings == ("'Time taken: 5 sec.' after the parameters is left out",)
+    assert found.warnings == ("'Time taken: 5 sec.' after the parameters is ignored",)
     assert stops(f"a\n{LINE}\nPAG scale: 3") == ["PAG scale: 3 is not understood"]
 
 

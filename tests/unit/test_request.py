@@ -190,8 +190,8 @@ def test_random_seeds_differ_and_are_valid() -> None:
     [
         ((512, 768), (3000, 3000), ["hires_width='3000x3000'", "Use hires_width "]),
         ((2048, 64), (2048, 2048), ["enlarged to 65536 x 2048", "aspect"]),
-        ((64, 64), (4, 4), ["at least 64 a side"]),
-        ((64, 64), (7, 0), ["at least 64 a side"]),
+        ((64, 64), (4, 4), ["at least 64 per side"]),
+        ((64, 64), (7, 0), ["at least 64 per side"]),
         ((64, 2048), (64, 64), ["enlarged"]),
     ],
 )

@@ -85,22 +85,22 @@ def test_lines(line: str, settings: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("canny: strength=1", "strength is no setting. Known are weight, start"),
+        ("canny: strength=1", "strength is not a setting. Use weight, start"),
         ("canny: weight=much", "weight must be a number. Write canny: weight=0.8"),
         ("canny: 2.1", "controls, weight of canny=2.1: must be a number from 0 to 2"),
         ("canny: start=0.5, end=0.4", "controls, start of canny=0.5: it would end at 0.4"),
         ("canny: mode=equal", "controls, mode of canny='equal': must be one of balanced, prompt, control"),
-        ("my canny: weight 0.8", "after a colon come a weight"),
-        ("my canny: 80%", "after a colon come a weight"),
-        ("canny: 0.8; end=0.5", "after a colon come a weight"),
-        ("canny: 0.8 0.2 0.6", "after a colon come a weight"),
-        ("canny, weight=0.8", "after a colon come a weight"),
-        ("https://h.co/a.safetensors: strong", "after a colon come a weight"),
+        ("my canny: weight 0.8", "only a weight and settings"),
+        ("my canny: 80%", "only a weight and settings"),
+        ("canny: 0.8; end=0.5", "only a weight and settings"),
+        ("canny: 0.8 0.2 0.6", "only a weight and settings"),
+        ("canny, weight=0.8", "only a weight and settings"),
+        ("https://h.co/a.safetensors: strong", "only a weight and settings"),
         ("canny: preprocessor=hed", "controls, preprocessor of canny='hed': must be one of canny, lineart"),
         ("canny: resize=fill", "must be one of crop, stretch"),
         ("\n".join(["canny"] * 5), "at most 4 lines"),
-        ("ip-adapter: mode=prompt", "mode of ip-adapter='prompt': it changes nothing about an IP-Adapter"),
-        ("ip-adapter: resize=stretch", "resize of ip-adapter='stretch': it changes nothing"),
+        ("ip-adapter: mode=prompt", "mode of ip-adapter='prompt': it has no effect on an IP-Adapter"),
+        ("ip-adapter: resize=stretch", "resize of ip-adapter='stretch': it has no effect"),
     ],
 )
 def test_lines_that_ask_for_what_there_is_not(line: str, words: str) -> None:
@@ -135,12 +135,12 @@ def test_what_is_written_is_read_back(preprocessor: str, mode: str, resize_mode:
         ("Pixel Perfect: True", "Pixel Perfect: False", ""),  # 512 is its shorter side
         ("Processor Res: 512", "Processor Res: 640", ""),
         ("Processor Res: 512, Threshold A: 100", "Processor Res: 640, Pixel Perfect: False", "made at 640 px"),
-        ("Crop and Resize", "Resize and Fill", "resize mode Resize and Fill is not here"),
+        ("Crop and Resize", "Resize and Fill", "resize mode Resize and Fill is not available"),
         ("Control Mode", "Hr Option: Low res only, Control Mode", "in one pass only"),
         ("Control Mode", "Hr Option: Both, Control Mode", ""),
         ("Control Mode", "Low Vram: True, Save Detected Map: True, Control Mode", ""),
         ("Control Mode", "Advanced Weighting: None, Control Mode", ""),
-        ("Control Mode", "Advanced Weighting: 0.5, Control Mode", r"its advanced weighting (0.5) is not known here"),
+        ("Control Mode", "Advanced Weighting: 0.5, Control Mode", r"its advanced weighting (0.5) is not supported"),
     ],
 )
 def test_what_makes_another_picture_is_a_doubt(changed: str, to: str, words: str) -> None:
@@ -178,13 +178,13 @@ def test_an_ip_adapter_of_an_infotext(module: str, resize_mode: str, mode: str) 
 
 def test_an_ip_adapter_that_looked_at_a_face_is_a_doubt() -> None:
     (doubt,) = read_unit(IP_UNIT.format("ip-adapter_face_id_plus", "Just Resize", "Balanced"), None).doubts
-    assert doubt == "ip-adapter_face_id_plus looked at a face by a network that is not here"
+    assert doubt == "ip-adapter_face_id_plus needs a face network that is not available"
 
 
 def test_a_preprocessor_that_is_not_here_leaves_its_map_to_be_sent() -> None:
     told = read_unit(UNIT.replace("Module: canny", "Module: depth_midas"), None)
     assert told.settings.preprocessor == "none"
-    assert "depth_midas is not here: the picture sent for it is taken for its map" in told.warnings[0]
+    assert "depth_midas is not available: the picture sent for it is used as its map" in told.warnings[0]
 
 
 @pytest.mark.parametrize("value", ["Module: canny", "Model: x, Weight: much", "Model: x, Control Mode: Whatever"])
@@ -212,11 +212,11 @@ def test_an_infotext_round_trip(file: ExtraFile) -> None:
 def test_obstacles(file: ExtraFile) -> None:
     data = asked(f'a\n{PLAIN}, Model: m, Model hash: 0000000000, ControlNet 0: "{UNIT}"')
     (missing,) = obstacles(data, MODEL, pictures=Pictures(controls=(PICTURE,)))
-    assert "the ControlNet control_v11p_sd15_canny is not here" in missing.text
+    assert "the ControlNet control_v11p_sd15_canny is missing" in missing.text
     assert drop_unsupported(data, [missing], strict=False).controls == ()
     here = Extras(controls={"control_v11p_sd15_canny": file})
     other, alone = obstacles(data, MODEL, extras=here)
-    assert f"another ControlNet control_v11p_sd15_canny (d14c016b) than the one here ({file.short_hash})" in other.text
+    assert f"a different ControlNet control_v11p_sd15_canny (d14c016b) than this one ({file.short_hash})" in other.text
     assert "send its pictures (control_images, --control)" in alone.text
     assert all(obstacle.other_picture for obstacle in (missing, other, alone))
 
@@ -249,9 +249,9 @@ def test_each_line_has_its_picture(file: ExtraFile) -> None:
 
 
 def test_what_a_request_refuses(file: ExtraFile) -> None:
-    with pytest.raises(InvalidInput, match="controls='y': no ControlNet of this name is here"):
+    with pytest.raises(InvalidInput, match="controls='y': there is no ControlNet of this name"):
         request(file, ControlSettings(model="y", picture=PICTURE))
-    with pytest.raises(InvalidInput, match="an IP-Adapter needs an image encoder, and none is here"):
+    with pytest.raises(InvalidInput, match="an IP-Adapter needs an image encoder; there is none"):
         request(file, ControlSettings(model="x_canny", picture=PICTURE, preprocessor="ip-adapter"))
     with pytest.raises(InvalidInput, match="the preprocessor inpaint needs a mask"):
         request(file, ControlSettings(model="x_canny", picture=PICTURE, preprocessor="inpaint"))
@@ -391,7 +391,7 @@ def test_an_encoder_that_cannot_be_had_is_told_before_anything_is_drawn(sent: tu
     ("line", "count", "words"),
     [
         ("face: preprocessor=canny", 2, "preprocessor of face='canny': an IP-Adapter sees its picture without"),
-        ("face: mode=prompt", 2, "mode of face='prompt': it changes nothing about an IP-Adapter"),
+        ("face: mode=prompt", 2, "mode of face='prompt': it has no effect on an IP-Adapter"),
     ],
 )
 def test_what_an_ip_adapter_has_not(sent: tuple[Path, Path, Path], line: str, count: int, words: str) -> None:
@@ -420,5 +420,5 @@ def test_a_picture_that_no_square_can_be_cut_of(file: ExtraFile) -> None:
     extras = Extras(controls={"x_canny": file}, image_encoder=file)
     long = ControlSettings(model="x_canny", picture=Sized((4, 4_000_000)), preprocessor="ip-adapter")
     made = replace(request(file), extras=extras, controls=(long,))
-    with pytest.raises(InvalidInput, match=r"control_images='4x4000000'.*Send a picture that is nearer to a square"):
+    with pytest.raises(InvalidInput, match=r"control_images='4x4000000'.*Send a picture that is closer to a square"):
         make_plan(made)

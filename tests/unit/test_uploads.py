@@ -140,7 +140,7 @@ def test_an_error_names_the_file_once_and_no_folder(tmp_path: Path) -> None:
 
 def test_a_name_that_no_tag_can_hold_is_refused() -> None:
     with pytest.raises(
-        InvalidInput, match=r"file_names='my:style': a name in tags holds none of < > : .* Call it my_s"
+        InvalidInput, match=r"file_names='my:style': a name in tags must not contain < > : .* Call it my_s"
     ):
         sort_uploads([LORA], "my:style")
 
@@ -223,7 +223,7 @@ def test_an_upscaler_that_is_sent_is_used_unless_the_form_names_another() -> Non
     assert request.hires is not None
     assert (request.hires.upscaler, request.hires.upscaler_file) == ("Lanczos", None)
     assert list(unused_inputs(made, request)) == [
-        "No highres fix uses the upscaler 4x-tiny of files, so it does nothing."
+        "No highres fix uses the upscaler 4x-tiny from files, so it does nothing."
     ]
 
 

@@ -112,8 +112,8 @@ def test_lines_of_wildcards_are_taken_out_of_generation_data() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a {b|c", ["prompt=", "without the other", "leave Dynamic prompts out"]),
-        ("a b}", ["without the other"]),
+        ("a {b|c", ["prompt=", "without its partner", "turn off Dynamic prompts"]),
+        ("a b}", ["without its partner"]),
         ("__size__", ["prompt='__size__'", "no such wildcard", "colour, sun"]),
         ("${a=b}", ["variables"]),
         ("{" * 51 + "a" + "}" * 51, ["more than 50 deep"]),
