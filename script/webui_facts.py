@@ -72,12 +72,14 @@ def _chunks(row: Table) -> list[list[Table]]:
 
 
 def _tokens(prompts: Table) -> Table:
-    """Return the tokens of each prompt's chunks, without weights: those of the other families are rounded. SDXL's first
-    tokenizer is the one of SD 1. Prompts that name an embedding are left out, because they would need its file.
+    """Return the tokens of each prompt's chunks by text encoder, without weights: those of the other families are
+    rounded. SDXL's first tokenizer is the one of SD 1, its second one that of SD 2. Prompts that name an embedding are
+    left out, because they would need its file.
     """
-    chunks = {text: row["clip_l"]["chunks"] for text, row in prompts.items()}
     return {
-        text: [chunk["tokens"] for chunk in row] for text, row in chunks.items() if not any(c["fixes"] for c in row)
+        text: {tower: [chunk["tokens"] for chunk in row["chunks"]] for tower, row in towers.items()}
+        for text, towers in prompts.items()
+        if not any(chunk["fixes"] for row in towers.values() for chunk in row["chunks"])
     }
 
 

@@ -26,9 +26,9 @@ def random_control(unet: Any, seed: int = 0) -> dict[str, Tensor]:
     return control.state_dict()
 
 
-def by_ldm_names(tensors: dict[str, Tensor], prefix: str = "control_model.") -> dict[str, Tensor]:
+def by_ldm_names(tensors: dict[str, Tensor], prefix: str = "control_model.", levels: int = 4) -> dict[str, Tensor]:
     """The same as its authors published it."""
-    return control_layout(4).tensors_to_ldm(tensors, prefix)
+    return control_layout(levels).tensors_to_ldm(tensors, prefix)
 
 
 def random_control_lora(unet: Any, rank: int = 4) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

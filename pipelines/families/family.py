@@ -27,8 +27,11 @@ class TextTower:
     lora_prefixes: tuple[str, ...]
     """Prefixes of its layers in LoRA files, with dots written as underscores."""
     openclip: bool = False
-    """Whether it is an OpenCLIP model. Single files then have OpenCLIP's layout, with an unused last layer. The layer
-    to use is fixed, whatever the clip skip, and tokens after a text's end token are 0."""
+    """Whether it is an OpenCLIP model. Single files then have OpenCLIP's layout. The layer to use is fixed, whatever
+    the clip skip, and tokens after a text's end token are 0."""
+    layers: int = 0
+    """The number of layers that are used of an OpenCLIP model. Its single files have one more, unless diffusers' own
+    converter wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True)

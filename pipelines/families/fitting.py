@@ -18,14 +18,22 @@ _OF_TEXT = re.compile(r"(attn2\W?\w*to_[kv]|to_[kv]_ip|encoder_layers_\d+_self_a
 """Layers whose input has the width of the prompt's tokens."""
 _RESULT = re.compile(r"up\b|lora_B|_up|hada_w\d_a|lokr|bias|alpha|magnitude|dora")
 """Parts of such layers whose last dimension is not this width."""
+_OF_SDXL = ("lora_te2_", "text_encoder_2.")
+"""Prefixes of a second text encoder."""
 
 
 def made_for(tensors: Mapping[str, Shaped]) -> str | None:
     """Return the family that a file was made for; None if its names and shapes do not show it."""
+    if any(name.startswith(_OF_SDXL) for name in tensors):
+        return CONTEXTS[2048]
+    of_text: str | None = None
     for name, tensor in tensors.items():
         if _OF_TEXT.search(name) and not _RESULT.search(name) and len(tensor.shape) >= 2:
-            return CONTEXTS.get(tensor.shape[1])
-    return None
+            family = CONTEXTS.get(tensor.shape[1])
+            if "encoder_layers" not in name and "self_attn" not in name:
+                return family  # the UNet tells more: SDXL's first text encoder is that of Stable Diffusion 1.x
+            of_text = of_text or family
+    return of_text
 
 
 def check_made_for(path: Path, tensors: Mapping[str, Shaped], family: Family) -> None:

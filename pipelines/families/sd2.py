@@ -18,6 +18,7 @@ SD2 = replace(
         activation="gelu",
         lora_prefixes=SD1.text.lora_prefixes,
         openclip=True,
+        layers=23,
     ),
     unet_heads=None,
     context=1024,

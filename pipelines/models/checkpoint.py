@@ -319,7 +319,7 @@ def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) 
         raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
     if family.text.openclip:
         layers = {name.split(".")[2] for name in text if name.startswith("transformer.resblocks.")}
-        text = openclip_layout(len(layers) - 1).tensors_to_diffusers(text)  # the last layer is not used
+        text = openclip_layout(min(len(layers), family.text.layers)).tensors_to_diffusers(text)
     return unet, vae, text
 
 

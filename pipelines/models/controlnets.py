@@ -30,7 +30,14 @@ DIFFUSERS = "time_embedding.linear_1."
 """The layer by which diffusers' names are recognised."""
 LORA_MARKER = "lora_controlnet"
 """An empty tensor by which Control-LoRAs are recognised."""
-SHARED = ("block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim", "attention_head_dim")
+SHARED = (
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "use_linear_projection",
+)
 """The parts of a ControlNet's configuration that equal its UNet's."""
 
 

@@ -92,7 +92,9 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         noise=noise,
         unet=UNet(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale),
-        text=TextEncoder(parts.text.eval(), parts.family, load_tokenizer(files.tokenizer), device.place),
+        text=TextEncoder(
+            parts.text.eval(), parts.family, load_tokenizer(files.tokenizer, parts.family.text), device.place
+        ),
         image_prompt=parts.image_prompt,
         depth=parts.depth,
         adapters=Adapters(parts.unet, parts.text, parts.family),

@@ -40,7 +40,7 @@ _SPELLINGS = (
 _NAME = re.compile(rf"(.+?)\.({PART})")
 UNET_PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "")
 """Prefixes of the UNet's layers, with dots written as underscores."""
-_OTHER_FAMILIES = re.compile(r"^(lora_te[123]_|text_encoder_[23]\.|(lora_)?transformer)")
+_OTHER_FAMILIES = re.compile(r"^(lora_te3_|text_encoder_3\.|(lora_)?transformer)")
 ATTENTION_LAYERS = 4
 """Layers of an attention: queries, keys, values and output."""
 LEFT_OVER_SHOWN = 3
@@ -238,8 +238,8 @@ def _check_family(path: Path, tensors: Mapping[str, Tensor], family: Family) -> 
     for name in tensors:
         if _OTHER_FAMILIES.match(name):
             raise ModelError(
-                f"{path}: made for another family (SDXL, SD 3, Flux; it has {name}), but the model here is "
-                f"{family.name}. Give one made for that."
+                f"{path}: made for SD 3, Flux or the like (it has {name}), but the model here is {family.name}. "
+                f"Give one made for {family.name}."
             )
     check_made_for(path, tensors, family)
 

@@ -28,19 +28,22 @@ def declared_by(path: Path, tensors: Mapping[str, Tensor], family: Family) -> De
     if (configuration := read_beside(path)) is not None:
         declared = replace(declared, prediction=declared_in_configuration(configuration))
     if family.own_alphas and ALPHAS in tensors:
-        declared = replace(declared, alphas=_alphas(path, tensors[ALPHAS], len(family.noise.alphas)))
+        declared = replace(declared, alphas=_alphas(path, tensors[ALPHAS], family.noise.alphas))
     return declared
 
 
-def _alphas(path: Path, tensor: Tensor, count: int) -> tuple[float, ...]:
+def _alphas(path: Path, tensor: Tensor, usual: tuple[float, ...]) -> tuple[float, ...] | None:
     """Return the file's cumulative alphas in single precision. If the last one is 0 (zero terminal SNR), WebUI's last
-    one replaces it."""
-    if tensor.shape == (count,) and tensor.is_floating_point():
+    one replaces it. Return None for the family's `usual` ones in bfloat16, which is too coarse for them.
+    """
+    if tensor.shape == (len(usual),) and tensor.is_floating_point():
         *alphas, last = tensor.float().tolist()
         alphas.append(last or torch.tensor(LAST_ALPHA).item())
         if alphas[0] < 1 and all(a > b for a, b in zip(alphas, [*alphas[1:], 0.0], strict=True)):
             return tuple(alphas)
-    raise ModelError(f"{path}: its {ALPHAS} must be {count} numbers that fall from 1 to 0. Remove it.")
+        if torch.equal(tensor, torch.tensor(usual).to(tensor.dtype)):
+            return None
+    raise ModelError(f"{path}: its {ALPHAS} must be {len(usual)} numbers that fall from 1 to 0. Remove it.")
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 The rules are those of WebUI 1.10.1.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from pipelines.ask import prompt as grammar
 from pipelines.ask.networks import ExtraFile
 from pipelines.errors import InvalidInput
-from pipelines.families.family import Family
+from pipelines.families.family import Family, TextTower
 from pipelines.models.embeddings import EmbeddingTable
 from pipelines.runtime.unet_call import Condition
 
@@ -142,19 +143,35 @@ class TextEncoder:
         return normed
 
 
-def load_tokenizer(folder: Path) -> Tokenize:
+OPENCLIP_MARKS = {"<start_of_text>": grammar.START, "<end_of_text>": grammar.END}
+"""How OpenCLIP writes the tokens around a text."""
+
+
+def load_tokenizer(folder: Path, tower: TextTower) -> Tokenize:
     """Load CLIP's tokenizer: text -> token ids without start and end.
 
-    ftfy repairs the text first (curly quotes, full-width letters, broken encodings), as in OpenAI's tokenizer.
+    ftfy repairs the text first (curly quotes, full-width letters, broken encodings), as in OpenAI's tokenizer. A text
+    may contain the tokens around a text, which OpenCLIP writes in another way than CLIP.
     """
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    marks = re.compile(f"({'|'.join(OPENCLIP_MARKS)})", re.IGNORECASE)
 
     def tokenize(text: str) -> list[int]:
-        # Not verbose: it would warn about more than 77 tokens, but these are split into chunks here.
         text = ftfy.fix_text(text)
         if "\u03a3" in text:  # at the end of a word a capital sigma has another lower case, which only Python knows
             text = text.lower()
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return openclip(text) if tower.openclip else ids_of(text)
+
+    def openclip(text: str) -> list[int]:
+        pieces = marks.split(text) if "<" in text else [text]
+        marked = (OPENCLIP_MARKS.get(piece.lower()) for piece in pieces)
+        found = ([mark] if mark else ids_of(piece) for mark, piece in zip(marked, pieces, strict=True))
+        return [token for ids in found for token in ids]
+
+    def ids_of(text: str) -> list[int]:
+        # Not verbose: it would warn about more than 77 tokens, but these are split into chunks here.
+        asked = {"add_special_tokens": False, "verbose": False, "split_special_tokens": tower.openclip}
+        ids: list[int] = tokenizer(text, **asked).input_ids
         return ids
 
     return tokenize

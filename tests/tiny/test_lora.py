@@ -250,7 +250,8 @@ LAYER = f"lora_unet_{LINEAR.replace('.', '_')}"
 UP = f"{LAYER}.lora_up.weight"
 HOSTILE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "a checkpoint": (lambda _: {"model.diffusion_model.out.2.weight": torch.ones(2)}, "a Stable Diffusion checkpoint"),
-    "of SDXL": (lambda t: renamed(t, "lora_te_", "lora_te1_"), "another family"),
+    "of SDXL": (lambda t: renamed(t, "lora_te_", "lora_te2_"), "made for SDXL"),
+    "of SD 3": (lambda t: renamed(t, "lora_te_", "lora_te3_"), "made for SD 3, Flux or the like"),
     "of another form": (lambda t: renamed(t, ".lora_up", ".vera_up"), "parts are missing"),
     "of no layer": (lambda t: {UP.replace("to_q", "to_z"): t[UP]}, "all its tensors are unknown .*to_z"),
     "magnitudes of another layer": (

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.ask.identity import ModelFiles
@@ -25,10 +27,13 @@ from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPredict
 from pipelines.families.sd2 import SD2
 from pipelines.infotext.asked import Pictures
 from pipelines.infotext.writing import of_picture
+from pipelines.models.controls import load_control
 from pipelines.models.depth import prepared_size
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
+from pipelines.models.parameterization import ALPHAS
+from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
 from weights_script.convert import convert
 
@@ -199,7 +204,7 @@ def test_a_lora_of_another_family_is_told(noise: Path, tmp_path: Path, width: in
     path = tmp_path / "other.safetensors"
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     save_file({f"{layer}.lora_up.weight": torch.ones(32, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}, path)
-    with pytest.raises(ModelError, match=rf"made for {family}, and the model here is Stable Diffusion 2\.x\. Give one"):
+    with pytest.raises(ModelError, match=rf"made for {family}, but the model here is Stable Diffusion 2\.x\. Give one"):
         model_of(noise).adapters.apply([LoraUse(ExtraFile.at(path), LoraTag("other", 1.0, 1.0))])
 
 
@@ -207,9 +212,41 @@ def test_a_controlnet_of_another_family_is_told(noise: Path, tmp_path: Path) -> 
     path = tmp_path / "other.safetensors"
     save_file({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.ones(32, 768)}, path)
     with pytest.raises(
-        ModelError, match=r"made for Stable Diffusion 1\.x, and the model here is Stable Diffusion 2\.x"
+        ModelError, match=r"made for Stable Diffusion 1\.x, but the model here is Stable Diffusion 2\.x"
     ):
         model_of(noise).controls.load_only([ExtraFile.at(path)])
+
+
+def test_the_unet_tells_the_family_of_a_lora_and_not_the_first_text_encoder(noise: Path, tmp_path: Path) -> None:
+    """SDXL's first text encoder is as wide as that of Stable Diffusion 1.x."""
+    text = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    unet = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {}
+    for layer, width in ((text, 768), (unet, 2048)):
+        tensors |= {f"{layer}.lora_up.weight": torch.ones(32, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
+    save_file(tensors, tmp_path / "xl.safetensors")
+    with pytest.raises(ModelError, match=r"made for SDXL, but the model here is Stable Diffusion 2\.x"):
+        model_of(noise).adapters.apply([LoraUse(ExtraFile.at(tmp_path / "xl.safetensors"), LoraTag("xl", 1.0, 1.0))])
+
+
+@pytest.mark.parametrize("named", [dict, partial(by_ldm_names, levels=2), partial(by_ldm_names, prefix="", levels=2)])
+def test_a_controlnet_of_its_own_family_acts(
+    noise: Path, tmp_path: Path, named: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    model = model_of(noise)
+    unet = model.unet.network
+    tensors = random_control(unet)
+    save_file({name: tensor.contiguous() for name, tensor in named(tensors).items()}, tmp_path / "control.safetensors")
+    found = load_control(tmp_path / "control.safetensors", unet, model.device, SD2)
+    expected = ControlNetModel.from_unet(unet)
+    expected.load_state_dict(tensors)
+    x, context, picture = (torch.randn(shape) for shape in ((1, 4, 8, 8), (1, 7, WIDTH), (1, 3, 64, 64)))
+    results = [each(x, 500, context, picture, return_dict=False) for each in (found, expected)]
+    assert len(results[0][0]) == len(results[1][0]) > 2
+    # The same arithmetic on the same weights, which may lie otherwise in memory.
+    for one, other in zip((*results[0][0], results[0][1]), (*results[1][0], results[1][1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(results[0][1], torch.zeros(()))
 
 
 def test_an_embedding_of_another_family_is_told(noise: Path, tmp_path: Path) -> None:
@@ -218,6 +255,27 @@ def test_an_embedding_of_another_family_is_told(noise: Path, tmp_path: Path) -> 
     asked = request(prompt="word", extras=extras)
     with pytest.raises(ModelError, match=r"made for Stable Diffusion 1\.x"):
         latents(model_of(noise), asked)
+
+
+def test_a_file_with_the_text_layers_that_are_used_alone_draws_the_same(noise: Path, tmp_path: Path) -> None:
+    """diffusers' converter writes 23 text layers, the published files 24, of which the last one is not used."""
+    last = f"resblocks.{SD2.text.layers}."
+    tensors = {name: tensor for name, tensor in load_file(noise).items() if last not in name}
+    assert len(tensors) < len(load_file(noise))
+    save_file(tensors, tmp_path / "short.safetensors")
+    one, other = (latents(model_of(path), request()) for path in (noise, tmp_path / "short.safetensors"))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_levels_in_bfloat16_are_the_familys(noise: Path, tmp_path: Path) -> None:
+    """They are too coarse to be drawn by: neighbours are equal, and the first one is 1."""
+    usual = torch.tensor(SD2.noise.alphas)
+    rounded = load_file(noise) | {ALPHAS: usual.bfloat16()}
+    save_file(rounded, tmp_path / "bf16.safetensors")
+    assert model_of(tmp_path / "bf16.safetensors").noise.alphas == SD2.noise.alphas
+    save_file(rounded | {ALPHAS: usual.flip(0).bfloat16()}, tmp_path / "broken.safetensors")
+    with pytest.raises(ModelError, match="must be 1000 numbers that fall from 1 to 0"):
+        model_of(tmp_path / "broken.safetensors")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
