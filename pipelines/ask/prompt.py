@@ -43,7 +43,7 @@ def cut_networks(text: str) -> tuple[str, list[NetworkTag]]:
 
 
 def split_and(text: str) -> list[tuple[str, float]]:
-    """Split at every upper-case `AND` and read each part's `:weight` (1 where there is none).
+    """Split at every upper-case `AND` and read each part's `:weight` (1 if there is none).
 
     WebUI does this to every positive prompt, so that `a cat:1.2` loses its number even without an `AND`.
     """

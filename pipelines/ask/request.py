@@ -441,7 +441,7 @@ class MaskSettings(Checked):
         Flag("Inpaint not masked", "Inpaint masked"),
         False,
         key="Mask mode",
-        about="Redraw where the mask is black instead of where it is white.",
+        about="Inpaint not masked redraws where the mask is black, instead of where it is white.",
     )
     blur: tuple[int, int] = setting(
         "mask_blur",

@@ -110,7 +110,7 @@ def _what_else(file: BinaryIO) -> str:
     if not start:
         return "it is empty"
     what = next((what for sign, what in _OTHERS if re.match(sign, start, re.DOTALL)), None)
-    return f"it is {what}" if what else "it is none of the formats that are read, or cut at its beginning"
+    return f"it is {what}" if what else "it is not in a supported format, or cut off at its beginning"
 
 
 def _check_scans(file: BinaryIO) -> None:

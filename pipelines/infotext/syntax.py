@@ -1,4 +1,4 @@
-"""Infotext: WebUI's generation parameters as text, written and parsed as WebUI 1.10.1 does.
+"""Infotext: WebUI's generation parameters as text, written and parsed as in WebUI 1.10.1.
 
     a prompt
     Negative prompt: what to keep out of the picture

@@ -54,7 +54,7 @@ def test_every_kind_of_pixel(tmp_path: Path, mode: str, name: str, expected: str
         (b'{"error": "not found"}', "JSON"),
         (b"\x89PNG\r\n\x1a\n\0\0", "a PNG that is cut or broken"),
         (b"", "it is empty"),
-        (b"hello", "none of the formats that are read"),
+        (b"hello", "it is not in a supported format"),
     ],
 )
 def test_what_is_no_picture_that_is_read_is_named(tmp_path: Path, start: bytes, what: str) -> None:
