@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -149,7 +149,8 @@ class CogServer(CogClient):
             env=server_environment(environment, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a server whose log nobody reads any more would hang
             start_new_session=True,  # so that Ctrl-C only reaches the client, which cancels first
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -162,15 +163,25 @@ class CogServer(CogClient):
         self.stop()
 
     def stop(self, seconds: float = 30) -> int:
-        """Ask the server to end, as a container's host does: it finishes a running prediction. Return the exit code."""
+        """Ask the server to end, as a container's host does: it finishes a running prediction. Return the exit code.
+
+        A server that does not end in time is killed, and its log then shows what its threads were waiting for.
+        """
+        found: list[str] = []
         self.process.terminate()
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
+            found = [f"It did not end within {seconds:.0f} s of SIGTERM, and was killed.\n", *waits(self.process.pid)]
             os.killpg(self.process.pid, signal.SIGKILL)
             code = self.process.wait()
         self._reader.join(seconds)
+        self.lines.extend(found)
         return code
+
+    def end(self, characters: int = 500) -> str:
+        """Return how it ended, and the last lines that it wrote."""
+        return f"the server ended with exit code {self.process.returncode}: {''.join(self.lines)[-characters:]}"
 
     def _message(self, inputs: Json) -> Json:
         """Return the request's message. Raises ValueError for unknown inputs, which Cog would silently drop."""
@@ -180,9 +191,7 @@ class CogServer(CogClient):
 
     def _health(self) -> Json:
         if self.process.poll() is not None:
-            raise ServerError(
-                f"the server ended with exit code {self.process.returncode}: {' '.join(self.lines)[-500:]}"
-            )
+            raise ServerError(self.end())
         return super()._health()
 
     def _read_log(self) -> None:
@@ -190,6 +199,21 @@ class CogServer(CogClient):
         for line in self.process.stdout:
             self.lines.append(line)
             self._log(line)
+
+
+def waits(group: int) -> list[str]:
+    """Return each process of a group, with its threads and the kernel functions in which they wait (Linux)."""
+    told = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended by now
+            if os.getpgid(int(process.name)) == group:
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                threads = Counter(
+                    f"{(task / 'comm').read_text().strip()} in {(task / 'wchan').read_text()}"
+                    for task in process.glob("task/*")
+                )
+                told.append(f"{process.name} {command[:100]}: {', '.join(f'{n} x {t}' for t, n in threads.items())}\n")
+    return told
 
 
 def free_port(wanted: int = 0) -> int:

@@ -55,7 +55,8 @@ def shared_server(
     with CogServer({"TMPDIR": str(scratch), "PASTEL_CACHE": str(cache)}, log=lambda line: None) as server:
         server.wait_until_ready()
         yield server
-    assert server.process.returncode == 0
+        assert server.process.poll() is None, f"before it was told to: {server.end(3000)}"
+    assert server.process.returncode == 0, server.end(3000)
 
 
 @pytest.fixture
