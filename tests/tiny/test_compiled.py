@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
@@ -76,13 +77,25 @@ def own(embedded: ResolvedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mo
 
 @pytest.fixture
 def shallow(networks: Model, embedded: ResolvedModel, tmp_path: Path) -> Model:
-    """The embedded model with half of its UNet's layers, which torch compiles in half of the time."""
+    """The embedded model with attention on one level, one layer a block and a narrow random VAE: each kind of block is
+    still there, and torch traces them in a third of the time."""
     whole = networks.unet.network
-    unet = UNet2DConditionModel.from_config({**whole.config, "layers_per_block": 1})
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", *["DownBlock2D"] * 3),
+        "up_block_types": (*["UpBlock2D"] * 3, "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+    }
+    unet = UNet2DConditionModel.from_config({**whole.config, **blocks})
     weights, trained = unet.state_dict(), whole.state_dict()
     same = {name for name, weight in weights.items() if name in trained and trained[name].shape == weight.shape}
     unet.load_state_dict(weights | {name: trained[name] for name in same})
     folder = save(networks, tmp_path / "shallow", unet)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_config(
+            {**networks.vae.network.config, "block_out_channels": (32,) * 4, "layers_per_block": 0}
+        )
+    vae.save_pretrained(folder / "vae")
     return load(replace(embedded.files, checkpoint=folder, vae=None))
 
 
