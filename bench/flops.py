@@ -5,6 +5,7 @@ TFLOP are counted as torch does: two for a multiplication and an addition. Atten
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -47,9 +48,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     networks = meta_networks()
     sizes = [latent_size(size) for size in arguments.sizes]
     costs = {
-        "UNet, one forward": [of_unet(networks, *size) for size in sizes],
-        "VAE decode": [of_decode(networks, *size) for size in sizes],
-        "VAE encode": [of_encode(networks, *size) for size in sizes],
+        "UNet, one forward": [of_unet(networks["unet"], *size) for size in sizes],
+        "VAE decode": [of_decode(networks["vae"], *size) for size in sizes],
+        "VAE encode": [of_encode(networks["vae"], *size) for size in sizes],
     }
     rows = {name: [f"{cost.total / 1e12:.3f}" for cost in found] for name, found in costs.items()}
     rows["UNet, of it attention"] = [f"{cost.attention / cost.total:.0%}" for cost in costs["UNet, one forward"]]
@@ -91,37 +92,40 @@ def latent_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def of_unet(networks: dict[str, Any], height: int, width: int) -> Cost:
+@cache  # counting takes seconds, and pictures of one size or of as many steps share it
+def of_unet(unet: UNet2DConditionModel, height: int, width: int) -> Cost:
     """Return the cost of one row of a batch, latents (4, height, width)."""
-    unet = networks["unet"]
     context = _meta(1, TOKENS, unet.config.cross_attention_dim)
     return counted(lambda: unet(_meta(1, 4, height, width), _meta(1), encoder_hidden_states=context))
 
 
-def of_decode(networks: dict[str, Any], height: int, width: int) -> Cost:
+@cache
+def of_decode(vae: AutoencoderKL, height: int, width: int) -> Cost:
     """Return the cost of latents (4, height, width) -> pixels."""
-    return counted(lambda: networks["vae"].decode(_meta(1, 4, height, width)))
+    return counted(lambda: vae.decode(_meta(1, 4, height, width)))
 
 
-def of_encode(networks: dict[str, Any], height: int, width: int) -> Cost:
+@cache
+def of_encode(vae: AutoencoderKL, height: int, width: int) -> Cost:
     """Return the cost of pixels -> latents (4, height, width)."""
-    return counted(lambda: networks["vae"].encode(_meta(1, 3, height * LATENT_PIXELS, width * LATENT_PIXELS)))
+    return counted(lambda: vae.encode(_meta(1, 3, height * LATENT_PIXELS, width * LATENT_PIXELS)))
 
 
-def of_text(networks: dict[str, Any]) -> Cost:
+@cache
+def of_text(text: CLIPTextModel) -> Cost:
     """Return the cost of one prompt of up to 75 tokens."""
-    return counted(lambda: networks["text"](torch.zeros(1, TOKENS, dtype=torch.long, device="meta")))
+    return counted(lambda: text(torch.zeros(1, TOKENS, dtype=torch.long, device="meta")))
 
 
 def of_plan(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
     """Return our cost by phase, with samplers that call the network once per step."""
     images = len(plan.seeds)
-    found = {"text": of_text(networks).total * ROWS}
+    found = {"text": of_text(networks["text"]).total * ROWS}
     for name, part in (("base", plan.first), ("refine", plan.hires)):
         if part:
             assert part.steps is not None
-            found[name] = of_unet(networks, *part.latent_shape[1:]).total * ROWS * part.steps * images
-    found["decode"] = of_decode(networks, *_final(plan)).total * images
+            found[name] = of_unet(networks["unet"], *part.latent_shape[1:]).total * ROWS * part.steps * images
+    found["decode"] = of_decode(networks["vae"], *_final(plan)).total * images
     return found
 
 
@@ -143,7 +147,7 @@ def of_composition(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int
         )
     )
     images, (draft, final) = len(plan.seeds), (plan.first.latent_shape[1:], _final(plan))
-    turns = [turn(networks, *size) for turn in (of_decode, of_encode) for size in (draft, final)]
+    turns = [turn(networks["vae"], *size) for turn in (of_decode, of_encode) for size in (draft, final)]
     ours = of_plan(networks, plan)
     return ours | {
         "text": ours["text"] // ROWS * 5,

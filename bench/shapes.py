@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     own, _ = both(arguments.full, arguments.sizes[0])
     by_size = {size**2: picture(size, STEPS) for size in arguments.sizes}
     by_steps = {steps: picture(arguments.sizes[1], steps) for steps in arguments.steps}
+    on_meta = flops.on_meta(own)
     figures = {
-        "pixels": grown(own, by_size, arguments.rounds),
-        "steps": grown(own, by_steps, arguments.rounds),
+        "pixels": grown(own, on_meta, by_size, arguments.rounds),
+        "steps": grown(own, on_meta, by_steps, arguments.rounds),
     }
     for name, found in figures.items():
         slopes = {kind: slope(list(values), list(values.values())) for kind, values in found.items()}
@@ -66,9 +67,10 @@ def picture(size: int, steps: int) -> GenerationRequest:
     )
 
 
-def grown(networks: Model, requests: dict[int, GenerationRequest], rounds: int) -> dict[str, dict[int, float]]:
+def grown(
+    networks: Model, on_meta: dict[str, Any], requests: dict[int, GenerationRequest], rounds: int
+) -> dict[str, dict[int, float]]:
     """Return median seconds, and TFLOP, by the value that varied."""
-    on_meta = flops.on_meta(networks)
     contestants = {str(amount): ours(networks, request) for amount, request in requests.items()}
     taken = report.in_turns(contestants, rounds)
     return {

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,8 +42,9 @@ V_BIAS, NOISE_BIAS = -2.0, 0.5
 """Of the UNet's last layer: what the probe takes for v, and for noise."""
 
 
-def networks(channels: int = 4, vector: int = 0, v: bool = False, seed: int = 0) -> dict[str, nn.Module]:
-    """Return the networks of a model by their folders' names."""
+@cache  # they take longer to make than to write
+def networks(channels: int = 4, vector: int = 0, v: bool = False, seed: int = 0) -> Mapping[str, nn.Module]:
+    """Return the networks of a model by their folders' names, which nobody changes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         text = CLIPTextConfig(
@@ -90,7 +93,7 @@ def networks(channels: int = 4, vector: int = 0, v: bool = False, seed: int = 0)
             )
         if channels == 5:
             found["depth_estimator"] = _depth_estimator()
-    return {name: network.eval() for name, network in found.items()}
+    return MappingProxyType({name: network.eval() for name, network in found.items()})
 
 
 def _depth_estimator() -> DPTForDepthEstimation:

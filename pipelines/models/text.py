@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import ftfy
@@ -147,6 +148,7 @@ OPENCLIP_MARKS = {"<start_of_text>": grammar.START, "<end_of_text>": grammar.END
 """How OpenCLIP writes the tokens around a text."""
 
 
+@cache  # a quarter of the time that it takes to load a small model; models share it
 def load_tokenizer(folder: Path, tower: TextTower) -> Tokenize:
     """Load CLIP's tokenizer: text -> token ids without start and end.
 

@@ -1,6 +1,7 @@
 """The GPU's optimisations, as far as a CPU can run them: torch's compiler with a backend that compiles nothing, graphs
 with a recorder that computes again, and the meta device, where waiting for a result is an error."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,12 +13,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from pipelines.ask.catalog import SAMPLERS, ZERO_TERMINAL_SNR
+from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import (
@@ -63,30 +66,47 @@ def picture(networks: Model, asked: GenerationRequest) -> np.ndarray:
 
 
 @pytest.fixture
-def own(embedded: ResolvedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
-    """Networks that a test may change, and torch's compiler as it was after it. The picture that compiled networks draw
-    on trial does not grow, which is a quarter of the work; what tests draw after it does."""
+def uncompiled_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch's compiler as it was after the test. The picture that compiled networks draw on trial does not grow, which
+    is a quarter of the work; what tests draw after it does."""
     monkeypatch.setattr(compiled, "HiresSettings", partial(HiresSettings, scale=1))
     # On a CPU short calls leave a context, for which torch would compile once more; on a GPU there is none.
     monkeypatch.setattr("pipelines.sampling.denoiser.SHORT_SECONDS", 0)
-    yield load(embedded.files)
+    yield
     torch.compiler.set_stance("default")
     torch.compiler.reset()
 
 
-@pytest.fixture
-def shallow(networks: Model, embedded: ResolvedModel, tmp_path: Path) -> Model:
-    """The embedded model with half of its UNet's layers, which torch compiles in half of the time."""
-    whole = networks.unet.network
-    unet = UNet2DConditionModel.from_config({**whole.config, "layers_per_block": 1})
-    weights, trained = unet.state_dict(), whole.state_dict()
+@pytest.fixture(scope="module")
+def small(networks: Model, embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """The embedded model with attention on one level, one layer a block, two layers of its text encoder and a narrow
+    random VAE: each kind of layer is still there, but torch traces them in half of the time."""
+    unet, text = networks.unet.network, copy.deepcopy(networks.text.model)
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", *["DownBlock2D"] * 3),
+        "up_block_types": (*["UpBlock2D"] * 3, "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+    }
+    shallow = UNet2DConditionModel.from_config({**unet.config, **blocks})
+    weights, trained = shallow.state_dict(), unet.state_dict()
     same = {name for name, weight in weights.items() if name in trained and trained[name].shape == weight.shape}
-    unet.load_state_dict(weights | {name: trained[name] for name in same})
-    folder = save(networks, tmp_path / "shallow", unet)
-    return load(replace(embedded.files, checkpoint=folder, vae=None))
+    shallow.load_state_dict(weights | {name: trained[name] for name in same})
+    folder = save(networks, tmp_path_factory.mktemp("small"), shallow)
+    text.encoder.layers = text.encoder.layers[:2]
+    text.config.num_hidden_layers = 2
+    text.save_pretrained(folder / "text_encoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        narrow = {"block_out_channels": (32,) * 4, "layers_per_block": 0}
+        vae = AutoencoderKL.from_config({**networks.vae.network.config, **narrow})
+    vae.decoder.conv_out.weight.data *= 4  # or all its pictures would be nearly grey
+    vae.save_pretrained(folder / "vae")
+    return replace(embedded.files, checkpoint=folder, vae=None)
 
 
-def test_one_compilation_serves_every_usual_size(own: Model, shallow: Model, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("uncompiled_after")
+def test_one_compilation_serves_every_usual_size(small: ModelFiles, tmp_path: Path) -> None:
+    shallow = load(small)
     lora = adapters.write(tmp_path / "mine.safetensors", adapters.kohya(shallow.unet.network, shallow.text.model))
     adapter = write(tmp_path / "adapter.safetensors", random_ip_adapter(shallow.unet.network))
     encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
@@ -116,7 +136,9 @@ def test_one_compilation_serves_every_usual_size(own: Model, shallow: Model, tmp
     assert alike(picture(faster, asked[0]), expected[0])
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(own: Model, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("uncompiled_after")
+def test_what_cannot_be_compiled_runs_as_it_is(small: ModelFiles, caplog: pytest.LogCaptureFixture) -> None:
+    own = load(small)
     broken = mock.patch.object(torch, "compile", side_effect=RuntimeError("no compiler"))
     with caplog.at_level("WARNING"), broken:
         networks = compiled.compiled(own, 64, 128, recorded, backend="eager")
@@ -127,7 +149,9 @@ def test_what_cannot_be_compiled_runs_as_it_is(own: Model, caplog: pytest.LogCap
     assert not counters["stats"]  # nor is what was told to compile before the error
 
 
-def test_what_draws_another_picture_is_not_used(own: Model, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("uncompiled_after")
+def test_what_draws_another_picture_is_not_used(small: ModelFiles, caplog: pytest.LogCaptureFixture) -> None:
+    own = load(small)
     with (
         caplog.at_level("WARNING"),
         mock.patch.object(torch, "compile", side_effect=lambda network, **_: network),
@@ -245,9 +269,9 @@ def test_what_cannot_be_recorded_is_computed_and_not_tried_again(
 
 
 @pytest.fixture(scope="module")
-def on_meta(embedded: ResolvedModel) -> Model:
+def on_meta(small: ModelFiles) -> Model:
     """Networks on the meta device, where reading a value back is an error."""
-    meta, own = torch.device("meta"), load(embedded.files)
+    meta, own = torch.device("meta"), load(small)
     for network in (own.unet.network, own.vae.network, own.text.model):
         network.to(meta)
     own.text.device = meta
