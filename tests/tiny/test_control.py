@@ -260,7 +260,7 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
     """The prompts tell what is there, and only the map where."""
     extras = in_folders(None, None, ROOT / "tests" / "data" / "controlnets")
     free, led = [], []
-    for seed in range(TEST_SEED, TEST_SEED + 6):
+    for seed in range(TEST_SEED, TEST_SEED + 4):
         shown = halve(painted(scene(seed), 256, 256)[None])[0]
         control = ControlSettings(model="canny-tiny", picture=Image.fromarray(shown))
         request = GenerationRequest(
@@ -268,15 +268,16 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
             width=128,
             height=128,
             seed=seed % 1000,
-            num_inference_steps=10,
+            num_inference_steps=6,
             guidance_scale=3,
+            schedule_type="Exponential",
             hires=None,
             extras=extras,
         )
         for found, controls in ((free, ()), (led, (control,))):
             found.append(astray(draw(networks, replace(request, controls=controls)), shown))
     assert np.mean(led) < 0.6 * np.mean(free)
-    assert sum(with_it < without for with_it, without in zip(led, free, strict=True)) >= 5
+    assert all(with_it < without for with_it, without in zip(led, free, strict=True))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
