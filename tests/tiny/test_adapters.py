@@ -21,7 +21,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from pipelines.ask.networks import ExtraFile, Extras, in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings
-from pipelines.drawing.phases import PassResult, render
+from pipelines.drawing.phases import render
 from pipelines.errors import ModelError
 from pipelines.families.sd1 import SD1
 from pipelines.models.controls import load_control
@@ -40,6 +40,7 @@ from tests.controls import (
     random_t2i,
     write,
 )
+from tests.passes import latents
 
 SHOWN = Image.effect_noise((128, 64), 60).convert("RGB")
 UNIT = ControlSettings(model="some", picture=SHOWN, preprocessor="none")
@@ -96,15 +97,10 @@ def none_left(networks: Model) -> Iterator[None]:
 
 
 def asked(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> GenerationRequest:
-    small = {"prompt": "a boat", "width": 128, "height": 64, "seed": 1, "num_inference_steps": 4, "sampler": "Euler"}
+    small = {"prompt": "a boat", "width": 128, "height": 64, "seed": 1, "num_inference_steps": 2, "sampler": "Euler"}
     encoder = file.path.parent / "encoder.safetensors"
     extras = Extras(controls={"some": file}, image_encoder=ExtraFile.at(encoder) if encoder.is_file() else None)
     return GenerationRequest(**{**small, "hires": None, "controls": controls, "extras": extras, **fields})
-
-
-def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
-    """Of every pass."""
-    return [e.latents for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult)]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -205,9 +201,14 @@ def test_a_step_under_an_ip_adapter_is_what_diffusers_makes_of_it(
 @torch.inference_mode()
 def test_two_pictures_at_once_and_one_for_a_while(networks: Model, ip: ExtraFile) -> None:
     """Each adds its share of attention: equal halves are the whole."""
-    (whole,) = latents(networks, asked(ip, UNIT))
-    (halves,) = latents(networks, asked(ip, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25)))
-    (ended,) = latents(networks, asked(ip, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25, end=0.3)))
+    (whole,), (halves,), (ended,) = (
+        latents(networks, asked(ip, *units, num_inference_steps=3))
+        for units in (
+            [UNIT],
+            [replace(UNIT, weight=0.75), replace(UNIT, weight=0.25)],
+            [replace(UNIT, weight=0.75), replace(UNIT, weight=0.25, end=0.3)],
+        )
+    )
     assert torch.allclose(whole, halves, atol=1e-3)
     assert not torch.allclose(whole, ended, atol=0.01)
 
@@ -290,25 +291,39 @@ def test_an_inpainting_unet_gives_a_control_lora_its_latents_channels(networks: 
 # --- where and when ---------------------------------------------------------------------------------------------------
 
 
-def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Model, file: ExtraFile) -> None:
-    hires = HiresSettings(steps=2)
-    without = latents(networks, asked(file, hires=hires))
-    with_none = latents(networks, asked(file, replace(UNIT, weight=0), hires=hires))
-    with_it = latents(networks, asked(file, UNIT, hires=hires))
-    after = latents(networks, asked(file, hires=hires))
+BOTH_PASSES = {"hires": HiresSettings(steps=1)}
+
+
+@pytest.fixture(scope="module")
+def without(networks: Model, t2i: ExtraFile) -> list[Tensor]:
+    """Latents of both passes without any of them, drawn once: before the first was loaded."""
+    return latents(networks, asked(t2i, **BOTH_PASSES))
+
+
+def test_without_weight_the_picture_is_bit_for_bit_the_one_without(
+    networks: Model, without: list[Tensor], file: ExtraFile
+) -> None:
+    with_none = latents(networks, asked(file, replace(UNIT, weight=0), **BOTH_PASSES))
+    with_it = latents(networks, asked(file, UNIT, **BOTH_PASSES))
+    after = latents(networks, asked(file, **BOTH_PASSES))
     assert all(map(torch.equal, without, with_none))
     assert not any(map(torch.equal, without, with_it))
     assert all(map(torch.equal, without, after))
 
 
-def test_it_acts_at_its_steps_alone(networks: Model, file: ExtraFile) -> None:
+@pytest.fixture(scope="module")
+def plain(networks: Model, t2i: ExtraFile) -> list[Tensor]:
+    """Latents after each of four steps without any of them."""
+    return after_each_step(networks, asked(t2i, num_inference_steps=4))
+
+
+def test_it_acts_at_its_steps_alone(networks: Model, plain: list[Tensor], file: ExtraFile) -> None:
     """The steps before are bit for bit those without it."""
-    late = asked(file, replace(UNIT, start=0.5))
-    found, plain = (passes(networks, each) for each in (late, asked(file)))
+    found = after_each_step(networks, asked(file, replace(UNIT, start=0.5), num_inference_steps=4))
     assert [torch.equal(one, other) for one, other in zip(found, plain, strict=True)] == [True, True, False, False]
 
 
-def passes(networks: Model, request: GenerationRequest) -> list[Tensor]:
+def after_each_step(networks: Model, request: GenerationRequest) -> list[Tensor]:
     """The latents after 1, 2, 3 and 4 of four steps: of a schedule that ends there, the last one is another."""
     seen: list[Tensor] = []
     steps = ALGORITHMS["Euler"]

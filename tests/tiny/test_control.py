@@ -25,7 +25,7 @@ from pipelines.ask.networks import ExtraFile, Extras, in_folders
 from pipelines.ask.plan import PassPlan, make_plan
 from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.drawing import drawing
-from pipelines.drawing.phases import PassResult, Picture, render
+from pipelines.drawing.phases import Picture, render
 from pipelines.errors import ModelError
 from pipelines.families.sd1 import SD1
 from pipelines.images.preprocess import canny
@@ -37,6 +37,8 @@ from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
 from pipelines.sampling.prompts import PromptEncoder
 from script.schema import ROOT
 from tests.controls import by_ldm_names, random_control, write
+from tests.passes import latents
+from tests.tiny.test_highres import steps_alone
 
 SHOWN = Image.effect_noise((128, 64), 60).convert("RGB")
 UNIT = ControlSettings(model="some", picture=SHOWN, preprocessor="none")
@@ -47,6 +49,12 @@ def file(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> ExtraFile
     return write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(networks.unet.network))
 
 
+@pytest.fixture(scope="module")
+def network(networks: Model, file: ExtraFile) -> Any:
+    """What the file holds."""
+    return load_control(file.path, networks.unet.network, networks.device, SD1)
+
+
 @pytest.fixture(autouse=True)
 def none_left(networks: Model) -> Iterator[None]:
     yield
@@ -54,7 +62,7 @@ def none_left(networks: Model) -> Iterator[None]:
 
 
 def asked(file: ExtraFile, *controls: ControlSettings, **fields: Any) -> GenerationRequest:
-    small = {"prompt": "a boat", "width": 128, "height": 64, "seed": 1, "num_inference_steps": 4, "sampler": "Euler"}
+    small = {"prompt": "a boat", "width": 128, "height": 64, "seed": 1, "num_inference_steps": 2, "sampler": "Euler"}
     return GenerationRequest(
         **{**small, "hires": None, "controls": controls, "extras": Extras(controls={"some": file}), **fields}
     )
@@ -65,11 +73,6 @@ def draw(networks: Model, request: GenerationRequest) -> NDArray[np.uint8]:
     return pixels
 
 
-def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
-    """Of every pass."""
-    return [e.latents for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult)]
-
-
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -78,13 +81,12 @@ def latents(networks: Model, request: GenerationRequest) -> list[Tensor]:
     ("prompt", "rows"), [("a boat", 2), ("a boat AND a sun", 3), ("a BREAK boat", 2), ("a boat AND a sun", 1)]
 )
 def test_a_step_is_what_diffusers_networks_make_of_it(
-    networks: Model, file: ExtraFile, mode: str, prompt: str, rows: int
+    networks: Model, file: ExtraFile, network: Any, mode: str, prompt: str, rows: int
 ) -> None:
     """Each row by itself, and the guidance by hand. Rows of another batch go through other kernels: a UNet's noise is
     off by 5e-6 then, which sigma and the guidance multiply by 3 x (2 x 5 + 1). The control draws without ControlNet."""
     control = replace(UNIT, mode=mode, weight=0.7)
     request = asked(file, control)
-    network = load_control(file.path, networks.unet.network, networks.device, SD1)
     with torch.inference_mode():
         prompts = PromptEncoder(networks.text, 1, "Original", False).encode(prompt, "night", 4)
         controls = controls_of(make_plan(request).first, request.controls, [network], None, networks.device)
@@ -111,7 +113,7 @@ def test_a_step_is_what_diffusers_networks_make_of_it(
 
 
 def test_units_add_up(networks: Model, file: ExtraFile) -> None:
-    """A sum of two parts is rounded once more: an ulp of what is added, 1e-6, which four guided steps enlarge up to a
+    """A sum of two parts is rounded once more: an ulp of what is added, 1e-6, which guided steps enlarge up to a
     thousand times where they start from noise of 14."""
     (whole,) = latents(networks, asked(file, replace(UNIT, weight=1)))
     (halves,) = latents(networks, asked(file, replace(UNIT, weight=0.75), replace(UNIT, weight=0.25)))
@@ -133,7 +135,7 @@ def test_a_checkpoint_for_inpainting_is_led_by_the_latents_alone(networks: Model
 
 
 def test_without_weight_the_picture_is_bit_for_bit_the_one_without(networks: Model, file: ExtraFile) -> None:
-    hires = HiresSettings(steps=2)
+    hires = HiresSettings(steps=1)
     without = latents(networks, asked(file, hires=hires))
     with_none = latents(networks, asked(file, replace(UNIT, weight=0), hires=hires))
     with_it = latents(networks, asked(file, UNIT, hires=hires))
@@ -165,7 +167,9 @@ def test_canny_is_soft_in_the_hires_pass(
         return controls_of(part, settings, *rest)
 
     monkeypatch.setattr(drawing, "controls_of", spy)
-    latents(networks, asked(file, replace(UNIT, preprocessor=preprocessor, mode=mode), hires=HiresSettings(steps=2)))
+    with steps_alone(networks):
+        unit = replace(UNIT, preprocessor=preprocessor, mode=mode)
+        latents(networks, asked(file, unit, hires=HiresSettings(steps=1)))
     assert [control.mode for control in seen] == modes
 
 
@@ -182,8 +186,8 @@ def test_it_acts_between_start_and_end_in_both_passes(networks: Model, file: Ext
             steps.append(step)
         return made
 
-    with mock.patch.object(Controls, "guide", noted):
-        list(render(networks, request, plan))
+    with mock.patch.object(Controls, "guide", noted), steps_alone(networks):
+        latents(networks, request)
     assert plan.hires is not None
     wanted = [*plan.first.steps_under(control), *plan.hires.steps_under(control)]
     assert [step for step, before in zip(steps, [None, *steps], strict=False) if step != before] == wanted
@@ -202,7 +206,7 @@ def test_a_map_has_the_size_of_its_pass(networks: Model, file: ExtraFile) -> Non
         )[1]
 
     with mock.patch.object(ControlNetworks, "__getitem__", seen):
-        draw(networks, asked(file, UNIT, num_inference_steps=1, hires=HiresSettings(steps=1, scale=1.5)))
+        latents(networks, asked(file, UNIT, num_inference_steps=1, hires=HiresSettings(steps=1, scale=1.5)))
     assert sizes == [(64, 128), (96, 192)]
 
 
@@ -216,9 +220,7 @@ def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Model,
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(images, *args, **kwargs)
 
-    request = asked(
-        file, replace(UNIT, mode="control"), prompt="a boat AND a sun", num_outputs=2, num_inference_steps=2
-    )
+    request = asked(file, replace(UNIT, mode="control"), prompt="a boat AND a sun", num_outputs=2)
     wanted = latents(networks, request)
     with mock.patch.object(networks.unet.network, "forward", little_room):
         found = latents(networks, request)
@@ -228,7 +230,7 @@ def test_rows_that_do_not_fit_go_one_by_one_to_the_same_picture(networks: Model,
 
 def test_the_smallest_picture(networks: Model, file: ExtraFile) -> None:
     """A group of the deepest level is a single value there."""
-    assert draw(networks, asked(file, UNIT, width=64, prompt="a BREAK b")).shape == (64, 64, 3)
+    assert draw(networks, asked(file, UNIT, width=64, num_inference_steps=1, prompt="a BREAK b")).shape == (64, 64, 3)
 
 
 def test_a_lora_changes_what_is_controlled_and_goes_again(networks: Model, file: ExtraFile) -> None:
@@ -258,7 +260,7 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
     """The prompts tell what is there, and only the map where."""
     extras = in_folders(None, None, ROOT / "tests" / "data" / "controlnets")
     free, led = [], []
-    for seed in range(TEST_SEED, TEST_SEED + 6):
+    for seed in range(TEST_SEED, TEST_SEED + 4):
         shown = halve(painted(scene(seed), 256, 256)[None])[0]
         control = ControlSettings(model="canny-tiny", picture=Image.fromarray(shown))
         request = GenerationRequest(
@@ -266,15 +268,16 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
             width=128,
             height=128,
             seed=seed % 1000,
-            num_inference_steps=10,
+            num_inference_steps=6,
             guidance_scale=3,
+            schedule_type="Exponential",
             hires=None,
             extras=extras,
         )
         for found, controls in ((free, ()), (led, (control,))):
             found.append(astray(draw(networks, replace(request, controls=controls)), shown))
     assert np.mean(led) < 0.6 * np.mean(free)
-    assert sum(with_it < without for with_it, without in zip(led, free, strict=True)) >= 5
+    assert all(with_it < without for with_it, without in zip(led, free, strict=True))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -290,8 +293,8 @@ def shown_to(networks: Model, request: GenerationRequest) -> list[Tensor]:
         maps.extend(unit.shown[0] for unit in made.units)
         return made
 
-    with mock.patch("pipelines.drawing.drawing.controls_of", noted):
-        draw(networks, request)
+    with mock.patch("pipelines.drawing.drawing.controls_of", noted), steps_alone(networks):
+        latents(networks, request)
     return maps
 
 
@@ -374,11 +377,11 @@ def test_a_pickle_is_the_same_network(networks: Model, file: ExtraFile, tmp_path
 
 
 def test_it_is_kept_for_the_next_prediction_that_asks_for_it_and_no_longer(networks: Model, file: ExtraFile) -> None:
-    draw(networks, asked(file, UNIT))
+    latents(networks, asked(file, UNIT))
     loaded = networks.controls[file]
     under = networks.footprint.unet
-    draw(networks, asked(file, UNIT))
+    latents(networks, asked(file, UNIT))
     assert networks.controls[file] is loaded
-    draw(networks, asked(file))
+    latents(networks, asked(file))
     assert not networks.controls.networks
     assert networks.footprint.unet < under, "what is held under controls"

@@ -18,7 +18,7 @@ from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import ExtraFile, Extras, in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import PassResult, Picture, render
+from pipelines.drawing.phases import Picture, render
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.infotext import obstacles as finding
 from pipelines.infotext.asked import read_data, request_from, settle
@@ -27,6 +27,7 @@ from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.writing import of_picture
 from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
 from pipelines.models.model import Model
+from tests.passes import latents
 from weights_script.uploads import Uploads, sort_uploads
 
 Form = dict[str, Any]
@@ -201,13 +202,9 @@ def asked(prompt: str, folder: Path | None = None, **options: Any) -> Generation
     return GenerationRequest(**{"prompt": prompt, **small, **options})
 
 
-def passes(networks: Model, request: GenerationRequest) -> list[Tensor]:
-    return [e.latents for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult)]
-
-
 def test_a_tag_draws_with_it_by_its_multiplier(networks: Model, folder: Path) -> None:
     (plain,), (full,), (weak,), (off,) = (
-        passes(networks, asked(f"a sun{tag}", folder))
+        latents(networks, asked(f"a sun{tag}", folder))
         for tag in ("", "<hypernet:ink>", "<hypernet:ink:0.3>", "<hypernet:ink:0>")
     )
     assert torch.equal(plain, off)
@@ -217,8 +214,8 @@ def test_a_tag_draws_with_it_by_its_multiplier(networks: Model, folder: Path) ->
 def test_the_hires_pass_has_those_of_its_own_prompt(networks: Model, folder: Path) -> None:
     hires = HiresSettings(steps=3, scale=1)
     with_it = asked("a sun<hypernet:ink:0.3>", folder, hires=hires)
-    first, second = passes(networks, with_it)
-    same, other = passes(networks, replace(with_it, hires=replace(hires, prompt="a sun")))
+    first, second = latents(networks, with_it)
+    same, other = latents(networks, replace(with_it, hires=replace(hires, prompt="a sun")))
     assert torch.equal(first, same)
     assert (second - other).abs().max() > 1e-2
 
@@ -229,7 +226,7 @@ def test_what_is_written_is_read_and_drawn_again(networks: Model, folder: Path) 
     data = read_data(text)
     made = settle_and_request(data, request.extras)
     assert made.prompt == request.prompt
-    assert torch.equal(passes(networks, made)[0], passes(networks, request)[0])
+    assert torch.equal(latents(networks, made)[0], latents(networks, request)[0])
 
 
 def settle_and_request(data: GenerationData, extras: Extras) -> GenerationRequest:

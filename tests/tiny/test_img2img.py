@@ -22,6 +22,7 @@ from pipelines.families.layouts import UNET_PREFIX
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from tests.alike import alike
+from tests.passes import latents
 from tests.tiny.test_command import BLOCK, run
 from tests.tiny.test_highres import steps_alone
 from weights_script.resolve import ResolvedModel
@@ -48,7 +49,7 @@ def request(hires: HiresSettings | None = None, **image: Any) -> GenerationReque
         width=64,
         height=64,
         seed=7,
-        num_inference_steps=6,
+        num_inference_steps=4,
         sampler="Euler a",
         image=ImageSettings(**{"picture": PICTURE, **image}),
         hires=hires,
@@ -128,7 +129,7 @@ def test_outpainting_keeps_the_picture(networks: Model) -> None:
 
 def test_prompt_editing_counts_the_steps_asked_for(networks: Model) -> None:
     """At half strength 4 of 6 steps run; what is edited after 5 of 6 never changes."""
-    asked = request(denoising_strength=0.5)
+    asked = replace(request(denoising_strength=0.5), num_inference_steps=6)
     late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{step}]") for step in (5, 2))
     (plain,), (same,), (other,) = (drawn(networks, each) for each in (asked, late, early))
     assert alike(plain, same), "but for rounding: both texts of the edited prompt are encoded at once"
@@ -137,12 +138,13 @@ def test_prompt_editing_counts_the_steps_asked_for(networks: Model) -> None:
 
 def test_latents_that_are_given_take_the_place_of_the_encoded_picture(networks: Model) -> None:
     asked = request()
-    events = render(networks, asked, make_plan(asked))
+    events = list(render(networks, asked, make_plan(asked)))
     (expected,) = (event for event in events if isinstance(event, PassResult))
+    (pixels,) = (event.pixels for event in events if isinstance(event, Picture))
     assert expected.start is not None
     white = replace(asked, image=ImageSettings(picture=Image.new("RGB", (64, 64), "white")))
     (other,) = drawn(networks, white, given=Given(latents=expected.start))
-    assert alike(other, drawn(networks, asked)[0])
+    assert alike(other, pixels)
     assert not alike(other, drawn(networks, white)[0])
     with pytest.raises(InvalidInput, match=r"init_latent=\(1, 4, 9, 8\)"):
         drawn(networks, asked, given=Given(latents=torch.zeros(1, 4, 9, 8)))
@@ -207,7 +209,7 @@ def seen_beside_latents(networks: Model, asked: GenerationRequest) -> list[torch
         lambda _, arguments: seen.append(arguments[0][:, 4:].clone())
     )
     try:
-        list(render(networks, asked, make_plan(asked)))
+        latents(networks, asked)
     finally:
         hook.remove()
     return seen
@@ -237,7 +239,7 @@ def test_a_checkpoint_for_inpainting_sees_the_mask_and_what_is_around_it(inpaint
 def test_without_a_mask_it_is_told_to_draw_everything_in_both_passes(
     inpainting: Model, image: ImageSettings | None
 ) -> None:
-    asked = replace(request(HiresSettings(steps=2)), image=image)
+    asked = replace(request(HiresSettings(steps=1)), image=image)
     calls = seen_beside_latents(inpainting, asked)
     for side in (64, 128):
         nothing = torch.cat(

@@ -32,6 +32,8 @@ from pipelines.sampling.prompts import PromptEncoder
 from pipelines.sampling.samplers import ALGORITHMS, Denoiser
 from pipelines.sampling.schedules import sigmas, timesteps
 from tests.alike import alike
+from tests.passes import latents
+from tests.tiny.test_highres import steps_alone
 from tests.tiny.test_img2img import PICTURE
 
 Options = dict[str, Any]
@@ -63,7 +65,7 @@ def beginnings(networks: Model, monkeypatch: pytest.MonkeyPatch) -> Callable[[Ge
 
     def begin(request: GenerationRequest) -> list[Begun]:
         begun.clear()
-        list(render(networks, request, make_plan(request)))
+        latents(networks, request)
         return list(begun)
 
     for name in ("Euler", "DDIM"):
@@ -128,8 +130,9 @@ def test_all_steps_are_run_over_a_picture(beginnings: Beginnings) -> None:
 def test_prompt_editing_counts_the_steps_asked_for_over_a_picture(networks: Model) -> None:
     image = ImageSettings(picture=PICTURE, denoising_strength=0.4, exact_steps=True)
     request = asked(prompt="[a:b:0.5]", image=image)
-    results = [e for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult)]
-    assert [end for end, _ in results[0].prompts.positive.parts[0].entries] == [3, 6]
+    with steps_alone(networks):
+        result = next(e for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult))
+    assert [end for end, _ in result.prompts.positive.parts[0].entries] == [3, 6]
 
 
 def test_noise_schedules_reach_the_sampler(beginnings: Beginnings) -> None:
@@ -183,10 +186,9 @@ BOTH = SkippedGuidance(early=0.1, minimum_sigma=1, all_steps=True)
 def test_guidance_is_skipped_where_webui_skips_it(
     networks: Model, settings: SkippedGuidance, skipped: Callable[[int, float], bool], prompt: str
 ) -> None:
-    request = asked(prompt=prompt, skipped_guidance=settings)
-    (result,) = (e for e in render(networks, request, make_plan(request)) if isinstance(e, PassResult))
+    (found,) = latents(networks, asked(prompt=prompt, skipped_guidance=settings))
     expected = euler(networks, skipped, prompt)
-    torch.testing.assert_close(result.latents, expected, atol=3e-4, rtol=0)
+    torch.testing.assert_close(found, expected, atol=3e-4, rtol=0)
     assert (expected - euler(networks, lambda call, sigma: False, prompt)).abs().max() > 1e-2
 
 
@@ -199,7 +201,8 @@ def test_skipped_calls_compute_fewer_rows(networks: Model, monkeypatch: pytest.M
         return compute(call, network)
 
     monkeypatch.setattr(UNetCall, "compute", counted)
-    picture(networks, skipped_guidance=SkippedGuidance(early=0.2, minimum_sigma=0.5, all_steps=True))
+    with steps_alone(networks):
+        latents(networks, asked(skipped_guidance=SkippedGuidance(early=0.2, minimum_sigma=0.5, all_steps=True)))
     assert rows == [1, 1, 2, 2, 2, 1]
 
 
@@ -209,7 +212,8 @@ def test_early_steps_are_a_share_of_the_calls_of_a_second_order_sampler(
     rows: list[int] = []
     compute = UNetCall.compute
     monkeypatch.setattr(UNetCall, "compute", lambda c, n: (rows.append(len(c.images)), compute(c, n))[1])
-    picture(networks, sampler="Heun", skipped_guidance=SkippedGuidance(early=0.25))
+    with steps_alone(networks):
+        latents(networks, asked(sampler="Heun", skipped_guidance=SkippedGuidance(early=0.25)))
     assert rows == [1] * 4 + [2] * 7  # calls 0 to 3 of 12
 
 
@@ -237,12 +241,13 @@ def test_tiled_networks_know_no_edge(networks: Model) -> None:
 
     pixels = F.interpolate(noisy[:, :3], scale_factor=8, mode="bicubic")
     for network, x, shift in ((unet, noisy, 8), (decoded, noisy, 8), (encoded, pixels, 64)):
-        before, scale = network(x), network(x).shape[3] / x.shape[3]
-        moved, after = x.roll((shift, shift), (2, 3)), (int(shift * scale),) * 2
-        edges = network(moved) - network(x).roll(after, (2, 3))
+        before, moved = network(x), x.roll((shift, shift), (2, 3))
+        after = (shift * before.shape[3] // x.shape[3],) * 2
+        edges = network(moved) - before.roll(after, (2, 3))
         with networks.tiling(True):
-            found = network(moved) - network(x).roll(after, (2, 3))
-            changed = network(x) - before
+            tiled = network(x)
+            found = network(moved) - tiled.roll(after, (2, 3))
+        changed = tiled - before
         if network is not encoded:  # whose convolutions of stride 2 keep a row of zeros beyond one edge, as in WebUI
             assert found.abs().max() < 1e-4 < 1e-2 < edges.abs().max()
         assert changed.abs().max() > 1e-3
@@ -250,13 +255,14 @@ def test_tiled_networks_know_no_edge(networks: Model) -> None:
 
 
 def test_tiling_joins_the_edges_of_a_picture(networks: Model) -> None:
-    before, tiled = picture(networks, width=128, height=128), picture(networks, width=128, height=128, tiling=True)
+    few = {"num_inference_steps": 3}
+    before, tiled = picture(networks, **few), picture(networks, **few, tiling=True)
 
     def seam(pixels: np.ndarray) -> float:
         return float(np.abs(pixels[0].astype(int) - pixels[-1].astype(int)).mean())
 
     assert seam(tiled) < 0.6 * seam(before)
-    assert (picture(networks, width=128, height=128) == before).all()
+    assert (picture(networks, **few) == before).all()
 
 
 def test_a_prediction_that_is_cancelled_leaves_no_tiling(networks: Model) -> None:
@@ -273,7 +279,8 @@ def test_a_prediction_that_is_cancelled_leaves_no_tiling(networks: Model) -> Non
 
 def test_options_at_their_defaults_change_nothing(networks: Model) -> None:
     """Told or not, and also those that the sampler does not take."""
-    before = picture(networks)
+    few = {"num_inference_steps": 3}
+    before = picture(networks, **few)
     untaken = AddedNoise(eta=0.5, eta_ddim=0.5, tmin=1)
-    assert (picture(networks, added_noise=untaken, sgm_noise=False, noise=NoiseSettings()) == before).all()
-    assert not alike(picture(networks, added_noise=AddedNoise(churn=5)), before)
+    assert (picture(networks, **few, added_noise=untaken, sgm_noise=False, noise=NoiseSettings()) == before).all()
+    assert not alike(picture(networks, **few, added_noise=AddedNoise(churn=5)), before)
