@@ -199,7 +199,7 @@ def test_a_lora_of_another_family_is_told(noise: Path, tmp_path: Path, width: in
     path = tmp_path / "other.safetensors"
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     save_file({f"{layer}.lora_up.weight": torch.ones(32, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}, path)
-    with pytest.raises(ModelError, match=rf"made for {family}, and the model here is Stable Diffusion 2\.x\. Give one"):
+    with pytest.raises(ModelError, match=rf"made for {family}, but the model here is Stable Diffusion 2\.x\. Give one"):
         model_of(noise).adapters.apply([LoraUse(ExtraFile.at(path), LoraTag("other", 1.0, 1.0))])
 
 
@@ -207,7 +207,7 @@ def test_a_controlnet_of_another_family_is_told(noise: Path, tmp_path: Path) -> 
     path = tmp_path / "other.safetensors"
     save_file({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.ones(32, 768)}, path)
     with pytest.raises(
-        ModelError, match=r"made for Stable Diffusion 1\.x, and the model here is Stable Diffusion 2\.x"
+        ModelError, match=r"made for Stable Diffusion 1\.x, but the model here is Stable Diffusion 2\.x"
     ):
         model_of(noise).controls.load_only([ExtraFile.at(path)])
 
