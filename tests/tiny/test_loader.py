@@ -54,7 +54,13 @@ def picture(networks: Model, **fields: object) -> np.ndarray:
     return pixels
 
 
-def assert_same(found: Model, expected: Model) -> None:
+@pytest.fixture(scope="module")
+def drawn(networks: Model) -> np.ndarray:
+    """The picture of the embedded model, with which many others are compared."""
+    return picture(networks)
+
+
+def assert_same(found: Model, expected: Model, drawn: np.ndarray) -> None:
     """The same weights to the last bit. The pictures may differ by rounding: tensors of a mapped file are aligned in
     another way than those in allocated memory, and kernels for aligned memory add up in another order."""
     for one, other in (
@@ -65,38 +71,40 @@ def assert_same(found: Model, expected: Model) -> None:
         weights, wanted = one.state_dict(), other.state_dict()
         assert weights.keys() == wanted.keys()
         assert [name for name, tensor in weights.items() if not torch.equal(tensor, wanted[name])] == []
-    assert alike(picture(found), picture(expected))
+    assert alike(picture(found), drawn)
 
 
-def test_a_diffusers_folder_draws_the_same_picture(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+def test_a_diffusers_folder_draws_the_same_picture(
+    networks: Model, drawn: np.ndarray, files: ModelFiles, tmp_path: Path
+) -> None:
     folder = load(replace(files, checkpoint=save(networks, tmp_path), vae=None))
-    assert_same(folder, networks)
+    assert_same(folder, networks, drawn)
 
 
 def test_a_pickled_checkpoint_draws_the_same_picture(
-    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path
+    networks: Model, drawn: np.ndarray, files: ModelFiles, tensors: Tensors, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": tensors, "global_step": 7}, path)
-    assert_same(load(replace(files, checkpoint=path)), networks)
+    assert_same(load(replace(files, checkpoint=path)), networks, drawn)
 
 
 def test_text_encoder_names_without_text_model(
-    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path
+    networks: Model, drawn: np.ndarray, files: ModelFiles, tensors: Tensors, tmp_path: Path
 ) -> None:
     """Merged checkpoints of this kind are often published so."""
     path = tmp_path / "model.safetensors"
     save_file({name.replace("transformer.text_model.", "transformer."): t for name, t in tensors.items()}, path)
-    assert_same(load(replace(files, checkpoint=path)), networks)
+    assert_same(load(replace(files, checkpoint=path)), networks, drawn)
 
 
-def test_the_better_vae_is_the_one_that_decodes(networks: Model, files: ModelFiles) -> None:
+def test_the_better_vae_is_the_one_that_decodes(networks: Model, drawn: np.ndarray, files: ModelFiles) -> None:
     assert files.vae is not None
     stock = load(replace(files, vae=None))
     better = load_file(files.vae)["decoder.conv_out.weight"].float()
     assert torch.equal(networks.vae.network.decoder.conv_out.weight, better)
     assert not torch.equal(stock.vae.network.decoder.conv_out.weight, better)
-    assert not alike(picture(stock), picture(networks))
+    assert not alike(picture(stock), drawn)
     assert (stock.identity.vae_name, networks.identity.vae_name) == ("", files.vae.name)
 
 
@@ -107,12 +115,12 @@ def test_a_vae_that_was_not_applied_is_an_error(files: ModelFiles, monkeypatch: 
         load(files)
 
 
-def test_a_vae_folder(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+def test_a_vae_folder(networks: Model, drawn: np.ndarray, files: ModelFiles, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a diffusers folder"):
         load(replace(files, vae=tmp_path))
     networks.vae.network.save_pretrained(tmp_path)
     folder = load(replace(files, vae=tmp_path))
-    assert_same(folder, networks)
+    assert_same(folder, networks, drawn)
     assert folder.identity.vae_sha256
 
 
@@ -177,13 +185,13 @@ def test_zero_terminal_snr_is_declared_too(files: ModelFiles, tensors: Tensors, 
 
 
 def test_an_inpainting_checkpoint_is_shown_a_mask_and_what_is_around_it(
-    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path
+    drawn: np.ndarray, files: ModelFiles, tensors: Tensors, tmp_path: Path
 ) -> None:
     path, name = tmp_path / "inpainting.safetensors", "model.diffusion_model.input_blocks.0.0.weight"
     more = torch.zeros(len(tensors[name]), 5, 3, 3)
     save_file({**tensors, name: torch.cat([tensors[name], more], dim=1)}, path)
     inpainting = load(replace(files, checkpoint=path))
-    assert alike(picture(inpainting), picture(networks)), "blind to what is new"
+    assert alike(picture(inpainting), drawn), "blind to what is new"
 
     with mock.patch.object(inpainting.unet.network, "forward", wraps=inpainting.unet.network.forward) as unet:
         picture(inpainting)
@@ -192,7 +200,7 @@ def test_an_inpainting_checkpoint_is_shown_a_mask_and_what_is_around_it(
     assert torch.equal(grey[0], grey[1])
 
     save_file({**tensors, name: torch.cat([tensors[name], more + 0.01], dim=1)}, path)
-    assert not alike(picture(load(replace(files, checkpoint=path))), picture(networks))
+    assert not alike(picture(load(replace(files, checkpoint=path))), drawn)
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
@@ -241,7 +249,9 @@ def test_every_number_format_of_a_vae_is_read_and_checked(files: ModelFiles, tmp
         load_vae(path, CPU)
 
 
-def test_a_folder_of_fp16_variants_and_parts(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
+def test_a_folder_of_fp16_variants_and_parts(
+    networks: Model, drawn: np.ndarray, files: ModelFiles, tmp_path: Path
+) -> None:
     half = [copy.deepcopy(network).half() for network in (networks.unet.network, networks.vae.network)]
     half[0].save_pretrained(tmp_path / "unet", variant="fp16", max_shard_size="4MB")
     half[1].save_pretrained(tmp_path / "vae", variant="fp16")
@@ -249,12 +259,9 @@ def test_a_folder_of_fp16_variants_and_parts(networks: Model, files: ModelFiles,
     assert (
         len(list((tmp_path / "unet").glob("*-of-*.fp16.safetensors")) + list((tmp_path / "unet").glob("*fp16-0*"))) > 1
     )
-    found = load(replace(files, checkpoint=tmp_path, vae=None))
-    assert all(
-        torch.equal(tensor, half[0].state_dict()[name].float())
-        for name, tensor in found.unet.network.state_dict().items()
-    )
-    assert alike(picture(found), picture(networks)), "its weights were half precision before"
+    found, wanted = load(replace(files, checkpoint=tmp_path, vae=None)), half[0].state_dict()
+    assert all(torch.equal(tensor, wanted[name].float()) for name, tensor in found.unet.network.state_dict().items())
+    assert alike(picture(found), drawn), "its weights were half precision before"
 
 
 def test_a_folder_without_a_vae_needs_one(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
@@ -280,7 +287,12 @@ def test_whole_positions_are_no_news(
 
 
 def test_broken_positions_draw_webuis_picture_and_are_told(
-    networks: Model, files: ModelFiles, tensors: Tensors, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    networks: Model,
+    drawn: np.ndarray,
+    files: ModelFiles,
+    tensors: Tensors,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """WebUI copies them into whole numbers, so 2.98 is the position 2."""
     told = torch.arange(77.0)[None]
@@ -294,7 +306,7 @@ def test_broken_positions_draw_webuis_picture_and_are_told(
     with mock.patch.object(networks.text.model.embeddings, "position_ids", torch.tensor([expected])):
         wanted = picture(networks)
     assert alike(picture(broken), wanted)
-    assert not alike(wanted, picture(networks))
+    assert not alike(wanted, drawn)
     convert(path, made)
     assert load_file(made)[POSITIONS].tolist() == [expected], "a converted file draws the same"
 
