@@ -21,7 +21,7 @@ def show(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     for entry in entries.values():
         here = "embedded" if entry.embedded else "here"
         state = here if present(entry, options.cache) else "not here"
-        size = amount(entry.size) if entry.size else ""
+        size = amount(entry.size) if entry.size else f"~{amount(entry.about)}" if entry.about else ""
         doubt = "" if entry.verified or entry.embedded else "  (unverified)"
         what = f"{entry.name:24} {entry.kind:15} {entry.base:15} {size:>8}"
         print(f"{what}  {state:12} {entry.licence.name}{doubt}")

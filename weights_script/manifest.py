@@ -73,6 +73,8 @@ class Entry:
     """Name of the single file in the cache; empty for folders and for files that are part of the project."""
     size: int | None = None
     """Bytes of the single file."""
+    about: int | None = None
+    """Bytes of the entry's files, if they are only known roughly."""
     sha256: str = ""
     sha256_prefix: str = ""
     """The first digits, if no more are published (WebUI's "Model hash" has ten)."""
@@ -113,6 +115,7 @@ ENTRY_FIELDS: dict[str, type] = {
     "title": str,
     "file": str,
     "size": int,
+    "about": int,
     "sha256": str,
     "sha256_prefix": str,
     "hashes": dict,
@@ -162,6 +165,7 @@ ENTRY_RULES: tuple[tuple[str, Callable[[Entry], bool], str], ...] = (
     ("file", lambda e: bool(e.file) == _needs_file_name(e), "is for single files that are fetched"),
     ("file", lambda e: Path(e.file).name == e.file, "must be a plain file name"),
     ("size", lambda e: e.size is None or e.size > 0, "must be positive"),
+    ("about", lambda e: e.about is None or e.about > 0, "must be positive"),
     ("sha256", lambda e: not e.sha256 or _full_hash(e.sha256), "must be 64 small hexadecimal digits"),
     ("sha256_prefix", lambda e: _hash_prefix(e.sha256_prefix), "must be 10-63 small hexadecimal digits"),
     ("sha256_prefix", lambda e: not (e.sha256 and e.sha256_prefix), "is for entries without sha256"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.ask.request import SETTINGS
 from pipelines.ask.settings import Values
-from pipelines.ask.sizes import SIDE_MIN, Size
+from pipelines.ask.sizes import SIDE_MAX, SIDE_MIN, Size
 from pipelines.errors import InvalidInput
 
 OWN_ASPECT = "model's own"
@@ -85,8 +85,13 @@ def size_of_aspect(aspect_ratio: str, model: Size) -> Size | None:
     """Return a size in this aspect ratio with about as many pixels as the model's own size. None: use that size."""
     if aspect_ratio == OWN_ASPECT:
         return None
-    across, down = ASPECT_RATIOS[aspect_ratio]
+    return size_like(ASPECT_RATIOS[aspect_ratio], model)
+
+
+def size_like(shape: Size, model: Size) -> Size:
+    """Return a size in the aspect ratio of `shape`, with about as many pixels as the model's own size."""
+    across, down = shape
     unit = (model[0] * model[1] / (across * down)) ** 0.5
     step = SIDE_STEP if min(model) >= SMALL_SIDE else SMALL_STEP
-    width, height = (max(SIDE_MIN, round(side * unit / step) * step) for side in (across, down))
+    width, height = (min(max(SIDE_MIN, round(side * unit / step) * step), SIDE_MAX) for side in (across, down))
     return width, height

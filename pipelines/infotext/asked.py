@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS, UPSCALERS
-from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_of_aspect
+from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_like, size_of_aspect
 from pipelines.ask.networks import NETWORK_KINDS, NO_EXTRAS, Extras, lora_tags, name_of_upload
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
@@ -41,6 +41,7 @@ UNSAID: Values = {
     row.name: row.unsaid for row in ROWS.values() if row.key and row.unsaid != row.default and row.unsaid is not None
 }
 """Values of settings that a whole block does not mention, if they differ from our own defaults."""
+STRENGTH, HIRES_STRENGTH = "denoising_strength", "hires_denoising_strength"
 RANDOM = -1
 """The seed that asks for a random one."""
 NO_DATA = GenerationData(whole=False)
@@ -116,16 +117,26 @@ def read_data(text: str) -> GenerationData:
 def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pictures = NO_PICTURES) -> Asked:
     """Merge everything into one set of settings. `defaults` are the model's own, with its size. Raises InvalidInput."""
     base = UNSAID if data.whole else defaults
-    values = {**base, **data.values, **inputs.said}
+    values = {**_for_the_first_pass(base, pictures), **data.values, **inputs.said}
     if inputs.said.keys() & {"hires_scale"} and not inputs.said.keys() & {"hires_width", "hires_height"}:
         values |= {"hires_width": 0, "hires_height": 0}  # a scale on the form overrides a size in generation data
     own = defaults["width"], defaults["height"]
     size = size_of_aspect(inputs.aspect_ratio, own) or _size_said(data)
     asked = Asked(values=values, controls=data.controls, data=data, chosen=frozenset(inputs.said))
-    width, height = size or _size_unsaid(asked, pictures, own)
+    variation = base.get(STRENGTH) == asked[STRENGTH] == 1
+    width, height = size or _size_unsaid(asked, pictures, own, variation)
     hires = _has_hires(inputs, data, pictures)
     sides = {"width": inputs.said.get("width", width), "height": inputs.said.get("height", height)}
     return replace(asked.with_values(**sides), hires=hires)
+
+
+def _for_the_first_pass(own: Values, pictures: Pictures) -> Values:
+    """Return the model's own settings, with its strength for an image alone: a hires pass has the usual one."""
+    if STRENGTH not in own:
+        return own
+    if pictures.image is None:
+        return {name: value for name, value in own.items() if name != STRENGTH}
+    return {HIRES_STRENGTH: ROWS[HIRES_STRENGTH].default, **own}
 
 
 def _size_said(data: GenerationData) -> Size | None:
@@ -133,11 +144,12 @@ def _size_said(data: GenerationData) -> Size | None:
     return (said["width"], said["height"]) if "width" in said and "height" in said else None
 
 
-def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
+def _size_unsaid(asked: Asked, pictures: Pictures, own: Size, variation: bool) -> Size:
     """Return the size to draw if neither the form nor the data gives one.
 
     With an image it is the image's size plus what outpainting adds. It is the model's own size (for a whole block
-    WebUI's) without an image, and the model's own if only the masked part is drawn.
+    WebUI's) without an image, and the model's own if only the masked part is drawn. A variation, which keeps nothing of
+    the image itself, has its aspect ratio and the model's number of pixels.
     """
     if pictures.image is None:
         return WEBUI_SIZE if asked.data.whole else own
@@ -146,6 +158,8 @@ def _size_unsaid(asked: Asked, pictures: Pictures, own: Size) -> Size:
     if masked and asked["inpaint_area"] == ONLY_MASKED:
         return own
     width, height = pictures.image.size
+    if variation and not masked:
+        return size_like(pictures.image.size, own)
     left, top, right, bottom = outpaint
     return size_to_draw(width + left + right, height + top + bottom)
 
@@ -280,9 +294,9 @@ def _check_without_image(asked: Asked, pictures: Pictures) -> None:
 
 def _hires(asked: Asked) -> HiresSettings:
     """Make the settings of the second pass. If it has no strength of its own, it uses the first pass's."""
-    own = "hires_denoising_strength"
+    own = HIRES_STRENGTH
     if own not in asked.values or not asked[own]:
-        own = "denoising_strength"
+        own = STRENGTH
     name = asked["hires_upscaler"]
     file = None
     if name not in LATENT_UPSCALERS + PIXEL_UPSCALERS:
@@ -291,7 +305,7 @@ def _hires(asked: Asked) -> HiresSettings:
     try:
         return HiresSettings(**values)
     except InvalidInput as error:
-        if error.field == "hires_denoising_strength":
+        if error.field == HIRES_STRENGTH:
             raise InvalidInput(own, error.value, error.rule, error.fix) from None
         raise
 

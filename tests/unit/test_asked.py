@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -19,7 +20,7 @@ from pipelines.ask.catalog import (
     UPSCALERS,
 )
 from pipelines.ask.identity import ModelIdentity
-from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
+from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, ON, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.prompt import schedule
@@ -39,6 +40,7 @@ from pipelines.ask.request import (
 from pipelines.errors import InvalidInput
 from pipelines.families.sd1 import SD1
 from pipelines.infotext.asked import (
+    NO_DATA,
     NO_PICTURES,
     Asked,
     Pictures,
@@ -914,3 +916,39 @@ def test_a_file_never_takes_the_place_of_an_upscaler_without_weights() -> None:
     hires = request_from(f"a\n{HIRES}, Hires upscaler: Lanczos", upscalers={"Lanczos": Path("/x/Lanczos.pth")}).hires
     assert hires is not None
     assert hires.upscaler_file is None
+
+
+UNCLIP = {"width": 768, "height": 768, "denoising_strength": 1}
+"""The own settings of a model of variations."""
+
+
+def test_a_models_own_strength_is_for_an_image_and_not_for_a_hires_pass() -> None:
+    drawn = settle(Inputs(said={"prompt": "a"}), NO_DATA, UNCLIP)
+    assert (drawn.hires, request_of(drawn).hires.denoising_strength) == (True, 0.6)  # type: ignore[union-attr]
+    pictures = Pictures(image=Sized((128, 128)))
+    varied = settle(Inputs(said={"prompt": "a"}, highres_fix=ON), NO_DATA, UNCLIP, pictures)
+    request = request_of(varied, 1, pictures)
+    assert request.image is not None
+    assert request.hires is not None
+    assert (request.image.denoising_strength, request.hires.denoising_strength) == (1, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("image", "said", "size"),
+    [
+        ((16, 16), {}, (768, 768)),
+        ((1600, 1200), {}, (896, 640)),
+        ((1600, 1200), {"width": 512, "height": 512}, (512, 512)),
+        ((1600, 1200), {"denoising_strength": 0.5}, (1600, 1200)),  # something of the picture is kept
+        ((20, 4000), {}, (64, 2048)),
+    ],
+)
+def test_a_variation_has_the_models_number_of_pixels(
+    image: tuple[int, int], said: dict[str, Any], size: tuple[int, int]
+) -> None:
+    asked = settle(Inputs(said={"prompt": "a", **said}), NO_DATA, UNCLIP, Pictures(image=Sized(image)))
+    assert (asked["width"], asked["height"]) == size
+    plain = settle(
+        Inputs(said={"denoising_strength": 1}), NO_DATA, {"width": 512, "height": 512}, Pictures(image=Sized((64, 72)))
+    )
+    assert (plain["width"], plain["height"]) == (64, 72)  # a model that draws over pictures

@@ -36,6 +36,7 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "unknown field": (lambda text: text + 'sah256 = "0"', "sah256"),
     "missing field": (lambda text: text.replace('base = "sd1"', ""), "base"),
     "wrong type": (lambda text: text + 'size = "2 GB"', "size"),
+    "wrong type": (lambda text: text + 'about = "2 GB"', "about"),
     "a truth for a number": (lambda text: text + "size = true", "size"),
     "kind": (lambda text: text.replace('"model"', '"modle"'), "kind"),
     "format": (lambda text: text.replace('"ldm-safetensors"', '"gguf"'), "format"),
