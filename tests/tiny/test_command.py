@@ -1,6 +1,7 @@
 """`python -m pipelines`: pictures and latents from infotext files, and one clear line for what it cannot do."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import __main__ as command
+from pipelines.models.loader import load
 from pipelines.models.model import Model
 from tests.adapters import kohya, write
 from tests.alike import alike
@@ -19,9 +21,14 @@ BLOCK = "a pink sun over the sea\nSteps: 3, Sampler: Euler a, CFG scale: 7, Seed
 HIRES = f"{BLOCK}, Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Latent"
 
 
+loaded = cache(load)
+"""The model is loaded once for all of the tests."""
+
+
 def run(monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, *words: object) -> int:
     arguments = ["pipelines", embedded.files.checkpoint, "--vae", embedded.files.vae, *words]
     monkeypatch.setattr(sys, "argv", [str(word) for word in arguments])
+    monkeypatch.setattr(command, "load", loaded)
     return command.main()
 
 

@@ -51,9 +51,11 @@ pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def patience_with(answers: tuple[Answer, ...]) -> Patience:
-    """Short of patience only where an answer is to be given up on: a busy machine answers late as well."""
-    given_up = any(answer.pause > 0.5 or answer.drip >= 0.01 for answer in answers)
-    return replace(HURRY, timeout=0.4) if given_up else HURRY
+    """Short of patience only where an answer is to be given up on: a busy machine answers late as well. Each try at
+    one that drips takes the whole of it."""
+    dripping = any(answer.drip >= 0.01 for answer in answers)
+    given_up = dripping or any(answer.pause > 0.5 for answer in answers)
+    return replace(HURRY, timeout=0.4, tries=2 if dripping else HURRY.tries) if given_up else HURRY
 
 
 def fetched(server: Server, folder: Path, expected: Expected, *answers: Answer) -> Path:
@@ -1076,7 +1078,9 @@ def test_a_process_that_makes_room_takes_nothing_from_one_that_fetches(
         evictor.wait()
 
 
-def test_a_token_is_in_no_text_whatever_is_in_it(hub_of_loras: Server, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("hub_of_loras")
+def test_a_token_is_in_no_text_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Patience, "wait", lambda *_: 0)  # for hosts that cannot be reached here
     for line in (
         "CIVITAI.COM/api/download/models/5?token=SE CRET",
         "https://civitai.com/models/5?token=SE%43RET",

@@ -43,7 +43,7 @@ def vae_case(vae: AutoencoderKL) -> Case:
     return vae, vae_layout(len(vae.config.block_out_channels)), VAE_PREFIX, convert_ldm_vae_checkpoint
 
 
-@pytest.fixture(params=["UNet of SD 1.5", "UNet of SDXL's form", "VAE", "ControlNet"])
+@pytest.fixture(scope="module", params=["UNet of SD 1.5", "UNet of SDXL's form", "VAE", "ControlNet"])
 def case(request: pytest.FixtureRequest) -> Case:
     """A network of full size without weights, and how diffusers converts it from LDM's names."""
     parts = meta_networks()
