@@ -172,7 +172,7 @@ class CogServer(CogClient):
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            found = [f"It did not end within {seconds:.0f} s of SIGTERM, and was killed.\n", *waits(self.process.pid)]
+            found = [f"It did not end within {seconds:g} s of SIGTERM, and was killed.\n", *waits(self.process.pid)]
             os.killpg(self.process.pid, signal.SIGKILL)
             code = self.process.wait()
         self._reader.join(seconds)

@@ -40,6 +40,8 @@ def serve(port: int) -> None:
             server.process.wait()
         except KeyboardInterrupt:
             print("\nStopping; a picture that is being drawn is finished first ...", file=sys.stderr)
+            if server.stop() != 0:
+                raise ServerError(server.end()) from None
             raise
         raise ServerError(f"the server ended with exit code {server.process.returncode}")
 

@@ -26,6 +26,7 @@ SETTING = "PASTEL_WATCHDOG"
 IDLE_SECONDS = 20.0
 """Cog needs a few seconds to read inputs of 100 MB before it calls `predict`."""
 LOOK_SECONDS = 2.0
+"""Half of what the setting says, where that is less."""
 DEAD_SECONDS = 2.0
 """How long a server may be unhealthy after its worker is gone."""
 SILENT_SECONDS = 120.0
@@ -90,12 +91,13 @@ def watch(server: int, worker: int, port: int, idle_seconds: float) -> None:
         "it is busy, and nothing runs": idle_seconds,
         "it fetches the files of a request without an end": FETCHING_SECONDS,
     }
+    look = max(0.1, min(LOOK_SECONDS, idle_seconds / 2))
     running, ill, since = False, "", time.monotonic()
     handle = os.pidfd_open(server)
     poll = select.poll()
     poll.register(handle, select.POLLIN)  # readable when the process ends
     os.set_blocking(sys.stdin.fileno(), False)
-    while not poll.poll(LOOK_SECONDS * 1000):
+    while not poll.poll(look * 1000):
         told = _told()
         running = told.endswith(b"+") if told else running
         state = status(port)

@@ -1,6 +1,7 @@
 """One real Cog server with the embedded model serves all tests that do not need their own.
 
-The tests of that server share a worker, so only one is started. Tests with a server of their own run on another worker.
+The tests of that server share a worker, so only one is started, and so do those of the one browser. Tests with servers
+of their own wait a lot: each of their files goes to any worker.
 """
 
 import os
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.models.loader import load
+from pipelines.models.model import Model
 from script.cog_server import CogServer
 from script.schema import ROOT
+from weights_script.resolve import resolve
 
 HERE = Path(__file__).parent
 StartServer = Callable[[Mapping[str, str]], CogServer]
@@ -23,8 +27,9 @@ StartServer = Callable[[Mapping[str, str]], CogServer]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
-            shared = "server" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("shared server" if shared else "own server"))
+            used = getattr(item, "fixturenames", ())
+            name = next((name for name in ("shared_server", "page") if name in used), item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +62,12 @@ def shared_server(
         yield server
         assert server.process.poll() is None, f"before it was told to: {server.end(3000)}"
     assert server.process.returncode == 0, server.end(3000)
+
+
+@pytest.fixture(scope="session")
+def networks(embedded_default: None) -> Model:
+    """The embedded model in this process, for files that fit it. Nobody changes it."""
+    return load(resolve(None, None).files)
 
 
 @pytest.fixture

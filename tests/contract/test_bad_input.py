@@ -1,5 +1,6 @@
 """Every bad input gets a 422 or one error with field, value, rule and fix, and does not affect the next prediction."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,10 +9,17 @@ from script.cog_server import CogServer, Reply, reasons
 from tests.contract.pictures import DRAFT, HIRES, ask, draw, parameters, picture
 
 
-@pytest.fixture(autouse=True)
-def the_next_one_is_unaffected(server: CogServer) -> Any:
+@pytest.fixture(scope="module", autouse=True)
+def the_last_one_is_unaffected(shared_server: CogServer) -> Iterator[None]:
+    """Those that are drawn show it of what came before them."""
     yield
-    draw(server, DRAFT | {"num_inference_steps": 1, "width": 64, "height": 64})
+    draw(shared_server, DRAFT)
+
+
+@pytest.fixture
+def the_next_one_is_unaffected(server: CogServer) -> Iterator[None]:
+    yield
+    draw(server, DRAFT | {"num_inference_steps": 1})
 
 
 @pytest.mark.parametrize(
@@ -44,6 +52,7 @@ def test_the_schema_lists_every_field_that_is_wrong(
     assert sorted(reason.partition(":")[0] for reason in reasons(reply.body)) == fields
 
 
+@pytest.mark.usefixtures("the_next_one_is_unaffected")
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -62,6 +71,7 @@ def test_the_request_names_field_rule_and_fix(server: CogServer, inputs: dict[st
     assert [word for word in words if word not in told] == [], told
 
 
+@pytest.mark.usefixtures("the_next_one_is_unaffected")
 def test_too_many_pixels_are_refused_before_anything_is_planned(server: CogServer) -> None:
     reply = ask(server, HIRES | {"width": 2048, "height": 2048})
     assert reply.body["status"] == "failed"

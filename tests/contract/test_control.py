@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from pipelines.models.loader import load
+from pipelines.models.model import Model
 from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from tests.contract.pictures import DRAFT, ask, draw, parameters, picture
@@ -19,16 +19,15 @@ from tests.controls import (
     random_t2i,
     write,
 )
-from weights_script.resolve import resolve
 
 Inputs = dict[str, object]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+def inputs(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """A random ControlNet of the embedded model and a picture, as data URIs."""
-    unet = load(resolve(None, None).files).unet.network
-    file = write(tmp_path_factory.mktemp("control") / "some.safetensors", random_control(unet))
+    control = random_control(networks.unet.network)
+    file = write(tmp_path_factory.mktemp("control") / "some.safetensors", control)
     return DRAFT | {"prompt": "a boat", "files": [data_uri(file.path)], "control_images": [uri(IMAGE)]}
 
 
@@ -69,9 +68,9 @@ def test_two_at_once_with_a_picture_each(server: CogServer, inputs: Inputs) -> N
 
 
 def test_adapters_are_known_by_their_content_and_their_block_brings_them_back(
-    server: CogServer, inputs: Inputs, tmp_path: Path
+    server: CogServer, inputs: Inputs, networks: Model, tmp_path: Path
 ) -> None:
-    unet = load(resolve(None, None).files).unet.network
+    unet = networks.unet.network
     adapter = write(tmp_path / "a.safetensors", by_authors_names(random_t2i(unet)))
     encoder = write(tmp_path / "b.safetensors", dict(random_image_encoder().state_dict()))
     torch.save(random_ip_adapter(unet), tmp_path / "c.bin")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.models.loader import load
+from pipelines.models.model import Model
 from script.client import data_uri
 from script.cog_server import CogServer, reasons
 from script.schema import ROOT
@@ -16,9 +16,8 @@ from weights_script.resolve import resolve
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
+def lora(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random LoRA of the embedded model, as a data URI."""
-    networks = load(resolve(None, None).files)
     path = tmp_path_factory.mktemp("lora") / "some.safetensors"
     return data_uri(write(path, kohya(networks.unet.network, networks.text.model)).path)
 
@@ -35,8 +34,7 @@ def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) 
     assert again["metrics"]["not_honoured"] == []
 
 
-def test_what_is_left_over_in_a_lora_is_told(server: CogServer, tmp_path: Path) -> None:
-    networks = load(resolve(None, None).files)
+def test_what_is_left_over_in_a_lora_is_told(server: CogServer, networks: Model, tmp_path: Path) -> None:
     tensors = kohya(networks.unet.network, networks.text.model) | {"lora_unet_nowhere.lora_up.weight": torch.ones(2)}
     file = data_uri(write(tmp_path / "more.safetensors", tensors).path)
     told = r"files='[^']*': 1 of its 10 tensors are unknown and left out: lora_unet_nowhere\.lora_up\.weight"

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.runtime.watchdog import LOOK_SECONDS
 from script.cog_server import CogServer, reasons
 from script.hostile import workers
 from tests.contract.conftest import StartServer
@@ -81,12 +80,13 @@ def test_a_server_that_loses_its_folder_and_then_its_worker(start_server: StartS
 
 def test_an_id_that_takes_the_only_slot_ends_the_server(start_server: StartServer) -> None:
     """And a prediction that lasts longer than a slot may be taken does not, nor the time without any."""
-    server = start_server({"PASTEL_WATCHDOG": "1"})
+    seconds = 2.0  # of which the watchdog looks after each half
+    server = start_server({"PASTEL_WATCHDOG": str(seconds)})
     server.wait_until_ready()
-    begun = time.monotonic()
-    while time.monotonic() < begun + 3 * LOOK_SECONDS:
-        draw(server, DRAFT | {"num_inference_steps": 20})
-    time.sleep(2 * LOOK_SECONDS)
+    long = LONG
+    while draw(server, long)["metrics"]["predict_time"] < 1.5 * seconds:
+        long = long | {"width": long["width"] + 64}
+    time.sleep(1.5 * seconds)
     server.wait_until_ready(GUARD_SECONDS)
     reply = server.request("POST", "/predictions", {"id": "a\0b", "input": DRAFT})
     assert "Failed to create output dir" in reply.body["error"]

@@ -13,21 +13,19 @@ from script.hostile import workers
 from tests import attacks
 from tests.contract.pictures import DRAFT, ask, assert_ready_soon, draw
 
-SIZE_MAX = 30_000_000
-"""Bytes of an attack that is sent; base64 takes a third more, and the server takes bodies of 100 MB."""
 GUARD_SECONDS = 180
 """A guard against hangs. What a refusal costs is compared in tests/tiny."""
 CANCEL_SECONDS = 20
 """Less than the 30 s after which a process that decodes is given up, and a hundred times what a cancel takes."""
-SENT = (
-    "a deep tuple as a key",
-    "texts encoded in a chain",
-    "many names for one dict",
-    "a name of 9 million characters in a pickle",
-    "900,000 empty tensors",
-    "a header of lists, shorter",
-    "a zip of many members",
-)
+SENT: dict[str, attacks.Make] = {
+    "a deep tuple as a key": attacks.WEIGHTS["a deep tuple as a key"],
+    "texts encoded in a chain": attacks.WEIGHTS["texts encoded in a chain"],
+    "many names for one dict": attacks.WEIGHTS["many names for one dict"],
+    "a name of 9 million characters in a pickle": attacks.WEIGHTS["a name of 9 million characters in a pickle"],
+    "250,000 empty tensors": lambda: attacks.empty_tensors(250_000),  # its header is no longer than it may be
+    "a header of lists, shorter": attacks.WEIGHTS["a header of lists, shorter"],
+    "a zip of many members": attacks.WEIGHTS["a zip of many members"],
+}
 """Attacks that ended the worker, or kept it, before; tests/tiny tries all."""
 
 
@@ -54,9 +52,7 @@ def memory(server: CogServer) -> int:
 
 @pytest.mark.parametrize("name", SENT)
 def test_an_attack_by_weights_is_refused(server: CogServer, name: str) -> None:
-    content, before = attacks.WEIGHTS[name](), workers(server)
-    if len(content) > SIZE_MAX:
-        content = content[:SIZE_MAX]
+    content, before = SENT[name](), workers(server)
     attack = {"prompt": "a mine sky", "files": [uri(content)], "generation_data": "File names: mine"}
     assert "files=" in told(server, attack)
     assert workers(server) == before
@@ -116,7 +112,7 @@ def test_what_was_sent_leaves_nothing_behind(server: CogServer) -> None:
     """The last of these tests: the picture, the worker and its memory are those of before."""
     (before,) = draw(server, DRAFT)["output"]
     held = memory(server)
-    for content in (attacks.WEIGHTS["900,000 empty tensors"]()[:SIZE_MAX], attacks.WEIGHTS["a header of texts"]()):
+    for content in (SENT["250,000 empty tensors"](), attacks.WEIGHTS["a header of texts"]()):
         told(server, {"prompt": "a mine sky", "files": [uri(content)], "generation_data": "File names: mine"})
     told(server, {"image": uri(attacks.PICTURES["pixels that are not there"]())})
     assert draw(server, DRAFT)["output"] == [before]

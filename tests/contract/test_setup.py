@@ -1,18 +1,20 @@
-"""Servers that cannot start, and one that is told to stop while it draws."""
+"""Servers that cannot start, and one that does not end. tests/unit/test_resolve.py has more reasons."""
 
+import re
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from script.cog_server import ServerError
 from tests.contract.conftest import StartServer
-from tests.contract.pictures import DRAFT, picture
+from tests.contract.pictures import DRAFT
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("COG_WEIGHTS", "/nonexistent/model.safetensors", ["/nonexistent/model.safetensors"]),
         ("COG_WEIGHTS", "broken.safetensors", ["broken.safetensors", "safetensors file"]),
         ("PASTEL_MODEL", "pastel-mixx", ["PASTEL_MODEL", "pastel-mixx", "pastel-mix"]),
     ],
@@ -30,15 +32,14 @@ def test_a_model_that_cannot_be_had_fails_setup(
     assert [word for word in words if word not in said] == [], said
     assert server.status() == "SETUP_FAILED"
     assert server.predict(DRAFT).status == 503
+    assert server.stop() == 0
 
 
-def test_sigterm_lets_the_running_prediction_finish(start_server: StartServer) -> None:
+def test_a_server_that_must_be_killed_tells_what_it_waited_for(start_server: StartServer) -> None:
     server = start_server({})
-    server.wait_until_ready()
-    events = server.events("last", DRAFT | {"num_inference_steps": 20})
-    next(event for event in events if event.name == "log")
-    server.process.terminate()
-    *_, done = events
-    assert done.data["status"] == "succeeded"
-    assert picture(done.data["output"][0]).size == (64, 64)
-    assert server.process.wait(100) == 0
+    psutil.Process(server.process.pid).suspend()
+    assert server.stop(0.1) == -signal.SIGKILL
+    told = server.end(3000)
+    assert "ended with exit code -9: " in told
+    assert "did not end within 0.1 s of SIGTERM" in told
+    assert re.search(rf"^{server.process.pid} \S+ -m cog\.server\.http .*: 1 x \S+ in \S+", told, re.M), told
