@@ -129,6 +129,7 @@ def render(
             upscaler=upscaler,
             show_phases=show_phases,
             watch=watch,
+            unseeded=given.unseeded,
         )
         yield from _phases(drawing, given)
 

@@ -1,6 +1,5 @@
 """What a pass starts from: a picture's latents, the mask, and further inputs of inpainting, depth and unCLIP models."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,6 @@ from pipelines.errors import InvalidInput
 from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS, LATENT_CHANNELS
 from pipelines.images.masks import Canvas, latent_mask
 from pipelines.images.reading import resize
-from pipelines.models.vae import VAE
 from pipelines.sampling.denoiser import LatentMask, Stage
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import Prompts
@@ -32,6 +30,8 @@ class Given:
     condition: Tensor | None = None
     """What the first pass's UNet gets about the picture: channels in addition to the latents (1, n, h, w), or an unCLIP
     model's vectors (B or 1, k)."""
+    unseeded: torch.Generator | None = None
+    """In place of such tensors: the state of torch's generator from which WebUI drew the noise of the encoding."""
 
 
 NOTHING_GIVEN = Given()
@@ -57,7 +57,7 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
         return Start()
     part, seeds = drawing.plan.first, drawing.plan.seeds
     if given is None:
-        latents = _encoded(drawing.model.vae, canvas.picture, part, seeds)
+        latents = _encoded(drawing, canvas.picture, part)
     else:
         latents = _checked("init_latent", given, (len(seeds), *part.latent_shape)).to(drawing.place)
     if canvas.mask is None or settings.mask is None:
@@ -100,7 +100,7 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
     """Return the mask and the picture around it, (1, 5, h, w).
 
     Without a mask everything counts as masked. The masked part becomes grey, to the degree that the conditional mask
-    weight says. WebUI adds the encoder's noise, which it does not seed; it is left out here.
+    weight says. WebUI adds the encoder's noise, which it does not seed; it is left out unless it is given.
     """
     settings, size = drawing.request.image, (part.width, part.height)
     masked, pixels = torch.ones(1, part.height, part.width), torch.full((3, part.height, part.width), 0.5)
@@ -110,7 +110,9 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
             masked = masked if settings.mask.soft else masked.round()
         picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
         pixels = pixels.lerp(_pixels(picture), 1 - masked * drawing.request.mask_weight)
-    kept = drawing.model.vae.encode(pixels, torch.zeros(part.latent_shape))
+    unseeded = drawing.unseeded
+    noise = torch.randn(part.latent_shape, generator=unseeded) if unseeded else torch.zeros(part.latent_shape)
+    kept = drawing.model.vae.encode(pixels, noise)
     small = F.interpolate(masked[None], size=kept.shape[1:]).to(kept.device)
     return torch.cat([small, kept[None]], dim=1)
 
@@ -141,21 +143,28 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
         return None
     if canvas is None:
         return torch.zeros(len(seeds), prompt.width, device=drawing.place)
-    return prompt.vectors(_pixels(canvas.picture), drawing.request.image_noise_level, seeds)
+    noise = _noise(drawing, (prompt.width // 2,))
+    return prompt.vectors(_pixels(canvas.picture)[None], drawing.request.image_noise_level, noise)
 
 
-def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:
-    """Encode a picture to scaled latents (B, 4, h, w). Resize them if the picture's size is not that of the pass.
-
-    The posterior's noise is drawn from each image's seed. WebUI does not seed it, so this cannot be compared.
-    """
-    pixels, latents = _pixels(picture), []
-    for seed in seeds:
-        shape = 4, picture.height // LATENT_PIXELS, picture.width // LATENT_PIXELS
-        latents.append(vae.encode(pixels, torch.randn(shape, generator=torch.Generator().manual_seed(seed))))
+def _encoded(drawing: Drawing, picture: Image.Image, part: PassPlan) -> Tensor:
+    """Encode a picture to scaled latents (B, 4, h, w). Resize them if the picture's size is not that of the pass."""
+    pixels = _pixels(picture)
+    noise = _noise(drawing, (4, picture.height // LATENT_PIXELS, picture.width // LATENT_PIXELS))
     size = part.latent_shape[1:]
-    stacked = torch.stack(latents)
+    stacked = torch.stack([drawing.model.vae.encode(pixels, each) for each in noise])
     return stacked if stacked.shape[2:] == size else F.interpolate(stacked, size=size, mode="bilinear")
+
+
+def _noise(drawing: Drawing, shape: tuple[int, ...]) -> Tensor:
+    """Return noise for every image of the batch (B, *shape). WebUI does not seed it.
+
+    Here each image's noise has its own seed, so that it is the same in any batch.
+    """
+    if drawing.unseeded:
+        return torch.randn((len(drawing.plan.seeds), *shape), generator=drawing.unseeded)
+    seeds = drawing.plan.seeds
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _pixels(picture: Image.Image) -> Tensor:

@@ -26,6 +26,7 @@ from pipelines.families.sd2 import SD2
 from pipelines.infotext.asked import Pictures
 from pipelines.infotext.writing import of_picture
 from pipelines.models.depth import prepared_size
+from pipelines.models.image_prompt import blurred
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
@@ -260,6 +261,19 @@ def test_variations_follow_the_picture_the_noise_over_it_and_the_prompt(unclip: 
     assert all(not torch.allclose(plain, latents(unclip, other), atol=1e-4) for other in others)
     assert unclip.settings["denoising_strength"] == 1
     assert unclip.settings["guidance_scale"] == 10
+
+
+def test_a_picture_is_blurred_along_the_axes_that_shrink() -> None:
+    """As kornia does: no wider than the shrinking needs, and the border is mirrored."""
+    picture = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(blurred(picture, 96), picture)
+    sigma = (96 / 32 - 1) / 2
+    weights = np.exp(-(np.arange(-2, 3) ** 2) / (2 * sigma**2))
+    rows = picture.numpy()[0, 0]
+    padded = np.pad(rows, ((0, 0), (2, 2)), mode="reflect")
+    wide = sum(w * padded[:, k : k + 96] for k, w in enumerate(weights / weights.sum()))
+    assert np.allclose(blurred(picture[:, :, :32], 32)[0, 0], wide[:32], atol=1e-6), "only across"
+    assert not np.allclose(blurred(picture, 32)[0, 0], wide, atol=1e-3), "and down"
 
 
 def test_a_hires_pass_of_every_form(unclip: Model, depth: Model, tmp_path: Path) -> None:
