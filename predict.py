@@ -397,7 +397,11 @@ class Predictor(BasePredictor):
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan))))
+        say(
+            "\n".join(
+                (f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan, request.mask_weight))
+            )
+        )
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.__main__ import tensors_of
+from pipelines.__main__ import FIRST_CONDITION, HIRES_NAME, tensors_of
 from pipelines.ask.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import Extras, in_folders
@@ -236,10 +236,11 @@ def _given(case: Json, expected: Mapping[str, Tensor], images: int) -> Given:
     """Return what WebUI drew without a seed: the state that its generator had, or else the tensors themselves."""
     if (seed := case.get("torch_global_seed_before")) is not None:
         return Given(unseeded=torch.Generator().manual_seed(seed))
-    told = next((tensor for name, tensor in expected.items() if name.endswith("image_cond")), None)
-    if told is not None:
-        told = told[:images] if told.dim() == 2 else told[:1]  # the file also has rows for the negative prompt
-    return Given(expected.get("0_img2img_init_latent"), told)
+    first = next((expected[name] for name in FIRST_CONDITION if name in expected), None)
+    hires = expected.get(f"{HIRES_NAME}_image_cond")
+    # the rows below the images' are the negative prompt's
+    first, hires = (None if each is None else each[:images] for each in (first, hires))
+    return Given(expected.get("0_img2img_init_latent"), first, hires)
 
 
 @torch.inference_mode()

@@ -36,9 +36,9 @@ def with_depth(model: Model, pictures: Pictures) -> Pictures:
     return pictures
 
 
-def beyond_webui(model: Model, plan: HighresPlan) -> list[str]:
+def beyond_webui(model: Model, plan: HighresPlan, mask_weight: float) -> list[str]:
     """Return lines for the log about what is drawn here but is an error in WebUI."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
-    if upscale and upscale.latent and channels == INPAINTING_CHANNELS:
+    if upscale and upscale.latent and channels == INPAINTING_CHANNELS and mask_weight >= 1:
         return [f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."]
     return []
