@@ -48,7 +48,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
         controls=tuple(picture.read(path, "control") for path in options.control),
     )
     check_image(model, pictures)
-    pictures = pictures if data.controls else with_depth(model, pictures)
+    pictures = with_depth(model, pictures, controlled=bool(data.controls))
     inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})

@@ -388,8 +388,10 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
     check_image(model_of(noise), Pictures())
     blind = replace(depth, depth=None)
     with pytest.raises(InvalidInput, match="control_images='': this checkpoint has no depth estimator"):
-        with_depth(blind, Pictures(image=PICTURE))
-    shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)))
+        with_depth(blind, Pictures(image=PICTURE), controlled=False)
+    with pytest.raises(InvalidInput, match="no controls: they cannot be combined with your own map"):
+        with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
+    shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
 
 
