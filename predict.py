@@ -357,8 +357,10 @@ class Predictor(BasePredictor):
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before any network is fetched
         check_image(self.networks, pictures)
+        if asked.controls:
+            with_depth(self.networks, pictures, controlled=True)  # before any network is fetched, too
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
-        pictures = pictures if asked.controls else with_depth(self.networks, pictures)
+        pictures = with_depth(self.networks, pictures, controlled=bool(asked.controls))
         self.not_honoured: list[str] = []
         if asked.data.whole:
             found = obstacles(asked, self.networks.identity, pictures, extras)
@@ -397,7 +399,11 @@ class Predictor(BasePredictor):
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan))))
+        say(
+            "\n".join(
+                (f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan, request.mask_weight))
+            )
+        )
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()

@@ -36,6 +36,7 @@ from weights_script.resolve import upscaler_file
 
 PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}
 HIRES_NAME = "1_hires"
+FIRST_CONDITION = tuple(f"{name}_image_cond" for name in PASS_NAMES.values())
 
 
 def read_request(path: Path, model: Model, options: argparse.Namespace) -> GenerationRequest:
@@ -47,7 +48,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
         controls=tuple(picture.read(path, "control") for path in options.control),
     )
     check_image(model, pictures)
-    pictures = pictures if data.controls else with_depth(model, pictures)
+    pictures = with_depth(model, pictures, controlled=bool(data.controls))
     inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
     asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
     asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
@@ -62,10 +63,11 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
 
 def read_given(options: argparse.Namespace) -> Given:
     """Read the tensors that the options give in place of the encoded --init. Raises InvalidInput."""
-    latents, condition = options.init_latent, options.image_cond
+    latents, condition, hires = options.init_latent, options.image_cond, options.hires_image_cond
     return Given(
         latents=_tensor(latents, "init_latent", ("init_latent", "img2img_init")) if latents else None,
-        condition=_tensor(condition, "image_cond", ("image_cond",)) if condition else None,
+        condition=_tensor(condition, "image_cond", FIRST_CONDITION) if condition else None,
+        hires_condition=_tensor(hires, "hires_image_cond", (f"{HIRES_NAME}_image_cond",)) if hires else None,
     )
 
 
@@ -74,7 +76,7 @@ def _tensor(path: Path, name: str, endings: tuple[str, ...]) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            fitting = [each for each in names if each.endswith(endings)]
+            fitting = [each for each in names if each.endswith(endings) or each == name]
             if not fitting and len(names) > 1:
                 raise ValueError(f"holds {len(names)} tensors, none of which is called {name}")
             tensor: Tensor = file.get_tensor((fitting or names)[0])
@@ -175,6 +177,12 @@ def arguments() -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="what an inpainting, depth or unCLIP model gets about the picture, in place of what --init gives",
+    )
+    parser.add_argument(
+        "--hires-image-cond",
+        type=Path,
+        metavar="FILE",
+        help="the same for the hires pass; may be the same file",
     )
     parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how to bring --init to the size to draw")
     parser.add_argument("--num-outputs", type=int, default=1, help="pictures per file, with consecutive seeds")

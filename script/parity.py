@@ -1,8 +1,8 @@
 """Draw the cases that WebUI itself computed and compare noise, conditioning, latents, pictures and infotexts.
 
 A folder of reference cases contains a checkpoint, `settings.json` (options, parameters and infotexts by case) and
-`cases/NAME.safetensors` (the tensors of each pass). Passes from a picture start from the case's own latents, because
-WebUI draws the encoder's noise without a seed.
+`cases/NAME.safetensors` (the tensors of each pass). WebUI draws the encoder's noise without a seed. Where the state of
+its generator is known, the same noise is drawn; other passes from a picture start from the case's own latents.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.__main__ import tensors_of
+from pipelines.__main__ import FIRST_CONDITION, HIRES_NAME, tensors_of
 from pipelines.ask.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import Extras, in_folders
@@ -43,6 +43,7 @@ from pipelines.drawing.phases import BASE, PassResult, Picture, render
 from pipelines.drawing.start import Given
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
+from pipelines.models.depth import DepthEstimator
 from pipelines.models.loader import load, sha256_of
 from pipelines.models.model import Model
 
@@ -206,7 +207,9 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
         _compare_canvas(found, model, prepare(request.image, plan.final_size), expected)
-    for event in render(model, request, plan, given=_given(expected, len(plan.seeds))):
+    if "depth_map" in expected:
+        model = replace(model, depth=_Estimated(expected["depth_map"]))
+    for event in render(model, request, plan, given=_given(case, expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -219,12 +222,25 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
     return found
 
 
-def _given(expected: Mapping[str, Tensor], images: int) -> Given:
-    """Return what WebUI drew without a seed: the encoder's noise, and the noise over an unCLIP model's embedding."""
-    told = next((tensor for name, tensor in expected.items() if name.endswith("image_cond")), None)
-    if told is not None:
-        told = told[:images] if told.dim() == 2 else told[:1]  # the file also has rows for the negative prompt
-    return Given(expected.get("0_img2img_init_latent"), told)
+class _Estimated(DepthEstimator):
+    """Takes MiDaS's place, as it did in WebUI: the depth of every picture is that of the case."""
+
+    def __init__(self, depth: Tensor) -> None:
+        self._depth = depth
+
+    def depth(self, picture: Image.Image) -> Tensor:
+        return self._depth
+
+
+def _given(case: Json, expected: Mapping[str, Tensor], images: int) -> Given:
+    """Return what WebUI drew without a seed: the state that its generator had, or else the tensors themselves."""
+    if (seed := case.get("torch_global_seed_before")) is not None:
+        return Given(unseeded=torch.Generator().manual_seed(seed))
+    first = next((expected[name] for name in FIRST_CONDITION if name in expected), None)
+    hires = expected.get(f"{HIRES_NAME}_image_cond")
+    # the rows below the images' are the negative prompt's
+    first, hires = (None if each is None else each[:images] for each in (first, hires))
+    return Given(expected.get("0_img2img_init_latent"), first, hires)
 
 
 @torch.inference_mode()

@@ -100,6 +100,7 @@ def _families(folder: Path) -> Table:
     return {
         name: _case(folder, name, case)
         | {"checkpoint": case["checkpoint"], "floor": floor.get(name, {}).get("1_hires_latent")}
+        | {key: case[key] for key in ("torch_global_seed_before",) if key in case}
         for name, case in _read(folder / "settings.json").items()
         if case["checkpoint"] in CHECKPOINTS and "error" not in case
     }

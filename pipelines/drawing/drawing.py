@@ -45,6 +45,8 @@ class Drawing:
     show_phases: bool
     """Whether the draft and the enlarged picture are also returned."""
     watch: Stopwatch
+    unseeded: torch.Generator | None = None
+    """Draws the noise that WebUI does not seed. None: it comes from each image's seed, or is left out."""
 
     @cached_property
     def depth(self) -> Tensor:

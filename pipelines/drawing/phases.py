@@ -17,7 +17,7 @@ from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import Drawing, PassNetworks
-from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, extra_channels, first_stage, start_from
+from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, first_stage, hires_stage, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -129,6 +129,7 @@ def render(
             upscaler=upscaler,
             show_phases=show_phases,
             watch=watch,
+            unseeded=given.unseeded,
         )
         yield from _phases(drawing, given)
 
@@ -164,10 +165,10 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
-        start = Start((yield from _upscale(drawing, latents)))
+        upscaled, enlarged = yield from _upscale(drawing, latents)
         with drawing.using(hires_networks):
-            stage = Stage(model, hires_prompts, extra_channels(drawing, plan.hires, None), stage.vectors)
-            latents = yield from _sample(drawing, plan.hires, REFINE, [stage], start)
+            stage = hires_stage(drawing, hires_prompts, given, stage, upscaled, enlarged)
+            latents = yield from _sample(drawing, plan.hires, REFINE, [stage], Start(upscaled))
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)
     yield Finished(watch.seconds())
@@ -279,11 +280,14 @@ START = {False: _sigma_start, True: _timestep_start}
 """How a pass begins, by whether its sampler uses timesteps."""
 
 
-def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, Tensor]:
-    """Run phase 2 and return the latents for the hires pass to refine. Decode only what is shown or needed."""
+def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, tuple[Tensor, list[Pixels]]]:
+    """Run phase 2. Return the latents for the hires pass to refine and, after a pixel upscaler, the enlarged pictures.
+
+    Decode only what is shown or needed.
+    """
     upscale, vae, watch = drawing.plan.upscale, drawing.model.vae, drawing.watch
     assert upscale is not None
-    drafts: list[Pixels] = []
+    drafts, enlarged = list[Pixels](), list[Pixels]()
     if drawing.show_phases or not upscale.latent:
         drafts = [vae.decode(latent) for latent in latents]
     if drawing.show_phases:
@@ -300,7 +304,7 @@ def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, Tensor
     if drawing.show_phases:
         yield from _decode(drawing, start, UPSCALED, UPSCALE)
     watch.mark(UPSCALE)
-    return start
+    return start, enlarged
 
 
 def _doubled(drawing: Drawing, latents: Tensor, upscaler: LatentUpscaler) -> Generator[Event, None, Tensor]:

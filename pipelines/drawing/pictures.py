@@ -21,24 +21,26 @@ def check_image(model: Model, pictures: Pictures) -> None:
         raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
 
 
-def with_depth(model: Model, pictures: Pictures) -> Pictures:
-    """Return the pictures of a request without ControlNets. With a depth model, a control image is used as depth map.
+def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
+    """Return a request's pictures. With a depth model and no ControlNets, a control image is used as depth map.
 
     Raises InvalidInput if a depth model has neither a map nor a network to estimate one.
     """
     if not draws_by_depth(model):
         return pictures
-    if len(pictures.controls) == 1:
+    if len(pictures.controls) == 1 and not controlled:
         return replace(pictures, depth=pictures.controls[0], controls=())
     if model.depth is None:
         rule = "this checkpoint has no depth estimator"
-        raise InvalidInput("control_images", "", rule, "Send a depth map of the image, white for what is nearest.")
+        fix = "Send a depth map of the image, white for what is nearest"
+        fix += ", and no controls: they cannot be combined with your own map." if controlled else "."
+        raise InvalidInput("control_images", "", rule, fix)
     return pictures
 
 
-def beyond_webui(model: Model, plan: HighresPlan) -> list[str]:
+def beyond_webui(model: Model, plan: HighresPlan, mask_weight: float) -> list[str]:
     """Return lines for the log about what is drawn here but is an error in WebUI."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
-    if upscale and upscale.latent and channels == INPAINTING_CHANNELS:
+    if upscale and upscale.latent and channels == INPAINTING_CHANNELS and mask_weight >= 1:
         return [f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."]
     return []

@@ -15,8 +15,8 @@ from pipelines.drawing.drawing import Drawing
 from pipelines.errors import InvalidInput
 from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS, LATENT_CHANNELS
 from pipelines.images.masks import Canvas, latent_mask
-from pipelines.images.reading import resize
-from pipelines.models.vae import VAE
+from pipelines.images.reading import Pixels, resize
+from pipelines.models.image_prompt import ImagePrompt
 from pipelines.sampling.denoiser import LatentMask, Stage
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import Prompts
@@ -32,6 +32,10 @@ class Given:
     condition: Tensor | None = None
     """What the first pass's UNet gets about the picture: channels in addition to the latents (1, n, h, w), or an unCLIP
     model's vectors (B or 1, k)."""
+    hires_condition: Tensor | None = None
+    """The same for the hires pass, (B or 1, n, h, w) or (B or 1, k)."""
+    unseeded: torch.Generator | None = None
+    """In place of such tensors: the state of torch's generator from which WebUI drew the noise of the encoding."""
 
 
 NOTHING_GIVEN = Given()
@@ -57,7 +61,7 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
         return Start()
     part, seeds = drawing.plan.first, drawing.plan.seeds
     if given is None:
-        latents = _encoded(drawing.model.vae, canvas.picture, part, seeds)
+        latents = _encoded(drawing, canvas.picture, part)
     else:
         latents = _checked("init_latent", given, (len(seeds), *part.latent_shape)).to(drawing.place)
     if canvas.mask is None or settings.mask is None:
@@ -79,19 +83,52 @@ def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
 
     Raises InvalidInput for a given condition of another shape.
     """
-    model, part, condition = drawing.model, drawing.plan.first, given.condition
-    if condition is None:
+    model, part = drawing.model, drawing.plan.first
+    if given.condition is None:
         return Stage(model, prompts, extra_channels(drawing, part, drawing.canvas), image_vectors(drawing))
+    return _given_stage(drawing, prompts, part, given.condition)
+
+
+def hires_stage(
+    drawing: Drawing, prompts: Prompts, given: Given, first: Stage, start: Tensor, enlarged: Sequence[Pixels]
+) -> Stage:
+    """Return the same for the hires pass. It starts from latents and, after a pixel upscaler, `enlarged` pictures.
+
+    Raises InvalidInput for a given condition of another shape.
+    """
+    model, part, upscale = drawing.model, drawing.plan.hires, drawing.plan.upscale
+    assert part is not None
+    assert upscale is not None
+    if given.hires_condition is not None:
+        return _given_stage(drawing, prompts, part, given.hires_condition)
+    # WebUI passes these from 0 to 1 where -1 to 1 is meant
+    seen = [(torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1) + 1) / 2 for pixels in enlarged]
+    vectors = first.vectors
+    if model.image_prompt is not None and seen and drawing.canvas is None:
+        vectors = _vectors_of(drawing, model.image_prompt, torch.stack(seen))
+    if model.unet.network.config.in_channels != INPAINTING_CHANNELS:
+        return Stage(model, prompts, extra_channels(drawing, part, None), vectors)
+    left, top = (side // 2 * LATENT_PIXELS for side in upscale.crop)
+    seen = [pixels[:, top : top + part.height, left : left + part.width] for pixels in seen]
+    if drawing.request.mask_weight < 1 and not seen:
+        seen = [model.vae.picture(latent).cpu() for latent in start]
+    masked = torch.ones(1, part.height, part.width)
+    return Stage(model, prompts, _around_mask(drawing, part, masked, seen), vectors)
+
+
+def _given_stage(drawing: Drawing, prompts: Prompts, part: PassPlan, condition: Tensor) -> Stage:
+    """Return a pass's model with what is given in place of the picture's channels or vectors."""
+    model, images = drawing.model, len(drawing.plan.seeds)
     if model.image_prompt is not None:
-        vectors = _checked("image_cond", condition, (len(drawing.plan.seeds), model.image_prompt.width))
+        vectors = _checked("image_cond", condition, (images, model.image_prompt.width))
         return Stage(model, prompts, vectors=vectors.to(drawing.place))
     channels = model.unet.network.config.in_channels - LATENT_CHANNELS
-    given_channels = _checked("image_cond", condition, (1, channels, *part.latent_shape[1:]))
+    given_channels = _checked("image_cond", condition, (images, channels, *part.latent_shape[1:]))
     return Stage(model, prompts, channels=given_channels.to(drawing.place))
 
 
 def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor | None:
-    """Return the UNet's channels in addition to the latents, (1, n, h, w); None if it has no such input."""
+    """Return the UNet's channels in addition to the latents, (B or 1, n, h, w); None if it has no such input."""
     make = EXTRA_CHANNELS.get(drawing.model.unet.network.config.in_channels)
     return make(drawing, part, canvas) if make else None
 
@@ -99,20 +136,33 @@ def extra_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> T
 def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None) -> Tensor:
     """Return the mask and the picture around it, (1, 5, h, w).
 
-    Without a mask everything counts as masked. The masked part becomes grey, to the degree that the conditional mask
-    weight says. WebUI adds the encoder's noise, which it does not seed; it is left out here.
+    Without a mask everything counts as masked.
     """
     settings, size = drawing.request.image, (part.width, part.height)
-    masked, pixels = torch.ones(1, part.height, part.width), torch.full((3, part.height, part.width), 0.5)
+    masked, seen = torch.ones(1, part.height, part.width), list[Tensor]()
     if canvas:
         if canvas.mask and settings and settings.mask:
             masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255)[None]
             masked = masked if settings.mask.soft else masked.round()
         picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
-        pixels = pixels.lerp(_pixels(picture), 1 - masked * drawing.request.mask_weight)
-    kept = drawing.model.vae.encode(pixels, torch.zeros(part.latent_shape))
-    small = F.interpolate(masked[None], size=kept.shape[1:]).to(kept.device)
-    return torch.cat([small, kept[None]], dim=1)
+        seen = [_pixels(picture)]
+    return _around_mask(drawing, part, masked, seen)
+
+
+def _around_mask(drawing: Drawing, part: PassPlan, masked: Tensor, seen: Sequence[Tensor]) -> Tensor:
+    """Return a mask (1, H, W) with each picture around it, (N, 5, h, w); grey if there are no pictures.
+
+    The masked part becomes grey, to the degree that the conditional mask weight says. WebUI adds the encoder's noise,
+    which it does not seed; it is left out unless it is given.
+    """
+    grey, unseeded = torch.full((3, part.height, part.width), 0.5), drawing.unseeded
+    kept = []
+    for pixels in [grey.lerp(each, 1 - masked * drawing.request.mask_weight) for each in seen] or [grey]:
+        noise = torch.randn(part.latent_shape, generator=unseeded) if unseeded else torch.zeros(part.latent_shape)
+        kept.append(drawing.model.vae.encode(pixels, noise))
+    latents = torch.stack(kept)
+    small = F.interpolate(masked[None], size=latents.shape[2:]).to(latents.device)
+    return torch.cat([small.expand(len(latents), -1, -1, -1), latents], dim=1)
 
 
 def _depth_channels(drawing: Drawing, part: PassPlan, _: Canvas | None) -> Tensor:
@@ -141,21 +191,32 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
         return None
     if canvas is None:
         return torch.zeros(len(seeds), prompt.width, device=drawing.place)
-    return prompt.vectors(_pixels(canvas.picture), drawing.request.image_noise_level, seeds)
+    return _vectors_of(drawing, prompt, _pixels(canvas.picture)[None])
 
 
-def _encoded(vae: VAE, picture: Image.Image, part: PassPlan, seeds: Sequence[int]) -> Tensor:
-    """Encode a picture to scaled latents (B, 4, h, w). Resize them if the picture's size is not that of the pass.
+def _vectors_of(drawing: Drawing, prompt: ImagePrompt, pictures: Tensor) -> Tensor:
+    """Return an unCLIP model's vectors (B, k) for pictures (B or 1, 3, H, W)."""
+    return prompt.vectors(pictures, drawing.request.image_noise_level, _noise(drawing, (prompt.width // 2,)))
 
-    The posterior's noise is drawn from each image's seed. WebUI does not seed it, so this cannot be compared.
-    """
-    pixels, latents = _pixels(picture), []
-    for seed in seeds:
-        shape = 4, picture.height // LATENT_PIXELS, picture.width // LATENT_PIXELS
-        latents.append(vae.encode(pixels, torch.randn(shape, generator=torch.Generator().manual_seed(seed))))
+
+def _encoded(drawing: Drawing, picture: Image.Image, part: PassPlan) -> Tensor:
+    """Encode a picture to scaled latents (B, 4, h, w). Resize them if the picture's size is not that of the pass."""
+    pixels = _pixels(picture)
+    noise = _noise(drawing, (4, picture.height // LATENT_PIXELS, picture.width // LATENT_PIXELS))
     size = part.latent_shape[1:]
-    stacked = torch.stack(latents)
+    stacked = torch.stack([drawing.model.vae.encode(pixels, each) for each in noise])
     return stacked if stacked.shape[2:] == size else F.interpolate(stacked, size=size, mode="bilinear")
+
+
+def _noise(drawing: Drawing, shape: tuple[int, ...]) -> Tensor:
+    """Return noise for every image of the batch (B, *shape). WebUI does not seed it.
+
+    Here each image's noise has its own seed, so that it is the same in any batch.
+    """
+    if drawing.unseeded:
+        return torch.randn((len(drawing.plan.seeds), *shape), generator=drawing.unseeded)
+    seeds = drawing.plan.seeds
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _pixels(picture: Image.Image) -> Tensor:

@@ -1,12 +1,12 @@
 """The second prompt of an unCLIP model: a picture's CLIP embedding with added noise.
 
 Ramesh et al. 2022 (https://arxiv.org/abs/2204.06125), with noise as in Stable unCLIP 2.1. A picture is prepared for the
-image tower as in WebUI: squeezed to a square, bicubic with antialiasing.
+image tower as in WebUI: squeezed to a square, bicubic, and blurred first where it shrinks.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ QUICK_WIDTH = 1024
 VIT_L_EMBEDDING = 768
 IMAGE_HEAD_CHANNELS = {1280: 80}
 """Channels per head, by width, if they are not the usual number: those of ViT-H/14."""
+SIGMA_MIN = 0.001
+"""The blur along an axis that does not shrink: none."""
 LEVELS = 1000
 """Number of noise levels, from no noise to only noise."""
 
@@ -62,27 +64,43 @@ class ImagePrompt(nn.Module):
         return 2 * int(self._tower.config.projection_dim)
 
     @torch.inference_mode()
-    def vectors(self, picture: Tensor, level: int, seeds: Sequence[int]) -> Tensor:
-        """Return a vector for each seed, (B, 2 * width), for a picture (3, H, W) in [0, 1].
+    def vectors(self, pictures: Tensor, level: int, noise: Tensor) -> Tensor:
+        """Return a vector for each row of noise (B, width), (B, 2 * width), for pictures (B or 1, 3, H, W) in [0, 1].
 
-        It consists of the picture's embedding with noise of this level, and the level's embedding. Each image's noise
-        has its own seed, so that it is the same in any batch.
+        It consists of the picture's embedding with noise of this level, and the level's embedding.
         """
         weight = self._tower.visual_projection.weight
-        embedding = self._tower(self._prepared(picture).to(weight)).image_embeds.float()
+        embedding = self._tower(self._prepared(pictures).to(weight)).image_embeds.float()
         mean, deviation = (value.to(embedding) for value in (self._spread.mean, self._spread.deviation))
         width = embedding.shape[1]
-        noise = torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         levels = torch.tensor([level])
         noised = self._noise.add_noise((embedding - mean) / deviation, noise.to(embedding), levels)
         told = get_timestep_embedding(levels, width, flip_sin_to_cos=True, downscale_freq_shift=0).to(embedding)
-        return torch.cat([noised * deviation + mean, told.expand(len(seeds), -1)], dim=1)
+        return torch.cat([noised * deviation + mean, told.expand(len(noise), -1)], dim=1)
 
-    def _prepared(self, picture: Tensor) -> Tensor:
-        """Prepare a picture for the tower, (1, 3, side, side)."""
+    def _prepared(self, pictures: Tensor) -> Tensor:
+        """Prepare pictures (N, 3, H, W) for the tower, (N, 3, side, side)."""
         side = self._tower.config.image_size
-        small = F.interpolate(picture[None], size=(side, side), mode="bicubic", antialias=True)
+        small = F.interpolate(blurred(pictures, side), size=(side, side), mode="bicubic", align_corners=True)
         return (small - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+
+
+def blurred(pictures: Tensor, side: int) -> Tensor:
+    """Blur pictures (N, 3, H, W) that are to be resized to a square of this side. Those that only grow are unchanged.
+
+    The rule is kornia's, which WebUI resizes with: a Gaussian along each axis, as wide as that axis shrinks.
+    """
+    if max(pictures.shape[2:]) <= side:
+        return pictures
+    for axis in (2, 3):
+        sigma = max((pictures.shape[axis] / side - 1) / 2, SIGMA_MIN)
+        reach = int(max(4 * sigma, 3)) // 2
+        weights = torch.exp(-(torch.arange(-reach, reach + 1).to(pictures) ** 2) / (2 * sigma**2))
+        shape, border = [1, 1, 1, 1], [0, 0, 0, 0]
+        shape[axis], border[6 - 2 * axis : 8 - 2 * axis] = len(weights), [reach, reach]
+        kernel = (weights / weights.sum()).view(shape).expand(pictures.shape[1], 1, *shape[2:])
+        pictures = F.conv2d(F.pad(pictures, border, mode="reflect"), kernel, groups=pictures.shape[1])
+    return pictures
 
 
 def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device) -> ImagePrompt | None:

@@ -65,6 +65,14 @@ class VAE:
         half = self.network.dtype != torch.float32
         return self._begin(latent, (lambda: self._in_float32(latent)) if half else None)
 
+    def picture(self, latent: Tensor) -> Tensor:
+        """Decode a latent (4, h, w) to (3, 8h, 8w), mostly in [0, 1], without rounding. Raises NonFiniteError."""
+        scaled = (latent / self.scale)[None].to(self.network.dtype)
+        image: Tensor = self._whole_or_tiled(lambda: self.network.decode(scaled)).sample[0].float()
+        if not image.isfinite().all():
+            return torch.from_numpy(self.decode(latent)).permute(2, 0, 1) / 255  # this tries float32, or tells why not
+        return (image + 1) / 2
+
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Encode pixels (3, H, W) in [0, 1] to a scaled latent (4, H/8, W/8), sampled with the given noise."""
         image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype, non_blocking=True)

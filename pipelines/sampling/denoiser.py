@@ -44,7 +44,7 @@ class Stage:
     model: Model
     prompts: Prompts
     channels: Tensor | None = None
-    """The UNet's input channels in addition to the latents, (1, n, h, w); None if it has none."""
+    """The UNet's input channels in addition to the latents, (B or 1, n, h, w); None if it has none."""
     vectors: Tensor | None = None
     """Vectors (B, k) for the prompt's rows, in addition to their tokens, if the model takes them. The negative prompt's
     rows get zeros."""

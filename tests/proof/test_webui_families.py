@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.plan import make_plan
 from pipelines.drawing.drawing import Drawing
-from pipelines.drawing.start import extra_channels
+from pipelines.drawing.start import extra_channels, image_vectors, scaled_depth, start_from
 from pipelines.images.masks import prepare
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -67,26 +67,57 @@ def test_case(compared: Callable[[str], Comparison], name: str) -> None:
     assert found.infotext
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sd2inp")])
-def test_what_an_inpainting_checkpoint_is_shown(model_of: Callable[[str], Model], name: str) -> None:
-    """WebUI encodes the picture with noise of no seed: the mask is equal, the latents are as near as that noise."""
-    require(f"cases/{name}.safetensors", folder=FOLDER)
+def drawing_of(model: Model, name: str, unseeded: torch.Generator | None) -> tuple[Drawing, dict[str, torch.Tensor]]:
     expected = load_file(FOLDER / "cases" / f"{name}.safetensors")
-    theirs = next(tensor for key, tensor in expected.items() if key.endswith("image_cond"))[:1]
     request = request_of(CASES[name], expected, extras_of(FOLDER))
     plan = make_plan(request)
-    canvas = prepare(request.image, plan.final_size) if request.image else None
     drawing = Drawing(
-        model=model_of(CASES[name]["checkpoint"]),
+        model=model,
         request=request,
         plan=plan,
-        canvas=canvas,
+        canvas=prepare(request.image, plan.final_size) if request.image else None,
         upscaler=None,
         show_phases=False,
         watch=Stopwatch(torch.device("cpu")),
+        unseeded=unseeded,
     )
-    with torch.inference_mode():
-        ours = extra_channels(drawing, plan.first, canvas)
+    return drawing, expected
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "torch_global_seed_before" in CASES[name]])
+@torch.inference_mode()
+def test_what_the_picture_becomes(model_of: Callable[[str], Model], name: str) -> None:
+    """Latents, and what the UNet gets about the picture, with the noise that WebUI drew. Depth needs MiDaS instead."""
+    require(f"cases/{name}.safetensors", folder=FOLDER)
+    unseeded = torch.Generator().manual_seed(CASES[name]["torch_global_seed_before"])
+    drawing, expected = drawing_of(model_of(CASES[name]["checkpoint"]), name, unseeded)
+    start = start_from(drawing, None).latents
+    assert start is not None
+    assert torch.allclose(start, expected["0_img2img_init_latent"], atol=1e-5, rtol=0)
+    theirs = expected.get("0_img2img_image_cond")
+    if theirs is None or "depth_map" in expected:
+        return
+    vectors = image_vectors(drawing)
+    ours = extra_channels(drawing, drawing.plan.first, drawing.canvas) if vectors is None else vectors
+    assert ours is not None
+    assert torch.allclose(ours, theirs[:1], atol=2e-5, rtol=0)
+
+
+def test_what_a_depth_map_becomes() -> None:
+    require("cases/sd2depth_i2i.safetensors", folder=FOLDER)
+    expected = load_file(FOLDER / "cases" / "sd2depth_i2i.safetensors")
+    theirs = expected["0_img2img_image_cond"][:1]
+    assert torch.equal(scaled_depth(expected["depth_map"], theirs.shape[2:]), theirs)
+
+
+@torch.inference_mode()
+def test_what_an_inpainting_checkpoint_is_shown_without_a_picture(model_of: Callable[[str], Model]) -> None:
+    """WebUI encodes grey with noise of an unknown seed: the mask is equal, the latents are as near as that noise."""
+    name = "sd2inp_txt2img_nv"
+    require(f"cases/{name}.safetensors", folder=FOLDER)
+    drawing, expected = drawing_of(model_of(CASES[name]["checkpoint"]), name, None)
+    theirs = expected["0_txt2img_image_cond"][:1]
+    ours = extra_channels(drawing, drawing.plan.first, None)
     assert ours is not None
     assert torch.equal(ours[:, :1], theirs[:, :1])
     assert (ours[:, 1:] - theirs[:, 1:]).abs().mean() < 0.005 * theirs[:, 1:].std()

@@ -1,5 +1,6 @@
 """Stable Diffusion 2.x and its derived models, on small models with random weights."""
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,13 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipelines.__main__ import read_given
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
 from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
-from pipelines.drawing.start import Given, scaled_depth
+from pipelines.drawing.start import Given, hires_stage, scaled_depth
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.families.noise_schedule import LAST_ALPHA
 from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPrediction
@@ -30,10 +32,12 @@ from pipelines.infotext.asked import Pictures
 from pipelines.infotext.writing import of_picture
 from pipelines.models.controls import load_control
 from pipelines.models.depth import prepared_size
+from pipelines.models.image_prompt import blurred
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
+from pipelines.sampling.denoiser import Stage
 from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
 from weights_script.convert import convert
@@ -322,6 +326,19 @@ def test_variations_follow_the_picture_the_noise_over_it_and_the_prompt(unclip: 
     assert unclip.settings["guidance_scale"] == 10
 
 
+def test_a_picture_is_blurred_along_the_axes_that_shrink() -> None:
+    """As kornia does: no wider than the shrinking needs, and the border is mirrored."""
+    picture = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(blurred(picture, 96), picture)
+    sigma = (96 / 32 - 1) / 2
+    weights = np.exp(-(np.arange(-2, 3) ** 2) / (2 * sigma**2))
+    rows = picture.numpy()[0, 0]
+    padded = np.pad(rows, ((0, 0), (2, 2)), mode="reflect")
+    wide = sum(w * padded[:, k : k + 96] for k, w in enumerate(weights / weights.sum()))
+    assert np.allclose(blurred(picture[:, :, :32], 32)[0, 0], wide[:32], atol=1e-6), "only across"
+    assert not np.allclose(blurred(picture, 32)[0, 0], wide, atol=1e-3), "and down"
+
+
 def test_a_hires_pass_of_every_form(unclip: Model, depth: Model, tmp_path: Path) -> None:
     inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     asked = request(image=ImageSettings(picture=PICTURE), hires=HiresSettings(steps=2))
@@ -330,14 +347,74 @@ def test_a_hires_pass_of_every_form(unclip: Model, depth: Model, tmp_path: Path)
     assert latents(inpainting, replace(asked, image=None)).shape == (1, 4, 16, 16)
 
 
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
+    """What the hires passes were drawn with."""
+    made: list[Stage] = []
+
+    def kept(*args: Any) -> Stage:
+        made.append(hires_stage(*args))
+        return made[-1]
+
+    monkeypatch.setattr("pipelines.drawing.phases.hires_stage", kept)
+    return made
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+def test_what_a_hires_pass_of_an_inpainting_checkpoint_sees(tmp_path: Path, stages: list[Stage], upscaler: str) -> None:
+    """The enlarged pictures, as far as the conditional mask weight lets it: after a pixel upscaler from 0 to 1."""
+    model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
+    asked = request(num_outputs=2, hires=HiresSettings(upscaler=upscaler, steps=2))
+    for weight in (1.0, 0.5, 0.0):
+        latents(model, replace(asked, mask_weight=weight))
+    grey, half, whole = (stage.channels for stage in stages)
+    assert grey is not None
+    assert half is not None
+    assert whole is not None
+    assert all(each[:, :1].eq(1).all() for each in (grey, half, whole))
+    assert torch.allclose(grey[0], grey[-1]), "at 1, nothing is seen"
+    assert not torch.allclose(grey, half, atol=1e-3)
+    assert not torch.allclose(whole[0], whole[1], atol=1e-3), "each its own picture"
+
+
+def test_a_hires_pass_after_a_pixel_upscaler_follows_the_enlarged_picture(unclip: Model, stages: list[Stage]) -> None:
+    for upscaler in ("Latent", "Lanczos"):
+        latents(unclip, request(num_outputs=2, hires=HiresSettings(upscaler=upscaler, steps=2)))
+    nothing, seen = (stage.vectors for stage in stages)
+    assert nothing is not None
+    assert seen is not None
+    assert not nothing.any()
+    assert seen.shape == nothing.shape
+    assert seen.any(dim=1).all()
+
+
+def test_what_a_hires_pass_sees_can_be_given(unclip: Model, tmp_path: Path, stages: list[Stage]) -> None:
+    inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
+    asked = request(hires=HiresSettings(upscaler="Lanczos", steps=2))
+    for model, shape in ((unclip, (1, 2 * WIDTH)), (inpainting, (1, 5, 16, 16))):
+        told = torch.rand(shape)
+        list(render(model, asked, make_plan(asked), given=Given(hires_condition=told)))
+        stage = stages[-1]
+        given = stage.channels if stage.vectors is None else stage.vectors
+        assert given is not None
+        assert torch.equal(given, told)
+
+
+def test_what_is_given_to_each_pass_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "case.safetensors"
+    save_file({"1_hires_image_cond": torch.ones(1), "0_txt2img_image_cond": torch.zeros(1)}, path)
+    given = read_given(Namespace(init_latent=None, image_cond=path, hires_image_cond=path))
+    assert (given.condition, given.hires_condition) == (torch.zeros(1), torch.ones(1))
+
+
 def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
     """It stops with an error at a latent upscaler on an inpainting checkpoint."""
     model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     told = []
-    for upscaler in ("Latent", "Lanczos"):
+    for upscaler, weight in (("Latent", 1.0), ("Lanczos", 1.0), ("Latent", 0.5)):
         asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
-        told.append(beyond_webui(model, make_plan(asked)))
-    assert [len(each) for each in told] == [1, 0]
+        told.append(beyond_webui(model, make_plan(asked), weight))
+    assert [len(each) for each in told] == [1, 0, 0]
     assert "WebUI" in told[0][0]
 
 
@@ -371,8 +448,10 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
     check_image(model_of(noise), Pictures())
     blind = replace(depth, depth=None)
     with pytest.raises(InvalidInput, match="control_images='': this checkpoint has no depth estimator"):
-        with_depth(blind, Pictures(image=PICTURE))
-    shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)))
+        with_depth(blind, Pictures(image=PICTURE), controlled=False)
+    with pytest.raises(InvalidInput, match="no controls: they cannot be combined with your own map"):
+        with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
+    shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
 
 
