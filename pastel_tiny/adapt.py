@@ -65,10 +65,10 @@ def with_afterglow(seed: int) -> Scene:
 class Change(nn.Module):
     """A weight with up @ down added, which is zero at first."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, rank: int = RANK) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(RANK, weight[0].numel()) / weight[0].numel() ** 0.5)
-        self.up = nn.Parameter(torch.zeros(len(weight), RANK))
+        self.down = nn.Parameter(torch.randn(rank, weight[0].numel()) / weight[0].numel() ** 0.5)
+        self.up = nn.Parameter(torch.zeros(len(weight), rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with the LoRA added."""

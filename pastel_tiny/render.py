@@ -14,6 +14,27 @@ from pastel_tiny.subjects import FLOATING, PAINTERS
 
 def render(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     """Return the picture of a scene as height x width x 3 bytes."""
+    brush, horizon = _without_subject(scene, width, height)
+    if scene.subject:
+        _subject(brush, scene, horizon)
+    backdrop.falling(brush, scene)
+    return brush.pixels()
+
+
+def nearness(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
+    """Return how near everything in a scene is, as height x width bytes: sky 0, ground up to 160, subject 255."""
+    brush, horizon = _without_subject(scene, width, height)
+    empty, rows = brush.pixels(), (np.arange(height) + 0.5) / height
+    ground = 60 + 100 * (rows - horizon) / (1 - horizon)
+    near = np.repeat(np.where(rows > horizon, ground, 0)[:, None], width, 1).astype(np.uint8)
+    if scene.subject:
+        _subject(brush, scene, horizon)
+        near[(brush.pixels() != empty).any(-1)] = 255
+    return near
+
+
+def _without_subject(scene: Scene, width: int, height: int) -> tuple[Brush, float]:
+    """Return the picture without its subject and without what falls, and the height of its horizon."""
     brush = Brush(width, height, random.Random(scene.seed * 2 + 1))
     horizon = brush.rng.uniform(0.56, 0.68)
     sky_tint = backdrop.sky(brush, scene, horizon)
@@ -21,10 +42,7 @@ def render(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     if scene.weather:
         backdrop.clouds(brush, scene)
     backdrop.ground(brush, scene, horizon, sky_tint, light)
-    if scene.subject:
-        _subject(brush, scene, horizon)
-    backdrop.falling(brush, scene)
-    return brush.pixels()
+    return brush, horizon
 
 
 def _subject(brush: Brush, scene: Scene, horizon: float) -> None:

@@ -1,6 +1,7 @@
 """The scenes that the embedded model learns from: determined by their seed, the same at every size, described truly."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, WEATHER_WORDS, capt
 from pastel_tiny.dataset import TEST_SEED, chunks, halve
 from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
 from pastel_tiny.networks import build_text
-from pastel_tiny.render import render
+from pastel_tiny.render import nearness, render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
 from pastel_tiny.text import Blend, targets
@@ -33,6 +34,16 @@ def test_the_larger_picture_is_the_same_with_more_detail() -> None:
     assert difference.mean() < 4
     assert detail(large) > 1.15 * detail(small.repeat(2, 1).repeat(2, 2))
     assert spectrum_distance(large[:20], large[20:]) < 0.5
+
+
+def test_the_sky_is_far_and_the_subject_near() -> None:
+    shown = next(each for each in map(scene, SEEDS) if each.subject == "house")
+    near, empty = (nearness(each, 96, 64) for each in (shown, replace(shown, subject="")))
+    assert near[0].max() == 0
+    assert 60 <= near[-1].min() < near[-1].max() + 1 <= 256
+    assert 0.05 < (near == 255).mean() < 0.4
+    assert (empty == 255).sum() == 0
+    assert (np.diff(empty.astype(int), axis=0) >= 0).all()
 
 
 def test_what_is_held_out_is_never_trained_on() -> None:

@@ -1,0 +1,150 @@
+"""How well the forms of the embedded model do what their families are for, by the container's own engine and the judge.
+
+    python -m pastel_tiny.measure_forms --judge tests/data --forms tests/data/forms --pictures 24
+
+Each measure has a control that must fail.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+
+from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.forms import FORMS, compose, files_of
+from pastel_tiny.judge import Judge, load_judge, truth
+from pastel_tiny.measure import DRAFT, Asked, Pictures, accuracy, drawn, held_out, share
+from pastel_tiny.render import nearness
+from pastel_tiny.render import render as painted
+from pastel_tiny.scenes import Scene, scene
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import ImageSettings
+from pipelines.drawing import pictures
+from pipelines.drawing.phases import FINAL, Picture, render
+from pipelines.infotext import asked
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+
+SHORT = replace(DRAFT, num_inference_steps=6)
+GREY = Image.new("RGB", (128, 128), (128, 128, 128))
+HEART = "a red heart"
+KEPT = ("sky", "ground", "ground_colour", "subject", "subject_colour")
+"""What a variation is to keep."""
+
+
+def loaded(name: str, forms: Path, folder: Path) -> Model:
+    """A form, composed in a folder and loaded."""
+    file = f"{name}.safetensors"
+    return load(files_of(compose(load_file(forms / file), folder / file, FORMS[name])))
+
+
+def one(model: Model, **fields: Any) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) of a short request."""
+    request = replace(SHORT, **fields)
+    events = render(model, request, make_plan(request))
+    return next(event.pixels for event in events if isinstance(event, Picture) and event.kind == FINAL)
+
+
+def with_subjects(count: int) -> list[Asked]:
+    """Prompts of subjects in colours that they were never trained in."""
+    return [each for each in held_out(4 * count, seed=1) if "subject" in each.named][:count]
+
+
+def hearts(count: int) -> list[Scene]:
+    """Red hearts over a green meadow under a blue sky: left, in the middle, right, and so on."""
+    plain = {"night": False, "light": "", "weather": "", "subject": "heart", "subject_colour": "red"}
+    fields: dict[str, Any] = {**plain, "sky": "blue", "ground": "meadow", "ground_colour": "green"}
+    return [
+        replace(scene(TEST_SEED + k), subject_side=("left", "middle", "right")[k % 3], **fields) for k in range(count)
+    ]
+
+
+def overlaps(model: Model, count: int) -> tuple[float, float]:
+    """Mean shared part of what is red in pictures under a depth map and of the map's heart; and of the next map's."""
+    maps = [nearness(each, 128, 128) for each in hearts(count)]
+    right, wrong = [], []
+    for seed, near in enumerate(maps):
+        given = pictures.with_depth(model, asked.Pictures(image=GREY, controls=(Image.fromarray(near),)))
+        image = ImageSettings(picture=GREY, denoising_strength=1, depth=given.depth)
+        prompt = f"{HEART} over the green meadow under a blue sky"
+        values = one(model, prompt=prompt, seed=seed, image=image).astype(int)
+        red = values[..., 0] - values[..., 1:].max(-1) > 40
+        right.append(_overlap(red, near == 255))
+        wrong.append(_overlap(red, maps[(seed + 1) % count] == 255))
+    return float(np.mean(right)), float(np.mean(wrong))
+
+
+def _overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def sources(count: int) -> list[Scene]:
+    """Scenes by day with a subject other than a heart, which no training saw."""
+    found = map(scene, range(TEST_SEED, TEST_SEED + 10 * count))
+    return [each for each in found if each.subject not in ("", "heart") and not each.night][:count]
+
+
+def variations(model: Model, of: Sequence[Scene], prompt: str = "") -> Pictures:
+    """A variation of every scene, led by a prompt if there is one."""
+    made = []
+    for seed, each in enumerate(of):
+        shown = Image.fromarray(halve(painted(each, 256, 256)[None])[0])
+        made.append(one(model, prompt=prompt, seed=seed, image=ImageSettings(picture=shown, denoising_strength=1)))
+    return np.stack(made)
+
+
+def kept(judge: Judge, made: Pictures, of: Sequence[Scene]) -> dict[str, float]:
+    """Share of pictures that show what these scenes show, by attribute."""
+    seen = judge.see(made)
+    return {name: float(np.mean([a[name] == truth(b)[name] for a, b in zip(seen, of, strict=True)])) for name in KEPT}
+
+
+def _told(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.0%}" for name, value in values.items())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, required=True, help="folder of judge.safetensors")
+    parser.add_argument("--forms", type=Path, required=True, help="folder of the forms' files")
+    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("what", nargs="*", default=[*FORMS], help="forms; all if none is named")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    judge, count = load_judge(options.judge), options.pictures
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.what:
+            _report(name, loaded(name, options.forms, Path(folder)), judge, count)
+
+
+def _report(name: str, model: Model, judge: Judge, count: int) -> None:
+    """Print what a form does, and the control."""
+    if name == "sd2":
+        wanted = with_subjects(count)
+        made = np.stack(list(drawn(model, [each.prompt for each in wanted], SHORT)))
+        print("sd2:", _told(accuracy(judge, made, wanted)))
+        print("sd2, others' prompts:", _told(accuracy(judge, made, [*wanted[1:], wanted[0]])))
+    elif name == "depth":
+        right, wrong = overlaps(model, count)
+        print(f"depth: {right:.0%} shared with the map's heart, {wrong:.0%} with the next map's")
+    else:
+        of = sources(count)
+        plain, led = variations(model, of), variations(model, of, HEART)
+        print("unclip:", _told(kept(judge, plain, of)))
+        print("unclip, others' pictures:", _told(kept(judge, plain, [*of[1:], of[0]])))
+        hearts_seen = share(judge, led, "subject", "heart"), share(judge, plain, "subject", "heart")
+        print(f"unclip: hearts with {HEART!r} {hearts_seen[0]:.0%}, without {hearts_seen[1]:.0%};", end=" ")
+        print("kept:", _told(kept(judge, led, of)))
+
+
+if __name__ == "__main__":
+    main()

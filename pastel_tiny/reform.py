@@ -1,0 +1,279 @@
+"""Train a form of the embedded model, and write what is changed.
+
+    python -m pastel_tiny.reform sd2 --out DIR --to tests/data/forms
+    python -m pastel_tiny.reform depth --out DIR --to tests/data/forms
+    python -m pastel_tiny.reform tower --out DIR --to tests/data/forms
+    python -m pastel_tiny.reform unclip --out DIR --to tests/data/forms
+
+DIR keeps the latents of the scenes. Attentions, whose heads become 64 channels wide, and the small layers learn as a
+whole, the others by a change of low rank. v is learned from the embedded model, whose answers have no chance in them;
+where there is almost nothing but noise, and what follows a depth map, from the pictures themselves.
+"""
+
+import argparse
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pastel_tiny.adapt import Change
+from pastel_tiny.captions import caption, empty
+from pastel_tiny.dataset import halve, tensor
+from pastel_tiny.forms import DOWN, FORMS, UP, Form, compose, files_of, untrained
+from pastel_tiny.image_tower import tower
+from pastel_tiny.measure import asked_of
+from pastel_tiny.networks import PlainAttention
+from pastel_tiny.pack import write
+from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.render import nearness, render
+from pastel_tiny.sampler import alphas
+from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene
+from pipelines.drawing.start import scaled_depth
+from pipelines.families.layouts import UNET_PREFIX, unet_layout
+from pipelines.families.sd2 import DEPTH, UNCLIP
+from pipelines.models import loader
+from pipelines.models.model import Model
+from weights_script.resolve import resolve
+
+TRAIN_SEED, SCENES, SIDE = 60_000_000, 256, 128
+BATCH, RANK = 8, 8
+CHANGE_RATE, WHOLE_RATE = 4e-3, 1e-3
+FIRST = f"{UNET_PREFIX}input_blocks.0.0.weight"
+"""What reads the latents, and a depth map; it begins knowing nothing of that, and learns fast."""
+LEAST = 0.3
+"""Of signal to noise: where there is less, it is decided what goes where, and errors count more."""
+LATE = 700
+"""From this time on pictures teach; the embedded model hardly tells the picture from the noise there."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents, what the form is told of them, and what the embedded model is told, if that teaches."""
+
+    latents: Tensor
+    texts: Sequence[str]
+    taught: Sequence[str] | None = None
+    channels: Tensor | None = None
+    vectors: Tensor | None = None
+
+
+def other(of: Scene, rng: random.Random) -> Scene:
+    """The same scene painted again, with another subject or none."""
+    while True:
+        subject = rng.choice(("", *SUBJECTS))
+        colour = rng.choice(SUBJECT_COLOURS) if subject else ""
+        found = replace(of, seed=of.seed + 500_000, subject=subject, subject_colour=colour)
+        if subject != of.subject and not held_out(found):
+            return found
+
+
+def small(shown: Scene) -> NDArray[np.uint8]:
+    """The picture (128, 128, 3) of a scene."""
+    return halve(render(shown, 2 * SIDE, 2 * SIDE)[None])[0]
+
+
+class Scenes:
+    """Painted scenes, from which batches for a form are drawn."""
+
+    def __init__(self, folder: Path, form: Form, teacher: Model, student: Model) -> None:
+        self.form, self.student, self.rng = form, student, random.Random(13)
+        self.scenes = [scene(TRAIN_SEED + k) for k in range(SCENES)]
+        self.latents = encoded(folder, teacher, self.scenes)
+        if form.family is DEPTH:
+            maps = [torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None] for each in self.scenes]
+            size = self.latents.shape[2], self.latents.shape[3]
+            self.maps = torch.cat([scaled_depth(each, size) for each in maps])
+        if form.family is UNCLIP:
+            self.pictures = [small(each) for each in self.scenes]
+            self.others = [small(other(each, self.rng)) for each in self.scenes]
+
+    def batch(self) -> Batch:
+        """One batch of what the form learns from."""
+        rows = self.rng.sample(range(len(self.scenes)), BATCH)
+        latents, scenes = self.latents[rows], [self.scenes[row] for row in rows]
+        if self.form.family is UNCLIP:
+            return self._variations(rows, latents, scenes)
+        share = 0.5 if self.form.family is DEPTH else 0.1  # what no caption tells must be read from the map
+        texts = [self._empty() if self.rng.random() < share else caption(each, self.rng)[0] for each in scenes]
+        if self.form.family is DEPTH:
+            return Batch(latents, texts, channels=self.maps[rows])
+        return Batch(latents, texts, texts)
+
+    def _empty(self) -> str:
+        return empty(self.rng)
+
+    def _variations(self, rows: Sequence[int], latents: Tensor, scenes: Sequence[Scene]) -> Batch:
+        """A picture alone, with its caption, or of another subject with the right one told; a caption; nothing."""
+        texts, taught, vectors = [], [], []
+        for row, each in zip(rows, scenes, strict=True):
+            kind, whole = self.rng.random(), asked_of(each).prompt + (", night" if each.night else "")
+            told, shown = whole, self.pictures[row]
+            if kind < 0.45 or (kind < 0.7 and not each.subject):
+                told = self._empty()
+            elif kind < 0.7:
+                told, shown = f"a {each.subject_colour} {each.subject}", self.others[row]
+            elif kind > 0.9:
+                told = whole = self._empty()
+            texts.append(told)
+            taught.append(whole)
+            vectors.append(self._vector(shown) * (kind < 0.8))
+        return Batch(latents, texts, taught, vectors=torch.cat(vectors))
+
+    def _vector(self, shown: NDArray[np.uint8]) -> Tensor:
+        assert self.student.image_prompt is not None
+        level = self.rng.choice((0, 0, 0, self.rng.randrange(1000)))
+        pixels = torch.from_numpy(shown).permute(2, 0, 1).float() / 255
+        return self.student.image_prompt.vectors(pixels, level, [self.rng.randrange(2**32)]).clone()
+
+
+@torch.no_grad()
+def encoded(folder: Path, teacher: Model, scenes: Sequence[Scene]) -> Tensor:
+    """The scenes' latents, encoded once."""
+    path = folder / "forms.pt"
+    state = load(path)
+    if state is None:
+        vae, latents = teacher.vae.network.to(memory_format=torch.channels_last), []
+        for start in range(0, len(scenes), BATCH):
+            pictures = np.stack([small(each) for each in scenes[start : start + BATCH]])
+            latents.append(vae.encode(tensor(pictures)).latent_dist.mean * teacher.family.latent_scale)
+        state = {"latents": torch.cat(latents)}
+        save(path, state)
+    return state["latents"]
+
+
+def contexts(networks: Model, texts: Sequence[str]) -> Tensor:
+    """Encoded texts (B, 77, width)."""
+    return torch.cat([condition.tokens for condition in networks.text.encode(texts, 1).conditions]).clone()
+
+
+def loss_of(form: Form, unet: UNet2DConditionModel, batch: Batch, teacher: Model, student: Model) -> Tensor:
+    """The weighted squared error of the form's prediction."""
+    times = torch.randint(form.least_noise, 1000, (BATCH,))
+    share = alphas()[times][:, None, None, None]
+    signal, spread, noise = share.sqrt(), (1 - share).sqrt(), torch.randn_like(batch.latents)
+    noisy = (signal * batch.latents + spread * noise).contiguous(memory_format=torch.channels_last)
+    goal = signal * noise - spread * batch.latents if form.v else noise
+    with torch.inference_mode():
+        told = contexts(student, batch.texts)
+        if batch.taught is not None:
+            guess = teacher.unet.network(noisy, times, contexts(teacher, batch.taught)).sample
+            learned = (guess - spread * noisy) / signal if form.v else guess
+            goal = torch.where(times[:, None, None, None] < LATE, learned, goal)
+    seen = noisy if batch.channels is None else torch.cat([noisy, batch.channels], 1)
+    output = unet(seen, times, told.clone(), class_labels=batch.vectors).sample
+    ratio = (share / (1 - share)).flatten()
+    weights = ratio.clamp(LEAST, 5) / (ratio + 1 if form.v else ratio)
+    return (weights * (output - goal.clone()).square().mean((1, 2, 3))).mean()
+
+
+class Reform:
+    """What of a UNet learns: some weights as a whole, the others by a change of low rank."""
+
+    def __init__(self, unet: UNet2DConditionModel, earlier: dict[str, Tensor]) -> None:
+        layout = unet_layout(unet.config.down_block_types)
+        named = {UNET_PREFIX + layout.to_ldm(name): weight for name, weight in unet.named_parameters()}
+        self.whole = {name: weight for name, weight in named.items() if learns_whole(name, weight)}
+        self.weights = {name: weight for name, weight in named.items() if name not in self.whole}
+        self.changes: dict[str, Change] = {}
+        self.plain: dict[str, Tensor] = {}
+        for name, weight in self.weights.items():
+            self.plain[name], change = weight.detach().clone(), Change(weight, RANK)
+            if name + UP in earlier:
+                change.up.data, change.down.data = earlier[name + UP].float(), earlier[name + DOWN].float()
+                self.plain[name] -= (change.up @ change.down).detach().view_as(weight)
+            self.changes[name] = change
+
+    def parameters(self, fast: Sequence[str]) -> list[dict[str, object]]:
+        """What the optimizer changes, with each group's highest rate; some whole weights are among the fast."""
+        factors = [each for change in self.changes.values() for each in change.parameters()]
+        factors += [self.whole[name] for name in fast]
+        whole = [each for name, each in self.whole.items() if name not in fast]
+        return [{"params": factors, "peak": CHANGE_RATE}, {"params": whole, "peak": WHOLE_RATE}]
+
+    def hand_over(self) -> None:
+        """Give the gradients of the weights to their changes."""
+        made = [self.changes[name](self.plain[name]) for name in self.weights]
+        torch.autograd.backward(made, [weight.grad for weight in self.weights.values()])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the changes into the weights."""
+        for name, weight in self.weights.items():
+            weight.copy_(self.changes[name](self.plain[name]))
+            weight.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a form's file holds of the UNet."""
+        found: dict[str, Tensor] = dict(self.whole)
+        for name, change in self.changes.items():
+            found |= {name + UP: change.up, name + DOWN: change.down}
+        return found
+
+
+def learns_whole(name: str, weight: nn.Parameter) -> bool:
+    """Whether a weight learns as a whole: small ones, attentions, and what reads and writes latents and vectors."""
+    kept = (".attn1.", ".attn2.", "input_blocks.0.0.", f"{UNET_PREFIX}out.2.", "label_emb.")
+    return weight.dim() == 1 or any(part in name for part in kept)
+
+
+def train(form: Form, folder: Path, target: Path, minutes: float) -> None:
+    """Train a form for a time, and write its change. One that is there already is trained further."""
+    torch.manual_seed(17)
+    file, parent = target / f"{form.name}.safetensors", target / f"{form.parent}.safetensors"
+    found = next((each for each in (file, parent) if each.exists()), None)
+    earlier = load_file(found) if found else {}
+    if form.family is UNCLIP and found != file:
+        earlier |= load_file(folder / "tower.safetensors")
+    start = untrained(form, earlier)
+    with tempfile.TemporaryDirectory() as place:
+        student = loader.load(files_of(compose(start, Path(place) / "start.safetensors", form)))
+    teacher = loader.load(resolve(None, None).files)
+    unet = student.unet.network
+    assert isinstance(unet, UNet2DConditionModel)
+    unet.set_attn_processor(PlainAttention())
+    unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    reform, scenes = Reform(unet, earlier), Scenes(folder, form, teacher, student)
+    fast = [FIRST] if form.family is DEPTH else []
+    optimizer = torch.optim.AdamW(reform.parameters(fast), WHOLE_RATE, (0.9, 0.99), weight_decay=0)
+    clock, log, step = Clock(minutes), Log(folder / f"{form.name}.csv"), 0
+    while clock.done < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = clock.rate(group["peak"], step, warm_up=20)
+        optimizer.zero_grad()
+        loss = loss_of(form, unet, scenes.batch(), teacher, student)
+        loss.backward()
+        reform.hand_over()
+        nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
+        optimizer.step()
+        reform.apply()
+        step += 1
+        log.add(step, clock, {"loss": float(loss.detach())})
+    own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
+    write(file, own | reform.tensors(), f"pastel-tiny {form.name}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=(*FORMS, "tower"))
+    parser.add_argument("--out", type=Path, required=True, help="the training's folder")
+    parser.add_argument("--to", type=Path, required=True, help="where the form's file goes")
+    parser.add_argument("--minutes", type=float, default=20)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "tower":
+        write(options.out / "tower.safetensors", tower(options.out, options.minutes), "pastel-tiny image tower")
+    else:
+        train(FORMS[options.what], options.out, options.to, options.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Small models of Stable Diffusion 2.x and depth, trained from the embedded one, do what the families are for.
+
+Each measure stands beside a control that must fail. The judge saw drawn scenes only (`pastel_tiny/judge.py`).
+"""
+
+import numpy as np
+import pytest
+
+from pastel_tiny.forms import FORMS
+from pastel_tiny.judge import Judge, load_judge
+from pastel_tiny.measure import accuracy, drawn
+from pastel_tiny.measure_forms import SHORT, loaded, overlaps, with_subjects
+from pipelines.families.prediction import VPrediction
+from pipelines.models.model import Model
+from script.schema import ROOT
+
+FILES = ROOT / "tests" / "data" / "forms"
+TRAINED = {name: FORMS[name] for name in ("sd2", "depth")}
+
+pytestmark = pytest.mark.xdist_group("forms")  # whose checkpoints are composed once
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return load_judge(ROOT / "tests" / "data")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    return {name: loaded(name, FILES, tmp_path_factory.mktemp(name)) for name in TRAINED}
+
+
+def test_files_tell_their_families(models: dict[str, Model]) -> None:
+    families = {name: model.family for name, model in models.items()}
+    assert families == {form.name: form.family for form in TRAINED.values()}
+    v = {name: isinstance(model.prediction, VPrediction) for name, model in models.items()}
+    assert v == {form.name: form.v for form in TRAINED.values()}
+
+
+def test_files_are_small() -> None:
+    files = list(FILES.iterdir())
+    assert {file.stem for file in files} == set(TRAINED)
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+
+
+def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
+    """Of pairs that were never trained on. Others' prompts do not fit."""
+    asked = with_subjects(8)
+    pictures = np.stack(list(drawn(models["sd2"], [each.prompt for each in asked], SHORT)))
+    found, others = accuracy(judge, pictures, asked), accuracy(judge, pictures, [*asked[1:], asked[0]])
+    assert found["subject"] >= 0.75
+    for name in ("sky", "ground_colour", "subject"):
+        assert found[name] >= 0.5, name
+        assert others[name] < found[name] - 0.3, name
+
+
+def test_a_depth_map_says_where_things_are(models: dict[str, Model]) -> None:
+    """What is red lies where the map has the heart, and not where another map has it."""
+    right, wrong = overlaps(models["depth"], 5)
+    assert right > 0.55
+    assert wrong < 0.3
