@@ -1,5 +1,6 @@
 """What a pass starts from: a picture's latents, the mask, and further inputs of inpainting, depth and unCLIP models."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from pipelines.models.image_prompt import ImagePrompt
 from pipelines.sampling.denoiser import LatentMask, Stage
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import Prompts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,10 @@ def _depth_channels(drawing: Drawing, part: PassPlan, _: Canvas | None) -> Tenso
     """Return the depth map, (1, 1, h, w) from -1 to 1. Both passes use that of the first pass's canvas."""
     if drawing.canvas is None:
         return torch.zeros(1, 1, *part.latent_shape[1:], device=drawing.place)
-    return scaled_depth(drawing.depth, part.latent_shape[1:]).to(drawing.place)
+    depth = scaled_depth(drawing.depth, part.latent_shape[1:])
+    if not depth.any():
+        log.warning("The depth map is flat: the picture is drawn without depth.")
+    return depth.to(drawing.place)
 
 
 def scaled_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
@@ -190,6 +196,7 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
     if prompt is None:
         return None
     if canvas is None:
+        log.info("Stable unCLIP draws without an image here: an `image` is what this model wants.")
         return torch.zeros(len(seeds), prompt.width, device=drawing.place)
     return _vectors_of(drawing, prompt, _pixels(canvas.picture)[None])
 

@@ -124,6 +124,8 @@ def build_image_prompt(path: Path, tensors: Mapping[str, Tensor], device: Device
 
 def image_prompt_of_folder(path: Path, device: Device) -> ImagePrompt:
     """Load the image tower of an unCLIP model's diffusers folder. Raises ModelError."""
+    if not (path / "image_encoder").is_dir():
+        raise ModelError(f"{path}: Stable unCLIP needs its image encoder (the folder image_encoder), which is missing.")
     tower = from_subfolder(CLIPVisionModelWithProjection, path / "image_encoder", device)
     file = weight_file(path / "image_normalizer")
     statistics = map_tensors(file) if file else {}

@@ -83,6 +83,8 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         said = "is set to" if files.prediction else "declares"
         log.info("%s %s %s.", files.checkpoint.name, said, " and ".join(declared.describe()))
     prediction, noise = declared.apply(files.checkpoint, parts.family)
+    if parts.family is DEPTH and parts.depth is None:
+        log.warning("%s has no depth estimator: every request needs its own depth map.", files.checkpoint.name)
     hashing = ThreadPoolExecutor(1)
     identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS)
     hashing.shutdown(wait=False)

@@ -1,5 +1,6 @@
 """Stable Diffusion 2.x and its derived models, on small models with random weights."""
 
+import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -453,6 +454,27 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
         with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
     shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
+
+
+def test_what_is_missing_is_told_in_the_log(
+    depth: Model, unclip: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    image = ImageSettings(picture=PICTURE, depth=Image.new("L", (64, 64), 7))
+    latents(depth, request(image=image))
+    latents(unclip, request())
+    path = folder(tmp_path / "blind", networks(channels=5), prediction_type="epsilon")
+    shutil.rmtree(path / "depth_estimator")
+    model_of(path)
+    for told in ("depth map is flat", "an `image` is what this model wants", "blind has no depth estimator"):
+        assert told in caplog.text
+
+
+def test_a_folder_without_its_image_encoder_is_told(tmp_path: Path) -> None:
+    path = folder(tmp_path / "x", networks(vector=2 * WIDTH), prediction_type="v_prediction")
+    shutil.rmtree(path / "image_encoder")
+    with pytest.raises(ModelError, match="Stable unCLIP needs its image encoder"):
+        model_of(path)
 
 
 def test_pictures_come_out(depth: Model) -> None:
