@@ -131,7 +131,7 @@ class Scenes:
         assert self.student.image_prompt is not None
         level = self.rng.choice((0, 0, 0, self.rng.randrange(1000)))
         pixels = torch.from_numpy(shown).permute(2, 0, 1).float() / 255
-        return self.student.image_prompt.vectors(pixels, level, [self.rng.randrange(2**32)]).clone()
+        return self.student.image_prompt.vectors(pixels[None], level, torch.randn(1, EMBEDDING)).clone()
 
 
 @torch.no_grad()
