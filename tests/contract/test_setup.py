@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -37,7 +38,10 @@ def test_a_model_that_cannot_be_had_fails_setup(
 
 def test_a_server_that_must_be_killed_tells_what_it_waited_for(start_server: StartServer) -> None:
     server = start_server({})
-    psutil.Process(server.process.pid).suspend()
+    process = psutil.Process(server.process.pid)
+    process.suspend()
+    while process.status() != psutil.STATUS_STOPPED:  # SIGTERM would overtake
+        time.sleep(0.01)
     assert server.stop(0.1) == -signal.SIGKILL
     told = server.end(3000)
     assert "ended with exit code -9: " in told
