@@ -72,7 +72,9 @@ def overlaps(model: Model, count: int) -> tuple[float, float]:
     maps = [nearness(each, 128, 128) for each in hearts(count)]
     right, wrong = [], []
     for seed, near in enumerate(maps):
-        given = pictures.with_depth(model, asked.Pictures(image=GREY, controls=(Image.fromarray(near),)), controlled=False)
+        given = pictures.with_depth(
+            model, asked.Pictures(image=GREY, controls=(Image.fromarray(near),)), controlled=False
+        )
         image = ImageSettings(picture=GREY, denoising_strength=1, depth=given.depth)
         prompt = f"{HEART} over the green meadow under a blue sky"
         values = one(model, prompt=prompt, seed=seed, image=image).astype(int)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pastel_tiny.adapt import Change
 from pastel_tiny.captions import caption, empty
 from pastel_tiny.dataset import halve, tensor
-from pastel_tiny.forms import DOWN, FORMS, UP, Form, compose, files_of, untrained
+from pastel_tiny.forms import DOWN, EMBEDDING, FORMS, UP, Form, compose, files_of, untrained
 from pastel_tiny.image_tower import tower
 from pastel_tiny.measure import asked_of
 from pastel_tiny.networks import PlainAttention
