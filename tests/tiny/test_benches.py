@@ -49,7 +49,7 @@ def test_a_comparison_runs(
 
 def test_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.shapes.STEPS", 1)
-    found = run("shapes", "--sizes", "64", "128", "--steps", "1", "2", "--rounds", "1", "--predictions", "4")
+    found = run("shapes", "--sizes", "64", "72", "--steps", "1", "2", "--rounds", "1", "--predictions", "4")
     assert len(found["peaks"]) == 4
     assert found["peaks"] == sorted(found["peaks"])
     work = found["steps"]["TFLOP"]

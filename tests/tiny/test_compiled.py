@@ -77,21 +77,14 @@ def uncompiled_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.fixture(scope="module")
-def small(networks: Model, embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
-    """The embedded model with attention on one level, one layer a block, two layers of its text encoder and a narrow
-    random VAE: each kind of layer is still there, but torch traces them in half of the time."""
+def smaller(networks: Model, files: ModelFiles, folder: Path, **blocks: object) -> ModelFiles:
+    """The embedded model with one layer a block, two layers of its text encoder and a narrow random VAE."""
     unet, text = networks.unet.network, copy.deepcopy(networks.text.model)
-    blocks = {
-        "down_block_types": ("CrossAttnDownBlock2D", *["DownBlock2D"] * 3),
-        "up_block_types": (*["UpBlock2D"] * 3, "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-    }
-    shallow = UNet2DConditionModel.from_config({**unet.config, **blocks})
+    shallow = UNet2DConditionModel.from_config({**unet.config, "layers_per_block": 1, **blocks})
     weights, trained = shallow.state_dict(), unet.state_dict()
     same = {name for name, weight in weights.items() if name in trained and trained[name].shape == weight.shape}
     shallow.load_state_dict(weights | {name: trained[name] for name in same})
-    folder = save(networks, tmp_path_factory.mktemp("small"), shallow)
+    save(networks, folder, shallow)
     text.encoder.layers = text.encoder.layers[:2]
     text.config.num_hidden_layers = 2
     text.save_pretrained(folder / "text_encoder")
@@ -101,7 +94,22 @@ def small(networks: Model, embedded: ResolvedModel, tmp_path_factory: pytest.Tem
         vae = AutoencoderKL.from_config({**networks.vae.network.config, **narrow})
     vae.decoder.conv_out.weight.data *= 4  # or all its pictures would be nearly grey
     vae.save_pretrained(folder / "vae")
-    return replace(embedded.files, checkpoint=folder, vae=None)
+    return replace(files, checkpoint=folder, vae=None)
+
+
+@pytest.fixture(scope="module")
+def small(networks: Model, embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """With attention on one level: each kind of block is still there, but torch traces them in half of the time."""
+    down = ("CrossAttnDownBlock2D", *["DownBlock2D"] * 3)
+    up = (*["UpBlock2D"] * 3, "CrossAttnUpBlock2D")
+    folder = tmp_path_factory.mktemp("small")
+    return smaller(networks, embedded.files, folder, down_block_types=down, up_block_types=up)
+
+
+@pytest.fixture(scope="module")
+def shallow(networks: Model, embedded: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """With attention where Stable Diffusion has it, as control networks expect it."""
+    return load(smaller(networks, embedded.files, tmp_path_factory.mktemp("shallow")))
 
 
 @pytest.mark.usefixtures("uncompiled_after")
@@ -236,11 +244,9 @@ def test_large_sizes_are_not_recorded() -> None:
 
 
 @pytest.mark.parametrize("made", [random_control, lambda unet: by_authors_names(random_t2i(unet)), random_ip_adapter])
-def test_under_a_control_the_plain_network_computes(
-    networks: Model, tmp_path: Path, made: Callable[[Any], Any]
-) -> None:
+def test_under_a_control_the_plain_network_computes(shallow: Model, tmp_path: Path, made: Callable[[Any], Any]) -> None:
     """Steps without it go on as graphs; those with it neither record nor replay one."""
-    file = write(tmp_path / "some.safetensors", made(networks.unet.network))
+    file = write(tmp_path / "some.safetensors", made(shallow.unet.network))
     encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
     shown = Image.effect_noise((128, 64), 60)
     half = ControlSettings(model="some", picture=shown, end=0.4)
@@ -253,12 +259,12 @@ def test_under_a_control_the_plain_network_computes(
         recordings.append(output)
         return replay, output
 
-    faster = replace(networks, unet=GraphedUNet(networks.unet.network, networks.unet.network, record))
+    faster = replace(shallow, unet=GraphedUNet(shallow.unet.network, shallow.unet.network, record))
     for asked in (under, request(hires=None), under):
-        assert alike(picture(faster, asked), picture(networks, asked))
-    assert not alike(picture(networks, under), picture(networks, replace(under, controls=())))
+        assert alike(picture(faster, asked), picture(shallow, asked))
+    assert not alike(picture(shallow, under), picture(shallow, replace(under, controls=())))
     assert len(recordings) == 1
-    networks.controls.load_only([])
+    shallow.controls.load_only([])
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not permitted")])
