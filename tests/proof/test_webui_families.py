@@ -87,27 +87,32 @@ def drawing_of(model: Model, name: str, unseeded: torch.Generator | None) -> tup
 @pytest.mark.parametrize("name", [name for name in CASES if "torch_global_seed_before" in CASES[name]])
 @torch.inference_mode()
 def test_what_the_picture_becomes(model_of: Callable[[str], Model], name: str) -> None:
-    """Latents, and what the UNet gets about the picture, with the noise that WebUI drew. Depth needs MiDaS instead."""
+    """Latents, and what the UNet gets about the picture, with the noise that WebUI drew. Depth needs MiDaS instead.
+
+    The tolerance is that of the promise for conditioning: processors compute encoders and noise otherwise by some 1e-5.
+    The wrong resize is off by 2e-2, and the mean without noise by 7e-3.
+    """
     require(f"cases/{name}.safetensors", folder=FOLDER)
     unseeded = torch.Generator().manual_seed(CASES[name]["torch_global_seed_before"])
     drawing, expected = drawing_of(model_of(CASES[name]["checkpoint"]), name, unseeded)
     start = start_from(drawing, None).latents
     assert start is not None
-    assert torch.allclose(start, expected["0_img2img_init_latent"], atol=1e-5, rtol=0)
+    assert torch.allclose(start, expected["0_img2img_init_latent"], atol=1e-4, rtol=0)
     theirs = expected.get("0_img2img_image_cond")
     if theirs is None or "depth_map" in expected:
         return
     vectors = image_vectors(drawing)
     ours = extra_channels(drawing, drawing.plan.first, drawing.canvas) if vectors is None else vectors
     assert ours is not None
-    assert torch.allclose(ours, theirs[:1], atol=2e-5, rtol=0)
+    assert torch.allclose(ours, theirs[:1], atol=1e-4, rtol=0)
 
 
 def test_what_a_depth_map_becomes() -> None:
     require("cases/sd2depth_i2i.safetensors", folder=FOLDER)
     expected = load_file(FOLDER / "cases" / "sd2depth_i2i.safetensors")
     theirs = expected["0_img2img_image_cond"][:1]
-    assert torch.equal(scaled_depth(expected["depth_map"], theirs.shape[2:]), theirs)
+    found = scaled_depth(expected["depth_map"], theirs.shape[2:])
+    assert torch.allclose(found, theirs, atol=1e-5, rtol=0)  # bicubic kernels round otherwise by processor
 
 
 @torch.inference_mode()
