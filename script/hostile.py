@@ -518,7 +518,14 @@ class _Junk(BaseHTTPRequestHandler):
 @contextmanager
 def junk_web() -> Iterator[str]:
     """Run a web server that answers garbage, redirects in circles or hangs, by the path. Yield its address."""
-    with ThreadingHTTPServer((HOST, 0), _Junk) as web:
+    with served(_Junk) as address:
+        yield address
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run a web server on this machine that answers by this handler. Yield its address."""
+    with ThreadingHTTPServer((HOST, 0), handler) as web:
         web.daemon_threads, web.block_on_close = True, False
         threading.Thread(target=web.serve_forever, daemon=True).start()
         yield f"http://{HOST}:{web.server_port}"

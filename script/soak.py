@@ -11,13 +11,12 @@ import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import cycle
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -304,12 +303,8 @@ class _Hub(BaseHTTPRequestHandler):
 @contextmanager
 def hub_of_loras(lora: bytes) -> Iterator[str]:
     """The address of such a Hub."""
-    handler = type("Hub", (_Hub,), {"lora": lora})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
-        web.daemon_threads = True
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{web.server_port}"
-        web.shutdown()
+    with hostile.served(type("Hub", (_Hub,), {"lora": lora})) as address:
+        yield address
 
 
 def _kill_worker(server: CogServer) -> None:

@@ -4,18 +4,11 @@ import base64
 import random
 from pathlib import Path
 
-import psutil
-
 from script.cog_server import CogServer
+from script.soak import resident
 from tests.contract.pictures import DRAFT, HIRES, draw
 
 MEGABYTE = 2**20
-
-
-def resident(server: CogServer) -> float:
-    """MB of the server and its worker."""
-    parent = psutil.Process(server.process.pid)
-    return sum(process.memory_info().rss for process in (parent, *parent.children(recursive=True))) / MEGABYTE
 
 
 def memory_while_drawing(server: CogServer, times: int) -> list[float]:

@@ -5,7 +5,6 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
 from pipelines.sampling.denoiser import Stage
+from tests import passes
 from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
 from weights_script.convert import convert
@@ -66,8 +66,7 @@ def request(**fields: Any) -> GenerationRequest:
 
 def latents(model: Model, asked: GenerationRequest) -> Tensor:
     """What the last pass makes."""
-    before = takewhile(lambda event: not isinstance(event, Picture), render(model, asked, make_plan(asked)))
-    return [e.latents for e in before if isinstance(e, PassResult)][-1]
+    return passes.latents(model, asked)[-1]
 
 
 @pytest.fixture(scope="module")
