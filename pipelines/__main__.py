@@ -159,6 +159,19 @@ def arguments() -> argparse.Namespace:
     }
     for kind, name in folders.items():
         parser.add_argument(f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"folder with the {name} to use")
+    _add_pictures(parser)
+    parser.add_argument("--num-outputs", type=int, default=1, help="pictures per file, with consecutive seeds")
+    parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source, instead of the generation data's")
+    parser.add_argument("--keep-latents", action="store_true", help="also write the tensors of each pass")
+    parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw even if the picture will differ")
+    options = parser.parse_args()
+    if options.init is None and (options.mask or options.init_latent):
+        parser.error("--mask and --init-latent need --init, the picture that they belong to")
+    return options
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add the options for pictures, and for tensors in their place, which generation data does not contain."""
     parser.add_argument(
         "--control",
         type=Path,
@@ -185,14 +198,6 @@ def arguments() -> argparse.Namespace:
         help="the same for the hires pass; may be the same file",
     )
     parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how to bring --init to the size to draw")
-    parser.add_argument("--num-outputs", type=int, default=1, help="pictures per file, with consecutive seeds")
-    parser.add_argument("--rng", choices=NOISE_SOURCES, help="noise source, instead of the generation data's")
-    parser.add_argument("--keep-latents", action="store_true", help="also write the tensors of each pass")
-    parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw even if the picture will differ")
-    options = parser.parse_args()
-    if options.init is None and (options.mask or options.init_latent):
-        parser.error("--mask and --init-latent need --init, the picture that they belong to")
-    return options
 
 
 def main() -> int:
