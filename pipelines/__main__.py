@@ -121,6 +121,13 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
         "uncond": negative.tokens,
         "latent": result.sampled,
     }
+    for name, condition in (("cond", positive), ("uncond", negative)):
+        if condition.vector is not None:
+            found[f"{name}_vector"] = condition.vector
+    if result.refiner_prompts is not None and result.refined_from is not None:
+        for name, condition in zip(("cond", "uncond"), result.refiner_prompts.at(result.refined_from), strict=True):
+            assert condition.vector is not None
+            found |= {f"refiner_{name}": condition.tokens, f"refiner_{name}_vector": condition.vector}
     if result.start is not None:
         found["init"] = result.start
     if result.mask is not None:

@@ -17,7 +17,17 @@ from torch import Tensor
 from script.parity import REFERENCE, ROOT
 
 FACTS = ROOT / "tests" / "data" / "webui"
-CHECKPOINTS = ("tiny_sd21_v", "tiny_sd2_base", "tiny_sd2_inpaint", "tiny_sd2_depth", "tiny_sd21_unclip")
+CHECKPOINTS = (
+    "tiny_sd21_v",
+    "tiny_sd2_base",
+    "tiny_sd2_inpaint",
+    "tiny_sd2_depth",
+    "tiny_sd21_unclip",
+    "tiny_sdxl",
+    "tiny_sdxl_refiner",
+    "tiny_sdxl_v",
+    "tiny_sdxl_inpaint",
+)
 """Checkpoints of the other families that this container runs; only their cases are kept."""
 SAMPLES = 16
 """Number of elements kept from each image's noise, evenly spaced."""

@@ -1,7 +1,7 @@
 """The state that the phases of one prediction share."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,10 @@ class Drawing:
     """A request that is being drawn, with everything that stays the same in all phases."""
 
     model: Model
+    """The model of the first pass. `in_hires` has the hires pass's."""
+    hires_model: Model
+    refiner: Model
+    """The model that the request names as refiner; the first pass's if it names none."""
     request: GenerationRequest
     plan: HighresPlan
     canvas: Canvas | None
@@ -67,6 +71,17 @@ class Drawing:
     def place(self) -> torch.device:
         """The device that the networks are on."""
         return self.model.device.place
+
+    @property
+    def in_hires(self) -> "Drawing":
+        """The same request with the hires pass's model."""
+        return replace(self, model=self.hires_model)
+
+    def refiner_in(self, part: PassPlan) -> Model | None:
+        """Return the model that takes over within a pass; None if none does."""
+        hires = self.plan.hires
+        acts = self.refiner is not self.model and self.request.refiner.acts_in(part is hires, alone=hires is None)
+        return self.refiner if acts else None
 
     def using(self, networks: PassNetworks) -> AbstractContextManager[None]:
         """Apply everything that a pass with these networks needs to the model while the context lasts."""

@@ -146,7 +146,8 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
     if canvas:
         if canvas.mask and settings and settings.mask:
             masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255)[None]
-            masked = masked if settings.mask.soft else masked.round()
+            soft = settings.mask.soft and not drawing.model.family.rounds_mask
+            masked = masked if soft else masked.round()
         picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
         seen = [_pixels(picture)]
     return _around_mask(drawing, part, masked, seen)

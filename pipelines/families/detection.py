@@ -15,8 +15,9 @@ from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import PREDICTIONS, Prediction
 from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, SD2, UNCLIP
+from pipelines.families.sdxl import REFINER, SDXL
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP, SDXL, REFINER)}
 """The families that this container runs, by name."""
 
 

@@ -31,8 +31,13 @@ class EmbeddingTable:
         tokenize: Callable[[str], list[int]],
         width: int,
         bundles: Mapping[str, ExtraFile] | None = None,
+        encoder: str = "",
     ) -> None:
-        """Collect the embeddings' names. `bundles` are embeddings inside LoRA files; as in WebUI, `files` win."""
+        """Collect the embeddings' names. `bundles` are embeddings inside LoRA files; as in WebUI, `files` win.
+
+        `encoder` is the name of this encoder's vectors in embeddings for several encoders; empty for others.
+        """
+        self._encoder = encoder
         self._bundles = {name: file for name, file in (bundles or {}).items() if name not in files}
         self._files, self._width = {**files, **self._bundles}, width
         self._names: dict[int, list[tuple[list[int], str]]] = {}
@@ -61,7 +66,7 @@ class EmbeddingTable:
         if name not in self._units:
             with self._files[name].blamed():
                 bundled = name if name in self._bundles else None
-                vectors = read_embedding(self._files[name], self._width, bundled)
+                vectors = read_embedding(self._files[name], self._width, bundled, self._encoder)
             first = -1 - len(self._rows)
             self._units[name] = tuple(range(first, first - len(vectors), -1))
             self._rows += vectors
@@ -93,8 +98,10 @@ def _bundled_names(file: ExtraFile) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
-def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> Tensor:
+def read_embedding(file: ExtraFile, width: int, bundled: str | None = None, encoder: str = "") -> Tensor:
     """Return an embedding's vectors (n, width) in float32. For a LoRA's file, `bundled` is the embedding's name.
+
+    `encoder` is the vectors' name in a file for several encoders.
 
     Raises ModelError if the file does not contain it.
     """
@@ -103,7 +110,7 @@ def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> T
         prefix = f"{BUNDLED}{bundled}."
         tensors = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
     check_plain(path, tensors)
-    vectors = _vectors(path, tensors)
+    vectors = tensors[encoder] if encoder in tensors else _vectors(path, tensors)
     vectors = vectors[None] if vectors.dim() == 1 else vectors
     fits = vectors.dim() == 2 and vectors.shape[1] == width and 0 < len(vectors) <= CHUNK_LENGTH
     if not fits or not vectors.is_floating_point():

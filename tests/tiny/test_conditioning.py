@@ -39,7 +39,7 @@ def test_without_the_norm_a_vector_is_only_scaled(encode) -> None:  # type: igno
 def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Model) -> None:  # type: ignore[no-untyped-def]
     text = "a (pink:1.5) sun BREAK sea"
     (chunk,) = chunks([(text, 1.0)], networks.text.tokenize)
-    expected = networks.text.model(input_ids=torch.tensor([chunk.tokens])).last_hidden_state[0]
+    expected = networks.text.towers[0].model(input_ids=torch.tensor([chunk.tokens])).last_hidden_state[0]
     assert torch.equal(encode(text, "None"), expected)  # the same tokens through the same code
     assert encode(text).shape[0] == 2 * 77
 

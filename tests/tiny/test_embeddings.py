@@ -18,7 +18,7 @@ from pipelines.sampling.prompts import PromptEncoder
 
 
 def width_of(networks: Model) -> int:
-    return int(networks.text.model.config.hidden_size)
+    return int(networks.text.towers[0].model.config.hidden_size)
 
 
 def write(folder: Path, name: str, vectors: Tensor, key: str = "emb_params") -> ExtraFile:
@@ -69,7 +69,7 @@ def test_vectors_that_do_not_fit_open_a_chunk(networks: Model, files: dict[str, 
 def test_vectors_replace_the_tokens_before_positions_are_added(networks: Model, tmp_path: Path) -> None:
     """The embedding of a word's own vector is the word."""
     (sun,) = networks.text.tokenize("sun")
-    vector = networks.text.model.embeddings.token_embedding.weight[sun].detach().float().clone()
+    vector = networks.text.towers[0].model.embeddings.token_embedding.weight[sun].detach().float().clone()
     files = {"zeta": write(tmp_path, "zeta", vector)}
     encode = PromptEncoder(networks.text, 1, table=networks.text.embedding_table(files)).encode
     with torch.inference_mode():

@@ -106,7 +106,7 @@ def test_the_unet_runs_once_a_step_for_both_halves_of_guidance(networks: Model) 
 
 
 def test_the_prompt_is_encoded_once_for_both_passes(networks: Model) -> None:
-    encoder = networks.text.model
+    encoder = networks.text.towers[0].model
     with mock.patch.object(encoder, "forward", wraps=encoder.forward) as text, steps_alone(networks):
         latents(networks, request())
     assert text.call_count == 2  # positive and negative

@@ -191,11 +191,13 @@ def test_attention_of_the_text_encoder_is_changed_whole_or_not_at_all(noise: Pat
     layers = [
         f"lora_te_text_model_encoder_layers_0_self_attn_{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")
     ]
-    weights = {name: tensor.clone() for name, tensor in model.text.model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in model.text.towers[0].model.state_dict().items()}
 
     def changed() -> list[str]:
         return [
-            name for name, tensor in model.text.model.state_dict().items() if not torch.equal(tensor, weights[name])
+            name
+            for name, tensor in model.text.towers[0].model.state_dict().items()
+            if not torch.equal(tensor, weights[name])
         ]
 
     model.adapters.apply([lora(tmp_path / "some.safetensors", *layers[:3])])
