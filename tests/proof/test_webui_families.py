@@ -1,6 +1,7 @@
 """The cases that WebUI 1.10.1 computed with checkpoints of other families, within the promised tolerances."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,19 @@ SHARED_FILES = (
     "loras/sd2kohya.safetensors",
     "embeddings/sdtwoemb.safetensors",
     "embeddings/sdtwopt.pt",
+    "tiny_sdxl.safetensors",
+    "tiny_sdxl_refiner.safetensors",
+    "variants/tiny_sdxl_inpaint.delta.safetensors",
+    "loras/xldiffusers.safetensors",
+    "loras/xlkohya.safetensors",
+    "loras/xlqvonly.safetensors",
+    "embeddings/xlemb.safetensors",
+    "embeddings/xlneg.safetensors",
 )
+V_BY_YAML = "tiny_sdxl_v"
+"""A name for tiny_sdxl, with a configuration beside it that declares v-prediction."""
+OTHERS = ("refiner_checkpoint", "hr_checkpoint_name")
+"""Parameters of a case that name other models, by their files."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +53,9 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]
 
     def model(name: str) -> Model:
         if name not in models:
-            models[name] = load(ModelFiles(name=name, checkpoint=checkpoint_of(FOLDER, name, into), vae=None))
+            v = name == V_BY_YAML
+            file = checkpoint_of(FOLDER, "tiny_sdxl" if v else name, into)
+            models[name] = load(ModelFiles(name=name, checkpoint=file, vae=None, prediction="v_prediction" * v))
         return models[name]
 
     return model
@@ -48,7 +63,13 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]
 
 @pytest.fixture(scope="module")
 def compared(model_of: Callable[[str], Model]) -> Callable[[str], Comparison]:
-    return lambda name: compare(model_of(CASES[name]["checkpoint"]), FOLDER, name, CASES[name])
+    def of_case(name: str) -> Comparison:
+        case = CASES[name]
+        files = {case["params"][key] for key in OTHERS if case["params"].get(key)}
+        others = {file: model_of(Path(file).stem) for file in files}
+        return compare(model_of(case["checkpoint"]), FOLDER, name, case, others)
+
+    return of_case
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,6 +94,8 @@ def drawing_of(model: Model, name: str, unseeded: torch.Generator | None) -> tup
     plan = make_plan(request)
     drawing = Drawing(
         model=model,
+        hires_model=model,
+        refiner=model,
         request=request,
         plan=plan,
         canvas=prepare(request.image, plan.final_size) if request.image else None,
