@@ -150,14 +150,14 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
     with drawing.using(networks):
         encoder = _prompt_encoder(drawing, networks)
-        left_over = model.adapters.left_over
         prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(drawing))
+        left_over = model.adapters.left_over + encoder.left_over
     hires_prompts = prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
         with drawing.using(hires_networks):
             encoder = encoder if hires_networks == networks else _prompt_encoder(drawing, hires_networks)
-            left_over += model.adapters.left_over
             hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
+            left_over += model.adapters.left_over + encoder.left_over
     yield from map(Notice, dict.fromkeys(left_over))
     with drawing.using(networks):
         start = start_from(drawing, given.latents)

@@ -117,6 +117,11 @@ class PromptEncoder:
         self._table = table or encoder.embedding_table({})
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
+    @property
+    def left_over(self) -> tuple[str, ...]:
+        """Sentences about embeddings that the encoded prompts name but that are not applied."""
+        return self._table.left_over
+
     def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
         """Encode both prompts of a pass. `steps` are denoiser calls, as prompt editing counts them.
 
