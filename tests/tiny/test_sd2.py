@@ -4,6 +4,7 @@ import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from numpy.typing import NDArray
 from PIL import Image
@@ -44,7 +46,7 @@ from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
-from pipelines.runtime.device import Stopwatch
+from pipelines.runtime.device import Device, Stopwatch
 from pipelines.sampling.denoiser import Stage
 from tests import passes
 from tests.controls import by_ldm_names, random_control
@@ -595,6 +597,37 @@ def test_pictures_come_out(depth: Model) -> None:
     asked = request(image=ImageSettings(picture=PICTURE))
     (drawn,) = (e.pixels for e in render(depth, asked, make_plan(asked)) if isinstance(e, Picture))
     assert drawn.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("kind", "near"), [(torch.float16, 0.05), (torch.bfloat16, 0.3)])
+def test_half_precision_draws_nearly_the_same(tmp_path: Path, kind: torch.dtype, near: float) -> None:
+    """Within what numbers of so few digits allow: a hundredth, or a tenth, of the largest values."""
+    path = single_file(tmp_path / "x.safetensors", networks(v=True))
+    asked = request(num_inference_steps=1)
+    whole, half = (drawn_in(each, path, asked) for each in (torch.float32, kind))
+    assert whole.abs().max() > 10 * near
+    assert (half - whole).abs().max() < near
+
+
+def test_large_queries_and_keys_do_not_overflow_in_half_precision(tmp_path: Path) -> None:
+    """Those of SD 2.1 do where attention is written out, and the picture is black."""
+    parts = {**networks(v=True), "unet": deepcopy(networks(v=True)["unet"])}
+    for name, module in parts["unet"].named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_k")):
+            module.weight.data *= 2000
+    path = single_file(tmp_path / "x.safetensors", parts)
+    asked = request(num_inference_steps=1)
+    assert drawn_in(torch.float16, path, asked).isfinite().all()
+    assert not drawn_in(torch.float16, path, asked, AttnProcessor()).isfinite().all()
+
+
+def drawn_in(kind: torch.dtype, path: Path, asked: GenerationRequest, attention: AttnProcessor | None = None) -> Tensor:
+    """The last pass's latents of a v model in a precision, with an attention other than the engine's."""
+    files = ModelFiles(name="small", checkpoint=path, vae=None, prediction="v_prediction")
+    model = load(files, Device(torch.device("cpu"), kind))
+    if attention:
+        model.unet.network.set_attn_processor(attention)
+    return latents(model, asked).float()
 
 
 @pytest.mark.parametrize("form", FORMS)
