@@ -20,8 +20,9 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
-from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
+from pipelines.drawing.pictures import beyond_webui, check_image, check_noise_level, with_depth
 from pipelines.drawing.progress import Bars
+from pipelines.drawing.unused import unused_by
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
 from pipelines.images.reading import DECODER, read_pictures
@@ -357,6 +358,7 @@ class Predictor(BasePredictor):
             say(f"Prompt: {asked['prompt']}")
         check_pictured(read_lines(inputs.controls), pictures)  # before any network is fetched
         check_image(self.networks, pictures)
+        check_noise_level(self.networks, asked["image_noise_level"])
         if asked.controls:
             with_depth(self.networks, pictures, controlled=True)  # before any network is fetched, too
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
@@ -369,7 +371,7 @@ class Predictor(BasePredictor):
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked["strict"])
         request = request_from(asked, count, pictures, extras)
-        say("\n".join(unused_inputs(asked, request)))
+        say("\n".join((*unused_inputs(asked, request), *unused_by(self.networks, asked.wanted))))
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:

@@ -4,7 +4,8 @@ A form's file in `tests/data/forms` holds what training changed (`pastel_tiny.re
 `compose` writes the whole checkpoint by the published names, as a container loads it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,14 +42,30 @@ class Form:
     """The form that it is trained from; the embedded model itself if empty."""
     least_noise: int = 0
     """The first time (of 1000) that is trained: what maps and pictures tell is settled while there is more noise."""
+    scenes: int = 256
+    """How many painted scenes it learns from."""
+    whole: tuple[str, ...] = ()
+    """Parts of the names of further weights that it learns as a whole."""
+    fast: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Parts of the names of new weights, which begin knowing nothing, and the highest rates that they learn at."""
 
 
 FORMS = {
     form.name: form
     for form in (
         Form("sd2", SD2, v=True),
-        Form("depth", DEPTH, v=False, least_noise=250),
-        Form("unclip", UNCLIP, v=True, parent="sd2", least_noise=150),
+        Form("depth", DEPTH, v=False, least_noise=250, fast={"input_blocks.0.0.weight": 4e-3}),
+        # a picture reaches the UNet through the few values of its time: a low rank there is too narrow
+        Form(
+            "unclip",
+            UNCLIP,
+            True,
+            "sd2",
+            least_noise=150,
+            scenes=1600,
+            whole=("emb_layers.",),
+            fast={"label_emb.": 2e-3},
+        ),
     )
 }
 

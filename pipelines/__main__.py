@@ -21,7 +21,7 @@ from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
-from pipelines.drawing.pictures import check_image, with_depth
+from pipelines.drawing.pictures import check_image, check_noise_level, with_depth
 from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
@@ -45,7 +45,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     pictures = Pictures(
         image=picture.read(options.init, "init") if options.init else None,
         mask=picture.read(options.mask, "mask") if options.mask else None,
-        controls=tuple(picture.read(path, "control") for path in options.control),
+        controls=tuple(picture.read(path, "control", deep=True) for path in options.control),
     )
     check_image(model, pictures)
     pictures = with_depth(model, pictures, controlled=bool(data.controls))
@@ -58,6 +58,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     asked = drop_unsupported(asked, found, options.strict)
+    check_noise_level(model, asked["image_noise_level"])
     return request_from(asked, options.num_outputs, pictures, extras)
 
 

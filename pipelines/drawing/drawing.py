@@ -13,7 +13,7 @@ from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest
 from pipelines.images.masks import Canvas
-from pipelines.images.reading import Pixels, resize
+from pipelines.images.reading import Pixels, nearness, resize
 from pipelines.models.hypernetworks import HypernetworkUse
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
@@ -62,10 +62,11 @@ class Drawing:
             assert self.model.depth is not None
             return self.model.depth.depth(canvas.picture)
         assert isinstance(settings.depth, Image.Image)
-        given = canvas.same_part(settings.depth)
+        given = canvas.same_part(nearness(settings.depth))
         if settings.resize_mode in ("crop", "fill") and canvas.box is None:
             given = resize(given, canvas.picture.size, settings.resize_mode)
-        return torch.from_numpy(np.asarray(given.convert("RGB")).astype(np.float32).mean(2))[None, None]
+        values = np.asarray(given if given.mode == "F" else given.convert("RGB")).astype(np.float32)
+        return torch.from_numpy(values if values.ndim == 2 else values.mean(2))[None, None]
 
     @property
     def place(self) -> torch.device:

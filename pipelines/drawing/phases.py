@@ -177,7 +177,7 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
     if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
         with second.using(hires_networks):
             hires_prompts = _prompts(second, encoders, hires_networks, plan.hires)
-    yield from map(Notice, dict.fromkeys(encoders.left_over))
+    yield from map(Notice, encoders.left_over)
     with drawing.using(networks):
         start = start_from(drawing, given.latents)
         stage = first_stage(drawing, first_prompts[0], given)
@@ -200,7 +200,7 @@ class _PromptEncoders:
     def __init__(self, drawing: Drawing) -> None:
         self._drawing = drawing
         self._made: dict[tuple[int, PassNetworks], PromptEncoder] = {}
-        self.left_over: list[str] = []
+        self.left_over: dict[str, None] = {}
         """Sentences about what of the networks is not applied."""
 
     def of(self, model: Model, networks: PassNetworks) -> PromptEncoder:
@@ -212,7 +212,6 @@ class _PromptEncoders:
             tables = model.text.embedding_tables(request.extras.embeddings, bundles)
             settings = request.clip_skip, request.emphasis, request.pad_conds
             self._made[key] = PromptEncoder(model.text, *settings, tables=tables, old_editing=request.old_editing)
-            self.left_over += model.adapters.left_over
         return self._made[key]
 
 
@@ -231,7 +230,9 @@ def _prompts(drawing: Drawing, encoders: _PromptEncoders, networks: PassNetworks
         told = framing(request, plan.upscale.width, plan.upscale.height)  # before WebUI rounds and crops it
     # with an image, too, the first pass's count is all steps
     calls = plan.first.calls_of(request.num_inference_steps), hires
-    prompts = [encoders.of(drawing.model, networks).encode(*texts, *calls, told)]
+    encoder = encoders.of(drawing.model, networks)
+    prompts = [encoder.encode(*texts, *calls, told)]
+    encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
     if refiner := drawing.refiner_in(part):
         with refiner.using((), (), None):  # as LoRAs of other models do not fit it
             prompts.append(encoders.of(refiner, NO_NETWORKS).encode(*texts, *calls, told))

@@ -21,6 +21,14 @@ def check_image(model: Model, pictures: Pictures) -> None:
         raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
 
 
+def check_noise_level(model: Model, level: int) -> None:
+    """Raise InvalidInput for noise over the image's embedding if the model's file lacks what is needed to add it."""
+    if level and model.image_prompt is not None and not model.image_prompt.takes_noise:
+        rule = "this checkpoint lacks the statistics of its embeddings, without which noise cannot be added to them"
+        fix = "Use 0, or the model's diffusers folder, which has them (image_normalizer)."
+        raise InvalidInput("image_noise_level", level, rule, fix)
+
+
 def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
     """Return a request's pictures. With a depth model and no ControlNets, a control image is used as depth map.
 

@@ -68,8 +68,17 @@ TASKS = {5: "depth to image", 8: "InstructPix2Pix"}
 """What a UNet was made for, by its number of input channels."""
 
 
+WRAPPED = re.compile(r"((?:state_dict|module|_orig_mod|model)\.)+(?=model\.diffusion_model\.)")
+"""What training programs put before the names of a checkpoint, if they save the object that holds the model."""
+
+
 def in_ldm_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by LDM's names. Only Stable Diffusion 2.1 Turbo is published with SGM's names instead."""
+    """Return the tensors by LDM's names, without prefixes that wrap a whole checkpoint.
+
+    Only Stable Diffusion 2.1 Turbo is published with SGM's names instead.
+    """
+    if wrapper := next(filter(None, map(WRAPPED.match, tensors)), None):
+        tensors = {name.removeprefix(wrapper[0]): tensor for name, tensor in tensors.items()}
     norm = tensors.get(f"{SGM_TEXT}model.ln_final.weight")
     if norm is None or tuple(norm.shape) != (SD2_WIDTH,):
         return dict(tensors)

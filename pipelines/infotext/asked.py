@@ -83,6 +83,12 @@ class Asked:
     used."""
 
     @property
+    def wanted(self) -> frozenset[str]:
+        """The settings whose values somebody gave for this request. A whole block says everything, so its are left
+        out."""
+        return self.chosen if self.data.whole else self.chosen | self.data.values.keys()
+
+    @property
     def resolved(self) -> bool:
         """Whether dynamic prompts are on."""
         return bool(self["dynamic_prompts"] or self.data.wildcards)
@@ -262,7 +268,7 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
     """Give each ControlNet its picture. Raises InvalidInput if the numbers do not match."""
     count, sent = len(controls), len(pictures)
     if sent and not count:
-        fix = "Name one in controls, or send it in files."
+        fix = "Name one in controls, or send it in files. Only a depth checkpoint takes a depth map without one."
         raise InvalidInput("control_images", f"{sent} sent", "there is no ControlNet to follow them", fix)
     if sent > 1 and sent != count:
         rule = f"must be one for each of the {count} lines of controls, or one for all"
@@ -336,7 +342,6 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     """Report settings of an image, a mask, a highres fix or a variation if there is none."""
     image, hires = request.image, request.hires
     mask = image.mask if image else None
-    asked_for = asked.chosen if asked.data.whole else asked.chosen | asked.data.values.keys()
     for names, there, what in (
         ({"resize_mode"}, image, "an image"),
         (_OF_MASK, mask, "a mask or outpainting"),
@@ -344,7 +349,7 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
         ({"denoising_strength"}, image or hires, "an image or the highres fix"),
         ({"variation_seed"}, request.noise.variation_strength, "a variation seed strength"),
     ):
-        found = sorted(asked_for & names)
+        found = sorted(asked.wanted & names)
         if found and not there:
             yield f"Without {what}, {', '.join(found)} {'do' if len(found) > 1 else 'does'} nothing."
 

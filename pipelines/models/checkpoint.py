@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pipelines.errors import ModelError, in_one_line
-from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
+from pipelines.families.detection import FAMILIES, Shaped, family_of, in_ldm_layout, not_run, sign_of
 from pipelines.families.family import Family, TextTower
 from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, of_today, openclip_layout, vae_layout
 from pipelines.files.contents import looks_like, read_content, tensors_in
@@ -83,6 +83,7 @@ T2I_ADAPTER = Kind(
 )
 IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
 IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
+SDXL_EMBEDDING = Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$")
 _FACES = "Send a plain or a plus one: the face networks of this kind are not supported."
 FACE_ADAPTERS = (
     Kind("an IP-Adapter FaceID", r"^(image_proj\.perceiver_resampler\.|ip_adapter\.\d+\.to_\w+_lora\.)", _FACES),
@@ -99,7 +100,7 @@ KINDS = (  # the first match counts, because networks trained from a checkpoint 
     Kind("a LoRA", LORA_NAMES, "Give the checkpoint that it was made for."),
     CONTROLNET,
     Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
-    Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$"),
+    SDXL_EMBEDDING,
     CHECKPOINT,
     Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
     UPSCALER,
@@ -113,7 +114,7 @@ def kind_of(tensors: Mapping[str, Shaped]) -> Kind | None:
     sign = sign_of(tensors)
     if sign and sign.family not in FAMILIES:
         return Kind(sign.what, sign.pattern, not_run(sign))
-    text = "\n".join(tensors)
+    text = "\n".join(in_ldm_layout(tensors))
     return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), None)
 
 

@@ -138,6 +138,11 @@ class PromptEncoder:
         self._tables = tables or encoder.embedding_tables({})
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
+    @property
+    def left_over(self) -> tuple[str, ...]:
+        """Sentences about embeddings that the encoded prompts name but that are not applied."""
+        return tuple(dict.fromkeys(told for table in self._tables for told in table.left_over))
+
     def encode(
         self,
         prompt: str,

@@ -95,8 +95,7 @@ def test_a_pickle_of_webui_is_read_safely(networks: Model, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("vectors", "told"),
     [
-        (lambda width: torch.ones(1, width + 1), r"shape .*; this model takes"),
-        (lambda width: torch.ones(76, width), "shape"),
+        (lambda width: torch.ones(76, width), r"shape .*; this model takes"),
         (lambda width: torch.ones(0, width), "shape"),
         (lambda width: torch.ones(1, 2, width), "shape"),
         (lambda width: torch.full((1, width), float("nan")), "NaN"),
