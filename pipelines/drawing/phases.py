@@ -16,8 +16,8 @@ from torch import Tensor
 from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
-from pipelines.drawing.drawing import Drawing, PassNetworks
-from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, first_stage, hires_stage, start_from
+from pipelines.drawing.drawing import NOTHING_GIVEN, Drawing, Given, PassNetworks
+from pipelines.drawing.start import Start, first_stage, hires_stage, start_from
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -129,9 +129,9 @@ def render(
             upscaler=upscaler,
             show_phases=show_phases,
             watch=watch,
-            unseeded=given.unseeded,
+            given=given,
         )
-        yield from _phases(drawing, given)
+        yield from _phases(drawing)
 
 
 def _as_asked(model: Model, request: GenerationRequest) -> Model:
@@ -144,7 +144,7 @@ def _as_asked(model: Model, request: GenerationRequest) -> Model:
     return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
-def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
+def _phases(drawing: Drawing) -> Iterator[Event]:
     model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
     networks = drawing.networks(request.prompt)
     hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
@@ -160,14 +160,14 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
             hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
     yield from map(Notice, dict.fromkeys(left_over))
     with drawing.using(networks):
-        start = start_from(drawing, given.latents)
-        stage = first_stage(drawing, prompts, given)
+        start = start_from(drawing)
+        stage = first_stage(drawing, prompts)
         latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
     watch.mark(BASE)
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, latents)
         with drawing.using(hires_networks):
-            stage = hires_stage(drawing, hires_prompts, given, stage, upscaled, enlarged)
+            stage = hires_stage(drawing, hires_prompts, stage, upscaled, enlarged)
             latents = yield from _sample(drawing, plan.hires, REFINE, [stage], Start(upscaled))
         watch.mark(REFINE)
     yield from _decode(drawing, latents, FINAL, DECODE)

@@ -15,8 +15,8 @@ from pipelines import __main__ as command
 from pipelines.ask.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, PassResult, Picture, Step, render
-from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput
 from pipelines.families.layouts import UNET_PREFIX
 from pipelines.models.loader import load
