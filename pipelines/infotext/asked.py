@@ -154,23 +154,22 @@ def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pic
     `defaults` are the model's own, with its size. Raises InvalidInput for what cannot be drawn. The error names the
     generation data if the value comes from there, and otherwise the input.
     """
-    said = inputs.filled_in()
+    said, options = inputs.filled_in(), dict[str, str]()
     values = _merged(inputs, said, data, defaults, pictures)
     random = values.get("seed", RANDOM) == RANDOM
-    values["seed"] = random_seed() if random else values["seed"]
-    from_data = [name for name in ROWS if name in data.values and name not in (*said, *PROMPTS)]
+    if random:
+        values["seed"] = random_seed()
     with _blaming(data, said):
         handling = Handling(**of_group(Handling, values))
-    options: dict[str, str] = {}
-    if handling.dynamic_prompts or data.wildcards:
-        prompts = {name: values.get(name, "") for name in PROMPTS}
-        options = {name: options_of(prompt, data.wildcards) for name, prompt in prompts.items()}
-        values |= with_picks(prompts, data.wildcards, values["seed"])
-    with _blaming(data, said):
+        if handling.dynamic_prompts or data.wildcards:
+            prompts = {name: values.get(name, "") for name in PROMPTS}
+            options = {name: options_of(prompt, data.wildcards) for name, prompt in prompts.items()}
+            values |= with_picks(prompts, data.wildcards, values["seed"])
         if handling.upscale_only:
             settings = _to_enlarge(values, defaults)
         else:
             settings = _settings(values, data, pictures, _has_hires(inputs.highres_fix, said, data, pictures))
+    from_data = [name for name in ROWS if name in data.values and name not in (*said, *PROMPTS)]
     return Asked(
         settings=settings,
         handling=handling,

@@ -128,9 +128,9 @@ def test_outpainting_keeps_the_picture(networks: Model) -> None:
 
 
 def test_prompt_editing_counts_the_steps_asked_for(networks: Model) -> None:
-    """At half strength 4 of 6 steps run; what is edited after 5 of 6 never changes."""
+    """At half strength 4 of 6 steps run. Editing at 0.6 is after the fourth step of 6, but after the third of 4."""
     asked = replace(request(denoising_strength=0.5), num_inference_steps=6)
-    late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{step}]") for step in (5, 2))
+    late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{share}]") for share in (0.6, 0.4))
     (plain,), (same,), (other,) = (drawn(networks, each) for each in (asked, late, early))
     assert alike(plain, same), "but for rounding: both texts of the edited prompt are encoded at once"
     assert not alike(plain, other)
