@@ -41,8 +41,8 @@ from pipelines.ask.request import (
     ScheduleSettings,
     SkippedGuidance,
 )
+from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, NO_OTHERS, PassResult, Picture, render
-from pipelines.drawing.start import Given
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
 from pipelines.models.depth import DepthEstimator

@@ -5,9 +5,10 @@ Names are those of the inputs, so that an error can name the field that was fill
 
 import re
 import secrets
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pipelines.ask.catalog import (
     CONTROL_MODES,
@@ -37,7 +38,6 @@ from pipelines.ask.settings import (
     Key,
     LayerFromEnd,
     ModelName,
-    Name,
     Number,
     Setting,
     Text,
@@ -383,7 +383,7 @@ class HiresSettings(Checked):
     )
     upscaler: str = setting(
         "hires_upscaler",
-        Name(UPSCALERS, open=True),
+        Choice(UPSCALERS, open=True),
         "Latent",
         key="Hires upscaler",
         about="How to enlarge the draft before it is redrawn.",
@@ -440,8 +440,6 @@ class HiresSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.upscaler_file is None:
-            Choice(UPSCALERS).check("hires_upscaler", self.upscaler, "")
         _check_parts("hires_prompt", self.prompt)
         if self.denoising_strength < STRENGTH_MIN:
             raise InvalidInput(
@@ -450,6 +448,11 @@ class HiresSettings(Checked):
                 f"below {STRENGTH_MIN} the hires pass would change nothing visible",
                 "Use more (0.6 is usual), or turn highres_fix off.",
             )
+
+    def unavailable(self) -> dict[str, Setting]:
+        return {
+            each: row for each, row in super().unavailable().items() if each != "upscaler" or not self.upscaler_file
+        }
 
     @property
     def resize_to(self) -> tuple[int, int]:
@@ -705,10 +708,10 @@ class ControlSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRequest(Checked):
-    """The request of one prediction. Creating one checks everything.
+class Settings(Checked):
+    """All settings of one prediction. The networks and samplers that they name need not be here.
 
-    Raises InvalidInput with the field, value, rule and fix. A request made with `dataclasses.replace` is checked again.
+    Raises InvalidInput with the field, value, rule and fix. Settings made with `dataclasses.replace` are checked again.
     """
 
     prompt: str = setting("prompt", PROMPT, key=Key("Prompt", unsaid=""), about="What to draw.")
@@ -850,7 +853,6 @@ class GenerationRequest(Checked):
     image: ImageSettings | None = None
     hires: HiresSettings | None = field(default_factory=HiresSettings)
     controls: tuple[ControlSettings, ...] = ()
-    extras: Extras = NO_EXTRAS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -859,22 +861,47 @@ class GenerationRequest(Checked):
         if self.seed + self.num_outputs - 1 > SEED_MAX:
             fix = f"Use {SEED_MAX - self.num_outputs + 1} or less, or fewer pictures."
             raise InvalidInput("seed", self.seed, f"the last of {self.num_outputs} pictures would pass {SEED_MAX}", fix)
-        check_present("prompt", self.prompt, self.extras)
-        if self.hires is not None:
-            check_present("hires_prompt", self.hires.prompt, self.extras)
-            check_final_size((self.width, self.height), self.hires.scale, self.hires.resize_to)
-        if len(self.controls) > CONTROLS_MAX:
-            raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Use fewer.")
-        for control in self.controls:
-            self._check_control(control)
 
     @property
     def values(self) -> dict[str, Any]:
-        """All settings of this request by name."""
+        """All settings by name."""
         mask = self.image.mask if self.image else None
         own = self.noise, self.schedule, self.added_noise, self.skipped_guidance, self.refiner, self.framing
         groups = (self, *own, self.image, mask, self.hires)
         return {name: value for group in groups if group for name, value in values_of(group).items()}
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts that may name networks, by setting. The hires prompt is included only with a hires pass."""
+        return {"prompt": self.prompt, **({"hires_prompt": self.hires.prompt} if self.hires else {})}
+
+    def with_prompts(self, prompts: Mapping[str, str]) -> Self:
+        """Return a copy with these prompts, as `prompts` gives them."""
+        hires = self.hires and replace(self.hires, prompt=prompts["hires_prompt"])
+        return replace(self, prompt=prompts["prompt"], hires=hires)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(Settings):
+    """The request of one prediction: its settings, and the networks that they name. Creating one checks everything.
+
+    Raises InvalidInput with the field, value, rule and fix. A request made with `dataclasses.replace` is checked again.
+    """
+
+    extras: Extras = NO_EXTRAS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_names()
+        if self.hires is not None:
+            self.hires.check_names()
+            check_final_size((self.width, self.height), self.hires.scale, self.hires.resize_to)
+        for name, prompt in self.prompts.items():
+            check_present(name, prompt, self.extras)
+        if len(self.controls) > CONTROLS_MAX:
+            raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Use fewer.")
+        for control in self.controls:
+            self._check_control(control)
 
     def _check_control(self, control: ControlSettings) -> None:
         if control.model not in self.extras.controls:
@@ -907,7 +934,7 @@ def _check_parts(name: str, text: str) -> None:
 
 
 GROUPS = (
-    GenerationRequest,
+    Settings,
     NoiseSettings,
     ScheduleSettings,
     AddedNoise,

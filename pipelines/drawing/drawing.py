@@ -31,6 +31,26 @@ class PassNetworks:
     hypernetworks: tuple[HypernetworkUse, ...]
 
 
+@dataclass(frozen=True)
+class Given:
+    """Tensors that replace those a request's picture is encoded to. WebUI does not seed that encoding, so parity checks
+    need them."""
+
+    latents: Tensor | None = None
+    """(B or 1, 4, h, w): the start of the first pass."""
+    condition: Tensor | None = None
+    """What the first pass's UNet gets about the picture: channels in addition to the latents (1, n, h, w), or an unCLIP
+    model's vectors (B or 1, k)."""
+    hires_condition: Tensor | None = None
+    """The same for the hires pass, (B or 1, n, h, w) or (B or 1, k)."""
+    unseeded: torch.Generator | None = None
+    """In place of such tensors: the state of torch's generator from which WebUI drew the noise of the encoding. None:
+    that noise comes from each image's seed, or is left out."""
+
+
+NOTHING_GIVEN = Given()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """A request that is being drawn, with everything that stays the same in all phases."""
@@ -49,8 +69,7 @@ class Drawing:
     show_phases: bool
     """Whether the draft and the enlarged picture are also returned."""
     watch: Stopwatch
-    unseeded: torch.Generator | None = None
-    """Draws the noise that WebUI does not seed. None: it comes from each image's seed, or is left out."""
+    given: Given = NOTHING_GIVEN
 
     @cached_property
     def depth(self) -> Tensor:

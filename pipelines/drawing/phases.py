@@ -18,8 +18,8 @@ from torch import Tensor
 from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
-from pipelines.drawing.drawing import Drawing, PassNetworks
-from pipelines.drawing.start import NOTHING_GIVEN, Given, Start, first_stage, hires_stage, start_from
+from pipelines.drawing.drawing import NOTHING_GIVEN, Drawing, Given, PassNetworks
+from pipelines.drawing.start import Start, first_stage, hires_stage, start_from
 from pipelines.families.family import Framing
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
@@ -149,9 +149,9 @@ def render(
             upscaler=upscaler,
             show_phases=show_phases,
             watch=watch,
-            unseeded=given.unseeded,
+            given=given,
         )
-        yield from _phases(drawing, given)
+        yield from _phases(drawing)
 
 
 def _as_asked(model: Model, request: GenerationRequest) -> Model:
@@ -165,7 +165,7 @@ def _as_asked(model: Model, request: GenerationRequest) -> Model:
     return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
-def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
+def _phases(drawing: Drawing) -> Iterator[Event]:
     request, plan, watch = drawing.request, drawing.plan, drawing.watch
     second = drawing.in_hires
     networks = drawing.networks(request.prompt)
@@ -179,14 +179,14 @@ def _phases(drawing: Drawing, given: Given) -> Iterator[Event]:
             hires_prompts = _prompts(second, encoders, hires_networks, plan.hires)
     yield from map(Notice, encoders.left_over)
     with drawing.using(networks):
-        start = start_from(drawing, given.latents)
-        stage = first_stage(drawing, first_prompts[0], given)
+        start = start_from(drawing)
+        stage = first_stage(drawing, first_prompts[0])
         latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, by, latents)
         with second.using(hires_networks):
-            stage = hires_stage(second, hires_prompts[0], given, stage, upscaled, enlarged)
+            stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
             stages = [stage, *_refining(drawing, hires_prompts)]
             latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
         watch.mark(REFINE)

@@ -26,10 +26,10 @@ from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
-from pipelines.drawing.drawing import Drawing
+from pipelines.drawing.drawing import Drawing, Given
 from pipelines.drawing.phases import Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import beyond_webui, check_image, check_noise_level, with_depth
-from pipelines.drawing.start import Given, hires_stage, scaled_depth
+from pipelines.drawing.start import hires_stage, scaled_depth
 from pipelines.drawing.unused import unused_by
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.families.noise_schedule import LAST_ALPHA
@@ -538,8 +538,8 @@ def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tu
 
 def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
     with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs a picture"):
-        check_image(depth, Pictures())
-    check_image(model_of(noise), Pictures())
+        check_image(depth, Pictures(), controlled=False)
+    check_image(model_of(noise), Pictures(), controlled=False)
     blind = replace(depth, depth=None)
     with pytest.raises(InvalidInput, match="control_images='': this checkpoint has no depth estimator"):
         with_depth(blind, Pictures(image=PICTURE), controlled=False)
