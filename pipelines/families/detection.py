@@ -93,7 +93,9 @@ def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
 
 def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
     """Return the sign of a diffusers folder's family, judging by its UNet's configuration."""
-    scored = unet.get("projection_class_embeddings_input_dim") == 2560
+    # the refiner's tokens are as wide as its pooled text, beside which its vector has five numbers
+    vector = unet.get("projection_class_embeddings_input_dim", 0) - unet.get("cross_attention_dim", 0)
+    scored = vector == len(REFINER.sizes) * unet.get("addition_time_embed_dim", 256)
     channels = unet.get("in_channels")
     told = {
         "SDXL refiner": unet.get("addition_embed_type") is not None and scored,

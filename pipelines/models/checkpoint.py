@@ -94,6 +94,7 @@ KINDS = (  # the first match counts, because networks trained from a checkpoint 
     IP_ADAPTER,
     T2I_ADAPTER,
     Kind("a T2I style adapter", r"^style_embedding$", "Send a T2I adapter for a map, in files."),
+    Kind("a union ControlNet", r"^(task_embedding$|control_add_embedding\.)", "Send a ControlNet for one kind of map."),
     Kind("a fuser of CoAdapters", r"^spatial_ch_projs\.", "Send the T2I adapters without it, in files."),
     Kind("a PEFT adapter of a ControlNet", r"^base_model\.model\.controlnet_", "Give the checkpoint that it guides."),
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),

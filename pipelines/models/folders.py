@@ -25,6 +25,7 @@ def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
 
 
 ADDED, CLASSES = "add_embedding.", "class_embedding."
+"""diffusers' names of the layers for SDXL's vector, and of those for unCLIP's, which serve for both here."""
 
 
 def unet_of_folder(folder: Path, device: Device) -> UNet2DConditionModel:
