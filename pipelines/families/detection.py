@@ -91,11 +91,16 @@ def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
     return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
 
 
+SIZES_OF_SDXL = ("projection_class_embeddings_input_dim", "cross_attention_dim", "addition_time_embed_dim")
+"""The widths of SDXL's vector, of its tokens, and of one number in the vector, by diffusers' names."""
+
+
 def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
     """Return the sign of a diffusers folder's family, judging by its UNet's configuration."""
+    found = (unet.get(name) for name in SIZES_OF_SDXL)
+    vector, tokens, wave = (width if isinstance(width, int) else 0 for width in found)
     # the refiner's tokens are as wide as its pooled text, beside which its vector has five numbers
-    vector = unet.get("projection_class_embeddings_input_dim", 0) - unet.get("cross_attention_dim", 0)
-    scored = vector == len(REFINER.sizes) * unet.get("addition_time_embed_dim", 256)
+    scored = vector - tokens == len(REFINER.sizes) * wave
     channels = unet.get("in_channels")
     told = {
         "SDXL refiner": unet.get("addition_embed_type") is not None and scored,

@@ -85,7 +85,8 @@ def test_a_diffusers_folder_draws_what_the_single_file_does(
     other = model_of(folder(tmp_path / "folder", networks(family.name)))
     assert one.family is other.family is family
     asked = request(negative_prompt="night", image=ImageSettings(picture=PICTURE, denoising_strength=0.9))
-    assert torch.allclose(latents(one, asked), latents(other, asked), atol=1e-4)
+    # The refiner of random weights makes latents of 20: 1e-4 of them.
+    assert torch.allclose(latents(one, asked), latents(other, asked), atol=2e-3)
 
 
 def test_the_unet_sees_what_that_of_diffusers_does(base: Model) -> None:
