@@ -64,6 +64,8 @@ class Comparison:
     noise: float = 0.0
     conditioning: float = 0.0
     latents: list[float] = field(default_factory=list)
+    largest: float = 0.0
+    """The largest value of the last pass's latents."""
     equal_pixels: float = 1.0
     pixel: int = 0
     masks: list[bool] = field(default_factory=list)
@@ -294,6 +296,7 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         elif kind == "blended" and name in expected:
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
+            found.largest = float(ours.abs().max())
             found.latents.append(_apart(ours, expected[name]))
 
 

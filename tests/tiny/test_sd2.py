@@ -34,7 +34,7 @@ from pipelines.drawing.unused import unused_by
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.families.noise_schedule import LAST_ALPHA
 from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPrediction
-from pipelines.families.sd2 import SD2
+from pipelines.families.sd2 import OPENCLIP_H, SD2
 from pipelines.images.masks import prepare
 from pipelines.images.reading import flat, read_pictures
 from pipelines.infotext.asked import Pictures
@@ -309,15 +309,15 @@ def test_a_shorter_name_of_an_embedding_that_fits_is_read(noise: Path, tmp_path:
         save_file({"emb_params": torch.ones(1, width)}, tmp_path / f"{name}.safetensors")
         files[name] = ExtraFile.at(tmp_path / f"{name}.safetensors")
     text = model_of(noise).text
-    table = text.embedding_table(files)
-    first, *others = table.units(text.tokenize("zeta-long"))
+    (table,), (tower,) = text.embedding_tables(files), text.towers
+    first, *others = table.units(tower.tokenize("zeta-long"))
     assert first == (-1,)
-    assert [(token,) for token in text.tokenize("-long")] == others
+    assert [(token,) for token in tower.tokenize("-long")] == others
 
 
 def test_a_file_with_the_text_layers_that_are_used_alone_draws_the_same(noise: Path, tmp_path: Path) -> None:
     """diffusers' converter writes 23 text layers, the published files 24, of which the last one is not used."""
-    last = f"resblocks.{SD2.text.layers}."
+    last = f"resblocks.{OPENCLIP_H.layers}."
     tensors = {name: tensor for name, tensor in load_file(noise).items() if last not in name}
     assert len(tensors) < len(load_file(noise))
     save_file(tensors, tmp_path / "short.safetensors")
@@ -494,7 +494,7 @@ def test_a_depth_map_of_16_bits_is_read_whole(depth: Model, tmp_path: Path) -> N
     """Its steps may be finer than the 256 of 8 bits. A ControlNet gets 8 bits of it."""
     ramp = np.tile(np.arange(64, dtype=np.uint16) + 30_000, (64, 1))
     Image.fromarray(ramp).save(tmp_path / "depth.png")
-    (read,) = read_pictures(Inputs(said={}, control_images=(tmp_path / "depth.png",))).controls
+    (read,) = read_pictures(Inputs(control_images=(tmp_path / "depth.png",))).controls
     assert np.array_equal(np.asarray(flat(read))[..., 0], ramp // 257)
     given = with_depth(depth, Pictures(image=PICTURE, controls=(read,)), controlled=False)
     image = ImageSettings(picture=PICTURE, depth=given.depth, resize_mode="crop")
@@ -570,7 +570,7 @@ def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path
         "Stable unCLIP": ["clip_skip", "conditional_mask_weight"],
         "Stable Diffusion 2.x": ["clip_skip", "image_noise_level"],
     }
-    assert told["Stable unCLIP"][0].endswith("Stable unCLIP always uses the same layer of its text encoder.")
+    assert told["Stable unCLIP"][0].endswith("Stable unCLIP always uses the same layer of its text encoders.")
     assert list(unused_by(depth, {"seed"})) == []
 
 
