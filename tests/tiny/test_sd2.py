@@ -511,6 +511,8 @@ def depth_in(model: Model, asked: GenerationRequest) -> NDArray[np.float32]:
     canvas = prepare(asked.image, (asked.width, asked.height))
     drawing = Drawing(
         model=model,
+        hires_model=model,
+        refiner=model,
         request=asked,
         plan=make_plan(asked),
         canvas=canvas,
