@@ -356,10 +356,11 @@ class Predictor(BasePredictor):
             say(f"From the generation data: {told}")
         if asked.resolved:
             say(f"Prompt: {asked['prompt']}")
-        check_pictured(read_lines(inputs.controls), pictures)  # before any network is fetched
+        lines = read_lines(inputs.controls)
+        check_pictured(lines, pictures)  # before any network is fetched
         check_image(self.networks, pictures)
         check_noise_level(self.networks, asked["image_noise_level"])
-        if asked.controls:
+        if asked.controls or lines:
             with_depth(self.networks, pictures, controlled=True)  # before any network is fetched, too
         extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
         pictures = with_depth(self.networks, pictures, controlled=bool(asked.controls))

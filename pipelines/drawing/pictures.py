@@ -17,8 +17,8 @@ def draws_by_depth(model: Model) -> bool:
 def check_image(model: Model, pictures: Pictures) -> None:
     """Raise InvalidInput if there is no image but the model cannot draw without one."""
     if draws_by_depth(model) and pictures.image is None:
-        rule = f"{model.family.name} needs a picture to take the depth from, in WebUI, too"
-        raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
+        rule = f"{model.family.name} needs an image to take the depth from, as in WebUI"
+        raise InvalidInput("image", "", rule, "Send one, or use a checkpoint for text to image.")
 
 
 def check_noise_level(model: Model, level: int) -> None:
@@ -32,11 +32,15 @@ def check_noise_level(model: Model, level: int) -> None:
 def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
     """Return a request's pictures. With a depth model and no ControlNets, a control image is used as depth map.
 
-    Raises InvalidInput if a depth model has neither a map nor a network to estimate one.
+    Raises InvalidInput if a depth model has several maps, or neither a map nor a network to estimate one.
     """
     if not draws_by_depth(model):
         return pictures
-    if len(pictures.controls) == 1 and not controlled:
+    if len(pictures.controls) > 1 and not controlled:
+        raise InvalidInput(
+            "control_images", f"{len(pictures.controls)} sent", "an image has one depth map", "Send one."
+        )
+    if pictures.controls and not controlled:
         return replace(pictures, depth=pictures.controls[0], controls=())
     if model.depth is None:
         rule = "this checkpoint has no depth estimator"

@@ -535,7 +535,7 @@ def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tu
 
 
 def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs a picture"):
+    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs an image"):
         check_image(depth, Pictures())
     check_image(model_of(noise), Pictures())
     blind = replace(depth, depth=None)
@@ -543,6 +543,9 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
         with_depth(blind, Pictures(image=PICTURE), controlled=False)
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined with your own map"):
         with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
+    for model in (blind, depth):
+        with pytest.raises(InvalidInput, match="control_images='2 sent': an image has one depth map"):
+            with_depth(model, Pictures(image=PICTURE, controls=(OTHER, OTHER)), controlled=False)
     shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
 
