@@ -8,7 +8,9 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from pipelines.__main__ import read_given
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
-from pipelines.ask.networks import ExtraFile, Extras, LoraTag
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
 from pipelines.drawing.drawing import Drawing
@@ -37,7 +39,7 @@ from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPredict
 from pipelines.families.sd2 import SD2
 from pipelines.images.masks import prepare
 from pipelines.images.reading import flat, read_pictures
-from pipelines.infotext.asked import Pictures
+from pipelines.infotext.asked import NO_DATA, Pictures, read_data, settle
 from pipelines.infotext.writing import of_picture
 from pipelines.models.controls import load_control
 from pipelines.models.depth import prepared_size
@@ -48,6 +50,7 @@ from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
 from pipelines.runtime.device import Device, Stopwatch
 from pipelines.sampling.denoiser import Stage
+from predict import Predictor
 from tests import passes
 from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
@@ -573,6 +576,31 @@ def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path
     }
     assert told["Stable unCLIP"][0].endswith("Stable unCLIP always uses the same layer of its text encoder.")
     assert list(unused_by(depth, {"seed"})) == []
+
+
+def predictor_of(model: Model) -> Any:
+    """A predictor with this model, whose library knows no networks."""
+    predictor: Any = Predictor()
+    predictor.networks, predictor.settings = model, model.settings
+    predictor.fetchers = SimpleNamespace(run=lambda work, *arguments: work(*arguments))
+    predictor.library = SimpleNamespace(load_only=mock.Mock(side_effect=lambda asked, _: (NO_EXTRAS, asked)))
+    return predictor
+
+
+def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Model) -> None:
+    predictor, pictures = predictor_of(replace(depth, depth=None)), Pictures(image=PICTURE, controls=(OTHER,))
+    inputs = Inputs(controls="canny")
+    with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
+        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures, 1)
+    predictor.library.load_only.assert_not_called()
+
+
+def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, inputs = Pictures(image=PICTURE), Inputs(said={"clip_skip": 2})
+    asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
+    predictor_of(depth)._request(asked, inputs, pictures, 1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
+    assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 
 
 def test_what_is_missing_is_told_in_the_log(
