@@ -14,7 +14,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path, streaming
 
-from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import name_of_upload
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
@@ -31,15 +31,14 @@ from pipelines.infotext.asked import (
     Asked,
     Pictures,
     check_pictured,
-    pick,
     read_data,
     request_from,
-    said_by_data,
     settle,
-    unused_inputs,
+    with_networks,
 )
 from pipelines.infotext.control_lines import read_lines
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
+from pipelines.infotext.unused import unused_inputs
 from pipelines.models.loader import load
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
@@ -300,47 +299,45 @@ class Predictor(BasePredictor):
     ) -> Iterator[Path]:
         """Draw the pictures and yield each as soon as it is decoded."""
         inputs = Inputs(
-            said=filled_in(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                width=width,
-                height=height,
-                seed=seed,
-                hires_scale=hires_scale,
-                hires_upscaler=hires_upscaler,
-                denoising_strength=denoising_strength,
-                hires_steps=hires_steps,
-                masked_content=masked_content,
-                mask_blur=mask_blur,
-                inpaint_area=inpaint_area,
-                outpaint=outpaint,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                schedule_type=schedule_type,
-                clip_skip=clip_skip,
-            ),
-            generation_data=generation_data,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
             aspect_ratio=aspect_ratio,
+            width=width,
+            height=height,
+            num_outputs=num_outputs,
+            seed=seed,
             highres_fix=highres_fix if hires is None else "On" if hires else "Off",
+            hires_scale=hires_scale,
+            hires_upscaler=hires_upscaler,
+            denoising_strength=denoising_strength,
+            hires_steps=hires_steps,
             image=image,
             mask=mask,
-            control_images=tuple(control_images),
-            files=tuple(files),
+            masked_content=masked_content,
+            mask_blur=mask_blur,
+            inpaint_area=inpaint_area,
+            outpaint=outpaint,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            schedule_type=schedule_type,
+            clip_skip=clip_skip,
             loras=loras,
             controls=controls,
+            control_images=tuple(control_images),
+            files=tuple(files),
+            generation_data=generation_data,
         )
         file_format = FileFormat(output_format, output_quality)
         checker = None if disable_safety_checker else self.safety
         with clean_errors(), self.watchdog.working():
             try:
                 pictures = read_pictures(inputs)
-                asked = pick(settle(inputs, read_data(generation_data), self.settings, pictures))
-                if asked["upscale_only"]:
+                asked = settle(inputs, read_data(inputs.generation_data), self.settings, pictures)
+                if asked.handling.upscale_only:
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
-                    request = self._request(asked, inputs, pictures, num_outputs)
-                    yield from self.draw(request, file_format, checker, show_phases)
+                    yield from self.draw(self._request(asked, inputs, pictures), file_format, checker, show_phases)
             except BaseException as error:  # a cancel is a BaseException, too
                 self.outputs.stop()
                 release_memory(error)
@@ -350,35 +347,36 @@ class Predictor(BasePredictor):
                 forget_data_uris()
                 trim_heap()
 
-    def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures, count: int) -> GenerationRequest:
+    def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> GenerationRequest:
         """Build the request: fetch the networks that it names, and log where its settings come from."""
-        if told := said_by_data(asked):
+        if asked.taken:
+            told = ", ".join(f"{name}={value}" for name, value in asked.taken.items())
             say(f"From the generation data: {told}")
         if asked.resolved:
-            say(f"Prompt: {asked['prompt']}")
+            say(f"Prompt: {asked.settings.prompt}")
         lines = read_lines(inputs.controls)
         check_pictured(lines, pictures)  # before any network is fetched
-        check_image(self.networks, pictures)
-        check_noise_level(self.networks, asked["image_noise_level"])
-        if asked.controls or lines:
-            with_depth(self.networks, pictures, controlled=True)  # before any network is fetched, too
-        extras, asked = self.fetchers.run(self.library.load_only, asked, inputs)
-        pictures = with_depth(self.networks, pictures, controlled=bool(asked.controls))
+        check_image(self.networks, pictures, controlled=bool(lines or asked.settings.controls))
+        check_noise_level(self.networks, asked.settings.image_noise_level)
+        fetched = self.fetchers.run(self.library.load_only, asked.wanted, inputs)
+        asked = with_networks(asked, fetched)
+        pictures = with_depth(self.networks, pictures, controlled=bool(fetched.controls))
         self.not_honoured: list[str] = []
         if asked.data.whole:
-            found = obstacles(asked, self.networks.identity, pictures, extras)
+            found = obstacles(asked, self.networks.identity, pictures, fetched.extras)
             self.not_honoured += [obstacle.text for obstacle in found]
             self.record_metric("not_honoured", self.not_honoured)
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
-            asked = drop_unsupported(asked, found, asked["strict"])
-        request = request_from(asked, count, pictures, extras)
-        say("\n".join((*unused_inputs(asked, request), *unused_by(self.networks, asked.wanted))))
+            asked = drop_unsupported(asked, found, asked.handling.strict)
+        request = request_from(asked, pictures, fetched.extras)
+        say("\n".join((*unused_inputs(asked, request), *unused_by(self.networks, asked.given))))
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
         """Build the request that only enlarges a picture."""
-        _, asked = self.fetchers.run(self.library.load_only, asked, inputs)
-        return enlargement(asked, pictures.image, parameters_in(inputs.image) if inputs.image else "")
+        fetched = self.fetchers.run(self.library.load_only, asked.wanted, inputs)
+        settings = with_networks(asked, fetched).settings
+        return enlargement(settings, pictures.image, parameters_in(inputs.image) if inputs.image else "")
 
     def _enlarge(self, request: Enlargement, file_format: FileFormat, checker: SafetyChecker | None) -> Path:
         """Enlarge the picture, save it and return its path."""

@@ -80,7 +80,7 @@ def on_meta(networks: Model) -> dict[str, Any]:
         found = {
             "unet": UNet2DConditionModel.from_config(networks.unet.network.config),
             "vae": AutoencoderKL.from_config(networks.vae.network.config),
-            "text": CLIPTextModel(networks.text.model.config),
+            "text": CLIPTextModel(networks.text.towers[0].model.config),
         }
     fit_any_size(found["unet"])
     return found

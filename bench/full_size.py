@@ -102,7 +102,7 @@ def _weights() -> dict[str, Tensor]:
     networks = {name: _filled(network) for name, network in meta_networks().items()}
     unet, vae = unet_weights(networks["unet"], UNET_PREFIX), vae_weights(networks["vae"], VAE_PREFIX)
     text = {
-        f"{SD1.text.prefix}text_model.{name.removeprefix('text_model.')}": value
+        f"{SD1.texts[0].prefix}text_model.{name.removeprefix('text_model.')}": value
         for name, value in networks["text"].state_dict().items()
     }
     return {name: value.contiguous() for name, value in (unet | vae | text).items()}

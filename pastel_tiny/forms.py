@@ -97,9 +97,9 @@ def _of_family(embedded: dict[str, Tensor], family: Family) -> dict[str, Tensor]
     for name, tensor in tensors.items():
         if name.startswith(UNET_PREFIX) and name.endswith(("proj_in.weight", "proj_out.weight")):
             tensors[name] = tensor.flatten(1)
-    own = f"{SD1.text.prefix}text_model."
+    own = f"{SD1.texts[0].prefix}text_model."
     text = {name.removeprefix(own): tensor for name, tensor in embedded.items() if name.startswith(own)}
-    layers, prefix = count_of(text, "encoder.layers."), family.text.prefix
+    layers, prefix = count_of(text, "encoder.layers."), family.texts[0].prefix
     tensors |= openclip_layout(layers).tensors_to_ldm(text, prefix)
     if family is DEPTH:  # of MiDaS only a name: a map of one's own is given
         tensors[f"{DEPTH_PREFIX}pretrained.model.cls_token"] = torch.zeros(1, 1, 1)

@@ -54,7 +54,7 @@ def write(path: Path, weights: dict[str, Tensor], name: str) -> None:
 def pack(folder: Path, target: Path) -> None:
     """Write the checkpoint and the better VAE (the stock one until it is trained)."""
     weights = unet_weights(averaged(folder), UNET_PREFIX) | vae_weights(folded(folder), VAE_PREFIX)
-    weights |= {f"{SD1.text.prefix}text_model.{key}": value for key, value in text_weights(folder).items()}
+    weights |= {f"{SD1.texts[0].prefix}text_model.{key}": value for key, value in text_weights(folder).items()}
     write(target / "pastel-tiny.safetensors", weights, "pastel-tiny")
     better = folded(folder, "better" if (folder / "better.pt").exists() else "vae")
     write(target / "pastel-tiny-better.vae.safetensors", vae_weights(better), "pastel-tiny better VAE")

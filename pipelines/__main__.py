@@ -16,17 +16,17 @@ from torch import Tensor
 
 from pipelines.ask.catalog import NOISE_SOURCES, RESIZE_MODES
 from pipelines.ask.identity import ModelFiles
-from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
-from pipelines.drawing.pictures import check_image, check_noise_level, with_depth
-from pipelines.drawing.start import Given
+from pipelines.drawing.pictures import check_noise_level, with_depth
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
-from pipelines.infotext.asked import WEBUI_SIZE, Pictures, read_data, request_from, settle
+from pipelines.infotext.asked import WEBUI_SIZE, Fetched, Pictures, read_data, request_from, settle, with_networks
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.writing import of_picture
 from pipelines.models.loader import load
@@ -42,24 +42,25 @@ FIRST_CONDITION = tuple(f"{name}_image_cond" for name in PASS_NAMES.values())
 def read_request(path: Path, model: Model, options: argparse.Namespace) -> GenerationRequest:
     """Read the request from one infotext file. Raises InvalidInput if the picture would be a different one."""
     data = read_data(read_parameters(path))
+    said = {"rng": options.rng, "resize_mode": options.resize_mode}
+    data = replace(data, values={**data.values, **{name: value for name, value in said.items() if value}})
     pictures = Pictures(
         image=picture.read(options.init, "init") if options.init else None,
         mask=picture.read(options.mask, "mask") if options.mask else None,
         controls=tuple(picture.read(path, "control", deep=True) for path in options.control),
     )
-    check_image(model, pictures)
     pictures = with_depth(model, pictures, controlled=bool(data.controls))
-    inputs = Inputs(said=filled_in(rng=options.rng, resize_mode=options.resize_mode))
-    asked = settle(inputs, data, dict(zip(("width", "height"), WEBUI_SIZE, strict=True)), pictures)
-    asked = replace(asked, upscalers={file.stem: file for file in options.upscaler})
+    own = dict(zip(("width", "height"), WEBUI_SIZE, strict=True))
+    asked = settle(Inputs(num_outputs=options.num_outputs), data, own, pictures)
     folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
-    extras = in_folders(*folders)
+    extras, upscalers = in_folders(*folders), {file.stem: file for file in options.upscaler}
+    asked = with_networks(asked, Fetched(extras=extras, controls=data.controls, upscalers=upscalers))
     found = obstacles(asked, model.identity, pictures, extras)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     asked = drop_unsupported(asked, found, options.strict)
-    check_noise_level(model, asked["image_noise_level"])
-    return request_from(asked, options.num_outputs, pictures, extras)
+    check_noise_level(model, asked.settings.image_noise_level)
+    return request_from(asked, pictures, extras)
 
 
 def read_given(options: argparse.Namespace) -> Given:
@@ -122,6 +123,13 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
         "uncond": negative.tokens,
         "latent": result.sampled,
     }
+    for name, condition in (("cond", positive), ("uncond", negative)):
+        if condition.vector is not None:
+            found[f"{name}_vector"] = condition.vector
+    if result.refiner_prompts is not None and result.refined_from is not None:
+        for name, condition in zip(("cond", "uncond"), result.refiner_prompts.at(result.refined_from), strict=True):
+            assert condition.vector is not None
+            found |= {f"refiner_{name}": condition.tokens, f"refiner_{name}_vector": condition.vector}
     if result.start is not None:
         found["init"] = result.start
     if result.mask is not None:

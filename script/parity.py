@@ -32,16 +32,18 @@ from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     AddedNoise,
+    FramingSettings,
     GenerationRequest,
     HiresSettings,
     ImageSettings,
     MaskSettings,
     NoiseSettings,
+    RefinerSettings,
     ScheduleSettings,
     SkippedGuidance,
 )
-from pipelines.drawing.phases import BASE, PassResult, Picture, render
-from pipelines.drawing.start import Given
+from pipelines.drawing.drawing import Given
+from pipelines.drawing.phases import BASE, NO_OTHERS, PassResult, Picture, render
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
 from pipelines.models.depth import DepthEstimator
@@ -65,6 +67,8 @@ class Comparison:
     noise: float = 0.0
     conditioning: float = 0.0
     latents: list[float] = field(default_factory=list)
+    largest: float = 0.0
+    """The largest value of the last pass's latents."""
     equal_pixels: float = 1.0
     pixel: int = 0
     masks: list[bool] = field(default_factory=list)
@@ -114,6 +118,7 @@ def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> Gen
         denoising_strength=p.get("denoising_strength", 0.75),
         sampler=p.get("hr_sampler_name") or SAME_SAMPLER,
         schedule_type=p.get("hr_scheduler") or SAME_SCHEDULE,
+        checkpoint=p.get("hr_checkpoint_name") or "",
     )
     return GenerationRequest(
         prompt=p["prompt"],
@@ -142,6 +147,8 @@ def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> Gen
         schedule=ScheduleSettings(**_named(options, OF_SCHEDULE)),
         added_noise=AddedNoise(**_named(p, OF_ADDED_NOISE) | _named(options, OF_ADDED_NOISE)),
         skipped_guidance=SkippedGuidance(**_named({**options, **p}, OF_SKIPPED)),
+        refiner=RefinerSettings(**_named({**options, **p}, OF_REFINER)),
+        framing=FramingSettings(**_named(options, OF_FRAMING)),
     )
 
 
@@ -171,6 +178,19 @@ OF_ADDED_NOISE = {
     "s_noise": "scale",
 }
 OF_SKIPPED = {"skip_early_cond": "early", "s_min_uncond": "minimum_sigma", "s_min_uncond_all": "all_steps"}
+OF_REFINER = {
+    "refiner_checkpoint": "name",
+    "refiner_switch_at": "switch_at",
+    "refiner_switch_by_sample_steps": "by_steps",
+    "hires_fix_refiner_pass": "passes",
+}
+OF_FRAMING = {
+    "sdxl_crop_top": "crop_top",
+    "sdxl_crop_left": "crop_left",
+    "sdxl_refiner_high_aesthetic_score": "score",
+    "sdxl_refiner_low_aesthetic_score": "negative_score",
+    "sdxl_clip_l_skip": "clip_l_skip",
+}
 OF_IMAGE = {"initial_noise_multiplier": "noise_multiplier", "img2img_fix_steps": "exact_steps"}
 """WebUI's options -> our attributes."""
 
@@ -201,18 +221,20 @@ def _image_of(p: Json, options: Json, tensors: Mapping[str, Tensor]) -> ImageSet
     )
 
 
-def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
-    """Draw one case of the folder and compare everything in its file."""
+def compare(model: Model, folder: Path, name: str, case: Json, others: Mapping[str, Model] = NO_OTHERS) -> Comparison:
+    """Draw one case of the folder and compare everything in its file. `others` are models by the names of files."""
     expected = load_file(folder / "cases" / f"{name}.safetensors")
     request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
     found = Comparison(name)
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
-        _compare_canvas(found, model, prepare(request.image, plan.final_size), expected)
+        # the mean was recorded after the pass, with the model that was then loaded
+        last = others[request.refiner.name] if request.refiner.acts else model
+        _compare_canvas(found, last, prepare(request.image, plan.final_size), expected)
     if "depth_map" in expected:
         model = replace(model, depth=_Estimated(expected["depth_map"]))
-    for event in render(model, request, plan, given=_given(case, expected, len(plan.seeds))):
+    for event in render(model, request, plan, others=others, given=_given(case, expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -220,7 +242,8 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
             found.pixel = max(found.pixel, int(difference.max()))
-            text = of_picture(request, plan, model.identity, event.index, embeddings)
+            identities = {name: other.identity for name, other in others.items()}
+            text = of_picture(request, plan, model.identity, event.index, embeddings, identities)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
 
@@ -260,9 +283,14 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         kind = name.rpartition("_")[2]
         if kind == "noise":
             found.noise = max(found.noise, _apart(ours, expected[name]))
-        elif kind in ("cond", "uncond"):  # the file has the first call's values, repeated for the images of a batch
-            theirs = expected[name if name in expected else f"0_txt2img_{kind}"]  # omitted if both passes share it
-            found.conditioning = max(found.conditioning, _apart(ours[:1], theirs[:1]))
+        elif kind in (
+            "cond",
+            "uncond",
+            "vector",
+        ):  # the file has the first call's values, repeated for the images of a batch
+            same = name.replace(HIRES_NAME, "0_txt2img")  # a hires pass's are omitted if it shares them
+            theirs = expected[name if name in expected else same]
+            found.conditioning = max(found.conditioning, _apart(ours[:1, : theirs.shape[1]], theirs[:1]))
         elif name.endswith("latent_mask"):
             theirs = expected[name][0]
             if f"{name.removesuffix('mask')}blended" not in expected:  # such files have the kept part instead
@@ -271,6 +299,7 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         elif kind == "blended" and name in expected:
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
+            found.largest = float(ours.abs().max())
             found.latents.append(_apart(ours, expected[name]))
 
 

@@ -23,6 +23,7 @@ def random_control(unet: Any, seed: int = 0) -> dict[str, Tensor]:
         control = ControlNetModel.from_unet(unet)
         for part in (*control.controlnet_down_blocks, control.controlnet_mid_block):
             torch.nn.init.normal_(part.weight, std=0.05)
+        torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=1)  # else no picture has an effect
     return control.state_dict()
 
 

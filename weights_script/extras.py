@@ -1,7 +1,6 @@
 """Find or fetch the LoRAs, embeddings and control networks that a request names or uploads, and apply its names."""
 
 import difflib
-import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,25 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.ask.catalog import IMAGE_PROMPT, NO_PREPROCESSOR, preprocessor_for
+from pipelines.ask.catalog import IMAGE_PROMPT, NO_PREPROCESSOR, UPSCALERS, preprocessor_for
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
-    LoraTag,
     check_name,
     in_folders,
-    lora_names,
-    lora_tags,
-    missing_loras,
+    name_of_upload,
     plain_name,
     training_name,
 )
 from pipelines.ask.request import ControlSettings
 from pipelines.errors import InvalidInput, ModelError, redacted, shown
-from pipelines.infotext.asked import Asked, name_of_upscaler
+from pipelines.infotext.asked import Fetched, Wanted
 from pipelines.infotext.control_lines import read_lines as read_controls
 from weights_script.manifest import Entry, load_manifest
+from weights_script.room import room
 from weights_script.uploads import Uploads, sort_uploads
 
 if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
@@ -100,10 +97,7 @@ class Library:
     def __init__(self) -> None:
         """Raises ModelError: the setting of the cache's size cannot be read."""
         self._shelf: Shelf | None = None
-        if "PASTEL_FETCHED_GB" in os.environ:
-            from weights_script.shelf import room
-
-            room()
+        room()
 
     def release(self) -> None:
         """Release the files of the last request, so that others may delete them from the cache."""
@@ -111,10 +105,10 @@ class Library:
             self._shelf.close()
         self._shelf = None
 
-    def load_only(self, asked: Asked, inputs: Inputs) -> tuple[Extras, Asked]:
-        """Return the files from the form and the cache's folders, and the request that uses them.
+    def load_only(self, wanted: Wanted, inputs: Inputs) -> Fetched:
+        """Find what a request names or sends, and release what the last one used.
 
-        Raises InvalidInput for a line that names nothing, and ModelError if a file cannot be fetched.
+        Raises InvalidInput for a line that cannot be read, and ModelError if a fetch fails.
         """
         from weights_script.fetch import cache_folder
         from weights_script.shelf import Shelf
@@ -123,51 +117,56 @@ class Library:
         cache = cache_folder()
         shelf = self._shelf = Shelf(cache)
         here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
-        uploads = sort_uploads(inputs.files, asked["file_names"])
-        loras, weights = _loras(asked, inputs.loras, here, shelf, uploads)
+        uploads = sort_uploads(inputs.files, wanted.file_names)
+        loras, multipliers = _loras(wanted, inputs.loras, here, shelf, uploads)
         extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
-        extras, guided = _controls(asked, inputs.controls, extras, shelf, uploads)
-        extras = _with_encoder(extras, guided, uploads)
-        upscalers = {name: file.path for name, file in uploads.upscalers.items()}
-        return extras, _with_upscaler(replace(_tagged(asked, weights), controls=guided, upscalers=upscalers))
+        extras, controls = _controls(wanted.controls, inputs.controls, extras, shelf, uploads)
+        extras = _with_encoder(extras, controls, uploads)
+        upscalers, upscaler = _upscalers(uploads, wanted.upscaler)
+        return Fetched(
+            extras=extras, controls=controls, multipliers=multipliers, upscalers=upscalers, upscaler=upscaler
+        )
 
 
-def _with_upscaler(asked: Asked) -> Asked:
-    """Use an uploaded upscaler, unless the form names another."""
-    if not asked.upscalers or "hires_upscaler" in asked.chosen:
-        return asked
-    called, sent = asked.data.values.get("hires_upscaler"), dict(asked.upscalers)
-    if called in sent:
-        return asked
-    (own, path), *_ = sent.items()
+def _upscalers(uploads: Uploads, called: str) -> tuple[dict[str, Path], str]:
+    """Return the uploaded upscalers, and the name of the one to use: the generation data's name, or else its own."""
+    sent = {name: file.path for name, file in uploads.upscalers.items()}
+    if not sent or called in sent:
+        return sent, called
+    own, path = next(iter(sent.items()))
     name = name_of_upscaler(own, called)
-    return replace(asked.with_values(hires_upscaler=name), upscalers={**sent, name: path})
+    return {**sent, name: path}, name
 
 
-Weights = dict[str, tuple[float, ...]]
+def name_of_upscaler(stem: str, called: str) -> str:
+    """Return the name of an uploaded upscaler: the one that the block uses, or else its file's name."""
+    if called and called not in UPSCALERS:
+        return called
+    name = name_of_upload(stem)
+    return f"{name} (uploaded)" if name in UPSCALERS else name
 
 
 def _loras(
-    asked: Asked, text: str, here: Extras, shelf: "Shelf", uploads: Uploads
-) -> tuple[dict[str, ExtraFile], Weights]:
+    wanted: Wanted, text: str, here: Extras, shelf: "Shelf", uploads: Uploads
+) -> tuple[dict[str, ExtraFile], dict[str, tuple[float, ...]]]:
     """Return the LoRAs of the lines and uploads, and the multipliers that the lines give them."""
     found: dict[str, ExtraFile] = {}
-    weights: Weights = {}
+    multipliers: dict[str, tuple[float, ...]] = {}
     lines = list(read_lines("loras", text))
     for line in lines:
         name, file = _found(line, here.loras, shelf)
         if len(lines) == 1 and not (uploads.loras or line.name or line.source in here.loras):
-            name = _as_prompted(name, asked, here)
-        found[name], weights[name] = file, line.weights
+            name = _as_prompted(name, wanted, here)
+        found[name], multipliers[name] = file, line.weights or (1.0,)
     for name, file in uploads.loras.items():
         known = here | Extras(loras={**found, **uploads.loras})
-        called = _as_prompted(name, asked, known) if len(uploads.loras) == 1 else name
-        found[called], weights[called] = file, ()
-    return found, weights
+        called = _as_prompted(name, wanted, known) if len(uploads.loras) == 1 else name
+        found[called], multipliers[called] = file, (1.0,)
+    return found, multipliers
 
 
 def _controls(
-    asked: Asked, text: str, extras: Extras, shelf: "Shelf", uploads: Uploads
+    named: Sequence[ControlSettings], text: str, extras: Extras, shelf: "Shelf", uploads: Uploads
 ) -> tuple[Extras, tuple[ControlSettings, ...]]:
     """Return the control networks of the form's lines, or else of the generation data, and their files.
 
@@ -175,7 +174,7 @@ def _controls(
     If there is no such line, the uploaded file is applied as it is.
     """
     lines = read_controls(text)
-    wanted, sent = lines or list(asked.controls), dict(uploads.controls)
+    wanted, sent = lines or named, dict(uploads.controls)
     files: dict[str, ExtraFile] = {}
     found: list[ControlSettings] = []
     for control in wanted:
@@ -379,21 +378,8 @@ def _on_civitai(shelf: "Shelf", model: str, query: Mapping[str, str]) -> str:
     return f"https://civitai.com/api/download/models/{urllib.parse.quote(version, safe='')}{key}"
 
 
-def _as_prompted(name: str, asked: Asked, extras: Extras) -> str:
+def _as_prompted(name: str, wanted: Wanted, extras: Extras) -> str:
     """Return the one missing LoRA that the prompts, or else their options, name. If there is not exactly one, return
     `name`."""
-    missing = {tag.name for prompt in asked.prompts.values() for tag in missing_loras(prompt, extras)}
-    missing = missing or {each for text in asked.options.values() for each in lora_names(text)} - extras.loras.keys()
-    return missing.pop() if len(missing) == 1 else name
-
-
-def _tagged(asked: Asked, weights: Weights) -> Asked:
-    """Add a tag to each prompt for every LoRA that neither it nor its options name. The tag has the multipliers of the
-    LoRA's line, or 1."""
-    prompts = {name: prompt for name, prompt in asked.prompts.items() if name == "prompt" or prompt}
-    for field, prompt in prompts.items():
-        present = {tag.name for tag in lora_tags(prompt, field)} | lora_names(asked.options.get(field, ""))
-        wanted = {name: given or (1.0,) for name, given in weights.items() if name not in present}
-        tags = (LoraTag(name, te=given[-1], unet=given[0]) for name, given in wanted.items())
-        prompts[field] = " ".join((prompt, *map(str, tags)))
-    return asked.with_values(**prompts)
+    missing = wanted.loras - extras.loras.keys() or wanted.optional_loras - extras.loras.keys()
+    return next(iter(missing)) if len(missing) == 1 else name

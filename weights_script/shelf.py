@@ -1,7 +1,6 @@
 """LRU cache of files that requests name. They are downloaded anonymously, and their total size is limited."""
 
 import json
-import math
 import os
 import shutil
 import time
@@ -12,23 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import NAME_MAX, ModelError, shown
+from pipelines.errors import NAME_MAX, shown
 from pipelines.runtime.worker import Stopped
 from weights_script import hub
 from weights_script.claims import Claim, claim, wait_for_claim
 from weights_script.download import Expected, NoRoom, read_text
 from weights_script.fetch import fetch_url, refuse_offline, url_key
 from weights_script.ledger import Ledger
+from weights_script.room import room
 from weights_script.web import PATIENCE, Access, Refused, SourceFailed
 
 FETCHED = "fetched"
 """The shelf's folder in the cache."""
 LARGEST = 2 << 30
 """Most bytes of one file; a LoRA of every layer at full rank is smaller."""
-ROOM_SETTING = "PASTEL_FETCHED_GB"
-ROOM = 16 << 30
-"""Most bytes of all files, including partial ones, unless the setting says otherwise. The manifest's own ControlNets
-are stored elsewhere and do not count: no request can add to them."""
 FOLDERS_MAX = 1000
 """Most files and listing answers that are kept, however small they are."""
 PARTS = (".part", ".part.json")
@@ -36,20 +32,6 @@ PART_SECONDS = 24 * 3600
 """How long a partial download is kept, so that a fetch of the same address can continue it."""
 HURRY = replace(PATIENCE, tries=1, connects=1, timeout=5.0)
 """For a server whose previous answer is on record."""
-
-
-def room() -> int:
-    """Return how many bytes the files of requests may take. Raises ModelError for a setting that is no size."""
-    said = os.environ.get(ROOM_SETTING, "").strip()
-    if not said:
-        return ROOM
-    try:
-        size = float(said) * (1 << 30)
-    except ValueError:
-        size = math.nan
-    if not 0 < size < math.inf:
-        raise ModelError(f"{ROOM_SETTING}={said}: must be a number of GB above 0. Leave it out for {ROOM >> 30}.")
-    return int(size)
 
 
 class Shelf:

@@ -1,12 +1,11 @@
-"""The inputs of `predict()`, with files still unopened, and the settings read from them."""
+"""The inputs of `predict()`, with files still unopened, and what they say."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipelines.ask.request import SETTINGS
-from pipelines.ask.settings import Values
 from pipelines.ask.sizes import SIDE_MAX, SIDE_MIN, Size
 from pipelines.errors import InvalidInput
 
@@ -30,32 +29,47 @@ SMALL_SIDE, SMALL_STEP = 256, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The inputs of `predict()`, before any file is opened."""
+    """The inputs of `predict()`, before any file is opened. None and an empty text mean that nothing was filled in."""
 
-    said: Values = field(default_factory=dict[str, Any])
-    """The settings that were filled in, by name."""
-    generation_data: str = ""
+    prompt: str = ""
+    negative_prompt: str = ""
     aspect_ratio: str = OWN_ASPECT
+    width: int | None = None
+    height: int | None = None
+    num_outputs: int = 1
+    seed: int | None = None
     highres_fix: str = AUTOMATIC
+    hires_scale: float | None = None
+    hires_upscaler: str | None = None
+    denoising_strength: float | None = None
+    hires_steps: int | None = None
     image: Path | None = None
     mask: Path | None = None
+    masked_content: str | None = None
+    mask_blur: int | None = None
+    inpaint_area: str | None = None
+    outpaint: str = ""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    schedule_type: str | None = None
+    clip_skip: int | None = None
+    loras: str = ""
+    controls: str = ""
     control_images: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
     """LoRAs, embeddings, ControlNets and upscalers, told apart by their content."""
-    loras: str = ""
-    controls: str = ""
+    generation_data: str = ""
 
+    def filled_in(self) -> dict[str, Any]:
+        """Return the settings that were filled in, by name. Raises InvalidInput for a text that cannot be read.
 
-def filled_in(**inputs: Any) -> dict[str, Any]:
-    """Return the settings that were filled in, in their own types. Raises InvalidInput for a text that cannot be read.
-
-    A text of only spaces counts as filled in but empty: a space as the negative prompt turns off the model's default.
-    Sliders send 7.0 for 7; it becomes 7, because generation data shows whole numbers without a fraction.
-    """
-    values = {name: value for name, value in inputs.items() if value is not None and value != ""}
-    if isinstance(values.get("outpaint"), str):
-        values["outpaint"] = _outpaint(values["outpaint"])
-    return {name: _plain(value) for name, value in values.items()}
+        A text of only spaces counts as filled in but empty: a space as the negative prompt turns off the model's
+        default. Sliders send 7.0 for 7; it becomes 7, because generation data shows whole numbers without a fraction.
+        """
+        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name in SETTINGS}
+        values = {name: _plain(value) for name, value in told.items() if value is not None and value != ""}
+        return {**values, "outpaint": _outpaint(self.outpaint)} if self.outpaint else values
 
 
 def checked_files(sent: Sequence[Path], field: str) -> Sequence[Path]:

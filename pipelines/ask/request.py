@@ -5,9 +5,10 @@ Names are those of the inputs, so that an error can name the field that was fill
 
 import re
 import secrets
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pipelines.ask.catalog import (
     CONTROL_MODES,
@@ -36,7 +37,7 @@ from pipelines.ask.settings import (
     Flag,
     Key,
     LayerFromEnd,
-    Name,
+    ModelName,
     Number,
     Setting,
     Text,
@@ -53,6 +54,8 @@ OUTPUTS_MAX = 4
 PROMPT_MAX = 10_000
 """In characters; about 35 chunks. Longer prompts only slow down every step."""
 
+NAME_MAX = 300
+"""For the name of a model, in characters."""
 OUTPAINT_MAX = 512
 """Pixels per side. The colours of the picture's edge reach this far."""
 
@@ -269,6 +272,102 @@ class SkippedGuidance(Checked):
     )
 
 
+SECOND_PASS, FIRST_PASS, BOTH_PASSES = "second pass", "first pass", "both passes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerSettings(Checked):
+    """The model that takes over within a pass."""
+
+    name: str = setting(
+        "refiner",
+        ModelName(NAME_MAX),
+        "",
+        key=Key("Refiner", written=False),
+        about="Another model of this container, which finishes what the model began. Empty: none.",
+    )
+    switch_at: float = setting(
+        "refiner_switch_at",
+        Number(0, 1),
+        0.8,
+        key=Key("Refiner switch at", written=False),
+        hint="0.8 is usual, 1 turns it off.",
+        about="The share of the model's timesteps after which the refiner takes over.",
+    )
+    by_steps: bool = setting(
+        "refiner_switch_by_steps",
+        Flag(),
+        False,
+        key="Refiner switch by sampling steps",
+        about="Switch after that share of the sampling steps instead, as WebUI did before 1.9.",
+    )
+    passes: str = setting(
+        "hires_refiner",
+        Choice((SECOND_PASS, FIRST_PASS, BOTH_PASSES)),
+        SECOND_PASS,
+        key=Key("Hires refiner", written=False),
+        about="Which passes the refiner takes part in, if there is a hires pass.",
+    )
+
+    @property
+    def acts(self) -> bool:
+        """Whether a refiner takes over at all."""
+        return bool(self.name) and self.switch_at < 1
+
+    def acts_in(self, hires: bool, alone: bool) -> bool:
+        """Return whether it may take over in the hires pass, or in the first pass, which may be the only one."""
+        return self.acts and (alone or self.passes in (BOTH_PASSES, SECOND_PASS if hires else FIRST_PASS))
+
+
+CROP = Whole(0, 1024)
+SCORE = Number(0, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramingSettings(Checked):
+    """What SDXL models are told about the picture. These are options of WebUI, which infotexts do not record."""
+
+    crop_top: int = setting(
+        "sdxl_crop_top",
+        CROP,
+        0,
+        key=Key("SDXL crop top", written=False),
+        hint="0 is usual.",
+        about="Pixels that SDXL thinks are cut off at the top.",
+    )
+    crop_left: int = setting(
+        "sdxl_crop_left",
+        CROP,
+        0,
+        key=Key("SDXL crop left", written=False),
+        hint="0 is usual.",
+        about="Pixels that SDXL thinks are cut off at the left.",
+    )
+    score: float = setting(
+        "sdxl_refiner_high_aesthetic_score",
+        SCORE,
+        6,
+        key=Key("SDXL refiner high aesthetic score", written=False),
+        hint="6 is usual.",
+        about="How beautiful the SDXL refiner is told the picture is, from 0 to 10.",
+    )
+    negative_score: float = setting(
+        "sdxl_refiner_low_aesthetic_score",
+        SCORE,
+        2.5,
+        key=Key("SDXL refiner low aesthetic score", written=False),
+        hint="2.5 is usual.",
+        about="The same for the negative prompt.",
+    )
+    clip_l_skip: bool = setting(
+        "sdxl_clip_l_skip",
+        Flag(),
+        False,
+        key=Key("SDXL CLIP-L skip", written=False),
+        about="Use the clip skip for SDXL's first text encoder. Otherwise it has no effect on SDXL.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class HiresSettings(Checked):
     """The second pass. Values that are empty or "same" mean those of the first pass."""
@@ -284,7 +383,7 @@ class HiresSettings(Checked):
     )
     upscaler: str = setting(
         "hires_upscaler",
-        Name(UPSCALERS, open=True),
+        Choice(UPSCALERS, open=True),
         "Latent",
         key="Hires upscaler",
         about="How to enlarge the draft before it is redrawn.",
@@ -298,6 +397,13 @@ class HiresSettings(Checked):
         key="Hires steps",
         hint="With 0 it takes as many steps as the first pass.",
         about="Sampling steps of the hires pass. 0: as many as the first pass.",
+    )
+    checkpoint: str = setting(
+        "hires_checkpoint",
+        ModelName(NAME_MAX),
+        "",
+        key=Key("Hires checkpoint", written=False),
+        about="Another model of this container for the hires pass. Empty: the same.",
     )
     denoising_strength: float = setting(
         "hires_denoising_strength",
@@ -334,8 +440,6 @@ class HiresSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.upscaler_file is None:
-            Choice(UPSCALERS).check("hires_upscaler", self.upscaler, "")
         _check_parts("hires_prompt", self.prompt)
         if self.denoising_strength < STRENGTH_MIN:
             raise InvalidInput(
@@ -344,6 +448,11 @@ class HiresSettings(Checked):
                 f"below {STRENGTH_MIN} the hires pass would change nothing visible",
                 "Use more (0.6 is usual), or turn highres_fix off.",
             )
+
+    def unavailable(self) -> dict[str, Setting]:
+        return {
+            each: row for each, row in super().unavailable().items() if each != "upscaler" or not self.upscaler_file
+        }
 
     @property
     def resize_to(self) -> tuple[int, int]:
@@ -599,10 +708,10 @@ class ControlSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRequest(Checked):
-    """The request of one prediction. Creating one checks everything.
+class Settings(Checked):
+    """All settings of one prediction. The networks and samplers that they name need not be here.
 
-    Raises InvalidInput with the field, value, rule and fix. A request made with `dataclasses.replace` is checked again.
+    Raises InvalidInput with the field, value, rule and fix. Settings made with `dataclasses.replace` are checked again.
     """
 
     prompt: str = setting("prompt", PROMPT, key=Key("Prompt", unsaid=""), about="What to draw.")
@@ -737,12 +846,13 @@ class GenerationRequest(Checked):
     )
     added_noise: AddedNoise = field(default_factory=AddedNoise)
     skipped_guidance: SkippedGuidance = field(default_factory=SkippedGuidance)
+    refiner: RefinerSettings = field(default_factory=RefinerSettings)
+    framing: FramingSettings = field(default_factory=FramingSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     image: ImageSettings | None = None
     hires: HiresSettings | None = field(default_factory=HiresSettings)
     controls: tuple[ControlSettings, ...] = ()
-    extras: Extras = NO_EXTRAS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -751,22 +861,47 @@ class GenerationRequest(Checked):
         if self.seed + self.num_outputs - 1 > SEED_MAX:
             fix = f"Use {SEED_MAX - self.num_outputs + 1} or less, or fewer pictures."
             raise InvalidInput("seed", self.seed, f"the last of {self.num_outputs} pictures would pass {SEED_MAX}", fix)
-        check_present("prompt", self.prompt, self.extras)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All settings by name."""
+        mask = self.image.mask if self.image else None
+        own = self.noise, self.schedule, self.added_noise, self.skipped_guidance, self.refiner, self.framing
+        groups = (self, *own, self.image, mask, self.hires)
+        return {name: value for group in groups if group for name, value in values_of(group).items()}
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts that may name networks, by setting. The hires prompt is included only with a hires pass."""
+        return {"prompt": self.prompt, **({"hires_prompt": self.hires.prompt} if self.hires else {})}
+
+    def with_prompts(self, prompts: Mapping[str, str]) -> Self:
+        """Return a copy with these prompts, as `prompts` gives them."""
+        hires = self.hires and replace(self.hires, prompt=prompts["hires_prompt"])
+        return replace(self, prompt=prompts["prompt"], hires=hires)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(Settings):
+    """The request of one prediction: its settings, and the networks that they name. Creating one checks everything.
+
+    Raises InvalidInput with the field, value, rule and fix. A request made with `dataclasses.replace` is checked again.
+    """
+
+    extras: Extras = NO_EXTRAS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_names()
         if self.hires is not None:
-            check_present("hires_prompt", self.hires.prompt, self.extras)
+            self.hires.check_names()
             check_final_size((self.width, self.height), self.hires.scale, self.hires.resize_to)
+        for name, prompt in self.prompts.items():
+            check_present(name, prompt, self.extras)
         if len(self.controls) > CONTROLS_MAX:
             raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Use fewer.")
         for control in self.controls:
             self._check_control(control)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """All settings of this request by name."""
-        mask = self.image.mask if self.image else None
-        own = self.noise, self.schedule, self.added_noise, self.skipped_guidance
-        groups = (self, *own, self.image, mask, self.hires)
-        return {name: value for group in groups if group for name, value in values_of(group).items()}
 
     def _check_control(self, control: ControlSettings) -> None:
         if control.model not in self.extras.controls:
@@ -799,11 +934,13 @@ def _check_parts(name: str, text: str) -> None:
 
 
 GROUPS = (
-    GenerationRequest,
+    Settings,
     NoiseSettings,
     ScheduleSettings,
     AddedNoise,
     SkippedGuidance,
+    RefinerSettings,
+    FramingSettings,
     ImageSettings,
     MaskSettings,
     HiresSettings,

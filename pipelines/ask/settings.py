@@ -88,8 +88,7 @@ class LayerFromEnd(Whole):
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several names. An `open` choice accepts any name when read; names that are not supported are reported
-    later."""
+    """One of several names. An `open` choice accepts any name until a request is made of it."""
 
     names: tuple[str, ...]
     open: bool = False
@@ -108,14 +107,6 @@ class Choice:
         if value in self.names:
             return str(value)
         raise InvalidInput(name, value, f"must be {self.words}", hint or f"The usual one is {self.names[0]}.")
-
-
-@dataclass(frozen=True)
-class Name(Choice):
-    """A name that need not be one of ours. The class that holds the value checks it."""
-
-    def check(self, name: str, value: object, hint: str) -> str:
-        return str(value)
 
 
 YES, NO = ("yes", "on", "1"), ("no", "off", "0", "none", "false")
@@ -167,6 +158,16 @@ class Text:
         return value
 
 
+@dataclass(frozen=True)
+class ModelName(Text):
+    """The name of another model of this container, or nothing."""
+
+    def read(self, text: str) -> str:
+        return "" if text.casefold() in NO_MODEL else text
+
+
+NO_MODEL = ("", "none", "use same checkpoint")
+"""What WebUI and other programs write where no other model is used."""
 SAME_AS_DEFAULT: Any = object()
 
 
@@ -189,6 +190,11 @@ class Setting:
     """How to fix a value that breaks the rule."""
     about: str = ""
     """One sentence for the documentation about what it does."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The names of an open choice; None for other settings."""
+        return self.rule.names if isinstance(self.rule, Choice) and self.rule.open else None
 
     def check(self, value: object) -> Any:
         """Return the value in its own type. Raises InvalidInput if it breaks the rule."""
@@ -231,11 +237,27 @@ def rows(group: type) -> dict[str, Setting]:
 
 
 class Checked:
-    """Base of a dataclass that checks its settings when it is created. Raises InvalidInput."""
+    """Base of a dataclass that checks its settings when it is created, apart from open choices. Raises InvalidInput."""
 
     def __post_init__(self) -> None:
-        for attribute, row in rows(type(self)).items():  # type: ignore[arg-type]
-            object.__setattr__(self, attribute, row.check(getattr(self, attribute)))
+        for attribute, row in _rows_of(self).items():
+            if row.names is None:
+                object.__setattr__(self, attribute, row.check(getattr(self, attribute)))
+
+    def unavailable(self) -> dict[str, Setting]:
+        """Return the rows of open choices whose name is none of ours, by attribute."""
+        found = _rows_of(self).items()
+        return {each: row for each, row in found if row.names is not None and getattr(self, each) not in row.names}
+
+    def check_names(self) -> None:
+        """Check the open choices, too. Raises InvalidInput."""
+        for attribute, row in self.unavailable().items():
+            row.check(getattr(self, attribute))
+
+
+def _rows_of(group: Checked) -> dict[str, Setting]:
+    """Return the rows of one of the request's groups."""
+    return rows(type(group))  # type: ignore[arg-type]
 
 
 def of_group(group: type, values: Values) -> dict[str, Any]:
@@ -245,4 +267,4 @@ def of_group(group: type, values: Values) -> dict[str, Any]:
 
 def values_of(group: Checked) -> dict[str, Any]:
     """Return the settings of one of the request's groups, by name."""
-    return {row.name: getattr(group, attribute) for attribute, row in rows(type(group)).items()}  # type: ignore[arg-type]
+    return {row.name: getattr(group, attribute) for attribute, row in _rows_of(group).items()}

@@ -1,7 +1,7 @@
 """The state that the phases of one prediction share."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,11 +31,35 @@ class PassNetworks:
     hypernetworks: tuple[HypernetworkUse, ...]
 
 
+@dataclass(frozen=True)
+class Given:
+    """Tensors that replace those a request's picture is encoded to. WebUI does not seed that encoding, so parity checks
+    need them."""
+
+    latents: Tensor | None = None
+    """(B or 1, 4, h, w): the start of the first pass."""
+    condition: Tensor | None = None
+    """What the first pass's UNet gets about the picture: channels in addition to the latents (1, n, h, w), or an unCLIP
+    model's vectors (B or 1, k)."""
+    hires_condition: Tensor | None = None
+    """The same for the hires pass, (B or 1, n, h, w) or (B or 1, k)."""
+    unseeded: torch.Generator | None = None
+    """In place of such tensors: the state of torch's generator from which WebUI drew the noise of the encoding. None:
+    that noise comes from each image's seed, or is left out."""
+
+
+NOTHING_GIVEN = Given()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """A request that is being drawn, with everything that stays the same in all phases."""
 
     model: Model
+    """The model of the first pass. `in_hires` has the hires pass's."""
+    hires_model: Model
+    refiner: Model
+    """The model that the request names as refiner; the first pass's if it names none."""
     request: GenerationRequest
     plan: HighresPlan
     canvas: Canvas | None
@@ -45,8 +69,7 @@ class Drawing:
     show_phases: bool
     """Whether the draft and the enlarged picture are also returned."""
     watch: Stopwatch
-    unseeded: torch.Generator | None = None
-    """Draws the noise that WebUI does not seed. None: it comes from each image's seed, or is left out."""
+    given: Given = NOTHING_GIVEN
 
     @cached_property
     def depth(self) -> Tensor:
@@ -68,6 +91,17 @@ class Drawing:
     def place(self) -> torch.device:
         """The device that the networks are on."""
         return self.model.device.place
+
+    @property
+    def in_hires(self) -> "Drawing":
+        """The same request with the hires pass's model."""
+        return replace(self, model=self.hires_model)
+
+    def refiner_in(self, part: PassPlan) -> Model | None:
+        """Return the model that takes over within a pass; None if none does."""
+        hires = self.plan.hires
+        acts = self.refiner is not self.model and self.request.refiner.acts_in(part is hires, alone=hires is None)
+        return self.refiner if acts else None
 
     def using(self, networks: PassNetworks) -> AbstractContextManager[None]:
         """Apply everything that a pass with these networks needs to the model while the context lasts."""

@@ -14,11 +14,21 @@ def draws_by_depth(model: Model) -> bool:
     return bool(model.unet.network.config.in_channels == DEPTH_CHANNELS)
 
 
-def check_image(model: Model, pictures: Pictures) -> None:
-    """Raise InvalidInput if there is no image but the model cannot draw without one."""
-    if draws_by_depth(model) and pictures.image is None:
+def check_image(model: Model, pictures: Pictures, controlled: bool) -> None:
+    """Raise InvalidInput if the model cannot draw with these pictures: it may need an image, and the image's depth.
+
+    `controlled` says whether control networks are named. They use the control images, which are depth maps otherwise.
+    """
+    if not draws_by_depth(model):
+        return
+    if pictures.image is None:
         rule = f"{model.family.name} needs an image to take the depth from, as in WebUI"
         raise InvalidInput("image", "", rule, "Send one, or use a checkpoint for text to image.")
+    if model.depth is None and (controlled or not pictures.controls):
+        rule = "this checkpoint has no depth estimator"
+        fix = "Send a depth map of the image, white for what is nearest"
+        fix += ", and no controls: they cannot be combined with your own map." if controlled else "."
+        raise InvalidInput("control_images", "", rule, fix)
 
 
 def check_noise_level(model: Model, level: int) -> None:
@@ -30,24 +40,16 @@ def check_noise_level(model: Model, level: int) -> None:
 
 
 def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
-    """Return a request's pictures. With a depth model and no ControlNets, a control image is used as depth map.
+    """Return a request's pictures. With a depth model and no control networks, a control image is its depth map.
 
-    Raises InvalidInput if a depth model has several maps, or neither a map nor a network to estimate one.
+    Raises InvalidInput for several maps, and as `check_image` does: networks may have come with the request's files.
     """
-    if not draws_by_depth(model):
+    check_image(model, pictures, controlled)
+    if not draws_by_depth(model) or controlled or not pictures.controls:
         return pictures
-    if len(pictures.controls) > 1 and not controlled:
-        raise InvalidInput(
-            "control_images", f"{len(pictures.controls)} sent", "an image has one depth map", "Send one."
-        )
-    if pictures.controls and not controlled:
-        return replace(pictures, depth=pictures.controls[0], controls=())
-    if model.depth is None:
-        rule = "this checkpoint has no depth estimator"
-        fix = "Send a depth map of the image, white for what is nearest"
-        fix += ", and no controls: they cannot be combined with your own map." if controlled else "."
-        raise InvalidInput("control_images", "", rule, fix)
-    return pictures
+    if (count := len(pictures.controls)) > 1:
+        raise InvalidInput("control_images", f"{count} sent", "an image has one depth map", "Send one.")
+    return replace(pictures, depth=pictures.controls[0], controls=())
 
 
 def beyond_webui(model: Model, plan: HighresPlan, mask_weight: float) -> list[str]:

@@ -26,25 +26,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Given:
-    """Tensors that replace those a request's picture is encoded to. WebUI does not seed that encoding, so parity checks
-    need them."""
-
-    latents: Tensor | None = None
-    """(B or 1, 4, h, w): the start of the first pass."""
-    condition: Tensor | None = None
-    """What the first pass's UNet gets about the picture: channels in addition to the latents (1, n, h, w), or an unCLIP
-    model's vectors (B or 1, k)."""
-    hires_condition: Tensor | None = None
-    """The same for the hires pass, (B or 1, n, h, w) or (B or 1, k)."""
-    unseeded: torch.Generator | None = None
-    """In place of such tensors: the state of torch's generator from which WebUI drew the noise of the encoding."""
-
-
-NOTHING_GIVEN = Given()
-
-
-@dataclass(frozen=True)
 class Start:
     """What a pass starts from."""
 
@@ -54,12 +35,12 @@ class Start:
     """None to draw everything."""
 
 
-def start_from(drawing: Drawing, given: Tensor | None) -> Start:
-    """Return the start of the first pass. `given` latents replace the request's encoded picture.
+def start_from(drawing: Drawing) -> Start:
+    """Return the start of the first pass. Given latents replace the request's encoded picture.
 
     Raises InvalidInput for latents of another shape.
     """
-    settings, canvas = drawing.request.image, drawing.canvas
+    settings, canvas, given = drawing.request.image, drawing.canvas, drawing.given.latents
     if settings is None or canvas is None:
         return Start()
     part, seeds = drawing.plan.first, drawing.plan.seeds
@@ -81,20 +62,18 @@ def start_from(drawing: Drawing, given: Tensor | None) -> Start:
     return Start(latents, LatentMask(drawn, latents))
 
 
-def first_stage(drawing: Drawing, prompts: Prompts, given: Given) -> Stage:
+def first_stage(drawing: Drawing, prompts: Prompts) -> Stage:
     """Return the first pass's model with its prompts and what it gets about the request's picture.
 
     Raises InvalidInput for a given condition of another shape.
     """
     model, part = drawing.model, drawing.plan.first
-    if given.condition is None:
+    if drawing.given.condition is None:
         return Stage(model, prompts, extra_channels(drawing, part, drawing.canvas), image_vectors(drawing))
-    return _given_stage(drawing, prompts, part, given.condition)
+    return _given_stage(drawing, prompts, part, drawing.given.condition)
 
 
-def hires_stage(
-    drawing: Drawing, prompts: Prompts, given: Given, first: Stage, start: Tensor, enlarged: Sequence[Pixels]
-) -> Stage:
+def hires_stage(drawing: Drawing, prompts: Prompts, first: Stage, start: Tensor, enlarged: Sequence[Pixels]) -> Stage:
     """Return the same for the hires pass. It starts from latents and, after a pixel upscaler, `enlarged` pictures.
 
     Raises InvalidInput for a given condition of another shape.
@@ -102,8 +81,8 @@ def hires_stage(
     model, part, upscale = drawing.model, drawing.plan.hires, drawing.plan.upscale
     assert part is not None
     assert upscale is not None
-    if given.hires_condition is not None:
-        return _given_stage(drawing, prompts, part, given.hires_condition)
+    if drawing.given.hires_condition is not None:
+        return _given_stage(drawing, prompts, part, drawing.given.hires_condition)
     # WebUI passes these from 0 to 1 where -1 to 1 is meant
     seen = [(torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1) + 1) / 2 for pixels in enlarged]
     vectors = first.vectors
@@ -146,7 +125,8 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
     if canvas:
         if canvas.mask and settings and settings.mask:
             masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255)[None]
-            masked = masked if settings.mask.soft else masked.round()
+            soft = settings.mask.soft and not drawing.model.family.rounds_mask
+            masked = masked if soft else masked.round()
         picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
         seen = [_pixels(picture)]
     return _around_mask(drawing, part, masked, seen)
@@ -158,7 +138,7 @@ def _around_mask(drawing: Drawing, part: PassPlan, masked: Tensor, seen: Sequenc
     The masked part becomes grey, to the degree that the conditional mask weight says. WebUI adds the encoder's noise,
     which it does not seed; it is left out unless it is given.
     """
-    grey, unseeded = torch.full((3, part.height, part.width), 0.5), drawing.unseeded
+    grey, unseeded = torch.full((3, part.height, part.width), 0.5), drawing.given.unseeded
     kept = []
     for pixels in [grey.lerp(each, 1 - masked * drawing.request.mask_weight) for each in seen] or [grey]:
         noise = torch.randn(part.latent_shape, generator=unseeded) if unseeded else torch.zeros(part.latent_shape)
@@ -222,8 +202,8 @@ def _noise(drawing: Drawing, shape: tuple[int, ...]) -> Tensor:
 
     Here each image's noise has its own seed, so that it is the same in any batch.
     """
-    if drawing.unseeded:
-        return torch.randn((len(drawing.plan.seeds), *shape), generator=drawing.unseeded)
+    if drawing.given.unseeded:
+        return torch.randn((len(drawing.plan.seeds), *shape), generator=drawing.given.unseeded)
     seeds = drawing.plan.seeds
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 

@@ -16,13 +16,23 @@ class Use:
     """Whether a model uses it."""
     otherwise: str
     """Why another model does not. `{family}` is the name of its family."""
+    unless: str = ""
+    """A setting that makes every model use it."""
 
 
 USES = (
     Use(
         "clip_skip",
-        lambda model: not model.family.text.openclip,
-        "{family} always uses the same layer of its text encoder",
+        lambda model: any(tower.clip_skip is None for tower in model.family.texts),
+        "{family} always uses the same layer of its text encoders",
+        unless="sdxl_clip_l_skip",
+    ),
+    Use("sdxl_crop_top", lambda model: "top" in model.family.sizes, "only SDXL is told about crops"),
+    Use("sdxl_crop_left", lambda model: "left" in model.family.sizes, "only SDXL is told about crops"),
+    Use(
+        "sdxl_clip_l_skip",
+        lambda model: any(tower.embedding == "clip_l" for tower in model.family.texts),
+        "only SDXL has that text encoder beside another",
     ),
     Use(
         "conditional_mask_weight",
@@ -41,5 +51,5 @@ USES = (
 def unused_by(model: Model, settings: Set[str]) -> Iterator[str]:
     """Yield a line for the log about each of these settings that the model does not use."""
     for use in USES:
-        if use.setting in settings and not use.by(model):
+        if use.setting in settings and use.unless not in settings and not use.by(model):
             yield f"{use.setting} does nothing here: {use.otherwise.format(family=model.family.name)}."

@@ -15,8 +15,9 @@ from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import PREDICTIONS, Prediction
 from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, SD2, UNCLIP
+from pipelines.families.sdxl import REFINER, SDXL
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP, SDXL, REFINER)}
 """The families that this container runs, by name."""
 
 
@@ -90,9 +91,16 @@ def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
     return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
 
 
+SIZES_OF_SDXL = ("projection_class_embeddings_input_dim", "cross_attention_dim", "addition_time_embed_dim")
+"""The widths of SDXL's vector, of its tokens, and of one number in the vector, by diffusers' names."""
+
+
 def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
     """Return the sign of a diffusers folder's family, judging by its UNet's configuration."""
-    scored = unet.get("projection_class_embeddings_input_dim") == 2560
+    found = (unet.get(name) for name in SIZES_OF_SDXL)
+    vector, tokens, wave = (width if isinstance(width, int) else 0 for width in found)
+    # the refiner's tokens are as wide as its pooled text, beside which its vector has five numbers
+    scored = vector - tokens == len(REFINER.sizes) * wave
     channels = unet.get("in_channels")
     told = {
         "SDXL refiner": unet.get("addition_embed_type") is not None and scored,

@@ -8,11 +8,7 @@ from pipelines.errors import ModelError
 from pipelines.families.detection import FAMILIES, Shaped
 from pipelines.families.family import Family
 
-CONTEXTS = {
-    **{family.context: family.name for family in reversed(tuple(FAMILIES.values()))},
-    1280: "SDXL refiner",
-    2048: "SDXL",
-}
+CONTEXTS = {family.context: family.name for family in reversed(tuple(FAMILIES.values()))}
 """Families by the width of the prompt's tokens. If families share a width, the first one is named."""
 _OF_TEXT = re.compile(r"(attn2\W?\w*to_[kv]|to_[kv]_ip|encoder_layers_\d+_self_attn_[qkv]|self_attn\.[qkv]_proj)")
 """Layers whose input has the width of the prompt's tokens."""

@@ -1,10 +1,9 @@
 """A single reason why a picture described by generation data cannot be reproduced exactly."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from pipelines.ask.request import ControlSettings
-from pipelines.ask.settings import Values
+from pipelines.ask.request import Settings
 from pipelines.errors import shown
 
 OBSTACLE_MAX = 300
@@ -18,10 +17,8 @@ class Obstacle:
     text: str
     other_picture: bool
     """Whether it makes the picture a different one."""
-    instead: Values = field(default_factory=dict[str, Any])
-    """Replacements for settings that cannot be drawn."""
-    controls: tuple[ControlSettings, ...] | None = None
-    """The ControlNets that remain; None: all of them."""
+    instead: Callable[[Settings], Settings] | None = None
+    """Makes settings that can be drawn out of those that cannot."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", shown(self.text, OBSTACLE_MAX))

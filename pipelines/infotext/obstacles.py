@@ -9,12 +9,10 @@ from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     SEED_MAX,
-    GenerationRequest,
-    ImageSettings,
     MaskSettings,
+    Settings,
 )
-from pipelines.ask.settings import Choice, Values, rows
-from pipelines.ask.table import ROWS
+from pipelines.ask.settings import Values, rows
 from pipelines.errors import InvalidInput
 from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures
 from pipelines.infotext.keys import done_afterwards
@@ -36,9 +34,10 @@ def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked
         raise InvalidInput(
             "generation_data", asked.data.values.get("prompt", ""), f"the picture would be different: {told}", fix
         )
-    values = {name: value for obstacle in found for name, value in obstacle.instead.items()}
-    controls = next((obstacle.controls for obstacle in found if obstacle.controls is not None), asked.controls)
-    return replace(asked.with_values(**values), controls=controls)
+    settings = asked.settings
+    for obstacle in found:
+        settings = obstacle.instead(settings) if obstacle.instead else settings
+    return replace(asked, settings=settings)
 
 
 def obstacles(
@@ -50,10 +49,10 @@ def obstacles(
         *of_model(asked.data, model),
         *of_mask_weight(asked.data, model),
         *of_vae(asked.data, model),
-        *_of_names(asked),
+        *_of_names(asked.settings),
         *_of_seed(asked),
         *of_networks(asked, extras),
-        *_of_controls(asked, pictures, extras),
+        *_of_controls(asked.settings, pictures, extras),
         *_of_pictures(asked, pictures),
         *_of_keys(asked, pictures),
     ]
@@ -68,9 +67,7 @@ _NEEDED = {"num_inference_steps": "Steps", "sampler": "Sampler", "guidance_scale
 def _of_silence(asked: Asked) -> Iterator[Obstacle]:
     """Report needed settings that neither the block nor the form gives."""
     told = asked.data.values.keys() | asked.chosen
-    if asked.values.get("seed") == RANDOM:
-        told -= {"seed"}
-    missing = [key for name, key in _NEEDED.items() if name not in told]
+    missing = [key for name, key in _NEEDED.items() if name not in told or (name == "seed" and asked.random)]
     if not told & {"width", "height"}:
         missing.append("Size")
     if len(missing) > len(_NEEDED):
@@ -79,56 +76,51 @@ def _of_silence(asked: Asked) -> Iterator[Obstacle]:
         yield another_picture(f"it does not say {', '.join(missing)}")
 
 
-_INSTEAD: Values = {
-    "sampler": GenerationRequest.sampler,
-    "schedule_type": GenerationRequest.schedule_type,
-    "emphasis": GenerationRequest.emphasis,
-    "hires_upscaler": "Lanczos",
-    "hires_sampler": SAME_SAMPLER,
-    "hires_schedule_type": SAME_SCHEDULE,
-}
-"""Replacements for names that are not available, by setting."""
+_INSTEAD: Values = {"sampler": Settings.sampler, "schedule_type": Settings.schedule_type, "emphasis": Settings.emphasis}
+_HIRES_INSTEAD: Values = {"upscaler": "Lanczos", "sampler": SAME_SAMPLER, "schedule_type": SAME_SCHEDULE}
+"""Replacements for names that are not available, by the attributes of the settings and of the hires pass."""
 
 
-def _of_names(asked: Asked) -> Iterator[Obstacle]:
+def _of_names(settings: Settings) -> Iterator[Obstacle]:
     """Report samplers and other choices that are not available."""
-    for name, instead in _INSTEAD.items():
-        value, rule = asked[name], ROWS[name].rule
-        assert isinstance(rule, Choice)
-        if value in rule.names or (name.startswith("hires_") and not asked.hires):
-            continue
-        told = f"the {name.replace('_', ' ')} {value} is not available (instead: {instead})"
-        if name == "hires_upscaler":
-            if value in asked.upscalers:
-                continue
-            told += "; send its weights in files (--upscaler)"
-        yield Obstacle(told, True, {name: instead})
+    for group, instead in ((settings, _INSTEAD), (settings.hires, _HIRES_INSTEAD)):
+        for attribute, row in group.unavailable().items() if group else ():
+            value, what = getattr(group, attribute), row.name.replace("_", " ")
+            told = f"the {what} {value} is not available (instead: {instead[attribute]})"
+            advice = "; send its weights in files (--upscaler)" if attribute == "upscaler" else ""
+            yield Obstacle(told + advice, True, _with_names_of_ours)
+
+
+def _with_names_of_ours(settings: Settings) -> Settings:
+    hires = settings.hires
+    if hires:
+        hires = replace(hires, **{attribute: _HIRES_INSTEAD[attribute] for attribute in hires.unavailable()})
+    return replace(settings, hires=hires, **{attribute: _INSTEAD[attribute] for attribute in settings.unavailable()})
 
 
 def _of_seed(asked: Asked) -> Iterator[Obstacle]:
     """Report a seed that is too large. Some programs use larger seeds than WebUI."""
-    seed = asked.values.get("seed", RANDOM)
-    if seed > SEED_MAX:
-        told = f"its Seed {seed} is larger than WebUI's largest, {SEED_MAX}"
-        yield Obstacle(told, other_picture=True, instead={"seed": seed % (SEED_MAX + 1)})
+    seed = asked.data.values.get("seed", RANDOM)
+    if seed > SEED_MAX and "seed" not in asked.chosen:
+        yield another_picture(f"its Seed {seed} is larger than WebUI's largest, {SEED_MAX}")
 
 
-def _of_controls(asked: Asked, pictures: Pictures, extras: Extras) -> Iterator[Obstacle]:
+def _of_controls(settings: Settings, pictures: Pictures, extras: Extras) -> Iterator[Obstacle]:
     """Report ControlNets of a block that are missing, differ, or have no picture. Those without file or picture are
     dropped."""
-    missing = [control for control in asked.controls if control.model not in extras.controls]
-    kept = tuple(control for control in asked.controls if control not in missing)
+    missing = [control for control in settings.controls if control.model not in extras.controls]
+    kept = tuple(control for control in settings.controls if control not in missing)
     for control in missing:
         told = f"the ControlNet {control.model} is missing; add it in controls or files (--controlnet-dir)"
-        yield Obstacle(told, other_picture=True, controls=kept)
+        yield Obstacle(told, True, lambda settings: replace(settings, controls=kept))
     for control in kept:
         digits = extras.controls[control.model].short_hash
         if control.model_hash and control.model_hash != digits:
             told = f"made with a different ControlNet {control.model} ({control.model_hash}) than this one ({digits})"
-            yield Obstacle(told, other_picture=True)
+            yield another_picture(told)
     if kept and pictures.image is None and not pictures.controls:
         told = "it was made with ControlNet: send its pictures (control_images, --control)"
-        yield Obstacle(told, other_picture=True, controls=())
+        yield Obstacle(told, True, lambda settings: replace(settings, controls=()))
 
 
 def _of_pictures(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
@@ -136,9 +128,8 @@ def _of_pictures(asked: Asked, pictures: Pictures) -> Iterator[Obstacle]:
     block = asked.data
     if pictures.image is None:
         if block.from_picture:
-            told = "its Denoising strength shows that it was made from another picture (image, --init)"
-            yield Obstacle(told, other_picture=True, instead={"outpaint": ImageSettings.outpaint})
-    elif block.hires and not asked.hires:
+            yield another_picture("its Denoising strength shows that it was made from another picture (image, --init)")
+    elif block.hires and not asked.settings.hires:
         yield Obstacle("its highres fix is skipped, as there is an image (highres_fix=On turns it on)", False)
     outpainted = any(block.values.get("outpaint", ()))
     if pictures.mask is None and not outpainted and _masked(block.values):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.identity import SHORT_HASH, ModelIdentity
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
@@ -15,14 +15,13 @@ from pipelines.ask.networks import (
     without_missing,
 )
 from pipelines.ask.prompt import cut_networks
-from pipelines.infotext.asked import Asked, ignored_tags
+from pipelines.infotext.asked import Asked
 from pipelines.infotext.civitai import Resource, of_another_family
 from pipelines.infotext.obstacle import Obstacle, another_picture
 from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
+from pipelines.infotext.unused import ignored_tags
 
-SHORT_HASH = 10
-"""How many digits of a hash are shown."""
 OLD_HASH = 8
 """Digits of the hash used before 2023, which covers only a part of the file."""
 NAMES_EVERY_VAE = (1, 6)
@@ -108,8 +107,8 @@ def of_networks(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
 
 def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
     """Report missing networks that the prompts ask for."""
-    prompts = asked.prompts
-    instead = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
+    prompts = asked.settings.prompts
+    present = {name: without_missing(prompt, extras) for name, prompt in prompts.items()}
     told: dict[str, None] = {}  # a set that keeps the order
     for prompt in prompts.values():
         for lora in missing_loras(prompt, extras):
@@ -117,14 +116,14 @@ def _of_missing(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
         for tag in missing_hypernetworks(prompt, extras):
             told[f"{tag}: there is no hypernetwork of this name; send it in files (--hypernetworks-dir)"] = None
     for text in told:
-        yield Obstacle(text, other_picture=True, instead=instead)
+        yield Obstacle(text, other_picture=True, instead=lambda settings: settings.with_prompts(present))
 
 
 def _of_unnamed_loras(asked: Asked) -> Iterator[Obstacle]:
     """Report LoRAs that the block lists but no prompt asks for."""
     data = asked.data
     named = set[str]()
-    for text in (*asked.prompts.values(), *asked.options.values()):
+    for text in (*asked.settings.prompts.values(), *asked.options.values()):
         named |= set(map(in_hashes, lora_names(text)))
     told = {in_hashes(name): name for name in (*data.lora_hashes, *data.networks)}
     for name in told.keys() - named:
@@ -145,7 +144,7 @@ def _of_hypernetwork(asked: Asked, extras: Extras) -> Iterator[Obstacle]:
     digits = asked.data.hypernetwork_hash
     if not digits:
         return
-    for tag in hypernetwork_tags(asked["prompt"] or "")[-1:]:
+    for tag in hypernetwork_tags(asked.settings.prompt)[-1:]:
         file = extras.hypernetworks.get(tag.name)
         if file is not None and not file.sha256.startswith(digits.lower()):
             yield another_picture(f"made with a different hypernetwork {tag.name} ({digits}) than this one")

@@ -11,10 +11,13 @@ from pipelines.ask.networks import ExtraFile
 from pipelines.ask.prompt import CHUNK_LENGTH
 from pipelines.errors import ModelError
 from pipelines.families.fitting import CONTEXTS
+from pipelines.families.sdxl import SDXL
 from pipelines.models.checkpoint import SDXL_EMBEDDING, check_finite, check_plain, kind_of, map_tensors
 
 NAMES = ("string_to_param.", "emb_params")
 """Prefixes of the vectors' name in files. Other files have a single tensor of any name."""
+ENCODERS = {tower.embedding for tower in SDXL.texts}
+"""Names of the vectors in an embedding for several encoders, which has all of them."""
 BUNDLED = "bundle_emb."
 """Prefix of embeddings inside a LoRA's file: `bundle_emb.NAME.string_to_param.*`."""
 
@@ -36,8 +39,13 @@ class EmbeddingTable:
         tokenize: Callable[[str], list[int]],
         width: int,
         bundles: Mapping[str, ExtraFile] | None = None,
+        encoder: str = "",
     ) -> None:
-        """Collect the embeddings' names. `bundles` are embeddings inside LoRA files; as in WebUI, `files` win."""
+        """Collect the embeddings' names. `bundles` are embeddings inside LoRA files; as in WebUI, `files` win.
+
+        `encoder` is the name of this encoder's vectors in embeddings for several encoders; empty for others.
+        """
+        self._encoder = encoder
         self._bundles = {name: file for name, file in (bundles or {}).items() if name not in files}
         self._files, self._width = {**files, **self._bundles}, width
         self._names: dict[int, list[tuple[list[int], str]]] = {}
@@ -80,7 +88,7 @@ class EmbeddingTable:
         file, bundled = self._files[name], name if name in self._bundles else None
         try:
             with file.blamed():
-                return list(read_embedding(file, self._width, bundled))
+                return list(read_embedding(file, self._width, bundled, self._encoder))
         except OtherWidth as error:
             self.left_over += (f"{name} stays text, as in WebUI: {error}",)
             return ()
@@ -110,8 +118,10 @@ def _bundled_names(file: ExtraFile) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
-def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> Tensor:
+def read_embedding(file: ExtraFile, width: int, bundled: str | None = None, encoder: str = "") -> Tensor:
     """Return an embedding's vectors (n, width) in float32. For a LoRA's file, `bundled` is the embedding's name.
+
+    `encoder` is the vectors' name in a file for several encoders.
 
     Raises ModelError if the file does not contain it, and OtherWidth if it is for another family of models.
     """
@@ -120,7 +130,7 @@ def read_embedding(file: ExtraFile, width: int, bundled: str | None = None) -> T
         prefix = f"{BUNDLED}{bundled}."
         tensors = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
     check_plain(path, tensors)
-    vectors = _vectors(path, tensors)
+    vectors = _vectors(path, tensors, encoder)
     vectors = vectors[None] if vectors.dim() == 1 else vectors
     if vectors.dim() != 2 or not 0 < len(vectors) <= CHUNK_LENGTH or not vectors.is_floating_point():
         raise ModelError(
@@ -141,8 +151,12 @@ def _described(width: int) -> str:
     return f"{width} values ({family})" if family else f"{width} values"
 
 
-def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the tensor with the vectors. Raises ModelError if there is none."""
+def _vectors(path: Path, tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
+    """Return the tensor with the vectors for the encoder. Raises ModelError, or OtherWidth, if there is none."""
+    if encoder:
+        if not tensors.keys() >= ENCODERS:
+            raise OtherWidth(f"{path}: it lacks {' or '.join(sorted(ENCODERS))}, which SDXL needs.")
+        return tensors[encoder]
     named = next((tensor for name, tensor in tensors.items() if name.startswith(NAMES)), None)
     if named is not None:
         return named

@@ -96,18 +96,19 @@ class Adapters:
     ends, the next one starts with exactly the LoRAs that it needs; if they are the same, nothing is done.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text: nn.Module, family: Family) -> None:
-        """Collect the layers: the UNet's by diffusers' and LDM's names, text layers by those of the family's tower."""
+    def __init__(self, unet: UNet2DConditionModel, texts: Sequence[nn.Module], family: Family) -> None:
+        """Collect the layers: the UNet's by diffusers' and LDM's names, text layers by those of the family's towers."""
         layout = unet_layout(unet.config.down_block_types)
         self._layers: dict[str, _Layer] = {}
         for name, module in _adaptable(unet):
             layer = _Layer(module, of_text=False)
             self._name(layer, UNET_PREFIXES, name)
             self._name(layer, UNET_PREFIXES, layout.to_ldm(name))
-        for name, module in _adaptable(text):
-            block, _, own = name.rpartition(".self_attn.")
-            joined = block if family.text.openclip and own else ""
-            self._name(_Layer(module, of_text=True, joined=joined), family.text.lora_prefixes, name)
+        for tower, text in zip(family.texts, texts, strict=True):
+            for name, module in _adaptable(text):
+                block, _, own = name.rpartition(".self_attn.")
+                joined = block if tower.openclip and own else ""
+                self._name(_Layer(module, of_text=True, joined=joined), tower.lora_prefixes, name)
         self._family = family
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._merged: tuple[LoraUse, ...] | None = ()

@@ -9,14 +9,12 @@ from PIL import Image
 
 from pipelines.ask.catalog import LATENT_UPSCALERS, NETWORK_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.ask.plan import UpscalePlan
-from pipelines.ask.request import HiresSettings
-from pipelines.ask.settings import of_group
+from pipelines.ask.request import HiresSettings, Settings
 from pipelines.ask.sizes import FINAL_PIXELS_MAX, INPUT_PIXELS_MAX, SIDE_MIN, Size, enlarged_size
 from pipelines.errors import InvalidInput
 from pipelines.images import reading as picture
 from pipelines.images.reading import Pixels
 from pipelines.infotext import syntax as infotext
-from pipelines.infotext.asked import Asked
 from pipelines.upscalers.interpolation import Upscaler, upscale_pixels
 
 ENLARGED_PIXELS_MAX = INPUT_PIXELS_MAX
@@ -36,6 +34,7 @@ class Enlargement:
     """The generation data inside the image."""
 
     def __post_init__(self) -> None:
+        self.by.check_names()
         if self.by.upscaler in LATENT_UPSCALERS:
             rule = "enlarges latents, but without drawing there are none"
             fix = f"Use {', '.join((*PIXEL_UPSCALERS[1:], *NETWORK_UPSCALERS))} or your own upscaler in files."
@@ -83,20 +82,15 @@ class Enlargement:
         return ", ".join(filter(None, (self.told, infotext.write("", "", fields))))
 
 
-def enlargement(asked: Asked, image: Any, told: str) -> Enlargement:
+def enlargement(settings: Settings, image: Any, told: str) -> Enlargement:
     """Make the enlargement of a decoded image. `told` is the generation data inside it.
 
     Raises InvalidInput, also if there is no image (None).
     """
     if image is None:
         raise InvalidInput("image", "", "is empty, but Upscale only needs an image", "Send one.")
-    own = of_group(HiresSettings, {name: value for name, value in asked.values.items() if name in SIZED})
-    file = asked.upscalers.get(asked["hires_upscaler"])
-    return Enlargement(image=image, by=HiresSettings(**{**own, "upscaler_file": file}), told=told)
-
-
-SIZED = ("hires_scale", "hires_width", "hires_height", "hires_upscaler")
-"""The settings that say how to enlarge a picture."""
+    assert settings.hires is not None
+    return Enlargement(image=image, by=settings.hires, told=told)
 
 
 def enlarge(request: Enlargement, network: Upscaler | None) -> Pixels:

@@ -349,6 +349,8 @@ def test_a_picture_to_start_from_and_a_batch(networks: Model, file: ExtraFile) -
     assert torch.allclose(found, alone, atol=1e-3)
     (shown,) = latents(networks, replace(both, controls=(UNIT,)))
     assert torch.allclose(found, shown, atol=1e-3)
+    (black,) = latents(networks, replace(both, controls=(replace(UNIT, picture=Image.new("RGB", SHOWN.size)),)))
+    assert (found - black).abs().max() > 0.003
 
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 88)])

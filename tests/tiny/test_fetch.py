@@ -25,8 +25,9 @@ from safetensors.torch import save
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import Extras
+from pipelines.ask.request import Settings
 from pipelines.errors import InvalidInput, ModelError, redacted
-from pipelines.infotext.asked import NO_DATA, Asked, settle
+from pipelines.infotext.asked import NO_DATA, settle, with_networks
 from pipelines.models import loader
 from tests import sd2
 from tests.tiny.misbehaving import Answer, Server, running, weights
@@ -781,12 +782,13 @@ def test_a_long_name_is_shortened(server: Server, tmp_path: Path) -> None:
 # --- LoRAs of a request
 
 
-def load(**lines: str) -> tuple[Extras, Asked]:
+def load(**lines: str) -> tuple[Extras, Settings]:
     """What a request with these lines loads."""
-    inputs = Inputs(said={"prompt": "a"}, **lines)  # type: ignore[arg-type]
-    library = Library()
+    inputs = Inputs(prompt="a", **lines)  # type: ignore[arg-type]
+    library, asked = Library(), settle(inputs, NO_DATA, {"width": 64, "height": 64})
     try:
-        return library.load_only(settle(inputs, NO_DATA, {"width": 64, "height": 64}), inputs)
+        fetched = library.load_only(asked.wanted, inputs)
+        return fetched.extras, with_networks(asked, fetched).settings
     finally:
         library.release()
 
@@ -821,10 +823,10 @@ def test_a_repository_of_one_lora(
         with pytest.raises(InvalidInput, match=r"loras='some/lora': must hold one \.safetensors file"):
             load(loras="some/lora:0.5")
         return
-    extras, asked = load(loras="some/lora:0.5")
+    extras, settings = load(loras="some/lora:0.5")
     name = fetched.removesuffix(".safetensors")
     assert extras.loras[name].path.read_bytes() == DATA
-    assert asked["prompt"] == f"a <lora:{name}:0.5>"
+    assert settings.prompt == f"a <lora:{name}:0.5>"
 
 
 @pytest.fixture
@@ -885,7 +887,7 @@ def test_what_another_process_uses_counts(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot be deleted, so that there is less room."""
-    monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
+    monkeypatch.setattr("weights_script.room.ROOM", len(DATA) + 1000)
     path = brought("some/lora")
     key = path.parent.relative_to(tmp_path / "fetched").as_posix()
     held = claim(tmp_path / "fetched", key)  # as another process would
@@ -903,8 +905,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from pipelines.errors import ModelError
-from weights_script import shelf
-shelf.ROOM = 350_000
+from weights_script import room, shelf
+room.ROOM = 350_000
 for turn in range(12):
     owner = ("some", "other")[turn % 2]
     with closing(shelf.Shelf(Path(sys.argv[1]))) as mine:
@@ -960,7 +962,7 @@ def test_only_whoever_runs_the_container_is_told_of_the_token(
 def test_a_request_brings_no_more_than_there_is_room(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
+    monkeypatch.setattr("weights_script.room.ROOM", len(DATA) + 1000)
     first = brought("some/lora")
     with pytest.raises(ModelError, match=r"^loras='other/lora': too large: 300 kB, at most 1 kB are taken"):
         load(loras="some/lora\nother/lora")
@@ -1023,7 +1025,7 @@ def test_parts_that_nobody_goes_on_with_age_out(hub_of_loras: Server, tmp_path: 
 def test_what_was_forgotten_may_come_back_as_another(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weights_script.shelf.ROOM", len(DATA) + 1000)
+    monkeypatch.setattr("weights_script.room.ROOM", len(DATA) + 1000)
     brought("some/lora")
     brought("other/lora")
     newer = weights(2)
@@ -1081,7 +1083,7 @@ def test_a_controlnet_by_its_name(server: Server, tmp_path: Path, monkeypatch: p
 def test_parts_count_and_what_another_process_uses_stays(
     hub_of_loras: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weights_script.shelf.ROOM", 2 * len(DATA))
+    monkeypatch.setattr("weights_script.room.ROOM", 2 * len(DATA))
     used = brought("some/lora")
     part = tmp_path / "fetched" / "urls" / "0123456789abcdef" / "x.safetensors.part"
     part.parent.mkdir()
@@ -1105,8 +1107,8 @@ def test_many_small_files_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
 EVICTOR = """
 import sys
 from pathlib import Path
-import weights_script.shelf as shelf
-shelf.ROOM = 1
+from weights_script import room, shelf
+room.ROOM = 1
 for _ in range(200):
     shelf.Shelf(Path(sys.argv[1]))._make_room(0)
 print("done")
@@ -1119,11 +1121,11 @@ def test_a_process_that_makes_room_takes_nothing_from_one_that_fetches(
     """One process deletes whatever it may while this one fetches and reads: no file vanishes in between."""
     evictor = subprocess.Popen([sys.executable, "-c", EVICTOR, str(tmp_path)], stdout=subprocess.PIPE)
     library = Library()
-    inputs = Inputs(said={"prompt": "a"}, loras="some/lora")
-    asked = settle(inputs, NO_DATA, {"width": 64, "height": 64})
+    inputs = Inputs(prompt="a", loras="some/lora")
+    wanted = settle(inputs, NO_DATA, {"width": 64, "height": 64}).wanted
     try:
         while evictor.poll() is None:
-            (file,) = library.load_only(asked, inputs)[0].loras.values()
+            (file,) = library.load_only(wanted, inputs).extras.loras.values()
             assert file.path.read_bytes() == DATA
             library.release()
     finally:

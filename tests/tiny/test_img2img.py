@@ -15,8 +15,8 @@ from pipelines import __main__ as command
 from pipelines.ask.catalog import MASKED_CONTENTS, RESIZE_MODES, SAMPLERS
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, PassResult, Picture, Step, render
-from pipelines.drawing.start import Given
 from pipelines.errors import InvalidInput
 from pipelines.families.layouts import UNET_PREFIX
 from pipelines.models.loader import load
@@ -128,9 +128,9 @@ def test_outpainting_keeps_the_picture(networks: Model) -> None:
 
 
 def test_prompt_editing_counts_the_steps_asked_for(networks: Model) -> None:
-    """At half strength 4 of 6 steps run; what is edited after 5 of 6 never changes."""
+    """At half strength 4 of 6 steps run. Editing at 0.6 is after the fourth step of 6, but after the third of 4."""
     asked = replace(request(denoising_strength=0.5), num_inference_steps=6)
-    late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{step}]") for step in (5, 2))
+    late, early = (replace(asked, prompt=f"[{asked.prompt}:a green hill:{share}]") for share in (0.6, 0.4))
     (plain,), (same,), (other,) = (drawn(networks, each) for each in (asked, late, early))
     assert alike(plain, same), "but for rounding: both texts of the edited prompt are encoded at once"
     assert not alike(plain, other)

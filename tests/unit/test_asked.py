@@ -20,7 +20,7 @@ from pipelines.ask.catalog import (
     UPSCALERS,
 )
 from pipelines.ask.identity import ModelIdentity
-from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, ON, SIDE_STEP, SMALL_STEP, Inputs, filled_in, size_of_aspect
+from pipelines.ask.inputs import ASPECT_RATIOS, ON, SIDE_STEP, SMALL_STEP, Inputs, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.prompt import schedule
@@ -43,21 +43,21 @@ from pipelines.infotext.asked import (
     NO_DATA,
     NO_PICTURES,
     Asked,
+    Fetched,
     Pictures,
-    name_of_upscaler,
-    pick,
     read_data,
-    said_by_data,
     settle,
-    unused_inputs,
+    with_networks,
 )
 from pipelines.infotext.asked import request_from as request_of
 from pipelines.infotext.obstacle import Obstacle
 from pipelines.infotext.obstacles import drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
+from pipelines.infotext.unused import unused_inputs
 from pipelines.infotext.writing import of_picture
 from pipelines.sampling.schedules import as_set, sigmas, timesteps
 from tests.unit.sized import Sized
+from weights_script.extras import name_of_upscaler
 
 MODEL = ModelIdentity(name="pastelmix-better-vae-fp16", sha256="0f0eaaa61e" + "0" * 54)
 PLAIN = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
@@ -76,11 +76,10 @@ MODELS_OWN = {"width": 448, "height": 640, "clip_skip": 2}
 Upscalers = dict[str, Path]
 
 
-def asked(text: str, pictures: Pictures = NO_PICTURES, upscalers: Upscalers | None = None, **said: object) -> Asked:
+def asked(text: str, pictures: Pictures = NO_PICTURES, upscalers: Upscalers | None = None, **said: Any) -> Asked:
     """What the form with these inputs over this generation data asks for."""
-    highres_fix, aspect_ratio = said.pop("highres_fix", AUTOMATIC), said.pop("aspect_ratio", Inputs.aspect_ratio)
-    inputs = Inputs(said=filled_in(**said), highres_fix=str(highres_fix), aspect_ratio=str(aspect_ratio))
-    return replace(settle(inputs, read_data(text), MODELS_OWN, pictures), upscalers=upscalers or {})
+    found = settle(Inputs(**said), read_data(text), MODELS_OWN, pictures)
+    return with_networks(found, Fetched(controls=found.settings.controls, upscalers=upscalers or {}))
 
 
 def request_from(
@@ -88,7 +87,7 @@ def request_from(
     pictures: Pictures = NO_PICTURES,
     upscalers: Upscalers | None = None,
     extras: Extras = NO_EXTRAS,
-    **said: object,
+    **said: Any,
 ) -> GenerationRequest:
     return request_of(asked(text, pictures, upscalers, **said), pictures=pictures, extras=extras)
 
@@ -98,7 +97,7 @@ def obstacles(
     model: ModelIdentity = MODEL,
     upscalers: Upscalers | None = None,
     pictures: Pictures = NO_PICTURES,
-    **said: object,
+    **said: Any,
 ) -> list[Obstacle]:
     return found_obstacles(asked(text, pictures, upscalers, **said), model, pictures)
 
@@ -417,7 +416,7 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
 # --- inputs over a block
 
 
-def block(**said: object) -> GenerationRequest:
+def block(**said: Any) -> GenerationRequest:
     return request_from(PUBLISHED, extras=HERE, **said)
 
 
@@ -462,9 +461,9 @@ def test_every_aspect_ratio_is_near_and_of_sides_that_networks_like(ratio: str, 
 
 
 def test_an_aspect_ratio_wins_over_the_images_and_a_side_over_both() -> None:
-    def size(**said: object) -> tuple[int, int]:
+    def size(**said: Any) -> tuple[int, int]:
         made = asked("", Pictures(image=IMAGE), **said)
-        return made["width"], made["height"]
+        return made.settings.width, made.settings.height
 
     assert size() == IMAGE.size
     assert size(aspect_ratio="1:1") == (512, 512)
@@ -474,8 +473,8 @@ def test_an_aspect_ratio_wins_over_the_images_and_a_side_over_both() -> None:
 def test_a_space_is_a_negative_prompt_that_says_nothing() -> None:
     own = {**MODELS_OWN, "prompt": "a sun", "negative_prompt": "text"}
 
-    def made(text: str, **said: object) -> GenerationRequest:
-        return request_of(settle(Inputs(said=filled_in(**said)), read_data(text), own))
+    def made(text: str, **said: Any) -> GenerationRequest:
+        return request_of(settle(Inputs(**said), read_data(text), own))
 
     assert (made("").prompt, made("").negative_prompt) == ("a sun", "text")
     assert made("", negative_prompt=" ").negative_prompt == ""
@@ -496,7 +495,7 @@ def test_a_space_is_a_negative_prompt_that_says_nothing() -> None:
     ],
 )
 def test_sides_to_outpaint(text: str, sides: tuple[int, ...]) -> None:
-    assert filled_in(outpaint=text) == {"outpaint": sides}
+    assert Inputs(outpaint=text).filled_in()["outpaint"] == sides
 
 
 @pytest.mark.parametrize(
@@ -504,15 +503,15 @@ def test_sides_to_outpaint(text: str, sides: tuple[int, ...]) -> None:
 )
 def test_sides_that_are_none_are_named(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"^outpaint=.*sides with whole numbers from 0 to 512, such as right 64"):
-        filled_in(outpaint=text)
+        Inputs(outpaint=text).filled_in()
 
 
 def test_a_setting_of_how_a_request_is_handled_can_stand_in_either_form() -> None:
-    assert asked("")["strict"] is True
-    assert asked("Strict: False")["strict"] is False
-    assert asked(f"a\n{PLAIN}, Strict: off")["strict"] is False
-    assert asked("")["upscale_only"] is False
-    assert asked("Upscale only: True, Hires upscaler: Lanczos")["upscale_only"] is True
+    assert asked("").handling.strict is True
+    assert asked("Strict: False").handling.strict is False
+    assert asked(f"a\n{PLAIN}, Strict: off").handling.strict is False
+    assert asked("").handling.upscale_only is False
+    assert asked("Upscale only: True, Hires upscaler: Lanczos").handling.upscale_only is True
 
 
 @pytest.mark.parametrize("seed", [None, -1])
@@ -618,21 +617,19 @@ def test_single_settings_that_cannot_be_read_are_named(text: str, told: str) -> 
 
 def test_dynamic_prompts_pick_by_the_seed() -> None:
     text = "a {red|blue} sun\n" + PLAIN
-    assert pick(asked(text))["prompt"] == "a {red|blue} sun"
-    resolved = pick(asked(text + ", Dynamic prompts: True"))
-    assert resolved["prompt"] in ("a red sun", "a blue sun")
-    assert resolved == pick(asked(text + ", Dynamic prompts: True"))
-    wild = pick(asked("Wildcard hue: red | red", prompt="a __hue__ sun"))
-    assert wild["prompt"] == "a red sun"
-    assert request_of(wild).seed == wild["seed"]  # a random one is kept, and draws what was picked
+    assert asked(text).settings.prompt == "a {red|blue} sun"
+    resolved = asked(text + ", Dynamic prompts: True")
+    assert resolved.settings.prompt in ("a red sun", "a blue sun")
+    assert resolved == asked(text + ", Dynamic prompts: True")
+    wild = asked("Wildcard hue: red | red", prompt="a __hue__ sun")
+    assert wild.settings.prompt == "a red sun"
+    assert request_of(wild).seed == wild.settings.seed  # a random one is kept, and draws what was picked
 
 
 def test_what_comes_from_a_block_is_told() -> None:
-    told = said_by_data(asked(PUBLISHED, seed=9))
-    assert "num_inference_steps=40" in told
-    assert "ensd=31337" in told
-    assert "seed=" not in told.replace("variation_seed", "")
-    assert "prompt" not in told
+    told = asked(PUBLISHED, seed=9).taken
+    assert (told["num_inference_steps"], told["ensd"]) == (40, 31337)
+    assert not told.keys() & {"seed", "prompt", "negative_prompt"}
 
 
 @pytest.mark.parametrize(
@@ -683,16 +680,16 @@ def test_a_prompt_of_the_hires_pass_alone_is_a_setting() -> None:
 
 
 def test_what_the_form_overrides_does_not_come_from_the_data() -> None:
-    told = said_by_data(asked(f"a\n{PLAIN}", width=128))
+    told = asked(f"a\n{PLAIN}", width=128).taken
     assert "width" not in told
-    assert "height=" in told
+    assert told["height"] == 64
 
 
 def test_what_belongs_to_a_picture_needs_one() -> None:
     with pytest.raises(InvalidInput, match=r"^mask=.*there is no image"):
         request_from("", pictures=Pictures(mask=IMAGE))
     with pytest.raises(InvalidInput, match=r"^outpaint=.*there is no image"):
-        request_from("", outpaint=(0, 8, 0, 0))
+        request_from("", outpaint="top 8")
 
 
 def test_a_block_of_a_masked_picture_needs_the_mask() -> None:
@@ -706,11 +703,11 @@ def test_a_block_of_a_masked_picture_needs_the_mask() -> None:
     ("text", "said", "pictures"),
     [
         (f"a\n{PLAIN}", {"mask_blur": 8}, Pictures(image=IMAGE)),
-        (f"a\n{PLAIN}", {"outpaint": (8, 0, 0, 0)}, Pictures()),
+        (f"a\n{PLAIN}", {"outpaint": "left 8"}, Pictures(image=IMAGE)),
     ],
 )
 def test_what_the_form_asks_for_is_not_taken_for_what_the_block_was_made_with(
-    text: str, said: dict[str, object], pictures: Pictures
+    text: str, said: dict[str, Any], pictures: Pictures
 ) -> None:
     assert obstacles(text, pictures=pictures, **said) == []
 
@@ -755,11 +752,11 @@ def test_with_an_image_the_strength_is_its_own_and_the_highres_fix_may_have_anot
 
 
 def test_the_size_is_the_images_with_what_is_added_or_the_models_own() -> None:
-    def size(pictures: Pictures = NO_PICTURES, **said: object) -> tuple[int, int]:
+    def size(pictures: Pictures = NO_PICTURES, **said: Any) -> tuple[int, int]:
         found = asked("", pictures, **said)
-        return found["width"], found["height"]
+        return found.settings.width, found.settings.height
 
-    wider, part = {"outpaint": (64, 64, 64, 64)}, {"inpaint_area": "Only masked"}
+    wider, part = {"outpaint": "64 64 64 64"}, {"inpaint_area": "Only masked"}
     image, masked = Pictures(image=IMAGE), Pictures(image=IMAGE, mask=IMAGE)
     assert size() == (448, 640)
     assert size(image, **wider) == (768, 608)
@@ -902,13 +899,13 @@ def test_an_input_that_cannot_be_drawn_is_called_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("stem", "called", "name"),
     [
-        ("tmpgx3nd64y4x-UltraSharp", None, "4x-UltraSharp"),
+        ("tmpgx3nd64y4x-UltraSharp", "", "4x-UltraSharp"),
         ("tmpj7499_b2file", "4x-UltraSharp", "4x-UltraSharp"),
         ("4x-UltraSharp", "Latent", "4x-UltraSharp"),
-        ("Latent", None, "Latent (uploaded)"),
+        ("Latent", "", "Latent (uploaded)"),
     ],
 )
-def test_names_of_uploaded_upscalers(stem: str, called: str | None, name: str) -> None:
+def test_names_of_uploaded_upscalers(stem: str, called: str, name: str) -> None:
     assert name_of_upscaler(stem, called) == name
 
 
@@ -923,11 +920,11 @@ UNCLIP = {"width": 768, "height": 768, "denoising_strength": 1}
 
 
 def test_a_models_own_strength_is_for_an_image_and_not_for_a_hires_pass() -> None:
-    drawn = settle(Inputs(said={"prompt": "a"}), NO_DATA, UNCLIP)
-    assert (drawn.hires, request_of(drawn).hires.denoising_strength) == (True, 0.6)  # type: ignore[union-attr]
+    drawn = settle(Inputs(prompt="a"), NO_DATA, UNCLIP)
+    assert request_of(drawn).hires == HiresSettings(denoising_strength=0.6)
     pictures = Pictures(image=Sized((128, 128)))
-    varied = settle(Inputs(said={"prompt": "a"}, highres_fix=ON), NO_DATA, UNCLIP, pictures)
-    request = request_of(varied, 1, pictures)
+    varied = settle(Inputs(prompt="a", highres_fix=ON), NO_DATA, UNCLIP, pictures)
+    request = request_of(varied, pictures)
     assert request.image is not None
     assert request.hires is not None
     assert (request.image.denoising_strength, request.hires.denoising_strength) == (1, 0.6)
@@ -946,9 +943,9 @@ def test_a_models_own_strength_is_for_an_image_and_not_for_a_hires_pass() -> Non
 def test_a_variation_has_the_models_number_of_pixels(
     image: tuple[int, int], said: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    asked = settle(Inputs(said={"prompt": "a", **said}), NO_DATA, UNCLIP, Pictures(image=Sized(image)))
-    assert (asked["width"], asked["height"]) == size
+    asked = settle(Inputs(prompt="a", **said), NO_DATA, UNCLIP, Pictures(image=Sized(image)))
+    assert (asked.settings.width, asked.settings.height) == size
     plain = settle(
-        Inputs(said={"denoising_strength": 1}), NO_DATA, {"width": 512, "height": 512}, Pictures(image=Sized((64, 72)))
+        Inputs(denoising_strength=1), NO_DATA, {"width": 512, "height": 512}, Pictures(image=Sized((64, 72)))
     )
-    assert (plain["width"], plain["height"]) == (64, 72)  # a model that draws over pictures
+    assert (plain.settings.width, plain.settings.height) == (64, 72)  # a model that draws over pictures

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs
 from pipelines.ask.request import SETTINGS, GenerationRequest, HiresSettings
 from pipelines.infotext.asked import read_data, request_from, settle
 from script.compatibility import compatibility_problems, inputs
@@ -117,7 +117,7 @@ def test_what_a_released_client_sends_means_what_it_meant() -> None:
     model = load_manifest()["pastel-mix"]
     own = {"width": model.width, "height": model.height, **model.settings}
     settings = {name: value for name, value in OLD_DEFAULTS.items() if name in SETTINGS and name != "num_outputs"}
-    request = request_from(settle(Inputs(said=filled_in(**settings, seed=1)), read_data(""), own))
+    request = request_from(settle(Inputs(**settings, seed=1), read_data(""), own))
     assert request == GenerationRequest(
         prompt=OLD_DEFAULTS["prompt"],
         negative_prompt=OLD_DEFAULTS["negative_prompt"],

@@ -11,17 +11,17 @@ from unittest.mock import Mock
 import pytest
 
 from pipelines.ask.identity import ModelIdentity
-from pipelines.ask.inputs import Inputs
+from pipelines.ask.inputs import OFF, ON, Inputs
 from pipelines.ask.networks import LORAS_MAX, NO_EXTRAS, ExtraFile, Extras, LoraTag, in_folders, lora_tags
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.ask.request import GenerationRequest, HiresSettings, Settings
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.infotext.asked import Asked, read_data, request_from, settle
+from pipelines.infotext.asked import NO_DATA, Asked, read_data, request_from, settle, with_networks
 from pipelines.infotext.obstacle import Obstacle
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.writing import of_picture
 from tests.growth import grows_linearly
-from weights_script import shelf
+from weights_script import room, shelf
 from weights_script.extras import Library, read_lines
 from weights_script.web import Denied
 
@@ -194,10 +194,12 @@ def test_without_strict_the_tags_of_what_is_missing_go(here: Extras) -> None:
 # --- what a request brings along
 
 
-def load(inputs: Inputs, prompt: str = "", hires_prompt: str = "") -> tuple[Extras, Asked]:
+def load(inputs: Inputs, prompt: str = "", hires_prompt: str = "") -> tuple[Extras, Settings]:
     """What the inputs bring to these prompts."""
-    said = {"prompt": prompt, "hires_prompt": hires_prompt}
-    return Library().load_only(Asked(values=said, hires=bool(hires_prompt)), inputs)
+    own = {**OWN, "prompt": prompt, "hires_prompt": hires_prompt}
+    found = settle(replace(inputs, highres_fix=ON if hires_prompt else OFF), NO_DATA, own)
+    fetched = Library().load_only(found.wanted, inputs)
+    return fetched.extras, with_networks(found, fetched).settings
 
 
 @pytest.fixture
@@ -223,9 +225,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Extras) -> Path
 )
 def test_a_line_is_a_tag_of_the_prompt(text: str, prompt: str, expected: str) -> None:
     extras, made = load(Inputs(loras=text), prompt, hires_prompt="b")
-    assert made["prompt"] == expected
-    assert lora_tags(made["prompt"]) == lora_tags(made["hires_prompt"]) or prompt != "a"
-    assert all(tag.name in extras.loras for tag in lora_tags(made["prompt"]))
+    assert made.prompt == expected
+    assert lora_tags(made.prompt) == lora_tags(made.prompts["hires_prompt"]) or prompt != "a"
+    assert all(tag.name in extras.loras for tag in lora_tags(made.prompt))
 
 
 @pytest.mark.usefixtures("cache")
@@ -287,7 +289,7 @@ def test_links_are_turned_into_their_files(
     monkeypatch.setattr(shelf, "fetch_url", fetch)
     extras, made = load(Inputs(loras=f"{line}:0.5"), "a")
     assert fetched == [address]
-    assert made["prompt"] == "a <lora:a_ name:0.5>"
+    assert made.prompt == "a <lora:a_ name:0.5>"
     assert "a_ name" in extras.loras
 
 
@@ -397,7 +399,7 @@ def test_one_line_without_a_name_is_what_the_prompt_lacks(
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
     extras, made = load(Inputs(loras=f"a/b/some.safetensors{weight}"), prompt)
     assert extras.loras[name].path == fetched
-    assert made["prompt"] == expected.replace("some:1", f"some{weight or ':1'}")
+    assert made.prompt == expected.replace("some:1", f"some{weight or ':1'}")
 
 
 @pytest.mark.parametrize(
@@ -413,7 +415,7 @@ def test_other_lines_keep_their_names(
 ) -> None:
     monkeypatch.setattr(shelf, "fetch_url", lambda url, *_, **__: write(cache / url.rpartition("/")[2]))
     _, made = load(Inputs(loras=lines), "a <lora:mine:0.5>")
-    assert made["prompt"] == " ".join(["a <lora:mine:0.5>", *(f"<lora:{name}:1>" for name in added)])
+    assert made.prompt == " ".join(["a <lora:mine:0.5>", *(f"<lora:{name}:1>" for name in added)])
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -422,7 +424,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(monkeypatch: pytest.Mon
     size = fetched[0].stat().st_size
     for age, path in enumerate(fetched):
         os.utime(path.parent, (1000 - age, 1000 - age))
-    monkeypatch.setattr(shelf, "ROOM", 2 * size)
+    monkeypatch.setattr(room, "ROOM", 2 * size)
     monkeypatch.setattr(shelf, "LARGEST", size)
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: write(new))
     load(Inputs(loras="a/b/c.safetensors"))
@@ -434,7 +436,7 @@ def test_a_fetched_file_is_the_same_for_the_next_request(monkeypatch: pytest.Mon
     fetched = write(cache / "fetched" / "urls" / "0" / "a.safetensors")
     os.utime(fetched, (1000, 1000))
     monkeypatch.setattr(shelf, "fetch_url", lambda *_, **__: fetched)
-    inputs = Inputs(loras="a/b/c.safetensors", controls="a/b/c.safetensors")
+    inputs = Inputs(loras="a/b/c.safetensors", controls="a/b/c.safetensors", seed=1)
     assert load(inputs) == load(inputs)
 
 

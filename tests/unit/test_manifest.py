@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs
 from pipelines.infotext.asked import read_data, request_from, settle
 from weights_script.fetch import OWN_FILE
 from weights_script.manifest import DEFAULT_MODEL, ENTRY_RULES, HERE, KINDS, ManifestError, load_manifest
@@ -100,7 +100,7 @@ def test_what_the_models_authors_advise_is_what_an_empty_form_draws(name: str) -
     assert "1girl" in request.prompt
     assert "worst quality" in request.negative_prompt
     assert (request.width, request.height) == (448, 640)
-    asked = Inputs(said=filled_in(prompt="a boat", negative_prompt=" ", clip_skip=1))
+    asked = Inputs(prompt="a boat", negative_prompt=" ", clip_skip=1)
     changed = request_from(settle(asked, read_data("Seed: 3"), own))
     assert (changed.prompt, changed.negative_prompt, changed.clip_skip) == ("a boat", "", 1)
 

@@ -9,9 +9,10 @@ from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.errors import InvalidInput
-from pipelines.infotext.asked import read_data, request_from, settle, unused_inputs
+from pipelines.infotext.asked import read_data, request_from, settle
 from pipelines.infotext.obstacles import obstacles
 from pipelines.infotext.reading import GenerationData, read
+from pipelines.infotext.unused import unused_inputs
 from tests.growth import grows_linearly
 
 MODEL = ModelIdentity(name="m", sha256="0" * 64)
@@ -527,7 +528,7 @@ def test_what_a_tag_says_and_is_not_applied_is_told(tag: str, told: str) -> None
     here = Extras(loras={"x": ExtraFile("x", 0, 0)})  # type: ignore[arg-type]
     (found,) = stops(f"a {tag}\n{LINE}", here)
     assert told in found
-    asked = settle(Inputs(said={"prompt": f"a {tag}"}), GenerationData(whole=False), {"width": 64, "height": 64})
+    asked = settle(Inputs(prompt=f"a {tag}"), GenerationData(whole=False), {"width": 64, "height": 64})
     assert any(told in line for line in unused_inputs(asked, request_from(asked, extras=here)))
 
 

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs
 from pipelines.infotext.asked import Pictures, read_data, request_from, settle
 from script.client import read_inputs
 from script.compatibility import inputs as schema_inputs
@@ -31,14 +31,13 @@ def test_a_request_is_one_that_its_model_takes(name: str, monkeypatch: pytest.Mo
     entry = load_manifest()[setting.removeprefix("PASTEL_MODEL=")]
     own = {"width": entry.width, "height": entry.height, **entry.settings}
     inputs = read_inputs(words[1::2], schema_inputs(json.loads((ROOT / ".cog/openapi_schema.json").read_bytes())))
-    count, data = int(inputs.pop("num_outputs", 1)), read_data(str(inputs.pop("generation_data", "")))
+    data = read_data(str(inputs.pop("generation_data", "")))
     pictures = Pictures(image=Sized((512, 512)) if "image" in inputs else None)
-    said = filled_in(**{key: value for key, value in inputs.items() if key not in FILES})
-    request = request_from(settle(Inputs(said=said), data, own, pictures), count, pictures)
+    form = Inputs(**{key: value for key, value in inputs.items() if key not in FILES})
+    request = request_from(settle(form, data, own, pictures), pictures)
     assert (request.image is not None) == ("image" in inputs)
-    assert request.num_outputs == count
-    for key in said:
-        assert request.values[key] == said[key]
+    for key, value in form.filled_in().items():
+        assert request.values[key] == value
 
 
 def test_every_family_of_the_table_is_in_the_manifest() -> None:

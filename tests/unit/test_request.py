@@ -78,7 +78,7 @@ def test_a_bad_field_is_named_with_its_value_rule_and_fix(field: str, value: obj
 )
 def test_bad_hires_settings_are_named_as_inputs(field: str, settings: dict[str, object]) -> None:
     with pytest.raises(InvalidInput) as caught:
-        HiresSettings(**settings)  # type: ignore[arg-type]
+        request(hires=HiresSettings(**settings))  # type: ignore[arg-type]
     assert caught.value.field == field
 
 

@@ -38,12 +38,14 @@ OLD_UNIT = (
 CANNY = ControlSettings(model="control_v11p_sd15_canny", model_hash="d14c016b")
 MODEL = ModelIdentity(name="m", sha256="0" * 64)
 PICTURE = Sized((64, 64))
-NOTHING = Asked(values={})
 
 
 def asked(text: str, pictures: Pictures = NO_PICTURES) -> Asked:
     """What generation data alone asks for."""
     return settle(Inputs(), read_data(text), {"width": 64, "height": 64}, pictures)
+
+
+NOTHING = asked("").wanted
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ def test_obstacles(file: ExtraFile) -> None:
     data = asked(f'a\n{PLAIN}, Model: m, Model hash: 0000000000, ControlNet 0: "{UNIT}"')
     (missing,) = obstacles(data, MODEL, pictures=Pictures(controls=(PICTURE,)))
     assert "the ControlNet control_v11p_sd15_canny is missing" in missing.text
-    assert drop_unsupported(data, [missing], strict=False).controls == ()
+    assert drop_unsupported(data, [missing], strict=False).settings.controls == ()
     here = Extras(controls={"control_v11p_sd15_canny": file})
     other, alone = obstacles(data, MODEL, extras=here)
     assert f"a different ControlNet control_v11p_sd15_canny (d14c016b) than this one ({file.short_hash})" in other.text
@@ -223,7 +225,8 @@ def test_obstacles(file: ExtraFile) -> None:
 
 def settled(controls: int) -> Asked:
     """So many ControlNets, and nothing else that is said."""
-    return replace(asked("Seed: 1"), controls=(ControlSettings(model="x_canny"),) * controls)
+    plain = asked("Seed: 1")
+    return replace(plain, settings=replace(plain.settings, controls=(ControlSettings(model="x_canny"),) * controls))
 
 
 @pytest.mark.parametrize(
@@ -285,45 +288,45 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: ExtraFile) -> P
 
 
 def test_files_of_lines(cache: Path) -> None:
-    extras, made = Library().load_only(NOTHING, Inputs(controls="own_canny: 0.5\nmine: 0.7", files=(CANNY_TINY,)))
+    made = Library().load_only(NOTHING, Inputs(controls="own_canny: 0.5\nmine: 0.7", files=(CANNY_TINY,)))
     assert [(control.model, control.weight) for control in made.controls] == [("own_canny", 0.5), ("mine", 0.7)]
-    assert extras.controls["mine"].path == CANNY_TINY
-    assert extras.controls["own_canny"].path == cache / "controlnets" / "own_canny.safetensors"
+    assert made.extras.controls["mine"].path == CANNY_TINY
+    assert made.extras.controls["own_canny"].path == cache / "controlnets" / "own_canny.safetensors"
 
 
 def test_a_line_that_names_a_file_means_that_one(cache: Path) -> None:
     other = cache / "other.safetensors"
     other.write_bytes(CANNY_TINY.read_bytes())
-    extras, made = Library().load_only(NOTHING, Inputs(controls="canny-tiny: 0.7\nother", files=(other, CANNY_TINY)))
+    made = Library().load_only(NOTHING, Inputs(controls="canny-tiny: 0.7\nother", files=(other, CANNY_TINY)))
     assert [control.model for control in made.controls] == ["canny-tiny", "other"]
-    assert extras.controls["canny-tiny"].path == CANNY_TINY
+    assert made.extras.controls["canny-tiny"].path == CANNY_TINY
 
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("name", ["canny-tiny", "mine"])
 def test_two_lines_of_one_name_share_its_file(name: str) -> None:
-    extras, made = Library().load_only(NOTHING, Inputs(controls=f"{name}: 0.5\n{name}: 0.7", files=(CANNY_TINY,)))
+    made = Library().load_only(NOTHING, Inputs(controls=f"{name}: 0.5\n{name}: 0.7", files=(CANNY_TINY,)))
     assert [(control.model, control.weight) for control in made.controls] == [(name, 0.5), (name, 0.7)]
-    assert extras.controls[name].path == CANNY_TINY
+    assert made.extras.controls[name].path == CANNY_TINY
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_file_without_a_line_acts_as_it_is() -> None:
-    _, made = Library().load_only(NOTHING, Inputs(files=(CANNY_TINY,)))
+    made = Library().load_only(NOTHING, Inputs(files=(CANNY_TINY,)))
     assert made.controls == (ControlSettings(model="canny-tiny"),)
 
 
 @pytest.mark.usefixtures("cache")
 def test_lines_win_over_a_block() -> None:
-    _, made = Library().load_only(replace(NOTHING, controls=(CANNY,)), Inputs(controls="own_canny: 0.5"))
+    made = Library().load_only(replace(NOTHING, controls=(CANNY,)), Inputs(controls="own_canny: 0.5"))
     assert [control.model for control in made.controls] == ["own_canny"]
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_block_asks_for_the_file_of_its_model() -> None:
     own = replace(NOTHING, controls=(replace(CANNY, model="own_canny"), replace(CANNY, model="unheard_of")))
-    extras, made = Library().load_only(own, Inputs())
-    assert list(extras.controls) == ["own_canny"]
+    made = Library().load_only(own, Inputs())
+    assert list(made.extras.controls) == ["own_canny"]
     assert made.controls == own.controls
     with pytest.raises(
         ModelError,
@@ -358,25 +361,25 @@ def sent(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 @pytest.mark.usefixtures("cache")
 def test_an_ip_adapter_is_known_by_its_content_and_brings_its_encoder(sent: tuple[Path, Path, Path]) -> None:
-    extras, made = Library().load_only(NOTHING, Inputs(controls="face: 0.5", files=sent[:2]))
+    made = Library().load_only(NOTHING, Inputs(controls="face: 0.5", files=sent[:2]))
     assert made.controls == (ControlSettings(model="face", weight=0.5, preprocessor="ip-adapter"),)
-    assert extras.image_encoder is not None
-    assert extras.image_encoder.path == sent[1]
-    assert list(extras.controls) == ["own_canny", "face"]
+    assert made.extras.image_encoder is not None
+    assert made.extras.image_encoder.path == sent[1]
+    assert list(made.extras.controls) == ["own_canny", "face"]
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_name_makes_no_ip_adapter(sent: tuple[Path, Path, Path]) -> None:
-    extras, made = Library().load_only(NOTHING, Inputs(controls="ip-adapter: 0.5", files=sent[2:]))
+    made = Library().load_only(NOTHING, Inputs(controls="ip-adapter: 0.5", files=sent[2:]))
     assert made.controls == (ControlSettings(model="ip-adapter", weight=0.5, preprocessor="none"),)
-    assert extras.image_encoder is None
+    assert made.extras.image_encoder is None
 
 
 def test_an_encoder_in_the_cache_is_used(cache: Path, sent: tuple[Path, Path, Path]) -> None:
     own = Path(shutil.copy(sent[1], cache / "controlnets" / "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"))
-    extras, _ = Library().load_only(NOTHING, Inputs(controls="face", files=sent[:1]))
-    assert extras.image_encoder is not None
-    assert extras.image_encoder.path == own
+    made = Library().load_only(NOTHING, Inputs(controls="face", files=sent[:1]))
+    assert made.extras.image_encoder is not None
+    assert made.extras.image_encoder.path == own
 
 
 @pytest.mark.usefixtures("cache")
@@ -411,9 +414,9 @@ def test_no_image_encoder_is_looked_for_where_the_adapter_cannot_run(tmp_path: P
     face = tmp_path / "a.safetensors"
     names = ("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight", "ip_adapter.0.to_q_lora.down.weight")
     save_file({name: torch.zeros(2, 2) for name in names}, face)
-    extras, asked = Library().load_only(NOTHING, Inputs(files=(face,)))
-    assert extras.image_encoder is None
-    assert not any(control.image_prompt for control in asked.controls)
+    made = Library().load_only(NOTHING, Inputs(files=(face,)))
+    assert made.extras.image_encoder is None
+    assert not any(control.image_prompt for control in made.controls)
 
 
 def test_a_picture_that_no_square_can_be_cut_of(file: ExtraFile) -> None:

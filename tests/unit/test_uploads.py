@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.ask.inputs import Inputs, filled_in
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import Extras
 from pipelines.errors import InvalidInput, ModelError
-from pipelines.infotext.asked import Asked, pick, request_from, settle, unused_inputs
+from pipelines.infotext.asked import Asked, request_from, settle, with_networks
 from pipelines.infotext.reading import GenerationData, read_settings
+from pipelines.infotext.unused import unused_inputs
 from script.schema import ROOT
 from weights_script.extras import Library
 from weights_script.uploads import FILES_MAX, Uploads, sort_uploads
@@ -169,6 +171,13 @@ def asked(inputs: Inputs, data: GenerationData | None = None) -> Asked:
     return settle(inputs, data or GenerationData(whole=False), OWN)
 
 
+def loaded(inputs: Inputs, data: GenerationData | None = None) -> tuple[Extras, Asked]:
+    """What is asked for with what the inputs bring."""
+    found = asked(inputs, data)
+    fetched = Library().load_only(found.wanted, inputs)
+    return fetched.extras, with_networks(found, fetched)
+
+
 @pytest.mark.parametrize(
     ("prompt", "name", "expected"),
     [
@@ -178,10 +187,10 @@ def asked(inputs: Inputs, data: GenerationData | None = None) -> Asked:
     ],
 )
 def test_one_lora_is_what_the_prompt_lacks(tmp_path: Path, prompt: str, name: str, expected: str) -> None:
-    inputs = Inputs(said={"prompt": prompt}, files=(sent(tmp_path, LORA, "tmpab12_xyzsome.bin"),))
-    extras, made = Library().load_only(asked(inputs), inputs)
+    inputs = Inputs(prompt=prompt, files=(sent(tmp_path, LORA, "tmpab12_xyzsome.bin"),))
+    extras, made = loaded(inputs)
     assert extras.loras[name].path == inputs.files[0]
-    assert made["prompt"] == expected
+    assert made.settings.prompt == expected
 
 
 @pytest.mark.parametrize(
@@ -198,27 +207,26 @@ def test_a_lora_that_an_option_names_is_not_added_where_another_is_picked(
     inputs = Inputs(files=(sent(tmp_path, LORA, "tmpab12_xyzsome.bin"),))
     made = set[str]()
     for seed in range(20):
-        said = {"prompt": prompt, "seed": seed, "dynamic_prompts": True}
-        wanted = pick(asked(replace(inputs, said=said), GenerationData(whole=False, wildcards=wildcards)))
-        extras, loaded = Library().load_only(wanted, inputs)
-        request = request_from(loaded, extras=extras)
+        data = GenerationData(values={"dynamic_prompts": True}, whole=False, wildcards=wildcards)
+        extras, wanted = loaded(replace(inputs, prompt=prompt, seed=seed), data)
+        request = request_from(wanted, extras=extras)
         made.add(request.prompt)
-        assert not [line for line in unused_inputs(loaded, request) if "some" in line]
+        assert not [line for line in unused_inputs(wanted, request) if "some" in line]
     assert not any(each.count("<lora:") > 1 or ("<lora:" in each and "b" in each.split()) for each in made)
     assert "a b" in made
     assert any("<lora:" in each for each in made)
 
 
 def test_an_upscaler_that_is_sent_is_used_unless_the_form_names_another() -> None:
-    inputs = Inputs(said={"prompt": "a"}, files=(UPSCALER,))
-    extras, made = Library().load_only(asked(inputs), inputs)
+    inputs = Inputs(prompt="a", files=(UPSCALER,))
+    extras, made = loaded(inputs)
     request = request_from(made, extras=extras)
     assert request.hires is not None
     assert (request.hires.upscaler, request.hires.upscaler_file) == ("4x-tiny", UPSCALER)
     assert list(unused_inputs(made, request)) == []
 
-    other = Inputs(said=filled_in(prompt="a", hires_upscaler="Lanczos"), files=(UPSCALER,))
-    extras, made = Library().load_only(asked(other), other)
+    other = Inputs(prompt="a", hires_upscaler="Lanczos", files=(UPSCALER,))
+    extras, made = loaded(other)
     request = request_from(made, extras=extras)
     assert request.hires is not None
     assert (request.hires.upscaler, request.hires.upscaler_file) == ("Lanczos", None)
@@ -228,6 +236,6 @@ def test_an_upscaler_that_is_sent_is_used_unless_the_form_names_another() -> Non
 
 
 def test_files_are_called_by_the_names_of_the_generation_data() -> None:
-    inputs = Inputs(said={"prompt": "a sunset sky"}, files=(EMBEDDING, LORA))
-    extras, made = Library().load_only(asked(inputs, read_settings("File names: sunset, ice")), inputs)
-    assert (list(extras.embeddings), made["prompt"]) == (["sunset"], "a sunset sky <lora:ice:1>")
+    inputs = Inputs(prompt="a sunset sky", files=(EMBEDDING, LORA))
+    extras, made = loaded(inputs, read_settings("File names: sunset, ice"))
+    assert (list(extras.embeddings), made.settings.prompt) == (["sunset"], "a sunset sky <lora:ice:1>")
