@@ -23,9 +23,9 @@ def check_image(model: Model, pictures: Pictures, controlled: bool) -> None:
     if not draws_by_depth(model):
         return
     if pictures.image is None:
-        rule = f"{model.family.name} needs a picture to take the depth from, in WebUI, too"
-        raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
-    if model.depth is None and (controlled or len(pictures.controls) != 1):
+        rule = f"{model.family.name} needs an image to take the depth from, as in WebUI"
+        raise InvalidInput("image", "", rule, "Send one, or use a checkpoint for text to image.")
+    if model.depth is None and (controlled or not pictures.controls):
         rule = "this checkpoint has no depth estimator"
         fix = "Send a depth map of the image, white for what is nearest"
         fix += ", and no controls: they cannot be combined with your own map." if controlled else "."
@@ -43,11 +43,13 @@ def check_noise_level(model: Model, level: int) -> None:
 def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
     """Return a request's pictures. With a depth model and no control networks, a control image is its depth map.
 
-    Raises InvalidInput, as `check_image` does: networks may have come with the request's files.
+    Raises InvalidInput for several maps, and as `check_image` does: networks may have come with the request's files.
     """
     check_image(model, pictures, controlled)
-    if not draws_by_depth(model) or controlled or len(pictures.controls) != 1:
+    if not draws_by_depth(model) or controlled or not pictures.controls:
         return pictures
+    if (count := len(pictures.controls)) > 1:
+        raise InvalidInput("control_images", f"{count} sent", "an image has one depth map", "Send one.")
     return replace(pictures, depth=pictures.controls[0], controls=())
 
 

@@ -8,7 +8,9 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPredict
 from pipelines.families.sd2 import OPENCLIP_H, SD2
 from pipelines.images.masks import prepare
 from pipelines.images.reading import flat, read_pictures
-from pipelines.infotext.asked import Pictures
+from pipelines.infotext.asked import NO_DATA, Fetched, Pictures, read_data, settle
 from pipelines.infotext.writing import of_picture
 from pipelines.models.controls import load_control
 from pipelines.models.depth import prepared_size
@@ -48,6 +50,7 @@ from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
 from pipelines.runtime.device import Device, Stopwatch
 from pipelines.sampling.denoiser import Stage
+from predict import Predictor
 from tests import passes
 from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
@@ -539,7 +542,7 @@ def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tu
 
 
 def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs a picture"):
+    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs an image"):
         check_image(depth, Pictures(), controlled=False)
     check_image(model_of(noise), Pictures(), controlled=False)
     blind = replace(depth, depth=None)
@@ -547,6 +550,9 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
         with_depth(blind, Pictures(image=PICTURE), controlled=False)
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined with your own map"):
         with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
+    for model in (blind, depth):
+        with pytest.raises(InvalidInput, match="control_images='2 sent': an image has one depth map"):
+            with_depth(model, Pictures(image=PICTURE, controls=(OTHER, OTHER)), controlled=False)
     shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
 
@@ -576,6 +582,31 @@ def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path
     assert list(unused_by(depth, {"seed"})) == []
 
 
+def predictor_of(model: Model) -> Any:
+    """A predictor with this model, whose library knows no networks."""
+    predictor: Any = Predictor()
+    predictor.networks, predictor.settings = model, model.settings
+    predictor.fetchers = SimpleNamespace(run=lambda work, *arguments: work(*arguments))
+    predictor.library = SimpleNamespace(load_only=mock.Mock(return_value=Fetched()))
+    return predictor
+
+
+def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Model) -> None:
+    predictor, pictures = predictor_of(replace(depth, depth=None)), Pictures(image=PICTURE, controls=(OTHER,))
+    inputs = Inputs(controls="canny")
+    with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
+        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures)
+    predictor.library.load_only.assert_not_called()
+
+
+def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, inputs = Pictures(image=PICTURE), Inputs(said={"clip_skip": 2})
+    asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
+    predictor_of(depth)._request(asked, inputs, pictures)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
+    assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
+
+
 def test_what_is_missing_is_told_in_the_log(
     depth: Model, unclip: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -586,7 +617,7 @@ def test_what_is_missing_is_told_in_the_log(
     path = folder(tmp_path / "blind", networks(channels=5), prediction_type="epsilon")
     shutil.rmtree(path / "depth_estimator")
     model_of(path)
-    for told in ("depth map is flat", "an `image` is what this model wants", "blind has no depth estimator"):
+    for told in ("depth map is flat", "it was made for variations of images", "blind has no depth estimator"):
         assert told in caplog.text
 
 
