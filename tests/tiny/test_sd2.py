@@ -600,7 +600,7 @@ def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Mode
 
 
 def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures, inputs = Pictures(image=PICTURE), Inputs(said={"clip_skip": 2})
+    pictures, inputs = Pictures(image=PICTURE), Inputs(clip_skip=2)
     asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
     predictor_of(depth)._request(asked, inputs, pictures)
     lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
