@@ -1,5 +1,6 @@
 """Checks before drawing: which pictures a model needs, and what WebUI cannot do with it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from pipelines.ask.plan import HighresPlan
@@ -52,9 +53,11 @@ def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
     return replace(pictures, depth=pictures.controls[0], controls=())
 
 
-def beyond_webui(model: Model, plan: HighresPlan, mask_weight: float) -> list[str]:
-    """Return lines for the log about what is drawn here but is an error in WebUI."""
+def remarks(model: Model, plan: HighresPlan, mask_weight: float) -> Iterator[str]:
+    """Yield lines for the log about what is an error in WebUI, and about sizes that a model draws poorly."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
     if upscale and upscale.latent and channels == INPAINTING_CHANNELS and mask_weight >= 1:
-        return [f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."]
-    return []
+        yield f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."
+    width, height = plan.first.width, plan.first.height
+    if min(width, height) < model.family.smallest:
+        yield f"{model.family.name} draws poorly at {width}x{height}: it was trained with pictures of about 1024x1024."

@@ -30,7 +30,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
 from pipelines.drawing.drawing import Drawing, Given
 from pipelines.drawing.phases import Notice, PassResult, Picture, render
-from pipelines.drawing.pictures import beyond_webui, check_image, check_noise_level, with_depth
+from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.start import hires_stage, scaled_depth
 from pipelines.drawing.unused import unused_by
 from pipelines.errors import InvalidInput, ModelError
@@ -479,7 +479,7 @@ def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
     told = []
     for upscaler, weight in (("Latent", 1.0), ("Lanczos", 1.0), ("Latent", 0.5)):
         asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
-        told.append(beyond_webui(model, make_plan(asked), weight))
+        told.append(list(remarks(model, make_plan(asked), weight)))
     assert [len(each) for each in told] == [1, 0, 0]
     assert "WebUI" in told[0][0]
 
