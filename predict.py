@@ -20,8 +20,9 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
-from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
+from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.progress import Bars
+from pipelines.drawing.unused import unused_by
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
 from pipelines.images.reading import DECODER, read_pictures
@@ -356,6 +357,7 @@ class Predictor(BasePredictor):
         lines = read_lines(inputs.controls)
         check_pictured(lines, pictures)  # before any network is fetched
         check_image(self.networks, pictures, controlled=bool(lines or asked.settings.controls))
+        check_noise_level(self.networks, asked.settings.image_noise_level)
         fetched = self.fetchers.run(self.library.load_only, asked.wanted, inputs)
         asked = with_networks(asked, fetched)
         pictures = with_depth(self.networks, pictures, controlled=bool(fetched.controls))
@@ -367,7 +369,7 @@ class Predictor(BasePredictor):
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked.handling.strict)
         request = request_from(asked, pictures, fetched.extras)
-        say("\n".join(unused_inputs(asked, request)))
+        say("\n".join((*unused_inputs(asked, request), *unused_by(self.networks, asked.given))))
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
@@ -398,11 +400,7 @@ class Predictor(BasePredictor):
         plan = make_plan(request)
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say(
-            "\n".join(
-                (f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(self.networks, plan, request.mask_weight))
-            )
-        )
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(self.networks, plan, request.mask_weight))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()

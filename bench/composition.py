@@ -70,7 +70,7 @@ def composition(networks: Model, request: GenerationRequest) -> Callable[[], Any
     unet = upscaler_unet(networks.unet.network.config.cross_attention_dim, scale_of(networks.unet.network))
     second = StableDiffusionLatentUpscalePipeline(
         vae=networks.vae.network,
-        text_encoder=networks.text.model,
+        text_encoder=networks.text.towers[0].model,
         tokenizer=first.tokenizer,
         unet=unet.to(networks.device.place, networks.device.dtype).eval(),
         scheduler=EulerDiscreteScheduler(**SCHEDULER),

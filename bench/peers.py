@@ -54,7 +54,7 @@ def pipelines(networks: Model) -> tuple[StableDiffusionPipeline, StableDiffusion
     """Return the pipelines for text to image and image to image, which share everything."""
     first = StableDiffusionPipeline(
         vae=networks.vae.network,
-        text_encoder=networks.text.model,
+        text_encoder=networks.text.towers[0].model,
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
         unet=plain_unet(networks),
         scheduler=scheduler(),

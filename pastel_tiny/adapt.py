@@ -99,10 +99,10 @@ def lora(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def embedding(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the vectors of a word for a coral sky, one per token. They start halfway between two colours."""
-    table = networks.text.model.get_input_embeddings()
+    table = networks.text.towers[0].model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
-    tokens = networks.text.tokenize(AFTERGLOW)
-    near = [token for word in ("pink", "orange") for token in networks.text.tokenize(word)]
+    tokens = networks.text.towers[0].tokenize(AFTERGLOW)
+    near = [token for word in ("pink", "orange") for token in networks.text.towers[0].tokenize(word)]
     vectors = nn.Parameter(table.weight[near].mean(0).repeat(len(tokens), 1))
 
     def replaced(_: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     networks = load(resolve(None, None).files)
-    for network in (networks.unet.network, networks.text.model, networks.vae.network):
+    for network in (networks.unet.network, networks.text.towers[0].model, networks.vae.network):
         network.requires_grad_(False)
     tensors, metadata = {"lora": lora, "embedding": embedding}[options.what](networks)
     options.out.parent.mkdir(parents=True, exist_ok=True)

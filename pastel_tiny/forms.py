@@ -4,7 +4,8 @@ A form's file in `tests/data/forms` holds what training changed (`pastel_tiny.re
 `compose` writes the whole checkpoint by the published names, as a container loads it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,14 +42,30 @@ class Form:
     """The form that it is trained from; the embedded model itself if empty."""
     least_noise: int = 0
     """The first time (of 1000) that is trained: what maps and pictures tell is settled while there is more noise."""
+    scenes: int = 256
+    """How many painted scenes it learns from."""
+    whole: tuple[str, ...] = ()
+    """Parts of the names of further weights that it learns as a whole."""
+    fast: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Parts of the names of new weights, which begin knowing nothing, and the highest rates that they learn at."""
 
 
 FORMS = {
     form.name: form
     for form in (
         Form("sd2", SD2, v=True),
-        Form("depth", DEPTH, v=False, least_noise=250),
-        Form("unclip", UNCLIP, v=True, parent="sd2", least_noise=150),
+        Form("depth", DEPTH, v=False, least_noise=250, fast={"input_blocks.0.0.weight": 4e-3}),
+        # a picture reaches the UNet through the few values of its time: a low rank there is too narrow
+        Form(
+            "unclip",
+            UNCLIP,
+            True,
+            "sd2",
+            least_noise=150,
+            scenes=1600,
+            whole=("emb_layers.",),
+            fast={"label_emb.": 2e-3},
+        ),
     )
 }
 
@@ -80,9 +97,9 @@ def _of_family(embedded: dict[str, Tensor], family: Family) -> dict[str, Tensor]
     for name, tensor in tensors.items():
         if name.startswith(UNET_PREFIX) and name.endswith(("proj_in.weight", "proj_out.weight")):
             tensors[name] = tensor.flatten(1)
-    own = f"{SD1.text.prefix}text_model."
+    own = f"{SD1.texts[0].prefix}text_model."
     text = {name.removeprefix(own): tensor for name, tensor in embedded.items() if name.startswith(own)}
-    layers, prefix = count_of(text, "encoder.layers."), family.text.prefix
+    layers, prefix = count_of(text, "encoder.layers."), family.texts[0].prefix
     tensors |= openclip_layout(layers).tensors_to_ldm(text, prefix)
     if family is DEPTH:  # of MiDaS only a name: a map of one's own is given
         tensors[f"{DEPTH_PREFIX}pretrained.model.cls_token"] = torch.zeros(1, 1, 1)

@@ -3,24 +3,24 @@
 import random
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pastel_tiny.dataset import painted
+from pastel_tiny.dataset import TEST_SEED, painted
 from pastel_tiny.forms import EMBEDDING
 from pastel_tiny.judge import SEEN, truth
-from pastel_tiny.progress import Clock
+from pastel_tiny.progress import Clock, Log
 from pastel_tiny.scenes import scene
 from pipelines.families.layouts import image_tower_layout
-from pipelines.models.image_encoder import DEVIATION, MEAN
-from pipelines.models.image_prompt import IMAGE_PREFIX
+from pipelines.models.image_prompt import IMAGE_PREFIX, prepared
 
-TRAIN_SEED, SCENES, BATCH, SIDE, PATCH, LAYERS, WIDTH = 70_000_000, 2400, 64, 64, 16, 3, 64
+TRAIN_SEED, SCENES, BATCH, SIDE, PATCH, LAYERS, WIDTH = 70_000_000, 8000, 64, 64, 8, 3, 64
+TEST_COUNT = 400
 
-WEIGHT = {"subject": 3}
+RATE = 2e-3
+WEIGHT = {"subject": 3, "subject_colour": 2}
 """Of what is hardest to see."""
 
 
@@ -40,12 +40,17 @@ def build_tower() -> CLIPVisionModelWithProjection:
     )
 
 
-def pictures(folder: Path, count: int) -> Tensor:
-    """Painted scenes (count, 3, 64, 64) in [0, 1], as a form's tower is shown them."""
-    painted_once = np.asarray(painted(folder / "tower.npy", TRAIN_SEED, count, (2 * SIDE, 2 * SIDE)))
-    values = torch.from_numpy(painted_once.copy()).permute(0, 3, 1, 2)
-    parts = [F.interpolate(part / 255, (SIDE, SIDE), mode="bicubic", antialias=True) for part in values.split(BATCH)]
-    return torch.cat(parts)
+def pictures(folder: Path, name: str, first: int, count: int) -> Tensor:
+    """Painted scenes (count, 3, 64, 64), as a form's tower is shown them."""
+    drawn = painted(folder / f"tower_{name}.npy", first, count, (256, 256), small=True)
+    parts = [drawn[start : start + BATCH] for start in range(0, count, BATCH)]
+    return torch.cat([prepared(torch.from_numpy(part.copy()).permute(0, 3, 1, 2) / 255, SIDE) for part in parts])
+
+
+def goals(first: int, count: int) -> dict[str, Tensor]:
+    """The number of what each scene shows among all values of an attribute, (count,) by attribute."""
+    truths = [truth(scene(first + k)) for k in range(count)]
+    return {name: torch.tensor([values.index(each[name]) for each in truths]) for name, values in SEEN.items()}
 
 
 def tower(folder: Path, minutes: float) -> dict[str, Tensor]:
@@ -54,33 +59,44 @@ def tower(folder: Path, minutes: float) -> dict[str, Tensor]:
     Its embeddings are scaled to a variance of about 1, which is what the noise over them has.
     """
     torch.manual_seed(19)
-    rng, network, shown = random.Random(19), build_tower(), pictures(folder, SCENES)
-    truths = [truth(scene(TRAIN_SEED + k)) for k in range(SCENES)]
-    goals = {name: torch.tensor([values.index(each[name]) for each in truths]) for name, values in SEEN.items()}
+    rng, network, shown = random.Random(19), build_tower(), pictures(folder, "train", TRAIN_SEED, SCENES)
+    wanted = goals(TRAIN_SEED, SCENES)
     heads = nn.ModuleDict({name: nn.Linear(EMBEDDING, len(values)) for name, values in SEEN.items()})
-    learned = [*network.parameters(), *heads.parameters()]
-    optimizer, clock = torch.optim.AdamW(learned, 2e-3, weight_decay=1e-2), Clock(minutes)
-    mean, deviation = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(DEVIATION).view(3, 1, 1)
-    right: list[float] = []
+    optimizer = torch.optim.AdamW([*network.parameters(), *heads.parameters()], RATE, weight_decay=5e-2)
+    clock, log, step = Clock(minutes), Log(folder / "tower.csv"), 0
     while clock.done < 1:
-        optimizer.param_groups[0]["lr"] = clock.rate(2e-3, len(right))
+        optimizer.param_groups[0]["lr"] = clock.rate(RATE, step)
         rows = rng.sample(range(SCENES), BATCH)
-        moved = torch.roll(shown[rows], (rng.randint(-1, 1), rng.randint(-1, 1)), (2, 3))
-        moved = moved.flip(3) if rng.random() < 0.5 else moved
-        embeddings = network((moved - mean) / deviation).image_embeds
+        embeddings = network(varied(shown[rows], rng)).image_embeds
         scores = {name: head(embeddings + 0.3 * torch.randn_like(embeddings)) for name, head in heads.items()}
-        losses = torch.stack([WEIGHT.get(name, 1) * F.cross_entropy(scores[name], goals[name][rows]) for name in SEEN])
+        losses = {name: F.cross_entropy(scores[name], wanted[name][rows]) for name in SEEN}
+        error = torch.stack([WEIGHT.get(name, 1) * loss for name, loss in losses.items()]).sum()
         # embeddings of a variance of 1
-        loss = losses.sum() + (embeddings.std(0).mean() - 1).square() + embeddings.mean(0).square().mean()
+        loss = error + (embeddings.std(0).mean() - 1).square() + embeddings.mean(0).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        right.append(float((scores["subject"].argmax(1) == goals["subject"][rows]).float().mean()))
-        if len(right) % 100 == 0:
-            print(
-                f"step {len(right)}: loss {float(loss.detach()):.3f}, subjects {np.mean(right[-50:]):.0%}", flush=True
-            )
+        step += 1
+        log.add(step, clock, {name: float(loss.detach()) for name, loss in losses.items()})
+    for name, right in accuracy(network.eval(), heads, folder).items():
+        print(f"{name}: {right:.0%} of unseen scenes")
     named = {name: each for name, each in network.state_dict().items() if "position_ids" not in name}
     theirs = image_tower_layout(LAYERS).tensors_to_ldm(named, IMAGE_PREFIX)
     theirs[f"{IMAGE_PREFIX}proj"] = theirs[f"{IMAGE_PREFIX}proj"].T
     return theirs
+
+
+def varied(shown: Tensor, rng: random.Random) -> Tensor:
+    """Pictures moved by a pixel, half of them mirrored, with colours that are a little off, as drawn ones' are."""
+    moved = torch.roll(shown, (rng.randint(-2, 2), rng.randint(-2, 2)), (2, 3))
+    moved = moved.flip(3) if rng.random() < 0.5 else moved
+    contrast, tone = 1 + 0.05 * torch.randn(len(shown), 1, 1, 1), 0.05 * torch.randn(len(shown), 3, 1, 1)
+    return moved * contrast + tone
+
+
+@torch.inference_mode()
+def accuracy(network: CLIPVisionModelWithProjection, heads: nn.ModuleDict, folder: Path) -> dict[str, float]:
+    """Share of unseen scenes that the read-outs tell right, by attribute."""
+    embeddings = network(pictures(folder, "test", TEST_SEED, TEST_COUNT)).image_embeds
+    wanted = goals(TEST_SEED, TEST_COUNT)
+    return {name: float((head(embeddings).argmax(1) == wanted[name]).float().mean()) for name, head in heads.items()}

@@ -8,27 +8,17 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pastel_tiny.latents import folded
 from pastel_tiny.progress import load
 from pastel_tiny.unet import averaged
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
 from pipelines.families.sd1 import SD1
+from pipelines.models.export import unet_weights, vae_weights
 
 COMMAND = "python -m pastel_tiny.train --out DIR && python -m pastel_tiny.pack --out DIR --to weights_script/embedded"
-
-
-def unet_weights(unet: UNet2DConditionModel, prefix: str = "") -> dict[str, Tensor]:
-    """Return the UNet's weights by their original names."""
-    return unet_layout(unet.config.down_block_types).tensors_to_ldm(unet.state_dict(), prefix)
-
-
-def vae_weights(vae: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
-    """Return the autoencoder's weights by their original names."""
-    return vae_layout(len(vae.config.block_out_channels)).tensors_to_ldm(vae.state_dict(), prefix)
 
 
 def text_weights(folder: Path) -> dict[str, Tensor]:
@@ -54,7 +44,7 @@ def write(path: Path, weights: dict[str, Tensor], name: str) -> None:
 def pack(folder: Path, target: Path) -> None:
     """Write the checkpoint and the better VAE (the stock one until it is trained)."""
     weights = unet_weights(averaged(folder), UNET_PREFIX) | vae_weights(folded(folder), VAE_PREFIX)
-    weights |= {f"{SD1.text.prefix}text_model.{key}": value for key, value in text_weights(folder).items()}
+    weights |= {f"{SD1.texts[0].prefix}text_model.{key}": value for key, value in text_weights(folder).items()}
     write(target / "pastel-tiny.safetensors", weights, "pastel-tiny")
     better = folded(folder, "better" if (folder / "better.pt").exists() else "vae")
     write(target / "pastel-tiny-better.vae.safetensors", vae_weights(better), "pastel-tiny better VAE")

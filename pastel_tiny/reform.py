@@ -13,12 +13,13 @@ where there is almost nothing but noise, and what follows a depth map, from the 
 import argparse
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from pastel_tiny.adapt import Change
 from pastel_tiny.captions import caption, empty
-from pastel_tiny.dataset import halve, tensor
+from pastel_tiny.dataset import halve, painted, tensor
 from pastel_tiny.forms import DOWN, EMBEDDING, FORMS, UP, Form, compose, files_of, untrained
 from pastel_tiny.image_tower import tower
 from pastel_tiny.measure import asked_of
@@ -43,13 +44,17 @@ from pipelines.models import loader
 from pipelines.models.model import Model
 from weights_script.resolve import resolve
 
-TRAIN_SEED, SCENES, SIDE = 60_000_000, 256, 128
+TRAIN_SEED, SIDE = 60_000_000, 128
 BATCH, RANK = 8, 8
 CHANGE_RATE, WHOLE_RATE = 4e-3, 1e-3
-FIRST = f"{UNET_PREFIX}input_blocks.0.0.weight"
-"""What reads the latents, and a depth map; it begins knowing nothing of that, and learns fast."""
+SAVE_EVERY = 300.0
+"""Seconds."""
 LEAST = 0.3
 """Of signal to noise: where there is less, it is decided what goes where, and errors count more."""
+SUBJECT_WEIGHT = 3
+"""How much more errors of a variation count where its subject is, which is a small part of the picture."""
+NEAREST = 255
+"""What a subject is in a scene's depth map."""
 LATE = 700
 """From this time on pictures teach; the embedded model hardly tells the picture from the noise there."""
 
@@ -63,10 +68,13 @@ class Batch:
     taught: Sequence[str] | None = None
     channels: Tensor | None = None
     vectors: Tensor | None = None
+    weights: Tensor | None = None
+    """How much errors count by place, (B, 1, h, w); None: everywhere the same."""
 
 
-def other(of: Scene, rng: random.Random) -> Scene:
-    """The same scene painted again, with another subject or none."""
+def other(seed: int) -> Scene:
+    """The scene of a seed painted again, with another subject or none."""
+    of, rng = scene(seed), random.Random(seed)
     while True:
         subject = rng.choice(("", *SUBJECTS))
         colour = rng.choice(SUBJECT_COLOURS) if subject else ""
@@ -85,22 +93,30 @@ class Scenes:
 
     def __init__(self, folder: Path, form: Form, teacher: Model, student: Model) -> None:
         self.form, self.student, self.rng = form, student, random.Random(13)
-        self.scenes = [scene(TRAIN_SEED + k) for k in range(SCENES)]
+        self.scenes = [scene(TRAIN_SEED + k) for k in range(form.scenes)]
         self.latents = encoded(folder, teacher, self.scenes)
+        self.size = self.latents.shape[2], self.latents.shape[3]
         if form.family is DEPTH:
-            maps = [torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None] for each in self.scenes]
-            size = self.latents.shape[2], self.latents.shape[3]
-            self.maps = torch.cat([scaled_depth(each, size) for each in maps])
+            self.maps = torch.cat([scaled_depth(near, self.size) for near in self._nearness()])
         if form.family is UNCLIP:
-            self.pictures = [small(each) for each in self.scenes]
-            self.others = [small(other(each, self.rng)) for each in self.scenes]
+            self.shown = painted(folder / "shown.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), small=True)
+            self.others = painted(folder / "others.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), True, other)
+            of_subjects = [
+                F.interpolate((near == NEAREST).float(), self.size, mode="area") for near in self._nearness()
+            ]
+            self.weights = 1 + SUBJECT_WEIGHT * torch.cat(of_subjects)
+
+    def _nearness(self) -> Iterator[Tensor]:
+        """Yield each scene's depth map, (1, 1, 128, 128) from 0 to 255."""
+        for each in self.scenes:
+            yield torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None]
 
     def batch(self) -> Batch:
         """One batch of what the form learns from."""
+        if self.form.family is UNCLIP:
+            return self._variations()
         rows = self.rng.sample(range(len(self.scenes)), BATCH)
         latents, scenes = self.latents[rows], [self.scenes[row] for row in rows]
-        if self.form.family is UNCLIP:
-            return self._variations(rows, latents, scenes)
         share = 0.5 if self.form.family is DEPTH else 0.1  # what no caption tells must be read from the map
         texts = [self._empty() if self.rng.random() < share else caption(each, self.rng)[0] for each in scenes]
         if self.form.family is DEPTH:
@@ -110,34 +126,39 @@ class Scenes:
     def _empty(self) -> str:
         return empty(self.rng)
 
-    def _variations(self, rows: Sequence[int], latents: Tensor, scenes: Sequence[Scene]) -> Batch:
-        """A picture alone, with its caption, or of another subject with the right one told; a caption; nothing."""
+    def _variations(self) -> Batch:
+        """A picture alone, with its caption, or of another subject with the right one told; a caption; nothing.
+
+        Four in five pictures have a subject, which is what is hardest to keep.
+        """
+        rows = self.rng.choices(range(len(self.scenes)), [3 if each.subject else 1 for each in self.scenes], k=BATCH)
         texts, taught, vectors = [], [], []
-        for row, each in zip(rows, scenes, strict=True):
-            kind, whole = self.rng.random(), asked_of(each).prompt + (", night" if each.night else "")
-            told, shown = whole, self.pictures[row]
-            if kind < 0.45 or (kind < 0.7 and not each.subject):
+        for row in rows:
+            each, kind = self.scenes[row], self.rng.random()
+            told = whole = asked_of(each).prompt + (", night" if each.night else "")
+            shown = self.shown[row]
+            if kind < 0.6 or (kind < 0.8 and not each.subject):
                 told = self._empty()
-            elif kind < 0.7:
+            elif kind < 0.8:
                 told, shown = f"a {each.subject_colour} {each.subject}", self.others[row]
-            elif kind > 0.9:
+            elif kind > 0.93:
                 told = whole = self._empty()
             texts.append(told)
             taught.append(whole)
-            vectors.append(self._vector(shown) * (kind < 0.8))
-        return Batch(latents, texts, taught, vectors=torch.cat(vectors))
+            vectors.append(self._vector(shown) * (kind < 0.85))
+        return Batch(self.latents[rows], texts, taught, vectors=torch.cat(vectors), weights=self.weights[rows])
 
     def _vector(self, shown: NDArray[np.uint8]) -> Tensor:
         assert self.student.image_prompt is not None
         level = self.rng.choice((0, 0, 0, self.rng.randrange(1000)))
-        pixels = torch.from_numpy(shown).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(shown.copy()).permute(2, 0, 1).float() / 255
         return self.student.image_prompt.vectors(pixels[None], level, torch.randn(1, EMBEDDING)).clone()
 
 
 @torch.no_grad()
 def encoded(folder: Path, teacher: Model, scenes: Sequence[Scene]) -> Tensor:
     """The scenes' latents, encoded once."""
-    path = folder / "forms.pt"
+    path = folder / f"latents{len(scenes)}.pt"
     state = load(path)
     if state is None:
         vae, latents = teacher.vae.network.to(memory_format=torch.channels_last), []
@@ -171,16 +192,20 @@ def loss_of(form: Form, unet: UNet2DConditionModel, batch: Batch, teacher: Model
     output = unet(seen, times, told.clone(), class_labels=batch.vectors).sample
     ratio = (share / (1 - share)).flatten()
     weights = ratio.clamp(LEAST, 5) / (ratio + 1 if form.v else ratio)
-    return (weights * (output - goal.clone()).square().mean((1, 2, 3))).mean()
+    errors = (output - goal.clone()).square()
+    if batch.weights is not None:
+        errors = errors * batch.weights
+    return (weights * errors.mean((1, 2, 3))).mean()
 
 
 class Reform:
     """What of a UNet learns: some weights as a whole, the others by a change of low rank."""
 
-    def __init__(self, unet: UNet2DConditionModel, earlier: dict[str, Tensor]) -> None:
+    def __init__(self, form: Form, unet: UNet2DConditionModel, earlier: dict[str, Tensor]) -> None:
         layout = unet_layout(unet.config.down_block_types)
         named = {UNET_PREFIX + layout.to_ldm(name): weight for name, weight in unet.named_parameters()}
-        self.whole = {name: weight for name, weight in named.items() if learns_whole(name, weight)}
+        self.form = form
+        self.whole = {name: weight for name, weight in named.items() if learns_whole(form, name, weight)}
         self.weights = {name: weight for name, weight in named.items() if name not in self.whole}
         self.changes: dict[str, Change] = {}
         self.plain: dict[str, Tensor] = {}
@@ -191,12 +216,14 @@ class Reform:
                 self.plain[name] -= (change.up @ change.down).detach().view_as(weight)
             self.changes[name] = change
 
-    def parameters(self, fast: Sequence[str]) -> list[dict[str, object]]:
-        """What the optimizer changes, with each group's highest rate; some whole weights are among the fast."""
+    def parameters(self) -> list[dict[str, object]]:
+        """What the optimizer changes, with each group's highest rate."""
         factors = [each for change in self.changes.values() for each in change.parameters()]
-        factors += [self.whole[name] for name in fast]
-        whole = [each for name, each in self.whole.items() if name not in fast]
-        return [{"params": factors, "peak": CHANGE_RATE}, {"params": whole, "peak": WHOLE_RATE}]
+        groups: dict[float, list[nn.Parameter]] = {CHANGE_RATE: factors}
+        for name, weight in self.whole.items():
+            rate = next((rate for part, rate in self.form.fast.items() if part in name), WHOLE_RATE)
+            groups.setdefault(rate, []).append(weight)
+        return [{"params": weights, "peak": rate} for rate, weights in groups.items()]
 
     def hand_over(self) -> None:
         """Give the gradients of the weights to their changes."""
@@ -218,9 +245,9 @@ class Reform:
         return found
 
 
-def learns_whole(name: str, weight: nn.Parameter) -> bool:
-    """Whether a weight learns as a whole: small ones, attentions, and what reads and writes latents and vectors."""
-    kept = (".attn1.", ".attn2.", "input_blocks.0.0.", f"{UNET_PREFIX}out.2.", "label_emb.")
+def learns_whole(form: Form, name: str, weight: nn.Parameter) -> bool:
+    """Whether a weight learns as a whole: small ones, attentions, what reads and writes latents, and the form's own."""
+    kept = (".attn1.", ".attn2.", "input_blocks.0.0.", f"{UNET_PREFIX}out.2.", *form.whole, *form.fast)
     return weight.dim() == 1 or any(part in name for part in kept)
 
 
@@ -240,10 +267,10 @@ def train(form: Form, folder: Path, target: Path, minutes: float) -> None:
     assert isinstance(unet, UNet2DConditionModel)
     unet.set_attn_processor(PlainAttention())
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    reform, scenes = Reform(unet, earlier), Scenes(folder, form, teacher, student)
-    fast = [FIRST] if form.family is DEPTH else []
-    optimizer = torch.optim.AdamW(reform.parameters(fast), WHOLE_RATE, (0.9, 0.99), weight_decay=0)
-    clock, log, step = Clock(minutes), Log(folder / f"{form.name}.csv"), 0
+    reform, scenes = Reform(form, unet, earlier), Scenes(folder, form, teacher, student)
+    optimizer = torch.optim.AdamW(reform.parameters(), WHOLE_RATE, (0.9, 0.99), weight_decay=0)
+    own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
+    clock, log, step, saved = Clock(minutes), Log(folder / f"{form.name}.csv"), 0, 0.0
     while clock.done < 1:
         for group in optimizer.param_groups:
             group["lr"] = clock.rate(group["peak"], step, warm_up=20)
@@ -256,8 +283,9 @@ def train(form: Form, folder: Path, target: Path, minutes: float) -> None:
         reform.apply()
         step += 1
         log.add(step, clock, {"loss": float(loss.detach())})
-    own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
-    write(file, own | reform.tensors(), f"pastel-tiny {form.name}")
+        if clock.done >= 1 or clock.elapsed - saved > SAVE_EVERY:
+            saved = clock.elapsed
+            write(file, own | reform.tensors(), f"pastel-tiny {form.name}")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
-from pipelines.drawing.pictures import with_depth
+from pipelines.drawing.pictures import check_noise_level, with_depth
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
@@ -47,7 +47,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     pictures = Pictures(
         image=picture.read(options.init, "init") if options.init else None,
         mask=picture.read(options.mask, "mask") if options.mask else None,
-        controls=tuple(picture.read(path, "control") for path in options.control),
+        controls=tuple(picture.read(path, "control", deep=True) for path in options.control),
     )
     pictures = with_depth(model, pictures, controlled=bool(data.controls))
     own = dict(zip(("width", "height"), WEBUI_SIZE, strict=True))
@@ -59,6 +59,7 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     asked = drop_unsupported(asked, found, options.strict)
+    check_noise_level(model, asked.settings.image_noise_level)
     return request_from(asked, pictures, extras)
 
 
@@ -122,6 +123,13 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
         "uncond": negative.tokens,
         "latent": result.sampled,
     }
+    for name, condition in (("cond", positive), ("uncond", negative)):
+        if condition.vector is not None:
+            found[f"{name}_vector"] = condition.vector
+    if result.refiner_prompts is not None and result.refined_from is not None:
+        for name, condition in zip(("cond", "uncond"), result.refiner_prompts.at(result.refined_from), strict=True):
+            assert condition.vector is not None
+            found |= {f"refiner_{name}": condition.tokens, f"refiner_{name}_vector": condition.vector}
     if result.start is not None:
         found["init"] = result.start
     if result.mask is not None:

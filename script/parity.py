@@ -11,7 +11,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,18 @@ from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
     AddedNoise,
+    FramingSettings,
     GenerationRequest,
     HiresSettings,
     ImageSettings,
     MaskSettings,
     NoiseSettings,
+    RefinerSettings,
     ScheduleSettings,
     SkippedGuidance,
 )
 from pipelines.drawing.drawing import Given
-from pipelines.drawing.phases import BASE, PassResult, Picture, render
+from pipelines.drawing.phases import BASE, NO_OTHERS, PassResult, Picture, render
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
 from pipelines.models.depth import DepthEstimator
@@ -51,6 +54,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("WEBUI_REFERENCE") or ROOT.parent / "shared" / "webui_reference")
 """The folder of reference cases: set by the environment, or next to the clone."""
 REPORT = ROOT / "docs" / "parity.md"
+OF_FAMILIES = ROOT / "tests" / "data" / "webui" / "families.json"
+"""The cases of other families that this container draws. Their tensors are in a folder next to SD 1's."""
 Json = Mapping[str, Any]
 
 
@@ -62,6 +67,8 @@ class Comparison:
     noise: float = 0.0
     conditioning: float = 0.0
     latents: list[float] = field(default_factory=list)
+    largest: float = 0.0
+    """The largest value of the last pass's latents."""
     equal_pixels: float = 1.0
     pixel: int = 0
     masks: list[bool] = field(default_factory=list)
@@ -111,6 +118,7 @@ def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> Gen
         denoising_strength=p.get("denoising_strength", 0.75),
         sampler=p.get("hr_sampler_name") or SAME_SAMPLER,
         schedule_type=p.get("hr_scheduler") or SAME_SCHEDULE,
+        checkpoint=p.get("hr_checkpoint_name") or "",
     )
     return GenerationRequest(
         prompt=p["prompt"],
@@ -139,6 +147,8 @@ def request_of(case: Json, tensors: Mapping[str, Tensor], extras: Extras) -> Gen
         schedule=ScheduleSettings(**_named(options, OF_SCHEDULE)),
         added_noise=AddedNoise(**_named(p, OF_ADDED_NOISE) | _named(options, OF_ADDED_NOISE)),
         skipped_guidance=SkippedGuidance(**_named({**options, **p}, OF_SKIPPED)),
+        refiner=RefinerSettings(**_named({**options, **p}, OF_REFINER)),
+        framing=FramingSettings(**_named(options, OF_FRAMING)),
     )
 
 
@@ -168,6 +178,19 @@ OF_ADDED_NOISE = {
     "s_noise": "scale",
 }
 OF_SKIPPED = {"skip_early_cond": "early", "s_min_uncond": "minimum_sigma", "s_min_uncond_all": "all_steps"}
+OF_REFINER = {
+    "refiner_checkpoint": "name",
+    "refiner_switch_at": "switch_at",
+    "refiner_switch_by_sample_steps": "by_steps",
+    "hires_fix_refiner_pass": "passes",
+}
+OF_FRAMING = {
+    "sdxl_crop_top": "crop_top",
+    "sdxl_crop_left": "crop_left",
+    "sdxl_refiner_high_aesthetic_score": "score",
+    "sdxl_refiner_low_aesthetic_score": "negative_score",
+    "sdxl_clip_l_skip": "clip_l_skip",
+}
 OF_IMAGE = {"initial_noise_multiplier": "noise_multiplier", "img2img_fix_steps": "exact_steps"}
 """WebUI's options -> our attributes."""
 
@@ -198,18 +221,20 @@ def _image_of(p: Json, options: Json, tensors: Mapping[str, Tensor]) -> ImageSet
     )
 
 
-def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
-    """Draw one case of the folder and compare everything in its file."""
+def compare(model: Model, folder: Path, name: str, case: Json, others: Mapping[str, Model] = NO_OTHERS) -> Comparison:
+    """Draw one case of the folder and compare everything in its file. `others` are models by the names of files."""
     expected = load_file(folder / "cases" / f"{name}.safetensors")
     request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
     found = Comparison(name)
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
-        _compare_canvas(found, model, prepare(request.image, plan.final_size), expected)
+        # the mean was recorded after the pass, with the model that was then loaded
+        last = others[request.refiner.name] if request.refiner.acts else model
+        _compare_canvas(found, last, prepare(request.image, plan.final_size), expected)
     if "depth_map" in expected:
         model = replace(model, depth=_Estimated(expected["depth_map"]))
-    for event in render(model, request, plan, given=_given(case, expected, len(plan.seeds))):
+    for event in render(model, request, plan, others=others, given=_given(case, expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -217,7 +242,8 @@ def compare(model: Model, folder: Path, name: str, case: Json) -> Comparison:
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
             found.pixel = max(found.pixel, int(difference.max()))
-            text = of_picture(request, plan, model.identity, event.index, embeddings)
+            identities = {name: other.identity for name, other in others.items()}
+            text = of_picture(request, plan, model.identity, event.index, embeddings, identities)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
 
@@ -257,9 +283,14 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         kind = name.rpartition("_")[2]
         if kind == "noise":
             found.noise = max(found.noise, _apart(ours, expected[name]))
-        elif kind in ("cond", "uncond"):  # the file has the first call's values, repeated for the images of a batch
-            theirs = expected[name if name in expected else f"0_txt2img_{kind}"]  # omitted if both passes share it
-            found.conditioning = max(found.conditioning, _apart(ours[:1], theirs[:1]))
+        elif kind in (
+            "cond",
+            "uncond",
+            "vector",
+        ):  # the file has the first call's values, repeated for the images of a batch
+            same = name.replace(HIRES_NAME, "0_txt2img")  # a hires pass's are omitted if it shares them
+            theirs = expected[name if name in expected else same]
+            found.conditioning = max(found.conditioning, _apart(ours[:1, : theirs.shape[1]], theirs[:1]))
         elif name.endswith("latent_mask"):
             theirs = expected[name][0]
             if f"{name.removesuffix('mask')}blended" not in expected:  # such files have the kept part instead
@@ -268,6 +299,7 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         elif kind == "blended" and name in expected:
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
+            found.largest = float(ours.abs().max())
             found.latents.append(_apart(ours, expected[name]))
 
 
@@ -287,6 +319,19 @@ def run(folder: Path) -> Iterator[Comparison]:
         yield compare(model, folder, name, case)
 
 
+def run_families(folder: Path) -> Iterator[Comparison]:
+    """Compare every case of the other families in a folder, loading each of their checkpoints once."""
+    of: dict[str, dict[str, Json]] = {}
+    for name, case in json.loads(OF_FAMILIES.read_text(encoding="utf-8")).items():
+        of.setdefault(case["checkpoint"], {})[name] = case
+    with tempfile.TemporaryDirectory() as written:
+        for checkpoint, its_cases in of.items():
+            path = checkpoint_of(folder, checkpoint, Path(written))
+            model = load(ModelFiles(name=checkpoint, checkpoint=path, vae=None))
+            for name, case in its_cases.items():
+                yield compare(model, folder, name, case)
+
+
 def row(found: Comparison) -> str:
     latents = " | ".join(f"{value:.1e}" for value in found.latents) + (" | " if len(found.latents) < 2 else "")
     share = f"{found.equal_pixels:.2%}, {found.pixel}"
@@ -294,6 +339,15 @@ def row(found: Comparison) -> str:
     masks = masks if found.masks else ""
     exact = f"{found.noise:.0e} | {found.conditioning:.0e}"
     return f"| {found.name} | {exact} | {latents} | {share} | {masks} | {infotext} |"
+
+
+def _rows(compared: Iterable[Comparison]) -> str:
+    """Return the table's rows, each printed as soon as it is known."""
+    rows = []
+    for found in compared:
+        rows.append(row(found))
+        print(rows[-1], flush=True)
+    return "\n".join(rows) + "\n"
 
 
 def processor() -> str:
@@ -308,7 +362,8 @@ def processor() -> str:
 HEADER = """# Parity with stable-diffusion-webui 1.10.1
 
 Made by `script/parity` with {version}, float32 on a CPU. The reference is what WebUI drew with a small
-checkpoint of exactly SD 1.5's structure. The numbers are the largest absolute differences from WebUI's own tensors.
+checkpoint of exactly SD 1.5's structure, and in the second table with small checkpoints of other families. The numbers
+are the largest absolute differences from WebUI's own tensors.
 
 These limits hold on every processor:
 
@@ -330,6 +385,15 @@ conditioning.
 
 Measured on: {processor}.
 
+"""
+FAMILIES = """
+## Other families
+
+The same for the families of [families.md](families.md). After a pixel upscaler (`hr_lanczos`), two runs of WebUI differ
+by up to 7e-3.
+
+"""
+COLUMNS = """\
 | case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | pictures | infotext |
 |---|---|---|---|---|---|---|---|
 """
@@ -345,12 +409,11 @@ def main() -> int:
     if not (options.folder / "settings.json").exists():
         print(f"script/parity: {options.folder}: no reference cases there (settings.json)", file=sys.stderr)
         return 1
-    rows = []
-    for found in run(options.folder):
-        rows.append(row(found))
-        print(rows[-1], flush=True)
-    header = HEADER.format(version=VERSION, processor=processor())
-    options.output.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+    report = HEADER.format(version=VERSION, processor=processor()) + COLUMNS + _rows(run(options.folder))
+    families = options.folder.with_name(f"{options.folder.name}_families")
+    if (families / "settings.json").exists():
+        report += FAMILIES + COLUMNS + _rows(run_families(families))
+    options.output.write_text(report, encoding="utf-8")
     return 0
 
 

@@ -12,6 +12,6 @@ def save(model: Model, folder: Path, unet: UNet2DConditionModel | None = None, *
     """Write the model into the folder, with another UNet if one is given."""
     (unet or model.unet.network).save_pretrained(folder / "unet")
     model.vae.network.save_pretrained(folder / "vae")
-    model.text.model.save_pretrained(folder / "text_encoder")
+    model.text.towers[0].model.save_pretrained(folder / "text_encoder")
     DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
     return folder

@@ -50,7 +50,8 @@ def convert(source: Path, target: Path, *, half: bool = True, vae: Path | None =
         raise ModelError(f"{target}: must end in .safetensors, the format that is written.")
     found = in_ldm_layout(map_tensors(source))
     family = family_of_file(source, found)
-    wanted = UNET_PREFIX, VAE_PREFIX, family.text.prefix, IMAGE_PREFIX, AUGMENTOR_PREFIX, DEPTH_PREFIX
+    texts = (tower.prefix for tower in family.texts)
+    wanted = UNET_PREFIX, VAE_PREFIX, *texts, IMAGE_PREFIX, AUGMENTOR_PREFIX, DEPTH_PREFIX
     names = (*MARKERS, ALPHAS) if family.own_alphas else MARKERS
     tensors = {name: tensor for name, tensor in found.items() if name.startswith(wanted) or name in names}
     if ema:

@@ -75,7 +75,7 @@ class ExtraFile:
             yield
         except ModelError as error:
             reason = str(error).removeprefix(f"{shown(str(self.path))}: ")  # the path in the form that errors show
-            raise ModelError(f"{self.origin or self.path}: {reason}") from error
+            raise type(error)(f"{self.origin or self.path}: {reason}") from error
 
     @property
     def sha256(self) -> str:

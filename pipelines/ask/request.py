@@ -37,6 +37,7 @@ from pipelines.ask.settings import (
     Flag,
     Key,
     LayerFromEnd,
+    ModelName,
     Number,
     Setting,
     Text,
@@ -53,6 +54,8 @@ OUTPUTS_MAX = 4
 PROMPT_MAX = 10_000
 """In characters; about 35 chunks. Longer prompts only slow down every step."""
 
+NAME_MAX = 300
+"""For the name of a model, in characters."""
 OUTPAINT_MAX = 512
 """Pixels per side. The colours of the picture's edge reach this far."""
 
@@ -269,6 +272,102 @@ class SkippedGuidance(Checked):
     )
 
 
+SECOND_PASS, FIRST_PASS, BOTH_PASSES = "second pass", "first pass", "both passes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerSettings(Checked):
+    """The model that takes over within a pass."""
+
+    name: str = setting(
+        "refiner",
+        ModelName(NAME_MAX),
+        "",
+        key=Key("Refiner", written=False),
+        about="Another model of this container, which finishes what the model began. Empty: none.",
+    )
+    switch_at: float = setting(
+        "refiner_switch_at",
+        Number(0, 1),
+        0.8,
+        key=Key("Refiner switch at", written=False),
+        hint="0.8 is usual, 1 turns it off.",
+        about="The share of the model's timesteps after which the refiner takes over.",
+    )
+    by_steps: bool = setting(
+        "refiner_switch_by_steps",
+        Flag(),
+        False,
+        key="Refiner switch by sampling steps",
+        about="Switch after that share of the sampling steps instead, as WebUI did before 1.9.",
+    )
+    passes: str = setting(
+        "hires_refiner",
+        Choice((SECOND_PASS, FIRST_PASS, BOTH_PASSES)),
+        SECOND_PASS,
+        key=Key("Hires refiner", written=False),
+        about="Which passes the refiner takes part in, if there is a hires pass.",
+    )
+
+    @property
+    def acts(self) -> bool:
+        """Whether a refiner takes over at all."""
+        return bool(self.name) and self.switch_at < 1
+
+    def acts_in(self, hires: bool, alone: bool) -> bool:
+        """Return whether it may take over in the hires pass, or in the first pass, which may be the only one."""
+        return self.acts and (alone or self.passes in (BOTH_PASSES, SECOND_PASS if hires else FIRST_PASS))
+
+
+CROP = Whole(0, 1024)
+SCORE = Number(0, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramingSettings(Checked):
+    """What SDXL models are told about the picture. These are options of WebUI, which infotexts do not record."""
+
+    crop_top: int = setting(
+        "sdxl_crop_top",
+        CROP,
+        0,
+        key=Key("SDXL crop top", written=False),
+        hint="0 is usual.",
+        about="Pixels that SDXL thinks are cut off at the top.",
+    )
+    crop_left: int = setting(
+        "sdxl_crop_left",
+        CROP,
+        0,
+        key=Key("SDXL crop left", written=False),
+        hint="0 is usual.",
+        about="Pixels that SDXL thinks are cut off at the left.",
+    )
+    score: float = setting(
+        "sdxl_refiner_high_aesthetic_score",
+        SCORE,
+        6,
+        key=Key("SDXL refiner high aesthetic score", written=False),
+        hint="6 is usual.",
+        about="How beautiful the SDXL refiner is told the picture is, from 0 to 10.",
+    )
+    negative_score: float = setting(
+        "sdxl_refiner_low_aesthetic_score",
+        SCORE,
+        2.5,
+        key=Key("SDXL refiner low aesthetic score", written=False),
+        hint="2.5 is usual.",
+        about="The same for the negative prompt.",
+    )
+    clip_l_skip: bool = setting(
+        "sdxl_clip_l_skip",
+        Flag(),
+        False,
+        key=Key("SDXL CLIP-L skip", written=False),
+        about="Use the clip skip for SDXL's first text encoder. Otherwise it has no effect on SDXL.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class HiresSettings(Checked):
     """The second pass. Values that are empty or "same" mean those of the first pass."""
@@ -298,6 +397,13 @@ class HiresSettings(Checked):
         key="Hires steps",
         hint="With 0 it takes as many steps as the first pass.",
         about="Sampling steps of the hires pass. 0: as many as the first pass.",
+    )
+    checkpoint: str = setting(
+        "hires_checkpoint",
+        ModelName(NAME_MAX),
+        "",
+        key=Key("Hires checkpoint", written=False),
+        about="Another model of this container for the hires pass. Empty: the same.",
     )
     denoising_strength: float = setting(
         "hires_denoising_strength",
@@ -740,6 +846,8 @@ class Settings(Checked):
     )
     added_noise: AddedNoise = field(default_factory=AddedNoise)
     skipped_guidance: SkippedGuidance = field(default_factory=SkippedGuidance)
+    refiner: RefinerSettings = field(default_factory=RefinerSettings)
+    framing: FramingSettings = field(default_factory=FramingSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     image: ImageSettings | None = None
@@ -758,7 +866,7 @@ class Settings(Checked):
     def values(self) -> dict[str, Any]:
         """All settings by name."""
         mask = self.image.mask if self.image else None
-        own = self.noise, self.schedule, self.added_noise, self.skipped_guidance
+        own = self.noise, self.schedule, self.added_noise, self.skipped_guidance, self.refiner, self.framing
         groups = (self, *own, self.image, mask, self.hires)
         return {name: value for group in groups if group for name, value in values_of(group).items()}
 
@@ -831,6 +939,8 @@ GROUPS = (
     ScheduleSettings,
     AddedNoise,
     SkippedGuidance,
+    RefinerSettings,
+    FramingSettings,
     ImageSettings,
     MaskSettings,
     HiresSettings,

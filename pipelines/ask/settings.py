@@ -158,6 +158,16 @@ class Text:
         return value
 
 
+@dataclass(frozen=True)
+class ModelName(Text):
+    """The name of another model of this container, or nothing."""
+
+    def read(self, text: str) -> str:
+        return "" if text.casefold() in NO_MODEL else text
+
+
+NO_MODEL = ("", "none", "use same checkpoint")
+"""What WebUI and other programs write where no other model is used."""
 SAME_AS_DEFAULT: Any = object()
 
 

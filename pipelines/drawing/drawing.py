@@ -1,7 +1,7 @@
 """The state that the phases of one prediction share."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest
 from pipelines.images.masks import Canvas
-from pipelines.images.reading import Pixels, resize
+from pipelines.images.reading import Pixels, nearness, resize
 from pipelines.models.hypernetworks import HypernetworkUse
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
@@ -56,6 +56,10 @@ class Drawing:
     """A request that is being drawn, with everything that stays the same in all phases."""
 
     model: Model
+    """The model of the first pass. `in_hires` has the hires pass's."""
+    hires_model: Model
+    refiner: Model
+    """The model that the request names as refiner; the first pass's if it names none."""
     request: GenerationRequest
     plan: HighresPlan
     canvas: Canvas | None
@@ -77,15 +81,27 @@ class Drawing:
             assert self.model.depth is not None
             return self.model.depth.depth(canvas.picture)
         assert isinstance(settings.depth, Image.Image)
-        given = canvas.same_part(settings.depth)
+        given = canvas.same_part(nearness(settings.depth))
         if settings.resize_mode in ("crop", "fill") and canvas.box is None:
             given = resize(given, canvas.picture.size, settings.resize_mode)
-        return torch.from_numpy(np.asarray(given.convert("RGB")).astype(np.float32).mean(2))[None, None]
+        values = np.asarray(given if given.mode == "F" else given.convert("RGB")).astype(np.float32)
+        return torch.from_numpy(values if values.ndim == 2 else values.mean(2))[None, None]
 
     @property
     def place(self) -> torch.device:
         """The device that the networks are on."""
         return self.model.device.place
+
+    @property
+    def in_hires(self) -> "Drawing":
+        """The same request with the hires pass's model."""
+        return replace(self, model=self.hires_model)
+
+    def refiner_in(self, part: PassPlan) -> Model | None:
+        """Return the model that takes over within a pass; None if none does."""
+        hires = self.plan.hires
+        acts = self.refiner is not self.model and self.request.refiner.acts_in(part is hires, alone=hires is None)
+        return self.refiner if acts else None
 
     def using(self, networks: PassNetworks) -> AbstractContextManager[None]:
         """Apply everything that a pass with these networks needs to the model while the context lasts."""

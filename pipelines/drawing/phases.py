@@ -7,8 +7,10 @@ prediction, which ends with it.
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.drawing.drawing import NOTHING_GIVEN, Drawing, Given, PassNetworks
 from pipelines.drawing.start import Start, first_stage, hires_stage, start_from
+from pipelines.families.family import Framing
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.images.masks import prepare
 from pipelines.images.reading import Pixels
@@ -64,6 +67,9 @@ class PassResult:
     start: Tensor | None
     """The latents that the pass refined; None if it started from noise alone."""
     mask: LatentMask | None
+    refined_from: int | None
+    """The denoiser call, counted from 0, from which on the refiner drew; None if it did not."""
+    refiner_prompts: Prompts | None
     sampled: Tensor
     """The sampler's output. With a mask, only the part that it marks as drawn is kept."""
 
@@ -96,6 +102,9 @@ class Finished:
     seconds: dict[str, float]
 
 
+NO_OTHERS: Mapping[str, Model] = MappingProxyType({})
+NO_NETWORKS = PassNetworks(loras=(), hypernetworks=())
+
 Event = Step | PassResult | Picture | Notice | Finished
 
 
@@ -107,22 +116,33 @@ def render(
     *,
     show_phases: bool = False,
     upscaler: Upscaler | None = None,
+    others: Mapping[str, Model] = NO_OTHERS,
     given: Given = NOTHING_GIVEN,
 ) -> Generator[Event]:
     """Draw the request and yield events. With `show_phases` these include the draft and the upscaled picture.
 
-    `upscaler` is the plan's, if it has its own weights. Tensors in `given` replace those that the request's picture
+    `upscaler` is the plan's, if it has its own weights. `others` are models that the request may name as its refiner or
+    for its hires pass. Tensors in `given` replace those that the request's picture
     would be encoded to.
 
     Each finished picture is yielded as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded,
     after the pictures before it have been yielded.
     """
-    model = _as_asked(model, request)
-    with memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place), model.tiling(request.tiling):
+    named = {"": model, **others}
+    hires_model = named[request.hires.checkpoint if request.hires else ""]
+    refiner = named[request.refiner.name]  # the model itself if there is none
+    adapted = {id(each): _as_asked(each, request) for each in (model, hires_model, refiner)}
+    model, hires_model, refiner = (adapted[id(each)] for each in (model, hires_model, refiner))
+    with ExitStack() as stack:
+        stack.enter_context(memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place))
+        for each in adapted.values():
+            stack.enter_context(each.tiling(request.tiling))
         watch = Stopwatch(model.device.place)
         canvas = prepare(request.image, (plan.first.width, plan.first.height)) if request.image else None
         drawing = Drawing(
             model=model,
+            hires_model=hires_model,
+            refiner=refiner,
             request=request,
             plan=plan,
             canvas=canvas,
@@ -139,73 +159,114 @@ def _as_asked(model: Model, request: GenerationRequest) -> Model:
     compiled code and recorded graphs would not see the change."""
     noise = as_set(model.noise, request.schedule)
     model = model if noise is model.noise else replace(model, noise=noise)
+    model = replace(model, text=model.text.with_clip_skip()) if request.framing.clip_l_skip else model
     prompts = request.prompt, request.hires.prompt if request.hires else ""
     plain = request.tiling or any(map(hypernetwork_tags, prompts))
     return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
 def _phases(drawing: Drawing) -> Iterator[Event]:
-    model, request, plan, watch = drawing.model, drawing.request, drawing.plan, drawing.watch
+    request, plan, watch = drawing.request, drawing.plan, drawing.watch
+    second = drawing.in_hires
     networks = drawing.networks(request.prompt)
     hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
+    encoders = _PromptEncoders(drawing)
     with drawing.using(networks):
-        encoder = _prompt_encoder(drawing, networks)
-        left_over = model.adapters.left_over
-        prompts = encoder.encode(request.prompt, request.negative_prompt, _calls(drawing))
-    hires_prompts = prompts
+        first_prompts = _prompts(drawing, encoders, networks, plan.first)
+    hires_prompts = first_prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
-        with drawing.using(hires_networks):
-            encoder = encoder if hires_networks == networks else _prompt_encoder(drawing, hires_networks)
-            left_over += model.adapters.left_over
-            hires_prompts = _hires_prompts(encoder, drawing, plan.hires)
-    yield from map(Notice, dict.fromkeys(left_over))
+        with second.using(hires_networks):
+            hires_prompts = _prompts(second, encoders, hires_networks, plan.hires)
+    yield from map(Notice, encoders.left_over)
     with drawing.using(networks):
         start = start_from(drawing)
-        stage = first_stage(drawing, prompts)
-        latents = yield from _sample(drawing, plan.first, BASE, [stage], start)
+        stage = first_stage(drawing, first_prompts[0])
+        latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
     if plan.hires:
-        upscaled, enlarged = yield from _upscale(drawing, latents)
-        with drawing.using(hires_networks):
-            stage = hires_stage(drawing, hires_prompts, stage, upscaled, enlarged)
-            latents = yield from _sample(drawing, plan.hires, REFINE, [stage], Start(upscaled))
+        upscaled, enlarged = yield from _upscale(drawing, by, latents)
+        with second.using(hires_networks):
+            stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
+            stages = [stage, *_refining(drawing, hires_prompts)]
+            latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
         watch.mark(REFINE)
-    yield from _decode(drawing, latents, FINAL, DECODE)
+    yield from _decode(replace(drawing, model=by), latents, FINAL, DECODE)
     yield Finished(watch.seconds())
 
 
-def _prompt_encoder(drawing: Drawing, networks: PassNetworks) -> PromptEncoder:
-    """Return the encoder for a pass with these LoRAs, whose files may contain embeddings."""
-    request = drawing.request
-    settings = request.clip_skip, request.emphasis, request.pad_conds
-    bundles = bundles_of(use.file for use in networks.loras if use.tag.acts)
-    table = drawing.model.text.embedding_table(request.extras.embeddings, bundles)
-    return PromptEncoder(drawing.model.text, *settings, table=table, old_editing=request.old_editing)
+class _PromptEncoders:
+    """The encoders of one prediction's prompts. Passes with the same model and networks share one, and its texts."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self._drawing = drawing
+        self._made: dict[tuple[int, PassNetworks], PromptEncoder] = {}
+        self.left_over: dict[str, None] = {}
+        """Sentences about what of the networks is not applied."""
+
+    def of(self, model: Model, networks: PassNetworks) -> PromptEncoder:
+        """Return the encoder for a model that has these networks, whose LoRA files may contain embeddings."""
+        key = id(model), networks
+        if key not in self._made:
+            request = self._drawing.request
+            bundles = bundles_of(use.file for use in networks.loras if use.tag.acts)
+            tables = model.text.embedding_tables(request.extras.embeddings, bundles)
+            settings = request.clip_skip, request.emphasis, request.pad_conds
+            self._made[key] = PromptEncoder(model.text, *settings, tables=tables, old_editing=request.old_editing)
+        return self._made[key]
 
 
-def _calls(drawing: Drawing) -> int:
-    """Return how many denoiser calls prompt editing counts for the first pass. With an image it still counts all
-    steps."""
-    return drawing.plan.first.calls_of(drawing.request.num_inference_steps)
+def _prompts(drawing: Drawing, encoders: _PromptEncoders, networks: PassNetworks, part: PassPlan) -> list[Prompts]:
+    """Encode a pass's prompts for its model, and for the refiner if one takes over.
+
+    The hires prompts default to the first pass's. Prompt editing continues the first pass's count.
+    """
+    request, plan, hires = drawing.request, drawing.plan, None
+    texts, told = (request.prompt, request.negative_prompt), framing(request, request.width, request.height)
+    if part is plan.hires:
+        assert request.hires is not None
+        assert plan.upscale is not None
+        hires = part.calls
+        texts = request.hires.prompt or texts[0], request.hires.negative_prompt or texts[1]
+        told = framing(request, plan.upscale.width, plan.upscale.height)  # before WebUI rounds and crops it
+    # with an image, too, the first pass's count is all steps
+    calls = plan.first.calls_of(request.num_inference_steps), hires
+    encoder = encoders.of(drawing.model, networks)
+    prompts = [encoder.encode(*texts, *calls, told)]
+    encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
+    if refiner := drawing.refiner_in(part):
+        with refiner.using((), (), None):  # as LoRAs of other models do not fit it
+            prompts.append(encoders.of(refiner, NO_NETWORKS).encode(*texts, *calls, told))
+    return prompts
 
 
-def _hires_prompts(encoder: PromptEncoder, drawing: Drawing, hires: PassPlan) -> Prompts:
-    """Encode the hires prompts, which default to the first pass's. Prompt editing continues the first pass's count."""
-    request = drawing.request
-    settings = request.hires
-    assert settings is not None
-    return encoder.encode(
-        settings.prompt or request.prompt,
-        settings.negative_prompt or request.negative_prompt,
-        _calls(drawing),
-        hires.calls,
+def framing(request: GenerationRequest, width: int, height: int) -> Framing:
+    """Return what models with size conditioning are told about a picture of this size."""
+    settings = request.framing
+    return Framing(
+        width=width,
+        height=height,
+        top=settings.crop_top,
+        left=settings.crop_left,
+        score=settings.score,
+        negative_score=settings.negative_score,
     )
+
+
+def _refining(drawing: Drawing, prompts: Sequence[Prompts]) -> list[Stage]:
+    """Return the refiner's stage of a pass, if there are prompts for it."""
+    settings = drawing.request.refiner
+    return [
+        Stage(drawing.refiner, each, starts_at=settings.switch_at, by_calls=settings.by_steps) for each in prompts[1:]
+    ]
 
 
 def _sample(
     drawing: Drawing, part: PassPlan, phase: str, stages: Sequence[Stage], start: Start
-) -> Generator[Event, None, Tensor]:
-    """Run one pass. Yield a Step after every step and a PassResult at the end; return the latents (B, 4, h, w)."""
+) -> Generator[Event, None, tuple[Tensor, Model]]:
+    """Run one pass. Yield a Step after every step and a PassResult at the end.
+
+    Return the latents (B, 4, h, w), and the model that finished them, whose VAE they are for.
+    """
     model, prompts = stages[0].model, stages[0].prompts
     request = drawing.request
     levels, span = _levels(model.noise, part)
@@ -215,16 +276,18 @@ def _sample(
         initial = initial * request.image.noise_multiplier
     x, levels = START[part.sampler.timesteps](model.noise, part, levels, initial, start.latents, request)
     controls = drawing.controls(part)
-    rows = rows_at_once(model.footprint, x[0, 0].numel(), len(x) * prompts.rows, room_left(drawing.place))
+    room, pixels = room_left(drawing.place), x[0, 0].numel()
+    rows = min(rows_at_once(stage.model.footprint, pixels, len(x) * prompts.rows, room) for stage in stages)
     guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.skipped_guidance, part.calls)
     denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         denoiser.step = min(number, (part.steps or part.asked) - 1)  # DPM adaptive may take more steps than requested
         yield Step(phase, number, part.steps)
-    result = PassResult(phase, initial, levels, prompts, start.latents, start.mask, x)
+    refined = stages[-1].prompts if denoiser.switched_at is not None else None
+    result = PassResult(phase, initial, levels, prompts, start.latents, start.mask, denoiser.switched_at, refined, x)
     yield result
-    return result.latents
+    return result.latents, denoiser.model
 
 
 def _levels(schedule: NoiseSchedule, part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:
@@ -280,16 +343,17 @@ START = {False: _sigma_start, True: _timestep_start}
 """How a pass begins, by whether its sampler uses timesteps."""
 
 
-def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, tuple[Tensor, list[Pixels]]]:
+def _upscale(drawing: Drawing, by: Model, latents: Tensor) -> Generator[Event, None, tuple[Tensor, list[Pixels]]]:
     """Run phase 2. Return the latents for the hires pass to refine and, after a pixel upscaler, the enlarged pictures.
 
-    Decode only what is shown or needed.
+    The VAE of the model that the first pass ended with decodes, and the hires pass's encodes. Decode only what is shown
+    or needed.
     """
-    upscale, vae, watch = drawing.plan.upscale, drawing.model.vae, drawing.watch
+    upscale, watch = drawing.plan.upscale, drawing.watch
     assert upscale is not None
     drafts, enlarged = list[Pixels](), list[Pixels]()
     if drawing.show_phases or not upscale.latent:
-        drafts = [vae.decode(latent) for latent in latents]
+        drafts = [by.vae.decode(latent) for latent in latents]
     if drawing.show_phases:
         watch.mark(UPSCALE)
         yield from (Picture(DRAFT, index, drawing.finished(pixels)) for index, pixels in enumerate(drafts))
@@ -300,9 +364,9 @@ def _upscale(drawing: Drawing, latents: Tensor) -> Generator[Event, None, tuple[
         start = upscale_latents(latents, upscale)
     else:
         enlarged = [upscale_pixels(draft, upscale, drawing.upscaler) for draft in drafts]
-        start = encode_pictures(enlarged, upscale, vae, drawing.plan.seeds[-1])
+        start = encode_pictures(enlarged, upscale, drawing.hires_model.vae, drawing.plan.seeds[-1])
     if drawing.show_phases:
-        yield from _decode(drawing, start, UPSCALED, UPSCALE)
+        yield from _decode(drawing.in_hires, start, UPSCALED, UPSCALE)
     watch.mark(UPSCALE)
     return start, enlarged
 

@@ -125,7 +125,8 @@ def _inpainting_channels(drawing: Drawing, part: PassPlan, canvas: Canvas | None
     if canvas:
         if canvas.mask and settings and settings.mask:
             masked = torch.from_numpy(np.asarray(canvas.mask).astype(np.float32) / 255)[None]
-            masked = masked if settings.mask.soft else masked.round()
+            soft = settings.mask.soft and not drawing.model.family.rounds_mask
+            masked = masked if soft else masked.round()
         picture = canvas.picture if canvas.picture.size == size else resize(canvas.picture, size, "stretch")
         seen = [_pixels(picture)]
     return _around_mask(drawing, part, masked, seen)
@@ -175,7 +176,9 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
     if prompt is None:
         return None
     if canvas is None:
-        log.info("Stable unCLIP draws without an image here: an `image` is what this model wants.")
+        log.info(
+            "No image was sent. Stable unCLIP draws by the prompt alone, but it was made for variations of images."
+        )
         return torch.zeros(len(seeds), prompt.width, device=drawing.place)
     return _vectors_of(drawing, prompt, _pixels(canvas.picture)[None])
 

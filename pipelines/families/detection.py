@@ -15,8 +15,9 @@ from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.prediction import PREDICTIONS, Prediction
 from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, SD2, UNCLIP
+from pipelines.families.sdxl import REFINER, SDXL
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, DEPTH, UNCLIP, SDXL, REFINER)}
 """The families that this container runs, by name."""
 
 
@@ -67,8 +68,17 @@ TASKS = {5: "depth to image", 8: "InstructPix2Pix"}
 """What a UNet was made for, by its number of input channels."""
 
 
+WRAPPED = re.compile(r"((?:state_dict|module|_orig_mod|model)\.)+(?=model\.diffusion_model\.)")
+"""What training programs put before the names of a checkpoint, if they save the object that holds the model."""
+
+
 def in_ldm_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by LDM's names. Only Stable Diffusion 2.1 Turbo is published with SGM's names instead."""
+    """Return the tensors by LDM's names, without prefixes that wrap a whole checkpoint.
+
+    Only Stable Diffusion 2.1 Turbo is published with SGM's names instead.
+    """
+    if wrapper := next(filter(None, map(WRAPPED.match, tensors)), None):
+        tensors = {name.removeprefix(wrapper[0]): tensor for name, tensor in tensors.items()}
     norm = tensors.get(f"{SGM_TEXT}model.ln_final.weight")
     if norm is None or tuple(norm.shape) != (SD2_WIDTH,):
         return dict(tensors)
@@ -81,9 +91,16 @@ def sign_of(tensors: Mapping[str, Shaped]) -> Sign | None:
     return next((sign for sign in SIGNS if re.search(sign.pattern, text, re.MULTILINE)), None)
 
 
+SIZES_OF_SDXL = ("projection_class_embeddings_input_dim", "cross_attention_dim", "addition_time_embed_dim")
+"""The widths of SDXL's vector, of its tokens, and of one number in the vector, by diffusers' names."""
+
+
 def sign_of_folder(unet: Mapping[str, Any]) -> Sign | None:
     """Return the sign of a diffusers folder's family, judging by its UNet's configuration."""
-    scored = unet.get("projection_class_embeddings_input_dim") == 2560
+    found = (unet.get(name) for name in SIZES_OF_SDXL)
+    vector, tokens, wave = (width if isinstance(width, int) else 0 for width in found)
+    # the refiner's tokens are as wide as its pooled text, beside which its vector has five numbers
+    scored = vector - tokens == len(REFINER.sizes) * wave
     channels = unet.get("in_channels")
     told = {
         "SDXL refiner": unet.get("addition_embed_type") is not None and scored,

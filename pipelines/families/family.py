@@ -1,6 +1,6 @@
 """A family of models as data: how it differs from the others. docs/architecture.md has the recipe for a new one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,37 @@ class TextTower:
     lora_prefixes: tuple[str, ...]
     """Prefixes of its layers in LoRA files, with dots written as underscores."""
     openclip: bool = False
-    """Whether it is an OpenCLIP model. Single files then have OpenCLIP's layout. The layer to use is fixed, whatever
-    the clip skip, and tokens after a text's end token are 0."""
+    """Whether it is an OpenCLIP model. Single files then have OpenCLIP's layout, and tokens after a text's end token
+    are 0."""
     layers: int = 0
-    """The number of layers that are used of an OpenCLIP model. Its single files have one more, unless diffusers' own
-    converter wrote them."""
+    """The number of layers that are used of an OpenCLIP model. Single files of ViT-H have one more, unless diffusers'
+    own converter wrote them."""
+    clip_skip: int | None = None
+    """The clip skip that is always used; None: the request's."""
+    final_norm: bool = True
+    """Whether the chosen layer's output goes through the final layer norm."""
+    pooled: bool = False
+    """Whether a text's pooled output becomes a part of the condition's vector."""
+    embedding: str = ""
+    """The name of this encoder's vectors in embeddings for several encoders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """What models with size conditioning are told about a picture, in pixels of the training pictures."""
+
+    width: int
+    height: int
+    top: int = 0
+    left: int = 0
+    score: float = 6
+    """How beautiful the picture shall be, from 0 to 10."""
+    negative_score: float = 2.5
+    """The same for the negative prompt."""
+
+    def numbers(self, names: Sequence[str], negative: bool) -> list[float]:
+        """Return the numbers with these names, for the prompt or for the negative prompt."""
+        return [self.negative_score if negative and name == "score" else getattr(self, name) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +65,8 @@ class Family:
     """One family of models. A model consists of this description and its weights."""
 
     name: str
-    text: TextTower
+    texts: tuple[TextTower, ...]
+    """Its text encoders. The UNet sees their outputs side by side."""
     prediction: Prediction
     """What the UNet predicts unless its file says otherwise."""
     noise: NoiseSchedule
@@ -51,6 +78,15 @@ class Family:
     """The width of the prompt's tokens in the UNet's cross-attention, in models of the published size."""
     latent_scale: float
     """The factor that the VAE's latents are multiplied by."""
+    smallest: int = 0
+    """The side in pixels below which its pictures become poor."""
+    sizes: tuple[str, ...] = ()
+    """Numbers about a picture that follow the pooled text in the condition's vector, as attributes of `Framing`
+    (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2)."""
+    rounds_mask: bool = False
+    """Whether an inpainting UNet always sees a mask without grey."""
+    zero_negative: bool = False
+    """Whether an empty negative prompt is zeros, instead of an encoded empty text."""
     probed: bool = False
     """Whether a UNet is probed (noise or v) if its file does not say what it predicts."""
     own_alphas: bool = False

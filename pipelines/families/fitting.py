@@ -8,13 +8,9 @@ from pipelines.errors import ModelError
 from pipelines.families.detection import FAMILIES, Shaped
 from pipelines.families.family import Family
 
-CONTEXTS = {
-    **{family.context: family.name for family in reversed(tuple(FAMILIES.values()))},
-    1280: "SDXL refiner",
-    2048: "SDXL",
-}
+CONTEXTS = {family.context: family.name for family in reversed(tuple(FAMILIES.values()))}
 """Families by the width of the prompt's tokens. If families share a width, the first one is named."""
-_OF_TEXT = re.compile(r"(attn2\W?\w*to_[kv]|to_[kv]_ip|encoder_layers_\d+_self_attn_q|self_attn\.q_proj)")
+_OF_TEXT = re.compile(r"(attn2\W?\w*to_[kv]|to_[kv]_ip|encoder_layers_\d+_self_attn_[qkv]|self_attn\.[qkv]_proj)")
 """Layers whose input has the width of the prompt's tokens."""
 _RESULT = re.compile(r"up\b|lora_B|_up|hada_w\d_a|lokr|bias|alpha|magnitude|dora")
 """Parts of such layers whose last dimension is not this width."""

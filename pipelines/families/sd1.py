@@ -6,20 +6,22 @@ from pipelines.families.prediction import NoisePrediction
 
 ALIGNED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 
+CLIP_L = TextTower(
+    prefix="cond_stage_model.transformer.",
+    folder="text_encoder",
+    activation="quick_gelu",
+    lora_prefixes=(
+        "lora_te_text_model_",
+        "lora_te1_text_model_",
+        "text_encoder_text_model_",
+        "text_encoder_",
+        "text_model_",
+    ),
+)
+
 SD1 = Family(
     name="Stable Diffusion 1.x",
-    text=TextTower(
-        prefix="cond_stage_model.transformer.",
-        folder="text_encoder",
-        activation="quick_gelu",
-        lora_prefixes=(
-            "lora_te_text_model_",
-            "lora_te1_text_model_",
-            "text_encoder_text_model_",
-            "text_encoder_",
-            "text_model_",
-        ),
-    ),
+    texts=(CLIP_L,),
     prediction=NoisePrediction(),
     noise=scaled_linear(0.00085, 0.012, ALIGNED),
     channels=(4, 9),

@@ -7,19 +7,22 @@ from dataclasses import replace
 
 from pipelines.families.family import TextTower
 from pipelines.families.prediction import VPrediction
-from pipelines.families.sd1 import SD1
+from pipelines.families.sd1 import CLIP_L, SD1
+
+OPENCLIP_H = TextTower(
+    prefix="cond_stage_model.model.",
+    folder="text_encoder",
+    activation="gelu",
+    lora_prefixes=CLIP_L.lora_prefixes,
+    openclip=True,
+    layers=23,
+    clip_skip=1,
+)
 
 SD2 = replace(
     SD1,
     name="Stable Diffusion 2.x",
-    text=TextTower(
-        prefix="cond_stage_model.model.",
-        folder="text_encoder",
-        activation="gelu",
-        lora_prefixes=SD1.text.lora_prefixes,
-        openclip=True,
-        layers=23,
-    ),
+    texts=(OPENCLIP_H,),
     unet_heads=None,
     context=1024,
     probed=True,

@@ -23,10 +23,11 @@ STRIP = 256
 """How many rows are written at a time."""
 
 
-def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> dict[str, Any]:
+def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int, deep: bool = False) -> dict[str, Any]:
     """Write the picture's bytes: upright, 8 bits, as L, RGB or RGBA; the first frame of an animation.
 
-    Returns its mode and size, or only its size if it has too many pixels or too long a side to be read.
+    With `deep`, grey of 16 bits is written as I;16. Returns its mode and size, or only its size if it has too many
+    pixels or too long a side to be read.
     """
     _check_scans(file)
     try:
@@ -38,7 +39,7 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int) -> 
             return {"size": image.size}
         limit_memory((64 << 20) + 24 * image.width * image.height)
         image.load()
-        upright = _in_8_bits(image)
+        upright = _grey_of_16_bits(image, deep) if image.mode.startswith("I") else _in_8_bits(image)
         ImageOps.exif_transpose(upright, in_place=True)
     for top in range(0, upright.height, STRIP):
         strip = upright.crop((0, top, upright.width, min(top + STRIP, upright.height)))
@@ -123,11 +124,15 @@ def _check_scans(file: BinaryIO) -> None:
     file.seek(0)
 
 
+def _grey_of_16_bits(image: Image.Image, deep: bool) -> Image.Image:
+    """Return 16-bit grey as it is, in mode I;16, if `deep`; otherwise in 8 bits."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
+    grey = Image.fromarray(values if deep else (values // 257).astype(np.uint8))
+    grey.info, grey.getexif = image.info, image.getexif  # type: ignore[method-assign]
+    return grey
+
+
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey
-        eight = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) // 257).astype(np.uint8))
-        eight.info, eight.getexif = image.info, image.getexif  # type: ignore[method-assign]
-        return eight
     transparent = "A" in image.mode.upper() or "transparency" in image.info
     mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)

@@ -17,20 +17,25 @@ from pipelines.runtime.isolation import Failed, Helper, Limits
 BYTES_MAX = 300_000_000
 """Limit for a file: the size of the largest picture without compression."""
 DECODER = Helper("pipelines.images.decoding")
+DEEP_GREY = "I;16"
+"""Pillow's mode for grey of 16 bits, as many programs save depth maps."""
+LEVELS_OF_16_BITS = 257
+"""How many values of 16 bits are one of 8 bits."""
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 """One picture: (height, width, 3), 8 bits per channel."""
 
 
-def read(path: Path, field: str) -> Image.Image:
+def read(path: Path, field: str, deep: bool = False) -> Image.Image:
     """Read an uploaded picture, upright, with 8 bits, as L, RGB or RGBA; the first frame of an animation.
 
-    It is decoded in a separate process. Raises InvalidInput, which names the input `field`.
+    With `deep`, grey of 16 bits is read as I;16. It is decoded in a separate process. Raises InvalidInput, which names
+    the input `field`.
     """
     fix = "Send a complete PNG, JPEG, WebP, AVIF, GIF or BMP file; convert other formats to one of these."
     try:
         with path.open("rb") as stream:
             answer, output = DECODER.run(
-                "pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX, side_max=INPUT_SIDE_MAX
+                "pixels", stream, limits(path), pixels_max=INPUT_PIXELS_MAX, side_max=INPUT_SIDE_MAX, deep=deep
             )
     except (OSError, Failed) as error:
         rule = f"cannot be read as a picture ({in_one_line(error)})"
@@ -56,10 +61,11 @@ def read_pictures(inputs: Inputs) -> Pictures:
     if (count := len(inputs.control_images)) > CONTROLS_MAX:  # checked before each takes its memory
         rule = f"at most {CONTROLS_MAX} pictures, one for each ControlNet"
         raise InvalidInput("control_images", f"{count} sent", rule, "Send fewer.")
+    checked = checked_files(inputs.control_images, "control_images")
     return Pictures(
         image=_sent(inputs.image, "image"),
         mask=_sent(inputs.mask, "mask"),
-        controls=tuple(read(path, "control_images") for path in checked_files(inputs.control_images, "control_images")),
+        controls=tuple(read(path, "control_images", deep=True) for path in checked),
     )
 
 
@@ -68,7 +74,9 @@ def _sent(path: Path | None, field: str) -> Image.Image | None:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """Convert a picture to RGB. Transparent parts become white."""
+    """Convert a picture to RGB with 8 bits. Transparent parts become white."""
+    if image.mode == DEEP_GREY:
+        image = Image.fromarray((np.asarray(image) // LEVELS_OF_16_BITS).astype(np.uint8))
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = Image.new("RGB", image.size, "white")
@@ -76,8 +84,15 @@ def flat(image: Image.Image) -> Image.Image:
     return white
 
 
+def nearness(image: Image.Image) -> Image.Image:
+    """Return a depth map's values, from 0 to 255, in a mode that can be resized: grey of 16 bits as floats (F)."""
+    if image.mode != DEEP_GREY:
+        return image
+    return Image.fromarray(np.asarray(image).astype(np.float32) / LEVELS_OF_16_BITS)
+
+
 def resize(image: Image.Image, size: Size, mode: str) -> Image.Image:
-    """Resize an RGB or L picture by a resize mode. "latent" acts like "fill" here, as in WebUI for masks."""
+    """Resize an RGB, L or F picture by a resize mode. "latent" acts like "fill" here, as in WebUI for masks."""
     if mode == "stretch":
         return image.resize(size, Image.Resampling.LANCZOS)
     if mode == "crop":

@@ -18,12 +18,14 @@ from pipelines.ask.request import (
     SIDES,
     AddedNoise,
     ControlSettings,
+    FramingSettings,
     GenerationRequest,
     HiresSettings,
     ImageSettings,
     MaskSettings,
     NoiseSettings,
     Picture,
+    RefinerSettings,
     ScheduleSettings,
     Settings,
     SkippedGuidance,
@@ -115,6 +117,12 @@ class Asked:
     """Whether nobody gave a seed."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers that were sent, by their names in generation data."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that somebody gave for this request. A whole block says everything, so its settings are
+        left out."""
+        return self.chosen if self.data.whole else self.chosen | self.data.values.keys()
 
     @property
     def resolved(self) -> bool:
@@ -269,6 +277,8 @@ def _settings(values: Values, data: GenerationData, pictures: Pictures, hires: b
         schedule=ScheduleSettings(**of_group(ScheduleSettings, values)),
         added_noise=AddedNoise(**of_group(AddedNoise, values)),
         skipped_guidance=SkippedGuidance(**of_group(SkippedGuidance, values)),
+        refiner=RefinerSettings(**of_group(RefinerSettings, values)),
+        framing=FramingSettings(**of_group(FramingSettings, values)),
         noise=NoiseSettings(**of_group(NoiseSettings, values)),
         image=_image(values, pictures),
         hires=_hires(values) if hires else None,
@@ -371,7 +381,7 @@ def paired(controls: Sequence[ControlSettings], pictures: tuple[Picture, ...]) -
     """Give each ControlNet its picture. Raises InvalidInput if the numbers do not match."""
     count, sent = len(controls), len(pictures)
     if sent and not count:
-        fix = "Name one in controls, or send it in files."
+        fix = "Name one in controls, or send it in files. Only a depth checkpoint takes a depth map without one."
         raise InvalidInput("control_images", f"{sent} sent", "there is no ControlNet to follow them", fix)
     if sent > 1 and sent != count:
         rule = f"must be one for each of the {count} lines of controls, or one for all"

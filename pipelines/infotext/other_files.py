@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.identity import SHORT_HASH, ModelIdentity
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
@@ -22,8 +22,6 @@ from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
 from pipelines.infotext.unused import ignored_tags
 
-SHORT_HASH = 10
-"""How many digits of a hash are shown."""
 OLD_HASH = 8
 """Digits of the hash used before 2023, which covers only a part of the file."""
 NAMES_EVERY_VAE = (1, 6)

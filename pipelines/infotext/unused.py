@@ -28,7 +28,6 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     """Report settings of an image, a mask, a highres fix or a variation if there is none."""
     image, hires = request.image, request.hires
     mask = image.mask if image else None
-    asked_for = asked.chosen if asked.data.whole else asked.chosen | asked.data.values.keys()
     for names, there, what in (
         ({"resize_mode"}, image, "an image"),
         (_OF_MASK, mask, "a mask or outpainting"),
@@ -36,7 +35,7 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
         ({"denoising_strength"}, image or hires, "an image or the highres fix"),
         ({"variation_seed"}, request.noise.variation_strength, "a variation seed strength"),
     ):
-        found = sorted(asked_for & names)
+        found = sorted(asked.given & names)
         if found and not there:
             yield f"Without {what}, {', '.join(found)} {'do' if len(found) > 1 else 'does'} nothing."
 

@@ -1,15 +1,17 @@
 """The infotext of a finished picture: request and plan -> text, key for key as WebUI writes it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from pipelines import __version__
-from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.identity import SHORT_HASH, ModelIdentity
 from pipelines.ask.networks import in_hashes, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.prompt import schedule
 from pipelines.ask.request import (
     CONTROLS_MAX,
     SAME_SAMPLER,
+    SECOND_PASS,
     SETTINGS,
     AddedNoise,
     GenerationRequest,
@@ -21,10 +23,9 @@ from pipelines.infotext import syntax as infotext
 from pipelines.infotext.control_lines import write_unit
 
 VERSION = f"cog-pastel-mix {__version__}"
-HASH_DIGITS = 10
-"""Digits of a file's SHA-256 in WebUI's short hash."""
 EXTRA_HASH_DIGITS = 12
-"""The same for LoRAs and embeddings."""
+"""Digits of LoRAs' and embeddings' hashes."""
+NO_OTHERS: Mapping[str, ModelIdentity] = MappingProxyType({})
 
 
 EXTRA_NOISE = "Extra noise"
@@ -59,6 +60,7 @@ ORDER = (
     "Masked area padding",
     "Masked content",
     "Outpaint",
+    "Hires checkpoint",
     "Hires sampler",
     "Hires prompt",
     "Hires negative prompt",
@@ -68,6 +70,8 @@ ORDER = (
     "Hires steps",
     "Hires upscaler",
     "Hires denoising strength",
+    "Hires refiner",
+    "Refiner switch by sampling steps",
     *(f"ControlNet {number}" for number in range(CONTROLS_MAX)),
     "Lora hashes",
     "Old prompt editing timelines",
@@ -85,6 +89,8 @@ ORDER = (
     EXTRA_NOISE,
     *(row.key for row in rows(AddedNoise).values()),
     "Skip Early CFG",
+    "Refiner",
+    "Refiner switch at",
     "Pad conds",
     "NGMS",
     "NGMS all steps",
@@ -98,15 +104,21 @@ def of_picture(
     model: ModelIdentity,
     index: int,
     embeddings: Iterable[tuple[str, str]] = (),
+    others: Mapping[str, ModelIdentity] = NO_OTHERS,
 ) -> str:
-    """Write the infotext of picture `index` of a batch. `embeddings` are the names and SHA-256 of those it used."""
+    """Write the infotext of picture `index` of a batch.
+
+    `embeddings` are the names and SHA-256 of those it used. `others` are the models that the request names as its
+    refiner or for its hires pass.
+    """
     fields = {
         **_plain_fields(request),
         **_first_pass_fields(request, plan, index),
         **_model_fields(model),
-        "Conditional mask weight": request.mask_weight if model.inpainting else None,
+        "Conditional mask weight": _where(_sees_mask(request, plan, model), request.mask_weight),
         **_mask_fields(request.image),
         **_hires_fields(request, plan),
+        **_refiner_fields(request, {"": model, **others}),
         **_control_fields(request),
         "Lora hashes": _hashes(_loras(request).items()),
         "TI hashes": _hashes(embeddings),
@@ -155,10 +167,31 @@ def _where(holds: object, value: object) -> object:
 
 def _model_fields(model: ModelIdentity) -> dict[str, object]:
     return {
-        "Model hash": model.sha256[:HASH_DIGITS] or None,
+        "Model hash": model.sha256[:SHORT_HASH] or None,
         "Model": model.name,
-        "VAE hash": model.vae_sha256[:HASH_DIGITS] or None,
+        "VAE hash": model.vae_sha256[:SHORT_HASH] or None,
         "VAE": model.vae_name or None,
+    }
+
+
+def _sees_mask(request: GenerationRequest, plan: HighresPlan, model: ModelIdentity) -> bool:
+    """Return whether WebUI writes the conditional mask weight."""
+    through_pixels = plan.upscale is not None and not plan.upscale.latent
+    return model.inpainting and bool(request.image or through_pixels or not model.masks_pictures_only)
+
+
+def _refiner_fields(request: GenerationRequest, models: Mapping[str, ModelIdentity]) -> dict[str, object]:
+    """Return the keys of other models. WebUI writes a refiner that does take over from another model."""
+    refiner, hires = request.refiner, request.hires
+    checkpoint = hires.checkpoint if hires else ""
+    passes = {False: "", True: checkpoint} if hires else {False: ""}
+    taken = [by for second, by in passes.items() if refiner.acts_in(second, alone=hires is None)]
+    acts = any(models[by] != models[refiner.name] for by in taken)
+    return {
+        "Hires checkpoint": _where(checkpoint, models[checkpoint].title),
+        "Hires refiner": _where(acts and hires and refiner.passes != SECOND_PASS, refiner.passes),
+        "Refiner": _where(acts, models[refiner.name].title),
+        "Refiner switch at": _where(acts, refiner.switch_at),
     }
 
 

@@ -5,16 +5,16 @@ overwritten, and nothing is copied twice.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines.ask.prompt import END, START
 from pipelines.errors import ModelError
@@ -30,6 +30,8 @@ HEAD_CHANNELS = 64
 """Channels per head in UNets whose number of heads grows with the width of the layers."""
 TOKENS = "embeddings.token_embedding.weight"
 POSITIONS = "embeddings.position_ids"
+PROJECTION = "text_projection.weight"
+TextNetwork: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
 
 def build_unet(path: Path, tensors: Mapping[str, Tensor], family: Family, device: Device) -> UNet2DConditionModel:
@@ -50,13 +52,22 @@ def build_vae(path: Path, tensors: Mapping[str, Tensor], device: Device) -> Auto
     return fill(path, vae, layout.tensors_to_diffusers(tensors, VAE_PREFIX), device)
 
 
-def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTower, device: Device) -> CLIPTextModel:
+def build_text_encoder(path: Path, tensors: Mapping[str, Tensor], tower: TextTower, device: Device) -> TextNetwork:
     """Build CLIP's text model from tensors without a prefix. Raises ModelError."""
+    config = text_config(path, tensors, tower)
     with built_of(path, "text encoder", tensors), torch.device("meta"):
-        text = CLIPTextModel(text_config(path, tensors, tower))
+        network = (CLIPTextModelWithProjection if tower.pooled else CLIPTextModel)(config)
     # A buffer, not a weight: because of the meta device it must be made by hand.
-    text.embeddings.position_ids = _positions(path, tensors, text.config.max_position_embeddings)[None]
-    return fill(path, text, tensors, device)
+    positions = _positions(path, tensors, config.max_position_embeddings)[None]
+    text_model(network).embeddings.position_ids = positions
+    if tower.pooled:
+        tensors = {name if name == PROJECTION else f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    return fill(path, network, tensors, device)
+
+
+def text_model(network: TextNetwork) -> CLIPTextModel:
+    """Return the text model without its projection."""
+    return network.text_model if isinstance(network, CLIPTextModelWithProjection) else network
 
 
 def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
@@ -85,9 +96,9 @@ def _positions(path: Path, tensors: Mapping[str, Tensor], count: int) -> Tensor:
     return whole
 
 
-def check_widths(path: Path, unet: Mapping[str, Any], text: Mapping[str, Tensor]) -> None:
-    """Raise ModelError if the UNet (its configuration) was made for another text encoder (its tensors)."""
-    if unet["cross_attention_dim"] != shape_of(path, text, TOKENS, 2)[1]:
+def check_widths(path: Path, unet: Mapping[str, Any], widths: Iterable[int]) -> None:
+    """Raise ModelError if the UNet (its configuration) was made for other text encoders, which have these widths."""
+    if unet["cross_attention_dim"] != sum(widths):
         raise ModelError(f"{path}: its UNet was made for another text encoder. The file was assembled incorrectly.")
 
 
@@ -99,26 +110,39 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
     levels = (count_of(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
     widths = tuple(shape_of(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
-    attends = [f"{first}.1.norm.weight" in tensors for first in firsts]
+    depths = [_transformer_depth(tensors, f"{first}.1.") for first in firsts]
+    middle = _transformer_depth(tensors, f"{UNET_PREFIX}middle_block.1.")
+    if not any(depths) or not middle or depths[-1] not in (0, middle):
+        told = f"{depths} transformer blocks by level, {middle} in the middle"
+        raise ModelError(
+            f"{path}: a UNet of an unknown form, such as SSD-1B's ({told}). Give the model it was made from."
+        )
     label = f"{UNET_PREFIX}label_emb.0.0.weight"
     class_embedding: dict[str, Any] = {}
     if label in tensors:
         width = shape_of(path, tensors, label, 2)[1]
         class_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
-    context = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    attention = next(f"{first}.1." for first, depth in zip(firsts, depths, strict=True) if depth)
+    context = f"{attention}transformer_blocks.0.attn2.to_k.weight"
     return {
         "in_channels": in_channels,
         "out_channels": 4,
         "block_out_channels": widths,
-        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)),
         "layers_per_block": LAYERS,
+        "transformer_layers_per_block": tuple(depth or middle for depth in depths),
         # diffusers' name for the number of heads
         "attention_head_dim": family.unet_heads or tuple(max(1, width // HEAD_CHANNELS) for width in widths),
         "cross_attention_dim": shape_of(path, tensors, context, 2)[1],
         **class_embedding,
-        "use_linear_projection": tensors[f"{UNET_PREFIX}input_blocks.1.1.proj_in.weight"].dim() == 2,
+        "use_linear_projection": tensors[f"{attention}proj_in.weight"].dim() == 2,
     }
+
+
+def _transformer_depth(tensors: Mapping[str, Tensor], attention: str) -> int:
+    """Return the number of transformer blocks in an attention; 0 if there is none."""
+    return count_of(tensors, f"{attention}transformer_blocks.")
 
 
 def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -153,6 +177,7 @@ def text_config(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> 
         bos_token_id=START,
         eos_token_id=END,
         pad_token_id=END,
+        projection_dim=shape_of(path, tensors, PROJECTION, 2)[0] if tower.pooled else 0,
     )
 
 

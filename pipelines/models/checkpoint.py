@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pipelines.errors import ModelError, in_one_line
-from pipelines.families.detection import FAMILIES, Shaped, family_of, not_run, sign_of
-from pipelines.families.family import Family
+from pipelines.families.detection import FAMILIES, Shaped, family_of, in_ldm_layout, not_run, sign_of
+from pipelines.families.family import Family, TextTower
 from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, of_today, openclip_layout, vae_layout
 from pipelines.files.contents import looks_like, read_content, tensors_in
 from pipelines.files.headers import Stored, read_header
@@ -47,6 +47,8 @@ NUMBER_FORMATS: Mapping[str, torch.dtype] = {
 """torch's dtypes by their names in headers."""
 
 
+OPENCLIP_PROJECTION = "text_projection"
+"""OpenCLIP's matrix for the pooled text, which is the transpose of transformers' layer of this name."""
 PIECE = 1 << 22
 """How many 8-bit values are checked at once."""
 
@@ -81,6 +83,7 @@ T2I_ADAPTER = Kind(
 )
 IP_ADAPTER = Kind("an IP-Adapter", r"^ip_adapter\.\d+\.to_k_ip\.", "Send it with a request, in files.")
 IMAGE_ENCODER = Kind("an image encoder of CLIP", r"^vision_model\.embeddings\.", "Give the checkpoint that it is for.")
+SDXL_EMBEDDING = Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$")
 _FACES = "Send a plain or a plus one: the face networks of this kind are not supported."
 FACE_ADAPTERS = (
     Kind("an IP-Adapter FaceID", r"^(image_proj\.perceiver_resampler\.|ip_adapter\.\d+\.to_\w+_lora\.)", _FACES),
@@ -91,13 +94,14 @@ KINDS = (  # the first match counts, because networks trained from a checkpoint 
     IP_ADAPTER,
     T2I_ADAPTER,
     Kind("a T2I style adapter", r"^style_embedding$", "Send a T2I adapter for a map, in files."),
+    Kind("a union ControlNet", r"^(task_embedding$|control_add_embedding\.)", "Send a ControlNet for one kind of map."),
     Kind("a fuser of CoAdapters", r"^spatial_ch_projs\.", "Send the T2I adapters without it, in files."),
     Kind("a PEFT adapter of a ControlNet", r"^base_model\.model\.controlnet_", "Give the checkpoint that it guides."),
     Kind("a quantised file (bitsandbytes or the like)", r"\.(absmax|quant_map|SCB|scale_weight)$", "Give it in fp16."),
     Kind("a LoRA", LORA_NAMES, "Give the checkpoint that it was made for."),
     CONTROLNET,
     Kind("a textual inversion embedding", r"^(string_to_param\b|emb_params$)", "Give the checkpoint it was made for."),
-    Kind("a textual inversion embedding for SDXL", r"^clip_[lg]$"),
+    SDXL_EMBEDDING,
     CHECKPOINT,
     Kind("a UNet in diffusers' layout", r"^down_blocks\.\d", "Give the whole folder, with its VAE and text encoder."),
     UPSCALER,
@@ -111,7 +115,7 @@ def kind_of(tensors: Mapping[str, Shaped]) -> Kind | None:
     sign = sign_of(tensors)
     if sign and sign.family not in FAMILIES:
         return Kind(sign.what, sign.pattern, not_run(sign))
-    text = "\n".join(tensors)
+    text = "\n".join(in_ldm_layout(tensors))
     return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), None)
 
 
@@ -264,14 +268,17 @@ def check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all values are finite, for any dtype.
 
-    A finite sum proves it in a thirtieth of the time. The sum may overflow, so otherwise all values are checked. torch
-    has no arithmetic for 8-bit numbers, so these are checked in half precision, piece by piece.
+    The smallest and the largest value prove it in a thirtieth of the time that all values take: both are NaN if one
+    is. torch has no arithmetic for 8-bit numbers, so these are checked in half precision, piece by piece.
     """
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.is_complex():
+        return is_finite(torch.view_as_real(tensor))
+    if not (tensor.is_floating_point() and tensor.numel()):
         return True
     if tensor.itemsize == 1:
         return all(bool(piece.half().isfinite().all()) for piece in tensor.flatten().split(PIECE))
-    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() and high.isfinite())
 
 
 def weight_file(folder: Path) -> Path | None:
@@ -300,27 +307,31 @@ def _variant_rank(name: str) -> int:
     return 0 if plain else 1 if ".fp16" in name else 2
 
 
-def split_checkpoint(path: Path, tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], ...]:
-    """Return the (UNet, VAE, text encoder) tensors of a single file. UNet's and VAE's keep their prefixes.
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names have this prefix, under their whole names."""
+    return {name: value for name, value in tensors.items() if name.startswith(prefix)}
 
-    Text tensors get transformers' names without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`), because
-    merged checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file
-    without a text encoder.
+
+def text_tensors(path: Path, tensors: Mapping[str, Tensor], tower: TextTower) -> dict[str, Tensor]:
+    """Return the tensors of one text encoder of a single file.
+
+    They get transformers' names without any prefix (`embeddings.`, `encoder.`, `final_layer_norm.`), because merged
+    checkpoints are published both with and without `text_model.` in their names. Raises ModelError for a file without
+    this encoder.
     """
-    prefix = family.text.prefix
-    unet = {name: value for name, value in tensors.items() if name.startswith(UNET_PREFIX)}
-    vae = {name: value for name, value in tensors.items() if name.startswith(VAE_PREFIX)}
+    prefix = tower.prefix
     text = {
         name.removeprefix(prefix).removeprefix("text_model."): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
+        for name, value in with_prefix(tensors, prefix).items()
     }
     if not text:
         raise ModelError(f"{path}: holds no text encoder ({prefix}*). Give the whole checkpoint, not its UNet alone.")
-    if family.text.openclip:
-        layers = {name.split(".")[2] for name in text if name.startswith("transformer.resblocks.")}
-        text = openclip_layout(min(len(layers), family.text.layers)).tensors_to_diffusers(text)
-    return unet, vae, text
+    if not tower.openclip:
+        return text
+    layers = {name.split(".")[2] for name in text if name.startswith("transformer.resblocks.")}
+    named = openclip_layout(min(len(layers), tower.layers)).tensors_to_diffusers(text)
+    projection = named.pop(OPENCLIP_PROJECTION, None)
+    return named if projection is None else {**named, f"{OPENCLIP_PROJECTION}.weight": projection.T}
 
 
 def family_of_file(path: Path, tensors: Mapping[str, Tensor]) -> Family:

@@ -18,6 +18,7 @@ from pipelines.families.family import Family
 from pipelines.families.layouts import control_layout
 from pipelines.models.changes import RANK_MAX
 from pipelines.models.checkpoint import kind_of
+from pipelines.models.folders import ADDED, CLASSES
 from pipelines.models.network import adopt, built_of, check_weights, fill
 from pipelines.models.unet import fit_any_norm
 from pipelines.runtime.device import Device
@@ -28,10 +29,13 @@ PREFIXES = {"control_model.": "control_model.time_embed.0.", "": "time_embed.0."
 """The prefixes of LDM's names in the two published forms, and the layer by which each is recognised."""
 DIFFUSERS = "time_embedding.linear_1."
 """The layer by which diffusers' names are recognised."""
+OF_SDXL = ("label_emb.", "control_model.label_emb.", ADDED)
+"""Layers for the vector of sizes."""
 LORA_MARKER = "lora_controlnet"
 """An empty tensor by which Control-LoRAs are recognised."""
 SHARED = (
     "block_out_channels",
+    "transformer_layers_per_block",
     "down_block_types",
     "layers_per_block",
     "cross_attention_dim",
@@ -39,6 +43,8 @@ SHARED = (
     "use_linear_projection",
 )
 """The parts of a ControlNet's configuration that equal its UNet's."""
+VECTOR = ("class_embed_type", "projection_class_embeddings_input_dim")
+"""The same for ControlNets whose condition has a vector, as for SDXL."""
 
 
 def build_controlnet(
@@ -56,8 +62,9 @@ def build_controlnet(
     low_rank = LORA_MARKER in tensors
     named = _by_diffusers_names(tensors, len(unet.config["block_out_channels"]))
     own = unet.state_dict() if low_rank else {}
+    vector = any(name.startswith(CLASSES) for name in named) or (low_rank and unet.class_embedding is not None)
     with built_of(path, "ControlNet", {**own, **named}), torch.device("meta"):
-        network = ControlNetModel(**{name: unet.config[name] for name in SHARED})
+        network = ControlNetModel(**{name: unet.config[name] for name in (*SHARED, *(VECTOR if vector else ()))})
     fit_any_norm(network)
     if not low_rank:
         return fill(path, network, named, device).eval()
@@ -66,7 +73,7 @@ def build_controlnet(
 
 
 def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:
-    if any(name.startswith(("label_emb.", "control_model.label_emb.", "add_embedding.")) for name in tensors):
+    if not family.sizes and any(name.startswith(OF_SDXL) for name in tensors):
         raise ModelError(f"{path}: a ControlNet for SDXL. Give one that was made for {family.name}.")
     form_known = any(name.startswith((*PREFIXES.values(), DIFFUSERS)) for name in tensors)
     if form_known and any("zero_convs" in name or "controlnet_" in name for name in tensors):
@@ -78,7 +85,7 @@ def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family)
 
 def _by_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> Mapping[str, Tensor]:
     if any(name.startswith(DIFFUSERS) for name in tensors):
-        return tensors
+        return {name.replace(ADDED, CLASSES): tensor for name, tensor in tensors.items()}
     prefix = next(prefix for prefix, first in PREFIXES.items() if any(name.startswith(first) for name in tensors))
     return control_layout(levels).tensors_to_diffusers(tensors, prefix)
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers.modeling_utils import PreTrainedModel
 
 from pipelines.errors import ModelError, in_one_line
@@ -20,11 +21,31 @@ def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
 
     The folder may contain any variant (fp16), and its weights may be split into parts. Raises ModelError.
     """
+    return _loaded(network_class, folder, read_config(folder / "config.json"), device)
+
+
+ADDED, CLASSES = "add_embedding.", "class_embedding."
+"""diffusers' names of the layers for SDXL's vector, and of those for unCLIP's, which serve for both here."""
+
+
+def unet_of_folder(folder: Path, device: Device) -> UNet2DConditionModel:
+    """Load a UNet. SDXL's vector goes in where unCLIP's does, as in single files: the layers are the same.
+
+    Raises ModelError.
+    """
     config = read_config(folder / "config.json")
+    if config.get("addition_embed_type") == "text_time":
+        config |= {"addition_embed_type": None, "class_embed_type": "projection"}
+    unet: UNet2DConditionModel = _loaded(UNet2DConditionModel, folder, config, device)
+    return unet
+
+
+def _loaded(network_class: Any, folder: Path, config: dict[str, Any], device: Device) -> Any:
     files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder}: not a diffusers folder that can be read (it holds no weights).")
-    tensors = {of_today(name): tensor for file in files for name, tensor in map_tensors(file).items()}
+    found = (named for file in files for named in map_tensors(file).items())
+    tensors = {of_today(name).replace(ADDED, CLASSES): tensor for name, tensor in found}
     with folder_errors(folder):
         with built_of(folder, network_class.__name__, tensors):
             network = _empty(network_class, config)

@@ -49,6 +49,8 @@ class Spread:
 
     mean: Tensor
     deviation: Tensor
+    known: bool = True
+    """Whether they are the model's own. Noise cannot be added to its embeddings without them."""
 
 
 class ImagePrompt(nn.Module):
@@ -64,6 +66,11 @@ class ImagePrompt(nn.Module):
         """How many values a vector has."""
         return 2 * int(self._tower.config.projection_dim)
 
+    @property
+    def takes_noise(self) -> bool:
+        """Whether noise levels above 0 mean anything."""
+        return self._spread.known
+
     @torch.inference_mode()
     def vectors(self, pictures: Tensor, level: int, noise: Tensor) -> Tensor:
         """Return a vector for each row of noise (B, width), (B, 2 * width), for pictures (B or 1, 3, H, W) in [0, 1].
@@ -71,7 +78,8 @@ class ImagePrompt(nn.Module):
         It consists of the picture's embedding with noise of this level, and the level's embedding.
         """
         weight = self._tower.visual_projection.weight
-        embedding = self._tower(self._prepared(pictures).to(weight)).image_embeds.float()
+        seen = prepared(pictures, self._tower.config.image_size)
+        embedding = self._tower(seen.to(weight)).image_embeds.float()
         mean, deviation = (value.to(embedding) for value in (self._spread.mean, self._spread.deviation))
         width = embedding.shape[1]
         levels = torch.tensor([level])
@@ -79,11 +87,11 @@ class ImagePrompt(nn.Module):
         told = get_timestep_embedding(levels, width, flip_sin_to_cos=True, downscale_freq_shift=0).to(embedding)
         return torch.cat([noised * deviation + mean, told.expand(len(noise), -1)], dim=1)
 
-    def _prepared(self, pictures: Tensor) -> Tensor:
-        """Prepare pictures (N, 3, H, W) for the tower, (N, 3, side, side)."""
-        side = self._tower.config.image_size
-        small = F.interpolate(blurred(pictures, side), size=(side, side), mode="bicubic", align_corners=True)
-        return (small - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+
+def prepared(pictures: Tensor, side: int) -> Tensor:
+    """Prepare pictures (N, 3, H, W) in [0, 1] for an image tower that sees squares of this side: (N, 3, side, side)."""
+    small = F.interpolate(blurred(pictures, side), size=(side, side), mode="bicubic", align_corners=True)
+    return (small - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
 
 
 def blurred(pictures: Tensor, side: int) -> Tensor:
@@ -147,10 +155,12 @@ def _spread(path: Path, tensors: Mapping[str, Tensor], names: tuple[str, str], w
                 f"{path}: {name} does not hold the statistics of its embeddings ({width} numbers). The file is broken."
             )
         found.append(tensor.flatten().float())
-    if width == VIT_L_EMBEDDING and names[0] not in tensors:
-        log.warning("%s lacks the statistics of its embeddings: use only image noise level 0.", path.name)
+    known = width != VIT_L_EMBEDDING or names[0] in tensors
+    if not known:
+        log.warning("%s lacks the statistics of its embeddings: it takes only image noise level 0.", path.name)
     check_finite(path, dict(zip(names, found, strict=True)))
-    return Spread(*found)
+    mean, deviation = found
+    return Spread(mean, deviation, known)
 
 
 def image_tower_config(path: Path, tensors: Mapping[str, Tensor]) -> CLIPVisionConfig:

@@ -24,7 +24,6 @@ TENSORS_MAX = 1000
 PROJECTION = "image_proj."
 HEAD = 64
 """The width of an attention head in the plus form. The weights do not show this number."""
-SDXL_WIDTH = 2048
 PLUS_NAMES = (
     (r"^layers\.(\d+)\.0\.norm1\.", r"layers.\1.ln0."),
     (r"^layers\.(\d+)\.0\.norm2\.", r"layers.\1.ln1."),
@@ -72,7 +71,6 @@ def build_ip_adapter(
     """Build the IP-Adapter from a file's tensors, which have their authors' names. Raises ModelError."""
     if len(tensors) > TENSORS_MAX:
         raise ModelError(f"{path}: holds {len(tensors)} tensors, but an IP-Adapter has at most 100.")
-    _check_form(path, tensors, family)
     attentions = cross_attentions(unet)
     with built_of(path, "IP-Adapter", tensors), torch.device("meta"):
         named = _projection_tensors(tensors)
@@ -83,12 +81,6 @@ def build_ip_adapter(
             if theirs in tensors:
                 named[f"{part}.{place}.weight"] = tensors[theirs]
     return fill(path, network, named, device).eval()
-
-
-def _check_form(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:
-    widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".to_k_ip.weight")}
-    if widths == {SDXL_WIDTH}:
-        raise ModelError(f"{path}: an IP-Adapter for SDXL. Give a plain one or a plus one for {family.name}.")
 
 
 def _projection_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines.ask.identity import ModelFiles, ModelIdentity
 from pipelines.errors import ModelError
@@ -23,30 +23,36 @@ from pipelines.families.detection import (
     sign_of_folder,
 )
 from pipelines.families.family import INPAINTING_CHANNELS, LATENT_CHANNELS, Family
-from pipelines.families.layouts import VAE_PREFIX
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, UNCLIP
 from pipelines.models.build import (
+    TOKENS,
+    TextNetwork,
     build_text_encoder,
     build_unet,
     build_vae,
     check_widths,
+    shape_of,
+    text_model,
     unet_config,
 )
 from pipelines.models.checkpoint import (
     family_of_file,
     map_tensors,
-    split_checkpoint,
+    text_tensors,
     vae_tensors,
     weight_file,
+    with_prefix,
 )
 from pipelines.models.controls import ControlNetworks
 from pipelines.models.depth import DepthEstimator, build_depth_estimator, depth_estimator_of_folder
-from pipelines.models.folders import from_subfolder, read_config
+from pipelines.models.folders import from_subfolder, read_config, unet_of_folder
 from pipelines.models.image_prompt import ImagePrompt, build_image_prompt, image_prompt_of_folder
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
 from pipelines.models.parameterization import declared_by, probe
-from pipelines.models.text import TextEncoder, load_tokenizer
+from pipelines.models.text import EncoderTower, TextEncoder, load_tokenizer
 from pipelines.models.unet import fit_any_size
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device, best_device
@@ -63,7 +69,7 @@ class Parts:
     declared: Declaration
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
-    text: CLIPTextModel
+    texts: tuple[TextNetwork, ...]
     image_prompt: ImagePrompt | None = None
     depth: DepthEstimator | None = None
 
@@ -86,7 +92,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     if parts.family is DEPTH and parts.depth is None:
         log.warning("%s has no depth estimator: every request needs its own depth map.", files.checkpoint.name)
     hashing = ThreadPoolExecutor(1)
-    identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS)
+    identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS, parts.family)
     hashing.shutdown(wait=False)
     return Model(
         family=parts.family,
@@ -95,11 +101,16 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         unet=UNet(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale),
         text=TextEncoder(
-            parts.text.eval(), parts.family, load_tokenizer(files.tokenizer, parts.family.text), device.place
+            [
+                EncoderTower(spec, network.eval(), load_tokenizer(files.tokenizer, spec.openclip))
+                for spec, network in zip(parts.family.texts, parts.texts, strict=True)
+            ],
+            parts.family,
+            device.place,
         ),
         image_prompt=parts.image_prompt,
         depth=parts.depth,
-        adapters=Adapters(parts.unet, parts.text, parts.family),
+        adapters=Adapters(parts.unet, list(map(text_model, parts.texts)), parts.family),
         controls=ControlNetworks(parts.unet, parts.family, device),
         device=device,
         identified=identified,
@@ -123,7 +134,7 @@ def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:
     return parts.vae
 
 
-def identify(files: ModelFiles, inpainting: bool = False) -> ModelIdentity:
+def identify(files: ModelFiles, inpainting: bool = False, family: Family = SD1) -> ModelIdentity:
     """Return what infotexts say about the model, mainly names and hashes. Reads the whole files."""
     vae = _vae_folder(files.vae) if files.vae else None
     return ModelIdentity(
@@ -132,6 +143,7 @@ def identify(files: ModelFiles, inpainting: bool = False) -> ModelIdentity:
         vae_name=vae.name if vae else "",
         vae_sha256=sha256_of(vae) if vae else "",
         inpainting=inpainting,
+        masks_pictures_only=family.rounds_mask,
         folder=files.checkpoint.is_dir(),
         vae_folder=bool(vae and vae.is_dir()),
     )
@@ -152,14 +164,15 @@ def sha256_of(path: Path) -> str:
 def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
     tensors = in_ldm_layout(map_tensors(path))
     family = family_of_file(path, tensors)
-    unet, vae, text = split_checkpoint(path, tensors, family)
-    check_widths(path, unet_config(path, unet, family), text)
+    unet, vae = with_prefix(tensors, UNET_PREFIX), with_prefix(tensors, VAE_PREFIX)
+    texts = [text_tensors(path, tensors, tower) for tower in family.texts]
+    check_widths(path, unet_config(path, unet, family), [shape_of(path, text, TOKENS, 2)[1] for text in texts])
     return Parts(
         family,
         declared_by(path, tensors, family),
         build_unet(path, unet, family, device),
         build_vae(path, vae, device) if vae and own_vae else None,
-        build_text_encoder(path, text, family.text, device),
+        tuple(build_text_encoder(path, text, tower, device) for text, tower in zip(texts, family.texts, strict=True)),
         build_image_prompt(path, tensors, device),
         build_depth_estimator(path, tensors, device) if family is DEPTH else None,
     )
@@ -167,18 +180,20 @@ def _from_single_file(path: Path, device: Device, own_vae: bool) -> Parts:
 
 def _from_folder(path: Path, device: Device, own_vae: bool) -> Parts:
     family = family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
-    unet = from_subfolder(UNet2DConditionModel, path / "unet", device)
+    unet = unet_of_folder(path / "unet", device)
     vae = from_subfolder(AutoencoderKL, path / "vae", device) if own_vae and (path / "vae").is_dir() else None
-    text = from_subfolder(CLIPTextModel, path / family.text.folder, device)
+    texts = tuple(
+        from_subfolder(CLIPTextModelWithProjection if tower.pooled else CLIPTextModel, path / tower.folder, device)
+        for tower in family.texts
+    )
     check_channels(path, family, unet.config.in_channels)
-    if unet.config.cross_attention_dim != text.config.hidden_size:
-        raise ModelError(f"{path}: its UNet was made for another text encoder. The folder was assembled incorrectly.")
+    check_widths(path, unet.config, [text.config.hidden_size for text in texts])
     scheduler = path / "scheduler" / "scheduler_config.json"
     declared = declared_in_scheduler(read_config(scheduler)) if scheduler.is_file() else Declaration()
     prompt = image_prompt_of_folder(path, device) if family is UNCLIP else None
     estimator = path / "depth_estimator"
     depth = depth_estimator_of_folder(estimator, device) if family is DEPTH and estimator.is_dir() else None
-    return Parts(family, declared, unet, vae, text, prompt, depth)
+    return Parts(family, declared, unet, vae, texts, prompt, depth)
 
 
 def load_vae(path: Path, device: Device) -> AutoencoderKL:

@@ -43,8 +43,10 @@ UNET_PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_d
 _OTHER_FAMILIES = re.compile(r"^(lora_te3_|text_encoder_3\.|(lora_)?transformer)")
 ATTENTION_LAYERS = 4
 """Layers of an attention: queries, keys, values and output."""
+UNKNOWN = "are unknown and left out"
+PARTIAL = "are left out, as in WebUI, because this text encoder's attentions change as a whole (q, k, v and out)"
 LEFT_OVER_SHOWN = 3
-"""How many names of unknown tensors are reported."""
+"""How many names of tensors that are left out are reported."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,19 @@ class Adapters:
     ends, the next one starts with exactly the LoRAs that it needs; if they are the same, nothing is done.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text: nn.Module, family: Family) -> None:
-        """Collect the layers: the UNet's by diffusers' and LDM's names, text layers by those of the family's tower."""
+    def __init__(self, unet: UNet2DConditionModel, texts: Sequence[nn.Module], family: Family) -> None:
+        """Collect the layers: the UNet's by diffusers' and LDM's names, text layers by those of the family's towers."""
         layout = unet_layout(unet.config.down_block_types)
         self._layers: dict[str, _Layer] = {}
         for name, module in _adaptable(unet):
             layer = _Layer(module, of_text=False)
             self._name(layer, UNET_PREFIXES, name)
             self._name(layer, UNET_PREFIXES, layout.to_ldm(name))
-        for name, module in _adaptable(text):
-            block, _, own = name.rpartition(".self_attn.")
-            joined = block if family.text.openclip and own else ""
-            self._name(_Layer(module, of_text=True, joined=joined), family.text.lora_prefixes, name)
+        for tower, text in zip(family.texts, texts, strict=True):
+            for name, module in _adaptable(text):
+                block, _, own = name.rpartition(".self_attn.")
+                joined = block if tower.openclip and own else ""
+                self._name(_Layer(module, of_text=True, joined=joined), tower.lora_prefixes, name)
         self._family = family
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._merged: tuple[LoraUse, ...] | None = ()
@@ -179,12 +182,12 @@ def _read(file: ExtraFile, layers: Mapping[str, _Layer], family: Family) -> Lora
     found, left = _sorted(tensors, layers)
     if not found and not any(name.startswith(BUNDLED) for name in tensors):
         raise ModelError(f"{path}: {_what_else(next(iter(tensors)), tensors, family)}")
-    left += [name for layer in _incomplete(found) for name in found.pop(layer).values()]
+    partial = [name for layer in _incomplete(found) for name in found.pop(layer).values()]
     changes = {layer: {part: tensors[name] for part, name in names.items()} for layer, names in found.items()}
     for layer, parts in changes.items():
         _check_fits(path, layer, parts)
     check_finite(path, {name: tensors[name] for names in found.values() for name in names.values()})
-    return LoraContent(changes, _told(file, left, len(tensors)))
+    return LoraContent(changes, _told(file, left, partial, len(tensors)))
 
 
 def _sorted(names: Iterable[str], layers: Mapping[str, _Layer]) -> tuple[dict[_Layer, dict[str, str]], list[str]]:
@@ -219,12 +222,16 @@ def _acts(layer: _Layer, parts: Mapping[str, str]) -> bool:
     return "on_input" in parts or any(name not in SIDES for name in parts)
 
 
-def _told(file: ExtraFile, left: Sequence[str], count: int) -> str:
-    if not left:
-        return ""
-    more = f" and {len(left) - LEFT_OVER_SHOWN} more" if len(left) > LEFT_OVER_SHOWN else ""
-    name, shown = file.origin or file.path.name, ", ".join(left[:LEFT_OVER_SHOWN])
-    return f"{name}: {len(left)} of its {count} tensors are unknown and left out: {shown}{more}"
+def _told(file: ExtraFile, unknown: Sequence[str], partial: Sequence[str], count: int) -> str:
+    """Return a sentence about the tensors of a file that are not applied; empty if all of its `count` are."""
+    reasons = (UNKNOWN, unknown), (PARTIAL, partial)
+    told = [f"{len(names)} of its {count} tensors {reason}: {_some(names)}" for reason, names in reasons if names]
+    return f"{file.origin or file.path.name}: {'; '.join(told)}" if told else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LEFT_OVER_SHOWN} more" if len(names) > LEFT_OVER_SHOWN else ""
+    return f"{', '.join(names[:LEFT_OVER_SHOWN])}{more}"
 
 
 def _spelled(name: str) -> str:

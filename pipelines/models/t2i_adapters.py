@@ -34,8 +34,9 @@ def build_t2i_adapter(
     if len(tensors) > TENSORS_MAX:
         raise ModelError(f"{path}: holds {len(tensors)} tensors, but a T2I adapter has about 40.")
     plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    levels = tuple(unet.config["block_out_channels"])
-    light = LIGHT_FIRST in plain
+    levels, light = tuple(unet.config["block_out_channels"]), LIGHT_FIRST in plain
+    large = family.sizes and not light
+    levels = (*levels, levels[-1]) if large else levels  # of SDXL's adapters, the last one is for the middle
     if light and levels[-1] != levels[-2]:
         raise ModelError(f"{path}: a light T2I adapter needs a UNet whose last two levels are equally wide.")
     named = _by_diffusers_names(plain, light, len(levels))
@@ -46,8 +47,8 @@ def build_t2i_adapter(
             # in a light adapter the last two levels are alike, and diffusers adds the last one itself
             channels=levels[:-1] if light else levels,
             num_res_blocks=len({name.split(".")[3] for name in named if name.startswith("body.0.resnets.")}),
-            downscale_factor=SCALE,
-            adapter_type="light_adapter" if light else "full_adapter",
+            downscale_factor=SDXL_SCALE if large else SCALE,
+            adapter_type="light_adapter" if light else "full_adapter_xl" if large else "full_adapter",
         )
     return fill(path, network, {f"{PREFIX}{name}": tensor for name, tensor in named.items()}, device).eval()
 
@@ -57,11 +58,11 @@ def _colours(path: Path, first: Tensor | None, family: Family) -> int:
     if first is None or first.dim() != 4:
         raise ModelError(f"{path}: its T2I adapter lacks {FULL_FIRST}. The file is incomplete or malformed.")
     channels = first.shape[1]
-    colours, rest = divmod(channels, SCALE**2)
-    if not rest and colours in COLOURS:
-        return colours
-    if channels in [count * SDXL_SCALE**2 for count in COLOURS]:
-        raise ModelError(f"{path}: a T2I adapter for SDXL. Give one that was made for {family.name}.")
+    for name, scale in (("SDXL", SDXL_SCALE), ("Stable Diffusion 1.x", SCALE)):
+        if channels in [count * scale**2 for count in COLOURS]:
+            if (name == "SDXL") != bool(family.sizes):
+                raise ModelError(f"{path}: a T2I adapter for {name}. Give one that was made for {family.name}.")
+            return channels // scale**2
     raise ModelError(f"{path}: an unknown kind of T2I adapter: its first layer takes {channels} channels.")
 
 

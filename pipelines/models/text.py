@@ -1,4 +1,4 @@
-"""CLIP's text model: chunks of 77 tokens -> embeddings, with emphasis, clip skip and textual inversion.
+"""CLIP's text models: chunks of 77 tokens -> conditions, with emphasis, clip skip and textual inversion.
 
 The rules are those of WebUI 1.10.1.
 """
@@ -6,20 +6,21 @@ The rules are those of WebUI 1.10.1.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import ftfy
 import torch
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pipelines.ask import prompt as grammar
 from pipelines.ask.networks import ExtraFile
 from pipelines.errors import InvalidInput
 from pipelines.families.family import Family, TextTower
+from pipelines.models.build import TextNetwork, text_model
 from pipelines.models.embeddings import EmbeddingTable
 from pipelines.runtime.unet_call import Condition
 
@@ -50,82 +51,59 @@ class Encoded:
     """Names and SHA-256 of the embeddings that the texts use, in their order."""
 
 
-class TextEncoder:
-    """CLIP's text model with its vocabulary."""
+@dataclass(frozen=True)
+class EncoderTower:
+    """One text encoder of a model, with its vocabulary."""
 
-    def __init__(self, model: CLIPTextModel, family: Family, tokenize: Tokenize, device: torch.device) -> None:
-        self.model = model
-        self.family = family
-        self.tokenize = tokenize
-        self.device = device
+    spec: TextTower
+    network: TextNetwork
+    tokenize: Tokenize
 
-    def embedding_table(
-        self, files: Mapping[str, ExtraFile], bundles: Mapping[str, ExtraFile] | None = None
-    ) -> EmbeddingTable:
-        """Return a table of these embeddings, and of those bundled with LoRAs, for this encoder."""
-        return EmbeddingTable(files, self.tokenize, self.model.config.hidden_size, bundles)
+    @property
+    def model(self) -> CLIPTextModel:
+        """The text model without its projection."""
+        return text_model(self.network)
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        clip_skip: int,
-        emphasis: str = "Original",
-        field: str = "prompt",
-        table: EmbeddingTable | None = None,
-    ) -> Encoded:
-        """Encode the texts of one prompt-editing schedule. Shorter ones are padded with empty chunks.
+    @property
+    def width(self) -> int:
+        """The width of its output."""
+        return int(self.model.config.hidden_size)
 
-        A text that occurs several times, as in alternation, is encoded once and its condition shared. Raises
-        InvalidInput for the input `field` if a text is too long, and ModelError for an embedding that does not fit.
-        """
-        table = table or self.embedding_table({})
-        unique = list(dict.fromkeys(texts))
-        places = [unique.index(text) for text in texts]
+    def chunks(self, text: str, emphasis: str, table: EmbeddingTable) -> list[grammar.Chunk]:
+        """Return the chunks of a text, with the embeddings that it names."""
         parse = _literally if emphasis == "None" else grammar.parse_attention
-        rows = [grammar.chunks(parse(text), self.tokenize, table.units) for text in unique]
-        _check_length(field, unique, rows)
-        empty = grammar.chunks([("", 1.0)], self.tokenize)
-        length = max(map(len, rows))
-        rows = [row + empty * (length - len(row)) for row in rows]
-        columns = list(zip(*rows, strict=True))
-        encoded = torch.cat([self._encode_chunks(c, places, clip_skip, emphasis, table) for c in columns], dim=1)
-        hashes = table.hashes([token for column in columns for chunk in column for token in chunk.tokens])
-        return Encoded([Condition(encoded[place][None]) for place in places], tuple(hashes.items()))
+        return grammar.chunks(parse(text), self.tokenize, table.units)
 
-    def _encode_chunks(
-        self, chunks: Sequence[grammar.Chunk], places: list[int], clip_skip: int, emphasis: str, table: EmbeddingTable
-    ) -> Tensor:
-        """Encode the unique texts' chunks at one position: (unique texts, 77, width).
+    def hidden(self, tokens: Tensor, clip_skip: int) -> tuple[Tensor, Tensor | None]:
+        """Return the output (texts, 77, width) of the layer that `clip_skip` counts from the last, 1 being the last.
 
-        "Original" emphasis scales each token's vector and then restores the mean over all texts of the schedule,
-        including repeated ones (`places`). If all weights are 1 this is skipped, because a mean of exactly 0 would give
-        NaN.
+        With it comes the pooled text (texts, k), if the encoder has one: the projection of the end token's last output.
         """
-        tokens = torch.tensor([chunk.tokens for chunk in chunks])
-        if self.family.text.openclip:
-            ended = (tokens == grammar.END).cumsum(1)
-            tokens[(ended - (tokens == grammar.END).int()) > 0] = 0
-        with self._replaced(tokens, table):
-            plain = self._hidden(tokens.clamp(min=0).to(self.device, non_blocking=True), clip_skip).float()
-        if emphasis == "Ignore" or all(weight == 1 for chunk in chunks for weight in chunk.weights):
-            return plain
-        weights = torch.tensor([chunk.weights for chunk in chunks]).to(self.device, non_blocking=True)
-        weighted = plain * weights[..., None]
-        if emphasis == "No norm":
-            return weighted
-        all_texts = torch.tensor(places).to(self.device, non_blocking=True)
-        return weighted * (plain[all_texts].mean() / weighted[all_texts].mean())
+        normed = self.spec.final_norm
+        if clip_skip == 1 and normed and not self.spec.pooled:
+            last: Tensor = self.model(input_ids=tokens).last_hidden_state
+            return last, None
+        output = self.model(input_ids=tokens, output_hidden_states=True)
+        hidden = output.hidden_states[-clip_skip]
+        return self.model.final_layer_norm(hidden) if normed else hidden, self._pooled(tokens, output.last_hidden_state)
+
+    def _pooled(self, tokens: Tensor, last: Tensor) -> Tensor | None:
+        if not isinstance(self.network, CLIPTextModelWithProjection):
+            return None
+        ends = tokens.argmax(1)  # the end token has the highest number
+        pooled: Tensor = self.network.text_projection(last[torch.arange(len(last), device=last.device), ends])
+        return pooled.float()
 
     @contextmanager
-    def _replaced(self, tokens: Tensor, table: EmbeddingTable) -> Iterator[None]:
+    def replaced(self, tokens: Tensor, table: EmbeddingTable, device: torch.device) -> Iterator[None]:
         """Replace tokens with negative numbers by embeddings' vectors, before positions are added, while the context
         lasts."""
         places = (tokens < 0).nonzero(as_tuple=True)
         if not len(places[0]):
             yield
             return
-        vectors = table.vectors(tokens[places].tolist()).to(self.device, self.model.dtype, non_blocking=True)
-        rows, columns = (place.to(self.device, non_blocking=True) for place in places)
+        vectors = table.vectors(tokens[places].tolist()).to(device, self.model.dtype, non_blocking=True)
+        rows, columns = (place.to(device, non_blocking=True) for place in places)
         hook = self.model.embeddings.token_embedding.register_forward_hook(
             lambda module, arguments, output: output.index_put((rows, columns), vectors)
         )
@@ -134,14 +112,129 @@ class TextEncoder:
         finally:
             hook.remove()
 
-    def _hidden(self, tokens: Tensor, clip_skip: int) -> Tensor:
-        """Return hidden state -clip_skip after the final layer norm. 1 is the model's own output."""
-        if clip_skip == 1 or self.family.text.openclip:
-            output: Tensor = self.model(input_ids=tokens).last_hidden_state
-            return output
-        hidden = self.model(input_ids=tokens, output_hidden_states=True).hidden_states[-clip_skip]
-        normed: Tensor = self.model.final_layer_norm(hidden)
-        return normed
+
+class TextEncoder:
+    """The text encoders of a model. The UNet sees their outputs side by side."""
+
+    def __init__(self, towers: Sequence[EncoderTower], family: Family, device: torch.device) -> None:
+        self.towers = tuple(towers)
+        self.family = family
+        self.device = device
+
+    def with_clip_skip(self) -> "TextEncoder":
+        """Return the same encoders, of which CLIP-L follows the request's clip skip in every family (WebUI's option
+        sdxl_clip_l_skip)."""
+        freed = [tower if tower.spec.openclip else _freed(tower) for tower in self.towers]
+        return TextEncoder(freed, self.family, self.device)
+
+    def embedding_tables(
+        self, files: Mapping[str, ExtraFile], bundles: Mapping[str, ExtraFile] | None = None
+    ) -> tuple[EmbeddingTable, ...]:
+        """Return a table of these embeddings, and of those bundled with LoRAs, for each encoder."""
+        return tuple(
+            EmbeddingTable(files, tower.tokenize, tower.width, bundles, tower.spec.embedding) for tower in self.towers
+        )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        clip_skip: int,
+        emphasis: str = "Original",
+        field: str = "prompt",
+        tables: Sequence[EmbeddingTable] = (),
+    ) -> Encoded:
+        """Encode the texts of one prompt-editing schedule. Shorter ones are padded with empty chunks.
+
+        A text that occurs several times, as in alternation, is encoded once and its condition shared. Raises
+        InvalidInput for the input `field` if a text is too long, and ModelError for an embedding that does not fit.
+        """
+        tables = tables or self.embedding_tables({})
+        unique = list(dict.fromkeys(texts))
+        places = [unique.index(text) for text in texts]
+        towers = list(zip(self.towers, tables, strict=True))
+        rows = [[tower.chunks(text, emphasis, table) for text in unique] for tower, table in towers]
+        for of_tower in rows:
+            _check_length(field, unique, of_tower)
+        length = max(len(chunks) for of_tower in rows for chunks in of_tower)
+        encoded: list[_Encoded] = []
+        for (tower, table), of_tower in zip(towers, rows, strict=True):
+            empty = grammar.chunks([("", 1.0)], tower.tokenize)
+            columns = list(zip(*(chunks + empty * (length - len(chunks)) for chunks in of_tower), strict=True))
+            emphasized = _Emphasis(emphasis, places)
+            encoded.append(self._encode_columns(tower, table, columns, clip_skip, emphasized))
+        tokens = torch.cat([each.tokens for each in encoded], dim=2)
+        pooled = next((each.pooled for each in encoded if each.pooled is not None), None)
+        conditions = [Condition(tokens[at][None], None if pooled is None else pooled[at][None]) for at in places]
+        return Encoded(conditions, tuple(named for each in encoded for named in each.embeddings))
+
+    def _encode_columns(
+        self,
+        tower: EncoderTower,
+        table: EmbeddingTable,
+        columns: Sequence[Sequence[grammar.Chunk]],
+        clip_skip: int,
+        emphasis: "_Emphasis",
+    ) -> "_Encoded":
+        """Encode the unique texts' chunks, position by position."""
+        skip = clip_skip if tower.spec.clip_skip is None else tower.spec.clip_skip
+        found = [self._encode_chunks(tower, table, chunks, skip) for chunks in columns]
+        emphasized = [
+            emphasis.applied(plain, torch.tensor([chunk.weights for chunk in chunks]))
+            for (plain, _), chunks in zip(found, columns, strict=True)
+        ]
+        hashes = table.hashes([token for chunks in columns for chunk in chunks for token in chunk.tokens])
+        _, pooled = found[0]  # emphasis and later chunks do not change it
+        return _Encoded(torch.cat(emphasized, dim=1), pooled, tuple(hashes.items()))
+
+    def _encode_chunks(
+        self, tower: EncoderTower, table: EmbeddingTable, chunks: Sequence[grammar.Chunk], clip_skip: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode the unique texts' chunks at one position: (unique texts, 77, width), and the pooled texts."""
+        tokens = torch.tensor([chunk.tokens for chunk in chunks])
+        if tower.spec.openclip:
+            ended = (tokens == grammar.END).cumsum(1)
+            tokens[(ended - (tokens == grammar.END).int()) > 0] = 0
+        with tower.replaced(tokens, table, self.device):
+            plain, pooled = tower.hidden(tokens.clamp(min=0).to(self.device, non_blocking=True), clip_skip)
+        return plain.float(), pooled
+
+
+def _freed(tower: EncoderTower) -> EncoderTower:
+    return replace(tower, spec=replace(tower.spec, clip_skip=None))
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The unique texts of a schedule, encoded by one encoder."""
+
+    tokens: Tensor
+    """(unique texts, 77 per chunk, width) in float32"""
+    pooled: Tensor | None
+    """(unique texts, k) in float32"""
+    embeddings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Emphasis:
+    """What weights in prompts do."""
+
+    mode: str
+    places: list[int]
+    """For each text of the schedule, repeated ones included, its place among the unique texts."""
+
+    def applied(self, plain: Tensor, weights: Tensor) -> Tensor:
+        """Return outputs (unique texts, 77, width) under weights (unique texts, 77) in the host's memory.
+
+        "Original" emphasis scales each token's vector and then restores the mean over all texts of the schedule,
+        including repeated ones. If all weights are 1 this is skipped, because a mean of exactly 0 would give NaN.
+        """
+        if self.mode == "Ignore" or bool((weights == 1).all()):
+            return plain
+        weighted = plain * weights.to(plain.device, non_blocking=True)[..., None]
+        if self.mode == "No norm":
+            return weighted
+        all_texts = torch.tensor(self.places).to(plain.device, non_blocking=True)
+        return weighted * (plain[all_texts].mean() / weighted[all_texts].mean())
 
 
 OPENCLIP_MARKS = {"<start_of_text>": grammar.START, "<end_of_text>": grammar.END}
@@ -149,7 +242,7 @@ OPENCLIP_MARKS = {"<start_of_text>": grammar.START, "<end_of_text>": grammar.END
 
 
 @cache  # a quarter of the time that it takes to load a small model; models share it
-def load_tokenizer(folder: Path, tower: TextTower) -> Tokenize:
+def load_tokenizer(folder: Path, openclip: bool) -> Tokenize:
     """Load CLIP's tokenizer: text -> token ids without start and end.
 
     ftfy repairs the text first (curly quotes, full-width letters, broken encodings), as in OpenAI's tokenizer. A text
@@ -162,9 +255,9 @@ def load_tokenizer(folder: Path, tower: TextTower) -> Tokenize:
         text = ftfy.fix_text(text)
         if "\u03a3" in text:  # at the end of a word a capital sigma has another lower case, which only Python knows
             text = text.lower()
-        return openclip(text) if tower.openclip else ids_of(text)
+        return with_marks(text) if openclip else ids_of(text)
 
-    def openclip(text: str) -> list[int]:
+    def with_marks(text: str) -> list[int]:
         pieces = marks.split(text) if "<" in text else [text]
         marked = (OPENCLIP_MARKS.get(piece.lower()) for piece in pieces)
         found = ([mark] if mark else ids_of(piece) for mark, piece in zip(marked, pieces, strict=True))
@@ -172,7 +265,7 @@ def load_tokenizer(folder: Path, tower: TextTower) -> Tokenize:
 
     def ids_of(text: str) -> list[int]:
         # Not verbose: it would warn about more than 77 tokens, but these are split into chunks here.
-        asked = {"add_special_tokens": False, "verbose": False, "split_special_tokens": tower.openclip}
+        asked = {"add_special_tokens": False, "verbose": False, "split_special_tokens": openclip}
         ids: list[int] = tokenizer(text, **asked).input_ids
         return ids
 

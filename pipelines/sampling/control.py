@@ -58,9 +58,10 @@ class ControlNetUnit(Unit):
         if not rows:
             return call
         # an inpainting UNet has more channels than the latents, but a ControlNet takes only the latents
-        images, tokens = call.images[:rows, :4], call.condition.tokens[:rows]
+        images, condition = call.images[:rows, :4], call.condition.map(lambda each: each[:rows])
         shown = self.shown.expand(rows, -1, -1, -1)
-        down, mid = self.network(images, call.time, tokens, shown, return_dict=False)
+        vector = condition.vector if self.network.class_embedding is not None else None
+        down, mid = self.network(images, call.time, condition.tokens, shown, class_labels=vector, return_dict=False)
         last = len(down)
         soft = SOFT if self.settings.mode != "balanced" else 1.0
         scaled = [part * (self.settings.weight * soft ** (last - place)) for place, part in enumerate((*down, mid))]

@@ -50,6 +50,8 @@ class Stage:
     rows get zeros."""
     starts_at: float = 0.0
     """The share of the model's timesteps, from 0 to 1, that must be done before this stage takes over."""
+    by_calls: bool = False
+    """Whether `starts_at` is a share of the pass's denoiser calls instead."""
 
 
 ALWAYS = SkippedGuidance()
@@ -102,6 +104,8 @@ class GuidedDenoiser:
         self._mask = mask
         self._controls = controls
         self.calls = self.step = 0
+        self.switched_at: int | None = None
+        """The call, counted from 0, at which the current stage began; None for the first one."""
         self._short = False
         self._begin_stage()
 
@@ -110,13 +114,23 @@ class GuidedDenoiser:
         self._key: tuple[int, ...] = ()
         self._conditions: list[Condition] = []
 
+    @property
+    def model(self) -> Model:
+        """The model of the current stage."""
+        return self._stage.model
+
     def _advance(self, t: int) -> None:
-        """Switch to the next stage once timestep t has reached it. WebUI compares in single precision."""
-        trained = len(self.noise.alphas)
-        share = np.float32((trained - 1 - t) / trained)
-        while self._later and share >= np.float32(self._later[0].starts_at):
-            self._stage = self._later.pop(0)
+        """Switch to the next stage once timestep t has reached it. Control networks fit the first stage alone."""
+        while self._later and self._reached(self._later[0], t):
+            self._stage, self._controls, self.switched_at = self._later.pop(0), None, self.calls
             self._begin_stage()
+
+    def _reached(self, stage: Stage, t: int) -> bool:
+        """Return whether a stage takes over at this call. WebUI compares timesteps in single precision."""
+        if stage.by_calls:
+            return self.calls / self._guidance.calls >= stage.starts_at
+        trained = len(self.noise.alphas)
+        return bool(np.float32((trained - 1 - t) / trained) >= np.float32(stage.starts_at))
 
     def __call__(self, x: Tensor, sigma: float, t: float | None = None) -> Tensor:
         """Denoise x (B, 4, h, w), whose noise has the standard deviation sigma; return the guided picture's latents.

@@ -4,16 +4,24 @@ Over a pass, a prompt is a small table: its AND parts, each with conditions that
 (prompt editing). Every text is encoded once and kept for both passes. The rules are those of WebUI 1.10.1.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
 from pipelines.ask import prompt as grammar
+from pipelines.families.family import Framing
 from pipelines.models.embeddings import EmbeddingTable
 from pipelines.models.text import Encoded, TextEncoder
 from pipelines.runtime.unet_call import Condition
+
+UNFRAMED = Framing(width=1024, height=1024)
+"""A picture of the size that SDXL was trained for."""
+SIZE_WAVES = 256
+"""How many values stand for one number about the picture."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,19 @@ def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
     return replace(condition, tokens=torch.cat([condition.tokens, filling], dim=1))
 
 
+def _as_waves(numbers: Sequence[float]) -> Tensor:
+    """Return the sinusoidal embeddings of the numbers side by side, (1, 256 * numbers)."""
+    waves: Tensor = get_timestep_embedding(
+        torch.tensor(numbers), SIZE_WAVES, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
+    return waves.reshape(1, -1)
+
+
+def _with_vector(condition: Condition, more: Tensor) -> Condition:
+    vector = more if condition.vector is None else torch.cat([condition.vector, more], dim=1)
+    return replace(condition, vector=vector)
+
+
 class PromptEncoder:
     """Encodes the prompts of one prediction; a text that both passes use is encoded once.
 
@@ -107,18 +128,32 @@ class PromptEncoder:
         clip_skip: int,
         emphasis: str = "Original",
         pad: bool = False,
-        table: EmbeddingTable | None = None,
+        tables: Sequence[EmbeddingTable] = (),
         old_editing: bool = False,
     ) -> None:
-        """Use the embeddings in `table` for prompts that name them."""
+        """Use the embeddings in `tables`, one for each text encoder, for prompts that name them."""
         self._encoder = encoder
         self._clip_skip, self._emphasis = clip_skip, emphasis
         self._pad, self._old_editing = pad, old_editing
-        self._table = table or encoder.embedding_table({})
+        self._tables = tables or encoder.embedding_tables({})
         self._encoded: dict[tuple[str, ...], Encoded] = {}
 
-    def encode(self, prompt: str, negative_prompt: str, steps: int, hires_steps: int | None = None) -> Prompts:
+    @property
+    def left_over(self) -> tuple[str, ...]:
+        """Sentences about embeddings that the encoded prompts name but that are not applied."""
+        return tuple(dict.fromkeys(told for table in self._tables for told in table.left_over))
+
+    def encode(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        steps: int,
+        hires_steps: int | None = None,
+        framing: Framing = UNFRAMED,
+    ) -> Prompts:
         """Encode both prompts of a pass. `steps` are denoiser calls, as prompt editing counts them.
+
+        `framing` is what the model is told about the pass's picture.
 
         Network tags are removed from the prompt and it is split at AND; in the negative prompt both stay text. Raises
         InvalidInput for a text with too many chunks.
@@ -129,23 +164,35 @@ class PromptEncoder:
         used: dict[str, tuple[tuple[str, str], ...]] = {}
         parts = []
         for part, weight in grammar.split_and(text):
-            read, used[part] = self._part(f"{hires}prompt", part, weight, *calls)
-            parts.append(read)
-        negative, in_negative = self._part(f"{hires}negative_prompt", negative_prompt, 1.0, *calls)
+            entries, used[part] = self._entries(f"{hires}prompt", part, *calls)
+            parts.append(self._part(weight, entries, framing, negative=False))
+        entries, in_negative = self._entries(f"{hires}negative_prompt", negative_prompt, *calls)
+        negative = self._part(1.0, entries, framing, negative=True)
         # WebUI encodes the negative prompt first, and a repeated part once. It lists first what it encoded last.
         embeddings = (*chain.from_iterable(reversed(used.values())), *in_negative)
         padding = self._encode("", ("",)).conditions[0].tokens if self._pad else None
         return Prompts(ScheduledPrompt(tuple(parts)), ScheduledPrompt((negative,)), padding, embeddings)
 
-    def _part(
-        self, field: str, text: str, weight: float, steps: int, hires_steps: int | None
-    ) -> tuple[Part, tuple[tuple[str, str], ...]]:
+    def _entries(
+        self, field: str, text: str, steps: int, hires_steps: int | None
+    ) -> tuple[list[tuple[int, Condition]], tuple[tuple[str, str], ...]]:
+        """Return the entries of a text's editing schedule, and the embeddings in them."""
         schedule = grammar.schedule(text, steps, hires_steps, old=self._old_editing)
-        encoded = self._encode(field, tuple(entry for _, entry in schedule))
-        ends = (end for end, _ in schedule)
-        return Part(weight, tuple(zip(ends, encoded.conditions, strict=True))), encoded.embeddings
+        texts = tuple(entry for _, entry in schedule)
+        encoded = self._encode(field, texts)
+        conditions: Iterable[Condition] = encoded.conditions
+        if field.endswith("negative_prompt") and self._encoder.family.zero_negative and not any(texts):
+            conditions = (condition.map(torch.zeros_like) for condition in conditions)
+        return list(zip((end for end, _ in schedule), conditions, strict=True)), encoded.embeddings
+
+    def _part(self, weight: float, entries: Iterable[tuple[int, Condition]], framing: Framing, negative: bool) -> Part:
+        """Return a part whose conditions also tell the model about the picture, if it takes that."""
+        if names := self._encoder.family.sizes:
+            told = _as_waves(framing.numbers(names, negative)).to(self._encoder.device)
+            entries = [(end, _with_vector(condition, told)) for end, condition in entries]
+        return Part(weight, tuple(entries))
 
     def _encode(self, field: str, texts: tuple[str, ...]) -> Encoded:
         if texts not in self._encoded:
-            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis, field, self._table)
+            self._encoded[texts] = self._encoder.encode(texts, self._clip_skip, self._emphasis, field, self._tables)
         return self._encoded[texts]

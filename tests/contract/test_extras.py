@@ -19,7 +19,7 @@ from weights_script.resolve import resolve
 def lora(networks: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random LoRA of the embedded model, as a data URI."""
     path = tmp_path_factory.mktemp("lora") / "some.safetensors"
-    return data_uri(write(path, kohya(networks.unet.network, networks.text.model)).path)
+    return data_uri(write(path, kohya(networks.unet.network, networks.text.towers[0].model)).path)
 
 
 def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) -> None:
@@ -35,7 +35,9 @@ def test_a_lora_is_there_for_its_prediction_alone(server: CogServer, lora: str) 
 
 
 def test_what_is_left_over_in_a_lora_is_told(server: CogServer, networks: Model, tmp_path: Path) -> None:
-    tensors = kohya(networks.unet.network, networks.text.model) | {"lora_unet_nowhere.lora_up.weight": torch.ones(2)}
+    tensors = kohya(networks.unet.network, networks.text.towers[0].model) | {
+        "lora_unet_nowhere.lora_up.weight": torch.ones(2)
+    }
     file = data_uri(write(tmp_path / "more.safetensors", tensors).path)
     told = r"files='[^']*': 1 of its 10 tensors are unknown and left out: lora_unet_nowhere\.lora_up\.weight"
     done = draw(server, DRAFT | {"prompt": "a boat <lora:mine:2>", "files": [file]})

@@ -14,7 +14,6 @@ from pipelines.ask.prompt import chunks, parse_attention, schedule
 from pipelines.ask.request import NoiseSettings
 from pipelines.families.noise_schedule import NoiseSchedule
 from pipelines.families.sd1 import SD1
-from pipelines.families.sd2 import SD2
 from pipelines.images.masks import blur
 from pipelines.infotext.reading import read
 from pipelines.infotext.syntax import parse, quote, split, unquote, write
@@ -30,7 +29,8 @@ AT = (0, 1, 100, 250, 499, 500, 750, 900, 990, 997, 998, 999)
 """The timesteps of which LEVELS tells sigmas and alphas."""
 ATTENTION, SCHEDULES = facts("attention.json"), facts("schedules.json")
 CHUNKS, TOKENS = facts("chunks.json"), facts("tokens.json")
-TOWERS = {"clip_l": SD1.text, "clip_g": SD2.text}
+OPENCLIP = {"clip_l": False, "clip_g": True}
+"""Whether a text encoder is OpenCLIP's, by its name in the tables."""
 BLOCKS, QUOTES = facts("blocks.json"), facts("quotes.json")
 
 
@@ -97,7 +97,7 @@ def test_editing_over_ten_steps(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def tokenize() -> Callable[[str], list[int]]:
-    return load_tokenizer(TOKENIZER, SD1.text)
+    return load_tokenizer(TOKENIZER, openclip=False)
 
 
 @pytest.mark.parametrize("text", CHUNKS)
@@ -107,9 +107,9 @@ def test_chunks(text: str, tokenize: Callable[[str], list[int]]) -> None:
 
 
 @pytest.mark.parametrize("text", TOKENS)
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("tower", OPENCLIP)
 def test_tokens(text: str, tower: str) -> None:
-    tokenize = load_tokenizer(TOKENIZER, TOWERS[tower])
+    tokenize = load_tokenizer(TOKENIZER, OPENCLIP[tower])
     assert [list(chunk.tokens) for chunk in chunks(parse_attention(text), tokenize)] == TOKENS[text][tower]
 
 

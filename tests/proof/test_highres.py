@@ -52,7 +52,7 @@ class Peer:
         self.networks, self.sampler = networks, sampler
         tokenizer = CLIPTokenizer.from_pretrained(embedded.files.tokenizer)
         tokens = tokenizer([NEGATIVE, PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
-        self.embeddings = networks.text.model(tokens).last_hidden_state
+        self.embeddings = networks.text.towers[0].model(tokens).last_hidden_state
 
     def highres(self, upscaler: str) -> tuple[Tensor, Tensor, np.ndarray]:
         """Latents (1, 4, h, w) of both passes and the picture (H, W, 3) uint8."""

@@ -171,8 +171,8 @@ def vectors(networks: Model, embedded: ResolvedModel) -> Callable[..., Tensor]:
     def of(text: str, skip: int = 1) -> Tensor:
         tokens = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
         with torch.inference_mode():
-            output = networks.text.model(tokens, output_hidden_states=True)
-            return networks.text.model.final_layer_norm(output.hidden_states[-skip])[0]
+            output = networks.text.towers[0].model(tokens, output_hidden_states=True)
+            return networks.text.towers[0].model.final_layer_norm(output.hidden_states[-skip])[0]
 
     return of
 

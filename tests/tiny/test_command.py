@@ -116,8 +116,8 @@ def test_loras_and_embeddings_are_found_in_their_folders(
 ) -> None:
     loras, embeddings = tmp_path / "loras", tmp_path / "embeddings"
     loras.mkdir(), embeddings.mkdir()
-    write(loras / "some.safetensors", kohya(networks.unet.network, networks.text.model))
-    width = networks.text.model.config.hidden_size
+    write(loras / "some.safetensors", kohya(networks.unet.network, networks.text.towers[0].model))
+    width = networks.text.towers[0].model.config.hidden_size
     write(embeddings / "zeta.safetensors", {"emb_params": torch.ones(2, width)})
     (tmp_path / "plain.txt").write_text(BLOCK)
     (tmp_path / "with.txt").write_text(BLOCK.replace("a pink", "zeta <lora:some:2> a pink"))

@@ -79,7 +79,7 @@ def uncompiled_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def smaller(networks: Model, files: ModelFiles, folder: Path, **blocks: object) -> ModelFiles:
     """The embedded model with one layer a block, two layers of its text encoder and a narrow random VAE."""
-    unet, text = networks.unet.network, copy.deepcopy(networks.text.model)
+    unet, text = networks.unet.network, copy.deepcopy(networks.text.towers[0].model)
     shallow = UNet2DConditionModel.from_config({**unet.config, "layers_per_block": 1, **blocks})
     weights, trained = shallow.state_dict(), unet.state_dict()
     same = {name for name, weight in weights.items() if name in trained and trained[name].shape == weight.shape}
@@ -115,7 +115,9 @@ def shallow(networks: Model, embedded: ResolvedModel, tmp_path_factory: pytest.T
 @pytest.mark.usefixtures("uncompiled_after")
 def test_one_compilation_serves_every_usual_size(small: ModelFiles, tmp_path: Path) -> None:
     shallow = load(small)
-    lora = adapters.write(tmp_path / "mine.safetensors", adapters.kohya(shallow.unet.network, shallow.text.model))
+    lora = adapters.write(
+        tmp_path / "mine.safetensors", adapters.kohya(shallow.unet.network, shallow.text.towers[0].model)
+    )
     adapter = write(tmp_path / "adapter.safetensors", random_ip_adapter(shallow.unet.network))
     encoder = write(tmp_path / "encoder.safetensors", dict(random_image_encoder().state_dict()))
     seen = ControlSettings(model="some", picture=Image.effect_noise((64, 64), 60).convert("RGB"), end=0.4)
@@ -284,7 +286,7 @@ def test_what_cannot_be_recorded_is_computed_and_not_tried_again(
 def on_meta(small: ModelFiles) -> Model:
     """Networks on the meta device, where reading a value back is an error."""
     meta, own = torch.device("meta"), load(small)
-    for network in (own.unet.network, own.vae.network, own.text.model):
+    for network in (own.unet.network, own.vae.network, own.text.towers[0].model):
         network.to(meta)
     own.text.device = meta
     return replace(own, device=Device(meta, torch.float32))

@@ -38,8 +38,8 @@ def test_without_the_norm_a_vector_is_only_scaled(encode) -> None:  # type: igno
 
 def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Model) -> None:  # type: ignore[no-untyped-def]
     text = "a (pink:1.5) sun BREAK sea"
-    (chunk,) = chunks([(text, 1.0)], networks.text.tokenize)
-    expected = networks.text.model(input_ids=torch.tensor([chunk.tokens])).last_hidden_state[0]
+    (chunk,) = chunks([(text, 1.0)], networks.text.towers[0].tokenize)
+    expected = networks.text.towers[0].model(input_ids=torch.tensor([chunk.tokens])).last_hidden_state[0]
     assert torch.equal(encode(text, "None"), expected)  # the same tokens through the same code
     assert encode(text).shape[0] == 2 * 77
 
@@ -56,7 +56,7 @@ def test_without_emphasis_brackets_and_breaks_are_text(encode, networks: Model) 
     ],
 )
 def test_tokens_are_those_of_webuis_tokeniser(networks: Model, text: str, tokens: list[int]) -> None:
-    assert networks.text.tokenize(text) == tokens
+    assert networks.text.towers[0].tokenize(text) == tokens
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +19,17 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save
 
+from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import Extras
 from pipelines.ask.request import Settings
 from pipelines.errors import InvalidInput, ModelError, redacted
 from pipelines.infotext.asked import NO_DATA, settle, with_networks
+from pipelines.models import loader
+from tests import sd2
 from tests.tiny.misbehaving import Answer, Server, running, weights
 from weights_script import __main__ as command_line
 from weights_script.claims import claim
@@ -33,7 +38,7 @@ from weights_script.extras import Library
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
 from weights_script.ledger import Ledger
-from weights_script.manifest import Entry, Licence, Source
+from weights_script.manifest import Entry, Licence, Source, load_manifest
 from weights_script.public import is_public_ip
 from weights_script.resolve import resolve
 from weights_script.web import Access, Patience, SourceFailed
@@ -439,6 +444,46 @@ def test_a_folder_comes_whole_and_without_doubles(hub: Server, tmp_path: Path) -
     assert len(hub.seen) == asked
     (folder / ".complete").write_text('["model_')
     assert present(FOLDER_MODEL, tmp_path) is None
+
+
+def served(server: Server, source: Source, files: Mapping[str, Path]) -> None:
+    """Let the server be a Hub that has a source's repository, with these files by name."""
+    siblings = []
+    for name, path in files.items():
+        content = path.read_bytes()
+        server.script[f"/{source.repo}/resolve/{source.revision}/{name}"] = [Answer(body=content)]
+        siblings.append(
+            {"rfilename": name, "size": len(content), "lfs": {"sha256": hashlib.sha256(content).hexdigest()}}
+        )
+    listing = Answer(body=json.dumps({"siblings": siblings}).encode())
+    server.script[f"/api/models/{source.repo}/revision/{source.revision}"] = [listing]
+
+
+@pytest.mark.parametrize("form", ["single file", "folder"])
+def test_a_depth_model_of_the_manifest_brings_its_estimator(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """MiDaS's network is a part of what is fetched, so that an image alone is enough."""
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    here, entry = tmp_path / "hub", load_manifest()["sd-2-depth"]
+    here.mkdir()
+    parts = sd2.networks(channels=5)
+    if form == "single file":
+        path = sd2.single_file(here / entry.file, parts)
+        entry = replace(entry, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    else:
+        path = sd2.folder(here, parts, prediction_type="epsilon")
+        (path / "model_index.json").write_text("{}")
+        whole = replace(entry.sources[0], file="")
+        entry = replace(entry, format="diffusers-folder", file="", sha256="", sources=(whole,))
+    files = {str(each.relative_to(here)): each for each in here.rglob("*") if each.is_file()}
+    served(server, entry.sources[0], files | {"README.md": Path(__file__)})
+    found = ensure(entry, tmp_path / "cache", HURRY)
+    model = loader.load(ModelFiles(name="depth", checkpoint=found, vae=None, prediction=entry.prediction))
+    assert model.depth is not None
+    inverse = model.depth.depth(Image.new("RGB", (64, 64), "red"))
+    assert inverse.shape == (1, 1, 384, 384)
+    assert inverse.isfinite().all()
 
 
 def test_a_folder_with_a_wrong_file_is_refused_and_taken_up_again(hub: Server, tmp_path: Path) -> None:
@@ -932,7 +977,7 @@ def of_names(*names: str) -> bytes:
 
 KINDS = {
     "a Stable Diffusion checkpoint": of_names("model.diffusion_model.out.2.weight"),
-    "an SDXL checkpoint": of_names("conditioner.embedders.1.model.ln_final.weight"),
+    "a Stable Diffusion 3 checkpoint": of_names("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),
     "a VAE": of_names("decoder.conv_in.weight"),
     "an upscaler": of_names("conv_first.weight"),
     "a LoRA": of_names("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"),

@@ -106,7 +106,7 @@ def test_the_unet_runs_once_a_step_for_both_halves_of_guidance(networks: Model) 
 
 
 def test_the_prompt_is_encoded_once_for_both_passes(networks: Model) -> None:
-    encoder = networks.text.model
+    encoder = networks.text.towers[0].model
     with mock.patch.object(encoder, "forward", wraps=encoder.forward) as text, steps_alone(networks):
         latents(networks, request())
     assert text.call_count == 2  # positive and negative
@@ -189,7 +189,10 @@ def test_a_closed_stream_leaves_nothing_behind(networks: Model, base: np.ndarray
 
 def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks: Model) -> None:
     broken = torch.full((1, 4, 8, 8), torch.nan)
-    with mock.patch.object(highres, "_sample", side_effect=lambda *_: _return(broken)), pytest.raises(NonFiniteError):
+    with (
+        mock.patch.object(highres, "_sample", side_effect=lambda *_: _return((broken, networks))),
+        pytest.raises(NonFiniteError),
+    ):
         list(events(networks, request(hires=None)))
 
 

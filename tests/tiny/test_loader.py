@@ -66,7 +66,7 @@ def assert_same(found: Model, expected: Model, drawn: np.ndarray) -> None:
     for one, other in (
         (found.unet.network, expected.unet.network),
         (found.vae.network, expected.vae.network),
-        (found.text.model, expected.text.model),
+        (found.text.towers[0].model, expected.text.towers[0].model),
     ):
         weights, wanted = one.state_dict(), other.state_dict()
         assert weights.keys() == wanted.keys()
@@ -126,10 +126,7 @@ def test_a_vae_folder(networks: Model, drawn: np.ndarray, files: ModelFiles, tmp
 
 def test_folders_of_other_families(networks: Model, files: ModelFiles, tmp_path: Path) -> None:
     folder = save(networks, tmp_path)
-    for part, change, told in (
-        ("unet", {"addition_embed_type": "text_time"}, r"an SDXL checkpoint\. This container does not run SDXL yet"),
-        ("scheduler", {"prediction_type": "sample"}, "its UNet predicts 'sample'"),
-    ):
+    for part, change, told in (("scheduler", {"prediction_type": "sample"}, "its UNet predicts 'sample'"),):
         path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         was = path.read_text()
         path.write_text(json.dumps(json.loads(was) | change))
@@ -255,7 +252,7 @@ def test_a_folder_of_fp16_variants_and_parts(
     half = [copy.deepcopy(network).half() for network in (networks.unet.network, networks.vae.network)]
     half[0].save_pretrained(tmp_path / "unet", variant="fp16", max_shard_size="4MB")
     half[1].save_pretrained(tmp_path / "vae", variant="fp16")
-    copy.deepcopy(networks.text.model).half().save_pretrained(tmp_path / "text_encoder", variant="fp16")
+    copy.deepcopy(networks.text.towers[0].model).half().save_pretrained(tmp_path / "text_encoder", variant="fp16")
     assert (
         len(list((tmp_path / "unet").glob("*-of-*.fp16.safetensors")) + list((tmp_path / "unet").glob("*fp16-0*"))) > 1
     )
@@ -281,7 +278,7 @@ def test_whole_positions_are_no_news(
     files: ModelFiles, tensors: Tensors, tmp_path: Path, kind: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_file(tensors | {POSITIONS: torch.arange(77)[None].to(kind)}, tmp_path / "a.safetensors")
-    positions = load(replace(files, checkpoint=tmp_path / "a.safetensors")).text.model.embeddings.position_ids
+    positions = load(replace(files, checkpoint=tmp_path / "a.safetensors")).text.towers[0].model.embeddings.position_ids
     assert positions.tolist() == [list(range(77))]
     assert "position_ids" not in caplog.text
 
@@ -301,9 +298,9 @@ def test_broken_positions_draw_webuis_picture_and_are_told(
     save_file(tensors | {POSITIONS: told}, path)
     broken = load(replace(files, checkpoint=path))
     expected = [2 if at == 3 else 60 if at == 5 else at for at in range(77)]
-    assert broken.text.model.embeddings.position_ids.tolist() == [expected]
+    assert broken.text.towers[0].model.embeddings.position_ids.tolist() == [expected]
     assert "broken (3 is 2.98, 5 is 60). Pictures are drawn with them, as in WebUI" in caplog.text
-    with mock.patch.object(networks.text.model.embeddings, "position_ids", torch.tensor([expected])):
+    with mock.patch.object(networks.text.towers[0].model.embeddings, "position_ids", torch.tensor([expected])):
         wanted = picture(networks)
     assert alike(picture(broken), wanted)
     assert not alike(wanted, drawn)
@@ -317,7 +314,7 @@ def test_positions_that_webui_cannot_draw_with_are_mended_and_told(
 ) -> None:
     save_file(tensors | {POSITIONS: told}, tmp_path / "a.safetensors")
     found = load(replace(files, checkpoint=tmp_path / "a.safetensors"))
-    assert found.text.model.embeddings.position_ids.tolist() == [list(range(77))]
+    assert found.text.towers[0].model.embeddings.position_ids.tolist() == [list(range(77))]
     assert "a.safetensors: its text encoder's position_ids are unusable; 0 to 76 are used." in caplog.text
 
 

@@ -45,7 +45,7 @@ def clean(networks: Model) -> Iterator[Model]:
 
 
 def some(networks: Model, seed: int = 0) -> dict[str, Tensor]:
-    return kohya(networks.unet.network, networks.text.model, seed)
+    return kohya(networks.unet.network, networks.text.towers[0].model, seed)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def draw(networks: Model, request: GenerationRequest) -> NDArray[np.uint8]:
 
 def weights(networks: Model) -> dict[str, Tensor]:
     """Those that the tests' LoRAs touch."""
-    layers = {LINEAR: networks.unet.network, CONV: networks.unet.network, TEXT: networks.text.model}
+    layers = {LINEAR: networks.unet.network, CONV: networks.unet.network, TEXT: networks.text.towers[0].model}
     return {name: network.get_submodule(name).weight.clone() for name, network in layers.items()}  # type: ignore
 
 
@@ -422,7 +422,7 @@ def test_norms_and_biases_are_changed_and_restored(clean: Model, tmp_path: Path)
 
 def test_an_embedding_inside_a_lora_counts_while_the_lora_does(clean: Model, tmp_path: Path) -> None:
     """`bundle_emb` of OneTrainer and others; a file of its own with the same name goes before it, as in WebUI."""
-    vectors = random(2, clean.text.model.config.hidden_size)
+    vectors = random(2, clean.text.towers[0].model.config.hidden_size)
     tensors = some(clean) | {"bundle_emb.zqx.string_to_param.*": vectors}
     bundle = write(tmp_path / "bundle.safetensors", tensors)
     alone = write(tmp_path / "zqx.safetensors", {"emb_params": vectors})

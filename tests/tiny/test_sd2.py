@@ -1,44 +1,56 @@
 """Stable Diffusion 2.x and its derived models, on small models with random weights."""
 
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.__main__ import read_given
 from pipelines.ask.identity import ModelFiles
+from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
-from pipelines.drawing.drawing import Given
-from pipelines.drawing.phases import PassResult, Picture, render
-from pipelines.drawing.pictures import beyond_webui, check_image, with_depth
+from pipelines.drawing.drawing import Drawing, Given
+from pipelines.drawing.phases import Notice, PassResult, Picture, render
+from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.start import hires_stage, scaled_depth
+from pipelines.drawing.unused import unused_by
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.families.noise_schedule import LAST_ALPHA
 from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPrediction
-from pipelines.families.sd2 import SD2
-from pipelines.infotext.asked import Pictures
+from pipelines.families.sd2 import OPENCLIP_H, SD2
+from pipelines.images.masks import prepare
+from pipelines.images.reading import flat, read_pictures
+from pipelines.infotext.asked import NO_DATA, Fetched, Pictures, read_data, settle
 from pipelines.infotext.writing import of_picture
 from pipelines.models.controls import load_control
 from pipelines.models.depth import prepared_size
-from pipelines.models.image_prompt import blurred
+from pipelines.models.image_prompt import ImagePrompt, Spread, blurred
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
+from pipelines.runtime.device import Device, Stopwatch
 from pipelines.sampling.denoiser import Stage
+from predict import Predictor
 from tests import passes
 from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
@@ -192,16 +204,19 @@ def test_attention_of_the_text_encoder_is_changed_whole_or_not_at_all(noise: Pat
     layers = [
         f"lora_te_text_model_encoder_layers_0_self_attn_{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")
     ]
-    weights = {name: tensor.clone() for name, tensor in model.text.model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in model.text.towers[0].model.state_dict().items()}
 
     def changed() -> list[str]:
         return [
-            name for name, tensor in model.text.model.state_dict().items() if not torch.equal(tensor, weights[name])
+            name
+            for name, tensor in model.text.towers[0].model.state_dict().items()
+            if not torch.equal(tensor, weights[name])
         ]
 
     model.adapters.apply([lora(tmp_path / "some.safetensors", *layers[:3])])
     assert changed() == []
-    assert "6 of its 6 tensors" in model.adapters.left_over[0]
+    assert "6 of its 6 tensors are left out, as in WebUI, because this text encoder" in model.adapters.left_over[0]
+    assert "unknown" not in model.adapters.left_over[0]
     model.adapters.apply([lora(tmp_path / "all.safetensors", *layers)])
     assert len(changed()) == 4
 
@@ -222,6 +237,17 @@ def test_a_controlnet_of_another_family_is_told(noise: Path, tmp_path: Path) -> 
         ModelError, match=r"made for Stable Diffusion 1\.x, but the model here is Stable Diffusion 2\.x"
     ):
         model_of(noise).controls.load_only([ExtraFile.at(path)])
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+def test_a_lora_of_some_text_layers_tells_its_family(noise: Path, tmp_path: Path, part: str) -> None:
+    layer = f"lora_te_text_model_encoder_layers_0_self_attn_{part}_proj"
+    save_file(
+        {f"{layer}.lora_up.weight": torch.ones(768, 1), f"{layer}.lora_down.weight": torch.ones(1, 768)},
+        tmp_path / "part.safetensors",
+    )
+    with pytest.raises(ModelError, match=r"made for Stable Diffusion 1\.x, but the model here is"):
+        model_of(noise).adapters.apply([LoraUse(ExtraFile.at(tmp_path / "part.safetensors"), LoraTag("a", 1.0, 1.0))])
 
 
 def test_the_unet_tells_the_family_of_a_lora_and_not_the_first_text_encoder(noise: Path, tmp_path: Path) -> None:
@@ -256,22 +282,61 @@ def test_a_controlnet_of_its_own_family_acts(
     assert not torch.allclose(results[0][1], torch.zeros(()))
 
 
-def test_an_embedding_of_another_family_is_told(noise: Path, tmp_path: Path) -> None:
-    save_file({"emb_params": torch.zeros(1, 768)}, tmp_path / "word.safetensors")
-    extras = Extras(embeddings={"word": ExtraFile.at(tmp_path / "word.safetensors")})
-    asked = request(prompt="word", extras=extras)
-    with pytest.raises(ModelError, match=r"made for Stable Diffusion 1\.x"):
-        latents(model_of(noise), asked)
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        (
+            {"emb_params": torch.ones(1, 768)},
+            r"its vectors have 768 values \(Stable Diffusion 1\.x\), this model takes",
+        ),
+        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "a textual inversion embedding for SDXL"),
+    ],
+)
+def test_the_word_of_an_embedding_for_another_family_stays_text(
+    noise: Path, tmp_path: Path, tensors: dict[str, Tensor], told: str
+) -> None:
+    """As in WebUI, which loads only embeddings of the model's width."""
+    save_file(tensors, tmp_path / "word.safetensors")
+    model, word = model_of(noise), replace(ExtraFile.at(tmp_path / "word.safetensors"), origin="files='word'")
+    asked = request(prompt="a word", extras=Extras(embeddings={"word": word}))
+    torch.testing.assert_close(latents(model, asked), latents(model, request(prompt="a word")))
+    events = render(model, asked, make_plan(asked))
+    (text,) = (event.text for event in events if isinstance(event, Notice))
+    assert re.match(rf"word stays text, as in WebUI: files='word': {told}", text)
+
+
+def test_a_shorter_name_of_an_embedding_that_fits_is_read(noise: Path, tmp_path: Path) -> None:
+    """An embedding for another family does not hide the one whose name its own begins with."""
+    files = {}
+    for name, width in (("zeta", WIDTH), ("zeta-long", 768)):
+        save_file({"emb_params": torch.ones(1, width)}, tmp_path / f"{name}.safetensors")
+        files[name] = ExtraFile.at(tmp_path / f"{name}.safetensors")
+    text = model_of(noise).text
+    (table,), (tower,) = text.embedding_tables(files), text.towers
+    first, *others = table.units(tower.tokenize("zeta-long"))
+    assert first == (-1,)
+    assert [(token,) for token in tower.tokenize("-long")] == others
 
 
 def test_a_file_with_the_text_layers_that_are_used_alone_draws_the_same(noise: Path, tmp_path: Path) -> None:
     """diffusers' converter writes 23 text layers, the published files 24, of which the last one is not used."""
-    last = f"resblocks.{SD2.text.layers}."
+    last = f"resblocks.{OPENCLIP_H.layers}."
     tensors = {name: tensor for name, tensor in load_file(noise).items() if last not in name}
     assert len(tensors) < len(load_file(noise))
     save_file(tensors, tmp_path / "short.safetensors")
     one, other = (latents(model_of(path), request()) for path in (noise, tmp_path / "short.safetensors"))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict.", "model.", "module.", "state_dict.module."])
+def test_a_checkpoint_in_a_wrapper_draws_the_same(noise: Path, tmp_path: Path, wrapper: str) -> None:
+    """Training programs that save the object around the model put its name before all names."""
+    tensors = {f"{wrapper}{name}": tensor for name, tensor in load_file(noise).items()}
+    save_file(tensors, tmp_path / "wrapped.safetensors")
+    wrapped = model_of(tmp_path / "wrapped.safetensors")
+    assert wrapped.family is SD2
+    plain = model_of(noise).unet.network.state_dict()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in wrapped.unet.network.state_dict().items())
 
 
 def test_noise_levels_in_bfloat16_are_the_familys(noise: Path, tmp_path: Path) -> None:
@@ -414,7 +479,7 @@ def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
     told = []
     for upscaler, weight in (("Latent", 1.0), ("Lanczos", 1.0), ("Latent", 0.5)):
         asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
-        told.append(beyond_webui(model, make_plan(asked), weight))
+        told.append(list(remarks(model, make_plan(asked), weight)))
     assert [len(each) for each in told] == [1, 0, 0]
     assert "WebUI" in told[0][0]
 
@@ -426,6 +491,39 @@ def test_a_depth_checkpoint_follows_the_map(depth: Model) -> None:
     drawn = [latents(depth, request(image=replace(image, depth=each))) for each in maps]
     assert all(each.isfinite().all() for each in drawn), "also under a flat map"
     assert all(not torch.allclose(a, b, atol=1e-4) for k, a in enumerate(drawn) for b in drawn[:k])
+
+
+def test_a_depth_map_of_16_bits_is_read_whole(depth: Model, tmp_path: Path) -> None:
+    """Its steps may be finer than the 256 of 8 bits. A ControlNet gets 8 bits of it."""
+    ramp = np.tile(np.arange(64, dtype=np.uint16) + 30_000, (64, 1))
+    Image.fromarray(ramp).save(tmp_path / "depth.png")
+    (read,) = read_pictures(Inputs(control_images=(tmp_path / "depth.png",))).controls
+    assert np.array_equal(np.asarray(flat(read))[..., 0], ramp // 257)
+    given = with_depth(depth, Pictures(image=PICTURE, controls=(read,)), controlled=False)
+    image = ImageSettings(picture=PICTURE, depth=given.depth, resize_mode="crop")
+    whole, crop = (depth_in(depth, request(image=image, width=width)) for width in (64, 128))
+    assert np.allclose(whole, ramp / 257, atol=1e-3)
+    assert crop.shape == (64, 128)
+    assert (np.diff(crop[0]) >= 0).all()
+    assert len(np.unique(crop)) > 60, "it is as fine when it is resized"
+
+
+def depth_in(model: Model, asked: GenerationRequest) -> NDArray[np.float32]:
+    """The depth map that a request is drawn with (H, W)."""
+    assert asked.image is not None
+    canvas = prepare(asked.image, (asked.width, asked.height))
+    drawing = Drawing(
+        model=model,
+        hires_model=model,
+        refiner=model,
+        request=asked,
+        plan=make_plan(asked),
+        canvas=canvas,
+        upscaler=None,
+        show_phases=False,
+        watch=Stopwatch(torch.device("cpu")),
+    )
+    return drawing.depth[0, 0].numpy()
 
 
 def test_a_depth_map_is_scaled_by_its_ends() -> None:
@@ -444,7 +542,7 @@ def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tu
 
 
 def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs a picture"):
+    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs an image"):
         check_image(depth, Pictures(), controlled=False)
     check_image(model_of(noise), Pictures(), controlled=False)
     blind = replace(depth, depth=None)
@@ -452,8 +550,61 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
         with_depth(blind, Pictures(image=PICTURE), controlled=False)
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined with your own map"):
         with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
+    for model in (blind, depth):
+        with pytest.raises(InvalidInput, match="control_images='2 sent': an image has one depth map"):
+            with_depth(model, Pictures(image=PICTURE, controls=(OTHER, OTHER)), controlled=False)
     shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
+
+
+def test_a_noise_level_without_the_statistics_that_it_needs_is_refused(unclip: Model) -> None:
+    """Single files of the small unCLIP model lack those of its embeddings."""
+    check_noise_level(unclip, 500)
+    assert unclip.image_prompt is not None
+    tower = unclip.image_prompt._tower
+    unknown = replace(unclip, image_prompt=ImagePrompt(tower, Spread(torch.zeros(1), torch.ones(1), known=False)))
+    check_noise_level(unknown, 0)
+    with pytest.raises(InvalidInput, match=r"^image_noise_level=1: this checkpoint lacks the statistics"):
+        check_noise_level(unknown, 1)
+
+
+def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path: Path) -> None:
+    inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
+    settings = {"clip_skip", "conditional_mask_weight", "image_noise_level", "seed"}
+    told = {model.family.name: list(unused_by(model, settings)) for model in (depth, unclip, inpainting)}
+    names = {family: [line.partition(" does nothing here: ")[0] for line in lines] for family, lines in told.items()}
+    assert names == {
+        "Stable Diffusion 2.x depth": ["clip_skip", "conditional_mask_weight", "image_noise_level"],
+        "Stable unCLIP": ["clip_skip", "conditional_mask_weight"],
+        "Stable Diffusion 2.x": ["clip_skip", "image_noise_level"],
+    }
+    assert told["Stable unCLIP"][0].endswith("Stable unCLIP always uses the same layer of its text encoders.")
+    assert list(unused_by(depth, {"seed"})) == []
+
+
+def predictor_of(model: Model) -> Any:
+    """A predictor with this model, whose library knows no networks."""
+    predictor: Any = Predictor()
+    predictor.networks, predictor.settings = model, model.settings
+    predictor.fetchers = SimpleNamespace(run=lambda work, *arguments: work(*arguments))
+    predictor.library = SimpleNamespace(load_only=mock.Mock(return_value=Fetched()))
+    return predictor
+
+
+def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Model) -> None:
+    predictor, pictures = predictor_of(replace(depth, depth=None)), Pictures(image=PICTURE, controls=(OTHER,))
+    inputs = Inputs(controls="canny")
+    with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
+        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures)
+    predictor.library.load_only.assert_not_called()
+
+
+def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, inputs = Pictures(image=PICTURE), Inputs(clip_skip=2)
+    asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
+    predictor_of(depth)._request(asked, inputs, pictures)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
+    assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 
 
 def test_what_is_missing_is_told_in_the_log(
@@ -466,7 +617,7 @@ def test_what_is_missing_is_told_in_the_log(
     path = folder(tmp_path / "blind", networks(channels=5), prediction_type="epsilon")
     shutil.rmtree(path / "depth_estimator")
     model_of(path)
-    for told in ("depth map is flat", "an `image` is what this model wants", "blind has no depth estimator"):
+    for told in ("depth map is flat", "it was made for variations of images", "blind has no depth estimator"):
         assert told in caplog.text
 
 
@@ -481,6 +632,37 @@ def test_pictures_come_out(depth: Model) -> None:
     asked = request(image=ImageSettings(picture=PICTURE))
     (drawn,) = (e.pixels for e in render(depth, asked, make_plan(asked)) if isinstance(e, Picture))
     assert drawn.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("kind", "near"), [(torch.float16, 0.05), (torch.bfloat16, 0.3)])
+def test_half_precision_draws_nearly_the_same(tmp_path: Path, kind: torch.dtype, near: float) -> None:
+    """Within what numbers of so few digits allow: a hundredth, or a tenth, of the largest values."""
+    path = single_file(tmp_path / "x.safetensors", networks(v=True))
+    asked = request(num_inference_steps=1)
+    whole, half = (drawn_in(each, path, asked) for each in (torch.float32, kind))
+    assert whole.abs().max() > 10 * near
+    assert (half - whole).abs().max() < near
+
+
+def test_large_queries_and_keys_do_not_overflow_in_half_precision(tmp_path: Path) -> None:
+    """Those of SD 2.1 do where attention is written out, and the picture is black."""
+    parts = {**networks(v=True), "unet": deepcopy(networks(v=True)["unet"])}
+    for name, module in parts["unet"].named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_k")):
+            module.weight.data *= 2000
+    path = single_file(tmp_path / "x.safetensors", parts)
+    asked = request(num_inference_steps=1)
+    assert drawn_in(torch.float16, path, asked).isfinite().all()
+    assert not drawn_in(torch.float16, path, asked, AttnProcessor()).isfinite().all()
+
+
+def drawn_in(kind: torch.dtype, path: Path, asked: GenerationRequest, attention: AttnProcessor | None = None) -> Tensor:
+    """The last pass's latents of a v model in a precision, with an attention other than the engine's."""
+    files = ModelFiles(name="small", checkpoint=path, vae=None, prediction="v_prediction")
+    model = load(files, Device(torch.device("cpu"), kind))
+    if attention:
+        model.unet.network.set_attn_processor(attention)
+    return latents(model, asked).float()
 
 
 @pytest.mark.parametrize("form", FORMS)

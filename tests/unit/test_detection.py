@@ -72,8 +72,24 @@ def test_the_layout_of_a_refiner_with_the_width_of_sd2_is_sd2() -> None:
 @pytest.mark.parametrize(
     ("unet", "family"),
     [
-        ({"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2816}, "SDXL"),
-        ({"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2560}, "SDXL refiner"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "projection_class_embeddings_input_dim": 2816,
+                "cross_attention_dim": 2048,
+                "addition_time_embed_dim": 256,
+            },
+            "SDXL",
+        ),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "projection_class_embeddings_input_dim": 2560,
+                "cross_attention_dim": 1280,
+                "addition_time_embed_dim": 256,
+            },
+            "SDXL refiner",
+        ),
         ({"class_embed_type": "projection", "use_linear_projection": True}, "Stable unCLIP"),
         ({"use_linear_projection": True}, "Stable Diffusion 2.x"),
         ({"use_linear_projection": True, "in_channels": 9}, "Stable Diffusion 2.x"),
