@@ -211,7 +211,6 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
         "CFG end: 0",  # 0 is a choice there, and 1 the usual
         "Sampler low order: False",  # so is False here
         "Image guidance mode: 0",
-        "Hires checkpoint: other",
         "Hires CFG Scale: 3",
         "Styles: anime",
         "Parser: compel",
@@ -220,6 +219,15 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
 def test_a_key_that_nobody_here_knows_stops_a_strict_request(end: str) -> None:
     (found,) = obstacles(f"a\n{PLAIN}, {end}", MODEL)
     assert (found.text, found.other_picture) == (f"{end} is not understood", True)
+
+
+@pytest.mark.parametrize("end", ["Hires checkpoint: other", "Refiner: other [0123456789], Refiner switch at: 0.8"])
+@pytest.mark.parametrize("block", [f"a\n{PLAIN}", f"a\n{HIRES}"])
+def test_a_model_that_is_not_here_stops_a_strict_request(block: str, end: str) -> None:
+    (found,) = obstacles(f"{block}, {end}", MODEL)
+    what, name = end.partition(",")[0].split(": ")
+    assert found.text.lower().startswith(f"made with the {what.lower()} {name}; it is not one of this container's")
+    assert found.other_picture
 
 
 @pytest.mark.parametrize(
