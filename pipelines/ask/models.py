@@ -60,9 +60,7 @@ class ModelNames:
         return refusal(where, text, self.identities, self.broken, shown)
 
 
-def refusal(
-    where: str, text: str, models: Iterable[str], broken: Mapping[str, str], shown: str = ""
-) -> InvalidInput:
+def refusal(where: str, text: str, models: Iterable[str], broken: Mapping[str, str], shown: str = "") -> InvalidInput:
     """Return the error for a name that means none of these models. It lists them, the closest name first."""
     fix = f"The models here are {', '.join(closest_first(text, models))}."
     if reason := reason_of(text, broken):

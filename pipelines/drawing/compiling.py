@@ -44,6 +44,7 @@ def compile_model(model: Model, width: int, height: int) -> Model:
 def compiled(model: Model, width: int, height: int, record: Record, backend: str = "inductor") -> Model:
     """Compile the networks for all sizes. Return the plain model if that fails or changes the picture."""
     start = time.perf_counter()
+    torch.compiler.set_stance("default")  # another model may have been compiled before
     options: dict[str, Any] = {"dynamic": True, "backend": backend}
     try:
         # not square: compiled for a square, the network would be compiled again for the first size that is not square

@@ -63,10 +63,9 @@ def with_models(asked: Asked, models: ModelNames) -> Asked:
     return replace(asked, settings=settings)
 
 
-def other_models(asked: Asked) -> list[str]:
-    """Return the models, apart from the first pass's, that take part in a picture."""
-    named = (role.name_in(asked.settings) for role in ROLES)
-    return list(dict.fromkeys(filter(None, named)))
+def others_by_key(asked: Asked) -> list[tuple[str, str]]:
+    """Return the names of the models, apart from the first pass's, that take part in a picture, with their keys."""
+    return [(role.key, name) for role in ROLES if (name := role.name_in(asked.settings))]
 
 
 def of_other_models(asked: Asked, models: ModelNames) -> Iterator[Obstacle]:
