@@ -59,9 +59,10 @@ def compiled(model: Model, width: int, height: int, record: Record, backend: str
     except Exception as error:
         log.warning("The networks run uncompiled (%s): pictures take longer.", in_one_line(error))
         release_memory(error)
-        torch.compiler.set_stance("force_eager")
+        model.vae.network.decoder._compiled_call_impl = None  # torch has no public way to undo Module.compile
         return model
-    torch.compiler.set_stance("eager_on_recompile")  # requests never wait for the compiler
+    finally:
+        torch.compiler.set_stance("eager_on_recompile")  # requests never wait for the compiler
     log.info("Compiled and warmed up in %.0f s.", time.perf_counter() - start)
     return faster
 

@@ -67,13 +67,12 @@ class Roster:
 
 
 def put_away(model: Model) -> None:
-    """Move a model off the device, without LoRAs and control networks. On a CPU it stays in memory as it is."""
-    if model.device.place.type == "cpu" or not model.weights.on_device:
-        return
+    """Drop a model's LoRAs and control networks, and move its weights off the device. A CPU keeps them as they are."""
     model.adapters.apply(())
     model.controls.load_only(())
-    model.unet.forget()
-    model.weights.leave()
+    if model.device.place.type != "cpu" and model.weights.on_device:
+        model.unet.forget()
+        model.weights.leave()
 
 
 def made(makers: Mapping[str, Callable[[], Made]]) -> tuple[dict[str, Made], dict[str, str]]:

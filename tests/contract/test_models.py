@@ -1,7 +1,6 @@
 """Several models in one container, one of them broken."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
