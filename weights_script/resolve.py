@@ -1,7 +1,7 @@
 """Choose the models that a container loads: the given file, else the named ones, else the embedded default."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -42,12 +42,20 @@ def resolvers(weights: str | None, models: str | None) -> dict[str, Callable[[],
     """
     chosen = [each.strip() for each in (models or "").split(",") if each.strip()]
     if weights or len(chosen) < 2:
-        (model,) = chosen or [""]
+        model = chosen[0] if chosen else ""
         return {_label(weights or model or DEFAULT_MODEL): partial(resolve, weights, model)}
     vaes, predictions = (_places(setting, len(chosen)) for setting in ("PASTEL_VAE", "PASTEL_PREDICTION"))
-    found: dict[str, Callable[[], ResolvedModel]] = {}
-    for model, *own in zip(chosen, vaes, predictions, strict=True):
-        found[_unused(_label(model), found)] = partial(_resolve, None, model, *own)
+    ways = zip(labelled(chosen).items(), vaes, predictions, strict=True)
+    return {label: partial(_resolve, None, model, *own) for (label, model), *own in ways}
+
+
+def labelled(models: Iterable[str]) -> dict[str, str]:
+    """Return models (manifest entries, paths and URLs) by what requests call them: no two have the same name."""
+    found: dict[str, str] = {}
+    for model in models:
+        label = _label(model)
+        numbered = (label if number == 1 else f"{label}-{number}" for number in count(1))
+        found[next(each for each in numbered if each not in found)] = model
     return found
 
 
@@ -58,12 +66,6 @@ def _label(value: str) -> str:
     name = Path(urlsplit(value).path if "://" in value else value).name
     known = name.endswith((".safetensors", ".ckpt", ".pt"))
     return shown_name(name.rpartition(".")[0] if known else name) or value
-
-
-def _unused(label: str, used: dict[str, Callable[[], ResolvedModel]]) -> str:
-    """Return the label, or one with a number if another model has it."""
-    numbered = (label if number == 1 else f"{label}-{number}" for number in count(1))
-    return next(each for each in numbered if each not in used)
 
 
 def _places(setting: str, number: int) -> Iterator[str]:
