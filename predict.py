@@ -23,7 +23,7 @@ from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
-from pipelines.drawing.pictures import beyond_webui, check_image, check_noise_level, with_depth
+from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.progress import Bars
 from pipelines.drawing.unused import unused_by
 from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
@@ -448,7 +448,7 @@ class Predictor(BasePredictor):
         plan, model = make_plan(request), cast.model
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *beyond_webui(model, plan, request.mask_weight))))
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(model, plan, request.mask_weight))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()

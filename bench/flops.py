@@ -36,6 +36,7 @@ class Cost(NamedTuple):
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="HxW", help=f"latents; default: {' '.join(SIZES)}")
+    parser.add_argument("--model", default="sd15", choices=("sd15", "sdxl", "sdxl-refiner"), help="default: sd15")
     parser.add_argument("--width", type=int, default=512, help="width of the draft, in pixels; default: 512")
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20, help="steps of either pass; default: 20")
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print both tables. Return FLOPs."""
     from bench.full_size import meta_networks
 
-    networks = meta_networks()
+    networks = meta_networks(arguments.model)
     sizes = [latent_size(size) for size in arguments.sizes]
     costs = {
         "UNet, one forward": [of_unet(networks["unet"], *size) for size in sizes],
@@ -64,7 +65,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         hires=HiresSettings(scale=2),
     )
     plan = make_plan(request)
-    phases = {"ours": of_plan(networks, plan), "composition": of_composition(networks, plan)}
+    phases = {"ours": of_plan(networks, plan)}
+    if arguments.model == "sd15":  # the composition's upscaler is made for its latents
+        phases["composition"] = of_composition(networks, plan)
     whole = {name: sum(found.values()) for name, found in phases.items()}
     print(f"\n{plan.describe()}")
     for name, found in phases.items():
@@ -95,8 +98,11 @@ def latent_size(text: str) -> tuple[int, int]:
 @cache  # counting takes seconds, and pictures of one size or of as many steps share it
 def of_unet(unet: UNet2DConditionModel, height: int, width: int) -> Cost:
     """Return the cost of one row of a batch, latents (4, height, width)."""
-    context = _meta(1, TOKENS, unet.config.cross_attention_dim)
-    return counted(lambda: unet(_meta(1, 4, height, width), _meta(1), encoder_hidden_states=context))
+    context, vector = _meta(1, TOKENS, unet.config.cross_attention_dim), None
+    if unet.class_embedding is not None:
+        vector = _meta(1, unet.config.projection_class_embeddings_input_dim)
+    call = _meta(1, 4, height, width), _meta(1), context
+    return counted(lambda: unet(*call, class_labels=vector))
 
 
 @cache
@@ -120,7 +126,8 @@ def of_text(text: CLIPTextModel) -> Cost:
 def of_plan(networks: dict[str, Any], plan: HighresPlan) -> dict[str, int]:
     """Return our cost by phase, with samplers that call the network once per step."""
     images = len(plan.seeds)
-    found = {"text": of_text(networks["text"]).total * ROWS}
+    texts = [network for name, network in networks.items() if name.startswith("text")]
+    found = {"text": sum(of_text(text).total for text in texts) * ROWS}
     for name, part in (("base", plan.first), ("refine", plan.hires)):
         if part:
             assert part.steps is not None

@@ -1,10 +1,11 @@
-"""A full-size Stable Diffusion 1.5 with random weights, which is enough to measure speed without a download.
+"""Full-size models with random weights, which are enough to measure speed without a download.
 
-It is not committed. It is made once, in the cache folder, as a single file with the configuration files that diffusers
-reads.
+They are not committed. Each is made once, in the cache folder, as a single file. The configuration files that diffusers
+reads are those of Stable Diffusion 1.5.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -15,15 +16,26 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from pastel_tiny.pack import unet_weights, vae_weights
 from pipelines.ask.identity import TOKENIZER
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
+from pipelines.families.family import Family
 from pipelines.families.sd1 import SD1
+from pipelines.families.sdxl import REFINER, SDXL
+from pipelines.models.export import checkpoint_weights
 from weights_script.fetch import cache_folder
 
-UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+
+@dataclass(frozen=True)
+class Form:
+    """A published model's shapes: the arguments of diffusers' and transformers' networks."""
+
+    family: Family
+    unet: dict[str, Any]
+    texts: tuple[dict[str, Any], ...]
+    """Its text encoders, in the family's order."""
+
+
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -32,14 +44,57 @@ VAE: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 512,
 }
-TEXT: dict[str, Any] = {
+MARKS = {"bos_token_id": 49406, "eos_token_id": 49407}
+CLIP_L: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
+    **MARKS,
 }
+OPENCLIP_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "projection_dim": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    **MARKS,
+}
+WITHOUT, WITH = "DownBlock2D", "CrossAttnDownBlock2D"
+LARGE = {"sample_size": 128, "use_linear_projection": True, "class_embed_type": "projection"}
+FORMS = {
+    "sd15": Form(SD1, {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}, (CLIP_L,)),
+    "sdxl": Form(
+        SDXL,
+        LARGE
+        | {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": (WITHOUT, WITH, WITH),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        (CLIP_L, OPENCLIP_G),
+    ),
+    "sdxl-refiner": Form(
+        REFINER,
+        LARGE
+        | {
+            "block_out_channels": (384, 768, 1536, 1536),
+            "down_block_types": (WITHOUT, WITH, WITH, WITHOUT),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": 4,
+            "attention_head_dim": (6, 12, 24, 24),
+            "cross_attention_dim": 1280,
+            "projection_class_embeddings_input_dim": 2560,
+        },
+        (OPENCLIP_G,),
+    ),
+}
+"""Models by name, as they were published."""
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -50,14 +105,14 @@ PARTS = {
 }
 
 
-def checkpoint() -> Path:
-    """Return the single file (fp16, LDM layout, 2.1 GB), making it at the first call."""
-    path = _folder() / "sd15-random.safetensors"
+def checkpoint(form: str = "sd15") -> Path:
+    """Return the single file of a form (fp16, 2.1 GB of sd15 and 6.9 GB of sdxl), making it at the first call."""
+    path = _folder() / f"{form}-random.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"Making {path} (2.1 GB, once).", flush=True)
+        print(f"Making {path} (several GB, once).", flush=True)
         part = path.with_suffix(".part")
-        save_file(_weights(), part, {"format": "pt"})
+        save_file(_weights(form), part, {"format": "pt"})
         part.rename(path)
     return path
 
@@ -88,24 +143,24 @@ def _folder() -> Path:
     return cache_folder() / "bench"
 
 
-def meta_networks() -> dict[str, Any]:
+def meta_networks(form: str = "sd15") -> dict[str, Any]:
+    """Return a form's networks without weights: its UNet, VAE, and text encoders (text, text_2)."""
+    known = FORMS[form]
     with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel(**UNET),
-            "vae": AutoencoderKL(**VAE),
-            "text": CLIPTextModel(CLIPTextConfig(**TEXT)),
-        }
+        texts = [
+            (CLIPTextModelWithProjection if tower.pooled else CLIPTextModel)(CLIPTextConfig(**config))
+            for tower, config in zip(known.family.texts, known.texts, strict=True)
+        ]
+        named = {"text" if place == 0 else f"text_{place + 1}": network for place, network in enumerate(texts)}
+        return {"unet": UNet2DConditionModel(**known.unet), "vae": AutoencoderKL(**VAE), **named}
 
 
-def _weights() -> dict[str, Tensor]:
+def _weights(form: str) -> dict[str, Tensor]:
     """Return small random values under LDM's names, so that activations stay finite through every layer."""
-    networks = {name: _filled(network) for name, network in meta_networks().items()}
-    unet, vae = unet_weights(networks["unet"], UNET_PREFIX), vae_weights(networks["vae"], VAE_PREFIX)
-    text = {
-        f"{SD1.texts[0].prefix}text_model.{name.removeprefix('text_model.')}": value
-        for name, value in networks["text"].state_dict().items()
-    }
-    return {name: value.contiguous() for name, value in (unet | vae | text).items()}
+    networks = {name: _filled(network) for name, network in meta_networks(form).items()}
+    texts = [network for name, network in networks.items() if name.startswith("text")]
+    tensors = checkpoint_weights(FORMS[form].family, networks["unet"], networks["vae"], texts)
+    return {name: value.contiguous() for name, value in tensors.items()}
 
 
 def _filled(network: nn.Module) -> nn.Module:

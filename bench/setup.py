@@ -105,9 +105,13 @@ CONTESTANTS: dict[str, Callable[[Path, Laps], None]] = {
     "fp32, diffusers with accelerate": lambda file, laps: diffusers(file, laps, False),
 }
 
+OF_EVERY_FAMILY = ("raw read", "fp16, ours")
+"""What is compared for models of other families than Stable Diffusion 1.x, for which there is no configuration."""
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=4, help="runs of each (default 4)")
+    parser.add_argument("--model", default="sd15", choices=("sd15", "sdxl", "sdxl-refiner"), help="default: sd15")
     parser.add_argument("--cold", action="store_true", help="drop the file from the page cache before each read")
 
 
@@ -115,10 +119,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the tables. Return medians for the JSON line."""
     from bench.full_size import checkpoint, configuration
 
-    file = checkpoint()
+    file = checkpoint(arguments.model)
     configuration()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-    for name in report.in_turn(list(CONTESTANTS), arguments.rounds):
+    names = list(CONTESTANTS) if arguments.model == "sd15" else list(OF_EVERY_FAMILY)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for name in report.in_turn(names, arguments.rounds):
         if arguments.cold:
             drop_from_cache(file)
         found[name].append(_measured(name, file))
@@ -130,6 +135,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         name: [sum(pair) for pair in zip(figures["import"][name], figures["load"][name], strict=True)]
         for name in figures["import"]
     }
+    if arguments.model != "sd15":
+        print(report.table("\nLoad: from the file to networks", "s", figures["load"], "raw read"))
+        print(report.table("\nPeak memory after loading", "GB", figures["peak"], "raw read"))
+        return figures
     size = file.stat().st_size / 1e9
     print(f"{file.name}: {size:.2f} GB{', not in the page cache' if arguments.cold else ', in the page cache'}")
     print(report.table("\nLoad: from the file to networks", "s", figures["load"], "raw read"))

@@ -8,27 +8,17 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pastel_tiny.latents import folded
 from pastel_tiny.progress import load
 from pastel_tiny.unet import averaged
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, unet_layout, vae_layout
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX
 from pipelines.families.sd1 import SD1
+from pipelines.models.export import unet_weights, vae_weights
 
 COMMAND = "python -m pastel_tiny.train --out DIR && python -m pastel_tiny.pack --out DIR --to weights_script/embedded"
-
-
-def unet_weights(unet: UNet2DConditionModel, prefix: str = "") -> dict[str, Tensor]:
-    """Return the UNet's weights by their original names."""
-    return unet_layout(unet.config.down_block_types).tensors_to_ldm(unet.state_dict(), prefix)
-
-
-def vae_weights(vae: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
-    """Return the autoencoder's weights by their original names."""
-    return vae_layout(len(vae.config.block_out_channels)).tensors_to_ldm(vae.state_dict(), prefix)
 
 
 def text_weights(folder: Path) -> dict[str, Tensor]:

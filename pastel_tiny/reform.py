@@ -98,10 +98,10 @@ class Scenes:
 
     def batch(self) -> Batch:
         """One batch of what the form learns from."""
+        if self.form.family is UNCLIP:
+            return self._variations()
         rows = self.rng.sample(range(len(self.scenes)), BATCH)
         latents, scenes = self.latents[rows], [self.scenes[row] for row in rows]
-        if self.form.family is UNCLIP:
-            return self._variations(rows, latents, scenes)
         share = 0.5 if self.form.family is DEPTH else 0.1  # what no caption tells must be read from the map
         texts = [self._empty() if self.rng.random() < share else caption(each, self.rng)[0] for each in scenes]
         if self.form.family is DEPTH:
@@ -111,22 +111,27 @@ class Scenes:
     def _empty(self) -> str:
         return empty(self.rng)
 
-    def _variations(self, rows: Sequence[int], latents: Tensor, scenes: Sequence[Scene]) -> Batch:
-        """A picture alone, with its caption, or of another subject with the right one told; a caption; nothing."""
+    def _variations(self) -> Batch:
+        """A picture alone, with its caption, or of another subject with the right one told; a caption; nothing.
+
+        Four in five pictures have a subject, which is what is hardest to keep.
+        """
+        rows = self.rng.choices(range(len(self.scenes)), [3 if each.subject else 1 for each in self.scenes], k=BATCH)
         texts, taught, vectors = [], [], []
-        for row, each in zip(rows, scenes, strict=True):
-            kind, whole = self.rng.random(), asked_of(each).prompt + (", night" if each.night else "")
-            told, shown = whole, self.shown[row]
-            if kind < 0.5 or (kind < 0.75 and not each.subject):
+        for row in rows:
+            each, kind = self.scenes[row], self.rng.random()
+            told = whole = asked_of(each).prompt + (", night" if each.night else "")
+            shown = self.shown[row]
+            if kind < 0.6 or (kind < 0.8 and not each.subject):
                 told = self._empty()
-            elif kind < 0.75:
+            elif kind < 0.8:
                 told, shown = f"a {each.subject_colour} {each.subject}", self.others[row]
-            elif kind > 0.9:
+            elif kind > 0.93:
                 told = whole = self._empty()
             texts.append(told)
             taught.append(whole)
-            vectors.append(self._vector(shown) * (kind < 0.8))
-        return Batch(latents, texts, taught, vectors=torch.cat(vectors))
+            vectors.append(self._vector(shown) * (kind < 0.85))
+        return Batch(self.latents[rows], texts, taught, vectors=torch.cat(vectors))
 
     def _vector(self, shown: NDArray[np.uint8]) -> Tensor:
         assert self.student.image_prompt is not None

@@ -11,7 +11,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("WEBUI_REFERENCE") or ROOT.parent / "shared" / "webui_reference")
 """The folder of reference cases: set by the environment, or next to the clone."""
 REPORT = ROOT / "docs" / "parity.md"
+OF_FAMILIES = ROOT / "tests" / "data" / "webui" / "families.json"
+"""The cases of other families that this container draws. Their tensors are in a folder next to SD 1's."""
 Json = Mapping[str, Any]
 
 
@@ -64,6 +67,8 @@ class Comparison:
     noise: float = 0.0
     conditioning: float = 0.0
     latents: list[float] = field(default_factory=list)
+    largest: float = 0.0
+    """The largest value of the last pass's latents."""
     equal_pixels: float = 1.0
     pixel: int = 0
     masks: list[bool] = field(default_factory=list)
@@ -294,6 +299,7 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         elif kind == "blended" and name in expected:
             found.latents[-1] = max(found.latents[-1], _apart(ours, expected[name]))
         elif kind == "latent":
+            found.largest = float(ours.abs().max())
             found.latents.append(_apart(ours, expected[name]))
 
 
@@ -313,6 +319,19 @@ def run(folder: Path) -> Iterator[Comparison]:
         yield compare(model, folder, name, case)
 
 
+def run_families(folder: Path) -> Iterator[Comparison]:
+    """Compare every case of the other families in a folder, loading each of their checkpoints once."""
+    of: dict[str, dict[str, Json]] = {}
+    for name, case in json.loads(OF_FAMILIES.read_text(encoding="utf-8")).items():
+        of.setdefault(case["checkpoint"], {})[name] = case
+    with tempfile.TemporaryDirectory() as written:
+        for checkpoint, its_cases in of.items():
+            path = checkpoint_of(folder, checkpoint, Path(written))
+            model = load(ModelFiles(name=checkpoint, checkpoint=path, vae=None))
+            for name, case in its_cases.items():
+                yield compare(model, folder, name, case)
+
+
 def row(found: Comparison) -> str:
     latents = " | ".join(f"{value:.1e}" for value in found.latents) + (" | " if len(found.latents) < 2 else "")
     share = f"{found.equal_pixels:.2%}, {found.pixel}"
@@ -320,6 +339,15 @@ def row(found: Comparison) -> str:
     masks = masks if found.masks else ""
     exact = f"{found.noise:.0e} | {found.conditioning:.0e}"
     return f"| {found.name} | {exact} | {latents} | {share} | {masks} | {infotext} |"
+
+
+def _rows(compared: Iterable[Comparison]) -> str:
+    """Return the table's rows, each printed as soon as it is known."""
+    rows = []
+    for found in compared:
+        rows.append(row(found))
+        print(rows[-1], flush=True)
+    return "\n".join(rows) + "\n"
 
 
 def processor() -> str:
@@ -334,7 +362,8 @@ def processor() -> str:
 HEADER = """# Parity with stable-diffusion-webui 1.10.1
 
 Made by `script/parity` with {version}, float32 on a CPU. The reference is what WebUI drew with a small
-checkpoint of exactly SD 1.5's structure. The numbers are the largest absolute differences from WebUI's own tensors.
+checkpoint of exactly SD 1.5's structure, and in the second table with small checkpoints of other families. The numbers
+are the largest absolute differences from WebUI's own tensors.
 
 These limits hold on every processor:
 
@@ -356,6 +385,15 @@ conditioning.
 
 Measured on: {processor}.
 
+"""
+FAMILIES = """
+## Other families
+
+The same for the families of [families.md](families.md). After a pixel upscaler (`hr_lanczos`), two runs of WebUI differ
+by up to 7e-3.
+
+"""
+COLUMNS = """\
 | case | noise | conditioning | latents, first pass | hires pass | equal pixels, largest step | pictures | infotext |
 |---|---|---|---|---|---|---|---|
 """
@@ -371,12 +409,11 @@ def main() -> int:
     if not (options.folder / "settings.json").exists():
         print(f"script/parity: {options.folder}: no reference cases there (settings.json)", file=sys.stderr)
         return 1
-    rows = []
-    for found in run(options.folder):
-        rows.append(row(found))
-        print(rows[-1], flush=True)
-    header = HEADER.format(version=VERSION, processor=processor())
-    options.output.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+    report = HEADER.format(version=VERSION, processor=processor()) + COLUMNS + _rows(run(options.folder))
+    families = options.folder.with_name(f"{options.folder.name}_families")
+    if (families / "settings.json").exists():
+        report += FAMILIES + COLUMNS + _rows(run_families(families))
+    options.output.write_text(report, encoding="utf-8")
     return 0
 
 

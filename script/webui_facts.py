@@ -23,6 +23,7 @@ CHECKPOINTS = (
     "tiny_sd2_inpaint",
     "tiny_sd2_depth",
     "tiny_sd21_unclip",
+    "tiny_sd15",
     "tiny_sdxl",
     "tiny_sdxl_refiner",
     "tiny_sdxl_v",
@@ -104,12 +105,10 @@ def _case(folder: Path, name: str, case: Table) -> Table:
 
 
 def _families(folder: Path) -> Table:
-    """Return the same for the cases of other families, with the checkpoint, and the difference between two runs of
-    WebUI in the hires pass if it was measured. Cases that fail in WebUI are left out."""
-    floor = _read(folder / "noise_floor.json")
+    """Return the same for the cases of other families, with the checkpoint. Cases that fail in WebUI are left out."""
     return {
         name: _case(folder, name, case)
-        | {"checkpoint": case["checkpoint"], "floor": floor.get(name, {}).get("1_hires_latent")}
+        | {"checkpoint": case["checkpoint"]}
         | {key: case[key] for key in ("torch_global_seed_before",) if key in case}
         for name, case in _read(folder / "settings.json").items()
         if case["checkpoint"] in CHECKPOINTS and "error" not in case

@@ -31,13 +31,13 @@ from pipelines.families.layouts import (
     unet_layout,
     vae_layout,
 )
-from pipelines.families.sd2 import SD2
+from pipelines.families.sd2 import OPENCLIP_H
 from pipelines.models.depth import DEPTH_PREFIX
 from pipelines.models.image_prompt import IMAGE_PREFIX
 
 WIDTH = 32
 """Of text and of the picture's embedding."""
-TEXT_LAYERS = SD2.text.layers
+TEXT_LAYERS = OPENCLIP_H.layers
 V_BIAS, NOISE_BIAS = -2.0, 0.5
 """Of the UNet's last layer: what the probe takes for v, and for noise."""
 

@@ -1,6 +1,7 @@
 """Small models of SDXL and its refiner with random weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from pipelines.families.detection import FAMILIES
 from pipelines.families.family import Family
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, openclip_layout, unet_layout, vae_layout
 from pipelines.families.sdxl import REFINER, SDXL
-from pipelines.models.folders import ADDED, CLASSES
+from pipelines.models.export import checkpoint_weights
 
 WIDTH_L, WIDTH_G = 32, 64
 LAYERS = 3
@@ -77,16 +77,9 @@ def _text(width: int, activation: str) -> CLIPTextConfig:
 
 def single_file(path: Path, parts: Mapping[str, nn.Module], family: Family = SDXL, **more: Tensor) -> Path:
     """Write the networks as a single file by SGM's names, with more tensors beside them."""
-    unet, vae, large = (parts[name] for name in ("unet", "vae", "text_encoder_2"))
-    named = {name.replace(ADDED, CLASSES): tensor for name, tensor in unet.state_dict().items()}
-    tensors = unet_layout(unet.config.down_block_types).tensors_to_ldm(named, UNET_PREFIX)
-    tensors |= vae_layout(4).tensors_to_ldm(vae.state_dict(), VAE_PREFIX)
-    prefix = family.texts[-1].prefix
-    tensors |= openclip_layout(LAYERS).tensors_to_ldm(large.text_model.state_dict(), prefix)
-    tensors[f"{prefix}text_projection"] = large.text_projection.weight.T
-    if small := parts.get("text_encoder"):
-        own = f"{family.texts[0].prefix}text_model."
-        tensors |= {f"{own}{name}": tensor for name, tensor in small.state_dict().items()}
+    texts = [parts[tower.folder] for tower in family.texts if tower.folder in parts]
+    towers = [tower for tower in family.texts if tower.folder in parts]
+    tensors = checkpoint_weights(replace(family, texts=tuple(towers)), parts["unet"], parts["vae"], texts)
     save_file({name: tensor.contiguous().clone() for name, tensor in {**tensors, **more}.items()}, path)
     return path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.ask.request import SETTINGS
-from pipelines.ask.sizes import SIDE_MAX, SIDE_MIN, Size
+from pipelines.ask.sizes import SIDE_MAX, SIDE_MIN, Size, trained_size
 from pipelines.errors import InvalidInput
 
 OWN_ASPECT = "model's own"
@@ -106,6 +106,8 @@ def size_of_aspect(aspect_ratio: str, model: Size) -> Size | None:
 
 def size_like(shape: Size, model: Size) -> Size:
     """Return a size in the aspect ratio of `shape`, with about as many pixels as the model's own size."""
+    if trained := trained_size(shape, model):
+        return trained
     across, down = shape
     unit = (model[0] * model[1] / (across * down)) ** 0.5
     step = SIDE_STEP if min(model) >= SMALL_SIDE else SMALL_STEP

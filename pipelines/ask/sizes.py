@@ -17,6 +17,30 @@ INPUT_SIDE_MAX = 32_768
 """In pixels. Resizing takes memory in proportion to a side: 2 GB for a picture of 30 million pixels in one row."""
 CROPPED_PIXELS_MAX = 2 * INPUT_PIXELS_MAX
 """Limit for an input picture that was enlarged to cover another aspect ratio, before it is cropped."""
+_LANDSCAPES = {
+    512: (2048, 1984, 1920, 1856),
+    576: (1792, 1728, 1664),
+    640: (1600, 1536),
+    704: (1472, 1408, 1344),
+    768: (1344, 1280),
+    832: (1216, 1152),
+    896: (1152, 1088),
+    960: (1088, 1024),
+}
+SDXL_SIZES: tuple[Size, ...] = (
+    (1024, 1024),
+    *((width, height) for height, widths in _LANDSCAPES.items() for width in widths),
+    *((height, width) for height, widths in _LANDSCAPES.items() for width in widths),
+)
+"""The sizes that SDXL was trained with (Podell et al. 2023, appendix I)."""
+SDXL_PIXELS = 1024 * 1024
+
+
+def trained_size(shape: Size, own: Size) -> Size | None:
+    """Return SDXL's trained size nearest to a shape. None for models whose own size has another number of pixels."""
+    if not 0.9 < math.prod(own) / SDXL_PIXELS < 1.1:
+        return None
+    return min(SDXL_SIZES, key=lambda size: abs(math.log(size[0] * shape[1] / (size[1] * shape[0]))))
 
 
 def size_to_draw(width: int, height: int) -> Size:

@@ -1,5 +1,6 @@
 """Checks before drawing: which pictures a model needs, and what WebUI cannot do with it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from pipelines.ask.plan import HighresPlan
@@ -22,9 +23,9 @@ def check_image(model: Model, pictures: Pictures, controlled: bool) -> None:
     if not draws_by_depth(model):
         return
     if pictures.image is None:
-        rule = f"{model.family.name} needs a picture to take the depth from, in WebUI, too"
-        raise InvalidInput("image", "", rule, "Send a picture, or use a checkpoint for text to image.")
-    if model.depth is None and (controlled or len(pictures.controls) != 1):
+        rule = f"{model.family.name} needs an image to take the depth from, as in WebUI"
+        raise InvalidInput("image", "", rule, "Send one, or use a checkpoint for text to image.")
+    if model.depth is None and (controlled or not pictures.controls):
         rule = "this checkpoint has no depth estimator"
         fix = "Send a depth map of the image, white for what is nearest"
         fix += ", and no controls: they cannot be combined with your own map." if controlled else "."
@@ -42,17 +43,21 @@ def check_noise_level(model: Model, level: int) -> None:
 def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
     """Return a request's pictures. With a depth model and no control networks, a control image is its depth map.
 
-    Raises InvalidInput, as `check_image` does: networks may have come with the request's files.
+    Raises InvalidInput for several maps, and as `check_image` does: networks may have come with the request's files.
     """
     check_image(model, pictures, controlled)
-    if not draws_by_depth(model) or controlled or len(pictures.controls) != 1:
+    if not draws_by_depth(model) or controlled or not pictures.controls:
         return pictures
+    if (count := len(pictures.controls)) > 1:
+        raise InvalidInput("control_images", f"{count} sent", "an image has one depth map", "Send one.")
     return replace(pictures, depth=pictures.controls[0], controls=())
 
 
-def beyond_webui(model: Model, plan: HighresPlan, mask_weight: float) -> list[str]:
-    """Return lines for the log about what is drawn here but is an error in WebUI."""
+def remarks(model: Model, plan: HighresPlan, mask_weight: float) -> Iterator[str]:
+    """Yield lines for the log about what is an error in WebUI, and about sizes that a model draws poorly."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
     if upscale and upscale.latent and channels == INPAINTING_CHANNELS and mask_weight >= 1:
-        return [f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."]
-    return []
+        yield f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."
+    width, height = plan.first.width, plan.first.height
+    if min(width, height) < model.family.smallest:
+        yield f"{model.family.name} draws poorly at {width}x{height}: it was trained with pictures of about 1024x1024."

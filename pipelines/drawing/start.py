@@ -176,7 +176,9 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
     if prompt is None:
         return None
     if canvas is None:
-        log.info("Stable unCLIP draws without an image here: an `image` is what this model wants.")
+        log.info(
+            "No image was sent. Stable unCLIP draws by the prompt alone, but it was made for variations of images."
+        )
         return torch.zeros(len(seeds), prompt.width, device=drawing.place)
     return _vectors_of(drawing, prompt, _pixels(canvas.picture)[None])
 

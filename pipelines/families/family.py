@@ -78,6 +78,8 @@ class Family:
     """The width of the prompt's tokens in the UNet's cross-attention, in models of the published size."""
     latent_scale: float
     """The factor that the VAE's latents are multiplied by."""
+    smallest: int = 0
+    """The side in pixels below which its pictures become poor."""
     sizes: tuple[str, ...] = ()
     """Numbers about a picture that follow the pooled text in the condition's vector, as attributes of `Framing`
     (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2)."""

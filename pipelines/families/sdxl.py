@@ -44,6 +44,7 @@ SDXL = Family(
     unet_heads=None,
     context=2048,
     latent_scale=0.13025,
+    smallest=512,
     sizes=("height", "width", "top", "left", "height", "width"),
     zero_negative=True,
     rounds_mask=True,

@@ -25,8 +25,9 @@ from pipelines.errors import OutOfMemory
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-UNET_TENSORS = 26
-"""At its peak, the UNet holds this many tensors with the channels of its first level for every latent pixel."""
+UNET_TENSORS = {True: 26, False: 16}
+"""At its peak, a UNet holds this many tensors with the channels of its first level for every latent pixel, by whether
+that level has attention. In SDXL it has none."""
 CONTROL_TENSORS = 6
 """ControlNets, however many, add this many such tensors: the sums that they add to the UNet's levels."""
 
@@ -40,6 +41,8 @@ class Footprint:
 
     unet: int
     """Per latent pixel and row of the batch; a guided image is two rows."""
+    controls: int
+    """What ControlNets, however many, add to that."""
     vae: int
     """Per pixel. One picture is decoded at a time."""
 
@@ -47,15 +50,17 @@ class Footprint:
     def of(cls, unet: UNet2DConditionModel, vae: AutoencoderKL) -> "Footprint":
         """Compute it from the networks' shapes and dtypes."""
         first, second = (tuple(vae.config.block_out_channels) * 2)[:2]
+        width = unet.config.block_out_channels[0] * unet.dtype.itemsize
         return cls(
-            unet=UNET_TENSORS * unet.config.block_out_channels[0] * unet.dtype.itemsize,
+            unet=UNET_TENSORS[unet.config.down_block_types[0].startswith("CrossAttn")] * width,
+            controls=CONTROL_TENSORS * width,
             # Either the last level's first block, which still has the previous level's channels, or the other blocks.
             vae=max(5 * first, 3 * second) * vae.dtype.itemsize,
         )
 
     def under_controls(self) -> "Footprint":
         """Return the same including what ControlNets, however many, add to the UNet's peak."""
-        return replace(self, unet=self.unet * (UNET_TENSORS + CONTROL_TENSORS) // UNET_TENSORS)
+        return replace(self, unet=self.unet + self.controls)
 
     def pixels(self, room: int) -> int:
         """Return how many pixels fit into this many bytes, if rows are computed one by one and decoding uses tiles."""

@@ -977,7 +977,7 @@ def of_names(*names: str) -> bytes:
 
 KINDS = {
     "a Stable Diffusion checkpoint": of_names("model.diffusion_model.out.2.weight"),
-    "an SDXL checkpoint": of_names("conditioner.embedders.1.model.ln_final.weight"),
+    "a Stable Diffusion 3 checkpoint": of_names("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),
     "a VAE": of_names("decoder.conv_in.weight"),
     "an upscaler": of_names("conv_first.weight"),
     "a LoRA": of_names("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"),

@@ -189,7 +189,10 @@ def test_a_closed_stream_leaves_nothing_behind(networks: Model, base: np.ndarray
 
 def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks: Model) -> None:
     broken = torch.full((1, 4, 8, 8), torch.nan)
-    with mock.patch.object(highres, "_sample", side_effect=lambda *_: _return(broken)), pytest.raises(NonFiniteError):
+    with (
+        mock.patch.object(highres, "_sample", side_effect=lambda *_: _return((broken, networks))),
+        pytest.raises(NonFiniteError),
+    ):
         list(events(networks, request(hires=None)))
 
 

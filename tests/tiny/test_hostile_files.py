@@ -108,8 +108,6 @@ def test_a_broken_file(files: ModelFiles, tmp_path: Path, name: str) -> None:
 
 
 OTHERS = {
-    "an SDXL checkpoint": "conditioner.embedders.1.model.ln_final.weight",
-    "an SDXL refiner": "conditioner.embedders.0.model.ln_final.weight",
     "a Stable Diffusion 3 checkpoint": f"{UNET}joint_blocks.0.context_block.attn.qkv.weight",
     "a Flux checkpoint": "double_blocks.0.img_attn.qkv.weight",
     "a quantised file": f"{UNET}middle_block.1.proj_in.weight.absmax",

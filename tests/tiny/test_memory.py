@@ -92,20 +92,30 @@ def on_meta(networks: Model) -> dict[str, Any]:
         return {name: type(part).from_config(part.config) for name, part in parts.items()}
 
 
-@pytest.mark.parametrize("model", ["full size", "embedded"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("sd15", torch.float16),
+        ("sd15", torch.float32),
+        ("embedded", torch.float16),
+        ("embedded", torch.float32),
+        ("sdxl", torch.float16),
+        ("sdxl-refiner", torch.float16),
+    ],
+)
 def test_the_footprint_is_what_the_networks_hold(networks: Model, model: str, dtype: torch.dtype) -> None:
-    """The footprint is a whole number of equal tensors: 26 for the UNet, where 5 % is one of them and a bit, and some 5
+    """The footprint is a whole number of equal tensors: 26 or 16 for the UNet, where 5 % is one of them, and some 5
     or 3 for the decoder, where 1 % is what does not grow with the picture. The controls count two and one more."""
-    parts = meta_networks() if model == "full size" else on_meta(networks)
+    parts = on_meta(networks) if model == "embedded" else meta_networks(model)
     unet, decoder = (parts[name].to(dtype) for name in ("unet", "vae"))
     footprint = Footprint.of(unet, decoder)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
 
-    width = unet.config.cross_attention_dim
-    drawing = peak(lambda: unet(empty(2, 4, 64, 96), torch.empty((), device="meta"), empty(2, 77, width)))
+    width, vector = unet.config.cross_attention_dim, unet.config.projection_class_embeddings_input_dim
+    call = empty(2, 4, 64, 96), torch.empty((), device="meta"), empty(2, 77, width)
+    drawing = peak(lambda: unet(*call, class_labels=empty(2, vector) if vector else None))
     decoding = peak(lambda: decoder.decode(empty(1, 4, 64, 96)))
     assert footprint.unet * 64 * 96 * 2 == pytest.approx(drawing, rel=0.05)
     assert footprint.unet * 64 * 96 * 2 * 28 / 26 != pytest.approx(drawing, rel=0.05)
@@ -203,12 +213,12 @@ def plan(**fields: Any) -> HighresPlan:
     ],
 )
 def test_advice(fields: dict[str, Any], latent_pixels: int, advice: str) -> None:
-    footprint = Footprint(unet=1000, vae=100)
+    footprint = Footprint(unet=1000, controls=0, vae=100)
     assert memory.what_fits(plan(**fields), footprint, latent_pixels * 1000) == advice
 
 
 def test_advice_where_nobody_knows_the_room() -> None:
-    advice = memory.what_fits(plan(), Footprint(unet=1, vae=1), None)
+    advice = memory.what_fits(plan(), Footprint(unet=1, controls=0, vae=1), None)
     assert advice == "Use a smaller hires_scale or size than 256x128, or num_outputs=1."
 
 

@@ -33,7 +33,7 @@ def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:
     with (
         mock.patch.object(predict, "render", events),
         mock.patch.object(predict.parameters, "of_picture", return_value=""),
-        mock.patch.object(predict, "beyond_webui", return_value=[]),
+        mock.patch.object(predict, "remarks", return_value=[]),
         mock.patch.object(OutputFolder, "saved", autospec=True, side_effect=late),
     ):
         drawing = predictor.draw(Cast(model=model, others={}, checked=False), request, FileFormat(), None, False)

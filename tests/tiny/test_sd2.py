@@ -8,7 +8,9 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,16 +30,16 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
 from pipelines.drawing.drawing import Drawing, Given
 from pipelines.drawing.phases import Notice, PassResult, Picture, render
-from pipelines.drawing.pictures import beyond_webui, check_image, check_noise_level, with_depth
+from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.start import hires_stage, scaled_depth
 from pipelines.drawing.unused import unused_by
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.families.noise_schedule import LAST_ALPHA
 from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPrediction
-from pipelines.families.sd2 import SD2
+from pipelines.families.sd2 import OPENCLIP_H, SD2
 from pipelines.images.masks import prepare
 from pipelines.images.reading import flat, read_pictures
-from pipelines.infotext.asked import Pictures
+from pipelines.infotext.asked import NO_DATA, Fetched, Pictures, read_data, settle
 from pipelines.infotext.writing import of_picture
 from pipelines.models.controls import load_control
 from pipelines.models.depth import prepared_size
@@ -48,6 +50,7 @@ from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
 from pipelines.runtime.device import Device, Stopwatch
 from pipelines.sampling.denoiser import Stage
+from predict import Predictor
 from tests import passes
 from tests.controls import by_ldm_names, random_control
 from tests.sd2 import WIDTH, folder, networks, single_file
@@ -309,15 +312,15 @@ def test_a_shorter_name_of_an_embedding_that_fits_is_read(noise: Path, tmp_path:
         save_file({"emb_params": torch.ones(1, width)}, tmp_path / f"{name}.safetensors")
         files[name] = ExtraFile.at(tmp_path / f"{name}.safetensors")
     text = model_of(noise).text
-    table = text.embedding_table(files)
-    first, *others = table.units(text.tokenize("zeta-long"))
+    (table,), (tower,) = text.embedding_tables(files), text.towers
+    first, *others = table.units(tower.tokenize("zeta-long"))
     assert first == (-1,)
-    assert [(token,) for token in text.tokenize("-long")] == others
+    assert [(token,) for token in tower.tokenize("-long")] == others
 
 
 def test_a_file_with_the_text_layers_that_are_used_alone_draws_the_same(noise: Path, tmp_path: Path) -> None:
     """diffusers' converter writes 23 text layers, the published files 24, of which the last one is not used."""
-    last = f"resblocks.{SD2.text.layers}."
+    last = f"resblocks.{OPENCLIP_H.layers}."
     tensors = {name: tensor for name, tensor in load_file(noise).items() if last not in name}
     assert len(tensors) < len(load_file(noise))
     save_file(tensors, tmp_path / "short.safetensors")
@@ -476,7 +479,7 @@ def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
     told = []
     for upscaler, weight in (("Latent", 1.0), ("Lanczos", 1.0), ("Latent", 0.5)):
         asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
-        told.append(beyond_webui(model, make_plan(asked), weight))
+        told.append(list(remarks(model, make_plan(asked), weight)))
     assert [len(each) for each in told] == [1, 0, 0]
     assert "WebUI" in told[0][0]
 
@@ -494,7 +497,7 @@ def test_a_depth_map_of_16_bits_is_read_whole(depth: Model, tmp_path: Path) -> N
     """Its steps may be finer than the 256 of 8 bits. A ControlNet gets 8 bits of it."""
     ramp = np.tile(np.arange(64, dtype=np.uint16) + 30_000, (64, 1))
     Image.fromarray(ramp).save(tmp_path / "depth.png")
-    (read,) = read_pictures(Inputs(said={}, control_images=(tmp_path / "depth.png",))).controls
+    (read,) = read_pictures(Inputs(control_images=(tmp_path / "depth.png",))).controls
     assert np.array_equal(np.asarray(flat(read))[..., 0], ramp // 257)
     given = with_depth(depth, Pictures(image=PICTURE, controls=(read,)), controlled=False)
     image = ImageSettings(picture=PICTURE, depth=given.depth, resize_mode="crop")
@@ -511,6 +514,8 @@ def depth_in(model: Model, asked: GenerationRequest) -> NDArray[np.float32]:
     canvas = prepare(asked.image, (asked.width, asked.height))
     drawing = Drawing(
         model=model,
+        hires_model=model,
+        refiner=model,
         request=asked,
         plan=make_plan(asked),
         canvas=canvas,
@@ -537,7 +542,7 @@ def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tu
 
 
 def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs a picture"):
+    with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs an image"):
         check_image(depth, Pictures(), controlled=False)
     check_image(model_of(noise), Pictures(), controlled=False)
     blind = replace(depth, depth=None)
@@ -545,6 +550,9 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
         with_depth(blind, Pictures(image=PICTURE), controlled=False)
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined with your own map"):
         with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=True)
+    for model in (blind, depth):
+        with pytest.raises(InvalidInput, match="control_images='2 sent': an image has one depth map"):
+            with_depth(model, Pictures(image=PICTURE, controls=(OTHER, OTHER)), controlled=False)
     shown = with_depth(blind, Pictures(image=PICTURE, controls=(OTHER,)), controlled=False)
     assert (shown.depth, shown.controls) == (OTHER, ())
 
@@ -570,8 +578,33 @@ def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path
         "Stable unCLIP": ["clip_skip", "conditional_mask_weight"],
         "Stable Diffusion 2.x": ["clip_skip", "image_noise_level"],
     }
-    assert told["Stable unCLIP"][0].endswith("Stable unCLIP always uses the same layer of its text encoder.")
+    assert told["Stable unCLIP"][0].endswith("Stable unCLIP always uses the same layer of its text encoders.")
     assert list(unused_by(depth, {"seed"})) == []
+
+
+def predictor_of(model: Model) -> Any:
+    """A predictor with this model, whose library knows no networks."""
+    predictor: Any = Predictor()
+    predictor.networks, predictor.settings = model, model.settings
+    predictor.fetchers = SimpleNamespace(run=lambda work, *arguments: work(*arguments))
+    predictor.library = SimpleNamespace(load_only=mock.Mock(return_value=Fetched()))
+    return predictor
+
+
+def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Model) -> None:
+    predictor, pictures = predictor_of(replace(depth, depth=None)), Pictures(image=PICTURE, controls=(OTHER,))
+    inputs = Inputs(controls="canny")
+    with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
+        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures)
+    predictor.library.load_only.assert_not_called()
+
+
+def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, inputs = Pictures(image=PICTURE), Inputs(clip_skip=2)
+    asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
+    predictor_of(depth)._request(asked, inputs, pictures)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
+    assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 
 
 def test_what_is_missing_is_told_in_the_log(
@@ -584,7 +617,7 @@ def test_what_is_missing_is_told_in_the_log(
     path = folder(tmp_path / "blind", networks(channels=5), prediction_type="epsilon")
     shutil.rmtree(path / "depth_estimator")
     model_of(path)
-    for told in ("depth map is flat", "an `image` is what this model wants", "blind has no depth estimator"):
+    for told in ("depth map is flat", "it was made for variations of images", "blind has no depth estimator"):
         assert told in caplog.text
 
 
