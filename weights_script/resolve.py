@@ -1,5 +1,6 @@
 """Choose the models that a container loads: the given file, else the named ones, else the embedded default."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pipelines.ask.request import HiresSettings
 from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, redacted, shown_name
 from weights_script.manifest import DEFAULT_MODEL, Entry, load_manifest
+
+log = logging.getLogger(__name__)
 
 OFF = "off"
 """The value of PASTEL_SAFETY_CHECKER that turns off the checker that the container's settings turn on."""
@@ -188,8 +191,10 @@ def _entry_path(setting: str, entry: Entry) -> Path:
     if entry.embedded and entry.embedded.is_file():
         return entry.embedded
     # Imported here: the embedded model needs no network, and start-up needs no HTTP client.
-    from weights_script.fetch import cache_folder, ensure
+    from weights_script.fetch import cache_folder, ensure, present
 
+    if entry.licence.note and not present(entry, cache_folder()):
+        log.warning("Licence of %s: %s", entry.name, entry.licence.note)  # before gigabytes are fetched in vain
     try:
         return ensure(entry, cache_folder())
     except ModelError as error:

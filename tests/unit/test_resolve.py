@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -177,6 +178,15 @@ heavy = {{"torch", "huggingface_hub", "httpx", "requests", "filelock", "urllib.r
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+
+
+def test_a_licence_that_forbids_selling_is_told_before_the_fetch(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    with mock.patch("weights_script.fetch.ensure", side_effect=lambda *_: told.append(caplog.text) or project):
+        resolve(None, "noobai-xl-v")
+    assert "Licence of noobai-xl-v: Not for commercial use: NoobAI's terms forbid" in told[0]
 
 
 # --- several models
