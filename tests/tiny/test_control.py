@@ -199,11 +199,11 @@ def test_a_map_has_the_size_of_its_pass(networks: Model, file: ExtraFile) -> Non
     whole = ControlNetworks.__getitem__
 
     def seen(self: ControlNetworks, wanted: ExtraFile) -> Any:
-        network = whole(self, wanted)
-        return lambda images, time, contexts, shown, **rest: (
-            sizes.append(tuple(shown.shape[2:])),
-            network(images, time, contexts, shown, **rest),
-        )[1]
+        return mock.Mock(wraps=whole(self, wanted), class_embedding=None, side_effect=remember)
+
+    def remember(images: Tensor, time: Tensor, contexts: Tensor, shown: Tensor, **_: Any) -> Any:
+        sizes.append(tuple(shown.shape[2:]))
+        return mock.DEFAULT  # the network's own result
 
     with mock.patch.object(ControlNetworks, "__getitem__", seen):
         latents(networks, asked(file, UNIT, num_inference_steps=1, hires=HiresSettings(steps=1, scale=1.5)))

@@ -29,6 +29,7 @@ from pipelines.ask.request import (
     RefinerSettings,
 )
 from pipelines.drawing.phases import Notice, PassResult, Picture, render
+from pipelines.drawing.pictures import remarks
 from pipelines.errors import ModelError
 from pipelines.families.prediction import NoisePrediction, VPrediction
 from pipelines.families.sdxl import REFINER, SDXL
@@ -129,6 +130,12 @@ def test_a_model_cut_down_from_sdxl_is_told(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "cut.safetensors")
     with pytest.raises(ModelError, match=r"a UNet of an unknown form, such as SSD-1B's"):
         model_of(tmp_path / "cut.safetensors")
+
+
+def test_a_small_picture_is_told(base: Model) -> None:
+    for side, told in ((448, True), (512, False)):
+        lines = list(remarks(base, make_plan(request(width=side, height=640)), 1))
+        assert any(f"SDXL draws poorly at {side}x640" in line for line in lines) == told
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

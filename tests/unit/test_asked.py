@@ -577,6 +577,14 @@ def test_a_space_is_a_negative_prompt_that_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ratio", "size"), [("1:1", (1024, 1024)), ("2:3", (832, 1216)), ("4:3", (1152, 896)), ("16:9", (1344, 768))]
+)
+@pytest.mark.parametrize("own", [(1024, 1024), (832, 1216)])
+def test_sdxl_draws_in_the_sizes_of_its_training(ratio: str, size: tuple[int, int], own: tuple[int, int]) -> None:
+    assert size_of_aspect(ratio, own) == size
+
+
+@pytest.mark.parametrize(
     ("text", "sides"),
     [
         ("right 64", (0, 0, 64, 0)),
