@@ -8,8 +8,9 @@ from typing import TypeVar
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.models import ModelNames, refusal
 from pipelines.ask.settings import Values
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, OutOfMemory
 from pipelines.models.model import Model
+from pipelines.runtime.memory import is_out_of_memory, release_memory
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -58,19 +59,30 @@ class Roster:
         return self.members[label]
 
     def use(self, models: Collection[Model]) -> None:
-        """Bring exactly these models to the device."""
+        """Bring exactly these models to the device. Raises OutOfMemory if it is too small for all of them."""
         for member in self.members.values():
             if not any(member.model is each for each in models):
                 put_away(member.model)
-        for each in models:
-            each.weights.enter()
+        try:
+            for each in models:
+                each.weights.enter()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            for each in models:
+                put_away(each)
+            release_memory(error)
+            names = " and ".join(
+                label for label, member in self.members.items() if any(member.model is each for each in models)
+            )
+            raise OutOfMemory(f"No memory left on the device for {names}. Draw with fewer models at once.") from error
 
 
 def put_away(model: Model) -> None:
     """Drop a model's LoRAs and control networks, and move its weights off the device. A CPU keeps them as they are."""
     model.adapters.apply(())
     model.controls.load_only(())
-    if model.device.place.type != "cpu" and model.weights.on_device:
+    if model.device.place.type != "cpu" and not model.weights.left:
         model.unet.forget()
         model.weights.leave()
 

@@ -20,20 +20,28 @@ class Weights:
         self._tensors = list(dict.fromkeys(each))
         self._place = place
         self._kept: list[Tensor] = []
-        self.on_device = True
+        self._there: bool | None = True
+        """Whether all of them are on the device. None: only some, because a move was interrupted."""
+
+    @property
+    def left(self) -> bool:
+        """Whether nothing of them is on the device."""
+        return self._there is False
 
     def leave(self) -> None:
         """Free the memory of the device. Changes to the weights since they came must have been undone."""
         if not self._kept:
             self._kept = [tensor.data.to("cpu") for tensor in self._tensors]
+        self._there = None
         for tensor, kept in zip(self._tensors, self._kept, strict=True):
             tensor.data = kept
-        self.on_device = False
+        self._there = False
 
     def enter(self) -> None:
         """Copy the weights to the device if they are not there."""
-        if self.on_device:
+        if self._there:
             return
+        self._there = None
         for tensor, kept in zip(self._tensors, self._kept, strict=True):
             tensor.data = kept.to(self._place, copy=True)
-        self.on_device = True
+        self._there = True

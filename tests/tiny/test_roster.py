@@ -12,7 +12,7 @@ import torch
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
 from pipelines.drawing.cast import cast_of, picked
-from pipelines.errors import InvalidInput, ModelError
+from pipelines.errors import InvalidInput, ModelError, OutOfMemory
 from pipelines.infotext.asked import read_data, settle
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -154,6 +154,10 @@ def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
         assert each.data_ptr() != places[name]
         assert torch.equal(each, host[name])
     roster.use([])
+    full = mock.patch.object(torch.Tensor, "to", side_effect=RuntimeError("out of memory"))
+    with full, pytest.raises(OutOfMemory, match=r"^No memory left on the device for some\. Draw with fewer"):
+        roster.use([model])
+    assert model.weights.left
     assert {name: each.data_ptr() for name, each in parameters(model)} == places
 
 
