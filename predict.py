@@ -7,7 +7,6 @@ literals in this file, and every description is one literal on one line (Cog doe
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -145,9 +144,9 @@ class Predictor(BasePredictor):
 
     def _loaded(
         self, chosen: Mapping[str, ResolvedModel], missing: Mapping[str, str], device: Device
-    ) -> tuple[Roster, Counter[str]]:
+    ) -> tuple[Roster, dict[str, float]]:
         """Load and compile the models, the first one last: it is on the device then. Return the seconds, too."""
-        seconds: Counter[str] = Counter()
+        seconds = {"load": 0.0, "compile": 0.0}
 
         def loaded(resolved: ResolvedModel) -> Member:
             start = time.perf_counter()
@@ -155,7 +154,8 @@ class Predictor(BasePredictor):
             settings = {**model.settings, **resolved.settings}
             begin = time.perf_counter()
             model = self.worker.run(compile_model, model, settings["width"], settings["height"])
-            seconds.update({"load": begin - start, "compile": time.perf_counter() - begin})
+            seconds["load"] += begin - start
+            seconds["compile"] += time.perf_counter() - begin
             if resolved is not first:
                 self.worker.run(put_away, model)
             return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)

@@ -79,7 +79,7 @@ def test_a_model_that_is_not_here(server: CogServer, inputs: dict[str, str], wor
 def test_another_model_refines_and_draws_the_hires_pass(server: CogServer) -> None:
     (second,) = draw(server, BOAT | {"model": "second"})["output"]
     named = title(parameters(picture(second)))
-    asked = HIRES | {"prompt": "a boat", "num_inference_steps": 6, "hires_steps": 6}
+    asked = HIRES | {"prompt": "a boat", "num_inference_steps": 4, "hires_steps": 3, "hires_scale": 1}
     data = f"Hires checkpoint: {named}, Refiner: second, Refiner switch at: 0.5, Hires refiner: first pass"
     (plain,) = draw(server, asked)["output"]
     (drawn,) = draw(server, asked | {"generation_data": data})["output"]
