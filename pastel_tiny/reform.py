@@ -13,12 +13,13 @@ where there is almost nothing but noise, and what follows a depth map, from the 
 import argparse
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -50,6 +51,10 @@ SAVE_EVERY = 300.0
 """Seconds."""
 LEAST = 0.3
 """Of signal to noise: where there is less, it is decided what goes where, and errors count more."""
+SUBJECT_WEIGHT = 3
+"""How much more errors of a variation count where its subject is, which is a small part of the picture."""
+NEAREST = 255
+"""What a subject is in a scene's depth map."""
 LATE = 700
 """From this time on pictures teach; the embedded model hardly tells the picture from the noise there."""
 
@@ -63,6 +68,8 @@ class Batch:
     taught: Sequence[str] | None = None
     channels: Tensor | None = None
     vectors: Tensor | None = None
+    weights: Tensor | None = None
+    """How much errors count by place, (B, 1, h, w); None: everywhere the same."""
 
 
 def other(seed: int) -> Scene:
@@ -88,13 +95,21 @@ class Scenes:
         self.form, self.student, self.rng = form, student, random.Random(13)
         self.scenes = [scene(TRAIN_SEED + k) for k in range(form.scenes)]
         self.latents = encoded(folder, teacher, self.scenes)
+        self.size = self.latents.shape[2], self.latents.shape[3]
         if form.family is DEPTH:
-            maps = [torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None] for each in self.scenes]
-            size = self.latents.shape[2], self.latents.shape[3]
-            self.maps = torch.cat([scaled_depth(each, size) for each in maps])
+            self.maps = torch.cat([scaled_depth(near, self.size) for near in self._nearness()])
         if form.family is UNCLIP:
             self.shown = painted(folder / "shown.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), small=True)
             self.others = painted(folder / "others.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), True, other)
+            of_subjects = [
+                F.interpolate((near == NEAREST).float(), self.size, mode="area") for near in self._nearness()
+            ]
+            self.weights = 1 + SUBJECT_WEIGHT * torch.cat(of_subjects)
+
+    def _nearness(self) -> Iterator[Tensor]:
+        """Yield each scene's depth map, (1, 1, 128, 128) from 0 to 255."""
+        for each in self.scenes:
+            yield torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None]
 
     def batch(self) -> Batch:
         """One batch of what the form learns from."""
@@ -131,7 +146,7 @@ class Scenes:
             texts.append(told)
             taught.append(whole)
             vectors.append(self._vector(shown) * (kind < 0.85))
-        return Batch(self.latents[rows], texts, taught, vectors=torch.cat(vectors))
+        return Batch(self.latents[rows], texts, taught, vectors=torch.cat(vectors), weights=self.weights[rows])
 
     def _vector(self, shown: NDArray[np.uint8]) -> Tensor:
         assert self.student.image_prompt is not None
@@ -177,7 +192,10 @@ def loss_of(form: Form, unet: UNet2DConditionModel, batch: Batch, teacher: Model
     output = unet(seen, times, told.clone(), class_labels=batch.vectors).sample
     ratio = (share / (1 - share)).flatten()
     weights = ratio.clamp(LEAST, 5) / (ratio + 1 if form.v else ratio)
-    return (weights * (output - goal.clone()).square().mean((1, 2, 3))).mean()
+    errors = (output - goal.clone()).square()
+    if batch.weights is not None:
+        errors = errors * batch.weights
+    return (weights * errors.mean((1, 2, 3))).mean()
 
 
 class Reform:
