@@ -21,7 +21,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.compiling import compile_model
-from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
+from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Beside, Finished, Notice, PassResult, Picture, Step, render
 from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.progress import Bars
 from pipelines.drawing.unused import unused_by
@@ -453,7 +453,9 @@ class Predictor(BasePredictor):
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
         self.worker.run(self.roster.use, (model, *cast.others.values()))
-        drawing = render(model, request, plan, show_phases=show_phases, upscaler=upscaler, others=cast.others)
+        drawing = render(
+            model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
+        )
         count, events = 0, self.worker.each(drawing)
         with Bars() as bars, closing(events):
             try:

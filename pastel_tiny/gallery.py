@@ -20,7 +20,7 @@ from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import FINAL, UPSCALED, Picture
+from pipelines.drawing.phases import FINAL, UPSCALED, Beside, Picture
 from pipelines.drawing.phases import render as draw
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -53,7 +53,7 @@ def kinds(
     networks: Model, request: GenerationRequest, phases: bool = False, upscaler: Upscaler | None = None
 ) -> dict[str, Pixels]:
     """Return the pictures of a request by kind: the finished one, and with `phases` also draft and upscaled."""
-    events = draw(networks, request, make_plan(request), show_phases=phases, upscaler=upscaler)
+    events = draw(networks, request, make_plan(request), show_phases=phases, beside=Beside(upscaler=upscaler))
     return {event.kind: event.pixels for event in events if isinstance(event, Picture)}
 
 

@@ -23,7 +23,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.drawing import Given
-from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
+from pipelines.drawing.phases import BASE, Beside, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import check_noise_level, with_depth
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
@@ -118,7 +118,9 @@ def draw(cast: Cast, request: GenerationRequest, stem: str, options: argparse.Na
     upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
     embeddings: tuple[tuple[str, str], ...] = ()
-    for event in render(model, request, plan, upscaler=upscaler, others=cast.others, given=read_given(options)):
+    for event in render(
+        model, request, plan, beside=Beside(upscaler=upscaler, others=cast.others), given=read_given(options)
+    ):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings

@@ -43,7 +43,7 @@ from pipelines.ask.request import (
     SkippedGuidance,
 )
 from pipelines.drawing.drawing import Given
-from pipelines.drawing.phases import BASE, NO_OTHERS, PassResult, Picture, render
+from pipelines.drawing.phases import BASE, NOTHING_BESIDE, Beside, PassResult, Picture, render
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
 from pipelines.models.depth import DepthEstimator
@@ -221,8 +221,8 @@ def _image_of(p: Json, options: Json, tensors: Mapping[str, Tensor]) -> ImageSet
     )
 
 
-def compare(model: Model, folder: Path, name: str, case: Json, others: Mapping[str, Model] = NO_OTHERS) -> Comparison:
-    """Draw one case of the folder and compare everything in its file. `others` are models by the names of files."""
+def compare(model: Model, folder: Path, name: str, case: Json, beside: Beside = NOTHING_BESIDE) -> Comparison:
+    """Draw one case of the folder and compare all that its file has. `beside` has other models by the names of files."""
     expected = load_file(folder / "cases" / f"{name}.safetensors")
     request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
@@ -230,11 +230,11 @@ def compare(model: Model, folder: Path, name: str, case: Json, others: Mapping[s
     embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
         # the mean was recorded after the pass, with the model that was then loaded
-        last = others[request.refiner.name] if request.refiner.acts else model
+        last = beside.others[request.refiner.name] if request.refiner.acts else model
         _compare_canvas(found, last, prepare(request.image, plan.final_size), expected)
     if "depth_map" in expected:
         model = replace(model, depth=_Estimated(expected["depth_map"]))
-    for event in render(model, request, plan, others=others, given=_given(case, expected, len(plan.seeds))):
+    for event in render(model, request, plan, beside=beside, given=_given(case, expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -242,7 +242,7 @@ def compare(model: Model, folder: Path, name: str, case: Json, others: Mapping[s
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
             found.pixel = max(found.pixel, int(difference.max()))
-            identities = {name: other.identity for name, other in others.items()}
+            identities = {name: other.identity for name, other in beside.others.items()}
             text = of_picture(request, plan, model.identity, event.index, embeddings, identities)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
@@ -340,7 +340,7 @@ class FamilyCases:
         """Draw a case with its models and compare everything in its file."""
         files = {case["params"][key] for key in OTHER_MODELS if case["params"].get(key)}
         others = {file: self.model(Path(file).stem) for file in files}
-        return compare(self.model(case["checkpoint"]), self._folder, name, case, others)
+        return compare(self.model(case["checkpoint"]), self._folder, name, case, Beside(others=others))
 
 
 SD15 = REFERENCE / "tiny_sd15.safetensors"

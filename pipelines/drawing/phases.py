@@ -9,8 +9,7 @@ import math
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -102,7 +101,17 @@ class Finished:
     seconds: dict[str, float]
 
 
-NO_OTHERS: Mapping[str, Model] = MappingProxyType({})
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a request uses in addition to the model."""
+
+    upscaler: Upscaler | None = None
+    """The plan's upscaler, if it has its own weights."""
+    others: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    """Models that the request may name as its refiner or for its hires pass, by the names that it uses."""
+
+
+NOTHING_BESIDE = Beside()
 NO_NETWORKS = PassNetworks(loras=(), hypernetworks=())
 
 Event = Step | PassResult | Picture | Notice | Finished
@@ -115,20 +124,18 @@ def render(
     plan: HighresPlan,
     *,
     show_phases: bool = False,
-    upscaler: Upscaler | None = None,
-    others: Mapping[str, Model] = NO_OTHERS,
+    beside: Beside = NOTHING_BESIDE,
     given: Given = NOTHING_GIVEN,
 ) -> Generator[Event]:
     """Draw the request and yield events. With `show_phases` these include the draft and the upscaled picture.
 
-    `upscaler` is the plan's, if it has its own weights. `others` are models that the request may name as its refiner or
-    for its hires pass. Tensors in `given` replace those that the request's picture
+    `beside` has what is used in addition to the model. Tensors in `given` replace those that the request's picture
     would be encoded to.
 
     Each finished picture is yielded as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded,
     after the pictures before it have been yielded.
     """
-    named = {"": model, **others}
+    named = {"": model, **beside.others}
     hires_model = named[request.hires.checkpoint if request.hires else ""]
     refiner = named[request.refiner.name]  # the model itself if there is none
     adapted = {id(each): _as_asked(each, request) for each in (model, hires_model, refiner)}
@@ -146,7 +153,7 @@ def render(
             request=request,
             plan=plan,
             canvas=canvas,
-            upscaler=upscaler,
+            upscaler=beside.upscaler,
             show_phases=show_phases,
             watch=watch,
             given=given,

@@ -58,8 +58,8 @@ def test_every_input_is_shown_in_order_with_its_description(form: Page) -> None:
 
 def test_the_form_fits_on_two_screens(form: Page) -> None:
     width, height = form.run("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
-    assert (width, height) <= (SCREEN[0], 2 * SCREEN[1])
-    assert height > SCREEN[1] / 2, "it is not drawn"
+    assert width <= SCREEN[0]
+    assert SCREEN[1] / 2 < height <= 2 * SCREEN[1], "at least it is drawn"
 
 
 def test_every_description_fits_on_a_line(form: Page) -> None:

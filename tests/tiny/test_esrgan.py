@@ -20,7 +20,7 @@ from pastel_tiny.render import render as paint
 from pastel_tiny.scenes import scene
 from pipelines.ask.plan import UpscalePlan, make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import Picture, render
+from pipelines.drawing.phases import Beside, Picture, render
 from pipelines.errors import ModelError
 from pipelines.models.checkpoint import NUMBER_FORMATS
 from pipelines.models.model import Model
@@ -123,7 +123,11 @@ def test_a_picture_through_highres_fix(networks: Model, weights: Path) -> None:
     hires = HiresSettings(scale=1.5, upscaler="4x-tiny", upscaler_file=weights, steps=2, denoising_strength=0.3)
     request = GenerationRequest(prompt="a", width=64, height=128, seed=1, num_inference_steps=2, hires=hires)
     upscaler = load_esrgan(weights, CPU, torch.float32)
-    (made,) = (e for e in render(networks, request, make_plan(request), upscaler=upscaler) if isinstance(e, Picture))
+    (made,) = (
+        e
+        for e in render(networks, request, make_plan(request), beside=Beside(upscaler=upscaler))
+        if isinstance(e, Picture)
+    )
     assert made.pixels.shape == (192, 96, 3)
 
 

@@ -20,7 +20,7 @@ from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.identity import TOKENIZER
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import REFINE, UPSCALE, PassResult, Picture, Step, render
+from pipelines.drawing.phases import REFINE, UPSCALE, Beside, PassResult, Picture, Step, render
 from pipelines.errors import ModelError
 from pipelines.images.reading import Pixels
 from pipelines.models.model import Model
@@ -121,7 +121,7 @@ def test_it_is_the_second_phase_and_fits_any_scale(
     request = GenerationRequest(
         prompt="", width=64, height=64, seed=1, num_outputs=2, num_inference_steps=3, hires=hires
     )
-    drawn = render(networks, request, make_plan(request), upscaler=upscaler)
+    drawn = render(networks, request, make_plan(request), beside=Beside(upscaler=upscaler))
     events = list(takewhile(lambda event: not isinstance(event, Picture), drawn))  # which takes longest, to decode
     steps = [event.number for event in events if isinstance(event, Step) and event.phase == UPSCALE]
     assert steps == list(range(21))

@@ -28,7 +28,7 @@ from pipelines.ask.request import (
     ImageSettings,
     RefinerSettings,
 )
-from pipelines.drawing.phases import Notice, PassResult, Picture, render
+from pipelines.drawing.phases import Beside, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import remarks
 from pipelines.errors import ModelError
 from pipelines.families.prediction import NoisePrediction, VPrediction
@@ -55,7 +55,7 @@ def request(**fields: Any) -> GenerationRequest:
 
 
 def results(model: Model, asked: GenerationRequest, **others: Model) -> list[PassResult]:
-    events = render(model, asked, make_plan(asked), others=others)
+    events = render(model, asked, make_plan(asked), beside=Beside(others=others))
     return [event for event in events if isinstance(event, PassResult)]
 
 
@@ -214,8 +214,9 @@ def test_the_model_that_ends_a_pass_decodes_it(base: Model, refiner: Model, monk
     for model in (base, refiner):
         monkeypatch.setattr(model.vae, "begin", partial(_begun, seen, model, model.vae.begin))
     asked = request(refiner=RefinerSettings(name="refiner", switch_at=0.5))
+    beside = Beside(others={"refiner": refiner})
     for each in (request(), asked):
-        assert [event for event in render(base, each, make_plan(each), others={"refiner": refiner}) if _shown(event)]
+        assert [event for event in render(base, each, make_plan(each), beside=beside) if _shown(event)]
     assert seen == [base, refiner]
 
 
