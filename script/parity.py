@@ -222,7 +222,7 @@ def _image_of(p: Json, options: Json, tensors: Mapping[str, Tensor]) -> ImageSet
 
 
 def compare(model: Model, folder: Path, name: str, case: Json, beside: Beside = NOTHING_BESIDE) -> Comparison:
-    """Draw one case of the folder and compare all that its file has. `beside` has other models by the names of files."""
+    """Draw one case of the folder and compare all that its file has. `beside` has other models, by their files."""
     expected = load_file(folder / "cases" / f"{name}.safetensors")
     request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
