@@ -7,8 +7,9 @@ literals in this file, and every description is one literal on one line (Cog doe
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from typing import Optional
 
@@ -18,6 +19,7 @@ from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import name_of_upload
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Finished, Notice, PassResult, Picture, Step, render
 from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
@@ -38,11 +40,13 @@ from pipelines.infotext.asked import (
 )
 from pipelines.infotext.control_lines import read_lines
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
+from pipelines.infotext.other_models import with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.models.loader import load
+from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
-from pipelines.runtime.device import best_device
+from pipelines.runtime.device import Device, best_device
 from pipelines.runtime.memory import forget_data_uris, release_memory, trim_heap
 from pipelines.runtime.parts import in_parts_on
 from pipelines.runtime.worker import Worker
@@ -50,7 +54,7 @@ from pipelines.upscalers.enlarging import Enlargement, enlarge, enlargement
 from pipelines.upscalers.esrgan import Trials
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.extras import Library
-from weights_script.resolve import resolve, upscaler_file
+from weights_script.resolve import ResolvedModel, resolvers, upscaler_file
 
 ASPECT_RATIOS = ["model's own", "1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9"]
 SAMPLERS = [
@@ -106,39 +110,62 @@ UPSCALERS = [
 
 
 class Predictor(BasePredictor):
-    """Holds one loaded model and runs one prediction at a time."""
+    """Holds the loaded models and runs one prediction at a time."""
 
     @clean_errors()
     def setup(self, weights: Optional[Path] = None) -> None:
-        """Load the model: COG_WEIGHTS if set, else the one that PASTEL_MODEL names, else the embedded default."""
+        """Load the models: COG_WEIGHTS if set, else those that PASTEL_MODEL names, else the embedded default."""
         imports, marks = time.process_time(), [time.perf_counter()]
         logging.basicConfig(level=logging.INFO)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(CleanFormatter("%(message)s"))
-        self.model = resolve(str(weights) if weights else None, os.environ.get("PASTEL_MODEL"))
-        say(f"Model: {self.model.description}")
+        chosen, missing = made(resolvers(str(weights) if weights else None, os.environ.get("PASTEL_MODEL")))
+        say("\n".join(f"Model: {each.description}" for each in chosen.values()))
         marks.append(time.perf_counter())
         device = best_device()
         self.worker = Worker(within=in_parts_on(device.place))
         self.fetchers = Worker(threads=4)  # one may still be waiting for a server after its prediction was cancelled
-        networks = self.worker.run(load, self.model.files, device)
-        self.settings = {**networks.settings, **self.model.settings}
+        self.roster, seconds = self._loaded(chosen, missing, device)
         marks.append(time.perf_counter())
-        self.networks = self.worker.run(compile_model, networks, self.settings["width"], self.settings["height"])
-        marks.append(time.perf_counter())
-        self.safety = load_safety_checker(self.model.safety_checker, self.networks.device)
+        checkers = [each.safety_checker for each in chosen.values() if each.safety_checker]
+        self.safety = load_safety_checker(checkers[0] if checkers else None, device)
         self.outputs = OutputFolder()
         self.library = Library()
         self.trials = Trials()
         DECODER.start()  # its imports run in the background while the server gets ready
         self.watchdog = watchdog.start()
         marks.append(time.perf_counter())
-        found, loaded, compiled, checker = (end - start for start, end in pairwise(marks))
+        found, _, checker = (end - start for start, end in pairwise(marks))
         print(
-            f"Ready in {marks[-1] - marks[0]:.1f} s on {self.networks.device}: weights found or fetched {found:.1f} s, "
-            f"read and built {loaded:.1f} s, compiled {compiled:.1f} s, safety checker {checker:.1f} s; "
-            f"imports before that took {imports:.1f} s of CPU time."
+            f"Ready in {marks[-1] - marks[0]:.1f} s on {device}: weights found or fetched {found:.1f} s, "
+            f"read and built {seconds['load']:.1f} s, compiled {seconds['compile']:.1f} s, "
+            f"safety checker {checker:.1f} s; imports before that took {imports:.1f} s of CPU time."
         )
+
+    def _loaded(
+        self, chosen: Mapping[str, ResolvedModel], missing: Mapping[str, str], device: Device
+    ) -> tuple[Roster, dict[str, float]]:
+        """Load and compile the models, the first one last: it is on the device then. Return the seconds, too."""
+        seconds = {"load": 0.0, "compile": 0.0}
+
+        def loaded(resolved: ResolvedModel) -> Member:
+            start = time.perf_counter()
+            model = self.worker.run(load, resolved.files, device)
+            settings = {**model.settings, **resolved.settings}
+            begin = time.perf_counter()
+            model = self.worker.run(compile_model, model, settings["width"], settings["height"])
+            seconds["load"] += begin - start
+            seconds["compile"] += time.perf_counter() - begin
+            if resolved is not first:
+                self.worker.run(put_away, model)
+            return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)
+
+        first = next(iter(chosen.values()))
+        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))})
+        roster = Roster({name: members[name] for name in chosen if name in members}, {**missing, **broken})
+        if len(roster.members) + len(roster.broken) > 1:
+            say(f"Models: {', '.join(roster.members)}. The first is used unless a request names another.")
+        return roster, seconds
 
     @streaming  # type: ignore[untyped-decorator]  # cog has no types
     def predict(
@@ -152,6 +179,11 @@ class Predictor(BasePredictor):
             description="What to keep out of the picture. Empty: the model's default. A single space: nothing.",
             default="",
             max_length=10000,
+        ),
+        model: str = Input(
+            description="Which of the container's models to use. Empty: that of the generation data, or the first.",
+            default="",
+            max_length=200,
         ),
         aspect_ratio: str = Input(
             description="Shape of the picture, at a size that suits the model. width and height override it.",
@@ -214,9 +246,6 @@ class Predictor(BasePredictor):
             description="What the masked area starts from. Empty: original. The latent ones need a strength of 0.8.",
             default=None,
             choices=["fill", "original", "latent noise", "latent nothing"],
-        ),
-        mask_blur: Optional[int] = Input(
-            description="How far to soften the mask's edge, in pixels. Empty: 4.", default=None, ge=0, le=64
         ),
         inpaint_area: Optional[str] = Input(
             description="Only masked redraws the masked area at full size, then pastes it. Empty: Whole picture.",
@@ -296,11 +325,19 @@ class Predictor(BasePredictor):
             default=None,
             deprecated=True,
         ),
+        mask_blur: Optional[int] = Input(
+            description="Write Mask blur: 8 into generation_data instead. It will be removed in the next version.",
+            default=None,
+            ge=0,
+            le=64,
+            deprecated=True,
+        ),
     ) -> Iterator[Path]:
         """Draw the pictures and yield each as soon as it is decoded."""
         inputs = Inputs(
             prompt=prompt,
             negative_prompt=negative_prompt,
+            model=model,
             aspect_ratio=aspect_ratio,
             width=width,
             height=height,
@@ -329,15 +366,20 @@ class Predictor(BasePredictor):
             generation_data=generation_data,
         )
         file_format = FileFormat(output_format, output_quality)
-        checker = None if disable_safety_checker else self.safety
         with clean_errors(), self.watchdog.working():
             try:
                 pictures = read_pictures(inputs)
-                asked = settle(inputs, read_data(inputs.generation_data), self.settings, pictures)
+                data = read_data(inputs.generation_data)
+                member = picked(self.roster, inputs.model, data)
+                asked = settle(inputs, data, member.settings, pictures)
                 if asked.handling.upscale_only:
+                    checker = None if disable_safety_checker else self.safety
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
-                    yield from self.draw(self._request(asked, inputs, pictures), file_format, checker, show_phases)
+                    cast = cast_of(self.roster, member, asked)
+                    request = self._request(asked, inputs, pictures, cast)
+                    checker = self.safety if cast.checked and not disable_safety_checker else None
+                    yield from self.draw(cast, request, file_format, checker, show_phases)
             except BaseException as error:  # a cancel is a BaseException, too
                 self.outputs.stop()
                 release_memory(error)
@@ -347,8 +389,9 @@ class Predictor(BasePredictor):
                 forget_data_uris()
                 trim_heap()
 
-    def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> GenerationRequest:
+    def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures, cast: Cast) -> GenerationRequest:
         """Build the request: fetch the networks that it names, and log where its settings come from."""
+        model, names = cast.model, self.roster.names
         if asked.taken:
             told = ", ".join(f"{name}={value}" for name, value in asked.taken.items())
             say(f"From the generation data: {told}")
@@ -356,20 +399,20 @@ class Predictor(BasePredictor):
             say(f"Prompt: {asked.settings.prompt}")
         lines = read_lines(inputs.controls)
         check_pictured(lines, pictures)  # before any network is fetched
-        check_image(self.networks, pictures, controlled=bool(lines or asked.settings.controls))
-        check_noise_level(self.networks, asked.settings.image_noise_level)
+        check_image(model, pictures, controlled=bool(lines or asked.settings.controls))
+        check_noise_level(model, asked.settings.image_noise_level)
         fetched = self.fetchers.run(self.library.load_only, asked.wanted, inputs)
-        asked = with_networks(asked, fetched)
-        pictures = with_depth(self.networks, pictures, controlled=bool(fetched.controls))
+        asked = with_models(with_networks(asked, fetched), names)
+        pictures = with_depth(model, pictures, controlled=bool(fetched.controls))
         self.not_honoured: list[str] = []
         if asked.data.whole:
-            found = obstacles(asked, self.networks.identity, pictures, fetched.extras)
+            found = obstacles(asked, model.identity, pictures, fetched.extras, names)
             self.not_honoured += [obstacle.text for obstacle in found]
             self.record_metric("not_honoured", self.not_honoured)
             say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
             asked = drop_unsupported(asked, found, asked.handling.strict)
         request = request_from(asked, pictures, fetched.extras)
-        say("\n".join((*unused_inputs(asked, request), *unused_by(self.networks, asked.given))))
+        say("\n".join((*unused_inputs(asked, request), *unused_by(model, asked.given))))
         return request
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
@@ -383,29 +426,35 @@ class Predictor(BasePredictor):
         upscaler = self._upscaler(request.by)
         say(f"Plan: {request.describe()}")
         started = time.perf_counter()
-        made = Picture(FINAL, 0, self.worker.run(enlarge, request, upscaler))
+        enlarged = Picture(FINAL, 0, self.worker.run(enlarge, request, upscaler))
         self._report({UPSCALE: time.perf_counter() - started})
-        if not self.worker.run(passes, made, checker):
+        if not self.worker.run(passes, enlarged, checker):
             raise AllPicturesFlagged()
         self.outputs.clear()
         self.record_metric("image_output_count", 1)
-        self.outputs.begin(made.pixels, made.kind, file_format, request.generation_data())
+        self.outputs.begin(enlarged.pixels, enlarged.kind, file_format, request.generation_data())
         (path,) = self.outputs.saved(wait=True)
         return Path(path)
 
     def draw(
-        self, request: GenerationRequest, file_format: FileFormat, checker: SafetyChecker | None, show_phases: bool
+        self,
+        cast: Cast,
+        request: GenerationRequest,
+        file_format: FileFormat,
+        checker: SafetyChecker | None,
+        show_phases: bool,
     ) -> Iterator[Path]:
         """Run the plan: log its progress, save the pictures and yield their paths."""
-        plan = make_plan(request)
+        plan, model = make_plan(request), cast.model
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(self.networks, plan, request.mask_weight))))
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(model, plan, request.mask_weight))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
-        made = render(self.networks, request, plan, show_phases=show_phases, upscaler=upscaler)
-        count, events = 0, self.worker.each(made)
+        self.worker.run(self.roster.use, (model, *cast.others.values()))
+        drawing = render(model, request, plan, show_phases=show_phases, upscaler=upscaler, others=cast.others)
+        count, events = 0, self.worker.each(drawing)
         with Bars() as bars, closing(events):
             try:
                 for event in events:
@@ -415,8 +464,8 @@ class Predictor(BasePredictor):
                         bars.close()
                         embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
                     elif isinstance(event, Picture) and self.worker.run(passes, event, checker):
-                        identity = self.networks.identity
-                        text = parameters.of_picture(request, plan, identity, event.index, embeddings)
+                        identity, others = model.identity, cast.identities
+                        text = parameters.of_picture(request, plan, identity, event.index, embeddings, others)
                         name = f"{event.kind}-{event.index}-seed-{plan.seeds[event.index]}"
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1
@@ -427,7 +476,7 @@ class Predictor(BasePredictor):
                     elif isinstance(event, Finished):
                         self._report(event.seconds)
                     # a device with a queue keeps working meanwhile; without one the next event may be far away
-                    yield from map(Path, self.outputs.saved(wait=not self.networks.device.queues))
+                    yield from map(Path, self.outputs.saved(wait=not model.device.queues))
             except Exception:
                 yield from map(Path, self.outputs.saved(wait=True))  # keep the pictures that are finished
                 raise
@@ -442,7 +491,7 @@ class Predictor(BasePredictor):
         try:
             if hires and hires.upscaler_file:
                 self.trials.check(hires.upscaler_file)  # in this thread, which a cancel can interrupt
-            return self.worker.run(load_upscaler, file, self.networks.device) if file else None
+            return self.worker.run(load_upscaler, file, self.roster.first.model.device) if file else None
         except ModelError as error:
             sent = hires.upscaler_file if hires else None
             name = f"files={name_of_upload(sent.name)!r}" if sent else "hires_upscaler"

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import check_noise_level, with_depth
@@ -28,20 +30,40 @@ from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
 from pipelines.infotext.asked import WEBUI_SIZE, Fetched, Pictures, read_data, request_from, settle, with_networks
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
+from pipelines.infotext.other_models import with_models
 from pipelines.infotext.writing import of_picture
 from pipelines.models.loader import load
-from pipelines.models.model import Model
+from pipelines.models.roster import Member, Roster, made
 from pipelines.upscalers.interpolation import load_upscaler
-from weights_script.resolve import upscaler_file
+from weights_script.resolve import labelled, upscaler_file
 
 PASS_NAMES = {(BASE, True): "0_txt2img", (BASE, False): "0_img2img"}
 HIRES_NAME = "1_hires"
 FIRST_CONDITION = tuple(f"{name}_image_cond" for name in PASS_NAMES.values())
 
 
-def read_request(path: Path, model: Model, options: argparse.Namespace) -> GenerationRequest:
-    """Read the request from one infotext file. Raises InvalidInput if the picture would be a different one."""
+def read_models(options: argparse.Namespace) -> Roster:
+    """Load the models. One that is broken does not stop the others. Raises ModelError if all are."""
+    listed = [name.strip() for text in options.model for name in text.split(",") if name.strip()]
+    chosen = labelled([*([str(options.checkpoint)] if options.checkpoint else []), *listed])
+    own = dict(zip(("width", "height"), WEBUI_SIZE, strict=True))
+
+    def loaded(path: Path) -> Member:
+        first = str(path) == next(iter(chosen.values()))
+        files = ModelFiles(name=path.stem, checkpoint=path, vae=options.vae if first else None)
+        return Member(model=load(files), settings=own)
+
+    return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}))
+
+
+def read_request(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[GenerationRequest, Cast]:
+    """Read the request from one infotext file, and say which models draw it.
+
+    Raises InvalidInput if the picture would be a different one.
+    """
     data = read_data(read_parameters(path))
+    member = picked(roster, "", data)
+    model = member.model
     said = {"rng": options.rng, "resize_mode": options.resize_mode}
     data = replace(data, values={**data.values, **{name: value for name, value in said.items() if value}})
     pictures = Pictures(
@@ -50,17 +72,18 @@ def read_request(path: Path, model: Model, options: argparse.Namespace) -> Gener
         controls=tuple(picture.read(path, "control", deep=True) for path in options.control),
     )
     pictures = with_depth(model, pictures, controlled=bool(data.controls))
-    own = dict(zip(("width", "height"), WEBUI_SIZE, strict=True))
-    asked = settle(Inputs(num_outputs=options.num_outputs), data, own, pictures)
+    asked = settle(Inputs(num_outputs=options.num_outputs), data, member.settings, pictures)
+    cast = cast_of(roster, member, asked)
     folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
     extras, upscalers = in_folders(*folders), {file.stem: file for file in options.upscaler}
     asked = with_networks(asked, Fetched(extras=extras, controls=data.controls, upscalers=upscalers))
-    found = obstacles(asked, model.identity, pictures, extras)
+    asked = with_models(asked, roster.names)
+    found = obstacles(asked, model.identity, pictures, extras, roster.names)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)
     asked = drop_unsupported(asked, found, options.strict)
     check_noise_level(model, asked.settings.image_noise_level)
-    return request_from(asked, pictures, extras)
+    return request_from(asked, pictures, extras), cast
 
 
 def read_given(options: argparse.Namespace) -> Given:
@@ -88,14 +111,14 @@ def _tensor(path: Path, name: str, endings: tuple[str, ...]) -> Tensor:
         raise InvalidInput(name, path.name, rule, "Give a safetensors file with this tensor.") from error
 
 
-def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
+def draw(cast: Cast, request: GenerationRequest, stem: str, options: argparse.Namespace) -> Iterator[Path]:
     """Write `<stem>-<k>.png`, and `<stem>.safetensors` with --keep-latents. Yield the paths."""
-    plan = make_plan(request)
+    plan, model = make_plan(request), cast.model
     file = upscaler_file(request.hires)
     upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
     embeddings: tuple[tuple[str, str], ...] = ()
-    for event in render(model, request, plan, upscaler=upscaler, given=read_given(options)):
+    for event in render(model, request, plan, upscaler=upscaler, others=cast.others, given=read_given(options)):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
             embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
@@ -103,7 +126,7 @@ def draw(model: Model, request: GenerationRequest, stem: str, options: argparse.
             print(event.text, file=sys.stderr)
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
-            text = of_picture(request, plan, model.identity, event.index, embeddings)
+            text = of_picture(request, plan, model.identity, event.index, embeddings, cast.identities)
             write(event.pixels, path, FileFormat("png"), text)
             yield path
     if options.keep_latents:
@@ -128,8 +151,9 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
             found[f"{name}_vector"] = condition.vector
     if result.refiner_prompts is not None and result.refined_from is not None:
         for name, condition in zip(("cond", "uncond"), result.refiner_prompts.at(result.refined_from), strict=True):
-            assert condition.vector is not None
-            found |= {f"refiner_{name}": condition.tokens, f"refiner_{name}_vector": condition.vector}
+            found[f"refiner_{name}"] = condition.tokens
+            if condition.vector is not None:
+                found[f"refiner_{name}_vector"] = condition.vector
     if result.start is not None:
         found["init"] = result.start
     if result.mask is not None:
@@ -141,7 +165,17 @@ def tensors_of(result: PassResult) -> dict[str, Tensor]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.partition(":")[0])
-    parser.add_argument("checkpoint", type=Path, help="single file (.safetensors, .ckpt) or diffusers folder")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", help="single file (.safetensors, .ckpt) or diffusers folder"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another model that the generation data may name, also as its refiner or for its hires pass; several: "
+        "separated by commas, or the option again",
+    )
     parser.add_argument(
         "--infotext",
         type=Path,
@@ -151,7 +185,7 @@ def arguments() -> argparse.Namespace:
         help="generation data: a text file, or a picture that contains it",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where pictures go")
-    parser.add_argument("--vae", type=Path, help="a VAE to use instead of the checkpoint's own")
+    parser.add_argument("--vae", type=Path, help="a VAE to use instead of the first model's own")
     parser.add_argument(
         "--upscaler",
         type=Path,
@@ -174,6 +208,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep-latents", action="store_true", help="also write the tensors of each pass")
     parser.add_argument("--no-strict", dest="strict", action="store_false", help="draw even if the picture will differ")
     options = parser.parse_args()
+    if options.checkpoint is None and not options.model:
+        parser.error("name a checkpoint")
     if options.init is None and (options.mask or options.init_latent):
         parser.error("--mask and --init-latent need --init, the picture that they belong to")
     return options
@@ -217,16 +253,17 @@ def main() -> int:
         print(f"error: more than one file is called {', '.join(sorted(twice))}; rename all but one", file=sys.stderr)
         return 1
     try:
-        files = ModelFiles(name=options.checkpoint.stem, checkpoint=options.checkpoint, vae=options.vae)
-        model = load(files)
+        roster = read_models(options)
         options.output.mkdir(parents=True, exist_ok=True)
     except (PastelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path in options.infotext:
         try:
-            for made in draw(model, read_request(path, model, options), path.stem, options):
-                print(made)
+            request, cast = read_request(path, roster, options)
+            roster.use([cast.model, *cast.others.values()])
+            for written in draw(cast, request, path.stem, options):
+                print(written)
         except PastelError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed = True

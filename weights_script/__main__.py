@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipelines.errors import ModelError
@@ -75,22 +75,28 @@ def where(entries: dict[str, Entry], options: argparse.Namespace) -> int:
 def clean(entries: dict[str, Entry], options: argparse.Namespace) -> int:
     """Delete files without a record: partial downloads and unknown files; with --all, everything that was fetched."""
     cache: Path = options.cache
-    spared = OWN_FOLDERS if options.all else (*OWN_FOLDERS, FETCHED)
-    kept = set[Path]() if options.all else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
     freed = 0
-    files = [path for path in cache.rglob("*") if path.is_file() and CLAIMS not in path.parts]
-    for path in sorted(path for path in files if path not in kept and path.relative_to(cache).parts[0] not in spared):
+    for path in sorted(_unrecorded(cache, options.all)):
         if _in_use(cache, path):
             print(f"kept {path.relative_to(cache)}: being fetched right now")
             continue
         freed += path.stat().st_size
         path.unlink()
         print(f"deleted {path.relative_to(cache)}")
-    for folder in sorted((path for path in options.cache.rglob("*") if path.is_dir()), reverse=True):
-        if not any(folder.iterdir()):
-            folder.rmdir()
-    print(f"{amount(freed)} freed in {options.cache}")
+    for path in sorted(cache.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    print(f"{amount(freed)} freed in {cache}")
     return 0
+
+
+def _unrecorded(cache: Path, all_files: bool) -> Iterator[Path]:
+    """Yield the files to delete. The operator's own are never among them; those of requests are with `all_files`."""
+    spared = {CLAIMS, *OWN_FOLDERS} if all_files else {CLAIMS, FETCHED, *OWN_FOLDERS}
+    kept = set[Path]() if all_files else {cache / NAME, *(cache / key for key in Ledger(cache).records())}
+    for path in cache.rglob("*"):
+        if path.is_file() and path not in kept and path.relative_to(cache).parts[0] not in spared:
+            yield path
 
 
 def _in_use(cache: Path, path: Path) -> bool:

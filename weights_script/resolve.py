@@ -1,15 +1,22 @@
-"""Choose the model that a container loads: the given file, else the named entry, else the embedded default."""
+"""Choose the models that a container loads: the given file, else the named ones, else the embedded default."""
 
+import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipelines.ask.catalog import LATENT_NETWORK, NETWORK_UPSCALERS, PREDICTION_NAMES
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.request import HiresSettings
 from pipelines.ask.settings import Values
-from pipelines.errors import ModelError, redacted
+from pipelines.errors import ModelError, redacted, shown_name
 from weights_script.manifest import DEFAULT_MODEL, Entry, load_manifest
+
+log = logging.getLogger(__name__)
 
 OFF = "off"
 """The value of PASTEL_SAFETY_CHECKER that turns off the checker that the container's settings turn on."""
@@ -28,46 +35,102 @@ class ResolvedModel:
     """For the log: what is loaded, why, and from where."""
 
 
+def resolvers(weights: str | None, models: str | None) -> dict[str, Callable[[], ResolvedModel]]:
+    """Return the models that a container serves, by what requests call them, each as a function that makes it ready.
+
+    `models` (PASTEL_MODEL) is a list with commas between manifest entries, paths and URLs. Requests call a model by its
+    entry, or by its file's name without extension. The first model is used unless a request says otherwise. PASTEL_VAE
+    and PASTEL_PREDICTION are lists in the same order if there are several models; where a place is empty or missing,
+    that model keeps its own. The functions raise ModelError, as `resolve` does.
+    """
+    chosen = [each.strip() for each in (models or "").split(",") if each.strip()]
+    if weights or len(chosen) < 2:
+        model = chosen[0] if chosen else ""
+        return {_label(weights or model or DEFAULT_MODEL): partial(resolve, weights, model)}
+    vaes, predictions = (_places(setting, len(chosen)) for setting in ("PASTEL_VAE", "PASTEL_PREDICTION"))
+    ways = zip(labelled(chosen).items(), vaes, predictions, strict=True)
+    return {label: partial(_resolve, None, model, *own) for (label, model), *own in ways}
+
+
+def labelled(models: Iterable[str]) -> dict[str, str]:
+    """Return models (manifest entries, paths and URLs) by what requests call them: no two have the same name."""
+    found: dict[str, str] = {}
+    for model in models:
+        label = _label(model)
+        numbered = (label if number == 1 else f"{label}-{number}" for number in count(1))
+        found[next(each for each in numbered if each not in found)] = model
+    return found
+
+
+def _label(value: str) -> str:
+    """Return what requests call a model: its manifest entry, or its file's name without extension."""
+    if value in load_manifest():
+        return value
+    name = Path(urlsplit(value).path if "://" in value else value).name
+    known = name.endswith((".safetensors", ".ckpt", ".pt"))
+    return shown_name(name.rpartition(".")[0] if known else name) or value
+
+
+def _places(setting: str, number: int) -> Iterator[str]:
+    """Yield what a setting says for each of several models."""
+    given = [each.strip() for each in os.environ.get(setting, "").split(",")]
+    if len(given) > number:
+        raise ModelError(f"{setting}: names {len(given)}, but PASTEL_MODEL names {number} models. Give one for each.")
+    yield from (*given, *[""] * (number - len(given)))
+
+
 def resolve(weights: str | None, model: str | None) -> ResolvedModel:
-    """Return the model: `weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry), else the
-    embedded one.
+    """Return the model: `weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry, path or
+    URL), else the embedded one.
 
     PASTEL_VAE (path, URL or manifest entry) replaces its VAE. PASTEL_SAFETY_CHECKER (folder or manifest entry) turns a
     checker on; for the embedded model only a folder does. PASTEL_PREDICTION sets what the UNet predicts, if its files
     are wrong or silent about it. Missing files are fetched. Raises ModelError, which names the setting, what was tried
     and the fix.
     """
+    return _resolve(weights, model, os.environ.get("PASTEL_VAE", ""), os.environ.get("PASTEL_PREDICTION", ""))
+
+
+def _resolve(weights: str | None, model: str | None, vae: str, prediction: str) -> ResolvedModel:
+    """Do the same with this VAE and prediction in place of the model's own. Empty: its own."""
     entries = load_manifest()
-    if weights:
-        checkpoint, sha256 = _path_or_url("COG_WEIGHTS", weights)
+    setting, file = ("COG_WEIGHTS", weights) if weights else ("PASTEL_MODEL", model or "")
+    reason = f"{setting}={redacted(file)}" if file else "the embedded default: no setting names a model"
+    if weights or (file not in entries and _is_file(file)):
+        checkpoint, sha256 = _path_or_url(setting, file)
         # If the manifest knows the file by its name, that entry's picture size applies.
         entry = next((entry for entry in entries.values() if checkpoint.name in _file_names(entry)), None)
-        return _resolved(checkpoint, sha256, f"COG_WEIGHTS={redacted(weights)}", _vae("", entries), entry, entries)
-    reason = f"PASTEL_MODEL={model}" if model else "the embedded default: neither COG_WEIGHTS nor PASTEL_MODEL is set"
-    entry = _named("PASTEL_MODEL", model or DEFAULT_MODEL, "model", entries)
-    checkpoint = _entry_path(reason, entry)
-    return _resolved(checkpoint, entry.sha256, reason, _vae(entry.vae, entries), entry, entries)
-
-
-def _resolved(
-    checkpoint: Path, sha256: str, reason: str, vae: Path | None, entry: Entry | None, entries: dict[str, Entry]
-) -> ResolvedModel:
+        own_vae = ""
+    else:
+        entry = _named("PASTEL_MODEL", file or DEFAULT_MODEL, "model", entries)
+        checkpoint, sha256, own_vae = _entry_path(reason, entry), entry.sha256, entry.vae
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.name  # as WebUI names models
+    files = ModelFiles(
+        name=name,
+        checkpoint=checkpoint,
+        vae=_vae(vae, own_vae, entries),
+        prediction=_prediction(prediction, entry),
+        sha256=sha256 if checkpoint.is_file() else "",
+    )
+    return _resolved(files, reason, entry, entries)
+
+
+def _is_file(value: str) -> bool:
+    """Return whether a model is given as a path or URL and not as a manifest entry."""
+    return "://" in value or "/" in value or value.endswith((".safetensors", ".ckpt"))
+
+
+def _resolved(files: ModelFiles, reason: str, entry: Entry | None, entries: dict[str, Entry]) -> ResolvedModel:
     checker, checker_shown = _safety_checker(entry, entries)
     size = dict(zip(("width", "height"), entry.picture_size, strict=True)) if entry else {}
     advised = entry.settings if entry else {}
     shown = ", ".join(f"{name} {value}" for name, value in advised.items() if "prompt" not in name)
+    vae = files.vae.name if files.vae else "its own"
     return ResolvedModel(
-        files=ModelFiles(
-            name=name,
-            checkpoint=checkpoint,
-            vae=vae,
-            prediction=_prediction(entry),
-            sha256=sha256 if checkpoint.is_file() else "",
-        ),
+        files=files,
         settings={**size, **advised},
         safety_checker=checker,
-        description=f"{name} ({reason}) from {checkpoint}; VAE: {vae.name if vae else 'its own'}; "
+        description=f"{files.name} ({reason}) from {files.checkpoint}; VAE: {vae}; "
         f"{f'its own settings: {shown}; ' if shown else ''}"
         f"safety checker: {checker_shown}",
     )
@@ -84,20 +147,18 @@ def upscaler_file(hires: HiresSettings | None) -> Path | None:
     return _entry_path(f"hires_upscaler={hires.upscaler}", entry)
 
 
-def _vae(entry_name: str, entries: dict[str, Entry]) -> Path | None:
-    """Return PASTEL_VAE if set, else the manifest's VAE for the model; None if there is neither."""
-    chosen = os.environ.get("PASTEL_VAE")
+def _vae(chosen: str, own: str, entries: dict[str, Entry]) -> Path | None:
+    """Return the chosen VAE, else the manifest's for the model; None if there is neither."""
     if not chosen:
-        return _entry_path(f"the VAE {entry_name}", entries[entry_name]) if entry_name else None
+        return _entry_path(f"the VAE {own}", entries[own]) if own else None
     if chosen in entries:
         return _entry_path("PASTEL_VAE", _named("PASTEL_VAE", chosen, "vae", entries))
     return _path_or_url("PASTEL_VAE", chosen)[0]
 
 
-def _prediction(entry: Entry | None) -> str:
-    """Return what the UNet predicts, by diffusers' name: PASTEL_PREDICTION if set, else what the manifest says. Empty
-    if only the model's files say it."""
-    chosen = os.environ.get("PASTEL_PREDICTION", "")
+def _prediction(chosen: str, entry: Entry | None) -> str:
+    """Return what the UNet predicts, by diffusers' name: as chosen, else what the manifest says. Empty if only the
+    model's files say it."""
     if chosen and chosen.lower() not in PREDICTION_NAMES:
         raise ModelError(f"PASTEL_PREDICTION={chosen}: not known. Known are {', '.join(PREDICTION_NAMES)}.")
     return PREDICTION_NAMES.get(chosen.lower(), entry.prediction if entry else "")
@@ -130,8 +191,10 @@ def _entry_path(setting: str, entry: Entry) -> Path:
     if entry.embedded and entry.embedded.is_file():
         return entry.embedded
     # Imported here: the embedded model needs no network, and start-up needs no HTTP client.
-    from weights_script.fetch import cache_folder, ensure
+    from weights_script.fetch import cache_folder, ensure, present
 
+    if entry.licence.note and not present(entry, cache_folder()):
+        log.warning("Licence of %s: %s", entry.name, entry.licence.note)  # before gigabytes are fetched in vain
     try:
         return ensure(entry, cache_folder())
     except ModelError as error:

@@ -33,6 +33,8 @@ class Inputs:
 
     prompt: str = ""
     negative_prompt: str = ""
+    model: str = ""
+    """The model to use, by any of its names; empty for the one that the generation data names, else the first."""
     aspect_ratio: str = OWN_ASPECT
     width: int | None = None
     height: int | None = None

@@ -44,6 +44,7 @@ def compile_model(model: Model, width: int, height: int) -> Model:
 def compiled(model: Model, width: int, height: int, record: Record, backend: str = "inductor") -> Model:
     """Compile the networks for all sizes. Return the plain model if that fails or changes the picture."""
     start = time.perf_counter()
+    torch.compiler.set_stance("default")  # another model may have been compiled before
     options: dict[str, Any] = {"dynamic": True, "backend": backend}
     try:
         # not square: compiled for a square, the network would be compiled again for the first size that is not square
@@ -58,9 +59,10 @@ def compiled(model: Model, width: int, height: int, record: Record, backend: str
     except Exception as error:
         log.warning("The networks run uncompiled (%s): pictures take longer.", in_one_line(error))
         release_memory(error)
-        torch.compiler.set_stance("force_eager")
+        model.vae.network.decoder._compiled_call_impl = None  # torch has no public way to undo Module.compile
         return model
-    torch.compiler.set_stance("eager_on_recompile")  # requests never wait for the compiler
+    finally:
+        torch.compiler.set_stance("eager_on_recompile")  # requests never wait for the compiler
     log.info("Compiled and warmed up in %.0f s.", time.perf_counter() - start)
     return faster
 

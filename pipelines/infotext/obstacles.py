@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipelines.ask.identity import ModelIdentity
+from pipelines.ask.models import ModelNames
 from pipelines.ask.networks import NO_EXTRAS, Extras
 from pipelines.ask.request import (
     SAME_SAMPLER,
@@ -18,9 +19,12 @@ from pipelines.infotext.asked import NO_PICTURES, RANDOM, Asked, Pictures
 from pipelines.infotext.keys import done_afterwards
 from pipelines.infotext.obstacle import Obstacle, another_picture
 from pipelines.infotext.other_files import of_mask_weight, of_model, of_networks, of_vae
+from pipelines.infotext.other_models import of_other_models
 
 OBSTACLES_MAX = 50
 """Limit for the obstacles that are reported: a text may contain thousands of unknown keys."""
+
+NO_OTHER_MODELS = ModelNames(identities={})
 
 
 def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked:
@@ -41,14 +45,22 @@ def drop_unsupported(asked: Asked, found: list[Obstacle], strict: bool) -> Asked
 
 
 def obstacles(
-    asked: Asked, model: ModelIdentity, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS
+    asked: Asked,
+    model: ModelIdentity,
+    pictures: Pictures = NO_PICTURES,
+    extras: Extras = NO_EXTRAS,
+    models: ModelNames = NO_OTHER_MODELS,
 ) -> list[Obstacle]:
-    """List what a block asks for that cannot be done with this model, these pictures and these networks."""
+    """List what a block asks for that cannot be done with this model, these pictures and these networks.
+
+    `models` are all models of the container, which the block may name.
+    """
     found = [
         *_of_silence(asked),
         *of_model(asked.data, model),
         *of_mask_weight(asked.data, model),
         *of_vae(asked.data, model),
+        *of_other_models(asked, models),
         *_of_names(asked.settings),
         *_of_seed(asked),
         *of_networks(asked, extras),

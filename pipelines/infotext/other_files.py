@@ -1,9 +1,9 @@
 """Compares the files that generation data names with the files in use."""
 
-import re
 from collections.abc import Iterator, Mapping
 
 from pipelines.ask.identity import SHORT_HASH, ModelIdentity
+from pipelines.ask.models import stem
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
@@ -33,7 +33,7 @@ def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
     told = (data.model_hash or "").lower()
     if told and model.sha256.startswith(told):
         return
-    same_name = data.model is None or _stem(data.model) == _stem(model.name)
+    same_name = data.model is None or stem(data.model) == stem(model.name)
     if same_name and not told and not model.folder:
         return
     here = _called(model.name, "a folder" if model.folder else model.sha256[:SHORT_HASH])
@@ -72,18 +72,13 @@ def _same_vae(data: GenerationData, model: ModelIdentity) -> bool:
     """Return whether our VAE has the block's hash, or its name if there is no hash."""
     if data.vae_hash:
         return model.vae_sha256.startswith(data.vae_hash.lower())
-    return _stem(data.vae or "") == _stem(model.vae_name)
+    return stem(data.vae or "") == stem(model.vae_name)
 
 
 def _called(name: str, detail: str | None) -> str:
     """Format a name and a detail as `name (detail)`, leaving out what is empty."""
     detail = f"({detail})" if detail else ""
     return " ".join(filter(None, (name.strip(), detail)))
-
-
-def _stem(name: str) -> str:
-    """Return a model's name without folder and extension, in lower case."""
-    return re.sub(r"\.(safetensors|ckpt|pt|vae)", "", name.replace("\\", "/").rpartition("/")[2].casefold())
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

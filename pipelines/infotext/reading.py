@@ -35,6 +35,7 @@ from pipelines.infotext.keys import (
 from pipelines.infotext.names import sampler_and_schedule, upscaler
 from pipelines.infotext.programs import translated
 from pipelines.infotext.syntax import (
+    BY_STEPS,
     DOWNCAST,
     OLD_BEHAVIOUR,
     OLD_EDITING,
@@ -205,6 +206,8 @@ def _written(parsed: Mapping[str, Value], written: Collection[str]) -> dict[str,
     joined = (key.removesuffix("-1") for key in written)
     said = {*written, *joined, "Prompt", "Negative prompt", "Hires resize", OLD_EDITING, DOWNCAST}
     old = (version_of(fields.get("Version", "")) or NEVER) < EDITING_CHANGED
+    if fields.get(BY_STEPS) == "True":  # said, or implied by the version; False is what the parser adds
+        said.add(BY_STEPS)
     if old and any("[" in fields.get(key, "") for key in EDITED):
         fields[OLD_EDITING] = "True"
     return {key: value for key, value in fields.items() if key in said}

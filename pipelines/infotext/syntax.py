@@ -85,12 +85,13 @@ DEFAULTS: dict[str, Value] = {
 
 OLD_EDITING = "Old prompt editing timelines"
 DOWNCAST = "Downcast alphas_cumprod"
+BY_STEPS = "Refiner switch by sampling steps"
 
 OLD_BEHAVIOUR: tuple[tuple[str, tuple[int, ...], Callable[[Mapping[str, Value]], bool]], ...] = (
     (OLD_EDITING, (1, 6, 0, 0), lambda fields: "[" in str(fields["Prompt"])),
     ("Pad conds v0", (1, 6, 0, 0), lambda fields: fields.get("Sampler") in ("DDIM", "PLMS")),
     (DOWNCAST, (1, 7, 0, 225), lambda fields: True),
-    ("Refiner switch by sampling steps", (1, 8, 0, 0), lambda fields: bool(fields.get("Refiner"))),
+    (BY_STEPS, (1, 8, 0, 0), lambda fields: bool(fields.get("Refiner"))),
 )
 """The key that WebUI sets, the first version with the new behaviour, and the condition on the block."""
 

@@ -5,7 +5,7 @@ overwritten, and nothing is copied twice.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -110,20 +110,8 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
     levels = (count_of(tensors, UNET_PREFIX + "input_blocks.") + LAYERS) // blocks
     firsts = [f"{UNET_PREFIX}input_blocks.{1 + blocks * level}" for level in range(levels)]
     widths = tuple(shape_of(path, tensors, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts)
-    depths = [_transformer_depth(tensors, f"{first}.1.") for first in firsts]
-    middle = _transformer_depth(tensors, f"{UNET_PREFIX}middle_block.1.")
-    if not any(depths) or not middle or depths[-1] not in (0, middle):
-        told = f"{depths} transformer blocks by level, {middle} in the middle"
-        raise ModelError(
-            f"{path}: a UNet of an unknown form, such as SSD-1B's ({told}). Give the model it was made from."
-        )
-    label = f"{UNET_PREFIX}label_emb.0.0.weight"
-    class_embedding: dict[str, Any] = {}
-    if label in tensors:
-        width = shape_of(path, tensors, label, 2)[1]
-        class_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
+    depths, middle = _transformer_depths(path, tensors, firsts)
     attention = next(f"{first}.1." for first, depth in zip(firsts, depths, strict=True) if depth)
-    context = f"{attention}transformer_blocks.0.attn2.to_k.weight"
     return {
         "in_channels": in_channels,
         "out_channels": 4,
@@ -134,15 +122,33 @@ def unet_config(path: Path, tensors: Mapping[str, Tensor], family: Family) -> di
         "transformer_layers_per_block": tuple(depth or middle for depth in depths),
         # diffusers' name for the number of heads
         "attention_head_dim": family.unet_heads or tuple(max(1, width // HEAD_CHANNELS) for width in widths),
-        "cross_attention_dim": shape_of(path, tensors, context, 2)[1],
-        **class_embedding,
+        "cross_attention_dim": shape_of(path, tensors, f"{attention}transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        **_vector_config(path, tensors),
         "use_linear_projection": tensors[f"{attention}proj_in.weight"].dim() == 2,
     }
 
 
-def _transformer_depth(tensors: Mapping[str, Tensor], attention: str) -> int:
-    """Return the number of transformer blocks in an attention; 0 if there is none."""
-    return count_of(tensors, f"{attention}transformer_blocks.")
+def _transformer_depths(path: Path, tensors: Mapping[str, Tensor], firsts: Sequence[str]) -> tuple[list[int], int]:
+    """Return how many transformer blocks an attention has on each level, 0 without one, and in the middle.
+
+    `firsts` are the names of the levels' first blocks. Raises ModelError for a form that diffusers cannot build.
+    """
+    *depths, middle = (
+        count_of(tensors, f"{block}.1.transformer_blocks.") for block in (*firsts, f"{UNET_PREFIX}middle_block")
+    )
+    if not any(depths) or not middle or depths[-1] not in (0, middle):
+        told = f"{depths} transformer blocks by level, {middle} in the middle"
+        raise ModelError(f"{path}: a UNet of an unknown form, such as SSD-1B's ({told}). Give another model.")
+    return depths, middle
+
+
+def _vector_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the configuration of the layers for a condition's vector, if the UNet has them."""
+    label = f"{UNET_PREFIX}label_emb.0.0.weight"
+    if label not in tensors:
+        return {}
+    width = shape_of(path, tensors, label, 2)[1]
+    return {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
 
 
 def vae_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class DepthEstimator:
     """DPT-hybrid on its device, in float32. Its weights are normalised in every call, which needs that precision."""
 
     def __init__(self, network: DPTForDepthEstimation) -> None:
-        self._network = network
+        self.network = network
 
     @torch.inference_mode()
     def depth(self, picture: Image.Image) -> Tensor:
@@ -88,13 +88,13 @@ class DepthEstimator:
 
         pixels = np.asarray(picture).astype(np.float32) / 255
         small = cv2.resize(pixels, prepared_size(*picture.size), interpolation=cv2.INTER_CUBIC)
-        shown = torch.from_numpy((small - 0.5) / 0.5).permute(2, 0, 1)[None].to(self._network.device)
+        shown = torch.from_numpy((small - 0.5) / 0.5).permute(2, 0, 1)[None].to(self.network.device)
         return self._of(shown)[None]
 
     def _of(self, shown: Tensor) -> Tensor:
         """Return the network's output (1, h, w). Its own `forward` does the same, but only for squares."""
         height, width = shown.shape[2:]
-        network = self._network
+        network = self.network
         network.dpt.embeddings.image_size = height, width  # it can handle any size, but only accepts the one set here
         outputs = network.dpt(shown, output_hidden_states=True)
         taken = network.config.backbone_out_indices[2:]

@@ -74,6 +74,11 @@ class EncoderTower:
         parse = _literally if emphasis == "None" else grammar.parse_attention
         return grammar.chunks(parse(text), self.tokenize, table.units)
 
+    def columns(self, rows: Sequence[list[grammar.Chunk]], length: int) -> list[tuple[grammar.Chunk, ...]]:
+        """Return the texts' chunks by position, after padding each text with empty chunks to this length."""
+        empty = grammar.chunks([("", 1.0)], self.tokenize)
+        return list(zip(*(chunks + empty * (length - len(chunks)) for chunks in rows), strict=True))
+
     def hidden(self, tokens: Tensor, clip_skip: int) -> tuple[Tensor, Tensor | None]:
         """Return the output (texts, 77, width) of the layer that `clip_skip` counts from the last, 1 being the last.
 
@@ -156,12 +161,11 @@ class TextEncoder:
         for of_tower in rows:
             _check_length(field, unique, of_tower)
         length = max(len(chunks) for of_tower in rows for chunks in of_tower)
-        encoded: list[_Encoded] = []
-        for (tower, table), of_tower in zip(towers, rows, strict=True):
-            empty = grammar.chunks([("", 1.0)], tower.tokenize)
-            columns = list(zip(*(chunks + empty * (length - len(chunks)) for chunks in of_tower), strict=True))
-            emphasized = _Emphasis(emphasis, places)
-            encoded.append(self._encode_columns(tower, table, columns, clip_skip, emphasized))
+        weighing = _Emphasis(emphasis, places)
+        encoded = [
+            self._encode_columns(tower, table, tower.columns(of_tower, length), clip_skip, weighing)
+            for (tower, table), of_tower in zip(towers, rows, strict=True)
+        ]
         tokens = torch.cat([each.tokens for each in encoded], dim=2)
         pooled = next((each.pooled for each in encoded if each.pooled is not None), None)
         conditions = [Condition(tokens[at][None], None if pooled is None else pooled[at][None]) for at in places]

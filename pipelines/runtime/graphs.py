@@ -97,6 +97,11 @@ class GraphedUNet(UNet):
         self._keep(key)
         return self._graphs[key].replay(call)
 
+    def forget(self) -> None:
+        """Drop all graphs: they read the weights at fixed addresses. Sizes are recorded anew."""
+        self._graphs.clear()
+        self._seen.clear()
+
     def _recorded(self, key: Key, call: UNetCall) -> bool:
         """Record this size if it was used before and is small enough. Return whether there is a graph now."""
         small = len(call.images) * call.images[0, 0].numel() <= LARGEST

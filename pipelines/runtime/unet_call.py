@@ -118,6 +118,9 @@ class UNet:
         with _shown(self._cross_attentions, call.pictures):
             return call.compute(self.network)
 
+    def forget(self) -> None:
+        """Drop what depends on the addresses of the weights, which are about to change."""
+
     @cached_property
     def _cross_attentions(self) -> list[Attention]:
         """The cross-attentions, found once: an SD network has hundreds of modules and is called at every step."""

@@ -17,7 +17,16 @@ from tests.contract.pictures import DRAFT
     ("setting", "value", "words"),
     [
         ("COG_WEIGHTS", "broken.safetensors", ["broken.safetensors", "safetensors file"]),
-        ("PASTEL_MODEL", "pastel-mixx", ["PASTEL_MODEL", "pastel-mixx", "pastel-mix"]),
+        (
+            "PASTEL_MODEL",
+            "pastel-mixx, /x/gone.safetensors",  # one alone: tests/unit/test_resolve.py
+            [
+                "None of the models can be used",
+                "PASTEL_MODEL=pastel-mixx: ",
+                "pastel-mix,",
+                "gone: PASTEL_MODEL=/x/gone",
+            ],
+        ),
     ],
 )
 def test_a_model_that_cannot_be_had_fails_setup(

@@ -16,6 +16,7 @@ from pipelines.drawing.compiling import compile_model
 from pipelines.drawing.phases import BASE, REFINE, Finished, PassResult, Picture, render
 from pipelines.models.loader import load
 from pipelines.models.model import Model
+from pipelines.models.roster import Member, Roster
 from pipelines.runtime.device import Device, best_device
 from pipelines.runtime.graphs import GraphedUNet
 from pipelines.runtime.worker import Worker
@@ -82,6 +83,23 @@ def test_the_host_waits_for_nothing_before_the_copy(fast: Model) -> None:
         torch.cuda.set_sync_debug_mode("default")
     assert passes == [BASE, REFINE]
     assert isinstance(next(events), Picture)
+
+
+def test_a_model_leaves_the_device_and_draws_the_same_picture_again(fast: Model) -> None:
+    """Compiled code finds its weights again, and no graph reads the places where they were."""
+    other = load(resolve(None, None).files)
+    roster = Roster({name: Member(model=model, settings={}) for name, model in (("a", fast), ("b", other))}, {})
+    roster.use([fast, other])
+    expected, both = picture(fast, REQUEST), torch.cuda.memory_allocated()
+    made = counters["stats"]["unique_graphs"]
+    roster.use([other])
+    assert fast.unet.network.device.type == "cpu"
+    assert torch.cuda.memory_allocated() < both
+    picture(other, REQUEST)  # what was free is used
+    roster.use([fast])
+    for _ in range(3):  # run, recorded, replayed
+        assert decibels(picture(fast, REQUEST), expected) > 60
+    assert counters["stats"]["unique_graphs"] == made
 
 
 def test_memory_is_what_was_computed() -> None:

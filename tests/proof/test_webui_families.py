@@ -1,21 +1,16 @@
 """The cases that WebUI 1.10.1 computed with checkpoints of other families, within the promised tolerances."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.ask.identity import ModelFiles
 from pipelines.ask.plan import make_plan
 from pipelines.drawing.drawing import Drawing, Given
 from pipelines.drawing.start import extra_channels, image_vectors, scaled_depth, start_from
 from pipelines.images.masks import prepare
-from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.runtime.device import Stopwatch
-from script.parity import REFERENCE, Comparison, checkpoint_of, compare, extras_of, request_of
+from script.parity import REFERENCE, FamilyCases, extras_of, request_of
 from script.webui_facts import families_of
 from tests.proof.reference import facts, require
 
@@ -40,43 +35,18 @@ SHARED_FILES = (
     "embeddings/xlemb.safetensors",
     "embeddings/xlneg.safetensors",
 )
-V_BY_YAML = "tiny_sdxl_v"
-"""A name for tiny_sdxl, with a configuration beside it that declares v-prediction."""
-SD15 = REFERENCE / "tiny_sd15.safetensors"
-OTHERS = ("refiner_checkpoint", "hr_checkpoint_name")
-"""Parameters of a case that name other models, by their files."""
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+def of_families(tmp_path_factory: pytest.TempPathFactory) -> FamilyCases:
     require(*SHARED_FILES, folder=FOLDER)
-    into, models = tmp_path_factory.mktemp("variants"), dict[str, Model]()
-
-    def model(name: str) -> Model:
-        if name not in models:
-            v = name == V_BY_YAML
-            file = SD15 if name == SD15.stem else checkpoint_of(FOLDER, "tiny_sdxl" if v else name, into)
-            models[name] = load(ModelFiles(name=name, checkpoint=file, vae=None, prediction="v_prediction" * v))
-        return models[name]
-
-    return model
-
-
-@pytest.fixture(scope="module")
-def compared(model_of: Callable[[str], Model]) -> Callable[[str], Comparison]:
-    def of_case(name: str) -> Comparison:
-        case = CASES[name]
-        files = {case["params"][key] for key in OTHERS if case["params"].get(key)}
-        others = {file: model_of(Path(file).stem) for file in files}
-        return compare(model_of(case["checkpoint"]), FOLDER, name, case, others)
-
-    return of_case
+    return FamilyCases(FOLDER, tmp_path_factory.mktemp("variants"))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(compared: Callable[[str], Comparison], name: str) -> None:
+def test_case(of_families: FamilyCases, name: str) -> None:
     require(f"cases/{name}.safetensors", folder=FOLDER)
-    found = compared(name)
+    found = of_families.compare(name, CASES[name])
     through_pixels = CASES[name]["params"].get("hr_upscaler", "Latent") == "Lanczos"
     assert found.noise <= 4e-6  # torch's CPU generator, by the processor's instruction set
     assert found.conditioning <= 1e-4
@@ -113,7 +83,7 @@ def drawing_of(model: Model, name: str, unseeded: torch.Generator | None) -> tup
 
 @pytest.mark.parametrize("name", [name for name in CASES if "torch_global_seed_before" in CASES[name]])
 @torch.inference_mode()
-def test_what_the_picture_becomes(model_of: Callable[[str], Model], name: str) -> None:
+def test_what_the_picture_becomes(of_families: FamilyCases, name: str) -> None:
     """Latents, and what the UNet gets about the picture, with the noise that WebUI drew. Depth needs MiDaS instead.
 
     The tolerance is that of the promise for conditioning: processors compute encoders and noise otherwise by some 1e-5.
@@ -121,7 +91,7 @@ def test_what_the_picture_becomes(model_of: Callable[[str], Model], name: str) -
     """
     require(f"cases/{name}.safetensors", folder=FOLDER)
     unseeded = torch.Generator().manual_seed(CASES[name]["torch_global_seed_before"])
-    drawing, expected = drawing_of(model_of(CASES[name]["checkpoint"]), name, unseeded)
+    drawing, expected = drawing_of(of_families.model(CASES[name]["checkpoint"]), name, unseeded)
     start = start_from(drawing).latents
     assert start is not None
     assert torch.allclose(start, expected["0_img2img_init_latent"], atol=1e-4, rtol=0)
@@ -143,11 +113,11 @@ def test_what_a_depth_map_becomes() -> None:
 
 
 @torch.inference_mode()
-def test_what_an_inpainting_checkpoint_is_shown_without_a_picture(model_of: Callable[[str], Model]) -> None:
+def test_what_an_inpainting_checkpoint_is_shown_without_a_picture(of_families: FamilyCases) -> None:
     """WebUI encodes grey with noise of an unknown seed: the mask is equal, the latents are as near as that noise."""
     name = "sd2inp_txt2img_nv"
     require(f"cases/{name}.safetensors", folder=FOLDER)
-    drawing, expected = drawing_of(model_of(CASES[name]["checkpoint"]), name, None)
+    drawing, expected = drawing_of(of_families.model(CASES[name]["checkpoint"]), name, None)
     theirs = expected["0_txt2img_image_cond"][:1]
     ours = extra_channels(drawing, drawing.plan.first, None)
     assert ours is not None

@@ -2,16 +2,18 @@
 
 import sys
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipelines import __main__ as command
-from pipelines.models.loader import load
+from pipelines.images.files import read_parameters
+from pipelines.models.loader import load, sha256_of
 from pipelines.models.model import Model
 from tests.adapters import kohya, write
 from tests.alike import alike
@@ -61,6 +63,31 @@ def test_a_picture_drawn_from_what_is_in_a_picture_is_the_same(
     assert run(monkeypatch, embedded, "--infotext", tmp_path / "b.txt", "-o", tmp_path) == 0
     with Image.open(tmp_path / "b-0.png") as second:
         assert np.array_equal(np.asarray(second), expected)
+
+
+def test_several_models(
+    monkeypatch: pytest.MonkeyPatch, embedded: ResolvedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A block is drawn by the model that it names, with its refiner; a broken file stops neither."""
+    tensors = load_file(embedded.files.checkpoint)
+    tensors["model.diffusion_model.out.2.weight"] *= 0.5
+    save_file(tensors, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    digits = sha256_of(tmp_path / "other.safetensors")[:10]
+    refined = f"{BLOCK}, Refiner: other [{digits}], Refiner switch at: 0.4"
+    texts = {"first": BLOCK, "second": f"{BLOCK}, Model hash: {digits}", "refined": refined}
+    texts["lost"] = refined.replace("other", "broken").replace(digits, "0123456789")
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    words = ("--model", f"{tmp_path / 'broken.safetensors'}, {tmp_path / 'other.safetensors'}", "-o", tmp_path)
+    assert run(monkeypatch, embedded, *words, "--infotext", *(tmp_path / f"{name}.txt" for name in texts)) == 1
+    told = capsys.readouterr().err
+    assert "made with the refiner broken [0123456789]; it cannot be used: " in told
+    made = [read_parameters(tmp_path / f"{name}-0.png") for name in ("first", "second", "refined")]
+    assert [f"Model hash: {digits}, Model: other" in text for text in made] == [False, True, False]
+    assert f"Refiner: other [{digits}], Refiner switch at: 0.4" in made[2]
+    pixels = [np.asarray(Image.open(tmp_path / f"{name}-0.png")) for name in ("first", "second", "refined")]
+    assert not any(alike(one, other) for one, other in combinations(pixels, 2))
 
 
 def test_the_noise_source_can_be_chosen(

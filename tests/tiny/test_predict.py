@@ -10,6 +10,7 @@ import pytest
 
 import predict
 from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.cast import Cast
 from pipelines.drawing.phases import FINAL, Picture
 from pipelines.errors import NonFiniteError
 from pipelines.images.files import FileFormat, OutputFolder
@@ -26,7 +27,8 @@ def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:
     predictor: Any = predict.Predictor()
     predictor.outputs, predictor.record_metric = OutputFolder(), mock.Mock()
     predictor.worker = predictor.fetchers = Worker()
-    predictor.networks = SimpleNamespace(device=SimpleNamespace(queues=True), identity=None)
+    predictor.roster = mock.Mock()
+    model: Any = SimpleNamespace(device=SimpleNamespace(queues=True), identity=None)
     request = GenerationRequest(prompt="", seed=1, width=64, height=64, num_outputs=2, hires=None)
     with (
         mock.patch.object(predict, "render", events),
@@ -34,7 +36,7 @@ def test_a_picture_that_is_being_written_outlives_a_later_failure() -> None:
         mock.patch.object(predict, "remarks", return_value=[]),
         mock.patch.object(OutputFolder, "saved", autospec=True, side_effect=late),
     ):
-        drawing = predictor.draw(request, FileFormat(), None, False)
+        drawing = predictor.draw(Cast(model=model, others={}, checked=False), request, FileFormat(), None, False)
         assert next(drawing).name.startswith("picture-0-seed-1-")
         with pytest.raises(NonFiniteError):
             next(drawing)

@@ -28,6 +28,7 @@ from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
+from pipelines.drawing.cast import Cast
 from pipelines.drawing.drawing import Drawing, Given
 from pipelines.drawing.phases import Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
@@ -49,6 +50,7 @@ from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
+from pipelines.models.roster import Member, Roster
 from pipelines.runtime.device import Device, Stopwatch
 from pipelines.sampling.denoiser import Stage
 from predict import Predictor
@@ -583,27 +585,28 @@ def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path
     assert list(unused_by(depth, {"seed"})) == []
 
 
-def predictor_of(model: Model) -> Any:
-    """A predictor with this model, whose library knows no networks."""
+def predictor_of(model: Model) -> tuple[Any, Cast]:
+    """A predictor with this model, whose library knows no networks, and the models of its requests."""
     predictor: Any = Predictor()
-    predictor.networks, predictor.settings = model, model.settings
+    predictor.roster = Roster({"only": Member(model=model, settings=model.settings)}, {})
     predictor.fetchers = SimpleNamespace(run=lambda work, *arguments: work(*arguments))
     predictor.library = SimpleNamespace(load_only=mock.Mock(return_value=Fetched()))
-    return predictor
+    return predictor, Cast(model=model, others={}, checked=False)
 
 
 def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Model) -> None:
-    predictor, pictures = predictor_of(replace(depth, depth=None)), Pictures(image=PICTURE, controls=(OTHER,))
-    inputs = Inputs(controls="canny")
+    predictor, cast = predictor_of(replace(depth, depth=None))
+    inputs, pictures = Inputs(controls="canny"), Pictures(image=PICTURE, controls=(OTHER,))
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
-        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures)
+        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures, cast)
     predictor.library.load_only.assert_not_called()
 
 
 def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, inputs = Pictures(image=PICTURE), Inputs(clip_skip=2)
     asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
-    predictor_of(depth)._request(asked, inputs, pictures)
+    predictor, cast = predictor_of(depth)
+    predictor._request(asked, inputs, pictures, cast)
     lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
     assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 

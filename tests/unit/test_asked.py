@@ -21,6 +21,7 @@ from pipelines.ask.catalog import (
 )
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.inputs import ASPECT_RATIOS, ON, SIDE_STEP, SMALL_STEP, Inputs, size_of_aspect
+from pipelines.ask.models import ModelNames
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.prompt import schedule
@@ -53,6 +54,7 @@ from pipelines.infotext.asked import request_from as request_of
 from pipelines.infotext.obstacle import Obstacle
 from pipelines.infotext.obstacles import drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
+from pipelines.infotext.other_models import model_of, with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.infotext.writing import of_picture
 from pipelines.sampling.schedules import as_set, sigmas, timesteps
@@ -211,7 +213,6 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
         "CFG end: 0",  # 0 is a choice there, and 1 the usual
         "Sampler low order: False",  # so is False here
         "Image guidance mode: 0",
-        "Hires checkpoint: other",
         "Hires CFG Scale: 3",
         "Styles: anime",
         "Parser: compel",
@@ -220,6 +221,96 @@ def test_what_an_old_version_did_is_done(version: str, prompt: str, old_editing:
 def test_a_key_that_nobody_here_knows_stops_a_strict_request(end: str) -> None:
     (found,) = obstacles(f"a\n{PLAIN}, {end}", MODEL)
     assert (found.text, found.other_picture) == (f"{end} is not understood", True)
+
+
+@pytest.mark.parametrize("end", ["Hires checkpoint: other", "Refiner: other [0123456789], Refiner switch at: 0.8"])
+@pytest.mark.parametrize("block", [f"a\n{PLAIN}", f"a\n{HIRES}"])
+def test_a_model_that_is_not_here_stops_a_strict_request(block: str, end: str) -> None:
+    (found,) = obstacles(f"{block}, {end}", MODEL)
+    what, name = end.partition(",")[0].split(": ")
+    assert found.text.lower().startswith(f"made with the {what.lower()} {name}; it is not one of this container's")
+    assert found.other_picture
+
+
+OTHERS = ModelNames(
+    identities={
+        "first": MODEL,
+        "fine": ModelIdentity(name="fine-xl", sha256="7440042bbd" + "1" * 54),
+    },
+    broken={"worse": "the file ends early"},
+)
+
+
+def test_other_models_are_called_as_the_container_calls_them() -> None:
+    block = f"a\n{HIRES}, Refiner: x/FINE-XL.safetensors [7440042bbd], Refiner switch at: 0.7, Hires checkpoint: first"
+    found = with_models(asked(block), OTHERS)
+    assert found.settings.hires is not None
+    assert (found.settings.refiner.name, found.settings.hires.checkpoint) == ("fine", "first")
+    assert found_obstacles(found, MODEL, models=OTHERS) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("Refiner: fine-xl [0123456789]", "made with the refiner fine-xl [0123456789]; fine here is 7440042bbd"),
+        ("Refiner: other", "made with the refiner other; it is not one of this container's models (first, fine)"),
+        ("Hires checkpoint: worse", "made with the hires checkpoint worse; it cannot be used: the file ends early"),
+        ("Model: worse", "the model worse of this container cannot be used: the file ends early"),
+    ],
+)
+def test_other_models_that_differ_or_are_missing(end: str, told: str) -> None:
+    found = found_obstacles(with_models(asked(f"a\n{HIRES}, {end}"), OTHERS), MODEL, models=OTHERS)
+    assert told in [each.text for each in found if each.other_picture]
+
+
+def test_other_models_that_are_missing_are_dropped_if_not_strict() -> None:
+    made = with_models(asked(f"a\n{HIRES}, Refiner: other, Hires checkpoint: another"), OTHERS)
+    kept = drop_unsupported(made, found_obstacles(made, MODEL, models=OTHERS), strict=False).settings
+    assert kept.hires is not None
+    assert (kept.refiner.name, kept.hires.checkpoint) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Refiner: fina", "'Refiner: fina': is not one of this container's models. The models here are fine, first."),
+        ("Hires checkpoint: worse", "'Hires checkpoint: worse': this model cannot be used here: the file ends early."),
+        ("Refiner: fine [0123456789]", "'Refiner: fine [0123456789]': is not one of this container's models."),
+    ],
+)
+def test_a_single_setting_that_names_no_model_is_refused(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        with_models(asked(text), OTHERS)
+    assert told in str(caught.value)
+
+
+def test_a_refiner_that_never_takes_over_need_not_be_here() -> None:
+    for text in ("Refiner: other, Refiner switch at: 1", f"a\n{PLAIN}, Refiner: other, Refiner switch at: 1"):
+        found = with_models(asked(text), OTHERS)
+        assert found.settings.refiner.name == ""
+        assert not any("efiner" in each.text for each in found_obstacles(found, MODEL, models=OTHERS))
+
+
+@pytest.mark.parametrize(
+    ("block", "label"),
+    [
+        ("Model hash: 7440042bbd, Model: first", "fine"),
+        ("Model hash: 0123456789, Model: Fine-XL", "fine"),
+        ("Model hash: 0123456789, Model: other", None),
+        ("Clip skip: 1", None),
+    ],
+)
+def test_the_model_that_a_block_names(block: str, label: str | None) -> None:
+    assert model_of(read_data(f"a\n{PLAIN}, {block}"), OTHERS) == label
+
+
+@pytest.mark.parametrize(
+    ("version", "by_steps"), [("v1.7.0", True), ("v1.8.0", False), ("v1.10.1", False), (None, False)]
+)
+def test_old_versions_switched_to_the_refiner_by_sampling_steps(version: str | None, by_steps: bool) -> None:
+    end = f", Version: {version}" if version else ""
+    block = f"a\n{PLAIN}, Refiner: fine-xl [7440042bbd], Refiner switch at: 0.7{end}"
+    assert request_of(with_models(asked(block), OTHERS)).refiner.by_steps == by_steps
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.writing import of_picture
 from tests.growth import grows_linearly
 from weights_script import room, shelf
-from weights_script.extras import Library, read_lines
+from weights_script.extras import Library
+from weights_script.lines import read_lines
 from weights_script.web import Denied
 
 BODY = b"tensors"

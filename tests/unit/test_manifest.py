@@ -105,6 +105,26 @@ def test_what_the_models_authors_advise_is_what_an_empty_form_draws(name: str) -
     assert (changed.prompt, changed.negative_prompt, changed.clip_skip) == ("a boat", "", 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "sampler", "rescale", "first", "last"),
+    [
+        ("animagine-xl-4", "Euler a", 0, "1girl", "absurdres"),
+        ("noobai-xl-v", "Euler", 0.2, "masterpiece", "upper body"),
+        ("illustrious-xl-2", "Euler a", 0, "masterpiece", "upper body"),
+    ],
+)
+def test_sdxl_anime_models_draw_as_their_authors_advise(
+    name: str, sampler: str, rescale: float, first: str, last: str
+) -> None:
+    entry = load_manifest()[name]
+    own = {"width": entry.width, "height": entry.height, **entry.settings}
+    request = request_from(settle(Inputs(), read_data(""), own))
+    assert (request.sampler, request.num_inference_steps, request.guidance_scale) == (sampler, 28, 5)
+    assert request.guidance_rescale == rescale
+    assert (request.width, request.height) == (832, 1216)
+    assert (request.prompt.split(", ")[0], request.prompt.split(", ")[-1]) == (first, last)
+
+
 def test_every_model_has_an_example() -> None:
     """That is what an empty prompt stands for on the form."""
     models = [entry for entry in load_manifest().values() if entry.kind == "model"]

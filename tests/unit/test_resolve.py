@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from pipelines.ask.request import HiresSettings
 from pipelines.errors import ModelError
 from weights_script import manifest
 from weights_script.manifest import Entry
-from weights_script.resolve import resolve, upscaler_file
+from weights_script.resolve import resolve, resolvers, upscaler_file
 
 
 @pytest.fixture(autouse=True)
 def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A project folder with embedded files, an empty cache, and no network."""
-    for name in ("PASTEL_VAE", "PASTEL_SAFETY_CHECKER"):
+    for name in ("PASTEL_VAE", "PASTEL_PREDICTION", "PASTEL_SAFETY_CHECKER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PASTEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -177,6 +178,55 @@ heavy = {{"torch", "huggingface_hub", "httpx", "requests", "filelock", "urllib.r
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+
+
+def test_a_licence_that_forbids_selling_is_told_before_the_fetch(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    with mock.patch("weights_script.fetch.ensure", side_effect=lambda *_: told.append(caplog.text) or project):
+        resolve(None, "noobai-xl-v")
+    assert "Licence of noobai-xl-v: Not for commercial use: NoobAI's terms forbid" in told[0]
+
+
+# --- several models
+
+
+def test_a_list_of_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, vae = project / "my-mix.v2.safetensors", project / "mine.vae.safetensors"
+    for path in (mine, vae):
+        path.write_bytes(b"weights")
+    monkeypatch.setenv("PASTEL_VAE", f", {vae}")
+    monkeypatch.setenv("PASTEL_PREDICTION", " ,v_prediction")
+    found = resolvers(None, f"pastel-tiny, {mine},,https://example.org/far.ckpt?token=x , pastel-tiny")
+    assert list(found) == ["pastel-tiny", "my-mix.v2", "far", "pastel-tiny-2"]
+    first, second = (found[name]().files for name in ("pastel-tiny", "my-mix.v2"))
+    assert (first.vae, first.prediction) == (project / "embedded/pastel-tiny-better.vae.safetensors", "")
+    assert (second.name, second.checkpoint) == ("my-mix.v2", mine)
+    assert (second.vae, second.prediction) == (vae, "v_prediction")
+    assert found["pastel-tiny"]().settings["width"] == 128
+    with pytest.raises(ModelError, match=r"^PASTEL_MODEL: https://example\.org/far\.ckpt: not here"):
+        found["far"]()
+
+
+def test_a_setting_for_more_models_than_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASTEL_VAE", "a,b,c")
+    with pytest.raises(ModelError, match=r"^PASTEL_VAE: names 3, but PASTEL_MODEL names 2 models\. Give one"):
+        resolvers(None, "pastel-tiny,pastel-mix")
+
+
+@pytest.mark.parametrize(
+    ("weights", "models", "label"),
+    [
+        (None, None, "pastel-tiny"),
+        (None, " pastel-mix, ", "pastel-mix"),
+        ("/x/my.mix.safetensors", "pastel-mix,sd-1.5", "my.mix"),
+        (None, "/x/a-folder.v1", "a-folder.v1"),
+        (None, "counterfeit-2.5", "counterfeit-2.5"),
+    ],
+)
+def test_one_model_is_called_by_its_entry_or_file(weights: str | None, models: str | None, label: str) -> None:
+    assert list(resolvers(weights, models)) == [label]
 
 
 # --- upscalers

@@ -1,0 +1,87 @@
+"""The models that generation data names: the picture's own, its refiner and that of its hires pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pipelines.ask.identity import SHORT_HASH
+from pipelines.ask.models import ModelNames, reason_of, stem
+from pipelines.ask.request import RefinerSettings, Settings
+from pipelines.infotext.asked import Asked
+from pipelines.infotext.obstacle import Obstacle, another_picture
+from pipelines.infotext.reading import GenerationData
+
+
+def model_of(data: GenerationData, models: ModelNames) -> str | None:
+    """Return the model that made a picture, by the hash that its generation data gives, else by the name. None: it
+    names none of these models."""
+    for label in models.identities:
+        if data.model_hash and models.hashed(label, data.model_hash):
+            return label
+    return models.find(data.model) if data.model else None
+
+
+@dataclass(frozen=True)
+class Role:
+    """A part that another model can have in a picture."""
+
+    setting: str
+    key: str
+
+    def name_in(self, settings: Settings) -> str:
+        """Return the model that the settings name for it; empty if there is none, or if it would do nothing."""
+        if self is REFINER:
+            return settings.refiner.name if settings.refiner.acts else ""
+        return settings.hires.checkpoint if settings.hires else ""
+
+    def given_to(self, model: str, settings: Settings) -> Settings:
+        """Return the settings with this model in the role."""
+        if self is REFINER:
+            return replace(settings, refiner=replace(settings.refiner, name=model))
+        return replace(settings, hires=settings.hires and replace(settings.hires, checkpoint=model))
+
+    def without(self, settings: Settings) -> Settings:
+        """Return the settings without another model in the role."""
+        return replace(settings, refiner=RefinerSettings()) if self is REFINER else self.given_to("", settings)
+
+
+REFINER, HIRES_CHECKPOINT = Role("refiner", "Refiner"), Role("hires_checkpoint", "Hires checkpoint")
+ROLES = (REFINER, HIRES_CHECKPOINT)
+
+
+def with_models(asked: Asked, models: ModelNames) -> Asked:
+    """Return the request with its other models by their names here.
+
+    Raises InvalidInput for one that is not here. A whole block's stays as it is: it is reported as an obstacle.
+    """
+    settings = asked.settings
+    for role in ROLES:
+        text = role.name_in(settings)
+        label = models.find(text) if text else ""
+        if text and not asked.data.whole and (label is None or models.differs(label, text)):
+            raise models.refusal("generation_data", text, shown=f"{role.key}: {text}")
+        settings = role.given_to(text if label is None else label, settings)
+    return replace(asked, settings=settings)
+
+
+def others_by_key(asked: Asked) -> list[tuple[str, str]]:
+    """Return the names of the models, apart from the first pass's, that take part in a picture, with their keys."""
+    return [(role.key, name) for role in ROLES if (name := role.name_in(asked.settings))]
+
+
+def of_other_models(asked: Asked, models: ModelNames) -> Iterator[Obstacle]:
+    """Report a broken model that made the picture, and other models of it that are not here or differ from these."""
+    if (reason := reason_of(asked.data.model or "", models.broken)) and model_of(asked.data, models) is None:
+        yield another_picture(f"the model {asked.data.model} of this container cannot be used: {reason}")
+    for role in ROLES:
+        text = asked.data.values.get(role.setting, "")
+        if not text or (role is REFINER and not asked.settings.refiner.acts):
+            continue
+        label, what = models.find(text), role.key[0].lower() + role.key[1:]
+        if label is None:
+            here = ", ".join(models.identities) or "there are none"
+            why = reason_of(text, models.broken)
+            told = f"it cannot be used: {why}" if why else f"it is not one of this container's models ({here})"
+            yield Obstacle(f"made with the {what} {text}; {told}", True, role.without)
+        elif models.differs(label, text):
+            digits = models.identities[label].sha256[:SHORT_HASH]
+            yield another_picture(f"made with the {what} {text}; {stem(label)} here is {digits}")

@@ -1,0 +1,166 @@
+"""Several models in one process: picked, together in a picture, and off the device while another one draws."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.inputs import Inputs
+from pipelines.drawing.cast import cast_of, picked
+from pipelines.errors import InvalidInput, ModelError, OutOfMemory
+from pipelines.infotext.asked import read_data, settle
+from pipelines.models.loader import load
+from pipelines.models.model import Model
+from pipelines.models.roster import Member, Roster, made, put_away
+from pipelines.runtime.device import Device
+from tests import adapters
+from tests.sdxl import networks as sdxl_networks
+from tests.sdxl import single_file
+
+OWN = {"width": 64, "height": 64}
+PLAIN = "a\nSteps: 4, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = single_file(tmp_path_factory.mktemp("sdxl") / "big.safetensors", sdxl_networks())
+    return load(ModelFiles(name="big", checkpoint=path, vae=None))
+
+
+@pytest.fixture
+def roster(networks: Model, sdxl: Model) -> Roster:
+    members = {"tiny": Member(model=networks, settings=OWN), "big": Member(model=sdxl, settings=OWN, checked=True)}
+    return Roster(members, {"lost": "no such file"})
+
+
+def test_an_input_comes_before_generation_data_which_comes_before_the_first(roster: Roster) -> None:
+    tiny, big = roster.members.values()
+    digits = big.model.identity.sha256[:10]
+    for name, end, member in (
+        ("", "", tiny),
+        ("big", "", big),
+        ("", f", Model hash: {digits}, Model: tiny", big),
+        ("", ", Model hash: 0000000000, Model: big", big),
+        ("", ", Model hash: 0000000000, Model: other", tiny),
+        ("Tiny", f", Model hash: {digits}", tiny),
+    ):
+        assert picked(roster, name, read_data(PLAIN + end)) is member
+
+
+def test_names_that_are_not_here_tell_what_is(roster: Roster) -> None:
+    with pytest.raises(InvalidInput, match=r"^model='bigg': is not one .* models here are big, tiny\.$"):
+        roster.pick("bigg")
+    with pytest.raises(InvalidInput, match=r"^model='lost': this model cannot be used here: no such file\. The"):
+        roster.pick("lost")
+
+
+def cast(roster: Roster, text: str, name: str = "tiny") -> Any:
+    asked = settle(Inputs(highres_fix="On"), read_data(text), OWN)
+    return cast_of(roster, roster.members[name], asked)
+
+
+def test_other_models_take_part(roster: Roster, networks: Model) -> None:
+    """The safety checker looks at what any of them draws."""
+    twin = replace(networks)
+    members = {**roster.members, "twin": Member(model=twin, settings=OWN, checked=True)}
+    found = cast(Roster(members, {}), "Refiner: twin, Hires checkpoint: TWIN.ckpt")
+    assert (found.model, found.others, found.checked) == (networks, {"twin": twin}, True)
+    assert found.identities == {"twin": twin.identity}
+    alone = cast(Roster(members, {}), "Refiner: twin, Refiner switch at: 1")
+    assert (alone.others, alone.checked) == ({}, False)
+
+
+@pytest.mark.parametrize("key", ["Refiner", "Hires checkpoint"])
+def test_latents_of_another_kind_are_refused_at_once(roster: Roster, key: str) -> None:
+    for text in (f"{key}: big", f"{PLAIN}, Denoising strength: 0.5, Hires upscale: 2, {key}: big"):
+        with pytest.raises(InvalidInput, match=rf"'{key}: big': SDXL cannot continue latents of Stable Diffusion 1"):
+            cast(roster, text)
+    with pytest.raises(InvalidInput, match=rf"'{key}: lost': this model cannot be used here: no such file"):
+        cast(roster, f"{key}: lost")
+
+
+def test_an_inpainting_model_is_no_refiner(roster: Roster, tmp_path: Path) -> None:
+    path = single_file(tmp_path / "nine.safetensors", sdxl_networks(channels=9))
+    nine = Member(model=load(ModelFiles(name="nine", checkpoint=path, vae=None)), settings=OWN)
+    with pytest.raises(InvalidInput, match="'Refiner: nine': it is a model of the kind SDXL that needs more than"):
+        cast(Roster({**roster.members, "nine": nine}, {}), "Refiner: nine", "big")
+
+
+def test_one_broken_model_of_several_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> int:
+        raise ModelError("x.safetensors: no.")
+
+    assert made({"a": fail, "b": lambda: 2}) == ({"b": 2}, {"a": "x.safetensors: no."})
+    assert "The model a cannot be used: x.safetensors: no." in caplog.text
+    with pytest.raises(ModelError, match=r"^x\.safetensors: no\.$"):
+        made({"a": fail})
+    with pytest.raises(ModelError, match=r"^None of the models can be used\. a: x\.safetensors: no\.; b: x"):
+        made({"a": fail, "b": fail})
+
+
+# --- memory
+
+
+def live() -> int:
+    """Bytes of all tensors that anything still holds."""
+    gc.collect()
+    with mock.patch("warnings.warn"):
+        storages = {each.untyped_storage().data_ptr(): each.nbytes for each in gc.get_objects() if type(each) in KINDS}
+    return sum(storages.values())
+
+
+KINDS = (torch.Tensor, torch.nn.Parameter)
+
+
+def test_switching_copies_nothing_on_a_cpu_and_keeps_nothing(roster: Roster, networks: Model, tmp_path: Path) -> None:
+    """Not even what a LoRA has changed, once another model draws."""
+    tensors = adapters.kohya(networks.unet.network, networks.text.towers[0].model)
+    use = adapters.use(adapters.write(tmp_path / "mine.safetensors", tensors))
+    big = roster.members["big"].model
+    places = [each.data_ptr() for each in networks.unet.network.parameters()]
+    sizes = [live()]
+    for _ in range(2):
+        roster.use([networks])
+        with networks.using([use], [], None):
+            pass
+        roster.use([big])
+        sizes.append(live())
+    assert sizes[1:] == sizes[:1] * 2
+    assert [each.data_ptr() for each in networks.unet.network.parameters()] == places
+
+
+def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
+    """A copy in the host's memory stands for the device."""
+    path = single_file(tmp_path / "some.safetensors", sdxl_networks())
+    small = load(ModelFiles(name="some", checkpoint=path, vae=None))
+    model = replace(small, device=Device(torch.device("cuda"), torch.float16))
+    vars(model)["weights"] = small.weights
+    roster = Roster({"some": Member(model=model, settings=OWN)}, {})
+    before = dict(parameters(model))
+    places = {name: each.data_ptr() for name, each in before.items()}
+    with mock.patch.object(model.unet, "forget") as forget:
+        put_away(model)
+        put_away(model)
+    assert forget.call_count == 1, "graphs are void"
+    host = {name: each.clone() for name, each in parameters(model)}
+    roster.use([model])
+    assert all(each is before[name] for name, each in parameters(model)), "compiled code knows the objects"
+    for name, each in parameters(model):
+        assert each.data_ptr() != places[name]
+        assert torch.equal(each, host[name])
+    roster.use([])
+    full = mock.patch.object(torch.Tensor, "to", side_effect=RuntimeError("out of memory"))
+    with full, pytest.raises(OutOfMemory, match=r"^No memory left on the device for some\. Draw with fewer"):
+        roster.use([model])
+    assert model.weights.left
+    assert {name: each.data_ptr() for name, each in parameters(model)} == places
+
+
+def parameters(model: Model) -> list[tuple[str, torch.nn.Parameter]]:
+    networks: list[torch.nn.Module] = [model.unet.network, model.vae.network, *(t.network for t in model.text.towers)]
+    return [(f"{n} {name}", each) for n, part in enumerate(networks) for name, each in part.named_parameters()]
