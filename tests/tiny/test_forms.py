@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {name: loaded(name, FILES, tmp_path_factory.mktemp(name)) for name in FORMS}
 
 
-def test_files_tell_their_families(models: dict[str, Model]) -> None:
+def test_families_are_detected(models: dict[str, Model]) -> None:
     families = {name: model.family for name, model in models.items()}
     assert families == {form.name: form.family for form in FORMS.values()}
     v = {name: isinstance(model.prediction, VPrediction) for name, model in models.items()}
@@ -43,7 +43,7 @@ def test_files_are_small() -> None:
 
 
 def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
-    """Of pairs that were never trained on. Others' prompts do not fit."""
+    """The prompts name pairs that were never trained on. The control compares with other prompts."""
     asked = with_subjects(8)
     pictures = np.stack(list(drawn(models["sd2"], [each.prompt for each in asked], SHORT)))
     found, others = accuracy(judge, pictures, asked), accuracy(judge, pictures, [*asked[1:], asked[0]])
@@ -53,15 +53,15 @@ def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
         assert others[name] < found[name] - 0.3, name
 
 
-def test_a_depth_map_says_where_things_are(models: dict[str, Model]) -> None:
-    """What is red lies where the map has the heart, and not where another map has it."""
+def test_subjects_stand_where_the_depth_map_has_them(models: dict[str, Model]) -> None:
+    """Red lies where the map has the heart, and not where another map has it."""
     right, wrong = overlaps(models["depth"], 5)
     assert right > 0.55
     assert wrong < 0.3
 
 
-def test_a_variation_keeps_what_its_picture_shows(models: dict[str, Model], judge: Judge) -> None:
-    """Of scenes that no training saw. Others' pictures show something else."""
+def test_a_variation_keeps_sky_ground_and_subject(models: dict[str, Model], judge: Judge) -> None:
+    """The scenes were never trained on. The control compares with other scenes."""
     of = sources(6)
     made = variations(models["unclip"], of)
     found, others = kept(judge, made, of), kept(judge, made, [*of[1:], of[0]])
@@ -71,7 +71,7 @@ def test_a_variation_keeps_what_its_picture_shows(models: dict[str, Model], judg
 
 
 def test_a_prompt_leads_a_variation(models: dict[str, Model], judge: Judge) -> None:
-    """A heart comes into pictures that have none, and their sky stays."""
+    """The prompt adds a heart to pictures without one, and their sky stays."""
     of = sources(4)
     led = variations(models["unclip"], of, HEART)
     assert share(judge, led, "subject", "heart") >= 0.75
