@@ -430,9 +430,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
-def test_an_inpainting_checkpoint_sees_the_enlarged_picture_in_its_hires_pass(
-    tmp_path: Path, stages: list[Stage], upscaler: str
-) -> None:
+def test_an_inpainting_checkpoint_sees_its_enlarged_picture(tmp_path: Path, stages: list[Stage], upscaler: str) -> None:
     """How much it sees depends on the conditional mask weight."""
     model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     asked = request(num_outputs=2, hires=HiresSettings(upscaler=upscaler, steps=2))
