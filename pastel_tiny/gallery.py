@@ -4,6 +4,7 @@ python -m pastel_tiny.gallery --to docs/pictures
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.measure import held_out
+from pastel_tiny.measure_forms import HEART, ON_MEADOW, hearts, loaded, shown, sources, under_map, variations
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
+from pastel_tiny.render import nearness
 from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
@@ -166,6 +169,21 @@ def by_upscaler(networks: Model) -> Image.Image:
     return page(rows, [[way.upscaler for way in ways]] * len(rows), 192)
 
 
+def by_form(_: Model) -> Image.Image:
+    """Show hearts under depth maps, and variations of unseen scenes without and with a prompt."""
+    maps, scenes = [nearness(each, 128, 128) for each in hearts(6)], sources(6)
+    with tempfile.TemporaryDirectory() as folder:
+        depth, unclip = (loaded(name, TESTS / "forms", Path(folder)) for name in ("depth", "unclip"))
+        rows = {
+            "depth map": [np.repeat(near[..., None], 3, axis=2) for near in maps],
+            HEART: [under_map(depth, near, ON_MEADOW, seed) for seed, near in enumerate(maps)],
+            "image": [shown(each) for each in scenes],
+            "variation": list(variations(unclip, scenes)),
+            f"with {HEART}": list(variations(unclip, scenes, HEART)),
+        }
+    return page(list(rows.values()), [[name] * 6 for name in rows], 112)
+
+
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "phases": by_phase,
     "guidance": by_guidance,
@@ -175,6 +193,7 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "shapes": by_shape,
     "adapters": by_adapter,
     "upscalers": by_upscaler,
+    "forms": by_form,
 }
 
 

@@ -36,6 +36,7 @@ from pipelines.models.model import Model
 SHORT = replace(DRAFT, num_inference_steps=6)
 GREY = Image.new("RGB", (128, 128), (128, 128, 128))
 HEART = "a red heart"
+ON_MEADOW = f"{HEART} over the green meadow under a blue sky"
 KEPT = ("sky", "ground", "ground_colour", "subject", "subject_colour")
 """What a variation is to keep."""
 
@@ -67,17 +68,20 @@ def hearts(count: int) -> list[Scene]:
     ]
 
 
+def under_map(model: Model, near: NDArray[np.uint8], prompt: str, seed: int) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) that a depth model draws under a map of one's own; nothing else of an image is kept."""
+    shown = asked.Pictures(image=GREY, controls=(Image.fromarray(near),))
+    depth = pictures.with_depth(model, shown, controlled=False).depth
+    image = ImageSettings(picture=GREY, denoising_strength=1, depth=depth)
+    return one(model, prompt=prompt, seed=seed, image=image)
+
+
 def overlaps(model: Model, count: int) -> tuple[float, float]:
     """Mean shared part of what is red in pictures under a depth map and of the map's heart; and of the next map's."""
     maps = [nearness(each, 128, 128) for each in hearts(count)]
     right, wrong = [], []
     for seed, near in enumerate(maps):
-        given = pictures.with_depth(
-            model, asked.Pictures(image=GREY, controls=(Image.fromarray(near),)), controlled=False
-        )
-        image = ImageSettings(picture=GREY, denoising_strength=1, depth=given.depth)
-        prompt = f"{HEART} over the green meadow under a blue sky"
-        values = one(model, prompt=prompt, seed=seed, image=image).astype(int)
+        values = under_map(model, near, ON_MEADOW, seed).astype(int)
         red = values[..., 0] - values[..., 1:].max(-1) > 40
         right.append(_overlap(red, near == 255))
         wrong.append(_overlap(red, maps[(seed + 1) % count] == 255))
@@ -94,12 +98,17 @@ def sources(count: int) -> list[Scene]:
     return [each for each in found if each.subject not in ("", "heart") and not each.night][:count]
 
 
+def shown(of: Scene) -> NDArray[np.uint8]:
+    """The picture (128, 128, 3) of a scene."""
+    return halve(painted(of, 256, 256)[None])[0]
+
+
 def variations(model: Model, of: Sequence[Scene], prompt: str = "") -> Pictures:
     """A variation of every scene, led by a prompt if there is one."""
     made = []
     for seed, each in enumerate(of):
-        shown = Image.fromarray(halve(painted(each, 256, 256)[None])[0])
-        made.append(one(model, prompt=prompt, seed=seed, image=ImageSettings(picture=shown, denoising_strength=1)))
+        image = ImageSettings(picture=Image.fromarray(shown(each)), denoising_strength=1)
+        made.append(one(model, prompt=prompt, seed=seed, image=image))
     return np.stack(made)
 
 

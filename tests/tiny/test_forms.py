@@ -1,4 +1,4 @@
-"""Small models of Stable Diffusion 2.x and depth, trained from the embedded one, do what the families are for.
+"""Small models of Stable Diffusion 2.x, depth and unCLIP, trained from the embedded one, do what the families are for.
 
 Each measure stands beside a control that must fail. The judge saw drawn scenes only (`pastel_tiny/judge.py`).
 """
@@ -8,14 +8,13 @@ import pytest
 
 from pastel_tiny.forms import FORMS
 from pastel_tiny.judge import Judge, load_judge
-from pastel_tiny.measure import accuracy, drawn
-from pastel_tiny.measure_forms import SHORT, loaded, overlaps, with_subjects
+from pastel_tiny.measure import accuracy, drawn, share
+from pastel_tiny.measure_forms import HEART, SHORT, kept, loaded, overlaps, sources, variations, with_subjects
 from pipelines.families.prediction import VPrediction
 from pipelines.models.model import Model
 from script.schema import ROOT
 
 FILES = ROOT / "tests" / "data" / "forms"
-TRAINED = {name: FORMS[name] for name in ("sd2", "depth")}
 
 pytestmark = pytest.mark.xdist_group("forms")  # whose checkpoints are composed once
 
@@ -27,24 +26,24 @@ def judge() -> Judge:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    return {name: loaded(name, FILES, tmp_path_factory.mktemp(name)) for name in TRAINED}
+    return {name: loaded(name, FILES, tmp_path_factory.mktemp(name)) for name in FORMS}
 
 
-def test_files_tell_their_families(models: dict[str, Model]) -> None:
+def test_families_are_detected(models: dict[str, Model]) -> None:
     families = {name: model.family for name, model in models.items()}
-    assert families == {form.name: form.family for form in TRAINED.values()}
+    assert families == {form.name: form.family for form in FORMS.values()}
     v = {name: isinstance(model.prediction, VPrediction) for name, model in models.items()}
-    assert v == {form.name: form.v for form in TRAINED.values()}
+    assert v == {form.name: form.v for form in FORMS.values()}
 
 
 def test_files_are_small() -> None:
     files = list(FILES.iterdir())
-    assert {file.stem for file in files} == set(TRAINED)
+    assert {file.stem for file in files} == set(FORMS)
     assert sum(file.stat().st_size for file in files) < 8_000_000
 
 
 def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
-    """Of pairs that were never trained on. Others' prompts do not fit."""
+    """The prompts name pairs that were never trained on. The control compares with other prompts."""
     asked = with_subjects(8)
     pictures = np.stack(list(drawn(models["sd2"], [each.prompt for each in asked], SHORT)))
     found, others = accuracy(judge, pictures, asked), accuracy(judge, pictures, [*asked[1:], asked[0]])
@@ -54,8 +53,26 @@ def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
         assert others[name] < found[name] - 0.3, name
 
 
-def test_a_depth_map_says_where_things_are(models: dict[str, Model]) -> None:
-    """What is red lies where the map has the heart, and not where another map has it."""
+def test_subjects_stand_where_the_depth_map_has_them(models: dict[str, Model]) -> None:
+    """Red lies where the map has the heart, and not where another map has it."""
     right, wrong = overlaps(models["depth"], 5)
     assert right > 0.55
     assert wrong < 0.3
+
+
+def test_a_variation_keeps_sky_ground_and_subject(models: dict[str, Model], judge: Judge) -> None:
+    """The scenes were never trained on. The control compares with other scenes."""
+    of = sources(6)
+    made = variations(models["unclip"], of)
+    found, others = kept(judge, made, of), kept(judge, made, [*of[1:], of[0]])
+    for name in ("sky", "ground_colour", "subject"):
+        assert found[name] >= 0.65, name
+        assert others[name] < found[name] - 0.3, name
+
+
+def test_a_prompt_leads_a_variation(models: dict[str, Model], judge: Judge) -> None:
+    """The prompt adds a heart to pictures without one, and their sky stays."""
+    of = sources(4)
+    led = variations(models["unclip"], of, HEART)
+    assert share(judge, led, "subject", "heart") >= 0.75
+    assert kept(judge, led, of)["sky"] >= 0.5

@@ -35,6 +35,7 @@ from pipelines.drawing.pictures import check_image, check_noise_level, remarks, 
 from pipelines.drawing.start import hires_stage, scaled_depth
 from pipelines.drawing.unused import unused_by
 from pipelines.errors import InvalidInput, ModelError
+from pipelines.families.detection import in_ldm_layout
 from pipelines.families.noise_schedule import LAST_ALPHA
 from pipelines.families.prediction import PREDICTIONS, NoisePrediction, VPrediction
 from pipelines.families.sd2 import OPENCLIP_H, SD2
@@ -80,7 +81,7 @@ def request(**fields: Any) -> GenerationRequest:
 
 
 def latents(model: Model, asked: GenerationRequest) -> Tensor:
-    """What the last pass makes."""
+    """Return the latents of the last pass."""
     return passes.latents(model, asked)[-1]
 
 
@@ -104,7 +105,7 @@ def depth(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.mark.parametrize(("v", "found"), [(False, NoisePrediction()), (True, VPrediction())])
-def test_a_file_that_says_nothing_is_probed(tmp_path: Path, v: bool, found: object) -> None:
+def test_a_file_that_does_not_declare_its_prediction_is_probed(tmp_path: Path, v: bool, found: object) -> None:
     model = model_of(single_file(tmp_path / "x.safetensors", networks(v=v)))
     assert (model.family, model.prediction) == (SD2, found)
     assert model.settings == {"width": 768 if v else 512, "height": 768 if v else 512}
@@ -121,10 +122,10 @@ def test_a_file_that_says_nothing_is_probed(tmp_path: Path, v: bool, found: obje
         ("", {"modelspec.prediction_type": "v"}, "epsilon", "epsilon"),
     ],
 )
-def test_what_is_said_of_the_prediction(
+def test_which_declaration_of_the_prediction_wins(
     tmp_path: Path, beside: str, metadata: dict[str, str], setting: str, found: str
 ) -> None:
-    """A setting comes before the configuration beside the file, and that before the file's own word and the probe."""
+    """The setting overrides the configuration beside the file, which overrides what the file itself declares."""
     path = single_file(tmp_path / "x.safetensors", networks(), metadata)
     if beside:
         path.with_suffix(".yaml").write_text(beside)
@@ -142,7 +143,7 @@ def test_what_is_said_of_the_prediction(
         ("\xff\x00", "x.yaml"),
     ],
 )
-def test_a_broken_configuration_is_told(noise: Path, tmp_path: Path, text: str, told: str) -> None:
+def test_a_broken_configuration_is_named_in_the_error(noise: Path, tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "x.safetensors"
     path.symlink_to(noise)
     path.with_suffix(".yaml").write_text(text, encoding="latin-1")
@@ -152,7 +153,7 @@ def test_a_broken_configuration_is_told(noise: Path, tmp_path: Path, text: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_files_own_noise_levels_count(tmp_path: Path) -> None:
+def test_the_noise_levels_in_a_file_are_used(tmp_path: Path) -> None:
     alphas = torch.linspace(0.99, 0.0, 1000)
     model = model_of(single_file(tmp_path / "x.safetensors", networks(), alphas_cumprod=alphas))
     assert model.noise.alphas[:999] == tuple(alphas.tolist()[:999])
@@ -163,7 +164,7 @@ def test_a_files_own_noise_levels_count(tmp_path: Path) -> None:
     "alphas",
     [torch.linspace(0.9, 0.1, 10), torch.linspace(0.1, 0.9, 1000), torch.full((1000,), 0.5), torch.ones(1000) * np.nan],
 )
-def test_noise_levels_that_are_none_are_told(tmp_path: Path, alphas: Tensor) -> None:
+def test_invalid_noise_levels_are_refused(tmp_path: Path, alphas: Tensor) -> None:
     path = single_file(tmp_path / "x.safetensors", networks(), alphas_cumprod=alphas)
     with pytest.raises(ModelError, match="its alphas_cumprod must be"):
         model_of(path)
@@ -178,7 +179,7 @@ FORMS: dict[str, Callable[[], Mapping[str, nn.Module]]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_diffusers_folder_draws_what_the_single_file_does(tmp_path: Path, form: str) -> None:
+def test_a_diffusers_folder_draws_the_same_as_the_single_file(tmp_path: Path, form: str) -> None:
     parts = FORMS[form]()
     kind = "v_prediction" if form == "unclip" else "epsilon"
     one = model_of(single_file(tmp_path / "x.safetensors", parts))
@@ -201,7 +202,7 @@ def lora(path: Path, *layers: str) -> LoraUse:
 
 
 def test_attention_of_the_text_encoder_is_changed_whole_or_not_at_all(noise: Path, tmp_path: Path) -> None:
-    """WebUI leaves out what a file has of an attention's four layers if it has not all of them."""
+    """WebUI ignores changes to an attention unless the file changes all four of its layers."""
     model = model_of(noise)
     layers = [
         f"lora_te_text_model_encoder_layers_0_self_attn_{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -224,7 +225,7 @@ def test_attention_of_the_text_encoder_is_changed_whole_or_not_at_all(noise: Pat
 
 
 @pytest.mark.parametrize(("width", "family"), [(768, r"Stable Diffusion 1\.x"), (2048, "SDXL"), (1280, "SDXL refiner")])
-def test_a_lora_of_another_family_is_told(noise: Path, tmp_path: Path, width: int, family: str) -> None:
+def test_a_lora_of_another_family_is_refused_by_name(noise: Path, tmp_path: Path, width: int, family: str) -> None:
     path = tmp_path / "other.safetensors"
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     save_file({f"{layer}.lora_up.weight": torch.ones(32, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}, path)
@@ -232,7 +233,7 @@ def test_a_lora_of_another_family_is_told(noise: Path, tmp_path: Path, width: in
         model_of(noise).adapters.apply([LoraUse(ExtraFile.at(path), LoraTag("other", 1.0, 1.0))])
 
 
-def test_a_controlnet_of_another_family_is_told(noise: Path, tmp_path: Path) -> None:
+def test_a_controlnet_of_another_family_is_refused_by_name(noise: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.ones(32, 768)}, path)
     with pytest.raises(
@@ -242,7 +243,7 @@ def test_a_controlnet_of_another_family_is_told(noise: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
-def test_a_lora_of_some_text_layers_tells_its_family(noise: Path, tmp_path: Path, part: str) -> None:
+def test_a_lora_of_one_text_layer_is_refused_by_name(noise: Path, tmp_path: Path, part: str) -> None:
     layer = f"lora_te_text_model_encoder_layers_0_self_attn_{part}_proj"
     save_file(
         {f"{layer}.lora_up.weight": torch.ones(768, 1), f"{layer}.lora_down.weight": torch.ones(1, 768)},
@@ -252,7 +253,7 @@ def test_a_lora_of_some_text_layers_tells_its_family(noise: Path, tmp_path: Path
         model_of(noise).adapters.apply([LoraUse(ExtraFile.at(tmp_path / "part.safetensors"), LoraTag("a", 1.0, 1.0))])
 
 
-def test_the_unet_tells_the_family_of_a_lora_and_not_the_first_text_encoder(noise: Path, tmp_path: Path) -> None:
+def test_the_family_of_a_lora_is_that_of_its_unet_layers(noise: Path, tmp_path: Path) -> None:
     """SDXL's first text encoder is as wide as that of Stable Diffusion 1.x."""
     text = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
     unet = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -278,7 +279,7 @@ def test_a_controlnet_of_its_own_family_acts(
     x, context, picture = (torch.randn(shape) for shape in ((1, 4, 8, 8), (1, 7, WIDTH), (1, 3, 64, 64)))
     results = [each(x, 500, context, picture, return_dict=False) for each in (found, expected)]
     assert len(results[0][0]) == len(results[1][0]) > 2
-    # The same arithmetic on the same weights, which may lie otherwise in memory.
+    # The same arithmetic on the same weights, whose memory may be aligned differently.
     for one, other in zip((*results[0][0], results[0][1]), (*results[1][0], results[1][1]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(results[0][1], torch.zeros(()))
@@ -307,8 +308,8 @@ def test_the_word_of_an_embedding_for_another_family_stays_text(
     assert re.match(rf"word stays text, as in WebUI: files='word': {told}", text)
 
 
-def test_a_shorter_name_of_an_embedding_that_fits_is_read(noise: Path, tmp_path: Path) -> None:
-    """An embedding for another family does not hide the one whose name its own begins with."""
+def test_a_fitting_embedding_is_found_behind_a_longer_name_that_does_not_fit(noise: Path, tmp_path: Path) -> None:
+    """`zeta-long` is for another family, so `zeta` is read in its place."""
     files = {}
     for name, width in (("zeta", WIDTH), ("zeta-long", 768)):
         save_file({"emb_params": torch.ones(1, width)}, tmp_path / f"{name}.safetensors")
@@ -320,7 +321,7 @@ def test_a_shorter_name_of_an_embedding_that_fits_is_read(noise: Path, tmp_path:
     assert [(token,) for token in tower.tokenize("-long")] == others
 
 
-def test_a_file_with_the_text_layers_that_are_used_alone_draws_the_same(noise: Path, tmp_path: Path) -> None:
+def test_a_file_without_the_unused_text_layer_draws_the_same(noise: Path, tmp_path: Path) -> None:
     """diffusers' converter writes 23 text layers, the published files 24, of which the last one is not used."""
     last = f"resblocks.{OPENCLIP_H.layers}."
     tensors = {name: tensor for name, tensor in load_file(noise).items() if last not in name}
@@ -330,19 +331,19 @@ def test_a_file_with_the_text_layers_that_are_used_alone_draws_the_same(noise: P
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict.", "model.", "module.", "state_dict.module."])
-def test_a_checkpoint_in_a_wrapper_draws_the_same(noise: Path, tmp_path: Path, wrapper: str) -> None:
-    """Training programs that save the object around the model put its name before all names."""
-    tensors = {f"{wrapper}{name}": tensor for name, tensor in load_file(noise).items()}
-    save_file(tensors, tmp_path / "wrapped.safetensors")
-    wrapped = model_of(tmp_path / "wrapped.safetensors")
+def test_a_checkpoint_in_a_wrapper_is_the_same(noise: Path, tmp_path: Path) -> None:
+    """Some training programs save the object around the model, whose name then precedes every name."""
+    tensors = load_file(noise)
+    for wrapper in ("state_dict.", "model.", "module.", "state_dict.module."):
+        assert in_ldm_layout({f"{wrapper}{name}": name for name in tensors}) == {name: name for name in tensors}
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "wrapped.safetensors")
+    wrapped, plain = model_of(tmp_path / "wrapped.safetensors"), model_of(noise).unet.network.state_dict()
     assert wrapped.family is SD2
-    plain = model_of(noise).unet.network.state_dict()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in wrapped.unet.network.state_dict().items())
 
 
-def test_noise_levels_in_bfloat16_are_the_familys(noise: Path, tmp_path: Path) -> None:
-    """They are too coarse to be drawn by: neighbours are equal, and the first one is 1."""
+def test_noise_levels_in_bfloat16_are_replaced_by_the_familys(noise: Path, tmp_path: Path) -> None:
+    """bfloat16 is too coarse for them: neighbours become equal, and the first one becomes 1."""
     usual = torch.tensor(SD2.noise.alphas)
     rounded = load_file(noise) | {ALPHAS: usual.bfloat16()}
     save_file(rounded, tmp_path / "bf16.safetensors")
@@ -355,7 +356,7 @@ def test_noise_levels_in_bfloat16_are_the_familys(noise: Path, tmp_path: Path) -
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def test_how_much_of_what_is_masked_an_inpainting_checkpoint_sees(tmp_path: Path) -> None:
+def test_an_inpainting_checkpoint_sees_as_much_as_the_mask_weight_allows(tmp_path: Path) -> None:
     model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     assert model.identity.inpainting
     one, other = (ImageSettings(picture=each, denoising_strength=1) for each in (PICTURE, OTHER))
@@ -380,7 +381,7 @@ def test_variations_are_the_same_in_any_batch(unclip: Model) -> None:
     assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
-def test_variations_follow_the_picture_the_noise_over_it_and_the_prompt(unclip: Model) -> None:
+def test_variations_depend_on_the_picture_its_noise_level_and_the_prompt(unclip: Model) -> None:
     asked = request(image=ImageSettings(picture=PICTURE, denoising_strength=1))
     plain = latents(unclip, asked)
     others = [
@@ -395,7 +396,7 @@ def test_variations_follow_the_picture_the_noise_over_it_and_the_prompt(unclip: 
 
 
 def test_a_picture_is_blurred_along_the_axes_that_shrink() -> None:
-    """As kornia does: no wider than the shrinking needs, and the border is mirrored."""
+    """The blur is kornia's: as wide as the axis shrinks, with a mirrored border."""
     picture = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     assert torch.equal(blurred(picture, 96), picture)
     sigma = (96 / 32 - 1) / 2
@@ -407,7 +408,7 @@ def test_a_picture_is_blurred_along_the_axes_that_shrink() -> None:
     assert not np.allclose(blurred(picture, 32)[0, 0], wide, atol=1e-3), "and down"
 
 
-def test_a_hires_pass_of_every_form(unclip: Model, depth: Model, tmp_path: Path) -> None:
+def test_every_form_has_a_hires_pass(unclip: Model, depth: Model, tmp_path: Path) -> None:
     inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     asked = request(image=ImageSettings(picture=PICTURE), hires=HiresSettings(steps=2))
     for model in (unclip, depth, inpainting):
@@ -417,7 +418,7 @@ def test_a_hires_pass_of_every_form(unclip: Model, depth: Model, tmp_path: Path)
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
-    """What the hires passes were drawn with."""
+    """Return the stages of all hires passes that are drawn."""
     made: list[Stage] = []
 
     def kept(*args: Any) -> Stage:
@@ -429,8 +430,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
-def test_what_a_hires_pass_of_an_inpainting_checkpoint_sees(tmp_path: Path, stages: list[Stage], upscaler: str) -> None:
-    """The enlarged pictures, as far as the conditional mask weight lets it: after a pixel upscaler from 0 to 1."""
+def test_an_inpainting_checkpoint_sees_its_enlarged_picture(tmp_path: Path, stages: list[Stage], upscaler: str) -> None:
+    """How much it sees depends on the conditional mask weight."""
     model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     asked = request(num_outputs=2, hires=HiresSettings(upscaler=upscaler, steps=2))
     for weight in (1.0, 0.5, 0.0):
@@ -445,7 +446,7 @@ def test_what_a_hires_pass_of_an_inpainting_checkpoint_sees(tmp_path: Path, stag
     assert not torch.allclose(whole[0], whole[1], atol=1e-3), "each its own picture"
 
 
-def test_a_hires_pass_after_a_pixel_upscaler_follows_the_enlarged_picture(unclip: Model, stages: list[Stage]) -> None:
+def test_unclip_sees_the_enlarged_picture_after_a_pixel_upscaler(unclip: Model, stages: list[Stage]) -> None:
     for upscaler in ("Latent", "Lanczos"):
         latents(unclip, request(num_outputs=2, hires=HiresSettings(upscaler=upscaler, steps=2)))
     nothing, seen = (stage.vectors for stage in stages)
@@ -456,7 +457,7 @@ def test_a_hires_pass_after_a_pixel_upscaler_follows_the_enlarged_picture(unclip
     assert seen.any(dim=1).all()
 
 
-def test_what_a_hires_pass_sees_can_be_given(unclip: Model, tmp_path: Path, stages: list[Stage]) -> None:
+def test_the_condition_of_a_hires_pass_can_be_given(unclip: Model, tmp_path: Path, stages: list[Stage]) -> None:
     inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     asked = request(hires=HiresSettings(upscaler="Lanczos", steps=2))
     for model, shape in ((unclip, (1, 2 * WIDTH)), (inpainting, (1, 5, 16, 16))):
@@ -468,15 +469,15 @@ def test_what_a_hires_pass_sees_can_be_given(unclip: Model, tmp_path: Path, stag
         assert torch.equal(given, told)
 
 
-def test_what_is_given_to_each_pass_is_told_apart(tmp_path: Path) -> None:
+def test_a_file_gives_each_pass_its_own_condition(tmp_path: Path) -> None:
     path = tmp_path / "case.safetensors"
     save_file({"1_hires_image_cond": torch.ones(1), "0_txt2img_image_cond": torch.zeros(1)}, path)
     given = read_given(Namespace(init_latent=None, image_cond=path, hires_image_cond=path))
     assert (given.condition, given.hires_condition) == (torch.zeros(1), torch.ones(1))
 
 
-def test_what_webui_cannot_draw_is_told(tmp_path: Path) -> None:
-    """It stops with an error at a latent upscaler on an inpainting checkpoint."""
+def test_the_log_says_what_webui_cannot_draw(tmp_path: Path) -> None:
+    """WebUI fails with a latent upscaler and an inpainting checkpoint."""
     model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     told = []
     for upscaler, weight in (("Latent", 1.0), ("Lanczos", 1.0), ("Latent", 0.5)):
@@ -496,7 +497,7 @@ def test_a_depth_checkpoint_follows_the_map(depth: Model) -> None:
 
 
 def test_a_depth_map_of_16_bits_is_read_whole(depth: Model, tmp_path: Path) -> None:
-    """Its steps may be finer than the 256 of 8 bits. A ControlNet gets 8 bits of it."""
+    """Its steps may be finer than those of 8 bits. A ControlNet gets it in 8 bits."""
     ramp = np.tile(np.arange(64, dtype=np.uint16) + 30_000, (64, 1))
     Image.fromarray(ramp).save(tmp_path / "depth.png")
     (read,) = read_pictures(Inputs(control_images=(tmp_path / "depth.png",))).controls
@@ -511,7 +512,7 @@ def test_a_depth_map_of_16_bits_is_read_whole(depth: Model, tmp_path: Path) -> N
 
 
 def depth_in(model: Model, asked: GenerationRequest) -> NDArray[np.float32]:
-    """The depth map that a request is drawn with (H, W)."""
+    """Return the depth map that a request is drawn with, (H, W)."""
     assert asked.image is not None
     canvas = prepare(asked.image, (asked.width, asked.height))
     drawing = Drawing(
@@ -528,7 +529,7 @@ def depth_in(model: Model, asked: GenerationRequest) -> NDArray[np.float32]:
     return drawing.depth[0, 0].numpy()
 
 
-def test_a_depth_map_is_scaled_by_its_ends() -> None:
+def test_a_depth_map_is_scaled_by_its_minimum_and_maximum() -> None:
     scaled = scaled_depth(torch.rand(1, 1, 384, 384) * 900 + 100, (8, 12))
     assert scaled.shape == (1, 1, 8, 12)
     assert scaled.aminmax() == (-1, 1)
@@ -543,7 +544,7 @@ def test_the_size_that_depth_is_estimated_at(size: tuple[int, int], prepared: tu
     assert prepared_size(*size) == prepared
 
 
-def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: Model, noise: Path) -> None:
+def test_a_depth_checkpoint_refuses_a_request_without_depth(depth: Model, noise: Path) -> None:
     with pytest.raises(InvalidInput, match=r"image='': Stable Diffusion 2\.x depth needs an image"):
         check_image(depth, Pictures(), controlled=False)
     check_image(model_of(noise), Pictures(), controlled=False)
@@ -560,7 +561,7 @@ def test_what_a_depth_checkpoint_needs_is_told_before_anything_is_drawn(depth: M
 
 
 def test_a_noise_level_without_the_statistics_that_it_needs_is_refused(unclip: Model) -> None:
-    """Single files of the small unCLIP model lack those of its embeddings."""
+    """Single files of the small unCLIP model lack them."""
     check_noise_level(unclip, 500)
     assert unclip.image_prompt is not None
     tower = unclip.image_prompt._tower
@@ -570,7 +571,7 @@ def test_a_noise_level_without_the_statistics_that_it_needs_is_refused(unclip: M
         check_noise_level(unknown, 1)
 
 
-def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path: Path) -> None:
+def test_settings_that_a_model_does_not_use_are_named(depth: Model, unclip: Model, tmp_path: Path) -> None:
     inpainting = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     settings = {"clip_skip", "conditional_mask_weight", "image_noise_level", "seed"}
     told = {model.family.name: list(unused_by(model, settings)) for model in (depth, unclip, inpainting)}
@@ -585,7 +586,7 @@ def test_what_a_model_does_not_use_is_told(depth: Model, unclip: Model, tmp_path
 
 
 def predictor_of(model: Model) -> tuple[Any, Cast]:
-    """A predictor with this model, whose library knows no networks, and the models of its requests."""
+    """Return a predictor with this model and no further networks, and the models of its requests."""
     predictor: Any = Predictor()
     predictor.roster = Roster({"only": Member(model=model, settings=model.settings)}, {})
     predictor.fetchers = SimpleNamespace(run=lambda work, *arguments: work(*arguments))
@@ -610,7 +611,7 @@ def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest
     assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 
 
-def test_what_is_missing_is_told_in_the_log(
+def test_the_log_says_what_is_missing(
     depth: Model, unclip: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -624,14 +625,14 @@ def test_what_is_missing_is_told_in_the_log(
         assert told in caplog.text
 
 
-def test_a_folder_without_its_image_encoder_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_its_image_encoder_is_refused(tmp_path: Path) -> None:
     path = folder(tmp_path / "x", networks(vector=2 * WIDTH), prediction_type="v_prediction")
     shutil.rmtree(path / "image_encoder")
     with pytest.raises(ModelError, match="Stable unCLIP needs its image encoder"):
         model_of(path)
 
 
-def test_pictures_come_out(depth: Model) -> None:
+def test_a_depth_checkpoint_draws_a_picture(depth: Model) -> None:
     asked = request(image=ImageSettings(picture=PICTURE))
     (drawn,) = (e.pixels for e in render(depth, asked, make_plan(asked)) if isinstance(e, Picture))
     assert drawn.shape == (64, 64, 3)
@@ -639,7 +640,7 @@ def test_pictures_come_out(depth: Model) -> None:
 
 @pytest.mark.parametrize(("kind", "near"), [(torch.float16, 0.05), (torch.bfloat16, 0.3)])
 def test_half_precision_draws_nearly_the_same(tmp_path: Path, kind: torch.dtype, near: float) -> None:
-    """Within what numbers of so few digits allow: a hundredth, or a tenth, of the largest values."""
+    """The difference is at most a hundredth of the largest values for float16, and a tenth for bfloat16."""
     path = single_file(tmp_path / "x.safetensors", networks(v=True))
     asked = request(num_inference_steps=1)
     whole, half = (drawn_in(each, path, asked) for each in (torch.float32, kind))
@@ -648,7 +649,7 @@ def test_half_precision_draws_nearly_the_same(tmp_path: Path, kind: torch.dtype,
 
 
 def test_large_queries_and_keys_do_not_overflow_in_half_precision(tmp_path: Path) -> None:
-    """Those of SD 2.1 do where attention is written out, and the picture is black."""
+    """SD 2.1's overflow if attention is written out, which makes the picture black."""
     parts = {**networks(v=True), "unet": deepcopy(networks(v=True)["unet"])}
     for name, module in parts["unet"].named_modules():
         if isinstance(module, nn.Linear) and name.endswith(("to_q", "to_k")):
@@ -660,7 +661,7 @@ def test_large_queries_and_keys_do_not_overflow_in_half_precision(tmp_path: Path
 
 
 def drawn_in(kind: torch.dtype, path: Path, asked: GenerationRequest, attention: AttnProcessor | None = None) -> Tensor:
-    """The last pass's latents of a v model in a precision, with an attention other than the engine's."""
+    """Return the last latents of a v model in a precision, with another attention than the engine's if given."""
     files = ModelFiles(name="small", checkpoint=path, vae=None, prediction="v_prediction")
     model = load(files, Device(torch.device("cpu"), kind))
     if attention:
@@ -670,7 +671,7 @@ def drawn_in(kind: torch.dtype, path: Path, asked: GenerationRequest, attention:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_converted_file_is_the_same_model(tmp_path: Path, form: str) -> None:
-    """What its family needs is kept, the noise levels are not rounded, and what lies beside is written into it."""
+    """Everything that its family needs is kept, including the noise levels and the configuration beside the file."""
     path = single_file(tmp_path / "x.safetensors", FORMS[form](), alphas_cumprod=torch.linspace(0.99, 0.01, 1000))
     path.with_suffix(".yaml").write_text(f"{YAML}    parameterization: v\n")
     convert(path, tmp_path / "small.safetensors")
