@@ -377,7 +377,7 @@ class Predictor(BasePredictor):
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
                     cast = cast_of(self.roster, member, asked)
-                    request = self._request(asked, inputs, pictures, cast)
+                    request = self.request_for(asked, inputs, pictures, cast)
                     checker = self.safety if cast.checked and not disable_safety_checker else None
                     yield from self.draw(cast, request, file_format, checker, show_phases)
             except BaseException as error:  # a cancel is a BaseException, too
@@ -389,7 +389,7 @@ class Predictor(BasePredictor):
                 forget_data_uris()
                 trim_heap()
 
-    def _request(self, asked: Asked, inputs: Inputs, pictures: Pictures, cast: Cast) -> GenerationRequest:
+    def request_for(self, asked: Asked, inputs: Inputs, pictures: Pictures, cast: Cast) -> GenerationRequest:
         """Build the request: fetch the networks that it names, and log where its settings come from."""
         model, names = cast.model, self.roster.names
         if asked.taken:

@@ -100,7 +100,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], half: bool, metadata: Ma
     try:
         with part.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
-            for tensor in _finished(tensors, kinds):
+            for tensor in finished_tensors(tensors, kinds):
                 stream.write(tensor.flatten().view(torch.uint8).numpy().tobytes())
             stream.flush()
             os.fsync(stream.fileno())
@@ -109,7 +109,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], half: bool, metadata: Ma
         part.unlink(missing_ok=True)
 
 
-def _finished(tensors: Mapping[str, Tensor], kinds: Mapping[str, torch.dtype]) -> Iterator[Tensor]:
+def finished_tensors(tensors: Mapping[str, Tensor], kinds: Mapping[str, torch.dtype]) -> Iterator[Tensor]:
     """Yield each tensor in its final format. Raises ModelError for values that the format cannot hold."""
     for name, tensor in tensors.items():
         finished = tensor.to(kinds[name]).contiguous()

@@ -95,7 +95,7 @@ def download(
     Raises SourceFailed or NoRoom.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    job = _Job(url=url, part=_Part(target), expected=expected, access=access, patience=patience)
+    job = _Job(url=url, part=Part(target), expected=expected, access=access, patience=patience)
     return patiently(job.attempt, patience, lambda: job.part.size)
 
 
@@ -109,7 +109,7 @@ def read_text(url: str, *, access: Access = OPEN, patience: Patience = PATIENCE)
     return patiently(attempt, patience, lambda: 0)
 
 
-class _Part:
+class Part:
     """The beginning of a file, kept next to its final place, with a note of the version it belongs to."""
 
     def __init__(self, target: Path) -> None:
@@ -161,7 +161,7 @@ class _Part:
 @dataclass(kw_only=True)
 class _Job:
     url: str
-    part: _Part
+    part: Part
     expected: Expected
     access: Access
     patience: Patience

@@ -58,13 +58,13 @@ class ImagePrompt(nn.Module):
 
     def __init__(self, tower: CLIPVisionModelWithProjection, spread: Spread) -> None:
         super().__init__()
-        self._tower, self._spread = tower, spread
+        self.tower, self._spread = tower, spread
         self._noise = DDPMScheduler(num_train_timesteps=LEVELS, beta_schedule="squaredcos_cap_v2")
 
     @property
     def width(self) -> int:
         """How many values a vector has."""
-        return 2 * int(self._tower.config.projection_dim)
+        return 2 * int(self.tower.config.projection_dim)
 
     @property
     def takes_noise(self) -> bool:
@@ -77,9 +77,9 @@ class ImagePrompt(nn.Module):
 
         It consists of the picture's embedding with noise of this level, and the level's embedding.
         """
-        weight = self._tower.visual_projection.weight
-        seen = prepared(pictures, self._tower.config.image_size)
-        embedding = self._tower(seen.to(weight)).image_embeds.float()
+        weight = self.tower.visual_projection.weight
+        seen = prepared(pictures, self.tower.config.image_size)
+        embedding = self.tower(seen.to(weight)).image_embeds.float()
         mean, deviation = (value.to(embedding) for value in (self._spread.mean, self._spread.deviation))
         width = embedding.shape[1]
         levels = torch.tensor([level])

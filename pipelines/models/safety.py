@@ -50,13 +50,14 @@ class SafetyChecker:
     def check(self, pixels: Pixels) -> Verdict:
         """Return the verdict on one picture (height, width, 3)."""
         network = self._network
-        image = self._prepare(pixels).to(network.device, network.dtype)
+        image = self.prepared(pixels).to(network.device, network.dtype)
         embedding = network.visual_projection(network.vision_model(image).pooler_output)
         special = _scores(embedding, network.special_care_embeds, network.special_care_embeds_weights)
         concepts = _scores(embedding, network.concept_embeds, network.concept_embeds_weights)
         return Verdict(float(concepts.max()) + (STRICTER if bool((special > 0).any()) else 0.0))
 
-    def _prepare(self, pixels: Pixels) -> Tensor:
+    def prepared(self, pixels: Pixels) -> Tensor:
+        """Return a picture as the network sees it, (1, 3, side, side)."""
         size = int(self._network.config.vision_config.image_size)
         return clip_input(Image.fromarray(pixels), size)
 

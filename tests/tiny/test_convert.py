@@ -153,8 +153,8 @@ def test_memory_holds_a_tensor_and_not_the_file(tmp_path: Path, monkeypatch: pyt
             seen.append(anonymous())
             yield tensor
 
-    write = converting._finished
-    monkeypatch.setattr(converting, "_finished", watched)
+    write = converting.finished_tensors
+    monkeypatch.setattr(converting, "finished_tensors", watched)
     trim_heap()  # what was freed before could otherwise be taken again, and nothing would grow
     before = anonymous()
     convert(tmp_path / name, tmp_path / "b.safetensors")

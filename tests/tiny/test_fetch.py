@@ -33,7 +33,7 @@ from tests import sd2
 from tests.tiny.misbehaving import Answer, Server, running, weights
 from weights_script import __main__ as command_line
 from weights_script.claims import claim
-from weights_script.download import Expected, NoRoom, _Part, download
+from weights_script.download import Expected, NoRoom, Part, download
 from weights_script.extras import Library
 from weights_script.fetch import ensure, fetch_url, present
 from weights_script.ledger import NAME as LOCK_FILE
@@ -167,16 +167,16 @@ def test_a_kill_leaves_no_old_part_with_the_note_of_a_new_version(
 ) -> None:
     (tmp_path / "weights.safetensors.part").write_bytes(OTHER[:1000])
     (tmp_path / "weights.safetensors.part.json").write_text('{"version": "\\"v0\\""}')
-    remember = _Part.remember
+    remember = Part.remember
 
-    def killed(part: _Part, version: str) -> None:
+    def killed(part: Part, version: str) -> None:
         remember(part, version)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Part, "remember", killed)
+    monkeypatch.setattr(Part, "remember", killed)
     with pytest.raises(KeyboardInterrupt):
         fetched(server, tmp_path, NOTHING_KNOWN, GOOD)
-    monkeypatch.setattr(_Part, "remember", remember)
+    monkeypatch.setattr(Part, "remember", remember)
     assert fetched(server, tmp_path, NOTHING_KNOWN, GOOD).read_bytes() == DATA
 
 

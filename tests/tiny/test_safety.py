@@ -29,7 +29,7 @@ def checker(folder: Path, similarity_allowed: float, special_near: bool = False)
     """A checker, saved and loaded, whose first concept is PIXELS themselves."""
     torch.manual_seed(0)
     network = StableDiffusionSafetyChecker(CLIPConfig(vision_config=VISION, projection_dim=16))
-    image = SafetyChecker(network)._prepare(PIXELS)
+    image = SafetyChecker(network).prepared(PIXELS)
     with torch.no_grad():
         own = network.visual_projection(network.vision_model(image).pooler_output)[0]
         network.concept_embeds[0] = own

@@ -564,7 +564,7 @@ def test_a_noise_level_without_the_statistics_that_it_needs_is_refused(unclip: M
     """Single files of the small unCLIP model lack them."""
     check_noise_level(unclip, 500)
     assert unclip.image_prompt is not None
-    tower = unclip.image_prompt._tower
+    tower = unclip.image_prompt.tower
     unknown = replace(unclip, image_prompt=ImagePrompt(tower, Spread(torch.zeros(1), torch.ones(1), known=False)))
     check_noise_level(unknown, 0)
     with pytest.raises(InvalidInput, match=r"^image_noise_level=1: this checkpoint lacks the statistics"):
@@ -598,7 +598,7 @@ def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Mode
     predictor, cast = predictor_of(replace(depth, depth=None))
     inputs, pictures = Inputs(controls="canny"), Pictures(image=PICTURE, controls=(OTHER,))
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
-        predictor._request(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures, cast)
+        predictor.request_for(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures, cast)
     predictor.library.load_only.assert_not_called()
 
 
@@ -606,7 +606,7 @@ def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest
     pictures, inputs = Pictures(image=PICTURE), Inputs(clip_skip=2)
     asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
     predictor, cast = predictor_of(depth)
-    predictor._request(asked, inputs, pictures, cast)
+    predictor.request_for(asked, inputs, pictures, cast)
     lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
     assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 
