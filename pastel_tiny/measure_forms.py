@@ -34,6 +34,8 @@ from pipelines.models.loader import load
 from pipelines.models.model import Model
 
 SHORT = replace(DRAFT, num_inference_steps=6)
+VARIATION: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 7.0}
+"""unCLIP's own guidance is higher than other families', and needs more steps."""
 GREY = Image.new("RGB", (128, 128), (128, 128, 128))
 HEART = "a red heart"
 ON_MEADOW = f"{HEART} over the green meadow under a blue sky"
@@ -108,7 +110,7 @@ def variations(model: Model, of: Sequence[Scene], prompt: str = "") -> Pictures:
     made = []
     for seed, each in enumerate(of):
         image = ImageSettings(picture=Image.fromarray(shown(each)), denoising_strength=1)
-        made.append(one(model, prompt=prompt, seed=seed, image=image))
+        made.append(one(model, prompt=prompt, seed=seed, image=image, **VARIATION))
     return np.stack(made)
 
 
