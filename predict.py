@@ -376,6 +376,7 @@ class Predictor(BasePredictor):
                     checker = None if disable_safety_checker else self.safety
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
+                    asked = with_models(asked, self.roster.names)
                     cast = cast_of(self.roster, member, asked)
                     request = self.request_for(asked, inputs, pictures, cast)
                     checker = self.safety if cast.checked and not disable_safety_checker else None
@@ -402,7 +403,7 @@ class Predictor(BasePredictor):
         check_image(model, pictures, controlled=bool(lines or asked.settings.controls))
         check_noise_level(model, asked.settings.image_noise_level)
         fetched = self.fetchers.run(self.library.load_only, asked.wanted, inputs)
-        asked = with_models(with_networks(asked, fetched), names)
+        asked = with_networks(asked, fetched)
         pictures = with_depth(model, pictures, controlled=bool(fetched.controls))
         self.not_honoured: list[str] = []
         if asked.data.whole:

@@ -73,11 +73,11 @@ def read_request(path: Path, roster: Roster, options: argparse.Namespace) -> tup
     )
     pictures = with_depth(model, pictures, controlled=bool(data.controls))
     asked = settle(Inputs(num_outputs=options.num_outputs), data, member.settings, pictures)
+    asked = with_models(asked, roster.names)
     cast = cast_of(roster, member, asked)
     folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
     extras, upscalers = in_folders(*folders), {file.stem: file for file in options.upscaler}
     asked = with_networks(asked, Fetched(extras=extras, controls=data.controls, upscalers=upscalers))
-    asked = with_models(asked, roster.names)
     found = obstacles(asked, model.identity, pictures, extras, roster.names)
     for obstacle in found:
         print(f"{path.name}: {obstacle.text}", file=sys.stderr)

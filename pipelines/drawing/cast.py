@@ -7,7 +7,7 @@ from pipelines.ask.identity import ModelIdentity
 from pipelines.errors import InvalidInput
 from pipelines.families.family import LATENT_CHANNELS
 from pipelines.infotext.asked import Asked
-from pipelines.infotext.other_models import model_of, others_by_key, with_models
+from pipelines.infotext.other_models import model_of, others_by_key
 from pipelines.infotext.reading import GenerationData
 from pipelines.models.model import Model
 from pipelines.models.roster import Member, Roster
@@ -38,13 +38,12 @@ def picked(roster: Roster, name: str, data: GenerationData) -> Member:
 
 
 def cast_of(roster: Roster, member: Member, asked: Asked) -> Cast:
-    """Return the models of a request that is drawn with this one.
+    """Return the models of a request, resolved by `with_models`, that is drawn with this one.
 
-    Raises InvalidInput for another model that is not here, unless a whole block names it, and for one that cannot
-    continue what the first begins.
+    Raises InvalidInput for another model that cannot continue what the first begins.
     """
     others: dict[str, Member] = {}
-    for key, name in others_by_key(with_models(asked, roster.names)):
+    for key, name in others_by_key(asked):
         if name in roster.members:
             others[name] = roster.members[name]
             _check_latents(f"{key}: {name}", member.model, others[name].model)

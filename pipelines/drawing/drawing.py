@@ -94,8 +94,8 @@ class Drawing:
 
     @property
     def in_hires(self) -> "Drawing":
-        """The same request with the hires pass's model."""
-        return replace(self, model=self.hires_model)
+        """The same request with the hires pass's model. Most requests have one model, and so one depth map."""
+        return self if self.hires_model is self.model else replace(self, model=self.hires_model)
 
     def refiner_in(self, part: PassPlan) -> Model | None:
         """Return the model that takes over within a pass; None if none does."""

@@ -137,7 +137,7 @@ def render(
     """
     named = {"": model, **beside.others}
     hires_model = named[request.hires.checkpoint if request.hires else ""]
-    refiner = named[request.refiner.name]  # the model itself if there is none
+    refiner = named[request.refiner.name if request.refiner.acts else ""]  # the model itself if there is none
     adapted = {id(each): _as_asked(each, request) for each in (model, hires_model, refiner)}
     model, hires_model, refiner = (adapted[id(each)] for each in (model, hires_model, refiner))
     with ExitStack() as stack:

@@ -84,7 +84,8 @@ class Family:
     """Numbers about a picture that follow the pooled text in the condition's vector, as attributes of `Framing`
     (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2)."""
     rounds_mask: bool = False
-    """Whether an inpainting UNet always sees a mask without grey."""
+    """Whether an inpainting UNet always sees a mask without grey. For such a family WebUI writes the mask's weight only
+    for passes that start from a picture."""
     zero_negative: bool = False
     """Whether an empty negative prompt is zeros, instead of an encoded empty text."""
     probed: bool = False

@@ -68,6 +68,8 @@ VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD = re.compile(rf"(?<=\.)({'|'.join(_OLD_ATTENTION)})(?=\.(?:weight|bias)$)")
 """The names that diffusers used for the layers of an autoencoder's attention until 2023."""
+ADDED, CLASSES = "add_embedding.", "class_embedding."
+"""diffusers' names of the layers for SDXL's vector, and of those for unCLIP's."""
 VAE_ENDS = (
     ("norm_out", "conv_norm_out"),
     ("mid.block_1", "mid_block.resnets.0"),
@@ -138,6 +140,12 @@ def _translated(name: str, table: Mapping[str, str]) -> str:
             return table[name[:end]] + name[end:]
         end = name.rfind(".", 0, end)
     return name
+
+
+def vector_layer(name: str) -> str:
+    """Return the name here of a layer that reads a condition's vector. diffusers has one for unCLIP's, which is ours,
+    and another for SDXL's. Other names are unchanged."""
+    return name.replace(ADDED, CLASSES)
 
 
 def of_today(name: str) -> str:

@@ -190,7 +190,7 @@ def _refiner_fields(request: GenerationRequest, models: Mapping[str, ModelIdenti
     return {
         "Hires checkpoint": _where(checkpoint, models[checkpoint].title),
         "Hires refiner": _where(acts and hires and refiner.passes != SECOND_PASS, refiner.passes),
-        "Refiner": _where(acts, models[refiner.name].title),
+        "Refiner": models[refiner.name].title if acts else None,
         "Refiner switch at": _where(acts, refiner.switch_at),
     }
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
-from pipelines.families.layouts import control_layout
+from pipelines.families.layouts import ADDED, CLASSES, control_layout, vector_layer
 from pipelines.models.changes import RANK_MAX
 from pipelines.models.checkpoint import kind_of
-from pipelines.models.folders import ADDED, CLASSES
 from pipelines.models.network import adopt, built_of, check_weights, fill
 from pipelines.models.unet import fit_any_norm
 from pipelines.runtime.device import Device
@@ -85,7 +84,7 @@ def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family)
 
 def _by_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> Mapping[str, Tensor]:
     if any(name.startswith(DIFFUSERS) for name in tensors):
-        return {name.replace(ADDED, CLASSES): tensor for name, tensor in tensors.items()}
+        return {vector_layer(name): tensor for name, tensor in tensors.items()}
     prefix = next(prefix for prefix, first in PREFIXES.items() if any(name.startswith(first) for name in tensors))
     return control_layout(levels).tensors_to_diffusers(tensors, prefix)
 

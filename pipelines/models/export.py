@@ -7,10 +7,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.families.family import Family, TextTower
-from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, openclip_layout, unet_layout, vae_layout
+from pipelines.families.layouts import UNET_PREFIX, VAE_PREFIX, openclip_layout, unet_layout, vae_layout, vector_layer
 from pipelines.models.build import PROJECTION, TextNetwork, text_model
 from pipelines.models.checkpoint import OPENCLIP_PROJECTION
-from pipelines.models.folders import ADDED, CLASSES
 
 
 def checkpoint_weights(
@@ -25,7 +24,7 @@ def checkpoint_weights(
 
 def unet_weights(unet: UNet2DConditionModel, prefix: str = "") -> dict[str, Tensor]:
     """Return a UNet's tensors."""
-    named = {name.replace(ADDED, CLASSES): tensor for name, tensor in unet.state_dict().items()}
+    named = {vector_layer(name): tensor for name, tensor in unet.state_dict().items()}
     return unet_layout(unet.config.down_block_types).tensors_to_ldm(named, prefix)
 
 

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers.modeling_utils import PreTrainedModel
 
 from pipelines.errors import ModelError, in_one_line
-from pipelines.families.layouts import of_today
+from pipelines.families.layouts import of_today, vector_layer
 from pipelines.models.checkpoint import map_tensors, weight_files
 from pipelines.models.network import built_of, fill
 from pipelines.runtime.device import Device
@@ -22,10 +22,6 @@ def from_subfolder(network_class: Any, folder: Path, device: Device) -> Any:
     The folder may contain any variant (fp16), and its weights may be split into parts. Raises ModelError.
     """
     return _loaded(network_class, folder, read_config(folder / "config.json"), device)
-
-
-ADDED, CLASSES = "add_embedding.", "class_embedding."
-"""diffusers' names of the layers for SDXL's vector, and of those for unCLIP's, which serve for both here."""
 
 
 def unet_of_folder(folder: Path, device: Device) -> UNet2DConditionModel:
@@ -45,7 +41,7 @@ def _loaded(network_class: Any, folder: Path, config: dict[str, Any], device: De
     if not files:
         raise ModelError(f"{folder}: not a diffusers folder that can be read (it holds no weights).")
     found = (named for file in files for named in map_tensors(file).items())
-    tensors = {of_today(name).replace(ADDED, CLASSES): tensor for name, tensor in found}
+    tensors = {vector_layer(of_today(name)): tensor for name, tensor in found}
     with folder_errors(folder):
         with built_of(folder, network_class.__name__, tensors):
             network = _empty(network_class, config)

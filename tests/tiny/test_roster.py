@@ -14,6 +14,7 @@ from pipelines.ask.inputs import Inputs
 from pipelines.drawing.cast import cast_of, picked
 from pipelines.errors import InvalidInput, ModelError, OutOfMemory
 from pipelines.infotext.asked import read_data, settle
+from pipelines.infotext.other_models import with_models
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.models.roster import Member, Roster, made, put_away
@@ -60,7 +61,7 @@ def test_names_that_are_not_here_tell_what_is(roster: Roster) -> None:
 
 
 def cast(roster: Roster, text: str, name: str = "tiny") -> Any:
-    asked = settle(Inputs(highres_fix="On"), read_data(text), OWN)
+    asked = with_models(settle(Inputs(highres_fix="On"), read_data(text), OWN), roster.names)
     return cast_of(roster, roster.members[name], asked)
 
 

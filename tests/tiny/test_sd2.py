@@ -496,6 +496,16 @@ def test_a_depth_checkpoint_follows_the_map(depth: Model) -> None:
     assert all(not torch.allclose(a, b, atol=1e-4) for k, a in enumerate(drawn) for b in drawn[:k])
 
 
+def test_depth_is_estimated_once_for_both_passes(depth: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert depth.depth is not None
+    seen, estimate = list[Image.Image](), depth.depth.depth
+    monkeypatch.setattr(depth.depth, "depth", lambda picture: seen.append(picture) or estimate(picture))
+    hires = HiresSettings(scale=1, steps=1, denoising_strength=0.5)
+    image = ImageSettings(picture=PICTURE, denoising_strength=0.9)
+    passes.latents(depth, request(image=image, hires=hires))
+    assert len(seen) == 1
+
+
 def test_a_depth_map_of_16_bits_is_read_whole(depth: Model, tmp_path: Path) -> None:
     """Its steps may be finer than those of 8 bits. A ControlNet gets it in 8 bits."""
     ramp = np.tile(np.arange(64, dtype=np.uint16) + 30_000, (64, 1))

@@ -31,10 +31,10 @@ from pipelines.ask.request import (
 from pipelines.drawing.phases import Beside, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import remarks
 from pipelines.errors import ModelError
+from pipelines.families.layouts import ADDED, CLASSES
 from pipelines.families.prediction import NoisePrediction, VPrediction
 from pipelines.families.sdxl import REFINER, SDXL
 from pipelines.models.controls import load_control
-from pipelines.models.folders import ADDED, CLASSES
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
