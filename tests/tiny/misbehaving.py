@@ -1,13 +1,15 @@
 """A web server on the loopback address that gives a scripted answer to each request. Only for tests."""
 
+import os
 import random
 import re
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -152,3 +154,22 @@ def running() -> Generator[Server]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def wait_for_part(folder: Path, size: int) -> None:
+    """Wait until another process has more than so many bytes of a file that it is fetching into the folder."""
+    until = time.monotonic() + 100
+    while size_of_parts(folder) <= size:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def size_of_parts(folder: Path) -> int:
+    """Bytes of unfinished files. `os.walk`, unlike `Path.rglob`, allows for folders that vanish meanwhile."""
+    found = 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".part"):
+                with suppress(FileNotFoundError):  # the other process may have given it its name
+                    found += os.path.getsize(os.path.join(here, name))
+    return found

@@ -30,7 +30,7 @@ from pipelines.errors import InvalidInput, ModelError, redacted
 from pipelines.infotext.asked import NO_DATA, settle, with_networks
 from pipelines.models import loader
 from tests import sd2
-from tests.tiny.misbehaving import Answer, Server, running, weights
+from tests.tiny.misbehaving import Answer, Server, running, wait_for_part, weights
 from weights_script import __main__ as command_line
 from weights_script.claims import claim
 from weights_script.download import Expected, NoRoom, Part, download
@@ -267,10 +267,7 @@ def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> N
     server.script["/big.safetensors"] = [replace(GOOD, drip=0.01), GOOD]
     url = f"{server.address}/big.safetensors"
     process = start(url, tmp_path)
-    until = time.monotonic() + 100
-    while not any(size_now(part) > 30_000 for part in tmp_path.rglob("*.part")):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for_part(tmp_path, 30_000)
     process.send_signal(signal.SIGKILL)
     process.wait(100)
     assert list(tmp_path.rglob("*.safetensors")) == []
@@ -561,14 +558,6 @@ def test_the_hubs_own_cache_serves_if_its_file_is_right(
 # ---------------------------------------------------------------- command line
 
 
-def size_now(part: Path) -> int:
-    """Return a partial file's size; 0 if the program has given it its name meanwhile."""
-    try:
-        return part.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def test_the_program_itself_killed_and_run_again(hub: Server, tmp_path: Path) -> None:
     """Nobody has the single file of pastel-mix; a repository that the manifest names has a folder, HF_HOME its VAE."""
     repository = "HeWhoRemixes/pastelmix-better-vae-fp16"
@@ -589,10 +578,7 @@ def test_the_program_itself_killed_and_run_again(hub: Server, tmp_path: Path) ->
         return subprocess.Popen(words, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     process = start()
-    until = time.monotonic() + 100
-    while not any(size_now(part) > 30_000 for part in tmp_path.rglob("*.part")):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for_part(tmp_path, 30_000)
     process.kill()
     told = process.communicate(timeout=100)[0]
     hub.script[f"/{repository}/resolve/main/{unet}"] = [GOOD]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.misbehaving import Answer, Server, weights
+from tests.tiny.misbehaving import Answer, Server, wait_for_part, weights
 from tests.tiny.test_fetch import patience_with
 from weights_script.download import Expected, download
 from weights_script.fetch import fetch_url
@@ -259,10 +259,7 @@ def start(server: Server, cache: Path, largest_file: int = 1 << 30) -> "subproce
 def test_stops_at_once_and_goes_on_another_time(server: Server, tmp_path: Path, how: signal.Signals) -> None:
     server.script["/weights"] = [*[GOOD] * 10, replace(GOOD, pause=300), GOOD]
     process = start(server, tmp_path)
-    until = time.monotonic() + 100
-    while not any(part.stat().st_size for part in tmp_path.rglob("*.part")):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for_part(tmp_path, 0)
     time.sleep(0.1)
     process.send_signal(how)
     process.communicate(timeout=100)  # less than the answer that it waits for
