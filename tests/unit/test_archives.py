@@ -68,7 +68,7 @@ def test_links_devices_twins_and_encrypted_files_are_left_out(tmp_path: Path) ->
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
         archive.writestr("twice", "1")
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("twice", "2")
     content = (tmp_path / "b").read_bytes()
     found = unpack(tmp_path / "b", tmp_path, LIMITS)
