@@ -147,7 +147,7 @@ def base_of(model: str) -> tuple[str, ResolvedModel]:
     if chosen not in entries and chosen != configured:
         known = ", ".join(entry.name for entry in entries.values() if entry.kind == "model")
         raise InvalidInput("model", model, f"must be a model of the manifest: {known}", "Name one of these.")
-    resolved = resolve(None, chosen)
+    resolved = resolve(None, model.strip() or configured)
     return chosen if chosen in entries else resolved.files.name, resolved
 
 

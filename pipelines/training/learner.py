@@ -76,7 +76,7 @@ class Learner(nn.Module):
             (text, course.text_learning_rate),
             (list(self.vectors), course.learning_rate),
         )
-        return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
+        return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipelines import __version__
 from pipelines.ask.identity import ModelFiles
-from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, name_of_upload
 from pipelines.errors import InvalidInput
 from pipelines.files.archives import Limits, unpack
 from pipelines.models.loader import family_at, load
@@ -159,7 +159,9 @@ def _before(archive: Path, course: Course, folder: Path) -> _Before:
         told, path = state.read_settings(files[result.SETTINGS]), files[result.STATE]
     except (OSError, ValueError, KeyError) as error:
         rule = f"is no result of a training ({error})"
-        raise InvalidInput(state.FIELD, archive.name, rule, "Send the archive that a training returned.") from error
+        raise InvalidInput(
+            state.FIELD, name_of_upload(archive.name), rule, "Send the archive that a training returned."
+        ) from error
     check_same(course, told.get("settings", {}))
     progress = state.progress_of(told)
     if progress.step >= course.steps:
@@ -219,7 +221,6 @@ class _Training:
             self._learner.train()
         self._encoded = self._encode_captions([*captions, course.class_prompt] if self._class else captions)
         optimizer = torch.optim.AdamW(self._learner.groups(), weight_decay=1e-2)
-        self._scheduler = get_scheduler(course.schedule, optimizer, course.warmup_steps, course.steps)
         self._plain_optimizer = optimizer
         self._wrapped, self._optimizer = self._accelerator.prepare(self._learner, optimizer)
 
@@ -263,15 +264,21 @@ class _Training:
         if self._accelerator.scaler and before.progress.scaler:
             self._accelerator.scaler.load_state_dict(before.progress.scaler)
         self._losses = list(before.progress.losses)
-        for _ in self._losses:
-            self._scheduler.step()
 
     def run(self) -> Generator[Event]:
         """Take the steps that are left."""
-        course, stopped = self._course, ""
-        for step in range(len(self._losses), course.steps):
+        course, stopped, done = self._course, "", len(self._losses)
+        schedule = get_scheduler(
+            course.schedule,
+            self._plain_optimizer,
+            num_warmup_steps=course.warmup_steps,
+            num_training_steps=course.steps,
+            last_epoch=done - 1,
+        )
+        for step in range(done, course.steps):
             try:
                 loss = self._step(step)
+                schedule.step()
             except _NotFinite:
                 stopped = f"the loss of step {step + 1} was not finite; the result is that of step {step}"
                 break
@@ -303,7 +310,6 @@ class _Training:
                         self._finite(length)
                 self._optimizer.step()
                 self._optimizer.zero_grad()
-        self._scheduler.step()
         return total / course.gradient_accumulation
 
     def _finite(self, value: Tensor) -> float:

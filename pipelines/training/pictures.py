@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.ask.inputs import size_like
+from pipelines.ask.networks import name_of_upload
 from pipelines.ask.sizes import Size, scaled_size
 from pipelines.errors import InvalidInput, shown_name
 from pipelines.files.archives import Limits, Unpacked, unpack
@@ -96,13 +97,15 @@ def read_examples(path: Path, resolution: int, folder: Path) -> Examples:
         unpacked = unpack(path, folder, LIMITS)
     except (OSError, ValueError) as error:
         fix = "Send a ZIP or a TAR with three or more pictures, at best with a caption beside each (a.jpg, a.txt)."
-        raise InvalidInput(FIELD, shown_name(path.name), f"cannot be unpacked: {error}", fix) from error
+        raise InvalidInput(FIELD, name_of_upload(path.name), f"cannot be unpacked: {error}", fix) from error
     reader = _Reader(unpacked, resolution)
     pictures = tuple(reader.pictures())
     looks = tuple(sorted(reader.looks, key=lambda look: look.name))
     if not pictures:
         told = "; ".join(map(str, looks[:5])) or "it is empty"
-        raise InvalidInput(FIELD, shown_name(path.name), f"has no picture that can be used ({told})", "Send others.")
+        raise InvalidInput(
+            FIELD, name_of_upload(path.name), f"has no picture that can be used ({told})", "Send others."
+        )
     return Examples(pictures, looks, tuple(_remarks(len(pictures))))
 
 

@@ -64,6 +64,6 @@ def _plan(course: Course) -> str:
     text = f", text {course.text_learning_rate:g}" if course.text_learning_rate else ""
     rank = f", rank {course.rank}" if course.rank else ""
     return (
-        f"Plan: {course.task} of {course.token}{rank}, {course.steps} steps of {each} pictures, learning rate "
+        f"Plan: {course.task} of {course.token}{rank}, {course.steps} steps of batch size {each}, learning rate "
         f"{course.learning_rate:g}{text}, resolution {course.resolution}, seed {course.seed}"
     )
