@@ -19,19 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from pastel_tiny.adapt import TRAIN_SEED, with_afterglow, with_snowman
 from pastel_tiny.captions import caption
 from pastel_tiny.judge import load_judge
 from pastel_tiny.measure import DRAFT, Pictures, accuracy, drawn, held_out
-from pastel_tiny.probe import Probe, from_coral
+from pastel_tiny.probe import Probe
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene
-from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import ExtraFile, Extras
-from pipelines.ask.request import GenerationRequest
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.training.loop import Finished, Job, train
