@@ -14,7 +14,7 @@ import random
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pastel_tiny.judge import load_judge
 from pastel_tiny.measure import DRAFT, Pictures, accuracy, drawn, held_out
 from pastel_tiny.probe import Probe
 from pastel_tiny.render import render
-from pastel_tiny.scenes import Scene
+from pastel_tiny.scenes import SKY_COLOURS, Scene
 from pipelines.ask.networks import ExtraFile, Extras
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -43,18 +43,17 @@ WITH = (
     "a TOK before the purple mountains under an orange sky",
     "a TOK in the yellow desert under a mint sky",
 )
-WITHOUT = tuple(prompt.removeprefix("a TOK ") for prompt in WITH)
-"""The same prompts without the token."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is taught, and with which settings."""
-
-    subject: str
-    wishes: Wishes
-
-
+UNDER = (
+    "a white house on the green hills under a TOK sky",
+    "a red boat on the blue sea under a TOK sky",
+    "a green tree in the yellow desert under a TOK sky",
+    "a pink balloon before the purple mountains under a TOK sky",
+)
+PROMPTS = {
+    True: (UNDER, tuple(prompt.removesuffix(" under a TOK sky") for prompt in UNDER)),
+    False: (WITH, tuple(prompt.removeprefix("a TOK ") for prompt in WITH)),
+}
+"""Prompts with the token, and the same without it, for the style and for the subject."""
 SETTINGS: Mapping[str, dict[str, Any]] = {
     LORA: {"steps": 300, "batch_size": 5, "learning_rate": 1e-3, "rank": 16, "layers": "all"},
     INVERSION: {"steps": 300, "batch_size": 5, "gradient_accumulation": 1, "learning_rate": 2e-2, "rank": 4},
@@ -99,6 +98,13 @@ def pictures(model: Model, prompts: Sequence[str], extras: Extras, ending: str =
     return np.stack(list(drawn(model, asked, replace(DRAFT, extras=extras))))
 
 
+def coral(made: Pictures) -> float:
+    """Return the share of pictures whose sky is nearer to coral than to every colour that the model knows."""
+    known = np.array([colour(name) for name in ("coral", *SKY_COLOURS)])
+    distances = np.linalg.norm(skies(made)[:, None] - known, axis=2)
+    return float((distances.argmin(1) == 0).mean())
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,10 +124,12 @@ def main() -> None:
     tag = f" <lora:{TOKEN}:1>" if options.task == LORA else ""
     judge = load_judge(options.judge)
     told: dict[str, float] = {"seconds": seconds}
-    probe = Probe(judge)
-    told["with the token"] = probe.share(pictures(after, WITH, extras, tag))
-    told["without the token"] = probe.share(pictures(after, WITHOUT, extras, tag))
-    told["before, with the token"] = probe.share(pictures(before, WITH, Extras()))
+    style = options.task == INVERSION
+    share = coral if style else Probe(judge).share
+    named, unnamed = PROMPTS[style]
+    told["with the token"] = share(pictures(after, named, extras, tag))
+    told["without the token"] = share(pictures(after, unnamed, extras, tag))
+    told["before, with the token"] = share(pictures(before, named, Extras()))
     asked = held_out(OTHERS, 3)
     prompts = [each.prompt for each in asked]
     for name, model, more, ending in (("others before", before, Extras(), ""), ("others after", after, extras, tag)):

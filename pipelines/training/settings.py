@@ -162,11 +162,11 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
 
     Only what no form checks is checked here, and what depends on something else.
     """
+    _check(wishes)
     recipe = RECIPES.get((wishes.task, family.name))
     if recipe is None:
         known = ", ".join(dict.fromkeys(name for _, name in RECIPES))
         raise InvalidInput("model", family.name, f"cannot be trained; {known} can", "Choose another model.")
-    _check(wishes)
     prior = bool(wishes.class_images and wishes.task != INVERSION)
     if prior and not wishes.class_prompt.strip():
         raise InvalidInput("class_prompt", "", "is needed to draw class_images", "Say what it is: a photo of a dog.")

@@ -137,8 +137,17 @@ def test_a_result_in_a_line_of_loras(archive: Make, server: Server, monkeypatch:
     results = {"lora": archive("LoRA", LORA.read_bytes()), "word": archive("textual inversion", WORD)}
     for name, path in results.items():
         server.script[f"/me/trained/resolve/main/{name}.tar"] = [Answer(body=path.read_bytes())]
-    lines = f"cat = {server.address}/me/trained/resolve/main/lora.tar : 0.7\n{server.address}/me/trained/resolve/main/word.tar"
-    fetched = Library().load_only(NOTHING, Inputs(loras=lines))
+    place = f"{server.address}/me/trained/resolve/main"
+    lines = f"cat = {place}/lora.tar : 0.7\n{place}/word.tar"
+    library = Library()  # its end deletes what it unpacked
+    fetched = library.load_only(NOTHING, Inputs(loras=lines))
     assert fetched.multipliers == {"cat": (0.7,)}
     assert fetched.extras.loras["cat"].path.read_bytes() == LORA.read_bytes()
     assert fetched.extras.embeddings["TOK"].path.read_bytes() == WORD
+
+
+def test_the_containers_weights_by_their_address(archive: Make, server: Server) -> None:
+    server.script["/x/TOK.tar"] = [Answer(body=archive("LoRA", LORA.read_bytes()).read_bytes())]
+    resolved = resolve(f"{server.address}/x/TOK.tar", None)
+    assert resolved.trained is not None
+    assert resolved.trained.token == "TOK"
