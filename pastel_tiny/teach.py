@@ -25,7 +25,8 @@ from pastel_tiny.adapt import TRAIN_SEED, with_afterglow, with_snowman
 from pastel_tiny.captions import caption
 from pastel_tiny.judge import load_judge
 from pastel_tiny.measure import DRAFT, Pictures, accuracy, drawn, held_out
-from pastel_tiny.probe import Probe
+from pastel_tiny.palette import colour
+from pastel_tiny.probe import Probe, skies
 from pastel_tiny.render import render
 from pastel_tiny.scenes import SKY_COLOURS, Scene
 from pipelines.ask.networks import ExtraFile, Extras
