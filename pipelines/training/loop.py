@@ -104,20 +104,29 @@ class _NotFinite(Exception):
     """The loss or the gradient of a batch is NaN or infinite."""
 
 
+@dataclass(frozen=True)
+class _Before:
+    """An earlier result."""
+
+    told: dict[str, Any]
+    progress: state.Progress
+    state: Path
+
+
 def train(job: Job) -> Generator[Event]:
     """Train, and yield what happens. The last event is `Finished`.
 
     Raises InvalidInput for bad input, before any network is loaded where that is possible, and NothingTrained if the
     first loss is not finite. If the generator is closed early, the last saved result stays in the job's folder.
     """
-    wishes = job.wishes
-    if wishes.seed is None or wishes.seed < 0:
-        wishes = replace(wishes, seed=secrets.randbits(32))
     with tempfile.TemporaryDirectory(prefix="pastel-training-", ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
+        before = _before(job.resume, work / "before") if job.resume else None
+        wishes = _with_seed(job.wishes, before)
         family = family_at(job.files)
         course = course_for(wishes, family, {**family.settings, **family.v_settings, **job.settings})
-        before = _before(job.resume, course, work / "before") if job.resume else None
+        if before:
+            _check_goes_on(before, course)
         examples = _examples(job, course, work)
         accelerator = _accelerator(course)
         try:
@@ -136,38 +145,40 @@ def train(job: Job) -> Generator[Event]:
             AcceleratorState._reset_state(True)
 
 
+def _with_seed(wishes: Wishes, before: _Before | None) -> Wishes:
+    """Return the wishes with a seed: the given one, that of the training to resume, or a random one."""
+    if wishes.seed is not None and wishes.seed >= 0:
+        return wishes
+    known = before.told["settings"].get("seed") if before else None
+    return replace(wishes, seed=known if isinstance(known, int) else secrets.randbits(32))
+
+
 def _examples(job: Job, course: Course, work: Path) -> Examples:
     folder = Path(tempfile.mkdtemp(dir=work))
     return read_examples(job.pictures, course.resolution, folder)
 
 
-@dataclass(frozen=True)
-class _Before:
-    """An earlier result."""
-
-    told: dict[str, Any]
-    progress: state.Progress
-    state: Path
-
-
-def _before(archive: Path, course: Course, folder: Path) -> _Before:
-    """Read an earlier result. Raises InvalidInput if it cannot be gone on from."""
+def _before(archive: Path, folder: Path) -> _Before:
+    """Read an earlier result. Raises InvalidInput if it is none."""
     folder.mkdir()
     try:
         wanted = (result.SETTINGS, result.STATE)
         files = unpack(archive, folder, RESUMED, wanted.__contains__).files
         told, path = state.read_settings(files[result.SETTINGS]), files[result.STATE]
+        if not isinstance(told.get("settings"), dict):
+            raise ValueError(f"{result.SETTINGS} has no settings")
     except (OSError, ValueError, KeyError) as error:
-        rule = f"is no result of a training ({error})"
-        raise InvalidInput(
-            state.FIELD, name_of_upload(archive.name), rule, "Send the archive that a training returned."
-        ) from error
-    check_same(course, told.get("settings", {}))
-    progress = state.progress_of(told)
-    if progress.step >= course.steps:
-        rule = f"the training to resume has {progress.step} steps already"
+        rule, fix = f"is no result of a training ({error})", "Send the archive that a training returned."
+        raise InvalidInput(state.FIELD, name_of_upload(archive.name), rule, fix) from error
+    return _Before(told, state.progress_of(told), path)
+
+
+def _check_goes_on(before: _Before, course: Course) -> None:
+    """Raise InvalidInput if a training cannot go on from an earlier one."""
+    check_same(course, before.told["settings"])
+    if before.progress.step >= course.steps:
+        rule = f"the training to resume has {before.progress.step} steps already"
         raise InvalidInput("steps", course.steps, rule, "Ask for more: steps counts those before as well.")
-    return _Before(told, progress, path)
 
 
 def _accelerator(course: Course) -> Accelerator:
