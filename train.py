@@ -104,9 +104,9 @@ def train(
         le=1.0,
     ),
     class_prompt: str = Input(
-        description="What the subject is in general, such as: a photo of a dog. For class_images, or to start a word.",
+        description="What the subject is in general: a photo of a dog. For class_images, or to start a word. One per line.",
         default="",
-        max_length=500,
+        max_length=5000,
     ),
     class_images: int = Input(
         description="Pictures of the class to draw and train on, so that the model keeps its idea of it. 0: none.",

@@ -55,10 +55,27 @@ PROMPTS = {
     False: (WITH, tuple(prompt.removeprefix("a TOK ") for prompt in WITH)),
 }
 """Prompts with the token, and the same without it, for the style and for the subject."""
+CLASS = "\n".join(
+    (
+        "a red house on the green hills under a blue sky",
+        "a white boat on the blue sea under a pink sky",
+        "green hills under a blue sky",
+        "in the snow under a pink sky",
+        "a yellow sun over the yellow desert under a mint sky",
+        "purple mountains under an orange sky",
+    )
+)
+"""What the model can draw. Pictures of it keep that as it is."""
 SETTINGS: Mapping[str, dict[str, Any]] = {
-    LORA: {"steps": 300, "batch_size": 5, "learning_rate": 1e-3, "rank": 16, "layers": "all"},
-    INVERSION: {"steps": 300, "batch_size": 5, "gradient_accumulation": 1, "learning_rate": 2e-2, "rank": 4},
-    DREAMBOOTH: {"steps": 300, "batch_size": 5, "learning_rate": 2e-4},
+    LORA: {
+        **{"steps": 150, "batch_size": 5, "learning_rate": 1e-3, "rank": 16, "layers": "all"},
+        **{"class_prompt": CLASS, "class_images": 24},
+    },
+    INVERSION: {"steps": 150, "batch_size": 4, "gradient_accumulation": 1, "learning_rate": 2e-2, "rank": 4},
+    DREAMBOOTH: {
+        **{"steps": 150, "batch_size": 5, "learning_rate": 2e-4},
+        **{"class_prompt": CLASS, "class_images": 24},
+    },
 }
 
 

@@ -145,7 +145,7 @@ class Learner(nn.Module):
     def _add_vectors(self) -> None:
         """Start an embedding from the mean vector of what it is in general, or else of its own letters."""
         for tower in self._model.text.towers:
-            tokens = tower.tokenize(self._course.class_prompt or self._course.token)
+            tokens = tower.tokenize(" ".join(self._course.class_prompts) or self._course.token)
             words = tower.model.get_input_embeddings().weight.detach()[tokens].float().mean(0)
             self.vectors.append(nn.Parameter(words.repeat(self._course.rank, 1)))
 

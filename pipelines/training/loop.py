@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ class _Training:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._loss = Loss(model.noise, model.prediction, course.min_snr_gamma, course.noise_offset)
         self._previews = requests("preview_prompts", course.preview_prompts, course, own)
-        prompts = [course.class_prompt] * course.class_images
+        prompts = tuple(islice(cycle(course.class_prompts), course.class_images))
         self._class_pictures = requests("class_prompt", prompts, course, own)
 
     @property
@@ -230,7 +231,7 @@ class _Training:
         if course.gradient_checkpointing or (course.gradient_checkpointing is None and model.device.queues):
             self._learner.unet.enable_gradient_checkpointing()
             self._learner.train()
-        self._encoded = self._encode_captions([*captions, course.class_prompt] if self._class else captions)
+        self._encoded = self._encode_captions([*captions, *course.class_prompts] if self._class else captions)
         optimizer = torch.optim.AdamW(self._learner.groups(), weight_decay=1e-2)
         self._plain_optimizer = optimizer
         self._wrapped, self._optimizer = self._accelerator.prepare(self._learner, optimizer)
@@ -251,11 +252,11 @@ class _Training:
         """Draw pictures of the class with the untrained model, for prior preservation; None if none are asked for."""
         course, model = self._course, self._model
         encoded: list[Encoded] = []
-        for number, pixels in enumerate(drawn(model, self._class_pictures)):
+        for number, (prompt, pixels) in enumerate(drawn(model, self._class_pictures)):
             file, size = work / f"class-{number}.npy", (course.resolution, course.resolution)
             np.save(file, pixels)
             example = Example(name=f"class {number}", caption="", file=file, original=size, size=size, corner=(0, 0))
-            encoded += encode(model.vae, model.family, [(example, course.class_prompt)])
+            encoded += encode(model.vae, model.family, [(example, prompt)])
         return Batches(encoded, course.batch_size, course.random("class order")) if encoded else None
 
     def _encode_captions(self, captions: Sequence[str]) -> dict[str, Condition]:
@@ -391,5 +392,5 @@ class _Training:
         extras = Extras(embeddings={course.token: ExtraFile.at(file)}) if course.task == INVERSION else NO_EXTRAS
         with self._accelerator.autocast():
             pictures = drawn(self._model, [replace(request, extras=extras) for request in self._previews])
-            for number, pixels in enumerate(pictures, 1):
+            for number, (_, pixels) in enumerate(pictures, 1):
                 result.write_preview(self._folder, f"{number}-step-{step:06}", pixels)

@@ -40,12 +40,12 @@ def _reasons(error: InvalidInput) -> tuple[object, str, str]:
     return error.value, error.rule, error.fix
 
 
-def drawn(model: Model, asked: Sequence[GenerationRequest]) -> Iterator[Pixels]:
-    """Draw the requests. A picture that is not finite is left out."""
+def drawn(model: Model, asked: Sequence[GenerationRequest]) -> Iterator[tuple[str, Pixels]]:
+    """Draw the requests. Yield each picture with its prompt. A picture that is not finite is left out."""
     for request in asked:
         try:
             for event in render(model, request, make_plan(request)):
                 if isinstance(event, Picture) and event.kind == FINAL:
-                    yield event.pixels
+                    yield request.prompt, event.pixels
         except NonFiniteError:
             continue

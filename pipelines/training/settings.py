@@ -88,6 +88,7 @@ class Wishes:
     noise_offset: float = 0.0
     class_prompt: str = ""
     """What the subject is in general. Pictures of it keep the model from forgetting it, and an embedding starts there.
+    Several prompts, one per line, are drawn in turn.
     """
     class_images: int = 0
     """How many pictures of the class are drawn for prior preservation; 0: none."""
@@ -125,7 +126,7 @@ class Course:
     resolution: int
     min_snr_gamma: float
     noise_offset: float
-    class_prompt: str
+    class_prompts: tuple[str, ...]
     class_images: int
     prior_weight: float
     preview_prompts: tuple[str, ...]
@@ -190,10 +191,10 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
         resolution=int(wishes.resolution or _side(own["width"], own["height"])),
         min_snr_gamma=wishes.min_snr_gamma,
         noise_offset=wishes.noise_offset,
-        class_prompt=wishes.class_prompt.strip(),
+        class_prompts=_lines(wishes.class_prompt),
         class_images=int(wishes.class_images) if prior else 0,
         prior_weight=wishes.prior_weight,
-        preview_prompts=tuple(line.strip() for line in wishes.preview_prompts.splitlines() if line.strip()),
+        preview_prompts=_lines(wishes.preview_prompts),
         save_every=int(wishes.save_every or math.ceil(steps / 4)),
         seed=secrets.randbits(32) if wishes.seed is None or wishes.seed < 0 else int(wishes.seed),
         schedule=wishes.schedule,
@@ -202,6 +203,10 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
         gradient_checkpointing=wishes.gradient_checkpointing,
         clip_skip=int(own.get("clip_skip") or 1),
     )
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _side(width: int, height: int) -> int:
