@@ -104,7 +104,7 @@ def train(
         le=1.0,
     ),
     class_prompt: str = Input(
-        description="What the subject is in general: a photo of a dog. For class_images, or to start a word. One per line.",
+        description="What it is in general (a photo of a dog), one per line. For class_images, or to start a word.",
         default="",
         max_length=5000,
     ),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,7 +28,7 @@ from pipelines.runtime.unet_call import Condition, UNetCall
 from pipelines.training import loop
 from pipelines.training.loop import Finished, Job, Saved, Stepped, train
 from pipelines.training.result import NothingTrained
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, Wishes
+from pipelines.training.settings import DREAMBOOTH, INVERSION, Wishes
 from tests import sd2, sdxl
 from tests.unit.test_archives import zipped
 from tests.unit.test_training_pictures import picture
@@ -37,7 +38,7 @@ from weights_script.resolve import ResolvedModel
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shapes, and a caption."""
-    files = {"a.png": picture(), "b.png": picture((192, 128)), "b.txt": b"TOK by the sea, at night"}
+    files = {"a.png": picture((64, 64)), "b.png": picture((96, 64)), "b.txt": b"TOK by the sea, at night"}
     return zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", files)
 
 
@@ -49,7 +50,7 @@ def job(embedded: ResolvedModel, pictures: Path, tmp_path: Path) -> Start:
     """A training of the embedded model in a folder of its own."""
 
     def made(folder: str = "one", resume: Path | None = None, **wishes: Any) -> Job:
-        wishes = {"steps": 3, "seed": 5, "gradient_accumulation": 1, **wishes}
+        wishes = {"steps": 3, "seed": 5, "gradient_accumulation": 1, "resolution": 64, **wishes}
         return Job(
             pictures=pictures,
             wishes=Wishes(**wishes),
@@ -124,32 +125,17 @@ def test_a_lora_has_kohyas_names_its_true_alpha_and_does_what_was_trained(job: S
         merged, left_over = predicted(networks), networks.adapters.left_over
     finally:
         networks.adapters.apply([])
+    read_by_diffusers, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(result(one)))
+    assert len(read_by_diffusers) + len(alphas) == len(tensors) == 3 * len(alphas)
+    assert set(alphas.values()) == {1.5}
     assert left_over == ()
     change = float((trained[0] - plain).norm())
     assert change > 1e-2
     assert float((merged - trained[0]).norm()) < 0.02 * change  # it is stored in half precision
 
 
-def test_diffusers_reads_the_lora(job: Start) -> None:
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
-    one = job(steps=1, alpha=2.0)
-    finished(one)
-    tensors, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(result(one)))
-    assert len(tensors) == 2 * len(alphas)
-    assert len(tensors) + len(alphas) == len(load_file(result(one)))
-    assert all(name.startswith("unet.") and "lora" in name for name in tensors)
-    assert set(alphas.values()) == {2.0}
-
-
-@pytest.mark.parametrize(
-    "wishes",
-    [
-        {"task": LORA, "text_learning_rate": 1e-3, "gradient_accumulation": 2, "schedule": "cosine"},
-        {"task": DREAMBOOTH},
-    ],
-)
-def test_a_resumed_training_goes_on_exactly(job: Start, tmp_path: Path, wishes: dict[str, Any]) -> None:
+def test_a_resumed_training_goes_on_exactly(job: Start, tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"text_learning_rate": 1e-3, "gradient_accumulation": 2, "schedule": "cosine"}
     whole = job("whole", save_every=1, **wishes)
     with closing(train(whole)) as events:
         saved = next(event for event in events if isinstance(event, Saved))
@@ -201,8 +187,10 @@ def _with_other_base(archive: Path, folder: Path) -> Path:
 
 
 def test_an_embedding_is_read_by_its_word(job: Start, networks: Model) -> None:
-    one = job(task=INVERSION, rank=2, class_prompt="house")
-    finished(one)
+    one = job(task=INVERSION, rank=2, class_prompt="house", preview_prompts="a TOK house <lora:TOK:1>\na tree")
+    finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
+    names = {path.name for path in (one.folder / "result" / "previews").iterdir()}
+    assert names == {f"{number}-step-00000{step}.png" for number in (1, 2) for step in (1, 2, 3)}
     assert list(load_file(result(one))) == ["TOK"]  # diffusers takes the only tensor's name as the word
     vectors = read_embedding(ExtraFile.at(result(one)), networks.text.towers[0].width)
     start = networks.text.towers[0].model.get_input_embeddings().weight[networks.text.towers[0].tokenize("house")]
@@ -237,13 +225,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, mo
         finished(job("nothing"))
 
 
-def test_previews_are_drawn_with_what_was_learned(job: Start) -> None:
-    one = job(steps=1, preview_prompts="a TOK house <lora:TOK:1>\na tree", task=INVERSION)
-    finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
-    names = {path.name for path in (one.folder / "result" / "previews").iterdir()}
-    assert names == {"1-step-000001.png", "2-step-000001.png"}
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
     """Small models of the other families."""
@@ -269,9 +250,10 @@ def test_other_families(job: Start, small: dict[str, ModelFiles], name: str) -> 
     model.adapters.apply([LoraUse(ExtraFile.at(result(one)), LoraTag("TOK", 1.0, 1.0))])
     assert model.adapters.left_over == ()
 
-    word = replace(job("word", task=INVERSION, steps=1), **own)
-    finished(word)
-    assert set(load_file(result(word))) == ({"TOK"} if name == "SD 2" else {"clip_l", "clip_g"})
+    if name == "v":
+        word = replace(job("word", task=INVERSION, steps=1), **own)
+        finished(word)
+        assert set(load_file(result(word))) == {"clip_l", "clip_g"}
 
     whole = replace(job("whole", task=DREAMBOOTH, steps=1), **own)
     finished(whole)
