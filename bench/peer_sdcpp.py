@@ -27,6 +27,7 @@ PROMPT, NEGATIVE = "a pink sun over the sea", "lowres"
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packages", type=Path, default=PEERS, help="folder in which its package is installed")
+    parser.add_argument("--model", default="sd15", choices=("sd15", "sdxl"), help="default: sd15")
     parser.add_argument("--size", type=int, default=256, help="side of the picture in pixels; default: 256")
     parser.add_argument("--steps", type=int, default=4, help="steps of a picture; default: 4")
     parser.add_argument("--rounds", type=int, default=2, help="pictures of each; default: 2")
@@ -42,8 +43,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from bench.peers import networks
 
     contestants = {
-        "ours": ours(networks(full=True), arguments.size, arguments.steps),
-        "stable-diffusion.cpp": sdcpp(checkpoint(), arguments.size, arguments.steps),
+        "ours": ours(networks(arguments.model), arguments.size, arguments.steps),
+        "stable-diffusion.cpp": sdcpp(checkpoint(arguments.model), arguments.size, arguments.steps),
     }
     figures: dict[str, list[float]] = {name: [] for name in contestants}
     for name in report.in_turn(list(contestants), arguments.rounds):

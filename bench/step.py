@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print a table per size. Return seconds."""
     from bench.peers import both
 
-    own, plain = both(not arguments.embedded, arguments.sizes[0])
+    own, plain = both("embedded" if arguments.embedded else "sd15", arguments.sizes[0])
     torch.compiler.set_stance("default")  # a GPU's policy would compile nothing after setup, and so not the levers
     steps = {
         "ours": ours(own),
