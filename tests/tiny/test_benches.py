@@ -37,6 +37,7 @@ def run(name: str, *options: str) -> Any:
     [
         ("overhead", ("--size", "8", "--rounds", "2"), 1),
         ("step", ("--embedded", "--sizes", "64", "128", "--rounds", "1"), 2),
+        ("peer_sdcpp", ("--model", "embedded", "--size", "64", "--steps", "2", "--rounds", "1"), 1),
         ("e2e", ("--size", "64", "--steps", "1", "--rounds", "1", "--outputs", "2"), 2),
     ],
 )
