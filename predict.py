@@ -453,7 +453,7 @@ class Predictor(BasePredictor):
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
-        self.worker.run(self.roster.use, (model, *cast.others.values()))
+        self.worker.run(self.roster.use, (model, *cast.others.values()), plan)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
         )
