@@ -22,7 +22,12 @@ def test_models_that_cannot_be_had_fail_setup(start_server: StartServer, tmp_pat
         server.wait_until_ready()
     said = str(failed.value)
     assert said.count("\n") == 0
-    words = ["None of the models can be used", "PASTEL_MODEL=pastel-mixx: ", "pastel-mix,", "gone: PASTEL_MODEL=/x/gone"]
+    words = [
+        "None of the models can be used",
+        "PASTEL_MODEL=pastel-mixx: ",
+        "pastel-mix,",
+        "gone: PASTEL_MODEL=/x/gone",
+    ]
     words += [f"{broken}", "safetensors file"]
     assert [word for word in words if word not in said] == [], said
     assert server.status() == "SETUP_FAILED"

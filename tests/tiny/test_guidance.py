@@ -89,7 +89,6 @@ def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Model) -> 
         ).std()
         for scale, by in ((7, 0), (20, 0), (20, 0.7))
     )
-    print("STD", usual, much, rescaled)
     assert much > 1.1 * usual
     assert abs(rescaled - usual) < abs(much - usual) / 2
 

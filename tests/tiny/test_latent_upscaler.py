@@ -99,7 +99,6 @@ def test_it_enlarges_better_than_interpolation(networks: Model, upscaler: Latent
     shown = {name: np.stack([networks.vae.decode(each) for each in latents]) for name, latents in made.items()}
     off = {name: float(np.square(pictures.astype(float) - painted).mean()) for name, pictures in shown.items()}
     others = [name for name in off if name not in ("network", "drawn")]
-    print("OFF", off, detail(shown["network"]), detail(shown["drawn"]), detail(shown["bilinear"]))
     assert off["network"] < 0.85 * min(off[name] for name in others)
     assert all((made["network"] - large).square().mean() < (made[name] - large).square().mean() for name in others)
     assert detail(shown["network"]) == pytest.approx(detail(shown["drawn"]), rel=0.1)
