@@ -1,20 +1,31 @@
-"""Small models of Stable Diffusion 2.x, depth and unCLIP, trained from the embedded one, do what the families are for.
+"""Small models of other families, trained from the embedded one, do what the families are for.
 
 Each measure stands beside a control that must fail. The judge saw drawn scenes only (`pastel_tiny/judge.py`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from pastel_tiny.forms import FORMS
+from pastel_tiny.forms import FILES, FORMS
 from pastel_tiny.judge import Judge, load_judge
-from pastel_tiny.measure import accuracy, drawn, share
-from pastel_tiny.measure_forms import HEART, SHORT, kept, loaded, overlaps, sources, variations, with_subjects
+from pastel_tiny.measure import accuracy, detail, drawn, share
+from pastel_tiny.measure_forms import (
+    HEART,
+    SHORT,
+    kept,
+    loaded,
+    more_detailed,
+    overlaps,
+    relayed,
+    sources,
+    variations,
+    with_subjects,
+)
 from pipelines.families.prediction import VPrediction
 from pipelines.models.model import Model
 from script.schema import ROOT
-
-FILES = ROOT / "tests" / "data" / "forms"
 
 pytestmark = pytest.mark.xdist_group("forms")  # whose checkpoints are composed once
 
@@ -37,20 +48,32 @@ def test_families_are_detected(models: dict[str, Model]) -> None:
 
 
 def test_files_are_small() -> None:
-    files = list(FILES.iterdir())
-    assert {file.stem for file in files} == set(FORMS)
-    assert sum(file.stat().st_size for file in files) < 8_000_000
+    sizes = {file.stem: file.stat().st_size for file in FILES.iterdir()}
+    assert sizes.keys() == FORMS.keys()
+    assert max(sizes.values()) < 3_300_000
 
 
-def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+def test_prompts_are_followed(models: dict[str, Model], judge: Judge, name: str) -> None:
     """The prompts name pairs that were never trained on. The control compares with other prompts."""
     asked = with_subjects(8)
-    pictures = np.stack(list(drawn(models["sd2"], [each.prompt for each in asked], SHORT)))
+    pictures = np.stack(list(drawn(models[name], [each.prompt for each in asked], SHORT)))
     found, others = accuracy(judge, pictures, asked), accuracy(judge, pictures, [*asked[1:], asked[0]])
     assert found["subject"] >= 0.75
     for name in ("sky", "ground_colour", "subject"):
         assert found[name] >= 0.5, name
         assert others[name] < found[name] - 0.3, name
+
+
+def test_the_refiner_adds_detail(models: dict[str, Model]) -> None:
+    """A score tells it how much. The base as its own refiner adds none."""
+    asked, base, refiner = with_subjects(3), models["sdxl"], models["refiner"]
+    plain = relayed(base, None, asked)
+    refined, rough = (relayed(base, refiner, asked, score) for score in (6, 2.5))
+    assert more_detailed(plain, refined) == 1
+    assert detail(refined) > 1.1 * detail(plain)
+    assert detail(rough) < detail(refined)
+    assert np.array_equal(relayed(base, replace(base), asked[:1]), plain[:1])
 
 
 def test_subjects_stand_where_the_depth_map_has_them(models: dict[str, Model]) -> None:
