@@ -82,8 +82,8 @@ FORMS = {
             whole=("emb_layers.",),
             fast={"label_emb.": 2e-3},
         ),
-        Form("sdxl", SDXL, v=False, fast={"label_emb.": 2e-3}),
-        Form("refiner", REFINER, False, "sdxl", most_noise=400, scenes=128, steps=240, fast={"label_emb.": 2e-3}),
+        Form("sdxl", SDXL, v=False, steps=160, fast={"label_emb.": 2e-3}),
+        Form("refiner", REFINER, False, "sdxl", most_noise=400, scenes=128, steps=120, fast={"label_emb.": 2e-3}),
     )
 }
 

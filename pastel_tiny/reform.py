@@ -51,7 +51,7 @@ from weights_script.resolve import resolve
 TRAIN_SEED, SIDE = 60_000_000, 128
 BATCH, RANK = 8, 8
 CHANGE_RATE, WHOLE_RATE = 4e-3, 1e-3
-SAVE_EVERY = 120.0
+SAVE_EVERY = 60.0
 """Seconds."""
 FITTED = 128
 """How many captions show how an earlier form's tokens follow from a new one's."""
