@@ -83,7 +83,7 @@ FORMS = {
             fast={"label_emb.": 2e-3},
         ),
         Form("sdxl", SDXL, v=False, steps=160, fast={"label_emb.": 2e-3}),
-        Form("refiner", REFINER, False, "sdxl", most_noise=400, scenes=128, steps=120, fast={"label_emb.": 2e-3}),
+        Form("refiner", REFINER, False, "sdxl", most_noise=300, scenes=128, steps=200, fast={"label_emb.": 2e-3}),
     )
 }
 

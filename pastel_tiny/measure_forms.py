@@ -26,7 +26,7 @@ from pastel_tiny.render import nearness
 from pastel_tiny.render import render as painted
 from pastel_tiny.scenes import Scene, scene
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import FramingSettings, ImageSettings, RefinerSettings
+from pipelines.ask.request import ImageSettings, RefinerSettings
 from pipelines.drawing import pictures
 from pipelines.drawing.phases import FINAL, Beside, Picture, render
 from pipelines.infotext import asked
@@ -64,13 +64,12 @@ def with_subjects(count: int) -> list[Asked]:
     return [each for each in held_out(4 * count, seed=1) if "subject" in each.named][:count]
 
 
-def relayed(base: Model, refiner: Model | None, of: Sequence[Asked], score: float = 6) -> Pictures:
-    """The pictures of prompts that a base begins, and a refiner ends for an aesthetic score, if there is one."""
+def relayed(base: Model, refiner: Model | None, of: Sequence[Asked]) -> Pictures:
+    """The pictures of prompts that a base begins, and a refiner ends if there is one."""
+    prompts = [each.prompt for each in of]
     if refiner is None:
-        return np.stack(list(drawn(base, [each.prompt for each in of], BEGUN)))
-    like = replace(BEGUN, refiner=RELAY, framing=FramingSettings(score=score))
-    beside = Beside(others={RELAY.name: refiner})
-    return np.stack(list(drawn(base, [each.prompt for each in of], like, beside)))
+        return np.stack(list(drawn(base, prompts, BEGUN)))
+    return np.stack(list(drawn(base, prompts, replace(BEGUN, refiner=RELAY), Beside(others={RELAY.name: refiner}))))
 
 
 def more_detailed(first: Pictures, second: Pictures) -> float:
@@ -165,7 +164,7 @@ def _report_relay(base: Model, refiner: Model, judge: Judge, count: int) -> None
     wanted = with_subjects(count)
     alone = relayed(base, None, wanted)
     made = {"base alone": alone, "the base as refiner": relayed(base, replace(base), wanted)}
-    made |= {f"refiner, score {score:g}": relayed(base, refiner, wanted, score) for score in (2.5, 4, 6)}
+    made["the refiner"] = relayed(base, refiner, wanted)
     for name, each in made.items():
         print(f"{name}: detail {detail(each):.2f}, more than alone {more_detailed(alone, each):.0%};", end=" ")
         print(_told(accuracy(judge, each, wanted)))

@@ -61,12 +61,12 @@ SUBJECT_WEIGHT = 3
 """How much more errors of a variation count where its subject is, which is a small part of the picture."""
 NEAREST = 255
 """What a subject is in a scene's depth map."""
-SCORES: Mapping[float, float] = {2.5: -0.7, 4: 0, 6: 2}
-"""How much stronger than painted the fine structures are in pictures of an aesthetic score."""
+CRISP = 2
+"""How much stronger than painted the fine structures are in a refiner's pictures."""
 FINE = 1.5
 """Deviation of the blur that takes fine structures away, in pixels."""
 SIDES = (SIDE, SIDE, *range(64, 513, 64))
-"""What SDXL's forms are told of a picture's sides, so that no size that it is not trained in spoils a picture."""
+"""What SDXL's forms are told of a picture's sides. As it is told by chance, other sizes do not spoil a picture."""
 LATE = 700
 """From this time on pictures teach; the embedded model hardly tells the picture from the noise there."""
 
@@ -110,10 +110,8 @@ class Scenes:
     def __init__(self, folder: Path, form: Form, teacher: Model, student: Model) -> None:
         self.form, self.student, self.rng = form, student, random.Random(13)
         self.scenes = [scene(TRAIN_SEED + k) for k in range(form.scenes)]
-        self.latents = encoded(folder, teacher, self.scenes)
+        self.latents = encoded(folder, teacher, self.scenes, CRISP if form.family is REFINER else 0)
         self.size = self.latents.shape[2], self.latents.shape[3]
-        if form.family is REFINER:
-            self.scored = {score: encoded(folder, teacher, self.scenes, each) for score, each in SCORES.items()}
         if form.family is DEPTH:
             self.maps = torch.cat([scaled_depth(near, self.size) for near in self._nearness()])
         if form.family is UNCLIP:
@@ -140,15 +138,13 @@ class Scenes:
         texts = [self._empty() if self.rng.random() < share else caption(each, self.rng)[0] for each in scenes]
         if self.form.family is DEPTH:
             return Batch(latents, texts, channels=self.maps[rows])
-        if self.form.family is REFINER:
-            scores = self.rng.choices(tuple(SCORES), k=BATCH)
-            shown = torch.stack([self.scored[score][row] for score, row in zip(scores, rows, strict=True)])
-            return Batch(shown, texts, framings=[self._framing(score) for score in scores])
-        return Batch(latents, texts, texts, framings=[self._framing() for _ in rows])
+        framings, taught = [self._framing() for _ in rows], None if self.form.family is REFINER else texts
+        return Batch(latents, texts, taught, framings=framings)
 
-    def _framing(self, score: float = 6) -> Framing:
-        """What SDXL's forms are told of a picture. It is told in prompts and in negative prompts alike."""
+    def _framing(self) -> Framing:
+        """What SDXL's forms are told of a picture: half of the sizes, and the aesthetic score, are by chance."""
         sides = (SIDE, SIDE) if self.rng.random() < 0.5 else self.rng.choices(SIDES, k=2)
+        score = self.rng.uniform(2, 8)
         return Framing(width=sides[0], height=sides[1], score=score, negative_score=score)
 
     def _empty(self) -> str:

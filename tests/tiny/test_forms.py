@@ -48,7 +48,7 @@ def test_families_are_detected(models: dict[str, Model]) -> None:
 def test_files_are_small() -> None:
     sizes = {file.stem: file.stat().st_size for file in FILES.iterdir()}
     assert sizes.keys() == FORMS.keys()
-    assert max(sizes.values()) < 3_300_000
+    assert max(sizes.values()) < 3_400_000
 
 
 def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
@@ -63,19 +63,17 @@ def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
 
 
 def test_sdxl_follows_prompts_and_its_refiner_adds_detail(models: dict[str, Model], judge: Judge) -> None:
-    """The prompts are as above. A low score makes the refiner add less. tests/tiny/test_sdxl.py shows that a refiner of
-    the base's own weights adds nothing."""
+    """The prompts are as above. tests/tiny/test_sdxl.py shows that a refiner of the base's own weights adds nothing."""
     asked, base, refiner = with_subjects(4), models["sdxl"], models["refiner"]
     alone = relayed(base, None, asked)
     found, others = accuracy(judge, alone, asked), accuracy(judge, alone, [*asked[1:], asked[0]])
     for name in ("sky", "subject"):
         assert found[name] >= 0.75, name
         assert others[name] < found[name] - 0.4, name
-    refined, rough = relayed(base, refiner, asked[:3]), relayed(base, refiner, asked[:1], 2.5)
-    assert more_detailed(alone[:3], refined) == 1
-    assert detail(refined) > 1.1 * detail(alone[:3])
-    assert detail(rough) < detail(refined[:1])
-    assert accuracy(judge, refined, asked[:3])["subject"] >= 0.6
+    refined = relayed(base, refiner, asked)
+    assert more_detailed(alone, refined) == 1
+    assert detail(refined) > 1.1 * detail(alone)
+    assert accuracy(judge, refined, asked)["subject"] >= 0.75
 
 
 def test_subjects_stand_where_the_depth_map_has_them(models: dict[str, Model]) -> None:
