@@ -143,17 +143,20 @@ def put_away(model: Model) -> None:
             weights.leave()
 
 
-def made(makers: Mapping[str, Callable[[], Made]]) -> tuple[dict[str, Made], dict[str, str]]:
+def made(
+    makers: Mapping[str, Callable[[], Made]], missing: Mapping[str, str] = {}
+) -> tuple[dict[str, Made], dict[str, str]]:
     """Make something of each model. Return what was made, and why the other models cannot be used, both by name.
 
-    Raises ModelError if none can be used.
+    `missing` says why there are models of which nothing was made before; these reasons are returned, too. Raises
+    ModelError with all reasons if none can be used.
     """
-    found, broken = dict[str, Made](), dict[str, str]()
+    found, broken = dict[str, Made](), dict(missing)
     for name, make in makers.items():
         try:
             found[name] = make()
         except ModelError as error:
-            if len(makers) == 1:
+            if len(makers) + len(missing) == 1:
                 raise
             broken[name] = str(error)
             log.warning("The model %s cannot be used: %s", name, error)

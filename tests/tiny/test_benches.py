@@ -22,7 +22,7 @@ from pipelines.models.model import Model
 from tests.sdxl import networks as sdxl_networks
 from tests.sdxl import single_file
 
-REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=3)
+REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=2)
 
 
 def run(name: str, *options: str) -> Any:
@@ -73,7 +73,7 @@ def test_a_picture_of_full_size_costs_what_was_published() -> None:
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model, tmp_path: Path, family: str) -> None:
-    calls, programs = list[int](), [(fused, 3 + 3), (composition, 3 + 20 + 3)]
+    calls, programs = list[int](), [(fused, 2 + 2), (composition, 2 + 20 + 2)]
     if family == "sdxl":
         path = single_file(tmp_path / "small.safetensors", sdxl_networks())
         networks, programs = load(ModelFiles(name="small", checkpoint=path, vae=None)), programs[:1]
@@ -86,7 +86,7 @@ def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model, t
     )
     try:
         (ours,) = (event for event in render(networks, REQUEST, make_plan(REQUEST)) if isinstance(event, Picture))
-        assert len(calls) == 3 + 3
+        assert len(calls) == 2 + 2
         for program, expected in programs:
             calls.clear()
             (picture,) = program(networks, REQUEST)()

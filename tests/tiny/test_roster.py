@@ -109,6 +109,9 @@ def test_one_broken_model_of_several_does_not_stop_the_others(caplog: pytest.Log
         made({"a": fail})
     with pytest.raises(ModelError, match=r"^None of the models can be used\. a: x\.safetensors: no\.; b: x"):
         made({"a": fail, "b": fail})
+    with pytest.raises(ModelError, match=r"^None of the models can be used\. c: no such file; a: x"):
+        made({"a": fail}, {"c": "no such file"})
+    assert made({"b": lambda: 2}, {"c": "no such file"}) == ({"b": 2}, {"c": "no such file"})
 
 
 # --- memory
