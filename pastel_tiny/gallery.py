@@ -1,4 +1,4 @@
-"""Contact sheets of the embedded model for docs/embedded-model.md, drawn by the container's own engine.
+"""Contact sheets of the embedded model for README.md (hero) and docs/embedded-model.md, by the container's own engine.
 
 python -m pastel_tiny.gallery --to docs/pictures
 """
@@ -23,7 +23,7 @@ from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import FINAL, UPSCALED, Beside, Picture
+from pipelines.drawing.phases import DRAFT, FINAL, UPSCALED, Beside, Picture
 from pipelines.drawing.phases import render as draw
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -74,6 +74,16 @@ def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], si
             sheet.paste(picture, place)
             pen.text((place[0] + 1, place[1] + side), text[: width // 6], fill="black")
     return sheet
+
+
+def beside(networks: Model) -> Image.Image:
+    """Show two drafts, each beside its finished picture."""
+    hires = HiresSettings(steps=20, denoising_strength=0.55)
+    drawn = [kinds(networks, replace(BASE, prompt=PROMPTS[number], hires=hires), phases=True) for number in (1, 3)]
+    pictures = [each[kind] for each in drawn for kind in (DRAFT, FINAL)]
+    names = ("draft", "picture") * len(drawn)
+    captions = [f"{name}, {each.shape[1]} x {each.shape[0]}" for name, each in zip(names, pictures, strict=True)]
+    return page([pictures], [captions], 200)
 
 
 def by_phase(networks: Model) -> Image.Image:
@@ -185,6 +195,7 @@ def by_form(_: Model) -> Image.Image:
 
 
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
+    "hero": beside,
     "phases": by_phase,
     "guidance": by_guidance,
     "samplers": by_sampler,
