@@ -1,4 +1,4 @@
-"""Contact sheets of the embedded model for README.md (hero) and docs/embedded-model.md, by the container's own engine.
+"""Contact sheets of the embedded model for README.md (hero) and docs/, by the container's own engine.
 
 python -m pastel_tiny.gallery --to docs/pictures
 """
@@ -22,7 +22,7 @@ from pastel_tiny.render import nearness
 from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.drawing.phases import DRAFT, FINAL, UPSCALED, Beside, Picture
 from pipelines.drawing.phases import render as draw
 from pipelines.models.loader import load
@@ -33,6 +33,7 @@ from weights_script.resolve import resolve
 Pixels = NDArray[np.uint8]
 CAPTION = 13
 TESTS = Path(__file__).parents[1] / "tests" / "data"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 BASE = GenerationRequest(
     prompt="",
     negative_prompt="lowres, worst quality, low quality",
@@ -62,7 +63,7 @@ def kinds(
 
 def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], side: int) -> Image.Image:
     """Lay out pictures in rows, each `side` high with its caption below."""
-    width = round(side * max(row[0].shape[1] / row[0].shape[0] for row in rows))
+    width = round(side * max(each.shape[1] / each.shape[0] for row in rows for each in row))
     sheet = Image.new("RGB", ((width + 4) * max(map(len, rows)), (side + CAPTION + 2) * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for y, (row, texts) in enumerate(zip(rows, captions, strict=True)):
@@ -194,6 +195,23 @@ def by_form(_: Model) -> Image.Image:
     return page(list(rows.values()), [[name] * 6 for name in rows], 112)
 
 
+def by_start(networks: Model) -> Image.Image:
+    """Show a picture and its mask, and what is drawn from them."""
+    sun, mask = (Image.open(PICTURES / name).convert("RGB") for name in ("default.webp", "mask.png"))
+    start = ImageSettings(picture=sun, denoising_strength=0.6)
+    masked = replace(start, denoising_strength=0.9, mask=MaskSettings(picture=mask.convert("L")))
+    wider = replace(start, denoising_strength=0.85, outpaint=(0, 0, 64, 0))
+    made = {"a picture": np.asarray(sun), "its mask": np.asarray(mask)}
+    for name, prompt, image in (
+        ("redrawn", "a yellow moon over purple mountains", start),
+        ("under the mask", PROMPTS[1], masked),
+        ("more on its right", "the blue sea under an orange sky", wider),
+    ):
+        width, height = image.size
+        made[name] = kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, image=image))[FINAL]
+    return page([list(made.values())], [list(made)], 128)
+
+
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "hero": beside,
     "phases": by_phase,
@@ -205,6 +223,7 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "adapters": by_adapter,
     "upscalers": by_upscaler,
     "forms": by_form,
+    "inpainting": by_start,
 }
 
 
