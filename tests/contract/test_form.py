@@ -150,6 +150,14 @@ def test_a_number_out_of_its_range_is_marked(form: Page) -> None:
         assert form.run("document.getElementById('width').checkValidity()") == valid, value
 
 
+@pytest.mark.parametrize(("kind", "element"), [("image/webp", "IMG"), ("video/mp4", "VIDEO")])
+def test_what_was_drawn_is_shown_and_can_be_saved(form: Page, kind: str, element: str) -> None:
+    """Like the server's event; what the page does with a real one is tested below."""
+    form.run(f"at('pictures').replaceChildren(); ON.output({{ chunk: 'data:{kind};base64,AAAA' }})")
+    shown = form.run("[...at('pictures').children].map(each => [each.download, each.firstChild.tagName])")
+    assert shown == [[f"picture-1.{kind.partition('/')[2]}", element]]
+
+
 DONE = "new Promise(done => {{ const look = () => at('draw').disabled ? setTimeout(look, 20) : done({0}); look(); }})"
 """The value of an expression when the page has drawn."""
 
