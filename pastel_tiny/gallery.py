@@ -16,7 +16,18 @@ from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.measure import held_out
-from pastel_tiny.measure_forms import HEART, ON_MEADOW, hearts, loaded, shown, sources, under_map, variations
+from pastel_tiny.measure_forms import (
+    HEART,
+    ON_MEADOW,
+    hearts,
+    loaded,
+    relayed,
+    shown,
+    sources,
+    under_map,
+    variations,
+    with_subjects,
+)
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
 from pastel_tiny.render import nearness
 from pipelines.ask.catalog import LATENT_NETWORK
@@ -212,6 +223,18 @@ def by_start(networks: Model) -> Image.Image:
     return page([list(made.values())], [list(made)], 128)
 
 
+def by_relay(_: Model) -> Image.Image:
+    """Show SDXL's form alone, and with its refiner."""
+    asked = with_subjects(8)
+    with tempfile.TemporaryDirectory() as folder:
+        base, refiner = (loaded(name, TESTS / "forms", Path(folder)) for name in ("sdxl", "refiner"))
+        rows = {
+            "base alone": list(relayed(base, None, asked)),
+            "base, then refiner": list(relayed(base, refiner, asked)),
+        }
+    return page(list(rows.values()), [[name] * len(asked) for name in rows], 128)
+
+
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "hero": beside,
     "phases": by_phase,
@@ -224,6 +247,7 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "upscalers": by_upscaler,
     "forms": by_form,
     "inpainting": by_start,
+    "relay": by_relay,
 }
 
 
