@@ -112,7 +112,6 @@ class Beside:
 
 
 NOTHING_BESIDE = Beside()
-NO_NETWORKS = PassNetworks(loras=(), hypernetworks=())
 
 Event = Step | PassResult | Picture | Notice | Finished
 
@@ -178,22 +177,24 @@ def _phases(drawing: Drawing) -> Iterator[Event]:
     networks = drawing.networks(request.prompt)
     hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
     encoders = _PromptEncoders(drawing)
-    with drawing.using(networks):
+    with drawing.using(networks, plan.first):
         first_prompts = _prompts(drawing, encoders, networks, plan.first)
     hires_prompts = first_prompts
     if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
-        with second.using(hires_networks):
+        with second.using(hires_networks, plan.hires):
             hires_prompts = _prompts(second, encoders, hires_networks, plan.hires)
     yield from map(Notice, encoders.left_over)
-    with drawing.using(networks):
-        start = start_from(drawing)
-        stage = first_stage(drawing, first_prompts[0])
+    start = start_from(drawing)
+    stage = first_stage(drawing, first_prompts[0])
+    drawing.model.components.unet.take()
+    with drawing.using(networks, plan.first):
         latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, by, latents)
-        with second.using(hires_networks):
-            stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
+        stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
+        second.model.components.unet.take()
+        with second.using(hires_networks, plan.hires):
             stages = [stage, *_refining(drawing, hires_prompts)]
             latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
         watch.mark(REFINE)
@@ -238,11 +239,12 @@ def _prompts(drawing: Drawing, encoders: _PromptEncoders, networks: PassNetworks
     # with an image, too, the first pass's count is all steps
     calls = plan.first.calls_of(request.num_inference_steps), hires
     encoder = encoders.of(drawing.model, networks)
+    drawing.model.components.texts.take()
     prompts = [encoder.encode(*texts, *calls, told)]
     encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
     if refiner := drawing.refiner_in(part):
-        with refiner.using((), (), None):  # as LoRAs of other models do not fit it
-            prompts.append(encoders.of(refiner, NO_NETWORKS).encode(*texts, *calls, told))
+        refiner.components.texts.take()
+        prompts.append(encoders.of(refiner, drawing.for_refiner(networks)).encode(*texts, *calls, told))
     return prompts
 
 
