@@ -161,8 +161,8 @@ class Predictor(BasePredictor):
             return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)
 
         first = next(iter(chosen.values()))
-        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))})
-        roster = Roster({name: members[name] for name in chosen if name in members}, {**missing, **broken})
+        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))}, missing)
+        roster = Roster({name: members[name] for name in chosen if name in members}, broken)
         if len(roster.members) + len(roster.broken) > 1:
             say(f"Models: {', '.join(roster.members)}. The first is used unless a request names another.")
         return roster, seconds
@@ -453,7 +453,7 @@ class Predictor(BasePredictor):
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
-        self.worker.run(self.roster.use, (model, *cast.others.values()))
+        self.worker.run(self.roster.use, (model, *cast.others.values()), plan)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
         )

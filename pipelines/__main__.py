@@ -263,7 +263,7 @@ def main() -> int:
     for path in options.infotext:
         try:
             request, cast = read_request(path, roster, options)
-            roster.use([cast.model, *cast.others.values()])
+            roster.use([cast.model, *cast.others.values()], make_plan(request))
             for written in draw(cast, request, path.stem, options):
                 print(written)
         except PastelError as error:

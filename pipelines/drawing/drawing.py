@@ -83,6 +83,7 @@ class Drawing:
         assert canvas is not None
         if settings.depth is None:
             assert self.model.depth is not None
+            self.model.components.pictures.take()
             return self.model.depth.depth(canvas.picture)
         assert isinstance(settings.depth, Image.Image)
         given = canvas.same_part(nearness(settings.depth))

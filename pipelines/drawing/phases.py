@@ -184,15 +184,17 @@ def _phases(drawing: Drawing) -> Iterator[Event]:
         with second.using(hires_networks, plan.hires):
             hires_prompts = _prompts(second, encoders, hires_networks, plan.hires)
     yield from map(Notice, encoders.left_over)
+    start = start_from(drawing)
+    stage = first_stage(drawing, first_prompts[0])
+    drawing.model.components.unet.take()
     with drawing.using(networks, plan.first):
-        start = start_from(drawing)
-        stage = first_stage(drawing, first_prompts[0])
         latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, by, latents)
+        stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
+        second.model.components.unet.take()
         with second.using(hires_networks, plan.hires):
-            stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
             stages = [stage, *_refining(drawing, hires_prompts)]
             latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
         watch.mark(REFINE)
@@ -237,9 +239,11 @@ def _prompts(drawing: Drawing, encoders: _PromptEncoders, networks: PassNetworks
     # with an image, too, the first pass's count is all steps
     calls = plan.first.calls_of(request.num_inference_steps), hires
     encoder = encoders.of(drawing.model, networks)
+    drawing.model.components.texts.take()
     prompts = [encoder.encode(*texts, *calls, told)]
     encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
     if refiner := drawing.refiner_in(part):
+        refiner.components.texts.take()
         prompts.append(encoders.of(refiner, drawing.for_refiner(networks)).encode(*texts, *calls, told))
     return prompts
 

@@ -17,7 +17,7 @@ from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.phases import Picture, render
 from pipelines.models.model import Model
 
-REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=3)
+REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=2)
 
 
 def run(name: str, *options: str) -> Any:
@@ -76,8 +76,8 @@ def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model) -
     )
     try:
         (ours,) = (event for event in render(networks, REQUEST, make_plan(REQUEST)) if isinstance(event, Picture))
-        assert len(calls) == 3 + 3
-        for program, expected in ((fused, 3 + 3), (composition, 3 + 20 + 3)):
+        assert len(calls) == 2 + 2
+        for program, expected in ((fused, 2 + 2), (composition, 2 + 20 + 2)):
             calls.clear()
             (picture,) = program(networks, REQUEST)()
             assert np.asarray(picture).shape == ours.pixels.shape
