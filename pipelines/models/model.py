@@ -91,7 +91,7 @@ class Model:
         self.adapters.apply(loras)
         set_freeu(self.unet.network, freeu)
         try:
-            with hypernetworks_in(self.unet.network, hypernetworks):
+            with hypernetworks_in(self.unet.network, hypernetworks, self.device.place):
                 yield
         finally:
             set_freeu(self.unet.network, None)
