@@ -130,7 +130,7 @@ class Predictor(BasePredictor):
         checkers = [each.safety_checker for each in chosen.values() if each.safety_checker]
         self.safety = load_safety_checker(checkers[0] if checkers else None, device)
         self.outputs = OutputFolder()
-        self.library = Library()
+        self.library = Library([each.trained for each in chosen.values() if each.trained])
         self.trials = Trials()
         DECODER.start()  # its imports run in the background while the server gets ready
         self.watchdog = watchdog.start()

@@ -123,6 +123,14 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     )
 
 
+def family_at(files: ModelFiles) -> Family:
+    """Return a model's family without loading it. Raises ModelError."""
+    path = files.checkpoint
+    if os.path.isdir(path):
+        return family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
+    return family_of_file(path, in_ldm_layout(map_tensors(path)))
+
+
 def _read(files: ModelFiles, device: Device) -> Parts:
     if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
         return _from_folder(files.checkpoint, device, own_vae=files.vae is None)

@@ -79,11 +79,19 @@ class VAE:
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Encode pixels (3, H, W) in [0, 1] to a scaled latent (4, H/8, W/8), sampled with the given noise."""
+        mean, deviation = self._moments(pixels)
+        return (mean + deviation * noise.to(mean.device, non_blocking=True)) * self.scale
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pixels (3, H, W) in [0, 1] to the mean and the deviation of their scaled latents, (4, H/8, W/8)."""
+        mean, deviation = self._moments(pixels)
+        return mean * self.scale, deviation * self.scale
+
+    def _moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         self._take()
         image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype, non_blocking=True)
         posterior = self._whole_or_tiled(lambda: self.network.encode(image)).latent_dist
-        latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device, non_blocking=True)
-        return latent[0] * self.scale
+        return posterior.mean[0].float(), posterior.std[0].float()
 
     def _begin(self, latent: Tensor, again: Callable[[], Decoding] | None) -> Decoding:
         scaled = (latent / self.scale)[None].to(self.network.dtype)
