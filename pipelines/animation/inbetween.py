@@ -53,7 +53,7 @@ class Interpolator:
         return [*self.between(start, middle, before), middle, *self.between(middle, end, count - 1 - before)]
 
     def _tensor(self, pixels: Pixels) -> Tensor:
-        picture = torch.from_numpy(pixels).to(self.device.place).permute(2, 0, 1)[None].float() / 255
+        picture = torch.from_numpy(pixels.copy()).to(self.device.place).permute(2, 0, 1)[None].float() / 255
         height, width = picture.shape[2:]
         padded = F.pad(picture, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
         return padded.to(self.device.dtype)

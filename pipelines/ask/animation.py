@@ -262,7 +262,8 @@ def _key(line: int, frame: int, text: str) -> KeyFrame:
         except ValueError:  # InvalidInput is one, too
             rule = f"line {line}, frame {frame}: {name} must be {NUMBERS[name].words}"
             raise InvalidInput(FIELD, f"{name}={told}", rule, "Correct it, or leave it out.") from None
-    prompt = _NUMBER.sub("", before).strip(_SPACES) if values else before.strip(_SPACES if found else None)
+    prompt = " ".join(_NUMBER.sub("", before).split()) if values else before
+    prompt = prompt.strip(_SPACES if values or found else None)
     seed = values.pop("seed", None)
     return KeyFrame(frame=frame, prompt=prompt, seed=None if seed is None else int(seed), negative=negative, **values)
 
