@@ -13,9 +13,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Optional
 
-from cog import BasePredictor, Input, Path, streaming
+from cog import BasePredictor, CancelationException, Input, Path, streaming
 
-from pipelines.animation.frames import Frame, FrameTexts, Progress, draw_frames
+from pipelines.animation.frames import Frame, FrameTexts, Progress, draw_film
 from pipelines.animation.inbetween import Interpolator, load_interpolator
 from pipelines.animation.reel import Reel
 from pipelines.ask.animation import NONE, AnimationSettings
@@ -543,7 +543,7 @@ class Predictor(BasePredictor):
     ) -> Iterator[Path]:
         """Draw a film's frames and yield each, and then the film itself, if it has a `suffix`.
 
-        If something fails, the film of the frames so far comes before the error.
+        If it fails or is cancelled, the film of the frames so far comes last.
         """
         shots, model, told = film.shots(), cast.model, FrameTexts(film, cast)
         beside = Beside(upscaler=self._upscaler(film.base.hires), others=cast.others)
@@ -554,7 +554,7 @@ class Predictor(BasePredictor):
         self.outputs.clear()
         reel = Reel(self.outputs, film.settings, suffix, file_format.quality)
         self.worker.run(self.roster.use, (model, *cast.others.values()))
-        events, progress = self.worker.each(draw_frames(model, shots, beside)), Progress(frames_of(shots))
+        events, progress = self.worker.each(draw_film(model, film, beside)), Progress(frames_of(shots))
         with progress, closing(events):
             try:
                 for event in events:
@@ -562,12 +562,11 @@ class Predictor(BasePredictor):
                         self._leave_out(event)
                     elif isinstance(event, Frame):
                         progress.advance()
-                        if self.worker.run(passes, Picture("frame", event.number, event.pixels), checker):
-                            name = f"frame-{event.number:03}-seed-{event.seed}"
-                            self.outputs.begin(event.pixels, name, file_format, told.of(event))
+                        if self.worker.run(passes, Picture(f"frame {event.place}", 0, event.pixels), checker):
+                            reel.begin(event, file_format, told.of(event))
                     yield from map(Path, reel.collect(wait=not model.device.queues))
                 yield from map(Path, reel.collect(wait=True))
-            except Exception:
+            except (Exception, CancelationException):  # Cog hands out what comes after a cancel, too
                 yield from map(Path, reel.collect(wait=True))
                 yield from map(Path, reel.film(told.of_film))
                 raise

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.animation.frames import Frame, FrameTexts, draw_frames
+from pipelines.animation.frames import Frame, FrameTexts, draw_film
 from pipelines.ask.catalog import NOISE_SOURCES, RESIZE_MODES
 from pipelines.ask.film import Film, make_film
 from pipelines.ask.identity import ModelFiles
@@ -152,16 +152,16 @@ def draw(cast: Cast, request: GenerationRequest, stem: str, options: argparse.Na
         yield path
 
 
-def draw_film(cast: Cast, film: Film, stem: str, folder: Path) -> Iterator[Path]:
+def write_frames(cast: Cast, film: Film, stem: str, folder: Path) -> Iterator[Path]:
     """Write a film's frames, or the one that is asked for, as `<stem>-<k>.png`. Yield the paths."""
     model, told = cast.model, FrameTexts(film, cast)
     file = upscaler_file(film.base.hires)
     beside = Beside(upscaler=load_upscaler(file, model.device) if file else None, others=cast.others)
-    for event in draw_frames(model, film.shots(), beside):
+    for event in draw_film(model, film, beside):
         if isinstance(event, Notice):
             print(event.text, file=sys.stderr)
         elif isinstance(event, Frame):
-            path = folder / f"{stem}-{event.number}.png"
+            path = folder / f"{stem}-{event.place:g}.png"
             write(event.pixels, path, FileFormat("png"), told.of(event))
             yield path
 
@@ -296,7 +296,7 @@ def main() -> int:
             request, *keys = requests
             film = make_film(requests) if keys else None
             for written in (
-                draw_film(cast, film, path.stem, options.output) if film else draw(cast, request, path.stem, options)
+                write_frames(cast, film, path.stem, options.output) if film else draw(cast, request, path.stem, options)
             ):
                 print(written)
         except PastelError as error:

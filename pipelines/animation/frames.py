@@ -1,10 +1,13 @@
 """Draws the frames of a film, in their order, and says what each of them is."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from pipelines.ask.film import Film, Shot
@@ -22,7 +25,8 @@ from pipelines.models.model import Model
 class Frame:
     """A finished frame: uint8 (height, width, 3)."""
 
-    number: int
+    place: float
+    """In the film, as in its shot."""
     pixels: Pixels
     seed: int
     embeddings: tuple[tuple[str, str], ...]
@@ -30,6 +34,34 @@ class Frame:
 
 
 Event = Step | Notice | Frame
+
+
+def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
+    """Draw a film: each key frame, and after the second of two the frames between them. Yield what `draw_frames` does.
+
+    With even motion, later frames between two key frames are drawn where the earlier ones differ most.
+    """
+    if not (film.settings.whole and film.settings.even_motion):
+        yield from draw_frames(model, film.shots(), beside)
+        return
+    keys: dict[int, Pixels] = {}
+    for number, frames in film.timeline.between():
+        ends = number, (number + 1) % len(film.keys)
+        for key in ends:
+            if key not in keys:
+                keys[key] = yield from _seen(draw_frames(model, [film.key(key)], beside))
+        start, end = film.timeline.keys[number].frame, film.timeline.keys[number + 1].frame
+        motion = Motion({start: keys[ends[0]], end: keys[ends[1]]})
+        left = len(frames)
+        while left:
+            places = motion.widest(min(left, film.batch(number) if left == len(frames) else LATER))
+            left -= len(places)
+            for shot in film.between(number, places):
+                yield from motion.watch(draw_frames(model, [shot], beside))
+
+
+LATER = 4
+"""Frames that are placed at once after the first batch: fewer, so that they are placed by what the others show."""
 
 
 def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
@@ -40,10 +72,73 @@ def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BE
             if isinstance(event, PassResult) and event.phase == BASE:
                 embeddings = event.prompts.embeddings
             elif isinstance(event, Picture) and event.kind == FINAL:
-                number, seed = shot.frames[event.index], shot.plan.seeds[event.index]
-                yield Frame(number=number, pixels=event.pixels, seed=seed, embeddings=embeddings)
+                place, seed = shot.frames[event.index], shot.plan.seeds[event.index]
+                yield Frame(place=place, pixels=event.pixels, seed=seed, embeddings=embeddings)
             elif isinstance(event, (Step, Notice)):
                 yield event
+
+
+def _seen(events: Iterator[Event]) -> Generator[Event, None, Pixels]:
+    """Pass the events on, and return what the last frame shows."""
+    pixels: Pixels | None = None
+    for event in events:
+        if isinstance(event, Frame):
+            pixels = small(event.pixels)
+        yield event
+    assert pixels is not None
+    return pixels
+
+
+class Motion:
+    """The frames between two key frames that are drawn so far, and where more are needed."""
+
+    def __init__(self, ends: Mapping[float, Pixels]) -> None:
+        """Take the places of both key frames, and what `small` makes of them."""
+        self._seen = dict(ends)
+
+    def watch(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Pass the events on, and remember their frames."""
+        for event in events:
+            if isinstance(event, Frame):
+                self._seen[event.place] = small(event.pixels)
+            yield event
+
+    def widest(self, count: int) -> list[float]:
+        """Return `count` places for further frames. They divide the gaps between neighbours that differ most."""
+        pairs = list(pairwise(sorted(self._seen)))
+        parts, wide = [1] * len(pairs), [self._difference(*pair) for pair in pairs]
+        for _ in range(count):
+            ranks = [
+                (_width(pair) >= NARROWEST * (part + 1), difference / part, _width(pair) / part)
+                for pair, part, difference in zip(pairs, parts, wide, strict=True)
+            ]
+            parts[ranks.index(max(ranks))] += 1
+        places = []
+        for (start, end), part in zip(pairs, parts, strict=True):
+            places += [round(start + (end - start) * step / part, DIGITS) for step in range(1, part)]
+        return places
+
+    def _difference(self, start: float, end: float) -> float:
+        first, second = (self._seen[place].astype(np.float32) for place in (start, end))
+        return float(np.sqrt(np.square(first - second).mean()))
+
+
+DIGITS = 3
+"""Of a frame's place, which its generation data names."""
+NARROWEST = 0.01
+"""Frames are not placed closer together than this: what changes on a shorter way is a jump of the model."""
+LOOK = 64
+"""Pixels per side, about, of what is compared."""
+
+
+def _width(pair: tuple[float, float]) -> float:
+    return pair[1] - pair[0]
+
+
+def small(pixels: Pixels) -> Pixels:
+    """Return a small copy of a picture for comparisons."""
+    factor = max(1, min(pixels.shape[:2]) // LOOK)
+    return np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 class FrameTexts:
@@ -56,7 +151,7 @@ class FrameTexts:
     def of(self, frame: Frame) -> str:
         """Return the generation data that draws a frame again alone."""
         self._embeddings |= dict.fromkeys(frame.embeddings)
-        return self._of(self._film.infotext_request(frame.number), frame.embeddings)
+        return self._of(self._film.infotext_request(frame.place), frame.embeddings)
 
     @property
     def of_film(self) -> str:

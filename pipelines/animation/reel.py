@@ -1,9 +1,11 @@
 """The files of a film's frames, and the film that is made of them."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.animation.frames import Frame
 from pipelines.animation.inbetween import Interpolator, with_computed
 from pipelines.animation.video import FilmFile, write_film
 from pipelines.ask.animation import CIRCLE, AnimationSettings, played
@@ -16,7 +18,7 @@ LOSSLESS = FileFormat("png")
 
 @dataclass
 class Reel:
-    """Collects the frames of one film as they are written."""
+    """Collects the frames of one film as they are written. They are drawn in any order."""
 
     outputs: OutputFolder
     settings: AnimationSettings
@@ -24,12 +26,25 @@ class Reel:
     """The film's format; None: only its frames are asked for."""
     quality: int
     """Of the film, from 1 to 100."""
-    frames: list[Path] = field(default_factory=list[Path])
+    _begun: deque[float] = field(default_factory=deque[float])
+    _written: dict[float, Path] = field(default_factory=dict[float, Path])
+    _computed: list[Path] = field(default_factory=list[Path])
+
+    @property
+    def frames(self) -> list[Path]:
+        """The frames written so far, in the film's order, with those computed between them."""
+        return self._computed or [self._written[place] for place in sorted(self._written)]
+
+    def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
+        """Start to write a frame with its generation data."""
+        place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:07.3f}"
+        self._begun.append(frame.place)
+        self.outputs.begin(frame.pixels, f"frame-{place}-seed-{frame.seed}", file_format, text)
 
     def collect(self, wait: bool) -> Iterator[Path]:
         """Yield the frames written so far, or with `wait` all that were begun."""
         for path in self.outputs.saved(wait):
-            self.frames.append(path)
+            self._written[self._begun.popleft()] = path
             yield path
 
     def compute(self, interpolator: Interpolator, worker: Worker) -> None:
@@ -39,7 +54,7 @@ class Reel:
         def save(pixels: Pixels, number: int) -> Path:
             return self.outputs.save(pixels, f"computed-{number:04}", LOSSLESS, "")
 
-        self.frames = worker.run(with_computed, self.frames, interpolator, self.settings.computed, closed, save)
+        self._computed = worker.run(with_computed, self.frames, interpolator, self.settings.computed, closed, save)
 
     def film(self, text: str) -> Iterator[Path]:
         """Write the film of the frames so far, with this generation data, and yield its path. Yield nothing if it has
@@ -47,5 +62,6 @@ class Reel:
         if self.suffix is None or not self.frames:
             return
         file = FilmFile(self.suffix, self.settings.frames_per_second, self.quality, text)
-        shown = [self.frames[place] for place in played(len(self.frames), self.settings.loop)]
+        frames = self.frames
+        shown = [frames[place] for place in played(len(frames), self.settings.loop)]
         yield self.outputs.make("film", file.suffix, lambda path: write_film(shown, path, file))

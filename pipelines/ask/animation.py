@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.ask.settings import NO, Checked, Choice, Number, Rule, Text, Whole, setting
+from pipelines.ask.settings import NO, Checked, Choice, Flag, Number, Rule, Text, Whole, setting
 from pipelines.errors import InvalidInput
 
 FRAMES_MAX = 240
@@ -90,13 +90,21 @@ class AnimationSettings(Checked):
         about="Drawn frames of a film whose prompts have no frame numbers, and of a circle with numbers. 0: "
         f"{FRAMES_APART} for each pair of prompts.",
     )
-    frame: int = setting(
+    frame: float = setting(
         "animation_frame",
-        Whole(WHOLE_FILM, FRAMES_MAX - 1),
+        Number(WHOLE_FILM, FRAMES_MAX),
         WHOLE_FILM,
         key="Animation frame",
         hint="Leave it out for the whole film.",
-        about="Draw only this frame, counted from 0. -1: the whole film.",
+        about="Draw only this frame, counted from 0. 2.5 lies between the frames 2 and 3. -1: the whole film.",
+    )
+    even_motion: bool = setting(
+        "even_motion",
+        Flag(),
+        True,
+        key="Even motion",
+        about="Draw more frames where a picture changes fast and fewer where it hardly changes, so that the film does "
+        "not jump. Off: all frames between two prompts are equally far apart.",
     )
     common_beginning: float = setting(
         "common_beginning",
@@ -125,7 +133,7 @@ class AnimationSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        last = self.timeline.count - 1 if self.asked else FRAMES_MAX
+        last = self.timeline.last if self.asked else FRAMES_MAX
         if self.frame > last:
             rule = f"the film has the frames 0 to {last}"
             raise InvalidInput("animation_frame", self.frame, rule, "Name one of them.")
@@ -156,6 +164,11 @@ class Timeline:
     """Drawn frames."""
 
     @property
+    def last(self) -> int:
+        """The number of the last frame. A circle goes on to the first one's number behind it."""
+        return self.keys[-1].frame
+
+    @property
     def prompts(self) -> int:
         """Key frames with prompts of their own."""
         return sum(key.frame < self.count for key in self.keys)
@@ -165,7 +178,7 @@ class Timeline:
         for number, (first, second) in enumerate(zip(self.keys, self.keys[1:], strict=False)):
             yield number, range(first.frame + 1, second.frame)
 
-    def weight(self, number: int, frame: int) -> float:
+    def weight(self, number: int, frame: float) -> float:
         """Return how far a frame is on the way from key frame `number` to the next one, from 0 to 1."""
         first, second = self.keys[number].frame, self.keys[number + 1].frame
         return (frame - first) / (second - first)

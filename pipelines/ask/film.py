@@ -16,8 +16,8 @@ BATCH = 8
 class Shot:
     """Frames that are drawn together."""
 
-    frames: tuple[int, ...]
-    """Their numbers in the film."""
+    frames: tuple[float, ...]
+    """Their places in the film: key frames have whole numbers, and 2.5 lies between the frames 2 and 3."""
     request: GenerationRequest
     """A key frame's own request; else that of the key frame before, with numbers in between."""
     plan: HighresPlan
@@ -45,20 +45,38 @@ class Film:
         return self.base.animation
 
     def shots(self) -> list[Shot]:
-        """Return everything to draw, in the film's order. Raises InvalidInput if a frame would run no step."""
-        only = None if self.settings.frame == WHOLE_FILM else self.settings.frame
-        shots = []
-        for number, between in self.timeline.between():
-            shots.append(_alone(self.timeline.keys[number].frame, self.keys[number]))
-            shots += self._between(number, [frame for frame in between if only in (None, frame)])
-        if self.settings.loop != CIRCLE:  # a circle ends before its first frame comes again
-            shots.append(_alone(self.timeline.keys[-1].frame, self.keys[-1]))
-        return [shot for shot in shots if only is None or only in shot.frames]
+        """Return everything to draw, in the film's order, with equally spaced frames, or the one that is asked for.
 
-    def _between(self, number: int, frames: Sequence[int]) -> Iterator[Shot]:
+        Raises InvalidInput if a frame would run no step.
+        """
+        if self.settings.frame != WHOLE_FILM:
+            return self._only(self.settings.frame)
+        shots = []
+        for number, frames in self.timeline.between():
+            shots += [self.key(number), *self.between(number, frames)]
+        return shots if self.settings.loop == CIRCLE else [*shots, self.key(len(self.keys) - 1)]
+
+    def _only(self, frame: float) -> list[Shot]:
+        for number, key in enumerate(self.timeline.keys):
+            if frame == key.frame:
+                return [self.key(number % len(self.keys))]
+            if frame < key.frame:
+                return list(self.between(number - 1, [frame]))
+        raise AssertionError(frame)  # the settings have checked it
+
+    def key(self, number: int) -> Shot:
+        """Return a key frame, which is the picture of its prompt."""
+        request = self.keys[number]
+        return Shot(frames=(self.timeline.keys[number].frame,), request=request, plan=make_plan(request))
+
+    def batch(self, number: int) -> int:
+        """Return how many frames between a key frame and the next one can be drawn together."""
+        return BATCH if _alike(self.keys[number], self.keys[(number + 1) % len(self.keys)]) else 1
+
+    def between(self, number: int, frames: Sequence[float]) -> Iterator[Shot]:
         """Yield the frames between a key frame and the next, in batches if the same networks and steps draw them."""
         start, end = self.keys[number], self.keys[(number + 1) % len(self.keys)]
-        size = BATCH if _alike(start, end) else 1
+        size = self.batch(number)
         for first in range(0, len(frames), size):
             batch = tuple(frames[first : first + size])
             shares = tuple(self.timeline.weight(number, frame) for frame in batch)
@@ -75,7 +93,7 @@ class Film:
                 ),
             )
 
-    def infotext_request(self, frame: int) -> GenerationRequest:
+    def infotext_request(self, frame: float) -> GenerationRequest:
         """Return the request whose generation data draws this frame again alone: for a key frame its own."""
         pairs = zip(self.timeline.keys, self.keys, strict=False)
         own = next((request for key, request in pairs if key.frame == frame), None)
@@ -104,10 +122,6 @@ def make_film(requests: Sequence[GenerationRequest]) -> Film:
     text, circle = "\n".join(map(str, drawn)), base.animation.loop == CIRCLE
     settings = replace(base.animation, text=text, frames=timeline.count if circle else 0)
     return Film(base=replace(base, animation=settings), keys=tuple(keys), timeline=timeline)
-
-
-def _alone(frame: int, request: GenerationRequest) -> Shot:
-    return Shot(frames=(frame,), request=request, plan=make_plan(request))
 
 
 def _alike(start: GenerationRequest, end: GenerationRequest) -> bool:

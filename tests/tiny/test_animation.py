@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines.animation.frames import Frame, draw_frames
+from pipelines.animation.frames import Frame, draw_film, draw_frames
 from pipelines.animation.inbetween import Interpolator, load_interpolator, with_computed
 from pipelines.animation.video import FilmFile, write_film
 from pipelines.ask.animation import AnimationSettings
@@ -34,7 +34,7 @@ from pipelines.runtime.device import Device
 from script.schema import ROOT
 from tests.alike import alike
 
-Pictures = dict[int, NDArray[np.uint8]]
+Pictures = dict[float, NDArray[np.uint8]]
 CPU = Device(torch.device("cpu"), torch.float32)
 TEXT = "parameters, with a comma\nSteps: 4, Seed: 5"
 
@@ -51,7 +51,7 @@ def film_of(frames: int, *keys: GenerationRequest, **settings: object) -> Film:
 
 
 def frames_of(model: Model, film: Film) -> Pictures:
-    return {each.number: each.pixels for each in draw_frames(model, film.shots()) if isinstance(each, Frame)}
+    return {each.place: each.pixels for each in draw_frames(model, film.shots()) if isinstance(each, Frame)}
 
 
 def alone(model: Model, asked: GenerationRequest) -> NDArray[np.uint8]:
@@ -59,7 +59,7 @@ def alone(model: Model, asked: GenerationRequest) -> NDArray[np.uint8]:
     return next(event.pixels for event in events if isinstance(event, Picture))
 
 
-def again(model: Model, film: Film, frame: int) -> NDArray[np.uint8]:
+def again(model: Model, film: Film, frame: float) -> NDArray[np.uint8]:
     """What the generation data of a frame draws alone."""
     asked = film.infotext_request(frame)
     data = read_data(of_picture(asked, make_plan(asked), model.identity, 0))
@@ -84,10 +84,14 @@ def test_a_film_begins_and_ends_with_the_pictures_of_its_prompts(networks: Model
 
 
 def test_neighbours_are_nearer_than_frames_that_are_further_apart(networks: Model) -> None:
-    found = list(frames_of(networks, film_of(10, request("a yellow sun over the sea"), request("a moon"))).values())
+    film = film_of(12, request("a yellow sun over the sea"), request("a moon"))
+    drawn = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
+    found = [drawn[place] for place in sorted(drawn)]
     steps = [distance(a, b) for a, b in pairwise(found)]
+    assert len(found) == 12
     assert max(steps) <= 3 * float(np.median(steps))
-    assert all(distance(found[k], found[k + 1]) < distance(found[k], found[9 if k < 5 else 0]) for k in range(1, 8))
+    assert all(distance(found[k], found[k + 1]) < distance(found[k], found[11 if k < 6 else 0]) for k in range(1, 10))
+    assert alike(again(networks, film, sorted(drawn)[4]), found[4])
 
 
 def distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

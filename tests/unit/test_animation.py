@@ -6,10 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from pipelines.animation.frames import Frame, Motion
 from pipelines.animation.video import durations
 from pipelines.ask.animation import AnimationSettings, KeyFrame, played, read_timeline
 from pipelines.ask.film import BATCH, Film, make_film
@@ -95,7 +98,7 @@ def test_more_prompts_than_frames_and_more_than_one_film_are_refused() -> None:
     with pytest.raises(InvalidInput, match="3 frames are too few for 4 prompts"):
         AnimationSettings(text="a | b | c | d", frames=3)
     with pytest.raises(InvalidInput, match="the film has the frames 0 to 23"):
-        AnimationSettings(text="a | b", frame=24)
+        AnimationSettings(text="a | b", frame=23.5)
     with pytest.raises(InvalidInput, match="must be 1 for an animation"):
         request("a", num_outputs=2, animation=AnimationSettings(text="a | b"))
 
@@ -146,7 +149,7 @@ def film_of(text: str, *keys: GenerationRequest, **settings: object) -> Film:
     return make_film([replace(keys[0], animation=animation), *keys])
 
 
-def numbers(film: Film) -> list[int]:
+def numbers(film: Film) -> list[float]:
     return [frame for shot in film.shots() for frame in shot.frames]
 
 
@@ -172,6 +175,10 @@ def test_one_frame_is_drawn_alone_as_in_its_film() -> None:
     assert shot.frames == (7,)
     assert shot.plan.between is not None
     assert batch.plan.between is not None
+    (between,) = film_of("a | b", *ends, frame=7.25).shots()
+    assert between.frames == (7.25,)
+    assert between.plan.between is not None
+    assert between.plan.between.shares == (7.25 / 23,)
     assert shot.plan.between.shares == (batch.plan.between.shares[batch.frames.index(7)],) == (7 / 23,)
 
 
@@ -216,6 +223,26 @@ def test_the_text_of_a_film_as_it_is_drawn_means_the_same(loop: str) -> None:
     again = settled(film.base.animation.text, loop=loop, seed=film.base.seed, generation_data="Animation frames: 50")
     assert again.keys == film.keys
     assert [key.frame for key in again.timeline.keys] == [key.frame for key in film.timeline.keys]
+
+
+# --- even motion ------------------------------------------------------------------------------------------------------
+
+
+def shown(value: int) -> NDArray[np.uint8]:
+    return np.full((8, 8, 3), value, np.uint8)
+
+
+def test_frames_are_placed_where_the_picture_changes() -> None:
+    motion = Motion({0: shown(0), 10: shown(100)})
+    assert motion.widest(4) == [2, 4, 6, 8]
+    frames = (Frame(place=place, pixels=shown(value), seed=1, embeddings=()) for place, value in ((2, 90), (6, 95)))
+    assert list(motion.watch(frames)) != []
+    assert motion.widest(2) == [0.667, 1.333]
+
+
+def test_a_jump_does_not_take_all_the_frames() -> None:
+    motion = Motion({0: shown(0), 0.015: shown(200), 1: shown(201)})
+    assert motion.widest(3) == pytest.approx([0.261, 0.507, 0.754], abs=0.001)
 
 
 # --- between ----------------------------------------------------------------------------------------------------------
