@@ -566,9 +566,13 @@ class Predictor(BasePredictor):
                             reel.begin(event, file_format, told.of(event))
                     yield from map(Path, reel.collect(wait=not model.device.queues))
                 yield from map(Path, reel.collect(wait=True))
-            except (Exception, CancelationException):  # Cog hands out what comes after a cancel, too
+            except Exception:
                 yield from map(Path, reel.collect(wait=True))
                 yield from map(Path, reel.film(told.of_film))
+                raise
+            except CancelationException:  # Cog hands out what comes after it, too
+                yield from map(Path, reel.collect(wait=True))
+                yield from map(Path, reel.film(told.of_film) if reel.quick else ())
                 raise
         self.record_metric("image_output_count", len(reel.frames))
         self._report({"frames": progress.seconds})

@@ -54,14 +54,14 @@ def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Gene
         motion = Motion({start: keys[ends[0]], end: keys[ends[1]]})
         left = len(frames)
         while left:
-            places = motion.widest(min(left, film.batch(number) if left == len(frames) else LATER))
+            places = motion.widest(min(left, film.batch(number), AT_ONCE))
             left -= len(places)
             for shot in film.between(number, places):
                 yield from motion.watch(draw_frames(model, [shot], beside))
 
 
-LATER = 4
-"""Frames that are placed at once after the first batch: fewer, so that they are placed by what the others show."""
+AT_ONCE = 4
+"""Frames that are placed at once. With 8, too few are left to be placed by what the others show."""
 
 
 def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:

@@ -14,6 +14,8 @@ from pipelines.images.reading import Pixels
 from pipelines.runtime.worker import Worker
 
 LOSSLESS = FileFormat("png")
+QUICK_PIXELS = 30_000_000
+"""A core writes about as many as an mp4 in two seconds."""
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Reel:
     """The film's format; None: only its frames are asked for."""
     quality: int
     """Of the film, from 1 to 100."""
+    _pixels: int = 0
     _begun: deque[float] = field(default_factory=deque[float])
     _written: dict[float, Path] = field(default_factory=dict[float, Path])
     _computed: list[Path] = field(default_factory=list[Path])
@@ -35,10 +38,16 @@ class Reel:
         """The frames written so far, in the film's order, with those computed between them."""
         return self._computed or [self._written[place] for place in sorted(self._written)]
 
+    @property
+    def quick(self) -> bool:
+        """Whether the film of the frames so far is written within seconds, in which a cancelled request must end."""
+        return self._pixels <= QUICK_PIXELS
+
     def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
         """Start to write a frame with its generation data."""
         place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:07.3f}"
         self._begun.append(frame.place)
+        self._pixels += frame.pixels.size // 3
         self.outputs.begin(frame.pixels, f"frame-{place}-seed-{frame.seed}", file_format, text)
 
     def collect(self, wait: bool) -> Iterator[Path]:

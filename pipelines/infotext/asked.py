@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.ask.animation import AnimationSettings, KeyFrame
+from pipelines.ask.animation import FIELD, AnimationSettings, KeyFrame
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, OFF, ON, Inputs, size_like, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, Extras, LoraTag, lora_names, lora_tags
@@ -214,6 +214,9 @@ def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pic
         animation = _animation(values)
         if animation.asked:
             values["prompt"] = animation.timeline.keys[0].prompt
+            if handling.upscale_only:
+                fix = "Leave out one of them."
+                raise InvalidInput(FIELD, animation.text, "Upscale only draws nothing, so there is no film", fix)
         if handling.dynamic_prompts or data.wildcards:
             prompts = {name: values.get(name, "") for name in PROMPTS}
             options = {name: options_of(prompt, data.wildcards) for name, prompt in prompts.items()}

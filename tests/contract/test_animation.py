@@ -34,4 +34,8 @@ def test_a_film_can_be_cancelled(server: CogServer) -> None:
     assert server.cancel("film").status == 200
     *_, done = events
     assert done.data["status"] == "canceled"
+    *frames, film = done.data["output"]
+    assert {uri.partition(";")[0] for uri in frames} == {"data:image/png"}
+    with av.open(io.BytesIO(base64.b64decode(film.partition(";base64,")[2]))) as opened:
+        assert len(list(opened.decode(video=0))) == len(frames)
     assert_ready_soon(server)

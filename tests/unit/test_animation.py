@@ -215,6 +215,11 @@ def test_the_highres_fix_of_a_film_is_on_only_if_it_is_asked_for() -> None:
     assert settle(Inputs(prompt="a"), NO_DATA, OWN).settings.hires is not None
 
 
+def test_what_only_enlarges_has_no_film() -> None:
+    with pytest.raises(InvalidInput, match="Upscale only draws nothing"):
+        settled("a | b", generation_data="Upscale only: True")
+
+
 @pytest.mark.parametrize("loop", ["no", "circle"])
 def test_the_text_of_a_film_as_it_is_drawn_means_the_same(loop: str) -> None:
     film = settled(
