@@ -140,7 +140,7 @@ class Predictor(BasePredictor):
         checkers = [each.safety_checker for each in chosen.values() if each.safety_checker]
         self.safety = load_safety_checker(checkers[0] if checkers else None, device)
         self.outputs = OutputFolder()
-        self.library = Library()
+        self.library = Library([each.trained for each in chosen.values() if each.trained])
         self.trials = Trials()
         DECODER.start()  # its imports run in the background while the server gets ready
         self.watchdog = watchdog.start()
@@ -171,8 +171,8 @@ class Predictor(BasePredictor):
             return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)
 
         first = next(iter(chosen.values()))
-        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))})
-        roster = Roster({name: members[name] for name in chosen if name in members}, {**missing, **broken})
+        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))}, missing)
+        roster = Roster({name: members[name] for name in chosen if name in members}, broken)
         if len(roster.members) + len(roster.broken) > 1:
             say(f"Models: {', '.join(roster.members)}. The first is used unless a request names another.")
         return roster, seconds
@@ -505,7 +505,7 @@ class Predictor(BasePredictor):
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
-        self.worker.run(self.roster.use, (model, *cast.others.values()))
+        self.worker.run(self.roster.use, (model, *cast.others.values()), plan)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
         )
@@ -553,7 +553,8 @@ class Predictor(BasePredictor):
         self.record_metric("seed", film.base.seed)
         self.outputs.clear()
         reel = Reel(self.outputs, film.settings, suffix, file_format.quality)
-        self.worker.run(self.roster.use, (model, *cast.others.values()))
+        largest = max(shots, key=lambda shot: len(shot.frames)).plan
+        self.worker.run(self.roster.use, (model, *cast.others.values()), largest)
         events, progress = self.worker.each(draw_film(model, film, beside)), Progress(frames_of(shots))
         with progress, closing(events):
             try:

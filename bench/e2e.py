@@ -11,9 +11,12 @@ from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.phases import render
 from pipelines.models.model import Model
 
+MODELS = ("embedded", "sd15", "sdxl-small", "sdxl")
+"""All but the embedded one have random weights."""
+
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="a random full-size model instead of the embedded one")
+    parser.add_argument("--model", default="embedded", choices=MODELS, help="default: embedded; others are random")
     parser.add_argument("--size", type=int, default=128, help="side of the draft in pixels; default: 128")
     parser.add_argument("--steps", type=int, default=20, help="steps of either pass; default: 20")
     parser.add_argument("--rounds", type=int, default=5, help="pictures of each; default: 5")
@@ -27,7 +30,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from bench.composition import composition
     from bench.peers import both, fused
 
-    own, plain = both(arguments.full, arguments.size)
+    own, plain = both(arguments.model, arguments.size)
     request = GenerationRequest(
         prompt="a pink sun over the sea",
         negative_prompt="lowres, worst quality",
@@ -37,11 +40,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         num_inference_steps=arguments.steps,
     )
     print(f"{make_plan(request).describe()} on {own.device}")
-    beside = {
+    beside: dict[str, Callable[[], object]] = {
         "ours": ours(own, request),
         "the same phases in diffusers": fused(plain, request),
-        "three-pipeline composition": composition(plain, request),
     }
+    if not arguments.model.startswith("sdxl"):  # the composition's upscaler is made for latents of SD 1
+        beside["three-pipeline composition"] = composition(plain, request)
     figures = report.in_turns(beside, arguments.rounds)
     print(report.table("\nOne picture", "s", figures, "ours"))
     if (count := arguments.outputs) == 1:

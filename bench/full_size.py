@@ -61,6 +61,12 @@ OPENCLIP_G: dict[str, Any] = {
     "hidden_act": "gelu",
     **MARKS,
 }
+SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
 WITHOUT, WITH = "DownBlock2D", "CrossAttnDownBlock2D"
 LARGE = {"sample_size": 128, "use_linear_projection": True, "class_embed_type": "projection"}
 FORMS = {
@@ -93,8 +99,22 @@ FORMS = {
         },
         (OPENCLIP_G,),
     ),
+    "sdxl-small": Form(
+        SDXL,
+        LARGE
+        | {
+            "block_out_channels": (64, 128, 256),
+            "down_block_types": (WITHOUT, WITH, WITH),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 4),
+            "attention_head_dim": (1, 2, 4),
+            "cross_attention_dim": 256,
+            "projection_class_embeddings_input_dim": 128 + 6 * 256,
+        },
+        (CLIP_L | SMALL, OPENCLIP_G | SMALL | {"projection_dim": 128}),
+    ),
 }
-"""Models by name, as they were published."""
+"""Models by name, as they were published. The small one is SDXL for a CPU, with the same kinds of blocks."""
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -106,11 +126,11 @@ PARTS = {
 
 
 def checkpoint(form: str = "sd15") -> Path:
-    """Return the single file of a form (fp16, 2.1 GB of sd15 and 6.9 GB of sdxl), making it at the first call."""
+    """Return the single file of a form (fp16; 2.1 GB of sd15, 6.9 GB of sdxl), making it at the first call."""
     path = _folder() / f"{form}-random.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"Making {path} (several GB, once).", flush=True)
+        print(f"Making {path} (once).", flush=True)
         part = path.with_suffix(".part")
         save_file(_weights(form), part, {"format": "pt"})
         part.rename(path)

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the tables. Return seconds, slopes and the peaks of memory."""
     from bench.peers import both
 
-    own, _ = both(arguments.full, arguments.sizes[0])
+    own, _ = both("sd15" if arguments.full else "embedded", arguments.sizes[0])
     by_size = {size**2: picture(size, STEPS) for size in arguments.sizes}
     by_steps = {steps: picture(arguments.sizes[1], steps) for steps in arguments.steps}
     on_meta = flops.on_meta(own)

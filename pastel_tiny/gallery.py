@@ -1,4 +1,4 @@
-"""Contact sheets of the embedded model for docs/embedded-model.md, drawn by the container's own engine.
+"""Contact sheets of the embedded model for README.md (hero) and docs/, by the container's own engine.
 
 python -m pastel_tiny.gallery --to docs/pictures
 """
@@ -16,14 +16,25 @@ from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.measure import held_out
-from pastel_tiny.measure_forms import HEART, ON_MEADOW, hearts, loaded, shown, sources, under_map, variations
+from pastel_tiny.measure_forms import (
+    HEART,
+    ON_MEADOW,
+    hearts,
+    loaded,
+    relayed,
+    shown,
+    sources,
+    under_map,
+    variations,
+    with_subjects,
+)
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
 from pastel_tiny.render import nearness
 from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import FINAL, UPSCALED, Beside, Picture
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.drawing.phases import DRAFT, FINAL, UPSCALED, Beside, Picture
 from pipelines.drawing.phases import render as draw
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -33,6 +44,7 @@ from weights_script.resolve import resolve
 Pixels = NDArray[np.uint8]
 CAPTION = 13
 TESTS = Path(__file__).parents[1] / "tests" / "data"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 BASE = GenerationRequest(
     prompt="",
     negative_prompt="lowres, worst quality, low quality",
@@ -62,7 +74,7 @@ def kinds(
 
 def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], side: int) -> Image.Image:
     """Lay out pictures in rows, each `side` high with its caption below."""
-    width = round(side * max(row[0].shape[1] / row[0].shape[0] for row in rows))
+    width = round(side * max(each.shape[1] / each.shape[0] for row in rows for each in row))
     sheet = Image.new("RGB", ((width + 4) * max(map(len, rows)), (side + CAPTION + 2) * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for y, (row, texts) in enumerate(zip(rows, captions, strict=True)):
@@ -74,6 +86,16 @@ def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], si
             sheet.paste(picture, place)
             pen.text((place[0] + 1, place[1] + side), text[: width // 6], fill="black")
     return sheet
+
+
+def beside(networks: Model) -> Image.Image:
+    """Show two drafts, each beside its finished picture."""
+    hires = HiresSettings(steps=20, denoising_strength=0.55)
+    drawn = [kinds(networks, replace(BASE, prompt=PROMPTS[number], hires=hires), phases=True) for number in (1, 3)]
+    pictures = [each[kind] for each in drawn for kind in (DRAFT, FINAL)]
+    names = ("draft", "picture") * len(drawn)
+    captions = [f"{name}, {each.shape[1]} x {each.shape[0]}" for name, each in zip(names, pictures, strict=True)]
+    return page([pictures], [captions], 200)
 
 
 def by_phase(networks: Model) -> Image.Image:
@@ -184,7 +206,37 @@ def by_form(_: Model) -> Image.Image:
     return page(list(rows.values()), [[name] * 6 for name in rows], 112)
 
 
+def by_start(networks: Model) -> Image.Image:
+    """Show a picture and its mask, and what is drawn from them."""
+    sun, mask = (Image.open(PICTURES / name).convert("RGB") for name in ("default.webp", "mask.png"))
+    start = ImageSettings(picture=sun, denoising_strength=0.6)
+    masked = replace(start, denoising_strength=0.9, mask=MaskSettings(picture=mask.convert("L")))
+    wider = replace(start, denoising_strength=0.85, outpaint=(0, 0, 64, 0))
+    made = {"a picture": np.asarray(sun), "its mask": np.asarray(mask)}
+    for name, prompt, image in (
+        ("redrawn", "a yellow moon over purple mountains", start),
+        ("under the mask", PROMPTS[1], masked),
+        ("more on its right", "the blue sea under an orange sky", wider),
+    ):
+        width, height = image.size
+        made[name] = kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, image=image))[FINAL]
+    return page([list(made.values())], [list(made)], 128)
+
+
+def by_relay(_: Model) -> Image.Image:
+    """Show SDXL's form alone, and with its refiner."""
+    asked = with_subjects(8)
+    with tempfile.TemporaryDirectory() as folder:
+        base, refiner = (loaded(name, TESTS / "forms", Path(folder)) for name in ("sdxl", "refiner"))
+        rows = {
+            "base alone": list(relayed(base, None, asked)),
+            "base, then refiner": list(relayed(base, refiner, asked)),
+        }
+    return page(list(rows.values()), [[name] * len(asked) for name in rows], 128)
+
+
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
+    "hero": beside,
     "phases": by_phase,
     "guidance": by_guidance,
     "samplers": by_sampler,
@@ -194,6 +246,8 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "adapters": by_adapter,
     "upscalers": by_upscaler,
     "forms": by_form,
+    "inpainting": by_start,
+    "relay": by_relay,
 }
 
 

@@ -21,7 +21,7 @@ from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
-from pipelines.drawing.phases import FINAL, Picture
+from pipelines.drawing.phases import FINAL, Beside, Picture
 from pipelines.drawing.phases import render as draw
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -59,16 +59,19 @@ def held_out(count: int, seed: int) -> list[Asked]:
     return [asked_of(each) for each in found if not each.night][:count]
 
 
+ALONE = Beside()
 DRAFT = GenerationRequest(
     prompt="", seed=0, width=128, height=128, num_inference_steps=12, guidance_scale=5.0, hires=None
 )
 
 
-def drawn(networks: Model, prompts: Sequence[str], like: GenerationRequest = DRAFT) -> Iterator[Pictures]:
+def drawn(
+    networks: Model, prompts: Sequence[str], like: GenerationRequest = DRAFT, beside: Beside = ALONE
+) -> Iterator[Pictures]:
     """Yield a picture (H, W, 3) for each prompt, with the number of the prompt as its seed."""
     for seed, prompt in enumerate(prompts):
         request = replace(like, prompt=prompt, seed=seed)
-        events = draw(networks, request, make_plan(request))
+        events = draw(networks, request, make_plan(request), beside=beside)
         yield from (event.pixels for event in events if isinstance(event, Picture) and event.kind == FINAL)
 
 

@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from pastel_tiny.dataset import TEST_SEED, halve
 from pastel_tiny.forms import FORMS, compose, files_of
 from pastel_tiny.judge import Judge, load_judge, truth
-from pastel_tiny.measure import DRAFT, Asked, Pictures, accuracy, drawn, held_out, share
+from pastel_tiny.measure import DRAFT, Asked, Pictures, accuracy, detail, drawn, held_out, share
 from pastel_tiny.render import nearness
 from pastel_tiny.render import render as painted
 from pastel_tiny.scenes import Scene, scene
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import ImageSettings
+from pipelines.ask.request import ImageSettings, RefinerSettings
 from pipelines.drawing import pictures
-from pipelines.drawing.phases import FINAL, Picture, render
+from pipelines.drawing.phases import FINAL, Beside, Picture, render
 from pipelines.infotext import asked
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -36,6 +36,9 @@ from pipelines.models.model import Model
 SHORT = replace(DRAFT, num_inference_steps=6)
 VARIATION: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 7.0}
 """unCLIP's own guidance is higher than other families', and needs more steps."""
+BEGUN = replace(DRAFT, num_inference_steps=8)
+"""As few steps as leave three to a refiner."""
+RELAY = RefinerSettings(name="refiner", switch_at=0.8)
 GREY = Image.new("RGB", (128, 128), (128, 128, 128))
 HEART = "a red heart"
 ON_MEADOW = f"{HEART} over the green meadow under a blue sky"
@@ -46,7 +49,7 @@ KEPT = ("sky", "ground", "ground_colour", "subject", "subject_colour")
 def loaded(name: str, forms: Path, folder: Path) -> Model:
     """A form, composed in a folder and loaded."""
     file = f"{name}.safetensors"
-    return load(files_of(compose(load_file(forms / file), folder / file, FORMS[name])))
+    return load(files_of(compose(load_file(forms / file), folder / file, FORMS[name]), FORMS[name]))
 
 
 def one(model: Model, **fields: Any) -> NDArray[np.uint8]:
@@ -59,6 +62,19 @@ def one(model: Model, **fields: Any) -> NDArray[np.uint8]:
 def with_subjects(count: int) -> list[Asked]:
     """Prompts of subjects in colours that they were never trained in."""
     return [each for each in held_out(4 * count, seed=1) if "subject" in each.named][:count]
+
+
+def relayed(base: Model, refiner: Model | None, of: Sequence[Asked]) -> Pictures:
+    """The pictures of prompts that a base begins, and a refiner ends if there is one."""
+    prompts = [each.prompt for each in of]
+    if refiner is None:
+        return np.stack(list(drawn(base, prompts, BEGUN)))
+    return np.stack(list(drawn(base, prompts, replace(BEGUN, refiner=RELAY), Beside(others={RELAY.name: refiner}))))
+
+
+def more_detailed(first: Pictures, second: Pictures) -> float:
+    """The share of second pictures that have more detail than the first with the same numbers."""
+    return float(np.mean([detail(b[None]) > detail(a[None]) for a, b in zip(first, second, strict=True)]))
 
 
 def hearts(count: int) -> list[Scene]:
@@ -136,16 +152,31 @@ def main() -> None:
     judge, count = load_judge(options.judge), options.pictures
     with tempfile.TemporaryDirectory() as folder:
         for name in options.what:
-            _report(name, loaded(name, options.forms, Path(folder)), judge, count)
+            model = loaded(name, options.forms, Path(folder))
+            if name == "refiner":
+                _report_relay(loaded("sdxl", options.forms, Path(folder)), model, judge, count)
+            else:
+                _report(name, model, judge, count)
+
+
+def _report_relay(base: Model, refiner: Model, judge: Judge, count: int) -> None:
+    """Print what the refiner adds to the base's pictures, and the control: the base as its own refiner."""
+    wanted = with_subjects(count)
+    alone = relayed(base, None, wanted)
+    made = {"base alone": alone, "the base as refiner": relayed(base, replace(base), wanted)}
+    made["the refiner"] = relayed(base, refiner, wanted)
+    for name, each in made.items():
+        print(f"{name}: detail {detail(each):.2f}, more than alone {more_detailed(alone, each):.0%};", end=" ")
+        print(_told(accuracy(judge, each, wanted)))
 
 
 def _report(name: str, model: Model, judge: Judge, count: int) -> None:
     """Print what a form does, and the control."""
-    if name == "sd2":
+    if name in ("sd2", "sdxl"):
         wanted = with_subjects(count)
         made = np.stack(list(drawn(model, [each.prompt for each in wanted], SHORT)))
-        print("sd2:", _told(accuracy(judge, made, wanted)))
-        print("sd2, others' prompts:", _told(accuracy(judge, made, [*wanted[1:], wanted[0]])))
+        print(f"{name}:", _told(accuracy(judge, made, wanted)))
+        print(f"{name}, others' prompts:", _told(accuracy(judge, made, [*wanted[1:], wanted[0]])))
     elif name == "depth":
         right, wrong = overlaps(model, count)
         print(f"depth: {right:.0%} shared with the map's heart, {wrong:.0%} with the next map's")

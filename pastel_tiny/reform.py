@@ -1,22 +1,22 @@
 """Train a form of the embedded model, and write what is changed.
 
-    python -m pastel_tiny.reform sd2 --out DIR --to tests/data/forms
-    python -m pastel_tiny.reform depth --out DIR --to tests/data/forms
-    python -m pastel_tiny.reform tower --out DIR --to tests/data/forms
-    python -m pastel_tiny.reform unclip --out DIR --to tests/data/forms
+    python -m pastel_tiny.reform sd2 depth tower unclip sdxl refiner --out DIR --to tests/data/forms
 
-DIR keeps the latents of the scenes. Attentions, whose heads become 64 channels wide, and the small layers learn as a
-whole, the others by a change of low rank. v is learned from the embedded model, whose answers have no chance in them;
-where there is almost nothing but noise, and what follows a depth map, from the pictures themselves.
+DIR keeps the latents of the scenes and the state of every training: the same command continues one that was
+interrupted, with the same result. Attentions, whose heads become 64 channels wide, and the small layers learn as a
+whole, the others by a change of low rank. v, and what SDXL's towers tell, are learned from the embedded model, whose
+answers have no chance in them; where there is almost nothing but noise, what follows a depth map, and what a refiner
+adds, from the pictures themselves.
 """
 
 import argparse
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,28 +33,40 @@ from pastel_tiny.image_tower import tower
 from pastel_tiny.measure import asked_of
 from pastel_tiny.networks import PlainAttention
 from pastel_tiny.pack import write
-from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.progress import Clock, Log, load, rate, save
 from pastel_tiny.render import nearness, render
 from pastel_tiny.sampler import alphas
 from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene
 from pipelines.drawing.start import scaled_depth
+from pipelines.families.family import Framing
 from pipelines.families.layouts import UNET_PREFIX, unet_layout
 from pipelines.families.sd2 import DEPTH, UNCLIP
+from pipelines.families.sdxl import REFINER, SDXL
 from pipelines.models import loader
 from pipelines.models.model import Model
+from pipelines.runtime.unet_call import Condition
+from pipelines.sampling.prompts import as_waves
 from weights_script.resolve import resolve
 
 TRAIN_SEED, SIDE = 60_000_000, 128
 BATCH, RANK = 8, 8
 CHANGE_RATE, WHOLE_RATE = 4e-3, 1e-3
-SAVE_EVERY = 300.0
+SAVE_EVERY = 60.0
 """Seconds."""
+FITTED = 128
+"""How many captions show how an earlier form's tokens follow from a new one's."""
 LEAST = 0.3
 """Of signal to noise: where there is less, it is decided what goes where, and errors count more."""
 SUBJECT_WEIGHT = 3
 """How much more errors of a variation count where its subject is, which is a small part of the picture."""
 NEAREST = 255
 """What a subject is in a scene's depth map."""
+CRISP = 2
+"""How much stronger than painted the fine structures are in a refiner's pictures."""
+FINE = 1.5
+"""Deviation of the blur that takes fine structures away, in pixels."""
+SIDES = (SIDE, SIDE, *range(64, 513, 64))
+"""What SDXL's forms are told of a picture's sides. As it is told by chance, other sizes do not spoil a picture."""
 LATE = 700
 """From this time on pictures teach; the embedded model hardly tells the picture from the noise there."""
 
@@ -70,6 +82,8 @@ class Batch:
     vectors: Tensor | None = None
     weights: Tensor | None = None
     """How much errors count by place, (B, 1, h, w); None: everywhere the same."""
+    framings: Sequence[Framing] = ()
+    """What is told of the pictures, for a family that is told it."""
 
 
 def other(seed: int) -> Scene:
@@ -83,9 +97,11 @@ def other(seed: int) -> Scene:
             return found
 
 
-def small(shown: Scene) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) of a scene."""
-    return halve(render(shown, 2 * SIDE, 2 * SIDE)[None])[0]
+def small(shown: Scene, strength: float = 0) -> NDArray[np.uint8]:
+    """The picture (128, 128, 3) of a scene, whose fine structures are stronger by a factor, or weaker below 0."""
+    picture = halve(render(shown, 2 * SIDE, 2 * SIDE)[None])[0].astype(np.float32)
+    fine = picture - cv2.GaussianBlur(picture, (0, 0), FINE)
+    return (picture + strength * fine).round().clip(0, 255).astype(np.uint8)
 
 
 class Scenes:
@@ -94,7 +110,7 @@ class Scenes:
     def __init__(self, folder: Path, form: Form, teacher: Model, student: Model) -> None:
         self.form, self.student, self.rng = form, student, random.Random(13)
         self.scenes = [scene(TRAIN_SEED + k) for k in range(form.scenes)]
-        self.latents = encoded(folder, teacher, self.scenes)
+        self.latents = encoded(folder, teacher, self.scenes, CRISP if form.family is REFINER else 0)
         self.size = self.latents.shape[2], self.latents.shape[3]
         if form.family is DEPTH:
             self.maps = torch.cat([scaled_depth(near, self.size) for near in self._nearness()])
@@ -111,8 +127,9 @@ class Scenes:
         for each in self.scenes:
             yield torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None]
 
-    def batch(self) -> Batch:
-        """One batch of what the form learns from."""
+    def batch(self, step: int) -> Batch:
+        """A step's batch of what the form learns from."""
+        self.rng.seed(f"{self.form.name} {step}")
         if self.form.family is UNCLIP:
             return self._variations()
         rows = self.rng.sample(range(len(self.scenes)), BATCH)
@@ -121,7 +138,14 @@ class Scenes:
         texts = [self._empty() if self.rng.random() < share else caption(each, self.rng)[0] for each in scenes]
         if self.form.family is DEPTH:
             return Batch(latents, texts, channels=self.maps[rows])
-        return Batch(latents, texts, texts)
+        framings, taught = [self._framing() for _ in rows], None if self.form.family is REFINER else texts
+        return Batch(latents, texts, taught, framings=framings)
+
+    def _framing(self) -> Framing:
+        """What SDXL's forms are told of a picture: half of the sizes, and the aesthetic score, are by chance."""
+        sides = (SIDE, SIDE) if self.rng.random() < 0.5 else self.rng.choices(SIDES, k=2)
+        score = self.rng.uniform(2, 8)
+        return Framing(width=sides[0], height=sides[1], score=score, negative_score=score)
 
     def _empty(self) -> str:
         return empty(self.rng)
@@ -156,14 +180,14 @@ class Scenes:
 
 
 @torch.no_grad()
-def encoded(folder: Path, teacher: Model, scenes: Sequence[Scene]) -> Tensor:
+def encoded(folder: Path, teacher: Model, scenes: Sequence[Scene], strength: float = 0) -> Tensor:
     """The scenes' latents, encoded once."""
-    path = folder / f"latents{len(scenes)}.pt"
+    path = folder / f"latents{len(scenes)}{f' {strength:+g}' if strength else ''}.pt"
     state = load(path)
     if state is None:
         vae, latents = teacher.vae.network.to(memory_format=torch.channels_last), []
         for start in range(0, len(scenes), BATCH):
-            pictures = np.stack([small(each) for each in scenes[start : start + BATCH]])
+            pictures = np.stack([small(each, strength) for each in scenes[start : start + BATCH]])
             latents.append(vae.encode(tensor(pictures)).latent_dist.mean * teacher.family.latent_scale)
         state = {"latents": torch.cat(latents)}
         save(path, state)
@@ -175,21 +199,34 @@ def contexts(networks: Model, texts: Sequence[str]) -> Tensor:
     return torch.cat([condition.tokens for condition in networks.text.encode(texts, 1).conditions]).clone()
 
 
+def conditions(networks: Model, texts: Sequence[str], framings: Sequence[Framing]) -> Condition:
+    """Encoded texts with what is told of the pictures. An empty one is an empty negative prompt, which is zeros."""
+    found = Condition.cat(networks.text.encode(texts, 1).conditions)
+    names, said = networks.family.sizes, torch.tensor([bool(text) for text in texts])[:, None].float()
+    told = [as_waves(each.numbers(names, not text)) for each, text in zip(framings, texts, strict=True)]
+    assert found.vector is not None
+    return Condition(found.tokens * said[..., None], torch.cat([found.vector * said, torch.cat(told)], 1))
+
+
 def loss_of(form: Form, unet: UNet2DConditionModel, batch: Batch, teacher: Model, student: Model) -> Tensor:
     """The weighted squared error of the form's prediction."""
-    times = torch.randint(form.least_noise, 1000, (BATCH,))
+    times = torch.randint(form.least_noise, form.most_noise, (BATCH,))
     share = alphas()[times][:, None, None, None]
     signal, spread, noise = share.sqrt(), (1 - share).sqrt(), torch.randn_like(batch.latents)
     noisy = (signal * batch.latents + spread * noise).contiguous(memory_format=torch.channels_last)
     goal = signal * noise - spread * batch.latents if form.v else noise
     with torch.inference_mode():
-        told = contexts(student, batch.texts)
+        if batch.framings:
+            told = conditions(student, batch.texts, batch.framings)
+        else:
+            told = Condition(contexts(student, batch.texts), batch.vectors)
         if batch.taught is not None:
             guess = teacher.unet.network(noisy, times, contexts(teacher, batch.taught)).sample
             learned = (guess - spread * noisy) / signal if form.v else guess
             goal = torch.where(times[:, None, None, None] < LATE, learned, goal)
     seen = noisy if batch.channels is None else torch.cat([noisy, batch.channels], 1)
-    output = unet(seen, times, told.clone(), class_labels=batch.vectors).sample
+    told = told.map(torch.clone)
+    output = unet(seen, times, told.tokens, class_labels=told.vector).sample
     ratio = (share / (1 - share)).flatten()
     weights = ratio.clamp(LEAST, 5) / (ratio + 1 if form.v else ratio)
     errors = (output - goal.clone()).square()
@@ -237,6 +274,13 @@ class Reform:
             weight.copy_(self.changes[name](self.plain[name]))
             weight.grad = None
 
+    @torch.no_grad()
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
+        for name, value in self.tensors().items():
+            value.copy_(tensors[name])
+        self.apply()
+
     def tensors(self) -> dict[str, Tensor]:
         """What a form's file holds of the UNet."""
         found: dict[str, Tensor] = dict(self.whole)
@@ -251,56 +295,96 @@ def learns_whole(form: Form, name: str, weight: nn.Parameter) -> bool:
     return weight.dim() == 1 or any(part in name for part in kept)
 
 
-def train(form: Form, folder: Path, target: Path, minutes: float) -> None:
-    """Train a form for a time, and write its change. One that is there already is trained further."""
-    torch.manual_seed(17)
-    file, parent = target / f"{form.name}.safetensors", target / f"{form.parent}.safetensors"
-    found = next((each for each in (file, parent) if each.exists()), None)
-    earlier = load_file(found) if found else {}
-    if form.family is UNCLIP and found != file:
+@torch.no_grad()
+def read_alike(student: Model, parent: Model, texts: Sequence[str]) -> None:
+    """Let a new form's cross-attentions find in its towers' tokens what its parent's find in the parent's.
+
+    A linear map from one to the other is fitted by least squares, in equal parts from every tower.
+    """
+    wanted = contexts(parent, texts).flatten(0, 1)
+    towers = contexts(student, texts).flatten(0, 1).split(EMBEDDING, dim=1)
+    fits = [torch.linalg.lstsq(torch.cat([own, torch.ones(len(own), 1)], 1), wanted).solution for own in towers]
+    to_parent, constant = torch.cat([fit[:-1] for fit in fits]) / len(fits), sum(fit[-1] for fit in fits) / len(fits)
+    theirs = dict(parent.unet.network.named_modules())
+    for name, attention in student.unet.network.named_modules():
+        if name.endswith(".attn2"):
+            for layer in ("to_k", "to_v"):
+                getattr(attention, layer).weight.copy_(getattr(theirs[name], layer).weight @ to_parent.T)
+            # to all keys alike a constant makes no difference
+            output = attention.to_out[0]
+            output.bias += output.weight @ theirs[name].to_v.weight @ constant
+
+
+def untaught(form: Form, folder: Path, target: Path, teacher: Model) -> tuple[Model, dict[str, Tensor]]:
+    """A form before its training, and the change that it begins from."""
+    file = target / f"{form.parent}.safetensors"
+    earlier = load_file(file) if form.parent else {}
+    if form.family is UNCLIP:
         earlier |= load_file(folder / "tower.safetensors")
-    start = untrained(form, earlier)
     with tempfile.TemporaryDirectory() as place:
-        student = loader.load(files_of(compose(start, Path(place) / "start.safetensors", form)))
+        start = compose(untrained(form, earlier), Path(place) / "start.safetensors", form)
+        student, parent = loader.load(files_of(start, form)), teacher
+        if form.family in (SDXL, REFINER):
+            if form.parent:
+                whole = compose(earlier, Path(place) / "parent.safetensors", FORMS[form.parent])
+                parent = loader.load(files_of(whole, FORMS[form.parent]))
+            rng = random.Random(7)
+            read_alike(student, parent, [caption(scene(TRAIN_SEED + k), rng)[0] for k in range(FITTED)])
+    return student, earlier
+
+
+def train(form: Form, folder: Path, target: Path, steps: int) -> None:
+    """Train a form, or continue its training, and write its change."""
+    torch.manual_seed(17)
     teacher = loader.load(resolve(None, None).files)
+    student, earlier = untaught(form, folder, target, teacher)
     unet = student.unet.network
     assert isinstance(unet, UNet2DConditionModel)
     unet.set_attn_processor(PlainAttention())
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     reform, scenes = Reform(form, unet, earlier), Scenes(folder, form, teacher, student)
     optimizer = torch.optim.AdamW(reform.parameters(), WHOLE_RATE, (0.9, 0.99), weight_decay=0)
-    own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
-    clock, log, step, saved = Clock(minutes), Log(folder / f"{form.name}.csv"), 0, 0.0
-    while clock.done < 1:
+    path, begun = folder / f"{form.name}.pt", 0
+    if state := load(path):
+        reform.resume(state["change"])
+        optimizer.load_state_dict(state["optimizer"])
+        begun = state["step"]
+    clock, log, saved = Clock(1, state["seconds"] if state else 0.0), Log(folder / f"{form.name}.csv"), 0.0
+    for step in range(begun, steps):
+        torch.manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = clock.rate(group["peak"], step, warm_up=20)
+            group["lr"] = rate(group["peak"], step / steps, step, warm_up=20)
         optimizer.zero_grad()
-        loss = loss_of(form, unet, scenes.batch(), teacher, student)
+        loss = loss_of(form, unet, scenes.batch(step), teacher, student)
         loss.backward()
         reform.hand_over()
         nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
         optimizer.step()
         reform.apply()
-        step += 1
         log.add(step, clock, {"loss": float(loss.detach())})
-        if clock.done >= 1 or clock.elapsed - saved > SAVE_EVERY:
+        if step == steps - 1 or clock.elapsed - saved > SAVE_EVERY:
             saved = clock.elapsed
-            write(file, own | reform.tensors(), f"pastel-tiny {form.name}")
+            state = {"change": reform.tensors(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save(path, state | {"seconds": saved})
+    own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
+    write(target / f"{form.name}.safetensors", own | reform.tensors(), f"pastel-tiny {form.name}")
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*FORMS, "tower"))
+    parser.add_argument("what", nargs="+", choices=(*FORMS, "tower"), help="what to train, in this order")
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="where the form's file goes")
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=9, help="the tower's")
+    parser.add_argument("--steps", type=int, help="of a form, instead of its own number")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.what == "tower":
-        write(options.out / "tower.safetensors", tower(options.out, options.minutes), "pastel-tiny image tower")
-    else:
-        train(FORMS[options.what], options.out, options.to, options.minutes)
+    for name in options.what:
+        if name == "tower":
+            write(options.out / "tower.safetensors", tower(options.out, options.minutes), "pastel-tiny image tower")
+        else:
+            train(FORMS[name], options.out, options.to, options.steps or FORMS[name].steps)
 
 
 if __name__ == "__main__":

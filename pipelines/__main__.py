@@ -292,8 +292,8 @@ def main() -> int:
     for path in options.infotext:
         try:
             requests, cast = read_requests(path, roster, options)
-            roster.use([cast.model, *cast.others.values()])
             request, *keys = requests
+            roster.use([cast.model, *cast.others.values()], make_plan(request))
             film = make_film(requests) if keys else None
             for written in (
                 write_frames(cast, film, path.stem, options.output) if film else draw(cast, request, path.stem, options)

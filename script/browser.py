@@ -98,11 +98,19 @@ class Page:
 
     def type(self, name: str, text: str) -> None:
         """Replace the text of a control as if it was typed."""
-        self.run(f"document.getElementById({json.dumps(name)}).select()")
+        self.run(f"{element(name)}.select()")
         self.call("Input.insertText", text=text)
 
+    def click(self, name: str) -> None:
+        """Press the mouse button in the middle of an element that is on the screen."""
+        box = self.run(
+            f"(box => [box.x + box.width / 2, box.y + box.height / 2])({element(name)}.getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
     def choose_files(self, name: str, paths: Sequence[Path]) -> None:
-        found = self.call("Runtime.evaluate", expression=f"document.getElementById({json.dumps(name)})")
+        found = self.call("Runtime.evaluate", expression=element(name))
         files = [str(path) for path in paths]
         self.call("DOM.setFileInputFiles", files=files, objectId=found["result"]["objectId"])
 
@@ -113,6 +121,11 @@ class Page:
         return base64.b64decode(shot["data"])
 
 
+def element(name: str) -> str:
+    """Return the JavaScript expression for the element with this id."""
+    return f"document.getElementById({json.dumps(name)})"
+
+
 def browser() -> str | None:
     """Return the path of a Chromium on this machine; None if there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
@@ -121,14 +134,24 @@ def browser() -> str | None:
 @contextmanager
 def opened_form(schema: Json | None = None) -> Iterator[Page]:
     """Open the form of the given or the committed schema in a fresh browser. Raises BrowserError."""
-    with tempfile.TemporaryDirectory(prefix="form-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="form-") as folder:
         path = Path(folder) / "form.html"
         path.write_text(with_schema(schema or json.loads(COMMITTED.read_text(encoding="utf-8"))), encoding="utf-8")
-        with started(Path(folder) / "profile") as page:
-            page.open(path.as_uri())
-            page.run("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
-            page.run("ready")
+        with opened(path.as_uri()) as page:
             yield page
+
+
+@contextmanager
+def opened(address: str) -> Iterator[Page]:
+    """Open the form at an address in a fresh browser. Raises BrowserError."""
+    with (
+        tempfile.TemporaryDirectory(prefix="form-", ignore_cleanup_errors=True) as folder,
+        started(Path(folder)) as page,
+    ):
+        page.open(address)
+        page.run("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
+        page.run("ready")
+        yield page
 
 
 def with_schema(schema: Json) -> str:

@@ -39,6 +39,14 @@ SETUP_SECONDS = 3600
 BOOLEANS = {"true": True, "false": False}
 
 
+EXAMPLES = """Try next:
+
+    script/predict -i prompt="a yellow moon over purple mountains"    # draw something else
+    script/predict --list                                             # see everything that you can set
+    script/serve                                                      # fill in a form in your browser
+"""
+
+
 class Failure(Exception):
     """A run that ends without pictures. Its message is one line for the user."""
 
@@ -159,7 +167,7 @@ def follow(events: Iterator[Event], folder: Path) -> Json:
 def predict(inputs: Json, folder: Path) -> Json:
     """Start a server, draw, stop it and return the metrics. Raises Failure, ServerError or Refused."""
     started = time.monotonic()
-    print("Starting the Cog server; imports and model take about ten seconds ...", file=sys.stderr)
+    print("Starting the Cog server. Imports and the model take about ten seconds ...", file=sys.stderr)
     with CogServer({}, show_log) as server:
         server.wait_until_ready(SETUP_SECONDS)
         print(f"Server ready after {time.monotonic() - started:.1f} s.", file=sys.stderr)
@@ -183,6 +191,15 @@ def flat(metrics: Json, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name} {value:.2f}" if isinstance(value, float) else f"{prefix}{name} {value}"
 
 
+def guide(folder: Path) -> str:
+    """Return what a newcomer wants to know: what happens now, where the picture will be, and what to try next."""
+    return (
+        "You gave no inputs, so Cog's server draws the model's own example, first as a draft and then in detail.\n"
+        f"With the embedded model this takes about half a minute. The picture will be in the folder {folder}.\n\n"
+        f"{EXAMPLES}"
+    )
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="script/predict", description=__doc__)
     parser.add_argument(
@@ -199,6 +216,8 @@ def main() -> int:
     if options.list:
         print("\n".join(describe(name, field) for name, field in fields.items()))
         return 0
+    if not options.input:
+        print(guide(options.output), file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(", ".join(flat(predict(read_inputs(options.input, fields), options.output))))

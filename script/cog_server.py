@@ -58,6 +58,8 @@ class Event(NamedTuple):
 class CogClient:
     """A client for a Cog server at any URL."""
 
+    route = "/predictions"
+
     def __init__(self, url: str) -> None:
         """Raise ValueError if the URL is not that of an HTTP server."""
         parts = urlsplit(url)
@@ -82,7 +84,7 @@ class CogClient:
 
     def predict(self, inputs: Json) -> Reply:
         """Run one prediction and wait for it."""
-        return self.request("POST", "/predictions", self._message(inputs))
+        return self.request("POST", self.route, self._message(inputs))
 
     def predict_when_free(self, inputs: Json, seconds: float = 60) -> Reply:
         """Run one prediction. While the server is busy, retry with growing waits until the time is up.
@@ -97,10 +99,11 @@ class CogClient:
 
     def start(self, identifier: str, inputs: Json) -> Reply:
         """Start one prediction in the background; the reply comes at once."""
-        return self.request("PUT", f"/predictions/{identifier}", self._message(inputs), {"Prefer": "respond-async"})
+        message, headers = self._message(inputs), {"Prefer": "respond-async"}
+        return self.request("PUT", f"{self.route}/{identifier}", message, headers)
 
     def cancel(self, identifier: str) -> Reply:
-        return self.request("POST", f"/predictions/{identifier}/cancel")
+        return self.request("POST", f"{self.route}/{identifier}/cancel")
 
     def events(self, identifier: str, inputs: Json) -> Iterator[Event]:
         """Yield the events of one prediction. Closing the iterator hangs up, which cancels it. Raises Refused."""
@@ -137,6 +140,9 @@ class CogClient:
 class CogServer(CogClient):
     """A server on this machine for the duration of a `with` block. `log` receives each line that it writes."""
 
+    mode, form = "predict", "Input"
+    """What Cog calls the kind of work, and the schema of its inputs."""
+
     def __init__(self, environment: Mapping[str, str], log: Callable[[str], None], port: int | None = None) -> None:
         """Listen at `port`, or at any free one. Raises ServerError if the port is taken."""
         port = free_port(port or 0)
@@ -144,7 +150,7 @@ class CogServer(CogClient):
         self.lines: deque[str] = deque(maxlen=200)
         self._log = log
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cog.server.http", "--host", HOST],
+            [sys.executable, "-m", "cog.server.http", "--host", HOST, "--x-mode", self.mode],
             cwd=ROOT,
             env=server_environment(environment, port),
             stdout=subprocess.PIPE,
@@ -185,8 +191,8 @@ class CogServer(CogClient):
 
     def _message(self, inputs: Json) -> Json:
         """Return the request's message. Raises ValueError for unknown inputs, which Cog would silently drop."""
-        if unknown := inputs.keys() - known_inputs(json.loads(SCHEMA.read_bytes())):
-            raise ValueError(f"predict.py has no input {', '.join(sorted(unknown))}")
+        if unknown := inputs.keys() - known_inputs(json.loads(SCHEMA.read_bytes()), self.form):
+            raise ValueError(f"{self.mode}.py has no input {', '.join(sorted(unknown))}")
         return super()._message(inputs)
 
     def _health(self) -> Json:
@@ -199,6 +205,12 @@ class CogServer(CogClient):
         for line in self.process.stdout:
             self.lines.append(line)
             self._log(line)
+
+
+class TrainingServer(CogServer):
+    """A server for trainings: `predict`, `start` and `cancel` are for trainings then."""
+
+    mode, form, route = "train", "TrainingInput", "/trainings"
 
 
 def waits(group: int) -> list[str]:
@@ -231,7 +243,8 @@ def free_port(wanted: int = 0) -> int:
 def server_environment(changes: Mapping[str, str], port: int) -> dict[str, str]:
     """Return our environment with the image's settings. The server starts a bare `python`, so ours is first on PATH."""
     search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cog = {"PATH": search_path, "PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
+    stubs = {"COG_PREDICT_TYPE_STUB": "predict.py:Predictor", "COG_TRAIN_TYPE_STUB": "train.py:train"}
+    cog = {"PATH": search_path, "PORT": str(port), **stubs}
     return {**os.environ, **cog, "MALLOC_ARENA_MAX": "1", **changes}
 
 

@@ -30,11 +30,12 @@ def compatibility_problems(old: Json, new: Json) -> list[str]:
     return sorted(problems)
 
 
-def inputs(schema: Json) -> dict[str, Json]:
-    """Return every input, with references to choices replaced by the choices."""
+def inputs(schema: Json, component: str = "Input") -> dict[str, Json]:
+    """Return every input in the form's order, with references to choices replaced by the choices."""
     components = schema["components"]["schemas"]
-    properties: dict[str, Json] = components["Input"]["properties"]
-    return {name: (components[name] if "allOf" in field else {}) | field for name, field in properties.items()}
+    properties: dict[str, Json] = components[component]["properties"]
+    in_order = sorted(properties.items(), key=lambda item: item[1].get("x-order", 0))
+    return {name: (components[name] if "allOf" in field else {}) | field for name, field in in_order}
 
 
 def required(schema: Json) -> set[str]:

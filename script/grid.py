@@ -128,7 +128,7 @@ def server_at(url: str | None) -> Iterator[CogClient]:
     if url:
         yield CogClient(url)
         return
-    print("Starting the Cog server; imports and model take about ten seconds ...", file=sys.stderr)
+    print("Starting the Cog server. Imports and the model take about ten seconds ...", file=sys.stderr)
     with CogServer({}, show_log) as server:
         server.wait_until_ready(SETUP_SECONDS)
         yield server

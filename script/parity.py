@@ -387,6 +387,9 @@ def processor() -> str:
 
 HEADER = """# Parity with stable-diffusion-webui 1.10.1
 
+With this page you can judge how close the results are to WebUI's, case by case. [checking.md](checking.md) says how to
+compare with your own WebUI.
+
 Made by `script/parity` with {version}, float32 on a CPU. The reference is what WebUI drew with a small
 checkpoint of exactly SD 1.5's structure, and in the second table with small checkpoints of other families. The numbers
 are the largest absolute differences from WebUI's own tensors.

@@ -1,4 +1,4 @@
-"""The OpenAPI schema of predict.py as `cog build` makes it: from the source text, without running it.
+"""The OpenAPI schema of predict.py and train.py as `cog build` makes it: from the source text, without running it.
 
 Cog's generator (`pkg/schema` of replicate/cog, in Go) reads single literals and silently drops or garbles everything
 else: two adjacent string literals keep the quotes between them, a literal in parentheses is lost, an escape stays two
@@ -19,13 +19,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from script.tables import DOCUMENT, with_tables
+from script.tables import DOCUMENT, TRAINING_DOCUMENT, with_tables, with_training_table
 
 ROOT = Path(__file__).resolve().parent.parent
-PREDICTOR = ROOT / "predict.py"
+PREDICTOR, TRAINER = ROOT / "predict.py", ROOT / "train.py"
 COMMITTED = ROOT / ".cog" / "openapi_schema.json"
 FRAME = Path(__file__).with_name("openapi_frame.json")
 """The part of the schema that is the same for every predictor."""
+TRAINING_NAMES = {
+    "#/components/schemas/Input": "#/components/schemas/TrainingInput",
+    "#/components/schemas/Output": "#/components/schemas/TrainingOutput",
+    "#/components/schemas/PredictionRequest": "#/components/schemas/TrainingRequest",
+    "#/components/schemas/PredictionResponse": "#/components/schemas/TrainingResponse",
+    "PredictionRequest": "TrainingRequest",
+    "PredictionResponse": "TrainingResponse",
+    "/predictions": "/trainings",
+    "/predictions/{prediction_id}/cancel": "/trainings/{training_id}/cancel",
+    "prediction_id": "training_id",
+    "Prediction Id": "Training Id",
+    "predict_predictions_post": "train_trainings_post",
+    "cancel_predictions__prediction_id__cancel_post": "cancel_trainings__training_id__cancel_post",
+    "Predict": "Train",
+    "Run a single prediction on the model": "Run a single training on the model",
+}
+"""What the frame's texts are called in the schema of a training (`buildOpenAPISpec` in Cog's pkg/schema)."""
 
 Json = dict[str, Any]
 
@@ -169,7 +186,7 @@ def input_type(annotation: str) -> Json:
 
 @dataclass(frozen=True)
 class Field:
-    """One parameter of predict() as a property of the Input schema, and its choices as a component."""
+    """One parameter of predict() or train() as a property of the schema, and its choices as a component."""
 
     name: str
     schema: Json
@@ -214,18 +231,28 @@ def predict_method(source: Source) -> ast.FunctionDef:
     raise SchemaError("there is no Predictor.predict")
 
 
-def read_fields(source: Source, method: ast.FunctionDef) -> list[Field]:
-    inputs, calls = method.args.args[1:], method.args.defaults
+def train_function(source: Source) -> ast.FunctionDef:
+    for statement in source.module.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "train":
+            return statement
+    raise SchemaError("there is no function train")
+
+
+def read_fields(source: Source, method: ast.FunctionDef, inputs: Sequence[ast.arg]) -> list[Field]:
+    calls = method.args.defaults
     if len(inputs) != len(calls) or method.args.kwonlyargs or method.args.vararg or method.args.kwarg:
-        raise SchemaError("predict() takes self and inputs that are each an Input(...), and no * or **")
+        raise SchemaError(f"{method.name}() takes inputs that are each an Input(...), and no * or **")
     return [read_field(source, order, *pair) for order, pair in enumerate(zip(inputs, calls, strict=True))]
 
 
-def generate(text: str) -> Json:
-    """Return the schema of the predictor in `text`, with keys in the order of Cog's generator."""
+def generate(text: str, training: str = "") -> Json:
+    """Return the schema of the predictor in `text`, with keys in the order of Cog's generator.
+
+    With a file for trainings, it is merged with that file's schema. Then all keys are in alphabetical order.
+    """
     source = Source(text, ast.parse(text))
     method = predict_method(source)
-    fields = read_fields(source, method)
+    fields = read_fields(source, method, method.args.args[1:])
     returned = ast.unparse(method.returns) if method.returns else "nothing"
     if returned not in OUTPUTS:
         raise SchemaError(f"predict() returns {returned}: only {', '.join(OUTPUTS)} is supported here")
@@ -238,12 +265,68 @@ def generate(text: str) -> Json:
     }
     if any(re.fullmatch(r"(cog\.)?streaming(\(\))?", source.segment(each)) for each in method.decorator_list):
         frame["paths"]["/predictions"]["post"]["x-cog-streaming"] = True
+    return merged(frame, of_training(training)) if training else frame
+
+
+def of_training(text: str) -> Json:
+    """Return the schema of the function `train` in the text."""
+    source = Source(text, ast.parse(text))
+    function = train_function(source)
+    fields = read_fields(source, function, function.args.args)
+    frame: Json = renamed(json.loads(FRAME.read_text(encoding="utf-8")), TRAINING_NAMES)
+    frame["components"]["schemas"] |= {
+        "TrainingInput": input_schema(fields, "TrainingInput"),
+        "TrainingOutput": output_model(source, ast.unparse(function.returns) if function.returns else "nothing"),
+        **{field.name: field.choices for field in fields if field.choices},
+    }
     return frame
 
 
-def input_schema(fields: Sequence[Field]) -> Json:
+def renamed(document: Any, names: Mapping[str, str]) -> Any:
+    """Return a document with these keys and texts renamed, at any depth."""
+    if isinstance(document, dict):
+        return {names.get(key, key): renamed(value, names) for key, value in document.items()}
+    if isinstance(document, list):
+        return [renamed(value, names) for value in document]
+    return names.get(document, document) if isinstance(document, str) else document
+
+
+def output_model(source: Source, name: str) -> Json:
+    """Return the schema of a BaseModel of this file whose fields are plain types."""
+    for statement in source.module.body:
+        if isinstance(statement, ast.ClassDef) and statement.name == name:
+            fields = [each for each in statement.body if isinstance(each, ast.AnnAssign)]
+            properties = {
+                source.segment(each.target): ordered(
+                    TYPES[ast.unparse(each.annotation)] | {"title": title(source.segment(each.target))}
+                )
+                for each in fields
+            }
+            required = [source.segment(each.target) for each in fields]
+            return {"properties": properties, "required": required, "title": "Output", "type": "object"}
+    raise SchemaError(f"train() returns {name}: only a BaseModel of the same file is supported here")
+
+
+def merged(predict: Json, train: Json) -> Json:
+    """Join both schemas as Cog does, with sorted keys. Raises SchemaError where a part would be lost."""
+    components, theirs = predict["components"]["schemas"], train["components"]["schemas"]
+    pairs = ((predict["paths"], train["paths"]), (components, theirs))
+    for part, others in pairs:
+        for name in part.keys() & others.keys():
+            if part[name] != others[name]:
+                raise SchemaError(f"{name}: predict.py and train.py both have it, with other choices; rename one")
+    whole = {
+        **predict,
+        "paths": train["paths"] | predict["paths"],
+        "components": {"schemas": theirs | components},
+    }
+    sorted_keys: Json = json.loads(json.dumps(whole, sort_keys=True))
+    return sorted_keys
+
+
+def input_schema(fields: Sequence[Field], name: str = "Input") -> Json:
     properties = {field.name: field.schema for field in fields}
-    schema: Json = {"properties": properties, "title": "Input", "type": "object"}
+    schema: Json = {"properties": properties, "title": name, "type": "object"}
     if required := [field.name for field in fields if not field.schema.keys() & {"default", "nullable"}]:
         schema["required"] = required
     return ordered(schema)
@@ -258,11 +341,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file differs")
     check = parser.parse_args().check
     try:
-        schema = generate(PREDICTOR.read_text(encoding="utf-8"))
+        schema = generate(*(path.read_text(encoding="utf-8") for path in (PREDICTOR, TRAINER)))
     except (SchemaError, SyntaxError) as error:
-        print(f"script/schema: predict.py, {error}", file=sys.stderr)
+        print(f"script/schema: predict.py or train.py, {error}", file=sys.stderr)
         return 1
-    wanted = {COMMITTED: render(schema), DOCUMENT: with_tables(DOCUMENT.read_text(encoding="utf-8"), schema)}
+    wanted = {
+        COMMITTED: render(schema),
+        DOCUMENT: with_tables(DOCUMENT.read_text(encoding="utf-8"), schema),
+        TRAINING_DOCUMENT: with_training_table(TRAINING_DOCUMENT.read_text(encoding="utf-8"), schema),
+    }
     if not check:
         COMMITTED.parent.mkdir(exist_ok=True)
         for path, text in wanted.items():

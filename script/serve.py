@@ -1,4 +1,4 @@
-"""Start the real Cog server on this machine, without Docker, and keep it running until Ctrl-C.
+"""Start the real Cog server on this machine, without Docker, with a form for the browser, and run it until Ctrl-C.
 
 The model is the small embedded one unless COG_WEIGHTS=PATH or PASTEL_MODEL=NAME is set.
 """
@@ -10,6 +10,7 @@ import sys
 
 from script.client import SETUP_SECONDS, show_log
 from script.cog_server import CogServer, ServerError
+from script.form_server import form_for
 
 PORT = 5000
 """The port of a Cog container, so that examples work with both."""
@@ -34,10 +35,12 @@ def serve(port: int) -> None:
         try:
             server.wait_until_ready(SETUP_SECONDS)
             url = f"http://{server.host}:{server.port}"
-            print(f"The server is ready at {url}. Ctrl-C stops it.\n")
-            print(f"Draw a picture from another terminal:\n\n{example(url)}\n")
-            print(f"The inputs are explained in docs/inputs.md and described by {url}/openapi.json.", flush=True)
-            server.process.wait()
+            with form_for(server, port + 1) as form:
+                print(f"The server is ready at {url}. Ctrl-C stops it.\n")
+                print(f"Draw pictures in your browser:\n\n    {form}\n")
+                print(f"Or draw one from another terminal:\n\n{example(url)}\n")
+                print(f"The inputs are explained in docs/inputs.md and described by {url}/openapi.json.", flush=True)
+                server.process.wait()
         except KeyboardInterrupt:
             print("\nStopping; a picture that is being drawn is finished first ...", file=sys.stderr)
             if server.stop() != 0:

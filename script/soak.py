@@ -1,10 +1,11 @@
 """Stress a real Cog server with the embedded model: odd requests, many predictions, cancels at random moments of every
-ability, harmful files, killed workers, or a full cache that two servers share.
+ability, harmful files, killed workers, a full cache that two servers share, or several models in one server.
 
 Prints a table of figures and exits with 1 if something did not hold. docs/reliability.md reports the results.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import random
@@ -25,7 +26,9 @@ from typing import Any
 
 import psutil
 from PIL import Image
+from safetensors.torch import load_file
 
+from pastel_tiny.forms import FILES, FORMS, compose
 from script import hostile, hostile_files
 from script.cog_server import ROOT, CogServer, ServerError
 
@@ -269,6 +272,57 @@ def press_cache(server: CogServer, count: int, start: int) -> Figures:
     }
 
 
+SWITCHED = ("sdxl", "refiner")
+"""Forms of the embedded model that stand beside it below."""
+BROKEN = "the broken one"
+BLOCK = """a red boat on the sea
+Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 5, Size: 128x128"""
+
+
+def switch_models(server: CogServer, count: int, start: int) -> Figures:
+    """Switch between models, one of them broken, in a server that holds several. Every way to ask for one must always
+    give the same picture, and memory must not grow. Raises hostile.Broken."""
+    with tempfile.TemporaryDirectory(prefix="soak-models-") as folder:
+        files = {name: Path(folder) / f"{name}.safetensors" for name in (*SWITCHED, "broken")}
+        for name in SWITCHED:
+            compose(load_file(FILES / f"{name}.safetensors"), files[name], FORMS[name])
+        files["broken"].write_bytes(b"no weights")
+        digits = hashlib.sha256(files["sdxl"].read_bytes()).hexdigest()[:10]
+        with fresh_server({"PASTEL_MODEL": ",".join(["pastel-tiny", *map(str, files.values())])}) as (other, _):
+            return _switch(other, count, random.Random(start), digits)
+
+
+def _switch(server: CogServer, count: int, chance: random.Random, digits: str) -> Figures:
+    """Ask in all ways at first, then in ways by chance, each time in another than before."""
+    ways: dict[str, hostile.Json] = {
+        "the first model": {"generation_data": BLOCK},
+        "by its name": {"generation_data": BLOCK, "model": "sdxl"},
+        "by its hash": {"generation_data": f"{BLOCK}, Model hash: {digits}"},
+        "with a refiner": {"generation_data": f"{BLOCK}, Refiner: refiner, Refiner switch at: 0.5", "model": "sdxl"},
+        BROKEN: {"generation_data": BLOCK, "model": "broken"},
+    }
+    answers: dict[str, set[str]] = {way: set() for way in ways}
+    memory, workers, way = [], hostile.workers(server), ""
+    for number in range(count):
+        way = [*ways][number] if number < len(ways) else chance.choice([each for each in ways if each != way])
+        body = server.predict_when_free(ways[way]).body
+        must((body["status"] == "succeeded") != (way == BROKEN), f"{way}: {body.get('error')}")
+        answers[way].add(str(body.get("output") or body["error"]))
+        memory.append(resident(server))
+    must(all(len(each) == 1 for each in answers.values()), "a way gave different answers")
+    must(answers["by its name"] == answers["by its hash"], "the hash means another model than the name")
+    must(len(set.union(*answers.values())) == len(ways) - 1, "two models drew the same picture")
+    must("cannot be used here" in next(iter(answers[BROKEN])), f"{BROKEN}: {answers[BROKEN]}")
+    must(hostile.workers(server) == workers, "the worker is another one")
+    quarter = count // 4
+    early, late = statistics.mean(memory[quarter : 2 * quarter]), statistics.mean(memory[-quarter:])
+    must(late - early < GROWTH_MB, f"memory grew from {early:.0f} to {late:.0f} MB")
+    return {
+        "predictions": f"{count}, in {len(ways)} ways, each with one answer",
+        "memory": f"{early:.0f} MB in the second quarter, {late:.0f} MB in the last, {max(memory):.0f} MB at most",
+    }
+
+
 SMALL_FILES = 200_000
 """Bytes of listings, locks and the ledger, which lie beside the LoRAs."""
 
@@ -377,6 +431,7 @@ KINDS = {
     "files": send_files,
     "kills": kill_servers,
     "cache": press_cache,
+    "models": switch_models,
 }
 
 

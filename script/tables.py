@@ -1,4 +1,4 @@
-"""The tables of docs/inputs.md: all inputs and settings, made from the schema and the rows."""
+"""The tables of docs/inputs.md and docs/training.md: all inputs and settings, made from the schema and the rows."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,8 +10,8 @@ from pipelines.ask.table import BY_KEY, PAIRS, ROWS
 from script.compatibility import inputs
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENT = ROOT / "docs" / "inputs.md"
-MARKS = {"form": "the form", "settings": "settings of generation data"}
+DOCUMENT, TRAINING_DOCUMENT = ROOT / "docs" / "inputs.md", ROOT / "docs" / "training.md"
+MARKS = {"form": "the form", "settings": "settings of generation data", "training": "the form of trainings"}
 BEGIN, END = "<!-- {}: made by script/schema -->\n", "<!-- end -->"
 
 Json = dict[str, Any]
@@ -21,10 +21,19 @@ def with_tables(document: str, schema: Json) -> str:
     """Return the document with current tables between their marks."""
     fields = inputs(schema)
     for name, rows in (("form", form_rows(fields)), ("settings", setting_rows(fields))):
-        before, begin, rest = document.partition(BEGIN.format(MARKS[name]))
-        _, end, after = rest.partition(END)
-        document = f"{before}{begin}{table(rows)}{end}{after}"
+        document = _with_table(document, name, rows)
     return document
+
+
+def with_training_table(document: str, schema: Json) -> str:
+    """Return the document with a current table of the inputs of trainings."""
+    return _with_table(document, "training", form_rows(inputs(schema, "TrainingInput")))
+
+
+def _with_table(document: str, name: str, rows: Iterable[tuple[str, ...]]) -> str:
+    before, begin, rest = document.partition(BEGIN.format(MARKS[name]))
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}{table(rows)}{end}{after}"
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,12 +1,13 @@
 """Find or fetch the LoRAs, embeddings and control networks that a request names or uploads, and apply its names."""
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.ask.catalog import IMAGE_PROMPT, NO_PREPROCESSOR, UPSCALERS, preprocessor_for
-from pipelines.ask.inputs import Inputs
+from pipelines.ask.inputs import Inputs, checked_files
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
@@ -22,6 +23,7 @@ from pipelines.infotext.control_lines import read_lines as read_controls
 from weights_script.lines import OR_SENT, Line, address_of, entry_of, read_lines
 from weights_script.manifest import load_manifest
 from weights_script.room import room
+from weights_script.trained import LORA, STRANGERS, Trained, is_result, opened
 from weights_script.uploads import Uploads, sort_uploads
 
 if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
@@ -37,9 +39,14 @@ IMAGE_ENCODER = "clip-vit-h"
 class Library:
     """The LoRAs, embeddings and control networks that requests may use. Files in use are kept until released."""
 
-    def __init__(self) -> None:
-        """Raises ModelError: the setting of the cache's size cannot be read."""
+    def __init__(self, trained: Sequence[Trained] = ()) -> None:
+        """Raises ModelError: the setting of the cache's size cannot be read. `trained` belong to the container."""
         self._shelf: Shelf | None = None
+        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
+        self._own, self._words = Extras(), dict[str, str]()
+        for each in trained:
+            self._own |= _as_extras(each, "")
+            self._words |= {each.token: each.name} if each.task == LORA else {}
         room()
 
     def release(self) -> None:
@@ -47,6 +54,9 @@ class Library:
         if self._shelf:
             self._shelf.close()
         self._shelf = None
+        if self._unpacked:
+            self._unpacked.cleanup()
+        self._unpacked = None
 
     def load_only(self, wanted: Wanted, inputs: Inputs) -> Fetched:
         """Find what a request names or sends, and release what the last one used.
@@ -59,16 +69,39 @@ class Library:
         self.release()
         cache = cache_folder()
         shelf = self._shelf = Shelf(cache)
-        here = in_folders(*(cache / folder for folder in OWN_FOLDERS))
-        uploads = sort_uploads(inputs.files, wanted.file_names)
-        loras, multipliers = _loras(wanted, inputs.loras, here, shelf, uploads)
-        extras = here | Extras(loras=loras, embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
+        here = in_folders(*(cache / folder for folder in OWN_FOLDERS)) | self._own
+        files = [self._sent(path) for path in checked_files(inputs.files, "files")]
+        uploads = sort_uploads(files, wanted.file_names)
+        named, multipliers = _loras(wanted, inputs.loras, here, shelf, uploads, self._inside)
+        extras = here | named | Extras(embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
         extras, controls = _controls(wanted.controls, inputs.controls, extras, shelf, uploads)
         extras = _with_encoder(extras, controls, uploads)
         upscalers, upscaler = _upscalers(uploads, wanted.upscaler)
         return Fetched(
-            extras=extras, controls=controls, multipliers=multipliers, upscalers=upscalers, upscaler=upscaler
+            extras=extras,
+            controls=controls,
+            multipliers=multipliers,
+            words=self._words,
+            upscalers=upscalers,
+            upscaler=upscaler,
         )
+
+    def _inside(self, file: ExtraFile) -> Trained:
+        """Unpack the result of a training, until the next request. Raises ModelError, also for a checkpoint."""
+        if self._unpacked is None:
+            self._unpacked = tempfile.TemporaryDirectory(prefix="pastel-results-", ignore_cleanup_errors=True)
+        folder = tempfile.mkdtemp(dir=self._unpacked.name)
+        with file.blamed():
+            trained = opened(file.path, Path(folder), STRANGERS)
+            if not trained.belongs_to_base:
+                raise ModelError(f"{file.path}: holds a checkpoint. Start a container with it in COG_WEIGHTS.")
+        return trained
+
+    def _sent(self, path: Path) -> Path:
+        """Return an uploaded file, or what is inside it if it is the result of a training."""
+        if not is_result(path):
+            return path
+        return self._inside(ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")).file
 
 
 def _upscalers(uploads: Uploads, called: str) -> tuple[dict[str, Path], str]:
@@ -89,15 +122,36 @@ def name_of_upscaler(stem: str, called: str) -> str:
     return f"{name} (uploaded)" if name in UPSCALERS else name
 
 
+def _as_extras(trained: Trained, origin: str) -> Extras:
+    """Return the result of a training as requests use it."""
+    file = {trained.name: ExtraFile.at(trained.file, origin)}
+    return Extras(loras=file) if trained.task == LORA else Extras(embeddings=file)
+
+
 def _loras(
-    wanted: Wanted, text: str, here: Extras, shelf: "Shelf", uploads: Uploads
-) -> tuple[dict[str, ExtraFile], dict[str, tuple[float, ...]]]:
-    """Return the LoRAs of the lines and uploads, and the multipliers that the lines give them."""
+    wanted: Wanted,
+    text: str,
+    here: Extras,
+    shelf: "Shelf",
+    uploads: Uploads,
+    inside: Callable[[ExtraFile], Trained],
+) -> tuple[Extras, dict[str, tuple[float, ...]]]:
+    """Return the LoRAs of the lines and uploads, and the multipliers that the lines give them.
+
+    A line may also name the result of a training, which `inside` unpacks. An embedding in one has no multipliers.
+    """
     found: dict[str, ExtraFile] = {}
+    words = Extras()
     multipliers: dict[str, tuple[float, ...]] = {}
     lines = list(read_lines("loras", text))
     for line in lines:
         name, file = _found(line, here.loras, shelf)
+        if is_result(file.path):
+            trained = inside(file)
+            if trained.task != LORA:
+                words |= _as_extras(trained, str(line))
+                continue
+            name, file = line.name or trained.name, ExtraFile.at(trained.file, str(line))
         if len(lines) == 1 and not (uploads.loras or line.name or line.source in here.loras):
             name = _as_prompted(name, wanted, here)
         found[name], multipliers[name] = file, line.weights or (1.0,)
@@ -105,7 +159,7 @@ def _loras(
         known = here | Extras(loras={**found, **uploads.loras})
         called = _as_prompted(name, wanted, known) if len(uploads.loras) == 1 else name
         found[called], multipliers[called] = file, (1.0,)
-    return found, multipliers
+    return words | Extras(loras=found), multipliers
 
 
 def _controls(

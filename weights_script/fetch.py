@@ -19,6 +19,7 @@ from weights_script.claims import claim, wait_for_claim
 from weights_script.download import Expected, download
 from weights_script.ledger import Ledger, sha256_of
 from weights_script.manifest import Entry, Source
+from weights_script.trained import is_result
 from weights_script.web import PATIENCE, Access, Denied, Patience, SourceFailed, Unreachable
 
 log = logging.getLogger(__name__)
@@ -229,8 +230,11 @@ def refuse_offline() -> None:
 def _check_weights(target: Path, use: str) -> None:
     """Read a fetched file before it is trusted: a server may send an error or another kind of weights instead.
 
-    Raises SourceFailed and deletes the file.
+    The result of a training is an archive, which is looked into when it is unpacked. Otherwise, raises SourceFailed and
+    deletes the file.
     """
+    if use in ("", "loras") and is_result(target):
+        return
     try:
         tensors = tensors_in(read_content(target))
         if not tensors:

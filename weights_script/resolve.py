@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -13,8 +13,9 @@ from pipelines.ask.catalog import LATENT_NETWORK, NETWORK_UPSCALERS, PREDICTION_
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.request import HiresSettings
 from pipelines.ask.settings import Values
-from pipelines.errors import ModelError, redacted, shown_name
+from pipelines.errors import InvalidInput, ModelError, redacted, shown_name
 from weights_script.manifest import DEFAULT_MODEL, Entry, load_manifest
+from weights_script.trained import Trained, is_result, unpacked_here
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class ResolvedModel:
     safety_checker: Path | None
     description: str
     """For the log: what is loaded, why, and from where."""
+    trained: Trained | None = None
+    """The LoRA or embedding that COG_WEIGHTS adds to the model."""
 
 
 def resolvers(weights: str | None, models: str | None) -> dict[str, Callable[[], ResolvedModel]]:
@@ -69,7 +72,7 @@ def _label(value: str) -> str:
     if value in load_manifest():
         return value
     name = Path(urlsplit(value).path if "://" in value else value).name
-    known = name.endswith((".safetensors", ".ckpt", ".pt"))
+    known = name.endswith((".safetensors", ".ckpt", ".pt", ".tar"))
     return shown_name(name.rpartition(".")[0] if known else name) or value
 
 
@@ -84,6 +87,8 @@ def _places(setting: str, number: int) -> Iterator[str]:
 def resolve(weights: str | None, model: str | None) -> ResolvedModel:
     """Return the model: `weights` (COG_WEIGHTS: a path or URL), else `model` (PASTEL_MODEL: a manifest entry, path or
     URL), else the embedded one.
+
+    `weights` may also be the result of a training: a checkpoint, or a LoRA or embedding for a model that it names.
 
     PASTEL_VAE (path, URL or manifest entry) replaces its VAE. PASTEL_SAFETY_CHECKER (folder or manifest entry) turns a
     checker on; for the embedded model only a folder does. PASTEL_PREDICTION sets what the UNet predicts, if its files
@@ -100,6 +105,11 @@ def _resolve(weights: str | None, model: str | None, vae: str, prediction: str) 
     reason = f"{setting}={redacted(file)}" if file else "the embedded default: no setting names a model"
     if weights or (file not in entries and _is_file(file)):
         checkpoint, sha256 = _path_or_url(setting, file)
+        if is_result(checkpoint):
+            trained = unpacked_here(checkpoint)
+            if trained.belongs_to_base:
+                return _with_trained(trained, reason, vae, prediction)
+            checkpoint, sha256 = trained.file, ""
         # If the manifest knows the file by its name, that entry's picture size applies.
         entry = next((entry for entry in entries.values() if checkpoint.name in _file_names(entry)), None)
         own_vae = ""
@@ -115,6 +125,32 @@ def _resolve(weights: str | None, model: str | None, vae: str, prediction: str) 
         sha256=sha256 if checkpoint.is_file() else "",
     )
     return _resolved(files, reason, entry, entries)
+
+
+def _with_trained(trained: Trained, reason: str, vae: str, prediction: str) -> ResolvedModel:
+    """Return the base model of a LoRA or an embedding, with it. Raises ModelError."""
+    entries, base = load_manifest(), trained.base
+    if base not in entries:
+        base = next((each.strip() for each in os.environ.get("PASTEL_MODEL", "").split(",") if each.strip()), "")
+    if not base:
+        known = f"it was trained on {shown_name(trained.base)!r}, which the manifest does not know"
+        raise ModelError(f"{reason}: {known}. Name that model in PASTEL_MODEL.")
+    resolved = _resolve(None, base, vae, prediction)
+    what = f"{trained.task} {trained.name} ({reason}): prompts with {trained.token} use it"
+    return replace(resolved, trained=trained, description=f"{resolved.description}; {what}")
+
+
+def base_of(model: str) -> tuple[str, ResolvedModel]:
+    """Return the model to train, and what a result calls it: the named entry of the manifest, else the first model of
+    PASTEL_MODEL, else the embedded one. Raises ModelError."""
+    configured = next((each.strip() for each in os.environ.get("PASTEL_MODEL", "").split(",") if each.strip()), "")
+    chosen = model.strip() or configured or DEFAULT_MODEL
+    entries = load_manifest()
+    if chosen not in entries and chosen != configured:
+        known = ", ".join(entry.name for entry in entries.values() if entry.kind == "model")
+        raise InvalidInput("model", model, f"must be a model of the manifest: {known}", "Name one of these.")
+    resolved = resolve(None, model.strip() or configured)
+    return chosen if chosen in entries else resolved.files.name, resolved
 
 
 def _is_file(value: str) -> bool:

@@ -1,7 +1,7 @@
 """The state that the phases of one prediction share."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -31,6 +31,9 @@ class PassNetworks:
 
     loras: tuple[LoraUse, ...]
     hypernetworks: tuple[HypernetworkUse, ...]
+
+
+NO_NETWORKS = PassNetworks(loras=(), hypernetworks=())
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Drawing:
         assert canvas is not None
         if settings.depth is None:
             assert self.model.depth is not None
+            self.model.components.pictures.take()
             return self.model.depth.depth(canvas.picture)
         assert isinstance(settings.depth, Image.Image)
         given = canvas.same_part(nearness(settings.depth))
@@ -105,12 +109,23 @@ class Drawing:
         acts = self.refiner is not self.model and self.request.refiner.acts_in(part is hires, alone=hires is None)
         return self.refiner if acts else None
 
-    def using(self, networks: PassNetworks) -> AbstractContextManager[None]:
-        """Apply everything that a pass with these networks needs to the model while the context lasts."""
+    def for_refiner(self, networks: PassNetworks) -> PassNetworks:
+        """Return those of a pass's networks that act on its refiner. In WebUI they stay when it takes over, and change
+        the layers that they fit: all of a model of the same family, none of SDXL's refiner."""
+        return networks if self.refiner.family is self.model.family else NO_NETWORKS
+
+    @contextmanager
+    def using(self, networks: PassNetworks, part: PassPlan) -> Iterator[None]:
+        """Apply everything that a pass with these networks needs to its models while the context lasts."""
         extras = self.request.extras
         controls = [extras.controls[control.model] for control in self.request.controls]
         used = networks.loras, controls, self.request.freeu, networks.hypernetworks
-        return self.model.using(*used, extras.image_encoder)
+        with ExitStack() as stack:
+            stack.enter_context(self.model.using(*used, extras.image_encoder))
+            if refiner := self.refiner_in(part):
+                own = self.for_refiner(networks)
+                stack.enter_context(refiner.using(own.loras, (), None, own.hypernetworks))
+            yield
 
     @property
     def ends(self) -> tuple["Drawing", ...]:

@@ -112,7 +112,6 @@ class Beside:
 
 
 NOTHING_BESIDE = Beside()
-NO_NETWORKS = PassNetworks(loras=(), hypernetworks=())
 
 Event = Step | PassResult | Picture | Notice | Finished
 
@@ -182,15 +181,17 @@ def _phases(drawing: Drawing) -> Iterator[Event]:
     if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
         hires_prompts = _prompts(second, encoders, plan.hires)
     yield from map(Notice, encoders.left_over)
-    with drawing.using(drawing.networks(hires=False)):
-        start = start_from(drawing)
-        stage = first_stage(drawing, first_prompts[0])
+    start = start_from(drawing)
+    stage = first_stage(drawing, first_prompts[0])
+    drawing.model.components.unet.take()
+    with drawing.using(drawing.networks(hires=False), plan.first):
         latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, by, latents)
-        with second.using(drawing.networks(hires=True)):
-            stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
+        stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
+        second.model.components.unet.take()
+        with second.using(drawing.networks(hires=True), plan.hires):
             stages = [stage, *_refining(drawing, hires_prompts)]
             latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
         watch.mark(REFINE)
@@ -247,13 +248,14 @@ def _own_prompts(drawing: Drawing, encoders: _PromptEncoders, part: PassPlan) ->
         told = framing(request, plan.upscale.width, plan.upscale.height)  # before WebUI rounds and crops it
     # with an image, too, the first pass's count is all steps
     calls = plan.first.calls_of(request.num_inference_steps), hires
-    with drawing.using(networks):
+    with drawing.using(networks, part):
         encoder = encoders.of(drawing.model, networks)
+        drawing.model.components.texts.take()
         prompts = [encoder.encode(*texts, *calls, told)]
         encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
-    if refiner := drawing.refiner_in(part):
-        with refiner.using((), (), None):  # as LoRAs of other models do not fit it
-            prompts.append(encoders.of(refiner, NO_NETWORKS).encode(*texts, *calls, told))
+        if refiner := drawing.refiner_in(part):
+            refiner.components.texts.take()
+            prompts.append(encoders.of(refiner, drawing.for_refiner(networks)).encode(*texts, *calls, told))
     return prompts
 
 

@@ -186,6 +186,7 @@ def image_vectors(drawing: Drawing) -> Tensor | None:
 
 def _vectors_of(drawing: Drawing, prompt: ImagePrompt, pictures: Tensor) -> Tensor:
     """Return an unCLIP model's vectors (B, k) for pictures (B or 1, 3, H, W)."""
+    drawing.model.components.pictures.take()
     return prompt.vectors(pictures, drawing.request.image_noise_level, _noise(drawing, (prompt.width // 2,)))
 
 

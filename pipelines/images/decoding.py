@@ -31,7 +31,7 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int, dee
     """
     _check_scans(file)
     try:
-        opened = Image.open(file, formats=FORMATS)
+        opened = Image.open(file, formats=_formats(file))
     except UnidentifiedImageError:
         raise ValueError(_what_else(file)) from None
     with opened as image:
@@ -74,8 +74,10 @@ JOBS: Mapping[str, Callable[..., Any]] = {"pixels": pixels, "parameters": parame
 Image.init()  # otherwise every child would import Pillow's formats again
 
 
+HEIC = rb".{4}ftyp(hei[cxms]|hev[cxm]|mif1|msf1)"
+"""The beginning of HEIC pictures, as iPhones save them."""
 _OTHERS: tuple[tuple[bytes, str], ...] = (
-    (rb".{4}ftyp(hei[cxms]|hev[cxm]|mif1|msf1)", "a HEIC picture, as iPhones save them"),
+    (HEIC, "a HEIC picture that is cut or broken"),
     (rb".{4}ftyp(avif|avis)", "an AVIF picture that is cut or broken"),
     (rb".{4}ftypcrx", "a camera's raw picture"),
     (rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV", "a video"),
@@ -112,6 +114,19 @@ def _what_else(file: BinaryIO) -> str:
         return "it is empty"
     what = next((what for sign, what in _OTHERS if re.match(sign, start, re.DOTALL)), None)
     return f"it is {what}" if what else "it is not in a supported format, or cut off at its beginning"
+
+
+def _formats(file: BinaryIO) -> tuple[str, ...]:
+    """Return the formats to try. Pillow is only taught HEIC if the file is one, because few are."""
+    start = file.read(_BEGINNING)
+    file.seek(0)
+    if not re.match(HEIC, start, re.DOTALL):
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.options.DECODE_THREADS = 1  # the stacks of more threads count towards the limit of memory
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def _check_scans(file: BinaryIO) -> None:

@@ -31,7 +31,7 @@ def read(path: Path, field: str, deep: bool = False) -> Image.Image:
     With `deep`, grey of 16 bits is read as I;16. It is decoded in a separate process. Raises InvalidInput, which names
     the input `field`.
     """
-    fix = "Send a complete PNG, JPEG, WebP, AVIF, GIF or BMP file; convert other formats to one of these."
+    fix = "Send a complete PNG, JPEG, WebP, HEIC, AVIF, GIF or BMP file; convert other formats to one of these."
     try:
         with path.open("rb") as stream:
             answer, output = DECODER.run(

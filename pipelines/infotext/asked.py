@@ -4,6 +4,7 @@ The form overrides generation data, and generation data overrides the model's de
 picture: settings that it does not mention then get WebUI's defaults, not the model's.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pipelines.ask.animation import FIELD, AnimationSettings, KeyFrame
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, OFF, ON, Inputs, size_like, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, Extras, LoraTag, lora_names, lora_tags
+from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
     SEED_MAX,
     SIDES,
@@ -93,6 +95,8 @@ class Fetched:
     """The control networks to use, by their names in `extras`."""
     multipliers: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     """LoRAs to use even if no prompt names them, with their multipliers for the UNet and the text encoder."""
+    words: Mapping[str, str] = field(default_factory=dict[str, str])
+    """LoRAs of the container by the words that they were trained for. A prompt with such a word uses its LoRA."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers, by their names in generation data."""
     upscaler: str = ""
@@ -398,7 +402,8 @@ def with_networks(asked: Asked, fetched: Fetched) -> Asked:
     A prompt gets a tag for every LoRA that neither it nor its options name.
     """
     prompts = {
-        name: _tagged(name, prompt, asked, fetched.multipliers) for name, prompt in asked.settings.prompts.items()
+        name: _tagged(name, prompt, asked, {**_meant(prompt, asked, fetched.words), **fetched.multipliers})
+        for name, prompt in asked.settings.prompts.items()
     }
     settings = replace(asked.settings.with_prompts(prompts), controls=fetched.controls)
     if settings.hires:
@@ -407,6 +412,17 @@ def with_networks(asked: Asked, fetched: Fetched) -> Asked:
         file = None if name in LATENT_UPSCALERS + PIXEL_UPSCALERS else fetched.upscalers.get(name)
         settings = replace(settings, hires=replace(settings.hires, upscaler=name, upscaler_file=file))
     return replace(asked, settings=settings, upscalers=fetched.upscalers)
+
+
+def _meant(prompt: str, asked: Asked, words: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+    """Return the LoRAs whose words are in a prompt, with the multiplier 1. A whole block says itself what it uses."""
+    if asked.data.whole:
+        return {}
+    return {
+        lora: (1.0,)
+        for word, lora in words.items()
+        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", cut_networks(prompt)[0], re.IGNORECASE)
+    }
 
 
 def _tagged(name: str, prompt: str, asked: Asked, multipliers: Mapping[str, tuple[float, ...]]) -> str:

@@ -94,15 +94,18 @@ Hypernetwork = Mapping[int, tuple[Perceptron, Perceptron]]
 
 
 @contextmanager
-def hypernetworks_in(unet: UNet2DConditionModel, uses: Sequence[HypernetworkUse]) -> Iterator[None]:
+def hypernetworks_in(
+    unet: UNet2DConditionModel, uses: Sequence[HypernetworkUse], place: torch.device | None = None
+) -> Iterator[None]:
     """Apply these to the UNet's attention, one after the other, while the context lasts.
 
-    Raises ModelError for a file that is not a hypernetwork or changes nothing in this UNet.
+    `place` is the device on which the UNet draws, if it may be elsewhere now. Raises ModelError for a file that is
+    not a hypernetwork or changes nothing in this UNet.
     """
     with ExitStack() as hooks:
         for use in uses:
             found = False
-            networks = read_hypernetwork(use.file, unet.device, unet.dtype)
+            networks = read_hypernetwork(use.file, place or unet.device, unet.dtype)
             for layer, network in _changed_layers(unet, networks):
                 hooks.callback(layer.register_forward_pre_hook(_changing(network, use.multiplier)).remove)
                 found = True

@@ -51,11 +51,13 @@ from pipelines.models.folders import from_subfolder, read_config, unet_of_folder
 from pipelines.models.image_prompt import ImagePrompt, build_image_prompt, image_prompt_of_folder
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
+from pipelines.models.network import checked_beside
 from pipelines.models.parameterization import declared_by, probe
 from pipelines.models.text import EncoderTower, TextEncoder, load_tokenizer
 from pipelines.models.unet import fit_any_size
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.offloading import Components, Weights
 from pipelines.runtime.unet_call import UNet
 
 log = logging.getLogger(__name__)
@@ -77,8 +79,10 @@ class Parts:
 def load(files: ModelFiles, device: Device | None = None) -> Model:
     """Read the files and build the model. Raises ModelError, which names the file and the reason."""
     device = device or best_device()
-    parts = _read(files, device)
-    vae = _vae(files, parts, device)
+    with checked_beside():
+        parts = _read(files, device)
+        vae = _vae(files, parts, device)
+        tokenizers = [load_tokenizer(files.tokenizer, tower.openclip) for tower in parts.family.texts]
     fit_any_size(parts.unet.eval())
     declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
     plain = parts.unet.config.in_channels == LATENT_CHANNELS  # inpainting UNets always predict the noise
@@ -94,16 +98,17 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     hashing = ThreadPoolExecutor(1)
     identified = hashing.submit(identify, files, parts.unet.config.in_channels == INPAINTING_CHANNELS, parts.family)
     hashing.shutdown(wait=False)
+    components = _components(parts, vae, device)
     return Model(
         family=parts.family,
         prediction=prediction,
         noise=noise,
         unet=UNet(parts.unet),
-        vae=VAE(vae.eval(), parts.family.latent_scale),
+        vae=VAE(vae.eval(), parts.family.latent_scale, components.pictures.take),
         text=TextEncoder(
             [
-                EncoderTower(spec, network.eval(), load_tokenizer(files.tokenizer, spec.openclip))
-                for spec, network in zip(parts.family.texts, parts.texts, strict=True)
+                EncoderTower(spec, network.eval(), tokenize)
+                for spec, network, tokenize in zip(parts.family.texts, parts.texts, tokenizers, strict=True)
             ],
             parts.family,
             device.place,
@@ -112,15 +117,33 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         depth=parts.depth,
         adapters=Adapters(parts.unet, list(map(text_model, parts.texts)), parts.family),
         controls=ControlNetworks(parts.unet, parts.family, device),
+        components=components,
         device=device,
         identified=identified,
     )
+
+
+def family_at(files: ModelFiles) -> Family:
+    """Return a model's family without loading it. Raises ModelError."""
+    path = files.checkpoint
+    if os.path.isdir(path):
+        return family_of(path, sign_of_folder(read_config(path / "unet" / "config.json")))
+    return family_of_file(path, in_ldm_layout(map_tensors(path)))
 
 
 def _read(files: ModelFiles, device: Device) -> Parts:
     if os.path.isdir(files.checkpoint):  # unlike Path.is_dir, False for a name that the system refuses
         return _from_folder(files.checkpoint, device, own_vae=files.vae is None)
     return _from_single_file(files.checkpoint, device, own_vae=files.vae is None)
+
+
+def _components(parts: Parts, vae: AutoencoderKL, device: Device) -> Components:
+    extras = parts.image_prompt, parts.depth.network if parts.depth else None
+    return Components(
+        texts=Weights(parts.texts, device.place),
+        unet=Weights([parts.unet], device.place),
+        pictures=Weights([vae, *(each for each in extras if each is not None)], device.place),
+    )
 
 
 def _vae(files: ModelFiles, parts: Parts, device: Device) -> AutoencoderKL:

@@ -23,7 +23,7 @@ from pipelines.models.unet import set_freeu, set_tiling
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import Footprint
-from pipelines.runtime.offloading import Weights
+from pipelines.runtime.offloading import Components
 from pipelines.runtime.unet_call import UNet
 
 
@@ -45,6 +45,8 @@ class Model:
     """A depth model's estimator; None for other models, and if the file lacks it."""
     adapters: Adapters
     controls: ControlNetworks
+    components: Components
+    """The weights of all its networks. They may leave the device."""
     device: Device
     identified: Future[ModelIdentity]
 
@@ -57,14 +59,6 @@ class Model:
     def identity(self) -> ModelIdentity:
         """Names and hashes. Files are hashed in the background after loading; this waits for the result."""
         return self.identified.result()
-
-    @cached_property
-    def weights(self) -> Weights:
-        """The weights of all its networks. They may leave the device while another model draws."""
-        texts = [tower.network for tower in self.text.towers]
-        extras = self.image_prompt, self.depth.network if self.depth else None
-        networks = self.unet.network, self.vae.network, *texts, *(each for each in extras if each is not None)
-        return Weights(networks, self.device.place)
 
     @cached_property
     def _footprint(self) -> Footprint:
@@ -97,7 +91,7 @@ class Model:
         self.adapters.apply(loras)
         set_freeu(self.unet.network, freeu)
         try:
-            with hypernetworks_in(self.unet.network, hypernetworks):
+            with hypernetworks_in(self.unet.network, hypernetworks, self.device.place):
                 yield
         finally:
             set_freeu(self.unet.network, None)

@@ -7,10 +7,14 @@ from typing import TypeVar
 
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.models import ModelNames, refusal
+from pipelines.ask.plan import HighresPlan
 from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, OutOfMemory
 from pipelines.models.model import Model
-from pipelines.runtime.memory import is_out_of_memory, release_memory
+from pipelines.runtime.memory import is_out_of_memory, release_memory, room_left, what_fits
+from pipelines.runtime.offloading import Components
+from pipelines.runtime.placement import Placement, Sizes, Work, at_once, in_turns
+from pipelines.runtime.placement import place as placed
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -31,7 +35,8 @@ class Roster:
     """The models that are ready.
 
     On a CPU all of them stay in memory: their files are mapped, and a switch copies nothing. On a GPU only those that
-    the present request needs are on the device; the others' weights are in the host's memory.
+    the present request needs are on the device; the others' weights are in the host's memory. If even these do not fit
+    together, as SDXL and its refiner on 16 GB, text encoders, each UNet, and VAEs take turns there.
     """
 
     def __init__(self, members: Mapping[str, Member], broken: Mapping[str, str]) -> None:
@@ -58,46 +63,100 @@ class Roster:
             raise refusal("model", text, self.members, self.broken)
         return self.members[label]
 
-    def use(self, models: Collection[Model]) -> None:
-        """Bring exactly these models to the device. Raises OutOfMemory if it is too small for all of them."""
+    def use(self, models: Collection[Model], plan: HighresPlan | None = None) -> None:
+        """Bring exactly these models to the device, or let their networks take turns there while the plan is drawn.
+
+        Raises OutOfMemory if it is too small even for that.
+        """
+        models = list({id(each): each for each in models}.values())
         for member in self.members.values():
             if not any(member.model is each for each in models):
                 put_away(member.model)
+        if plan and self._placed(models, plan) is Placement.TURNS:
+            share(models)
+            return
         try:
             for each in models:
-                each.weights.enter()
+                for weights in each.components.all:
+                    weights.take_turns_with(())
+                    weights.enter()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             for each in models:
                 put_away(each)
             release_memory(error)
-            names = " and ".join(
-                label for label, member in self.members.items() if any(member.model is each for each in models)
+            told = f"No memory left on the device for {self._named(models)}. Draw with fewer models at once."
+            raise OutOfMemory(told) from error
+
+    def _placed(self, models: Collection[Model], plan: HighresPlan) -> Placement:
+        """Decide where the weights are while these models draw, and log it. Raises OutOfMemory, which tells what fits,
+        before any work begins."""
+        place = next(iter(models)).device.place
+        room = room_left(place)
+        if room is None:
+            return Placement.RESIDENT
+        room += sum(each.size for model in models for each in model.components.all if each.there)
+        footprints = [each.footprint for each in models]
+        sizes, work = [sizes_of(each.components) for each in models], Work.of(plan, footprints)
+        found, names = placed(sizes, work, room), self._named(models)
+        needed = f"{at_once(sizes, work) / 1e9:.1f} GB at once, {in_turns(sizes, work) / 1e9:.1f} GB in turns"
+        if found is Placement.NONE:
+            left = room - max(each.unet for each in sizes)
+            fit = (
+                what_fits(plan, max(footprints, key=lambda each: each.unet), left) if left > 0 else "Use a larger GPU."
             )
-            raise OutOfMemory(f"No memory left on the device for {names}. Draw with fewer models at once.") from error
+            told = f"{names} need {needed}, but the device has {room / 1e9:.1f} GB for them"
+            raise OutOfMemory(f"No memory for {plan.describe()}: {told}. {fit}")
+        if found is Placement.TURNS:
+            log.info("%s need %s, and %.1f GB are free: %s are on the device.", names, needed, room / 1e9, found.value)
+        return found
+
+    def _named(self, models: Collection[Model]) -> str:
+        return " and ".join(
+            label for label, member in self.members.items() if any(member.model is each for each in models)
+        )
+
+
+def sizes_of(components: Components) -> Sizes:
+    """Return the bytes of a model's weights."""
+    return Sizes(components.texts.size, components.unet.size, components.pictures.size)
+
+
+def share(models: Collection[Model]) -> None:
+    """Let the text encoders of all these models, each of their UNets, and their VAEs take turns on the device."""
+    parts = [each.components for each in models]
+    texts, pictures = [each.texts for each in parts], [each.pictures for each in parts]
+    kinds = [texts, pictures, *([each.unet] for each in parts)]
+    for kind in kinds:
+        others = [weights for other in kinds if other is not kind for weights in other]
+        for weights in kind:
+            weights.take_turns_with(others)
 
 
 def put_away(model: Model) -> None:
     """Drop a model's LoRAs and control networks, and move its weights off the device. A CPU keeps them as they are."""
     model.adapters.apply(())
     model.controls.load_only(())
-    if model.device.place.type != "cpu" and not model.weights.left:
-        model.unet.forget()
-        model.weights.leave()
+    if model.device.place.type != "cpu":
+        for weights in model.components.all:
+            weights.leave()
 
 
-def made(makers: Mapping[str, Callable[[], Made]]) -> tuple[dict[str, Made], dict[str, str]]:
+def made(
+    makers: Mapping[str, Callable[[], Made]], missing: Mapping[str, str] = {}
+) -> tuple[dict[str, Made], dict[str, str]]:
     """Make something of each model. Return what was made, and why the other models cannot be used, both by name.
 
-    Raises ModelError if none can be used.
+    `missing` says why there are models of which nothing was made before; these reasons are returned, too. Raises
+    ModelError with all reasons if none can be used.
     """
-    found, broken = dict[str, Made](), dict[str, str]()
+    found, broken = dict[str, Made](), dict(missing)
     for name, make in makers.items():
         try:
             found[name] = make()
         except ModelError as error:
-            if len(makers) == 1:
+            if len(makers) + len(missing) == 1:
                 raise
             broken[name] = str(error)
             log.warning("The model %s cannot be used: %s", name, error)

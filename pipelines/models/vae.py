@@ -49,9 +49,11 @@ def _to_host(tensor: Tensor) -> Tensor:
 class VAE:
     """An AutoencoderKL with its latent scale. Like WebUI, it decodes one image at a time."""
 
-    def __init__(self, network: AutoencoderKL, scale: float) -> None:
+    def __init__(self, network: AutoencoderKL, scale: float, take: Callable[[], None] = lambda: None) -> None:
+        """`take` brings the network to its device, from which it may have been moved."""
         self.network = network
         self.scale = scale
+        self._take = take
 
     def decode(self, latent: Tensor) -> Pixels:
         """Decode a latent (4, h, w) to pixels (8h, 8w, 3), truncated to 8 bits as in WebUI. Raises NonFiniteError."""
@@ -62,11 +64,13 @@ class VAE:
 
         Half precision can overflow inside the decoder. The latent is then decoded again in float32.
         """
+        self._take()
         half = self.network.dtype != torch.float32
         return self._begin(latent, (lambda: self._in_float32(latent)) if half else None)
 
     def picture(self, latent: Tensor) -> Tensor:
         """Decode a latent (4, h, w) to (3, 8h, 8w), mostly in [0, 1], without rounding. Raises NonFiniteError."""
+        self._take()
         scaled = (latent / self.scale)[None].to(self.network.dtype)
         image: Tensor = self._whole_or_tiled(lambda: self.network.decode(scaled)).sample[0].float()
         if not image.isfinite().all():
@@ -75,10 +79,19 @@ class VAE:
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Encode pixels (3, H, W) in [0, 1] to a scaled latent (4, H/8, W/8), sampled with the given noise."""
+        mean, deviation = self._moments(pixels)
+        return (mean + deviation * noise.to(mean.device, non_blocking=True)) * self.scale
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pixels (3, H, W) in [0, 1] to the mean and the deviation of their scaled latents, (4, H/8, W/8)."""
+        mean, deviation = self._moments(pixels)
+        return mean * self.scale, deviation * self.scale
+
+    def _moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        self._take()
         image = (pixels * 2 - 1)[None].to(self.network.device, self.network.dtype, non_blocking=True)
         posterior = self._whole_or_tiled(lambda: self.network.encode(image)).latent_dist
-        latent: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(image.device, non_blocking=True)
-        return latent[0] * self.scale
+        return posterior.mean[0].float(), posterior.std[0].float()
 
     def _begin(self, latent: Tensor, again: Callable[[], Decoding] | None) -> Decoding:
         scaled = (latent / self.scale)[None].to(self.network.dtype)

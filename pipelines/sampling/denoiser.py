@@ -111,6 +111,7 @@ class GuidedDenoiser:
         self._begin_stage()
 
     def _begin_stage(self) -> None:
+        self._stage.model.components.unet.take()
         self._dtype = self._stage.model.unet.network.dtype  # kept, as diffusers walks through 1000 modules to find it
         self._key: tuple[int, ...] = ()
         self._conditions: list[Condition] = []

@@ -120,7 +120,7 @@ def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
     return replace(condition, tokens=torch.cat([condition.tokens, filling], dim=1))
 
 
-def _as_waves(numbers: Sequence[float]) -> Tensor:
+def as_waves(numbers: Sequence[float]) -> Tensor:
     """Return the sinusoidal embeddings of the numbers side by side, (1, 256 * numbers)."""
     waves: Tensor = get_timestep_embedding(
         torch.tensor(numbers), SIZE_WAVES, flip_sin_to_cos=True, downscale_freq_shift=0
@@ -207,7 +207,7 @@ class PromptEncoder:
     def _part(self, weight: float, entries: Iterable[tuple[int, Condition]], framing: Framing, negative: bool) -> Part:
         """Return a part whose conditions also tell the model about the picture, if it takes that."""
         if names := self._encoder.family.sizes:
-            told = _as_waves(framing.numbers(names, negative)).to(self._encoder.device)
+            told = as_waves(framing.numbers(names, negative)).to(self._encoder.device)
             entries = [(end, _with_vector(condition, told)) for end, condition in entries]
         return Part(weight, tuple(entries))
 

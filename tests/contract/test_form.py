@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from script.browser import SCREEN, Page, browser, opened_form
+from script.browser import SCREEN, Page, browser, opened, opened_form
 from script.client import data_uri, with_file_names
+from script.cog_server import CogServer
 from script.compatibility import inputs
+from script.form_server import form_for
 from script.schema import COMMITTED, ROOT
 from tests.conftest import NOT_IN_A_BROWSER
+from tests.contract.pictures import DRAFT, draw
 
 FIELDS = inputs(json.loads(COMMITTED.read_text(encoding="utf-8")))
 SHOWN = {name: field for name, field in FIELDS.items() if not field.get("deprecated")}
@@ -23,12 +26,17 @@ BLOCK = "a sun\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64"
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """One browser for all tests. A machine that runs the whole suite for everybody must have one."""
+def in_a_browser() -> None:
+    """A machine that runs the whole suite for everybody must have one."""
     if browser() is None and os.environ.get("CI") == "true":
         pytest.fail("install chromium: the form must be tested in a browser")
     if browser() is None:
         pytest.skip(NOT_IN_A_BROWSER)
+
+
+@pytest.fixture(scope="module")
+def page(in_a_browser: None) -> Iterator[Page]:
+    """One browser for all tests of the form alone."""
     with opened_form() as page:
         yield page
 
@@ -140,3 +148,32 @@ def test_a_number_out_of_its_range_is_marked(form: Page) -> None:
     for value, valid in (("63", False), ("64", True), ("2049", False), ("64.5", False)):
         form.type("width", value)
         assert form.run("document.getElementById('width').checkValidity()") == valid, value
+
+
+@pytest.mark.parametrize(("kind", "element"), [("image/webp", "IMG"), ("video/mp4", "VIDEO")])
+def test_what_was_drawn_is_shown_and_can_be_saved(form: Page, kind: str, element: str) -> None:
+    """Like the server's event; what the page does with a real one is tested below."""
+    form.run(f"at('pictures').replaceChildren(); ON.output({{ chunk: 'data:{kind};base64,AAAA' }})")
+    shown = form.run("[...at('pictures').children].map(each => [each.download, each.firstChild.tagName])")
+    assert shown == [[f"picture-1.{kind.partition('/')[2]}", element]]
+
+
+DONE = "new Promise(done => {{ const look = () => at('draw').disabled ? setTimeout(look, 20) : done({0}); look(); }})"
+"""The value of an expression when the page has drawn."""
+
+
+def test_a_picture_is_drawn_by_clicking(in_a_browser: None, server: CogServer) -> None:
+    """The same as without the form. Then a request that cannot be drawn, whose reason the page shows."""
+    with form_for(server) as address, opened(address) as page:
+        for name, value in DRAFT.items():
+            fill(page, name, value)
+        page.type("prompt", "a red boat")
+        page.click("draw")
+        pictures = page.run(DONE.format("[...document.images].map(each => [each.src, each.naturalWidth])"))
+        told = page.run("at('told').textContent")
+        assert pictures == [[draw(server, DRAFT | {"prompt": "a red boat"})["output"][0], DRAFT["width"]]], told
+        assert told.endswith(f"Seed {DRAFT['seed']}. Click a picture to save it.")
+        page.type("prompt", "<lora:nothing:1>")
+        page.click("draw")
+        assert page.run(DONE.format("at('told').textContent")).startswith("prompt='<lora:nothing:1>': there is no LoRA")
+        assert page.run("document.images.length") == 0

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import pytest
 from safetensors.torch import load_file
 
-from pastel_tiny.forms import FORMS, compose
+from pastel_tiny.forms import FILES, FORMS, compose
 from script.cog_server import CogServer, reasons
-from script.schema import ROOT
 from tests.contract.pictures import DRAFT, HIRES, ask, draw, parameters, picture
 
 BOAT = DRAFT | {"prompt": "a boat", "negative_prompt": " ", "guidance_scale": 4}
@@ -15,12 +14,13 @@ BOAT = DRAFT | {"prompt": "a boat", "negative_prompt": " ", "guidance_scale": 4}
 
 @pytest.fixture(scope="module")
 def server(embedded_default: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
-    """It serves the embedded model and a form of SD 2, beside a file that is none."""
+    """It serves the embedded model, its form of SDXL and a refiner, beside a file that is none."""
     folder = tmp_path_factory.mktemp("models")
-    change = load_file(ROOT / "tests" / "data" / "forms" / "sd2.safetensors")
-    other = compose(change, folder / "second.safetensors", FORMS["sd2"])
+    files = {"sdxl": folder / "second.safetensors", "refiner": folder / "third.safetensors"}
+    for name, file in files.items():
+        compose(load_file(FILES / f"{name}.safetensors"), file, FORMS[name])
     (folder / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{ not a header ")
-    models = f"pastel-tiny, {other},{folder / 'broken.safetensors'}"
+    models = f"pastel-tiny, {files['sdxl']},{folder / 'broken.safetensors'},{files['refiner']}"
     with CogServer({"PASTEL_MODEL": models}, log=lambda line: None) as running:
         running.wait_until_ready()
         yield running
@@ -34,7 +34,7 @@ def title(text: str) -> str:
 
 def test_setup_tells_which_models_there_are(server: CogServer) -> None:
     logs = server.request("GET", "/health-check").body["setup"]["logs"]
-    assert "Models: pastel-tiny, second." in logs
+    assert "Models: pastel-tiny, second, third." in logs
     assert "The model broken cannot be used: " in logs
 
 
@@ -63,7 +63,10 @@ def test_defaults_are_the_models_own(server: CogServer) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"model": "secnd"}, ["model='secnd': is not one of this container's models. ", "are second, pastel-tiny."]),
+        (
+            {"model": "secnd"},
+            ["model='secnd': is not one of this container's models. ", "second, pastel-tiny, third."],
+        ),
         ({"model": "broken"}, ["model='broken': this model cannot be used here: ", "safetensors", "pastel-tiny"]),
         (
             {"generation_data": "Refiner: other"},
@@ -77,10 +80,16 @@ def test_a_model_that_is_not_here(server: CogServer, inputs: dict[str, str], wor
 
 
 def test_another_model_refines_and_draws_the_hires_pass(server: CogServer) -> None:
-    (second,) = draw(server, BOAT | {"model": "second"})["output"]
-    named = title(parameters(picture(second)))
-    asked = HIRES | {"prompt": "a boat", "num_inference_steps": 4, "hires_steps": 3, "hires_scale": 1}
-    data = f"Hires checkpoint: {named}, Refiner: second, Refiner switch at: 0.5, Hires refiner: first pass"
+    (third,) = draw(server, BOAT | {"model": "third"})["output"]
+    named = title(parameters(picture(third)))
+    asked = HIRES | {
+        "model": "second",
+        "prompt": "a boat",
+        "num_inference_steps": 4,
+        "hires_steps": 3,
+        "hires_scale": 1,
+    }
+    data = f"Hires checkpoint: {named}, Refiner: third, Refiner switch at: 0.5, Hires refiner: first pass"
     (plain,) = draw(server, asked)["output"]
     (drawn,) = draw(server, asked | {"generation_data": data})["output"]
     text = parameters(picture(drawn))

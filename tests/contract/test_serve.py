@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -34,6 +35,8 @@ def test_the_example_draws_a_picture_and_ctrl_c_lets_the_next_one_finish(
             assert line, "the server ended"
             shown += line
         assert shown.startswith(f"The server is ready at http://{HOST}:{port}.")
+        form = shown.split("Draw pictures in your browser:\n\n    ")[1].split("\n")[0]
+        assert b'id="draw"' in urlopen(form).read()
         example = shown[shown.index("curl ") : shown.index("\n\nThe inputs")]
         fewer = example.replace('"seed": 5', '"seed": 5, "num_inference_steps": 2')  # the time is the picture's
         assert fewer != example

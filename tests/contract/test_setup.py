@@ -13,32 +13,22 @@ from tests.contract.conftest import StartServer
 from tests.contract.pictures import DRAFT
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "words"),
-    [
-        ("COG_WEIGHTS", "broken.safetensors", ["broken.safetensors", "safetensors file"]),
-        (
-            "PASTEL_MODEL",
-            "pastel-mixx, /x/gone.safetensors",  # one alone: tests/unit/test_resolve.py
-            [
-                "None of the models can be used",
-                "PASTEL_MODEL=pastel-mixx: ",
-                "pastel-mix,",
-                "gone: PASTEL_MODEL=/x/gone",
-            ],
-        ),
-    ],
-)
-def test_a_model_that_cannot_be_had_fails_setup(
-    start_server: StartServer, tmp_path: Path, setting: str, value: str, words: list[str]
-) -> None:
-    (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{ not a header ")
-    value = str(tmp_path / value) if value == "broken.safetensors" else value
-    server = start_server({setting: value})
+def test_models_that_cannot_be_had_fail_setup(start_server: StartServer, tmp_path: Path) -> None:
+    """A misspelt name, a file that is not there and one that is none. One model alone: tests/unit/test_resolve.py."""
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x10\0\0\0\0\0\0\0{ not a header ")
+    server = start_server({"PASTEL_MODEL": f"pastel-mixx, /x/gone.safetensors, {broken}"})
     with pytest.raises(ServerError) as failed:
         server.wait_until_ready()
     said = str(failed.value)
     assert said.count("\n") == 0
+    words = [
+        "None of the models can be used",
+        "PASTEL_MODEL=pastel-mixx: ",
+        "pastel-mix,",
+        "gone: PASTEL_MODEL=/x/gone",
+    ]
+    words += [f"{broken}", "safetensors file"]
     assert [word for word in words if word not in said] == [], said
     assert server.status() == "SETUP_FAILED"
     assert server.predict(DRAFT).status == 503

@@ -3,17 +3,21 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import in_folders
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings, NoiseSettings
+from pipelines.ask.request import GenerationRequest, HiresSettings, NoiseSettings, RefinerSettings
 from pipelines.drawing.compiling import compile_model
-from pipelines.drawing.phases import BASE, REFINE, Finished, PassResult, Picture, render
+from pipelines.drawing.phases import BASE, REFINE, Beside, Finished, PassResult, Picture, render
+from pipelines.families.sdxl import REFINER, SDXL
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.models.roster import Member, Roster
@@ -22,6 +26,8 @@ from pipelines.runtime.graphs import GraphedUNet
 from pipelines.runtime.worker import Worker
 from pipelines.sampling.noise import Noise
 from script.schema import ROOT
+from tests.sdxl import networks as sdxl_networks
+from tests.sdxl import single_file
 from weights_script.resolve import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="they need an NVIDIA GPU, and torch sees none")
@@ -100,6 +106,31 @@ def test_a_model_leaves_the_device_and_draws_the_same_picture_again(fast: Model)
     for _ in range(3):  # run, recorded, replayed
         assert decibels(picture(fast, REQUEST), expected) > 60
     assert counters["stats"]["unique_graphs"] == made
+
+
+def test_base_and_refiner_take_turns_and_draw_the_same_picture(tmp_path: Path) -> None:
+    """Most bytes of these small models are their texts' tables, which are not on the device while UNets draw."""
+    files = {family.name: tmp_path / f"{family.name}.safetensors" for family in (SDXL, REFINER)}
+    for family in (SDXL, REFINER):
+        single_file(files[family.name], sdxl_networks(family.name), family)
+    before = torch.cuda.memory_allocated()
+    base, refiner = (load(ModelFiles(name=name, checkpoint=path, vae=None)) for name, path in files.items())
+    members = {"base": Member(model=base, settings={}), "fine": Member(model=refiner, settings={})}
+    roster, asked = Roster(members, {}), replace(REQUEST, refiner=RefinerSettings(name="fine", switch_at=0.5))
+    plan = make_plan(asked)
+
+    def drawn() -> np.ndarray:
+        events = render(base, asked, plan, beside=Beside(others={"fine": refiner}))
+        return next(event.pixels.astype(float) for event in events if isinstance(event, Picture))
+
+    roster.use([base, refiner], plan)
+    expected, resident = drawn(), torch.cuda.memory_allocated() - before
+    weights = sum(each.size for model in (base, refiner) for each in model.components.all)
+    with mock.patch("pipelines.models.roster.room_left", return_value=-weights // 10):
+        roster.use([base, refiner], plan)
+    assert decibels(drawn(), expected) > 60
+    texts = sum(model.components.texts.size for model in (base, refiner))
+    assert torch.cuda.memory_allocated() - before <= resident - 0.9 * texts
 
 
 def test_memory_is_what_was_computed() -> None:

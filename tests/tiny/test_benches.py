@@ -2,6 +2,7 @@
 
 import argparse
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from bench import flops
 from bench.composition import composition
 from bench.full_size import meta_networks
 from bench.peers import fused
+from pipelines.ask.identity import ModelFiles
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.phases import Picture, render
+from pipelines.models.loader import load
 from pipelines.models.model import Model
+from tests.sdxl import networks as sdxl_networks
+from tests.sdxl import single_file
 
-REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=3)
+REQUEST = GenerationRequest(prompt="a pink sun", width=64, height=64, seed=1, num_inference_steps=2)
 
 
 def run(name: str, *options: str) -> Any:
@@ -32,6 +37,7 @@ def run(name: str, *options: str) -> Any:
     [
         ("overhead", ("--size", "8", "--rounds", "2"), 1),
         ("step", ("--embedded", "--sizes", "64", "128", "--rounds", "1"), 2),
+        ("peer_sdcpp", ("--model", "embedded", "--size", "64", "--steps", "2", "--rounds", "1"), 1),
         ("e2e", ("--size", "64", "--steps", "1", "--rounds", "1", "--outputs", "2"), 2),
     ],
 )
@@ -65,8 +71,12 @@ def test_a_picture_of_full_size_costs_what_was_published() -> None:
     assert step.attention / step.total == pytest.approx(0.16, abs=0.01)
 
 
-def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model) -> None:
-    calls: list[int] = []
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model, tmp_path: Path, family: str) -> None:
+    calls, programs = list[int](), [(fused, 2 + 2), (composition, 2 + 20 + 2)]
+    if family == "sdxl":
+        path = single_file(tmp_path / "small.safetensors", sdxl_networks())
+        networks, programs = load(ModelFiles(name="small", checkpoint=path, vae=None)), programs[:1]
 
     def count(*_: Any) -> None:
         calls.append(1)
@@ -76,8 +86,8 @@ def test_the_peers_draw_pictures_of_our_size_in_as_many_steps(networks: Model) -
     )
     try:
         (ours,) = (event for event in render(networks, REQUEST, make_plan(REQUEST)) if isinstance(event, Picture))
-        assert len(calls) == 3 + 3
-        for program, expected in ((fused, 3 + 3), (composition, 3 + 20 + 3)):
+        assert len(calls) == 2 + 2
+        for program, expected in programs:
             calls.clear()
             (picture,) = program(networks, REQUEST)()
             assert np.asarray(picture).shape == ours.pixels.shape

@@ -1,4 +1,4 @@
-"""Small models of Stable Diffusion 2.x, depth and unCLIP, trained from the embedded one, do what the families are for.
+"""Small models of other families, trained from the embedded one, do what the families are for.
 
 Each measure stands beside a control that must fail. The judge saw drawn scenes only (`pastel_tiny/judge.py`).
 """
@@ -6,15 +6,23 @@ Each measure stands beside a control that must fail. The judge saw drawn scenes 
 import numpy as np
 import pytest
 
-from pastel_tiny.forms import FORMS
+from pastel_tiny.forms import FILES, FORMS
 from pastel_tiny.judge import Judge, load_judge
-from pastel_tiny.measure import accuracy, drawn, share
-from pastel_tiny.measure_forms import HEART, SHORT, kept, loaded, overlaps, sources, variations, with_subjects
+from pastel_tiny.measure import accuracy, detail, drawn, share
+from pastel_tiny.measure_forms import (
+    HEART,
+    SHORT,
+    kept,
+    loaded,
+    overlaps,
+    relayed,
+    sources,
+    variations,
+    with_subjects,
+)
 from pipelines.families.prediction import VPrediction
 from pipelines.models.model import Model
 from script.schema import ROOT
-
-FILES = ROOT / "tests" / "data" / "forms"
 
 pytestmark = pytest.mark.xdist_group("forms")  # whose checkpoints are composed once
 
@@ -37,9 +45,9 @@ def test_families_are_detected(models: dict[str, Model]) -> None:
 
 
 def test_files_are_small() -> None:
-    files = list(FILES.iterdir())
-    assert {file.stem for file in files} == set(FORMS)
-    assert sum(file.stat().st_size for file in files) < 8_000_000
+    sizes = {file.stem: file.stat().st_size for file in FILES.iterdir()}
+    assert sizes.keys() == FORMS.keys()
+    assert max(sizes.values()) < 3_400_000
 
 
 def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
@@ -51,6 +59,19 @@ def test_prompts_are_followed(models: dict[str, Model], judge: Judge) -> None:
     for name in ("sky", "ground_colour", "subject"):
         assert found[name] >= 0.5, name
         assert others[name] < found[name] - 0.3, name
+
+
+def test_sdxl_follows_prompts_and_its_refiner_adds_detail(models: dict[str, Model], judge: Judge) -> None:
+    """The prompts are as above. tests/tiny/test_sdxl.py shows that a refiner of the base's own weights adds nothing."""
+    asked, base, refiner = with_subjects(4), models["sdxl"], models["refiner"]
+    alone = relayed(base, None, asked)
+    found, others = accuracy(judge, alone, asked), accuracy(judge, alone, [*asked[1:], asked[0]])
+    for name in ("sky", "subject"):
+        assert found[name] >= 0.75, name
+        assert others[name] < found[name] - 0.4, name
+    refined = relayed(base, refiner, asked[:2])
+    assert detail(refined) > 1.1 * detail(alone[:2])
+    assert accuracy(judge, refined, asked[:2])["subject"] == 1
 
 
 def test_subjects_stand_where_the_depth_map_has_them(models: dict[str, Model]) -> None:

@@ -1,25 +1,34 @@
 """Several models in one process: picked, together in a picture, and off the device while another one draws."""
 
 import gc
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import BOTH_PASSES, GenerationRequest, HiresSettings, RefinerSettings
 from pipelines.drawing.cast import cast_of, picked
+from pipelines.drawing.phases import Beside, Picture, render
 from pipelines.errors import InvalidInput, ModelError, OutOfMemory
+from pipelines.families.sdxl import REFINER
 from pipelines.infotext.asked import read_data, settle
 from pipelines.infotext.other_models import with_models
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.runtime.device import Device
+from pipelines.runtime.offloading import Weights
 from tests import adapters
+from tests.alike import alike
 from tests.sdxl import networks as sdxl_networks
 from tests.sdxl import single_file
 
@@ -102,6 +111,9 @@ def test_one_broken_model_of_several_does_not_stop_the_others(caplog: pytest.Log
         made({"a": fail})
     with pytest.raises(ModelError, match=r"^None of the models can be used\. a: x\.safetensors: no\.; b: x"):
         made({"a": fail, "b": fail})
+    with pytest.raises(ModelError, match=r"^None of the models can be used\. c: no such file; a: x"):
+        made({"a": fail}, {"c": "no such file"})
+    assert made({"b": lambda: 2}, {"c": "no such file"}) == ({"b": 2}, {"c": "no such file"})
 
 
 # --- memory
@@ -142,11 +154,10 @@ def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
     path = single_file(tmp_path / "some.safetensors", sdxl_networks())
     small = load(ModelFiles(name="some", checkpoint=path, vae=None))
     model = replace(small, device=Device(torch.device("cuda"), torch.float16))
-    vars(model)["weights"] = small.weights
     roster = Roster({"some": Member(model=model, settings=OWN)}, {})
     before = dict(parameters(model))
     places = {name: each.data_ptr() for name, each in before.items()}
-    with mock.patch.object(model.unet, "forget") as forget:
+    with mock.patch.object(model.components.unet, "leaving") as forget:
         put_away(model)
         put_away(model)
     assert forget.call_count == 1, "graphs are void"
@@ -160,8 +171,83 @@ def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
     full = mock.patch.object(torch.Tensor, "to", side_effect=RuntimeError("out of memory"))
     with full, pytest.raises(OutOfMemory, match=r"^No memory left on the device for some\. Draw with fewer"):
         roster.use([model])
-    assert model.weights.left
+    assert all(each.left for each in model.components.all)
     assert {name: each.data_ptr() for name, each in parameters(model)} == places
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = single_file(tmp_path_factory.mktemp("refiner") / "r.safetensors", sdxl_networks(REFINER.name), REFINER)
+    return load(ModelFiles(name="refiner", checkpoint=path, vae=None))
+
+
+def short_of(room: int) -> Any:
+    return mock.patch("pipelines.models.roster.room_left", return_value=room)
+
+
+def test_base_and_refiner_take_turns_where_both_do_not_fit(
+    sdxl: Model, refiner: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever runs is there, and nothing else but its kind. The picture stays the same."""
+    roster = Roster({"big": Member(model=sdxl, settings=OWN), "fine": Member(model=refiner, settings=OWN)}, {})
+    asked = GenerationRequest(
+        prompt="a sun",
+        width=64,
+        height=64,
+        seed=3,
+        num_inference_steps=2,
+        hires=HiresSettings(steps=2, upscaler="Lanczos"),
+        refiner=RefinerSettings(name="fine", switch_at=0.5, passes=BOTH_PASSES),
+    )
+    plan, both = make_plan(asked), (sdxl, refiner)
+    parts = [each.components for each in both]
+    kinds = [[each.texts for each in parts], [each.pictures for each in parts], *([each.unet] for each in parts)]
+    seen: list[int] = []
+
+    def check(kind: int, weights: Weights) -> None:
+        assert weights.there
+        assert all(each.left for number, other in enumerate(kinds) if number != kind for each in other)
+        seen.append(kind)
+
+    def picture() -> np.ndarray:
+        events = render(sdxl, asked, plan, beside=Beside(others={"fine": refiner}))
+        return next(event.pixels for event in events if isinstance(event, Picture))
+
+    expected = picture()
+    weights = sum(each.size for part in parts for each in part.all)
+    with caplog.at_level("INFO"), short_of(-weights // 10):
+        roster.use(both, plan)
+    assert re.search(r"big and fine need .* at once, .* in turns, and .* are free: text encoders, each", caplog.text)
+    for number, model in enumerate(both):
+        own = model.components
+        for kind, held, networks in (
+            (0, own.texts, [tower.network for tower in model.text.towers]),
+            (1, own.pictures, [model.vae.network.encoder, model.vae.network.decoder]),
+            (2 + number, own.unet, [model.unet.network]),
+        ):
+            for network in networks:
+                network.hook = network.register_forward_pre_hook(lambda *_, k=kind, h=held: check(k, h))
+    try:
+        assert alike(picture(), expected)
+    finally:
+        for model in both:
+            towers = [tower.network for tower in model.text.towers]
+            for network in (*towers, model.vae.network.encoder, model.vae.network.decoder, model.unet.network):
+                network.hook.remove()
+    turns = [kind for kind, _ in itertools.groupby(seen)]
+    assert turns == [0, 2, 3, 1, 3, 1], "each is brought once for a phase; the hires pass begins with the refiner"
+    roster.use(both, plan)
+    assert all(each.there for part in parts for each in part.all), "on a device that has room they stay"
+
+
+def test_what_does_not_fit_even_in_turns_is_refused_before_work(roster: Roster, sdxl: Model) -> None:
+    plan = make_plan(GenerationRequest(prompt="", width=64, height=64, seed=1, hires=None))
+    held = sum(each.size for each in sdxl.components.all)
+    told = r"^No memory for 1 x 64x64.*: big need .* in turns, but the device has 0\.0 GB for them\. "
+    with short_of(sdxl.components.unet.size - held), pytest.raises(OutOfMemory, match=told + r"Use a larger GPU\."):
+        roster.use([sdxl], plan)
+    with short_of(sdxl.components.unet.size - held + 1), pytest.raises(OutOfMemory, match=told + "width=64 and"):
+        roster.use([sdxl], plan)
 
 
 def parameters(model: Model) -> list[tuple[str, torch.nn.Parameter]]:

@@ -248,6 +248,16 @@ def test_loras_are_not_applied_to_a_refiner_but_stay_in_the_model(base: Model, r
     assert all(torch.equal(each, plain[name]) for name, each in refiner.unet.network.state_dict().items())
 
 
+def test_loras_act_on_a_refiner_of_the_same_family(base: Model, tmp_path: Path) -> None:
+    """As in WebUI, where any model can be the refiner: one of the same weights changes nothing."""
+    twin = model_of(single_file(tmp_path / "twin.safetensors", networks()), "twin")
+    layers = {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q": 64}
+    tagged = {"prompt": "a sun <lora:one:0.1>", "extras": Extras(loras={"one": _lora(tmp_path / "one.st", layers)})}
+    refined = latents(base, request(**tagged, refiner=RefinerSettings(name="twin", switch_at=0.5)), twin=twin)
+    assert torch.equal(refined, latents(base, request(**tagged)))
+    assert not torch.equal(refined, latents(base, request(prompt="a sun")))
+
+
 def _lora(path: Path, layers: Mapping[str, int]) -> ExtraFile:
     tensors = {}
     for layer, width in layers.items():

@@ -1,12 +1,13 @@
 """script/predict turns its arguments into the inputs that it sends."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pipelines.infotext.asked import read_data
-from script.client import Failure, Json, read_inputs
+from script.client import Failure, Json, guide, read_inputs
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED
 
@@ -67,3 +68,13 @@ def test_names_stand_beside_what_generation_data_says(lora: Path, said: str, fil
     before = read_data(said)
     assert made.values == {**before.values, "file_names": "my lora, my lora"}
     assert (made.whole, made.wildcards) == (before.whole, before.wildcards)
+
+
+def test_a_newcomer_is_told_what_happens_where_and_what_to_try() -> None:
+    told = guide(Path("outputs"))
+    assert "The picture will be in the folder outputs." in told
+    examples = [shlex.split(line, comments=True) for line in told.splitlines() if line.startswith("    script/")]
+    assert len(examples) == 3
+    for command, *words in examples:
+        assert (COMMITTED.parents[1] / command).exists()
+        assert words[:1] != ["-i"] or read(words[1])

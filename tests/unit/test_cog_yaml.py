@@ -42,6 +42,7 @@ def test_container_has_what_the_project_needs() -> None:
     assert build["gpu"] is True
     assert all(isinstance(build[key], str) for key in ("cuda", "python_version", "sdk_version")), "quote versions"
     assert CONFIG["predict"] == "predict.py:Predictor"
+    assert CONFIG["train"] == "train.py:train"
 
 
 def test_the_run_command_replaces_what_cog_installs_and_adds_the_upscalers_by_hash() -> None:
@@ -64,8 +65,9 @@ def test_the_run_command_replaces_what_cog_installs_and_adds_the_upscalers_by_ha
 
 def test_files_that_are_referred_to_exist() -> None:
     assert (ROOT / CONFIG["build"]["python_requirements"]).is_file()
-    path, _, name = CONFIG["predict"].partition(":")
-    assert re.search(rf"^class {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    for key, kind in (("predict", "class"), ("train", "def")):
+        path, _, name = CONFIG[key].partition(":")
+        assert re.search(rf"^{kind} {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("variable", CONFIG["environment"])

@@ -34,9 +34,12 @@ def in_the_image(path: str) -> bool:
 
 @pytest.mark.parametrize(
     "path",
-    ["predict.py", "pipelines/__init__.py", "weights_script/manifest.toml", ".cog/openapi_schema.json", "LICENSE"],
+    [
+        *("predict.py", "train.py", "pipelines/__init__.py", "weights_script/manifest.toml"),
+        *(".cog/openapi_schema.json", "LICENSE"),
+    ],
 )
-def test_the_image_holds_what_a_prediction_needs(path: str) -> None:
+def test_the_image_holds_what_predictions_and_trainings_need(path: str) -> None:
     assert (ROOT / path).exists()
     assert in_the_image(path)
 

@@ -1,0 +1,1 @@
+"""Training: a few pictures -> a LoRA, an embedding or a checkpoint that knows what they show."""

@@ -1,0 +1,169 @@
+"""What is trained: layers of a LoRA, vectors of an embedding, or whole networks, behind one module.
+
+peft makes the layers of a LoRA. A multi-GPU run wraps this one module, so everything that is trained is below it.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.ask.networks import ExtraFile
+from pipelines.families.layouts import unet_layout
+from pipelines.models.build import text_model
+from pipelines.models.embeddings import EmbeddingTable
+from pipelines.models.model import Model
+from pipelines.models.text import EncoderTower
+from pipelines.runtime.unet_call import Condition
+from pipelines.training.settings import DREAMBOOTH, INVERSION, LAYERS, LORA, Course
+
+for _name in ("accelerate", "peft"):  # hidden from diffusers at start-up: pipelines/__init__.py
+    if sys.modules.get(_name, ...) is None:
+        del sys.modules[_name]
+
+from peft import LoraConfig, inject_adapter_in_model  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
+
+ADAPTER = "trained"
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Layers of text encoders that a LoRA changes. WebUI leaves out OpenCLIP's attentions unless all four are there."""
+
+
+class TrainedTable(EmbeddingTable):
+    """The words of a text encoder, one of which stands for vectors that are being trained."""
+
+    def __init__(self, token: str, vectors: Tensor, tower: EncoderTower) -> None:
+        """Let `token` stand for the vectors (n, width)."""
+        self._trained = vectors
+        super().__init__({token: ExtraFile(Path(), 0, 0)}, tower.tokenize, tower.width)
+
+    def _read(self, name: str) -> Sequence[Tensor]:
+        return list(self._trained)
+
+    def hashes(self, tokens: Sequence[int]) -> dict[str, str]:
+        """Return nothing: the vectors are in no file yet."""
+        return {}
+
+
+class Learner(nn.Module):
+    """A model in training. Calling it predicts noise or v for a batch."""
+
+    def __init__(self, model: Model, course: Course) -> None:
+        """Prepare the model's networks, in place. Everything that is not trained is frozen."""
+        super().__init__()
+        self._model, self._course = model, course
+        self.unet = model.unet.network
+        self.texts = nn.ModuleList([tower.network for tower in model.text.towers])
+        self.vectors = nn.ParameterList()
+        for network in (self.unet, model.vae.network, *self.texts):
+            network.requires_grad_(False)
+        {LORA: self._add_lora, INVERSION: self._add_vectors, DREAMBOOTH: self._free}[course.task]()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions are encoded anew for each batch, because something in the text encoders is trained."""
+        return bool(self._course.task == INVERSION or self._course.text_learning_rate)
+
+    def groups(self) -> list[dict[str, object]]:
+        """Return the trained parameters and their learning rates, as torch's optimizers take them."""
+        unet = [each for each in self.unet.parameters() if each.requires_grad]
+        text = [each for each in self.texts.parameters() if each.requires_grad]
+        course = self._course
+        groups = (
+            (unet, course.learning_rate),
+            (text, course.text_learning_rate),
+            (list(self.vectors), course.learning_rate),
+        )
+        return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name."""
+        return {name: each for name, each in self.named_parameters() if each.requires_grad}
+
+    def forward(
+        self, latents: Tensor, times: Tensor, captions: Sequence[str], encoded: Condition | None, sizes: Tensor | None
+    ) -> Tensor:
+        """Predict noise or v (B, 4, h, w) for noisy latents.
+
+        `encoded` are the encoded captions; None: encode them now. `sizes` (B, k) follow the pooled text, in families
+        that are told about a picture's size.
+        """
+        condition = self.encode(captions) if encoded is None else encoded
+        options = {}
+        if condition.vector is not None:
+            vector = condition.vector if sizes is None else torch.cat([condition.vector, sizes], 1)
+            options["class_labels"] = vector
+        predicted: Tensor = self.unet(
+            latents, times, encoder_hidden_states=condition.tokens, return_dict=False, **options
+        )[0]
+        return predicted
+
+    def encode(self, captions: Sequence[str]) -> Condition:
+        """Encode captions as plain text, without WebUI's syntax: a row for each."""
+        tables = [
+            TrainedTable(self._course.token, vectors, tower)
+            for vectors, tower in zip(self.vectors, self._model.text.towers, strict=False)
+        ]
+        text = self._model.text
+        return Condition.cat(text.encode(captions, self._course.clip_skip, "None", "caption", tables).conditions)
+
+    def lora(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield the layers of a LoRA: Kohya's name, down and up."""
+        model, sdxl = self._model, len(self.texts) > 1
+        to_ldm = unet_layout(self.unet.config.down_block_types).to_ldm
+        for name, layer in _layers(self.unet):
+            # Kohya's scripts keep the names of the program that a family came from: diffusers', or SDXL's own.
+            yield f"lora_unet_{_flat(to_ldm(name) if sdxl else name)}", *_sides(layer)
+        for tower in model.text.towers:
+            for name, layer in _layers(tower.model):
+                yield f"{tower.spec.lora_prefixes[0]}{_flat(name)}", *_sides(layer)
+
+    def _add_lora(self) -> None:
+        course = self._course
+        if course.learning_rate:
+            self._inject(self.unet, LAYERS[course.layers], course.random("lora"))
+        if course.text_learning_rate:
+            for number, network in enumerate(self.texts):
+                self._inject(text_model(network), TEXT_LAYERS, course.random("lora", number))
+
+    def _inject(self, network: nn.Module, layers: Sequence[str], seed: int) -> None:
+        config = LoraConfig(
+            r=self._course.rank,
+            lora_alpha=self._course.alpha,
+            init_lora_weights="gaussian",
+            target_modules=[name for name, _ in network.named_modules() if name.endswith(tuple(layers))],
+        )
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, network, ADAPTER)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def _add_vectors(self) -> None:
+        """Start an embedding from the mean vector of what it is in general, or else of its own letters."""
+        for tower in self._model.text.towers:
+            tokens = tower.tokenize(" ".join(self._course.class_prompts) or self._course.token)
+            words = tower.model.get_input_embeddings().weight.detach()[tokens].float().mean(0)
+            self.vectors.append(nn.Parameter(words.repeat(self._course.rank, 1)))
+
+    def _free(self) -> None:
+        """Train whole networks."""
+        self.unet.requires_grad_(bool(self._course.learning_rate))
+        self.texts.requires_grad_(bool(self._course.text_learning_rate))
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _sides(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    return layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,396 @@
+"""One training from an archive of pictures to an archive of results, as a generator of events.
+
+accelerate runs the loop: mixed precision, accumulation, one or several GPUs. All chance follows from the seed and the
+step, so that a training that goes on after a break meets the same noise and the same order of pictures.
+"""
+
+import math
+import secrets
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipelines import __version__
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, name_of_upload
+from pipelines.errors import InvalidInput
+from pipelines.files.archives import Limits, unpack
+from pipelines.models.loader import family_at, load
+from pipelines.models.model import Model
+from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.unet_call import Condition
+from pipelines.runtime.worker import stop_if_asked
+from pipelines.training import result, state
+from pipelines.training.batches import Batch, Batches, Encoded, encode
+from pipelines.training.learner import Learner
+from pipelines.training.loss import Loss
+from pipelines.training.pictures import Example, Examples, captioned, read_examples
+from pipelines.training.previews import drawn, requests
+from pipelines.training.saving import metadata_of, save
+from pipelines.training.settings import DREAMBOOTH, INVERSION, Course, Wishes, check_same, course_for
+
+from accelerate import Accelerator  # isort: skip  # after the learner, which reveals it
+from accelerate.state import AcceleratorState  # isort: skip
+from diffusers.optimization import get_scheduler  # isort: skip
+
+RESUMED = Limits(entries=10_000, file=64_000_000_000, total=80_000_000_000)
+"""Limits for an earlier result."""
+GRADIENT_MAX = 1.0
+"""Longer gradients are cut to this length, as in the recipes."""
+CAPABLE_OF_BF16 = (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a training needs."""
+
+    pictures: Path
+    """The archive of pictures."""
+    wishes: Wishes
+    base: str
+    """What the result calls its base model: an entry of the manifest, or a file's name."""
+    files: ModelFiles
+    settings: Mapping[str, Any]
+    """The base model's own settings for requests, over those of its family."""
+    folder: Path
+    """Where results go."""
+    resume: Path | None = None
+    """An earlier result to go on from."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The pictures were looked at. What is said about them, for the log."""
+
+    report: str
+    course: Course
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step is done. `number` counts from 1."""
+
+    number: int
+    total: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A result was written, which a later training can go on from."""
+
+    archive: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The training is over. `stopped` says why it ended early, and is empty otherwise."""
+
+    archive: Path
+    stopped: str
+
+
+Event = Looked | Stepped | Saved | Finished
+
+
+class _NotFinite(Exception):
+    """The loss or the gradient of a batch is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class _Before:
+    """An earlier result."""
+
+    told: dict[str, Any]
+    progress: state.Progress
+    state: Path
+
+
+def train(job: Job) -> Generator[Event]:
+    """Train, and yield what happens. The last event is `Finished`.
+
+    Raises InvalidInput for bad input, before any network is loaded where that is possible, and NothingTrained if the
+    first loss is not finite. If the generator is closed early, the last saved result stays in the job's folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="pastel-training-", ignore_cleanup_errors=True) as scratch:
+        work = Path(scratch)
+        before = _before(job.resume, work / "before") if job.resume else None
+        wishes = _with_seed(job.wishes, before)
+        family = family_at(job.files)
+        course = course_for(wishes, family, {**family.settings, **family.v_settings, **job.settings})
+        if before:
+            _check_goes_on(before, course)
+        examples = _examples(job, course, work)
+        accelerator = _accelerator(course)
+        try:
+            model = load(job.files, Device(accelerator.device, torch.float32))
+            own = {**model.settings, **job.settings}
+            resolution, course = course.resolution, course_for(wishes, family, own)
+            if course.resolution != resolution:  # SD 2 has two own sizes, and which one only its UNet tells
+                examples = _examples(job, course, work)
+            yield Looked(examples.report(), course)
+            training = _Training(job, course, model, own, accelerator)
+            training.prepare(examples, work)
+            if before:
+                training.resume(before)
+            yield from training.run()
+        finally:
+            AcceleratorState._reset_state(True)
+
+
+def _with_seed(wishes: Wishes, before: _Before | None) -> Wishes:
+    """Return the wishes with a seed: the given one, that of the training to resume, or a random one."""
+    if wishes.seed is not None and wishes.seed >= 0:
+        return wishes
+    known = before.told["settings"].get("seed") if before else None
+    return replace(wishes, seed=known if isinstance(known, int) else secrets.randbits(32))
+
+
+def _examples(job: Job, course: Course, work: Path) -> Examples:
+    folder = Path(tempfile.mkdtemp(dir=work))
+    return read_examples(job.pictures, course.resolution, folder)
+
+
+def _before(archive: Path, folder: Path) -> _Before:
+    """Read an earlier result. Raises InvalidInput if it is none."""
+    folder.mkdir()
+    try:
+        wanted = (result.SETTINGS, result.STATE)
+        files = unpack(archive, folder, RESUMED, wanted.__contains__).files
+        told, path = state.read_settings(files[result.SETTINGS]), files[result.STATE]
+        if not isinstance(told.get("settings"), dict):
+            raise ValueError(f"{result.SETTINGS} has no settings")
+    except (OSError, ValueError, KeyError) as error:
+        rule, fix = f"is no result of a training ({error})", "Send the archive that a training returned."
+        raise InvalidInput(state.FIELD, name_of_upload(archive.name), rule, fix) from error
+    return _Before(told, state.progress_of(told), path)
+
+
+def _check_goes_on(before: _Before, course: Course) -> None:
+    """Raise InvalidInput if a training cannot go on from an earlier one."""
+    check_same(course, before.told["settings"])
+    if before.progress.step >= course.steps:
+        rule = f"the training to resume has {before.progress.step} steps already"
+        raise InvalidInput("steps", course.steps, rule, "Ask for more: steps counts those before as well.")
+
+
+def _accelerator(course: Course) -> Accelerator:
+    device = best_device().place
+    precision = course.precision
+    if precision == "automatic":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability() >= CAPABLE_OF_BF16
+        precision = "bf16" if fast else "fp16" if device.type == "cuda" else "no"
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=course.gradient_accumulation,
+        cpu=device.type == "cpu",
+    )
+
+
+class _Training:
+    """The parts of one training, and how far it is."""
+
+    def __init__(
+        self, job: Job, course: Course, model: Model, own: Mapping[str, Any], accelerator: Accelerator
+    ) -> None:
+        self._job, self._course, self._model, self._own = job, course, model, own
+        self._accelerator = accelerator
+        self._losses: list[float] = []
+        self._folder = job.folder / "result"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._loss = Loss(model.noise, model.prediction, course.min_snr_gamma, course.noise_offset)
+        self._previews = requests("preview_prompts", course.preview_prompts, course, own)
+        prompts = tuple(islice(cycle(course.class_prompts), course.class_images))
+        self._class_pictures = requests("class_prompt", prompts, course, own)
+
+    @property
+    def _archive(self) -> Path:
+        return self._job.folder / f"{self._course.name}.tar"
+
+    def prepare(self, examples: Examples, work: Path) -> None:
+        """Encode the pictures, make what is trained, and write what is known of the result already."""
+        course, model = self._course, self._model
+        captions = [captioned(each, course.caption_prefix, course.token) for each in examples.pictures]
+        pairs = list(zip(examples.pictures, captions, strict=True))
+        self._batches = Batches(list(encode(model.vae, model.family, pairs)), course.batch_size, course.random("order"))
+        self._class = self._class_batches(work)
+        self._metadata = metadata_of(course, model, captions, [each.size for each in examples.pictures])
+        if self._accelerator.is_main_process:
+            result.write_captions(self._folder, ((each.name, caption) for each, caption in pairs))
+            (self._folder / result.REPORT).write_text(examples.report(), "utf-8")
+        self._halve()
+        self._learner = Learner(model, course)
+        if course.gradient_checkpointing or (course.gradient_checkpointing is None and model.device.queues):
+            self._learner.unet.enable_gradient_checkpointing()
+            self._learner.train()
+        self._encoded = self._encode_captions([*captions, *course.class_prompts] if self._class else captions)
+        optimizer = torch.optim.AdamW(self._learner.groups(), weight_decay=1e-2)
+        self._plain_optimizer = optimizer
+        self._wrapped, self._optimizer = self._accelerator.prepare(self._learner, optimizer)
+
+    def _halve(self) -> None:
+        """Store networks that are not trained in half precision, where the training computes in it."""
+        precision = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self._accelerator.mixed_precision)
+        if precision is None:
+            return
+        whole = self._course.task == DREAMBOOTH
+        if not whole:
+            nn.Module.to(self._model.unet.network, precision)
+        if not (whole and self._course.text_learning_rate):
+            for tower in self._model.text.towers:
+                nn.Module.to(tower.network, precision)
+
+    def _class_batches(self, work: Path) -> Batches | None:
+        """Draw pictures of the class with the untrained model, for prior preservation; None if none are asked for."""
+        course, model = self._course, self._model
+        encoded: list[Encoded] = []
+        for number, (prompt, pixels) in enumerate(drawn(model, self._class_pictures)):
+            file, size = work / f"class-{number}.npy", (course.resolution, course.resolution)
+            np.save(file, pixels)
+            example = Example(name=f"class {number}", caption="", file=file, original=size, size=size, corner=(0, 0))
+            encoded += encode(model.vae, model.family, [(example, prompt)])
+        return Batches(encoded, course.batch_size, course.random("class order")) if encoded else None
+
+    def _encode_captions(self, captions: Sequence[str]) -> dict[str, Condition]:
+        """Encode every caption once, if the text encoders stay as they are."""
+        if self._learner.reads_text:
+            return {}
+        with torch.no_grad(), self._accelerator.autocast():
+            return {text: self._learner.encode([text]) for text in dict.fromkeys(captions)}
+
+    def resume(self, before: _Before) -> None:
+        """Go on where an earlier training stopped."""
+        known, now = before.told.get("base_sha256", ""), self._model.identity.sha256
+        if known != now:
+            rule = f"its base model is {before.told.get('base', 'another')}, which has other weights"
+            raise InvalidInput("model", self._job.base, rule, "Name the model of the training to resume.")
+        state.read_state(before.state, self._learner.trained(), self._plain_optimizer)
+        if self._accelerator.scaler and before.progress.scaler:
+            self._accelerator.scaler.load_state_dict(before.progress.scaler)
+        self._losses = list(before.progress.losses)
+
+    def run(self) -> Generator[Event]:
+        """Take the steps that are left."""
+        course, stopped, done = self._course, "", len(self._losses)
+        schedule = get_scheduler(
+            course.schedule,
+            self._plain_optimizer,
+            num_warmup_steps=course.warmup_steps,
+            num_training_steps=course.steps,
+            last_epoch=done - 1,
+        )
+        for step in range(done, course.steps):
+            try:
+                loss = self._step(step)
+                schedule.step()
+            except _NotFinite:
+                stopped = f"the loss of step {step + 1} was not finite; the result is that of step {step}"
+                break
+            self._losses.append(loss)
+            yield Stepped(step + 1, course.steps, loss)
+            if (step + 1) % course.save_every == 0 and step + 1 < course.steps:
+                yield Saved(self._save(), step + 1)
+        if not self._losses:
+            raise result.NothingTrained(
+                "The first loss was not finite, so nothing was trained. Lower learning_rate. If that does not help, "
+                "the model overflows in this precision."
+            )
+        yield Finished(self._save(stopped), stopped)
+
+    def _step(self, step: int) -> float:
+        """Take one step and return its mean loss. Raises _NotFinite, with the weights as they were."""
+        accelerator, course = self._accelerator, self._course
+        total = 0.0
+        for part in range(course.gradient_accumulation):
+            stop_if_asked()
+            number = (step * course.gradient_accumulation + part) * accelerator.num_processes
+            with accelerator.accumulate(self._wrapped):
+                loss = self._loss_of(number + accelerator.process_index)
+                total += self._finite(accelerator.reduce(loss.detach(), "mean"))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    length = accelerator.clip_grad_norm_(list(self._learner.trained().values()), GRADIENT_MAX)
+                    if accelerator.scaler is None:  # else it skips such steps, and lowers its scale
+                        self._finite(length)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+        return total / course.gradient_accumulation
+
+    def _finite(self, value: Tensor) -> float:
+        number = float(value)
+        if not math.isfinite(number):
+            self._optimizer.zero_grad()
+            raise _NotFinite
+        return number
+
+    def _loss_of(self, number: int) -> Tensor:
+        """Return the loss of a batch by its number, and of one of the class beside it."""
+        loss = self._error(self._batches[number], number, "picture")
+        if self._class:
+            loss = loss + self._course.prior_weight * self._error(self._class[number], number, "class")
+        return loss
+
+    def _error(self, batch: Batch, number: int, kind: str) -> Tensor:
+        course, device = self._course, self._accelerator.device
+        noisy = self._loss.noisy(
+            batch.latents(course.random(kind, "latents", number), device), course.random(kind, "noise", number)
+        )
+        sizes = None if batch.sizes is None else batch.sizes.to(device)
+        return self._loss(self._wrapped(noisy.latents, noisy.times, batch.captions, self._known(batch), sizes), noisy)
+
+    def _known(self, batch: Batch) -> Condition | None:
+        """Return the encoded captions of a batch; None if they are encoded anew. Shorter ones get empty chunks."""
+        if not self._encoded:
+            return None
+        found = [self._encoded[caption] for caption in batch.captions]
+        if len({each.tokens.shape[1] for each in found}) > 1:
+            with torch.no_grad(), self._accelerator.autocast():
+                return self._learner.encode(batch.captions)
+        return Condition.cat(found)
+
+    def _save(self, stopped: str = "") -> Path:
+        """Write the result as it is now, with previews, and return its archive."""
+        course, folder, step = self._course, self._folder, len(self._losses)
+        self._accelerator.wait_for_everyone()
+        if not self._accelerator.is_main_process:
+            return self._archive
+        file = folder / f"{course.name}.safetensors"
+        metadata = {**self._metadata, "ss_steps": str(step)}
+        save(self._learner, self._model, course, metadata, file)
+        state.write_state(folder / result.STATE, self._learner.trained(), self._plain_optimizer)
+        self._preview(file, step)
+        result.write_losses(folder, self._losses)
+        identity = self._model.identity
+        told = {
+            "program": f"pastel-sd {__version__}",
+            "task": course.task,
+            "token": course.token,
+            "name": course.name,
+            "family": self._model.family.name,
+            "base": self._job.base,
+            "base_sha256": identity.sha256,
+            "step": step,
+            "stopped": stopped,
+            "settings": course.told(),
+            "losses": self._losses,
+            "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
+        }
+        result.write_settings(folder, told)
+        return result.pack(folder, self._archive)
+
+    def _preview(self, file: Path, step: int) -> None:
+        """Draw the previews. An embedding is read from its file, as requests do; a LoRA is part of the model now."""
+        course = self._course
+        extras = Extras(embeddings={course.token: ExtraFile.at(file)}) if course.task == INVERSION else NO_EXTRAS
+        with self._accelerator.autocast():
+            pictures = drawn(self._model, [replace(request, extras=extras) for request in self._previews])
+            for number, (_, pixels) in enumerate(pictures, 1):
+                result.write_preview(self._folder, f"{number}-step-{step:06}", pixels)

@@ -1,0 +1,240 @@
+"""An archive of pictures and captions -> pictures that are ready to be trained on, and a report on every file.
+
+Everything is looked at before anything is trained. Pictures are read one at a time, cut to the size that they are
+trained at, and kept in files, so that memory does not grow with their number.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from pipelines.ask.inputs import size_like
+from pipelines.ask.networks import name_of_upload
+from pipelines.ask.sizes import Size, scaled_size
+from pipelines.errors import InvalidInput, shown_name
+from pipelines.files.archives import Limits, Unpacked, unpack
+from pipelines.images.reading import Pixels, flat, read
+
+FIELD = "input_images"
+PICTURES_MAX = 1000
+"""More need hours, and are seldom one subject."""
+LIMITS = Limits(entries=5000, file=300_000_000, total=8_000_000_000)
+CAPTION_MAX = 2000
+"""Limit for the characters of a caption."""
+TEXT_MAX = 64 * 1024
+LISTING_MAX = 16 << 20
+"""Limits for the bytes of a caption's file, and of metadata.jsonl."""
+LISTING = "metadata.jsonl"
+ASPECT_MAX = 2.0
+"""Longer pictures are cropped to this ratio of their sides."""
+ENLARGED_MAX = 2.0
+"""Pictures that would be enlarged more are refused: what they lack in detail would be learned."""
+FEW, MANY = 3, 100
+"""Fewer pictures than this are learned by heart, and more than this are seldom needed for one subject."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One picture for training."""
+
+    name: str
+    """Its name in the archive."""
+    caption: str
+    """The caption in the archive; empty if there is none."""
+    file: Path
+    """Its pixels, uint8 (height, width, 3), in numpy's format."""
+    original: Size
+    """The size of the whole picture, upright."""
+    size: Size
+    """The size that it is trained at."""
+    corner: tuple[int, int]
+    """Left and top of the part that is used, in pixels of the scaled picture."""
+
+    def pixels(self) -> Pixels:
+        """Read its pixels."""
+        found: Pixels = np.load(self.file, allow_pickle=False)
+        return found
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a file of the archive turned out to be."""
+
+    name: str
+    used: bool
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'used' if self.used else 'left out'}, {self.told}"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The pictures of an archive, and what is to be said about its files."""
+
+    pictures: tuple[Example, ...]
+    looks: tuple[Look, ...]
+    remarks: tuple[str, ...]
+
+    def report(self) -> str:
+        """Return a line for every file, and the remarks."""
+        return "".join(f"{line}\n" for line in (*self.remarks, *map(str, self.looks)))
+
+
+def read_examples(path: Path, resolution: int, folder: Path) -> Examples:
+    """Read an archive. `resolution` is the side of a square with as many pixels as each picture is trained at.
+
+    Files go into the folder. Raises InvalidInput if the archive cannot be read or has no picture that can be used.
+    """
+    try:
+        unpacked = unpack(path, folder, LIMITS)
+    except (OSError, ValueError) as error:
+        fix = "Send a ZIP or a TAR with three or more pictures, at best with a caption beside each (a.jpg, a.txt)."
+        raise InvalidInput(FIELD, name_of_upload(path.name), f"cannot be unpacked: {error}", fix) from error
+    reader = _Reader(unpacked, resolution)
+    pictures = tuple(reader.pictures())
+    looks = tuple(sorted(reader.looks, key=lambda look: look.name))
+    if not pictures:
+        told = "; ".join(map(str, looks[:5])) or "it is empty"
+        raise InvalidInput(
+            FIELD, name_of_upload(path.name), f"has no picture that can be used ({told})", "Send others."
+        )
+    return Examples(pictures, looks, tuple(_remarks(len(pictures))))
+
+
+def _remarks(count: int) -> Iterator[str]:
+    if count < FEW:
+        yield f"There are only {count} pictures. With {FEW} to 20 the result is less of a copy."
+    if count > MANY:
+        yield f"There are {count} pictures. For one subject 5 to 20 good ones are usually better."
+
+
+class _Reader:
+    """Reads the files of an archive one after another."""
+
+    def __init__(self, unpacked: Unpacked, resolution: int) -> None:
+        self._files, self._resolution = unpacked.files, resolution
+        self._seen: dict[str, str] = {}
+        self.looks = [Look(shown_name(name), False, why) for name, why in unpacked.left_out.items()]
+
+    def pictures(self) -> Iterator[Example]:
+        """Yield the pictures that can be used."""
+        texts = [name for name in self._files if name.lower().endswith((".txt", ".caption"))]
+        names = [name for name in self._files if name not in texts and PurePosixPath(name).name != LISTING]
+        for name in sorted(names):
+            if sum(look.used for look in self.looks) == PICTURES_MAX:
+                self._leave(name, f"at most {PICTURES_MAX} pictures are used")
+                continue
+            try:
+                yield self._picture(name)
+            except InvalidInput as error:
+                self._leave(name, error.rule)
+        self._listings.keys()  # reports what cannot be read
+        stems = {_stem(name) for name in names}
+        for name in texts:
+            if _stem(name) not in stems:
+                self._leave(name, "no picture has its name")
+
+    def _leave(self, name: str, why: str) -> None:
+        self.looks.append(Look(shown_name(name), False, why))
+
+    def _picture(self, name: str) -> Example:
+        """Read one picture. Raises InvalidInput for one that is not used."""
+        path = self._files[name]
+        with path.open("rb") as stream:
+            self._check_new(name, hashlib.file_digest(stream, "sha256").hexdigest())
+        image = flat(read(path, FIELD))
+        self._check_new(name, hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest())
+        size = bucket(image.size, self._resolution)
+        covering = scaled_size(image.size, size, cover=True)
+        enlarged = covering[0] / image.size[0]
+        told = "{}x{}".format(*image.size)
+        if enlarged > ENLARGED_MAX:
+            raise InvalidInput(FIELD, name, f"too small: {told} would be enlarged {enlarged:.1f} times", "")
+        corner = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+        cut = image.resize(covering, Image.Resampling.LANCZOS).crop((*corner, corner[0] + size[0], corner[1] + size[1]))
+        file = path.with_suffix(".npy")
+        np.save(file, np.asarray(cut))
+        caption, cut_short = self._caption(name)
+        self.looks.append(Look(shown_name(name), True, _told(image.size, covering, size) + cut_short))
+        return Example(name=name, caption=caption, file=file, original=image.size, size=size, corner=corner)
+
+    def _check_new(self, name: str, digest: str) -> None:
+        first = self._seen.setdefault(digest, name)
+        if first != name:
+            raise InvalidInput(FIELD, name, f"the same picture as {shown_name(first)}", "")
+
+    def _caption(self, name: str) -> tuple[str, str]:
+        """Return the caption of a picture: of the text file beside it, or else of a listing; and a remark on it."""
+        beside = next((self._files[name] for name in _caption_names(name) if name in self._files), None)
+        text = _text(beside, TEXT_MAX) if beside else self._listings.get(name, "")
+        text = " ".join(text.split())
+        return text[:CAPTION_MAX], f"; its caption is cut to {CAPTION_MAX} characters" if len(
+            text
+        ) > CAPTION_MAX else ""
+
+    @cached_property
+    def _listings(self) -> Mapping[str, str]:
+        """The captions in metadata.jsonl files, by the names of pictures, which are relative to the file."""
+        found: dict[str, str] = {}
+        for name, path in self._files.items():
+            if PurePosixPath(name).name == LISTING:
+                for number, line in enumerate(_text(path, LISTING_MAX).splitlines(), 1):
+                    try:
+                        row = json.loads(line) if line.strip() else {}
+                        if row:
+                            own = str(PurePosixPath(name).parent / str(row["file_name"]))
+                            found[own] = str(row.get("text", row.get("caption", "")))
+                    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                        self._leave(name, f'line {number} is not like {{"file_name": "a.jpg", "text": "a caption"}}')
+                        break
+        return found
+
+
+def bucket(own: Size, resolution: int) -> Size:
+    """Return the size to train a picture at: near its shape, with about resolution x resolution pixels."""
+    width, height = own
+    shape = min(width, round(height * ASPECT_MAX)), min(height, round(width * ASPECT_MAX))
+    return size_like((max(1, shape[0]), max(1, shape[1])), (resolution, resolution))
+
+
+def _told(own: Size, covering: Size, size: Size) -> str:
+    """Say how a picture was brought to its size."""
+    scale = covering[0] / own[0]
+    enlarged = f", enlarged {scale:.1f} times, so it may come out soft" if scale > 1.05 else ""
+    lost = 1 - math.prod(size) / math.prod(covering)
+    side = "width" if covering[0] > size[0] else "height"
+    cropped = f", {lost:.0%} of its {side} cropped evenly" if lost >= 0.005 else ""
+    return "{}x{} as {}x{}".format(*own, *size) + enlarged + cropped
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _caption_names(name: str) -> tuple[str, ...]:
+    """Return the names that a picture's caption may have."""
+    return tuple(f"{stem}{ending}" for stem in (_stem(name), name) for ending in (".txt", ".TXT", ".caption"))
+
+
+def _text(path: Path, most: int) -> str:
+    with path.open("rb") as stream:
+        return stream.read(most).decode("utf-8-sig", errors="replace")
+
+
+def captioned(example: Example, prefix: str, token: str) -> str:
+    """Return the caption to train a picture with. One that does not have the token gets the prefix, "a photo of
+    TOK" if it is empty."""
+    prefix, text = prefix.strip() or f"a photo of {token}", example.caption
+    if not text:
+        return prefix.rstrip(" ,")
+    if token and token.lower() in text.lower():
+        return text
+    return f"{prefix}{'' if prefix.endswith(',') else ','} {text}"

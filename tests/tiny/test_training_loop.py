@@ -1,0 +1,262 @@
+"""Trainings of a few steps: their results are read by our loader and by diffusers', and they go on after a break."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines.ask.identity import ModelFiles
+from pipelines.ask.networks import ExtraFile, LoraTag
+from pipelines.errors import InvalidInput
+from pipelines.models.embeddings import read_embedding
+from pipelines.models.loader import load
+from pipelines.models.lora import LoraUse
+from pipelines.models.model import Model
+from pipelines.runtime.unet_call import Condition, UNetCall
+from pipelines.training import loop
+from pipelines.training.loop import Finished, Job, Saved, Stepped, train
+from pipelines.training.result import NothingTrained
+from pipelines.training.settings import DREAMBOOTH, INVERSION, Wishes
+from tests import sd2, sdxl
+from tests.unit.test_archives import zipped
+from tests.unit.test_training_pictures import picture
+from weights_script.resolve import ResolvedModel
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shapes, and a caption."""
+    files = {"a.png": picture((64, 64)), "b.png": picture((96, 64)), "b.txt": b"TOK by the sea, at night"}
+    return zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", files)
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def job(embedded: ResolvedModel, pictures: Path, tmp_path: Path) -> Start:
+    """A training of the embedded model in a folder of its own."""
+
+    def made(folder: str = "one", resume: Path | None = None, **wishes: Any) -> Job:
+        wishes = {"steps": 3, "seed": 5, "gradient_accumulation": 1, "resolution": 64, **wishes}
+        return Job(
+            pictures=pictures,
+            wishes=Wishes(**wishes),
+            base="pastel-tiny",
+            files=embedded.files,
+            settings=embedded.settings,
+            folder=tmp_path / folder,
+            resume=resume,
+        )
+
+    return made
+
+
+def finished(job: Job) -> Finished:
+    *_, last = train(job)
+    assert isinstance(last, Finished)
+    return last
+
+
+def result(job: Job, name: str = "TOK.safetensors") -> Path:
+    return job.folder / "result" / name
+
+
+def told(job: Job) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result(job, "training.json").read_text())
+    return found
+
+
+def predicted(model: Model, text: str = "TOK") -> Tensor:
+    call = UNetCall(
+        torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.tensor(500),
+        Condition(model.text.encode([text], 1).conditions[0].tokens),
+    )
+    with torch.inference_mode():
+        return model.unet(call)
+
+
+def test_a_lora_has_kohyas_names_its_true_alpha_and_does_what_was_trained(job: Start, networks: Model) -> None:
+    trained: list[Tensor] = []
+
+    class Kept(loop._Training):
+        def _save(self, stopped: str = "") -> Path:
+            trained.append(predicted(self._model))
+            return super()._save(stopped)
+
+    one = job(rank=3, alpha=1.5, layers="all", learning_rate=1e-2, text_learning_rate=1e-2, steps=2, save_every=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_Training", Kept)
+        archive = finished(one).archive
+    with tarfile.open(archive) as tar:
+        assert {"TOK.safetensors", "state.safetensors", "training.json", "report.txt", "loss.csv", "loss.png"} <= set(
+            tar.getnames()
+        )
+        assert {"captions/a.txt", "captions/b.txt"} <= set(tar.getnames())
+    with safe_open(result(one), framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(result(one))
+    assert {"lora_unet", "lora_te"} == {"_".join(name.split("_")[:2]) for name in tensors}
+    assert tensors["lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha"] == 1.5
+    assert tensors["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"].shape[0] == 3
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "1.5")
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["ss_output_name"] == metadata["modelspec.trigger_phrase"] == "TOK"
+    assert json.loads(metadata["ss_tag_frequency"]) == {
+        "1_TOK": {"a photo of TOK": 1, "TOK by the sea": 1, "at night": 1}
+    }
+
+    plain = predicted(networks)
+    networks.adapters.apply([LoraUse(ExtraFile.at(result(one)), LoraTag("TOK", 1.0, 1.0))])
+    try:
+        merged, left_over = predicted(networks), networks.adapters.left_over
+    finally:
+        networks.adapters.apply([])
+    read_by_diffusers, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(result(one)))
+    assert len(read_by_diffusers) + len(alphas) == len(tensors) == 3 * len(alphas)
+    assert set(alphas.values()) == {1.5}
+    assert left_over == ()
+    change = float((trained[0] - plain).norm())
+    assert change > 1e-2
+    assert float((merged - trained[0]).norm()) < 0.02 * change  # it is stored in half precision
+
+
+def test_a_resumed_training_goes_on_exactly(job: Start, tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"text_learning_rate": 1e-3, "gradient_accumulation": 2, "schedule": "cosine"}
+    whole = job("whole", save_every=1, **wishes)
+    with closing(train(whole)) as events:
+        saved = next(event for event in events if isinstance(event, Saved))
+        shutil.copy(saved.archive, copy := tmp_path / "first.tar")
+        assert isinstance(list(events)[-1], Finished)
+    assert saved.step == 1
+    rest = job("rest", save_every=2, resume=copy, **{**wishes, "seed": None})  # it is that of the first
+    with closing(train(rest)) as events:  # a cancel leaves the last save
+        steps = [
+            event.number
+            for event in takewhile(lambda event: not isinstance(event, Saved), events)
+            if isinstance(event, Stepped)
+        ]
+        next(events)
+    assert steps == [2]
+    assert told(rest)["losses"] == told(whole)["losses"][:2]
+    last = job("last", resume=rest.folder / "TOK.tar", **wishes)
+    assert finished(last).stopped == ""
+    assert told(last)["losses"] == told(whole)["losses"]
+    first, second = load_file(result(whole)), load_file(result(last))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(set(told(whole)["losses"])) == 3
+
+
+def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path) -> None:
+    archive = finished(job(steps=1)).archive
+    for wishes, said in (
+        ({"rank": 8}, "rank=8"),
+        ({"token": "CAT"}, "had 'TOK'"),
+        ({"steps": 1}, "has 1 steps already"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            next(train(job("other", resume=archive, **wishes)))
+    (tmp_path / "no").write_bytes(b"no")
+    with pytest.raises(InvalidInput, match="is no result of a training"):
+        next(train(job("other", resume=tmp_path / "no")))
+    one = job("other", resume=_with_other_base(archive, tmp_path / "based"))
+    with pytest.raises(InvalidInput, match="which has other weights"):
+        list(train(one))
+
+
+def _with_other_base(archive: Path, folder: Path) -> Path:
+    folder.mkdir()
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    settings = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps({**settings, "base_sha256": "0" * 64}))
+    return loop.result.pack(folder, folder.with_suffix(".tar"))
+
+
+def test_an_embedding_is_read_by_its_word(job: Start, networks: Model) -> None:
+    one = job(task=INVERSION, rank=2, class_prompt="house", preview_prompts="a TOK house <lora:TOK:1>\na tree")
+    finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
+    names = {path.name for path in (one.folder / "result" / "previews").iterdir()}
+    assert names == {f"{number}-step-00000{step}.png" for number in (1, 2) for step in (1, 2, 3)}
+    assert list(load_file(result(one))) == ["TOK"]  # diffusers takes the only tensor's name as the word
+    vectors = read_embedding(ExtraFile.at(result(one)), networks.text.towers[0].width)
+    start = networks.text.towers[0].model.get_input_embeddings().weight[networks.text.towers[0].tokenize("house")]
+    assert vectors.shape == (2, start.shape[1])
+    assert 0 < float((vectors - start).abs().max()) < 0.1
+
+
+def test_a_checkpoint_loads_as_one(job: Start, embedded: ResolvedModel, networks: Model) -> None:
+    one = job(task=DREAMBOOTH, learning_rate=1e-3, class_prompt="a house", class_images=1, steps=1)
+    finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
+    model = load(replace(embedded.files, checkpoint=result(one)))
+    assert float((predicted(model) - predicted(networks)).abs().max()) > 1e-3
+    assert torch.equal(
+        model.text.towers[0].model.state_dict()["final_layer_norm.weight"].half(),
+        networks.text.towers[0].model.state_dict()["final_layer_norm.weight"].half(),
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = iter(range(100))
+    monkeypatch.setattr(
+        loop.Loss, "weights", lambda self, times: torch.tensor([float("nan") if next(count) == 2 else 1.0])
+    )
+    one = job(learning_rate=1e-2)
+    last = finished(one)
+    assert "loss of step 3 was not finite" in last.stopped
+    assert told(one)["step"] == len(told(one)["losses"]) == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(result(one)).values())
+
+    monkeypatch.setattr(loop.Loss, "weights", lambda self, times: torch.tensor([float("nan")]))
+    with pytest.raises(NothingTrained):
+        finished(job("nothing"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
+    """Small models of the other families."""
+    folder = tmp_path_factory.mktemp("families")
+    paths = {
+        "v": sdxl.single_file(folder / "v.safetensors", sdxl.networks(), v_pred=torch.zeros(0), ztsnr=torch.zeros(0)),
+        "SD 2": sd2.single_file(folder / "sd2.safetensors", sd2.networks(v=True)),
+    }
+    return {name: ModelFiles(name=name, checkpoint=path, vae=None) for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("name", ["v", "SD 2"])
+def test_other_families(job: Start, small: dict[str, ModelFiles], name: str) -> None:
+    files = small[name]
+    own = {"files": files, "settings": {"width": 64, "height": 64}}
+    one = replace(job(text_learning_rate=1e-3, steps=1), **own)
+    finished(one)
+    tensors = load_file(result(one))
+    te = {"lora_te1", "lora_te2"} if name != "SD 2" else {"lora_te"}
+    assert {each.split("_text_model")[0] for each in tensors if each.startswith("lora_te")} == te
+    assert any("input_blocks" in each for each in tensors) == (name != "SD 2")
+    model = load(files)
+    model.adapters.apply([LoraUse(ExtraFile.at(result(one)), LoraTag("TOK", 1.0, 1.0))])
+    assert model.adapters.left_over == ()
+
+    if name == "v":
+        word = replace(job("word", task=INVERSION, steps=1), **own)
+        finished(word)
+        assert set(load_file(result(word))) == {"clip_l", "clip_g"}
+
+    whole = replace(job("whole", task=DREAMBOOTH, steps=1), **own)
+    finished(whole)
+    again = load(replace(files, checkpoint=result(whole)))
+    assert again.prediction == model.prediction
+    assert again.noise.alphas[-1] == model.noise.alphas[-1]

@@ -1,0 +1,136 @@
+"""Archives as people make them, and as attackers do."""
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipelines.files.archives import PIECE, Limits, form_of, unpack
+
+LIMITS = Limits(entries=20, file=2000, total=10_000)
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+FILES = {"a.png": b"a", "in/side/b.png": b"b" * 1500, "c.txt": b"", "__MACOSX/._a.png": b"x", "in/.DS_Store": b"x"}
+
+
+@pytest.mark.parametrize("mode", ["zip", "w", "w:gz", "w:bz2", "w:xz"])
+def test_every_form_is_known_by_its_content(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "presigned-name?x=1"
+    zipped(path, FILES) if mode == "zip" else tarred(path, FILES, mode)
+    assert form_of(path) == ("zip" if mode == "zip" else "tar")
+    found = unpack(path, tmp_path, LIMITS)
+    assert {name: file.read_bytes() for name, file in found.files.items()} == {
+        "a.png": b"a",
+        "in/side/b.png": b"b" * 1500,
+        "c.txt": b"",
+    }
+    assert found.left_out == {}
+    assert unpack(path, tmp_path, LIMITS, lambda name: name == "c.txt").files.keys() == {"c.txt"}
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "in/../../a.png", "C:\\a.png", "..\\a.png"])
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_nothing_leaves_the_folder(tmp_path: Path, make: object, name: str) -> None:
+    found = unpack(make(tmp_path / "a", {name: b"x", "b.png": b"y"}), tmp_path, LIMITS)  # type: ignore[operator]
+    assert found.files.keys() == {"b.png"}
+    assert list(found.left_out.values()) == ["its path leads out of the archive"]
+
+
+def test_links_devices_twins_and_encrypted_files_are_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a", "w") as archive:
+        for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("pipe", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    assert set(unpack(tmp_path / "a", tmp_path, LIMITS).left_out) == {"link", "hard", "pipe"}
+    with zipfile.ZipFile(tmp_path / "b", "w") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+        archive.writestr("twice", "1")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("twice", "2")
+    content = (tmp_path / "b").read_bytes()
+    found = unpack(tmp_path / "b", tmp_path, LIMITS)
+    assert found.left_out == {
+        "link": "it is a link or a device",
+        "twice (again)": "the archive has two files of this name",
+    }
+    locked = content.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01")
+    assert locked != content
+    (tmp_path / "c").write_bytes(locked)
+    assert "it is encrypted" in unpack(tmp_path / "c", tmp_path, LIMITS).left_out.values()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({f"{k}.png": b"x" for k in range(21)}, "more than 20 entries"),
+        ({f"{k}.png": b"x" * 2000 for k in range(6)}, "unpacks to more than"),
+    ],
+)
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_bombs_are_refused(tmp_path: Path, make: object, files: dict[str, bytes], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        unpack(make(tmp_path / "a", files), tmp_path, LIMITS)  # type: ignore[operator]
+
+
+def test_a_file_that_is_too_large_is_left_out(tmp_path: Path) -> None:
+    found = unpack(zipped(tmp_path / "a", {"a.png": b"x" * 2001, "b.png": b"y"}), tmp_path, LIMITS)
+    assert found.files.keys() == {"b.png"}
+    assert found.left_out.keys() == {"a.png"}
+
+
+def test_a_size_that_lies_unpacks_no_further(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a", {"a.png": b"x" * 1_000_000})
+    size = struct.pack("<I", 1_000_000)
+    path.write_bytes(path.read_bytes().replace(size, struct.pack("<I", 10)))
+    found = unpack(path, tmp_path, LIMITS)
+    assert found.files == {}
+    assert "a.png" in found.left_out
+    assert sum(file.stat().st_size for file in tmp_path.iterdir() if file != path) == 0
+
+
+def test_a_header_of_megabytes_is_not_read(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("name")
+    info.type, info.size = tarfile.XHDTYPE, PIECE + 1
+    with gzip.open(tmp_path / "a", "wb") as packed:
+        packed.write(info.tobuf() + bytes(PIECE + 1024))
+    with pytest.raises(ValueError, match="header is too long"):
+        unpack(tmp_path / "a", tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_an_archive_that_is_cut_is_refused(tmp_path: Path, make: object) -> None:
+    path: Path = make(tmp_path / "a", FILES)  # type: ignore[operator]
+    path.write_bytes(path.read_bytes()[: 1700 if make is tarred else -30])
+    with pytest.raises(ValueError, match="cut off"):
+        unpack(path, tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b broken", b"\x89PNG\r\n", gzip.compress(b"no tar")])
+def test_other_files_are_no_archives(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert form_of(tmp_path / "a") == ""
+    with pytest.raises(ValueError, match="neither"):
+        unpack(tmp_path / "a", tmp_path, LIMITS)

@@ -1,0 +1,98 @@
+"""Where weights are while a request is drawn: a decision on sizes, and the moves of the weights."""
+
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.models.roster import share
+from pipelines.runtime.memory import Footprint
+from pipelines.runtime.offloading import Components, Weights
+from pipelines.runtime.placement import Placement, Sizes, Work, at_once, in_turns, place
+
+GB = 10**9
+BASE = Sizes(texts=int(1.64 * GB), unet=int(5.14 * GB), pictures=int(0.17 * GB))
+REFINER = Sizes(texts=int(1.39 * GB), unet=int(4.52 * GB), pictures=int(0.17 * GB))
+"""In half precision, as published."""
+FOOTPRINTS = [Footprint(unet=16 * width * 2, controls=0, vae=3 * 256 * 2) for width in (320, 384)]
+"""Of SDXL and its refiner, as tests/tiny/test_memory.py confirms them."""
+
+
+def work(scale: float = 1) -> Work:
+    hires = HiresSettings(scale=scale) if scale > 1 else None
+    return Work.of(make_plan(GenerationRequest(prompt="", width=1024, height=1024, seed=1, hires=hires)), FOOTPRINTS)
+
+
+def test_work_is_a_row_of_the_largest_pass_and_the_final_picture() -> None:
+    assert work() == Work(drawing=16 * 384 * 2 * 128 * 128, decoding=3 * 256 * 2 * 1024 * 1024)
+    assert work(2) == Work(work().drawing * 4, work().decoding * 4)
+
+
+@pytest.mark.parametrize(
+    ("models", "scale", "room", "placement"),
+    [
+        ([BASE, REFINER], 1, 24, Placement.RESIDENT),
+        ([BASE, REFINER], 2, 24, Placement.RESIDENT),
+        ([BASE, REFINER], 1, 16, Placement.TURNS),
+        ([BASE, REFINER], 2, 16, Placement.TURNS),
+        ([BASE], 1, 16, Placement.RESIDENT),
+        ([BASE], 1, 8, Placement.TURNS),
+        ([BASE, REFINER], 1, 8, Placement.TURNS),
+        ([BASE, REFINER], 1, 5, Placement.NONE),
+    ],
+)
+def test_where_sdxl_goes(models: list[Sizes], scale: float, room: int, placement: Placement) -> None:
+    assert place(models, work(scale), room * GB) is placement
+
+
+def test_what_is_needed() -> None:
+    assert at_once([BASE, REFINER], work()) == pytest.approx(14.6 * GB, rel=0.01)
+    assert in_turns([BASE, REFINER], work()) == pytest.approx(5.34 * GB, rel=0.01)
+    assert in_turns([Sizes(texts=9, unet=1, pictures=1)] * 2, Work(1, 99)) == 18, "tiles decode what does not fit"
+
+
+def test_where_nobody_knows_the_room() -> None:
+    assert place([BASE, REFINER], work(2), None) is Placement.RESIDENT
+
+
+def weights() -> Weights:
+    return Weights([nn.Linear(2, 2).requires_grad_(False)], torch.device("cpu"))
+
+
+def test_a_change_on_the_device_is_there_again_after_it_left() -> None:
+    """As a LoRA makes it. Weights without a change are not copied a second time."""
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    moved = Weights([layer], torch.device("cpu"))
+    moved.leave()
+    kept = layer.bias.data_ptr()
+    moved.enter()
+    assert layer.bias.data_ptr() != kept
+    with torch.inference_mode():
+        layer.weight.fill_(3)
+        moved.leave()
+        assert layer.bias.data_ptr() == kept
+        moved.take()
+    assert moved.there
+    assert layer.weight.tolist() == [[3, 3], [3, 3]]
+    assert not layer.weight.is_inference(), "or the next LoRA could not be merged outside of a prediction"
+
+
+def test_kinds_of_networks_take_turns() -> None:
+    models = [mock.Mock(components=Components(weights(), weights(), weights())) for _ in range(2)]
+    (texts, unet, pictures), (more_texts, other_unet, more_pictures) = (model.components.all for model in models)
+    share(models)
+    for taken, present in (
+        ([texts, more_texts], [texts, more_texts]),
+        ([unet], [unet]),
+        ([other_unet], [other_unet]),
+        ([more_pictures], [more_pictures]),
+        ([unet], [unet]),
+        ([pictures], [pictures]),
+    ):
+        for each in taken:
+            each.take()
+        found = [each for model in models for each in model.components.all if each.there]
+        assert found == [each for model in models for each in model.components.all if each in present]

@@ -1,0 +1,167 @@
+"""The parts of a training without networks: its settings, the noise and its weights, the order of batches."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import InvalidInput
+from pipelines.families.family import Family
+from pipelines.families.prediction import NoisePrediction, VPrediction
+from pipelines.families.sd1 import SD1
+from pipelines.families.sd2 import DEPTH, SD2
+from pipelines.families.sdxl import SDXL
+from pipelines.training.batches import Batch, Batches, Encoded, _sizes
+from pipelines.training.loss import Loss, Noisy
+from pipelines.training.pictures import Example
+from pipelines.training.result import smooth
+from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, RECIPES, Wishes, course_for
+
+SIZE = {"width": 512, "height": 512}
+
+
+@pytest.mark.parametrize("family", [SD1, SD2, SDXL])
+@pytest.mark.parametrize("task", [LORA, INVERSION, DREAMBOOTH])
+def test_recipes_fill_in_what_is_left_empty(family: Family, task: str) -> None:
+    course = course_for(Wishes(task=task), family, SIZE)
+    recipe = RECIPES[task, family.name]
+    assert (course.steps, course.learning_rate) == (recipe.steps, recipe.learning_rate)
+    assert course.resolution == 512
+    assert course.alpha == course.rank or task == DREAMBOOTH
+    prior = course_for(Wishes(task=task, class_prompt="a dog", class_images=3), family, SIZE)
+    assert prior.steps == (recipe.steps if task == INVERSION else 2 * recipe.steps)
+
+
+@pytest.mark.parametrize(("own", "side"), [((448, 640), 512), ((128, 128), 128), ((768, 768), 768), ((200, 120), 160)])
+def test_the_resolution_is_near_the_models_own_size(own: tuple[int, int], side: int) -> None:
+    assert course_for(Wishes(), SD1, dict(zip(("width", "height"), own, strict=True))).resolution == side
+
+
+@pytest.mark.parametrize(
+    ("wishes", "field"),
+    [
+        ({"token": " "}, "token"),
+        ({"token": "<s1>"}, "token"),
+        ({"token": "../a"}, "token"),
+        ({"class_images": 3}, "class_prompt"),
+        ({"resolution": 500}, "resolution"),
+        ({"task": INVERSION, "rank": 33}, "rank"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"text_learning_rate": float("nan")}, "text_learning_rate"),
+        ({"task": "hypernetwork"}, "task"),
+        ({"layers": "some"}, "layers"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(wishes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        course_for(Wishes(**wishes), SD1, SIZE)
+    assert refused.value.field == field
+
+
+def test_other_families_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"Stable Diffusion 1\.x, Stable Diffusion 2\.x, SDXL can"):
+        course_for(Wishes(), DEPTH, SIZE)
+
+
+def test_chance_depends_on_the_seed_and_its_use() -> None:
+    course = course_for(Wishes(seed=1), SD1, SIZE)
+    again = course_for(Wishes(seed=1, steps=7), SD1, SIZE)
+    assert course.random("noise", 3) == again.random("noise", 3)
+    found = {course.random("noise", 3), course.random("noise", 4), course.random("class", 3)}
+    assert len(found | {replace(course, seed=2).random("noise", 3)}) == 4
+    assert all(0 <= seed < 1 << 63 for seed in found)
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", [NoisePrediction(), VPrediction()])
+def test_the_target_gives_the_picture_back(prediction: Any) -> None:
+    """By the same conversion that drawing uses."""
+    loss = Loss(SD1.noise, prediction, 0, 0)
+    latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = loss.noisy(latents, 3)
+    for row, time in enumerate(noisy.times.tolist()):
+        alpha = SD1.noise.alphas[time]
+        noise = prediction.noise(noisy.latents[row], alpha, noisy.target[row])
+        picture = (noisy.latents[row] - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        torch.testing.assert_close(picture, latents[row], atol=2e-4, rtol=1e-3)
+
+
+def test_noise_follows_from_the_seed_and_offset_noise_shifts_whole_pictures() -> None:
+    latents = torch.zeros(200, 4, 8, 8)
+    plain, same, shifted = (Loss(SD1.noise, NoisePrediction(), 5, offset).noisy(latents, 9) for offset in (0, 0, 0.5))
+    assert torch.equal(plain.latents, same.latents)
+    assert len(set(plain.times.tolist())) > 100
+    spread = [float(each.target.mean((2, 3)).std()) for each in (plain, shifted)]
+    assert spread[0] == pytest.approx(1 / 8, rel=0.1)
+    assert spread[1] == pytest.approx((1 / 64 + 0.25) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("schedule", [SD1.noise, SD1.noise.zero_terminal_snr()])
+def test_min_snr_weights(schedule: Any) -> None:
+    times = torch.tensor([0, 300, 600, 999])
+    ratio = torch.tensor([schedule.alphas[int(t)] / (1 - schedule.alphas[int(t)]) for t in times])
+    noise, v = (Loss(schedule, each, 5, 0).weights(times) for each in (NoisePrediction(), VPrediction()))
+    torch.testing.assert_close(noise, ratio.clamp(max=5) / ratio)
+    torch.testing.assert_close(v, ratio.clamp(max=5) / (ratio + 1))
+    assert bool(noise.isfinite().all() and v.isfinite().all())
+    assert torch.equal(Loss(schedule, NoisePrediction(), 0, 0).weights(times), torch.ones(4))
+
+
+def test_the_loss_is_the_weighted_mean_of_the_squares() -> None:
+    loss = Loss(SD1.noise, NoisePrediction(), 5, 0)
+    times, target = torch.tensor([0, 999]), torch.zeros(2, 4, 8, 8)
+    predicted = torch.ones(2, 4, 8, 8) * torch.tensor([1.0, 2.0])[:, None, None, None]
+    weights = loss.weights(times)
+    expected = (weights[0] + 4 * weights[1]) / 2
+    torch.testing.assert_close(loss(predicted.half(), Noisy(target, times, target)), expected)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def encoded(number: int, width: int) -> Encoded:
+    return Encoded(torch.full((4, 8, width), float(number)), torch.zeros(4, 8, width), str(number), None)
+
+
+def test_every_picture_is_used_once_in_an_epoch_beside_others_of_its_size() -> None:
+    pictures = [encoded(number, 8 if number < 5 else 6) for number in range(8)]
+    batches = Batches(pictures, 2, 1)
+    assert batches.in_epoch == 3 + 2
+    orders = []
+    for epoch in range(3):
+        made = [batches[epoch * 5 + number] for number in range(5)]
+        captions = [caption for batch in made for caption in batch.captions]
+        assert sorted(captions) == [str(number) for number in range(8)]
+        assert all(len(batch.mean) == len(batch.captions) <= 2 for batch in made)
+        orders.append(captions)
+    assert len({tuple(order) for order in orders}) == 3
+    assert Batches(pictures, 2, 1)[7].captions == batches[7].captions
+
+
+def test_latents_are_samples_of_what_the_autoencoder_says() -> None:
+    batch = Batch(torch.full((1, 4, 64, 64), 3.0), torch.full((1, 4, 64, 64), 0.5), ("",), None)
+    first, again, other = (batch.latents(seed, torch.device("cpu")) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert float(first.mean()) == pytest.approx(3, abs=0.05)
+    assert float(first.std()) == pytest.approx(0.5, rel=0.05)
+
+
+def test_sdxl_is_told_the_original_size_and_the_crop() -> None:
+    example = Example(name="a", caption="", file=Path(), original=(800, 600), size=(1152, 896), corner=(21, 5))
+    sizes = _sizes(SDXL, example)
+    assert sizes is not None
+    assert sizes.shape == (6 * 256,)
+    first = sizes.reshape(6, 256)[:, [0, 128]]  # the fastest wave: cosine and sine of the number
+    np.testing.assert_allclose(first[:, 0], np.cos([600, 800, 5, 21, 896, 1152]), atol=1e-4)
+    assert _sizes(SD1, example) is None
+
+
+def test_the_curve_is_a_running_mean() -> None:
+    assert smooth([1.0, 3.0, 2.0]) == [1.0, 2.0, 2.0]
+    assert smooth([0.0] * 50 + [1.0])[-1] == pytest.approx(0.05)

@@ -1,0 +1,193 @@
+"""The container's training: Cog's typed inputs -> a job -> an archive. There is no arithmetic here.
+
+Cog reads the text of this file, as it does with predict.py: choices and defaults are literals in this file, and every
+description is one literal on one line.
+"""
+
+import logging
+import os
+import tempfile
+from contextlib import closing
+from typing import Optional
+
+from cog import BaseModel, Input, Path, current_scope
+
+from pipelines.errors import CleanFormatter, clean_errors, say
+from pipelines.runtime.memory import release_memory
+from pipelines.runtime.worker import Worker
+from pipelines.training.loop import Job
+from pipelines.training.loop import train as run
+from pipelines.training.settings import Wishes
+from pipelines.training.watching import follow
+from weights_script.resolve import base_of
+
+FOLDER_SETTING = "PASTEL_TRAININGS"
+"""The folder for results. Without it, they go into the system's folder for temporary files."""
+
+
+class TrainingOutput(BaseModel):
+    """What a training returns."""
+
+    weights: Path
+
+
+def train(
+    input_images: Path = Input(
+        description="A ZIP or TAR of 3 to 20 pictures, with captions in .txt files or metadata.jsonl if you have them."
+    ),
+    token: str = Input(
+        description="The word for what the pictures show. Use it in prompts afterwards. A rare word works best.",
+        default="TOK",
+        max_length=100,
+    ),
+    caption_prefix: str = Input(
+        description="Comes before captions without the token, and stands for missing ones. Empty: a photo of TOK.",
+        default="",
+        max_length=500,
+    ),
+    task: str = Input(
+        description="What to make. LoRA: a small file. Textual inversion: a word alone. DreamBooth: a checkpoint.",
+        default="LoRA",
+        choices=["LoRA", "textual inversion", "DreamBooth"],
+    ),
+    model: str = Input(
+        description="The model to train, by its name in the manifest. Empty: the container's first model.",
+        default="",
+        max_length=200,
+    ),
+    steps: Optional[int] = Input(
+        description="Training steps. Empty: 500 for a LoRA, 3000 for textual inversion, 400 for DreamBooth.",
+        default=None,
+        ge=1,
+        le=20000,
+    ),
+    batch_size: int = Input(description="Pictures per batch. More need more memory.", default=1, ge=1, le=32),
+    gradient_accumulation: Optional[int] = Input(
+        description="Batches per step, for a steadier course. Empty: 1, and 4 for SDXL and textual inversion.",
+        default=None,
+        ge=1,
+        le=64,
+    ),
+    learning_rate: Optional[float] = Input(
+        description="How far each step goes. Empty: 0.0001 for a LoRA, 0.002 for a word, 0.000005 for DreamBooth.",
+        default=None,
+        ge=0.0,
+        le=1.0,
+    ),
+    text_learning_rate: float = Input(
+        description="The same for the text encoders, of which a LoRA or DreamBooth may train a part. 0: unchanged.",
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+    ),
+    rank: Optional[int] = Input(
+        description="Size of a LoRA, or the number of vectors of a word. Empty: 4 for a LoRA, 1 for a word.",
+        default=None,
+        ge=1,
+        le=256,
+    ),
+    layers: str = Input(
+        description="What a LoRA changes in the UNet. More layers learn more, and make a larger file.",
+        default="attention",
+        choices=["attention", "transformer", "all"],
+    ),
+    resolution: Optional[int] = Input(
+        description="Side in pixels of a square as large as each picture is trained at. Empty: the model's own size.",
+        default=None,
+        ge=64,
+        le=2048,
+    ),
+    noise_offset: float = Input(
+        description="Offset noise, for very dark and very bright pictures. 0.05 is usual. 0: off.",
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+    ),
+    class_prompt: str = Input(
+        description="What it is in general (a photo of a dog), one per line. For class_images, or to start a word.",
+        default="",
+        max_length=5000,
+    ),
+    class_images: int = Input(
+        description="Pictures of the class to draw and train on, so that the model keeps its idea of it. 0: none.",
+        default=0,
+        ge=0,
+        le=1000,
+    ),
+    preview_prompts: str = Input(
+        description="Prompts to draw at each save, one per line. Use the token in some and not in others.",
+        default="",
+        max_length=5000,
+    ),
+    save_every: Optional[int] = Input(
+        description="Steps between two saves with previews. Empty: a quarter of all steps.",
+        default=None,
+        ge=1,
+        le=20000,
+    ),
+    seed: Optional[int] = Input(
+        description="The same seed and inputs train the same. Empty or -1: random; the log shows it.",
+        default=None,
+        ge=-1,
+        le=4294967295,
+    ),
+    resume: Optional[Path] = Input(
+        description="An earlier result, to go on from up to the given number of steps. Send its other inputs again.",
+        default=None,
+    ),
+) -> TrainingOutput:
+    """Train, and return an archive with the LoRA, embedding or checkpoint, previews, captions, losses and a report."""
+    wishes = Wishes(
+        token=token,
+        caption_prefix=caption_prefix,
+        task=task,
+        steps=steps,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        learning_rate=learning_rate,
+        text_learning_rate=text_learning_rate,
+        rank=rank,
+        layers=layers,
+        resolution=resolution,
+        noise_offset=noise_offset,
+        class_prompt=class_prompt,
+        class_images=class_images,
+        preview_prompts=preview_prompts,
+        save_every=save_every,
+        seed=seed,
+    )
+    _log_plainly()
+    with clean_errors():
+        base, resolved = base_of(model)
+        say(f"Model: {resolved.description}")
+        job = Job(
+            pictures=input_images,
+            wishes=wishes,
+            base=base,
+            files=resolved.files,
+            settings=resolved.settings,
+            folder=_folder(),
+            resume=resume,
+        )
+        # The training runs in a thread of its own, so that a cancel interrupts it between two steps and nowhere else.
+        try:
+            with closing(Worker().each(run(job))) as events:
+                finished = follow(events, current_scope().record_metric)
+        except BaseException as error:
+            release_memory(error)
+            raise
+    return TrainingOutput(weights=Path(finished.archive))
+
+
+def _log_plainly() -> None:
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(CleanFormatter("%(message)s"))
+
+
+def _folder() -> Path:
+    """Return a new folder for one training's results."""
+    parent = os.environ.get(FOLDER_SETTING) or None
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="training-", dir=parent))
