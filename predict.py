@@ -7,14 +7,20 @@ literals in this file, and every description is one literal on one line (Cog doe
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from typing import Optional
 
-from cog import BasePredictor, Input, Path, streaming
+from cog import BasePredictor, CancelationException, Input, Path, streaming
 
+from pipelines.animation.frames import Frame, FrameTexts, Progress, draw_film
+from pipelines.animation.inbetween import Interpolator, load_interpolator
+from pipelines.animation.reel import Reel
+from pipelines.ask.animation import NONE, AnimationSettings
+from pipelines.ask.film import Film, describe, frames_of, make_film
+from pipelines.ask.formats import formats_of
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import name_of_upload
 from pipelines.ask.plan import make_plan
@@ -31,11 +37,14 @@ from pipelines.images.reading import DECODER, read_pictures
 from pipelines.infotext import writing as parameters
 from pipelines.infotext.asked import (
     Asked,
+    Fetched,
     Pictures,
     check_pictured,
     read_data,
     request_from,
     settle,
+    settle_keys,
+    wanted_by,
     with_networks,
 )
 from pipelines.infotext.control_lines import read_lines
@@ -43,6 +52,7 @@ from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.other_models import with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.models.loader import load
+from pipelines.models.model import Model
 from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
@@ -54,7 +64,7 @@ from pipelines.upscalers.enlarging import Enlargement, enlarge, enlargement
 from pipelines.upscalers.esrgan import Trials
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.extras import Library
-from weights_script.resolve import ResolvedModel, resolvers, upscaler_file
+from weights_script.resolve import ResolvedModel, interpolator_file, resolvers, upscaler_file
 
 ASPECT_RATIOS = ["model's own", "1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9"]
 SAMPLERS = [
@@ -228,12 +238,6 @@ class Predictor(BasePredictor):
             ge=0.0,
             le=1.0,
         ),
-        hires_steps: Optional[int] = Input(
-            description="Sampling steps of the highres fix. Empty or 0: same as num_inference_steps.",
-            default=None,
-            ge=0,
-            le=150,
-        ),
         image: Optional[Path] = Input(
             description="A picture to start from, instead of noise. denoising_strength sets how much it may change.",
             default=None,
@@ -241,11 +245,6 @@ class Predictor(BasePredictor):
         mask: Optional[Path] = Input(
             description="The part of the image to redraw: a picture of its size, white there and black elsewhere.",
             default=None,
-        ),
-        masked_content: Optional[str] = Input(
-            description="What the masked area starts from. Empty: original. The latent ones need a strength of 0.8.",
-            default=None,
-            choices=["fill", "original", "latent noise", "latent nothing"],
         ),
         inpaint_area: Optional[str] = Input(
             description="Only masked redraws the masked area at full size, then pastes it. Empty: Whole picture.",
@@ -308,11 +307,23 @@ class Predictor(BasePredictor):
             default="",
             max_length=50000,
         ),
-        output_format: str = Input(
-            description="File format of the pictures.", default="png", choices=["png", "webp", "jpg"]
+        animation: str = Input(
+            description="A film from prompt to prompt: a sun | a moon, or one per line, as 0: a sun. Empty: a picture.",
+            default="",
+            max_length=20000,
         ),
-        output_quality: int = Input(
-            description="Quality of webp and jpg files. png is lossless and ignores this.", default=95, ge=1, le=100
+        frames_per_second: Optional[int] = Input(
+            description="How fast the film of an animation plays. Empty: 12.", default=None, ge=1, le=60
+        ),
+        loop: Optional[str] = Input(
+            description="How the film goes on: ping-pong plays it back, circle draws on to its start. Empty: no.",
+            default=None,
+            choices=["no", "ping-pong", "circle"],
+        ),
+        output_format: str = Input(
+            description="File format. Automatic: png, and mp4 for an animation. png, webp, jpg: its frames alone.",
+            default="automatic",
+            choices=["automatic", "png", "webp", "jpg", "mp4", "webm", "gif", "animated webp"],
         ),
         show_phases: bool = Input(
             description="Also return the draft, and the enlarged picture before it is redrawn.", default=False
@@ -332,8 +343,28 @@ class Predictor(BasePredictor):
             le=64,
             deprecated=True,
         ),
+        hires_steps: Optional[int] = Input(
+            description="Write Hires steps: 10 into generation_data instead. It will be removed in the next version.",
+            default=None,
+            ge=0,
+            le=150,
+            deprecated=True,
+        ),
+        masked_content: Optional[str] = Input(
+            description="Write Masked content: fill into generation_data. It will be removed in the next version.",
+            default=None,
+            choices=["fill", "original", "latent noise", "latent nothing"],
+            deprecated=True,
+        ),
+        output_quality: Optional[int] = Input(
+            description="Write Output quality: 80 into generation_data. It will be removed in the next version.",
+            default=None,
+            ge=1,
+            le=100,
+            deprecated=True,
+        ),
     ) -> Iterator[Path]:
-        """Draw the pictures and yield each as soon as it is decoded."""
+        """Draw the pictures, or the frames of a film and then the film, and yield each as soon as it is done."""
         inputs = Inputs(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -363,24 +394,35 @@ class Predictor(BasePredictor):
             controls=controls,
             control_images=tuple(control_images),
             files=tuple(files),
+            animation=animation,
+            frames_per_second=frames_per_second,
+            loop=loop,
+            output_quality=output_quality,
             generation_data=generation_data,
         )
-        file_format = FileFormat(output_format, output_quality)
         with clean_errors(), self.watchdog.working():
             try:
                 pictures = read_pictures(inputs)
                 data = read_data(inputs.generation_data)
                 member = picked(self.roster, inputs.model, data)
                 asked = settle(inputs, data, member.settings, pictures)
+                formats = formats_of(output_format, asked.settings.animation.whole)
+                file_format = FileFormat(formats.picture, asked.handling.output_quality)
                 if asked.handling.upscale_only:
                     checker = None if disable_safety_checker else self.safety
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
                     asked = with_models(asked, self.roster.names)
                     cast = cast_of(self.roster, member, asked)
-                    request = self.request_for(asked, inputs, pictures, cast)
                     checker = self.safety if cast.checked and not disable_safety_checker else None
-                    yield from self.draw(cast, request, file_format, checker, show_phases)
+                    if asked.settings.animation.asked:
+                        keys = settle_keys(asked, inputs, member.settings, pictures)
+                        keys = tuple(with_models(key, self.roster.names) for key in keys)
+                        film = make_film(self.requests_for((asked, *keys), inputs, pictures, cast))
+                        yield from self.animate(cast, film, file_format, formats.film, checker)
+                    else:
+                        (request,) = self.requests_for((asked,), inputs, pictures, cast)
+                        yield from self.draw(cast, request, file_format, checker, show_phases)
             except BaseException as error:  # a cancel is a BaseException, too
                 self.outputs.stop()
                 release_memory(error)
@@ -390,31 +432,41 @@ class Predictor(BasePredictor):
                 forget_data_uris()
                 trim_heap()
 
-    def request_for(self, asked: Asked, inputs: Inputs, pictures: Pictures, cast: Cast) -> GenerationRequest:
-        """Build the request: fetch the networks that it names, and log where its settings come from."""
-        model, names = cast.model, self.roster.names
-        if asked.taken:
-            told = ", ".join(f"{name}={value}" for name, value in asked.taken.items())
+    def requests_for(
+        self, asked: Sequence[Asked], inputs: Inputs, pictures: Pictures, cast: Cast
+    ) -> list[GenerationRequest]:
+        """Build the request, or those of a film: fetch the networks that they name. Log where settings come from."""
+        model, first = cast.model, asked[0]
+        if first.taken:
+            told = ", ".join(f"{name}={value}" for name, value in first.taken.items())
             say(f"From the generation data: {told}")
-        if asked.resolved:
-            say(f"Prompt: {asked.settings.prompt}")
+        say("\n".join(dict.fromkeys(f"Prompt: {each.settings.prompt}" for each in asked if each.resolved)))
         lines = read_lines(inputs.controls)
         check_pictured(lines, pictures)  # before any network is fetched
-        check_image(model, pictures, controlled=bool(lines or asked.settings.controls))
-        check_noise_level(model, asked.settings.image_noise_level)
-        fetched = self.fetchers.run(self.library.load_only, asked.wanted, inputs)
-        asked = with_networks(asked, fetched)
+        check_image(model, pictures, controlled=bool(lines or first.settings.controls))
+        check_noise_level(model, first.settings.image_noise_level)
+        fetched = self.fetchers.run(self.library.load_only, wanted_by(asked), inputs)
         pictures = with_depth(model, pictures, controlled=bool(fetched.controls))
-        self.not_honoured: list[str] = []
-        if asked.data.whole:
-            found = obstacles(asked, model.identity, pictures, fetched.extras, names)
-            self.not_honoured += [obstacle.text for obstacle in found]
-            self.record_metric("not_honoured", self.not_honoured)
-            say("\n".join(f"Not honoured: {obstacle.text}" for obstacle in found))
-            asked = drop_unsupported(asked, found, asked.handling.strict)
-        request = request_from(asked, pictures, fetched.extras)
-        say("\n".join((*unused_inputs(asked, request), *unused_by(model, asked.given))))
-        return request
+        self.not_honoured = list[str]()
+        requests, unused = list[GenerationRequest](), dict[str, None]()
+        for each in asked:
+            each = self._supported(with_networks(each, fetched), pictures, fetched, model)
+            request = request_from(each, pictures, fetched.extras)
+            requests.append(request)
+            unused |= dict.fromkeys((*unused_inputs(each, request), *unused_by(model, each.given)))
+        say("\n".join(unused))
+        return requests
+
+    def _supported(self, asked: Asked, pictures: Pictures, fetched: Fetched, model: Model) -> Asked:
+        """Report what cannot be done of whole generation data, and return the rest. A strict request stops there."""
+        if not asked.data.whole:
+            return asked
+        found = obstacles(asked, model.identity, pictures, fetched.extras, self.roster.names)
+        new = [obstacle.text for obstacle in found if obstacle.text not in self.not_honoured]
+        self.not_honoured += new
+        self.record_metric("not_honoured", self.not_honoured)
+        say("\n".join(f"Not honoured: {text}" for text in new))
+        return drop_unsupported(asked, found, asked.handling.strict)
 
     def _enlargement(self, asked: Asked, inputs: Inputs, pictures: Pictures) -> Enlargement:
         """Build the request that only enlarges a picture."""
@@ -473,9 +525,7 @@ class Predictor(BasePredictor):
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1
                     elif isinstance(event, Notice):
-                        say(f"Not honoured: {event.text}")
-                        self.not_honoured.append(event.text)
-                        self.record_metric("not_honoured", self.not_honoured)
+                        self._leave_out(event)
                     elif isinstance(event, Finished):
                         self._report(event.seconds)
                     # a device with a queue keeps working meanwhile; without one the next event may be far away
@@ -487,6 +537,65 @@ class Predictor(BasePredictor):
         self.record_metric("image_output_count", count)
         if count == 0:
             raise AllPicturesFlagged()
+
+    def animate(
+        self, cast: Cast, film: Film, file_format: FileFormat, suffix: str | None, checker: SafetyChecker | None
+    ) -> Iterator[Path]:
+        """Draw a film's frames and yield each, and then the film itself, if it has a `suffix`.
+
+        If it fails or is cancelled, the film of the frames so far comes last.
+        """
+        shots, model, told = film.shots(), cast.model, FrameTexts(film, cast)
+        beside = Beside(upscaler=self._upscaler(film.base.hires), others=cast.others)
+        interpolator = self._interpolator(film.settings, model.device) if suffix else None
+        print(f"Seed: {', '.join(map(str, dict.fromkeys(request.seed for request in film.keys)))}")
+        say("\n".join((f"Plan: {describe(shots)}", *shots[0].plan.notes)))
+        self.record_metric("seed", film.base.seed)
+        self.outputs.clear()
+        reel = Reel(self.outputs, film.settings, suffix, file_format.quality)
+        largest = max(shots, key=lambda shot: len(shot.frames)).plan
+        self.worker.run(self.roster.use, (model, *cast.others.values()), largest)
+        events, progress = self.worker.each(draw_film(model, film, beside)), Progress(frames_of(shots))
+        with progress, closing(events):
+            try:
+                for event in events:
+                    if isinstance(event, Notice):
+                        self._leave_out(event)
+                    elif isinstance(event, Frame):
+                        progress.advance()
+                        if self.worker.run(passes, Picture(f"frame {event.place}", 0, event.pixels), checker):
+                            reel.begin(event, file_format, told.of(event))
+                    yield from map(Path, reel.collect(wait=not model.device.queues))
+                yield from map(Path, reel.collect(wait=True))
+            except Exception:
+                yield from map(Path, reel.collect(wait=True))
+                yield from map(Path, reel.film(told.of_film))
+                raise
+            except CancelationException:  # Cog hands out what comes after it, too
+                yield from map(Path, reel.collect(wait=True))
+                yield from map(Path, reel.film(told.of_film) if reel.quick else ())
+                raise
+        self.record_metric("image_output_count", len(reel.frames))
+        self._report({"frames": progress.seconds})
+        if not reel.frames:
+            raise AllPicturesFlagged()
+        if interpolator:
+            reel.compute(interpolator, self.worker)
+        yield from map(Path, reel.film(told.of_film))
+
+    def _interpolator(self, settings: AnimationSettings, device: Device) -> Interpolator | None:
+        """Load the network for frames between the drawn ones, if the film has any."""
+        if settings.interpolation == NONE:
+            return None
+        path, sha256 = self.fetchers.run(interpolator_file)
+        return self.worker.run(load_interpolator, path, sha256, device)
+
+    def _leave_out(self, notice: Notice) -> None:
+        """Report something that was requested and is not drawn, once."""
+        if notice.text not in self.not_honoured:
+            say(f"Not honoured: {notice.text}")
+            self.not_honoured.append(notice.text)
+            self.record_metric("not_honoured", self.not_honoured)
 
     def _upscaler(self, hires: HiresSettings | None) -> Upscaler | None:
         """Load the upscaler that the hires pass names; None if it has no weights of its own."""

@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.animation.frames import Frame, FrameTexts, draw_film
 from pipelines.ask.catalog import NOISE_SOURCES, RESIZE_MODES
+from pipelines.ask.film import Film, make_film
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import in_folders
@@ -28,7 +30,16 @@ from pipelines.drawing.pictures import check_noise_level, with_depth
 from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
-from pipelines.infotext.asked import WEBUI_SIZE, Fetched, Pictures, read_data, request_from, settle, with_networks
+from pipelines.infotext.asked import (
+    WEBUI_SIZE,
+    Fetched,
+    Pictures,
+    read_data,
+    request_from,
+    settle,
+    settle_keys,
+    with_networks,
+)
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.other_models import with_models
 from pipelines.infotext.writing import of_picture
@@ -56,8 +67,8 @@ def read_models(options: argparse.Namespace) -> Roster:
     return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}))
 
 
-def read_request(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[GenerationRequest, Cast]:
-    """Read the request from one infotext file, and say which models draw it.
+def read_requests(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[list[GenerationRequest], Cast]:
+    """Read the request from one infotext file, or those of a film, and say which models draw it.
 
     Raises InvalidInput if the picture would be a different one.
     """
@@ -72,18 +83,22 @@ def read_request(path: Path, roster: Roster, options: argparse.Namespace) -> tup
         controls=tuple(picture.read(path, "control", deep=True) for path in options.control),
     )
     pictures = with_depth(model, pictures, controlled=bool(data.controls))
-    asked = settle(Inputs(num_outputs=options.num_outputs), data, member.settings, pictures)
-    asked = with_models(asked, roster.names)
-    cast = cast_of(roster, member, asked)
+    inputs = Inputs(num_outputs=options.num_outputs)
+    asked = settle(inputs, data, member.settings, pictures)
+    keys = settle_keys(asked, inputs, member.settings, pictures) if asked.settings.animation.asked else ()
+    cast = cast_of(roster, member, with_models(asked, roster.names))
     folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
     extras, upscalers = in_folders(*folders), {file.stem: file for file in options.upscaler}
-    asked = with_networks(asked, Fetched(extras=extras, controls=data.controls, upscalers=upscalers))
-    found = obstacles(asked, model.identity, pictures, extras, roster.names)
-    for obstacle in found:
-        print(f"{path.name}: {obstacle.text}", file=sys.stderr)
-    asked = drop_unsupported(asked, found, options.strict)
-    check_noise_level(model, asked.settings.image_noise_level)
-    return request_from(asked, pictures, extras), cast
+    fetched, requests = Fetched(extras=extras, controls=data.controls, upscalers=upscalers), list[GenerationRequest]()
+    for each in (asked, *keys):
+        each = with_networks(with_models(each, roster.names), fetched)
+        found = obstacles(each, model.identity, pictures, extras, roster.names)
+        for obstacle in found:
+            print(f"{path.name}: {obstacle.text}", file=sys.stderr)
+        each = drop_unsupported(each, found, options.strict)
+        check_noise_level(model, each.settings.image_noise_level)
+        requests.append(request_from(each, pictures, extras))
+    return requests, cast
 
 
 def read_given(options: argparse.Namespace) -> Given:
@@ -135,6 +150,20 @@ def draw(cast: Cast, request: GenerationRequest, stem: str, options: argparse.Na
         path = options.output / f"{stem}.safetensors"
         save_file(kept, path)
         yield path
+
+
+def write_frames(cast: Cast, film: Film, stem: str, folder: Path) -> Iterator[Path]:
+    """Write a film's frames, or the one that is asked for, as `<stem>-<k>.png`. Yield the paths."""
+    model, told = cast.model, FrameTexts(film, cast)
+    file = upscaler_file(film.base.hires)
+    beside = Beside(upscaler=load_upscaler(file, model.device) if file else None, others=cast.others)
+    for event in draw_film(model, film, beside):
+        if isinstance(event, Notice):
+            print(event.text, file=sys.stderr)
+        elif isinstance(event, Frame):
+            path = folder / f"{stem}-{event.place:g}.png"
+            write(event.pixels, path, FileFormat("png"), told.of(event))
+            yield path
 
 
 def tensors_of(result: PassResult) -> dict[str, Tensor]:
@@ -262,9 +291,13 @@ def main() -> int:
         return 1
     for path in options.infotext:
         try:
-            request, cast = read_request(path, roster, options)
+            requests, cast = read_requests(path, roster, options)
+            request, *keys = requests
             roster.use([cast.model, *cast.others.values()], make_plan(request))
-            for written in draw(cast, request, path.stem, options):
+            film = make_film(requests) if keys else None
+            for written in (
+                write_frames(cast, film, path.stem, options.output) if film else draw(cast, request, path.stem, options)
+            ):
                 print(written)
         except PastelError as error:
             print(f"error: {path}: {error}", file=sys.stderr)

@@ -26,7 +26,14 @@ from script.schema import COMMITTED
 
 Json = dict[str, Any]
 
-SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
+SUFFIXES = {
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/jpeg": ".jpg",
+    "image/gif": ".gif",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+}
 SETUP_SECONDS = 3600
 """The time limit for setup, which may have to fetch gigabytes first."""
 BOOLEANS = {"true": True, "false": False}

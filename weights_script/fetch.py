@@ -74,6 +74,7 @@ OWN_FILE = {
     "adapter": "leave it out",
     "controlnet": "send it in files",
     "image-encoder": "send it in files",
+    "interpolator": "leave Interpolation out",
 }
 """Advice for when an entry cannot be fetched, by its kind."""
 

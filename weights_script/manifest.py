@@ -12,8 +12,8 @@ from pipelines.ask.request import SETTINGS
 from pipelines.errors import InvalidInput, ModelError
 
 HERE = Path(__file__).parent
-KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet", "image-encoder")
-FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth", "adapter", "transformers")
+KINDS = ("model", "vae", "upscaler", "safety-checker", "adapter", "controlnet", "image-encoder", "interpolator")
+FORMATS = ("ldm-safetensors", "ldm-ckpt", "diffusers-folder", "esrgan-pth", "adapter", "transformers", "torchscript")
 DEFAULT_MODEL = "pastel-tiny"
 TRAINED_SIZE = (512, 512)
 """(width, height) for an entry that names no size: what Stable Diffusion 1.x was trained on."""

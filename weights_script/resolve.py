@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 OFF = "off"
 """The value of PASTEL_SAFETY_CHECKER that turns off the checker that the container's settings turn on."""
+INTERPOLATOR = "film"
+"""The manifest's entry of the network that computes frames between drawn ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,12 @@ def upscaler_file(hires: HiresSettings | None) -> Path | None:
         return hires.upscaler_file if hires else None
     entry = next(entry for entry in load_manifest().values() if entry.title == hires.upscaler)
     return _entry_path(f"hires_upscaler={hires.upscaler}", entry)
+
+
+def interpolator_file() -> tuple[Path, str]:
+    """Return FILM's file and its SHA-256, fetching it if necessary. Raises ModelError."""
+    entry = load_manifest()[INTERPOLATOR]
+    return _entry_path("Interpolation: FILM", entry), entry.sha256
 
 
 def _vae(chosen: str, own: str, entries: dict[str, Entry]) -> Path | None:

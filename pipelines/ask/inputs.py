@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipelines.ask.request import SETTINGS
 from pipelines.ask.sizes import SIDE_MAX, SIDE_MIN, Size, trained_size
+from pipelines.ask.table import ROWS
 from pipelines.errors import InvalidInput
 
 OWN_ASPECT = "model's own"
@@ -61,6 +61,10 @@ class Inputs:
     control_images: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
     """LoRAs, embeddings, ControlNets and upscalers, told apart by their content."""
+    animation: str = ""
+    frames_per_second: int | None = None
+    loop: str | None = None
+    output_quality: int | None = None
     generation_data: str = ""
 
     def filled_in(self) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class Inputs:
         A text of only spaces counts as filled in but empty: a space as the negative prompt turns off the model's
         default. Sliders send 7.0 for 7; it becomes 7, because generation data shows whole numbers without a fraction.
         """
-        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name in SETTINGS}
+        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name in ROWS}
         values = {name: _plain(value) for name, value in told.items() if value is not None and value != ""}
         return {**values, "outpaint": _outpaint(self.outpaint)} if self.outpaint else values
 
@@ -83,7 +87,7 @@ def checked_files(sent: Sequence[Path], field: str) -> Sequence[Path]:
 
 
 def _outpaint(text: str) -> Any:
-    row = SETTINGS["outpaint"]
+    row = ROWS["outpaint"]
     try:
         return row.rule.read(text)
     except ValueError:

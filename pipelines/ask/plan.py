@@ -124,6 +124,17 @@ class UpscalePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Between:
+    """The way of pictures from their request to another one, which differs in prompts, seed and numbers alone."""
+
+    end: GenerationRequest
+    shares: tuple[float, ...]
+    """How far each picture is on the way, from 0 to 1."""
+    common: float = 0
+    """The share of the first pass's steps in which the pictures follow the middle of the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HighresPlan:
     """Everything that will be done for a request, computed before any work starts."""
 
@@ -135,6 +146,8 @@ class HighresPlan:
     controls: tuple[ControlSettings, ...] = ()
     notes: tuple[str, ...] = ()
     """Lines for the log about what is done differently from what was requested."""
+    between: Between | None = None
+    """The way to another request that these pictures are on; None: they are the request's own."""
 
     @property
     def final_size(self) -> tuple[int, int]:

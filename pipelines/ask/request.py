@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from pipelines.ask.animation import AnimationSettings
 from pipelines.ask.catalog import (
     CONTROL_MODES,
     CONTROL_RESIZE_MODES,
@@ -853,9 +854,12 @@ class Settings(Checked):
     image: ImageSettings | None = None
     hires: HiresSettings | None = field(default_factory=HiresSettings)
     controls: tuple[ControlSettings, ...] = ()
+    animation: AnimationSettings = field(default_factory=AnimationSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.animation.asked and self.num_outputs > 1:
+            raise InvalidInput("num_outputs", self.num_outputs, "must be 1 for an animation", "Send a request a film.")
         _check_parts("prompt", self.prompt)
         _check_parts("negative_prompt", self.negative_prompt)
         if self.seed + self.num_outputs - 1 > SEED_MAX:
@@ -867,7 +871,7 @@ class Settings(Checked):
         """All settings by name."""
         mask = self.image.mask if self.image else None
         own = self.noise, self.schedule, self.added_noise, self.skipped_guidance, self.refiner, self.framing
-        groups = (self, *own, self.image, mask, self.hires)
+        groups = (self, *own, self.animation, self.image, mask, self.hires)
         return {name: value for group in groups if group for name, value in values_of(group).items()}
 
     @property
@@ -944,6 +948,7 @@ GROUPS = (
     ImageSettings,
     MaskSettings,
     HiresSettings,
+    AnimationSettings,
 )
 SETTINGS: dict[str, Setting] = {row.name: row for group in GROUPS for row in rows(group).values()}
 """Every setting of a request, by its name."""

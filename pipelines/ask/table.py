@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipelines.ask.request import SETTINGS
-from pipelines.ask.settings import Checked, Flag, Setting, Text, rows, setting
+from pipelines.ask.settings import Checked, Flag, Setting, Text, Whole, rows, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,14 @@ class Handling(Checked):
         key="File names",
         about="The names of the files, in order and separated by commas. Files sent as data URIs need this, because "
         "they have no names of their own.",
+    )
+    output_quality: int = setting(
+        "output_quality",
+        Whole(1, 100),
+        95,
+        key="Output quality",
+        hint="95 is usual.",
+        about="Quality of webp, jpg and films, from 1 to 100. png is lossless and ignores it.",
     )
 
 

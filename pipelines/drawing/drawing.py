@@ -1,6 +1,6 @@
 """The state that the phases of one prediction share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
-from pipelines.ask.request import GenerationRequest
+from pipelines.ask.request import GenerationRequest, NoiseSettings
 from pipelines.images.masks import Canvas
 from pipelines.images.reading import Pixels, nearness, resize
 from pipelines.models.hypernetworks import HypernetworkUse
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.runtime.device import Stopwatch
+from pipelines.sampling.between import NoiseBetween, between_noise, interpolated
 from pipelines.sampling.control import Controls, controls_of, in_hires
-from pipelines.sampling.noise import Noise
+from pipelines.sampling.noise import Noise, Shape
 from pipelines.upscalers.interpolation import Upscaler
 
 
@@ -126,8 +127,28 @@ class Drawing:
                 stack.enter_context(refiner.using(own.loras, (), None, own.hypernetworks))
             yield
 
-    def networks(self, prompt: str) -> PassNetworks:
-        """Return the networks that a prompt's tags ask for."""
+    @property
+    def ends(self) -> tuple["Drawing", ...]:
+        """This drawing; for pictures between two requests, the drawings of both ends."""
+        between = self.plan.between
+        if between is None:
+            return (self,)
+        plan = replace(self.plan, between=None)
+        return replace(self, plan=plan), replace(self, plan=plan, request=between.end)
+
+    @property
+    def guidance_scale(self) -> float | Tensor:
+        """The guidance scale; (B, 1, 1, 1) if it differs between the pictures."""
+        between, own = self.plan.between, self.request.guidance_scale
+        return own if between is None else interpolated(own, between.end.guidance_scale, between.shares, self.place)
+
+    def networks(self, hires: bool) -> PassNetworks:
+        """Return the networks that the tags in the prompt of a pass ask for."""
+        start, *end = (each._own_networks(hires) for each in self.ends)
+        return networks_between(start, end[0], self.plan.between.shares[0]) if end and self.plan.between else start
+
+    def _own_networks(self, hires: bool) -> PassNetworks:
+        prompt = prompt_of(self.request, hires)
         loras, hypernetworks = self.request.extras.loras, self.request.extras.hypernetworks
         changing = [tag for tag in hypernetwork_tags(prompt) if tag.name in hypernetworks and tag.multiplier]
         return PassNetworks(
@@ -147,17 +168,54 @@ class Drawing:
 
     def noise(self, part: PassPlan, span: tuple[float, float] | None = None) -> Noise:
         """Return the noise of a pass from fresh generators. Both passes use the same seeds."""
-        noise = Noise(
-            self.plan.seeds,
-            part.latent_shape,
-            device=self.place,
-            settings=self.request.noise,
-            variation_seeds=self.plan.variation_seeds,
-            span=span,
-        )
+        noise = self.noise_of(part.latent_shape, self.request.noise, span)
         noise.added = part.added_noise
         return noise
+
+    def noise_of(self, shape: Shape, settings: NoiseSettings, span: tuple[float, float] | None = None) -> Noise:
+        """Return noise of this shape for the pictures, from fresh generators."""
+
+        def of(seeds: Sequence[int]) -> Noise:
+            variation_seeds = self.plan.variation_seeds[: len(seeds)]
+            return Noise(seeds, shape, device=self.place, settings=settings, variation_seeds=variation_seeds, span=span)
+
+        between, seed = self.plan.between, self.request.seed
+        if between is None:
+            return of(self.plan.seeds)
+        return NoiseBetween(of([seed]), None if between.end.seed == seed else of([between.end.seed]), between.shares)
+
+    def from_seeds(self, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """Return random numbers (B, ...) that `draw` makes from a seed for each picture, in the host's memory."""
+        between, seed = self.plan.between, self.request.seed
+        if between is None:
+            return draw(self.plan.seeds)
+        if between.end.seed == seed:
+            return draw([seed]).repeat_interleave(len(between.shares), dim=0)
+        return between_noise(draw([seed]), draw([between.end.seed]), between.shares)
 
     def finished(self, pixels: Pixels) -> Pixels:
         """Return a decoded picture with the parts of the input that the canvas keeps."""
         return self.canvas.finish(pixels) if self.canvas else pixels
+
+
+def prompt_of(request: GenerationRequest, hires: bool) -> str:
+    """Return the prompt of a pass."""
+    own = request.hires.prompt if hires and request.hires else ""
+    return own or request.prompt
+
+
+def networks_between(start: PassNetworks, end: PassNetworks, share: float) -> PassNetworks:
+    """Return the networks of both ends, with multipliers in between. A network that one end lacks has 0 there."""
+    if start == end:
+        return start
+    loras = {use.tag.name: replace(use, tag=replace(use.tag, te=0.0, unet=0.0)) for use in (*start.loras, *end.loras)}
+    files = {use.file: 0.0 for use in (*start.hypernetworks, *end.hypernetworks)}
+    for networks, part in ((start, 1 - share), (end, share)):
+        for use in networks.loras:
+            name, tag = use.tag.name, loras[use.tag.name].tag
+            tag = replace(tag, te=tag.te + part * use.tag.te, unet=tag.unet + part * use.tag.unet)
+            loras[name] = replace(use, tag=tag)
+        for each in networks.hypernetworks:
+            files[each.file] += part * each.multiplier
+    hypernetworks = tuple(HypernetworkUse(file, multiplier) for file, multiplier in files.items())
+    return PassNetworks(loras=tuple(loras.values()), hypernetworks=hypernetworks)

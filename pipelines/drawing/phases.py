@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.ask.networks import hypernetwork_tags
 from pipelines.ask.plan import HighresPlan, PassPlan
 from pipelines.ask.request import GenerationRequest, NoiseSettings
-from pipelines.drawing.drawing import NOTHING_GIVEN, Drawing, Given, PassNetworks
+from pipelines.drawing.drawing import NOTHING_GIVEN, Drawing, Given, PassNetworks, prompt_of
 from pipelines.drawing.start import Start, first_stage, hires_stage, start_from
 from pipelines.families.family import Framing
 from pipelines.families.noise_schedule import NoiseSchedule
@@ -29,8 +29,8 @@ from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
 from pipelines.runtime.memory import memory_errors_say_what_fits, room_left, rows_at_once
 from pipelines.runtime.unet_call import UNet
+from pipelines.sampling.between import PassPrompts, PromptsBetween
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, LatentMask, Stage
-from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import PromptEncoder, Prompts
 from pipelines.sampling.samplers import ALGORITHMS
 from pipelines.sampling.schedules import as_set, sigmas, timesteps
@@ -62,13 +62,13 @@ class PassResult:
     phase: str
     noise: Tensor
     sigmas: Sequence[float]
-    prompts: Prompts
+    prompts: PassPrompts
     start: Tensor | None
     """The latents that the pass refined; None if it started from noise alone."""
     mask: LatentMask | None
     refined_from: int | None
     """The denoiser call, counted from 0, from which on the refiner drew; None if it did not."""
-    refiner_prompts: Prompts | None
+    refiner_prompts: PassPrompts | None
     sampled: Tensor
     """The sampler's output. With a mask, only the part that it marks as drawn is kept."""
 
@@ -137,7 +137,8 @@ def render(
     named = {"": model, **beside.others}
     hires_model = named[request.hires.checkpoint if request.hires else ""]
     refiner = named[request.refiner.name if request.refiner.acts else ""]  # the model itself if there is none
-    adapted = {id(each): _as_asked(each, request) for each in (model, hires_model, refiner)}
+    requests = [request, *([plan.between.end] if plan.between else [])]
+    adapted = {id(each): _as_asked(each, requests) for each in (model, hires_model, refiner)}
     model, hires_model, refiner = (adapted[id(each)] for each in (model, hires_model, refiner))
     with ExitStack() as stack:
         stack.enter_context(memory_errors_say_what_fits(plan, lambda: model.footprint, model.device.place))
@@ -160,41 +161,37 @@ def render(
         yield from _phases(drawing)
 
 
-def _as_asked(model: Model, request: GenerationRequest) -> Model:
-    """Return the model with the request's noise levels. If the request changes the UNet, use the plain network, because
-    compiled code and recorded graphs would not see the change."""
+def _as_asked(model: Model, requests: Sequence[GenerationRequest]) -> Model:
+    """Return the model with the first request's noise levels. If one of them changes the UNet, use the plain network,
+    because compiled code and recorded graphs would not see the change."""
+    request = requests[0]
     noise = as_set(model.noise, request.schedule)
     model = model if noise is model.noise else replace(model, noise=noise)
     model = replace(model, text=model.text.with_clip_skip()) if request.framing.clip_l_skip else model
-    prompts = request.prompt, request.hires.prompt if request.hires else ""
+    prompts = (prompt_of(each, hires) for each in requests for hires in (False, True))
     plain = request.tiling or any(map(hypernetwork_tags, prompts))
     return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
 def _phases(drawing: Drawing) -> Iterator[Event]:
-    request, plan, watch = drawing.request, drawing.plan, drawing.watch
+    plan, watch = drawing.plan, drawing.watch
     second = drawing.in_hires
-    networks = drawing.networks(request.prompt)
-    hires_networks = drawing.networks((request.hires.prompt if request.hires else "") or request.prompt)
     encoders = _PromptEncoders(drawing)
-    with drawing.using(networks, plan.first):
-        first_prompts = _prompts(drawing, encoders, networks, plan.first)
-    hires_prompts = first_prompts
+    first_prompts = hires_prompts = _prompts(drawing, encoders, plan.first)
     if plan.hires:  # before the first pass, so that an error in these prompts is reported before time is spent on it
-        with second.using(hires_networks, plan.hires):
-            hires_prompts = _prompts(second, encoders, hires_networks, plan.hires)
+        hires_prompts = _prompts(second, encoders, plan.hires)
     yield from map(Notice, encoders.left_over)
     start = start_from(drawing)
     stage = first_stage(drawing, first_prompts[0])
     drawing.model.components.unet.take()
-    with drawing.using(networks, plan.first):
+    with drawing.using(drawing.networks(hires=False), plan.first):
         latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, by, latents)
         stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
         second.model.components.unet.take()
-        with second.using(hires_networks, plan.hires):
+        with second.using(drawing.networks(hires=True), plan.hires):
             stages = [stage, *_refining(drawing, hires_prompts)]
             latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
         watch.mark(REFINE)
@@ -206,7 +203,7 @@ class _PromptEncoders:
     """The encoders of one prediction's prompts. Passes with the same model and networks share one, and its texts."""
 
     def __init__(self, drawing: Drawing) -> None:
-        self._drawing = drawing
+        self._request = drawing.request
         self._made: dict[tuple[int, PassNetworks], PromptEncoder] = {}
         self.left_over: dict[str, None] = {}
         """Sentences about what of the networks is not applied."""
@@ -215,7 +212,7 @@ class _PromptEncoders:
         """Return the encoder for a model that has these networks, whose LoRA files may contain embeddings."""
         key = id(model), networks
         if key not in self._made:
-            request = self._drawing.request
+            request = self._request
             bundles = bundles_of(use.file for use in networks.loras if use.tag.acts)
             tables = model.text.embedding_tables(request.extras.embeddings, bundles)
             settings = request.clip_skip, request.emphasis, request.pad_conds
@@ -223,11 +220,24 @@ class _PromptEncoders:
         return self._made[key]
 
 
-def _prompts(drawing: Drawing, encoders: _PromptEncoders, networks: PassNetworks, part: PassPlan) -> list[Prompts]:
+def _prompts(drawing: Drawing, encoders: _PromptEncoders, part: PassPlan) -> Sequence[PassPrompts]:
     """Encode a pass's prompts for its model, and for the refiner if one takes over.
+
+    For pictures between two requests, encode those of both, each with its own networks.
+    """
+    ends, between = [_own_prompts(end, encoders, part) for end in drawing.ends], drawing.plan.between
+    if between is None:
+        return ends[0]
+    common = between.common * part.calls if part is drawing.plan.first else 0
+    return [PromptsBetween(start, end, between.shares, common) for start, end in zip(*ends, strict=True)]
+
+
+def _own_prompts(drawing: Drawing, encoders: _PromptEncoders, part: PassPlan) -> list[Prompts]:
+    """Encode the prompts of one request.
 
     The hires prompts default to the first pass's. Prompt editing continues the first pass's count.
     """
+    networks = drawing.networks(part is drawing.plan.hires)
     request, plan, hires = drawing.request, drawing.plan, None
     texts, told = (request.prompt, request.negative_prompt), framing(request, request.width, request.height)
     if part is plan.hires:
@@ -238,13 +248,14 @@ def _prompts(drawing: Drawing, encoders: _PromptEncoders, networks: PassNetworks
         told = framing(request, plan.upscale.width, plan.upscale.height)  # before WebUI rounds and crops it
     # with an image, too, the first pass's count is all steps
     calls = plan.first.calls_of(request.num_inference_steps), hires
-    encoder = encoders.of(drawing.model, networks)
-    drawing.model.components.texts.take()
-    prompts = [encoder.encode(*texts, *calls, told)]
-    encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
-    if refiner := drawing.refiner_in(part):
-        refiner.components.texts.take()
-        prompts.append(encoders.of(refiner, drawing.for_refiner(networks)).encode(*texts, *calls, told))
+    with drawing.using(networks, part):
+        encoder = encoders.of(drawing.model, networks)
+        drawing.model.components.texts.take()
+        prompts = [encoder.encode(*texts, *calls, told)]
+        encoders.left_over |= dict.fromkeys((*drawing.model.adapters.left_over, *encoder.left_over))
+        if refiner := drawing.refiner_in(part):
+            refiner.components.texts.take()
+            prompts.append(encoders.of(refiner, drawing.for_refiner(networks)).encode(*texts, *calls, told))
     return prompts
 
 
@@ -261,7 +272,7 @@ def framing(request: GenerationRequest, width: int, height: int) -> Framing:
     )
 
 
-def _refining(drawing: Drawing, prompts: Sequence[Prompts]) -> list[Stage]:
+def _refining(drawing: Drawing, prompts: Sequence[PassPrompts]) -> list[Stage]:
     """Return the refiner's stage of a pass, if there are prompts for it."""
     settings = drawing.request.refiner
     return [
@@ -287,7 +298,7 @@ def _sample(
     controls = drawing.controls(part)
     room, pixels = room_left(drawing.place), x[0, 0].numel()
     rows = min(rows_at_once(stage.model.footprint, pixels, len(x) * prompts.rows, room) for stage in stages)
-    guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.skipped_guidance, part.calls)
+    guidance = Guidance(drawing.guidance_scale, request.guidance_rescale, request.skipped_guidance, part.calls)
     denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
@@ -373,7 +384,7 @@ def _upscale(drawing: Drawing, by: Model, latents: Tensor) -> Generator[Event, N
         start = upscale_latents(latents, upscale)
     else:
         enlarged = [upscale_pixels(draft, upscale, drawing.upscaler) for draft in drafts]
-        start = encode_pictures(enlarged, upscale, drawing.hires_model.vae, drawing.plan.seeds[-1])
+        start = encode_pictures(enlarged, upscale, drawing.hires_model.vae, drawing.from_seeds)
     if drawing.show_phases:
         yield from _decode(drawing.in_hires, start, UPSCALED, UPSCALE)
     watch.mark(UPSCALE)
@@ -385,7 +396,7 @@ def _doubled(drawing: Drawing, latents: Tensor, upscaler: LatentUpscaler) -> Gen
     channels, height, width = latents.shape[1:]
     shape = channels, LATENT_SCALE * height, LATENT_SCALE * width
     source = drawing.request.noise.source
-    noise = Noise(drawing.plan.seeds, shape, device=drawing.place, settings=NoiseSettings(source=source))
+    noise = drawing.noise_of(shape, NoiseSettings(source=source))
     yield Step(UPSCALE, 0, LATENT_STEPS)
     for number, latents in enumerate(upscaler.steps(latents, noise), 1):  # noqa: B007, B020
         yield Step(UPSCALE, number, LATENT_STEPS)

@@ -18,9 +18,8 @@ from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS, LATEN
 from pipelines.images.masks import Canvas, latent_mask
 from pipelines.images.reading import Pixels, resize
 from pipelines.models.image_prompt import ImagePrompt
+from pipelines.sampling.between import PassPrompts
 from pipelines.sampling.denoiser import LatentMask, Stage
-from pipelines.sampling.noise import Noise
-from pipelines.sampling.prompts import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +42,11 @@ def start_from(drawing: Drawing) -> Start:
     settings, canvas, given = drawing.request.image, drawing.canvas, drawing.given.latents
     if settings is None or canvas is None:
         return Start()
-    part, seeds = drawing.plan.first, drawing.plan.seeds
+    part, images = drawing.plan.first, len(drawing.plan.seeds)
     if given is None:
         latents = _encoded(drawing, canvas.picture, part)
     else:
-        latents = _checked("init_latent", given, (len(seeds), *part.latent_shape)).to(drawing.place)
+        latents = _checked("init_latent", given, (images, *part.latent_shape)).to(drawing.place)
     if canvas.mask is None or settings.mask is None:
         return Start(latents)
     size = part.width // LATENT_PIXELS, part.height // LATENT_PIXELS
@@ -55,14 +54,14 @@ def start_from(drawing: Drawing) -> Start:
     if settings.mask.content == "latent noise":
         # WebUI draws this from the seeds alone: variation and seed resize do not affect it
         source = NoiseSettings(source=drawing.request.noise.source)
-        noise = Noise(seeds, part.latent_shape, device=drawing.place, settings=source)
+        noise = drawing.noise_of(part.latent_shape, source)
         latents = latents * (1 - drawn) + noise.initial() * drawn
     elif settings.mask.content == "latent nothing":
         latents = latents * (1 - drawn)
     return Start(latents, LatentMask(drawn, latents))
 
 
-def first_stage(drawing: Drawing, prompts: Prompts) -> Stage:
+def first_stage(drawing: Drawing, prompts: PassPrompts) -> Stage:
     """Return the first pass's model with its prompts and what it gets about the request's picture.
 
     Raises InvalidInput for a given condition of another shape.
@@ -73,7 +72,9 @@ def first_stage(drawing: Drawing, prompts: Prompts) -> Stage:
     return _given_stage(drawing, prompts, part, drawing.given.condition)
 
 
-def hires_stage(drawing: Drawing, prompts: Prompts, first: Stage, start: Tensor, enlarged: Sequence[Pixels]) -> Stage:
+def hires_stage(
+    drawing: Drawing, prompts: PassPrompts, first: Stage, start: Tensor, enlarged: Sequence[Pixels]
+) -> Stage:
     """Return the same for the hires pass. It starts from latents and, after a pixel upscaler, `enlarged` pictures.
 
     Raises InvalidInput for a given condition of another shape.
@@ -98,7 +99,7 @@ def hires_stage(drawing: Drawing, prompts: Prompts, first: Stage, start: Tensor,
     return Stage(model, prompts, _around_mask(drawing, part, masked, seen), vectors)
 
 
-def _given_stage(drawing: Drawing, prompts: Prompts, part: PassPlan, condition: Tensor) -> Stage:
+def _given_stage(drawing: Drawing, prompts: PassPrompts, part: PassPlan, condition: Tensor) -> Stage:
     """Return a pass's model with what is given in place of the picture's channels or vectors."""
     model, images = drawing.model, len(drawing.plan.seeds)
     if model.image_prompt is not None:
@@ -205,8 +206,9 @@ def _noise(drawing: Drawing, shape: tuple[int, ...]) -> Tensor:
     """
     if drawing.given.unseeded:
         return torch.randn((len(drawing.plan.seeds), *shape), generator=drawing.given.unseeded)
-    seeds = drawing.plan.seeds
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return drawing.from_seeds(
+        lambda seeds: torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    )
 
 
 def _pixels(picture: Image.Image) -> Tensor:

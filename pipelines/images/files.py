@@ -75,13 +75,19 @@ class OutputFolder:
             self._begun[0].wait()
             yield self._begun.popleft().outcome()
 
+    def make(self, name: str, suffix: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` make a file of this prediction in the background, wait for it, and return its path."""
+        path = Path(self._folder.name) / f"{name}-{self._id}.{suffix}"
+        self._writers.run(write, path)
+        return path
+
     def save(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> Path:
         """Write the picture under `name` with this prediction's id and the format's extension. Return the path.
 
         The id makes names unique, so that pictures of several predictions can be stored together. Raises OutputError.
         """
         path = Path(self._folder.name) / f"{name}-{self._id}.{file_format.name}"
-        with _explained():
+        with explained():
             try:
                 write(pixels, path, file_format, parameters)
             except OSError:
@@ -96,12 +102,12 @@ def _new_id() -> str:
 
 
 def _new_folder() -> tempfile.TemporaryDirectory[str]:
-    with _explained():
+    with explained():
         return tempfile.TemporaryDirectory(prefix="pastel-", ignore_cleanup_errors=True)
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn the system's errors into OutputError."""
     try:
         yield
@@ -138,18 +144,19 @@ def _write_png(image: Image.Image, stream: BytesIO, quality: int, parameters: st
 
 
 def _write_webp(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
-    image.save(stream, format="WEBP", quality=quality, exif=_exif(parameters))
+    image.save(stream, format="WEBP", quality=quality, exif=exif_with(parameters))
 
 
 def _write_jpeg(image: Image.Image, stream: BytesIO, quality: int, parameters: str) -> None:
-    exif = _exif(parameters)
+    exif = exif_with(parameters)
     if len(exif.tobytes()) > JPEG_SEGMENT:
         print("The generation parameters are too long for a JPEG and were left out. PNG has room for them.")
         exif = Image.Exif()
     image.save(stream, format="JPEG", quality=quality, exif=exif)
 
 
-def _exif(parameters: str) -> Image.Exif:
+def exif_with(parameters: str) -> Image.Exif:
+    """Return EXIF data with generation parameters, as WebUI writes them."""
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
     return exif

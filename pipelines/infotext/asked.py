@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.ask.animation import FIELD, AnimationSettings, KeyFrame
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS
-from pipelines.ask.inputs import AUTOMATIC, ON, Inputs, size_like, size_of_aspect
+from pipelines.ask.inputs import AUTOMATIC, OFF, ON, Inputs, size_like, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, Extras, LoraTag, lora_names, lora_tags
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import (
@@ -146,6 +147,47 @@ class Asked:
         )
 
 
+def wanted_by(asked: Sequence[Asked]) -> Wanted:
+    """Return the networks to look for, for several requests of the same form."""
+    each = [one.wanted for one in asked]
+    return replace(
+        each[0],
+        loras=frozenset().union(*(wanted.loras for wanted in each)),
+        optional_loras=frozenset().union(*(wanted.optional_loras for wanted in each)),
+    )
+
+
+def settle_keys(asked: Asked, inputs: Inputs, defaults: Values, pictures: Pictures = NO_PICTURES) -> tuple[Asked, ...]:
+    """Return what each key frame of an animation asks for: the form with its prompt, seed and numbers.
+
+    A seed that nobody gave is the same for all. Raises InvalidInput as `settle` does.
+    """
+    settings, film = asked.settings, rows(AnimationSettings).values()
+    told = {name: value for name, value in asked.data.values.items() if name not in {row.name for row in film}}
+    if "variation_seed" in told:
+        told["variation_seed"] = settings.noise.variation_seed
+    data = replace(asked.data, values=told)
+    highres_fix = ON if settings.hires else OFF
+    return tuple(
+        settle(_of_key(key, replace(inputs, highres_fix=highres_fix), settings.seed), data, defaults, pictures)
+        for key in settings.animation.timeline.keys[: settings.animation.timeline.prompts]
+    )
+
+
+def _of_key(key: KeyFrame, inputs: Inputs, seed: int) -> Inputs:
+    """Return the form as it would be filled in for the key frame's picture."""
+    negative = key.negative
+    return replace(
+        inputs,
+        animation="",
+        prompt=key.prompt,
+        seed=seed if key.seed is None else key.seed,
+        denoising_strength=inputs.denoising_strength if key.strength is None else key.strength,
+        guidance_scale=inputs.guidance_scale if key.guidance is None else key.guidance,
+        negative_prompt=inputs.negative_prompt if negative is None else negative or " ",
+    )
+
+
 def read_data(text: str) -> GenerationData:
     """Read generation data, either a whole block or single settings. Raises InvalidInput."""
     text, wildcards = lift_wildcards(text)
@@ -173,6 +215,12 @@ def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pic
         values["seed"] = random_seed()
     with _blaming(data, said):
         handling = Handling(**of_group(Handling, values))
+        animation = _animation(values)
+        if animation.asked:
+            values["prompt"] = animation.timeline.keys[0].prompt
+            if handling.upscale_only:
+                fix = "Leave out one of them."
+                raise InvalidInput(FIELD, animation.text, "Upscale only draws nothing, so there is no film", fix)
         if handling.dynamic_prompts or data.wildcards:
             prompts = {name: values.get(name, "") for name in PROMPTS}
             options = {name: options_of(prompt, data.wildcards) for name, prompt in prompts.items()}
@@ -180,7 +228,8 @@ def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pic
         if handling.upscale_only:
             settings = _to_enlarge(values, defaults)
         else:
-            settings = _settings(values, data, pictures, _has_hires(inputs.highres_fix, said, data, pictures))
+            hires = _has_hires(inputs.highres_fix, said, data, pictures, animation.asked)
+            settings = _settings(values, data, pictures, hires)
     from_data = [name for name in ROWS if name in data.values and name not in (*said, *PROMPTS)]
     return Asked(
         settings=settings,
@@ -251,15 +300,16 @@ def _size_unsaid(values: Values, usual: Size, own: Size, pictures: Pictures, var
     return size_to_draw(width + left + right, height + top + bottom)
 
 
-def _has_hires(highres_fix: str, said: Values, data: GenerationData, pictures: Pictures) -> bool:
-    """Decide whether the highres fix is on. Automatic follows a whole block; otherwise it is on without an image."""
+def _has_hires(highres_fix: str, said: Values, data: GenerationData, pictures: Pictures, film: bool) -> bool:
+    """Decide whether the highres fix is on. Automatic follows a whole block; otherwise it is on for a picture without
+    an image."""
     if highres_fix != AUTOMATIC:
         return highres_fix == ON
     if pictures.image is not None:
         return data.hires and (data.from_picture or not data.whole)
     if data.whole:
         return data.hires or any(name.startswith("hires_") for name in said)
-    return True
+    return not film
 
 
 @contextmanager
@@ -287,7 +337,14 @@ def _settings(values: Values, data: GenerationData, pictures: Pictures, hires: b
         image=_image(values, pictures),
         hires=_hires(values) if hires else None,
         controls=data.controls,
+        animation=_animation(values),
     )
+
+
+def _animation(values: Values) -> AnimationSettings:
+    """Make the settings of the film. Without key frames, the others have no effect and are left out."""
+    settings = AnimationSettings(**of_group(AnimationSettings, values))
+    return settings if settings.asked else AnimationSettings()
 
 
 def _image(values: Values, pictures: Pictures) -> ImageSettings | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from pipelines.ask.animation import AnimationSettings
 from pipelines.ask.networks import NETWORK_KINDS, lora_tags, name_of_upload
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import GenerationRequest, HiresSettings, MaskSettings
@@ -9,11 +10,14 @@ from pipelines.ask.settings import rows
 from pipelines.infotext.asked import Asked
 
 _OF_MASK = frozenset(row.name for row in rows(MaskSettings).values())
+_OF_FILM = frozenset(row.name for row in rows(AnimationSettings).values())
 _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
 
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     """Yield lines for the log about inputs that have no effect in this request, one line for each kind."""
+    if request.animation.asked and "prompt" in asked.chosen:
+        yield "The prompts of an animation are in animation, so prompt does nothing."
     yield from _without_object(asked, request)
     yield from _unnamed_embeddings(asked, request)
     if not asked.data.whole:  # a whole block's are reported as obstacles
@@ -34,6 +38,7 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
         (_OF_HIRES, hires, "the highres fix (highres_fix)"),
         ({"denoising_strength"}, image or hires, "an image or the highres fix"),
         ({"variation_seed"}, request.noise.variation_strength, "a variation seed strength"),
+        (_OF_FILM, request.animation.asked, "an animation"),
     ):
         found = sorted(asked.given & names)
         if found and not there:

@@ -21,8 +21,8 @@ from pipelines.models.model import Model
 from pipelines.runtime.memory import with_fallback
 from pipelines.runtime.parts import SHORT_SECONDS, at_once
 from pipelines.runtime.unet_call import Condition, UNetCall
+from pipelines.sampling.between import PassPrompts
 from pipelines.sampling.control import Controls
-from pipelines.sampling.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Stage:
     """The part of a pass that one model draws."""
 
     model: Model
-    prompts: Prompts
+    prompts: PassPrompts
     channels: Tensor | None = None
     """The UNet's input channels in addition to the latents, (B or 1, n, h, w); None if it has none."""
     vectors: Tensor | None = None
@@ -62,7 +62,8 @@ ALWAYS = SkippedGuidance()
 class Guidance:
     """How strongly to follow the prompt."""
 
-    scale: float
+    scale: float | Tensor
+    """The guidance scale; (B, 1, 1, 1) if it differs between the images."""
     rescale: float = 0.0
     """How much of the contrast added by a high scale to remove, from 0 to 1."""
     skipped: SkippedGuidance = ALWAYS
@@ -161,7 +162,7 @@ class GuidedDenoiser:
         1, so that without AND the output is the prompt's.
         """
         conditions = self._conditions_for(len(x), skip)
-        weights = self._stage.prompts.positive.weights
+        weights = self._stage.prompts.weights
         self.calls += 1
         conditional_rows = len(weights) * len(x)
         outputs = list(self._predict(x, t, conditions[0], conditional_rows))
@@ -196,23 +197,23 @@ class GuidedDenoiser:
         prompts, calls = self._stage.prompts, self.calls
         key = (skip, *prompts.places(calls))
         if key != self._key:
-            positive, negative = prompts.at(calls)
+            positive, negative = prompts.for_images(calls, images)
             together = positive.tokens.shape[1] == negative.tokens.shape[1]
             vectors = self._stage.vectors
-            repeated = [self._repeated(positive, vectors, images)]
+            ready = [self._ready(positive, vectors)]
             if not skip:
                 none = None if vectors is None else torch.zeros_like(vectors)
-                repeated.append(self._repeated(negative, none, images))
-            self._conditions = [Condition.cat(repeated)] if together else repeated
+                ready.append(self._ready(negative, none))
+            self._conditions = [Condition.cat(ready)] if together else ready
             self._key = key
         return self._conditions
 
-    def _repeated(self, condition: Condition, vectors: Tensor | None, images: int) -> Condition:
-        """Repeat every row of the condition for every image, in the UNet's dtype, and add the images' vectors."""
-        rows = condition.map(lambda rows: rows.to(self._dtype).repeat_interleave(images, dim=0))
+    def _ready(self, condition: Condition, vectors: Tensor | None) -> Condition:
+        """Return the condition in the UNet's dtype, with the vectors of the images, which each of its parts repeats."""
+        rows = condition.map(lambda rows: rows.to(self._dtype))
         if vectors is None:
             return rows
-        return Condition(rows.tokens, vectors.to(self._dtype).repeat(len(condition), 1))
+        return Condition(rows.tokens, vectors.to(self._dtype).repeat(len(condition) // len(vectors), 1))
 
     def _predict(self, x: Tensor, t: float, condition: Condition, conditional: int) -> tuple[Tensor, ...]:
         """Return the UNet's output (B, 4, h, w) for every B rows of the condition, with as many rows at once as fit.
@@ -255,9 +256,21 @@ class GuidedDenoiser:
         return output
 
 
-def _combined(conditional: Sequence[Tensor], weights: Sequence[float], unconditional: Tensor, scale: float) -> Tensor:
-    """Combine the outputs of a prompt's parts, guided away from the unconditional output."""
+def _combined(
+    conditional: Sequence[Tensor],
+    weights: Sequence[float | Tensor],
+    unconditional: Tensor,
+    scale: float | Tensor,
+) -> Tensor:
+    """Combine the outputs of a prompt's parts, guided away from the unconditional output.
+
+    Weights and scale are numbers, or (B, 1, 1, 1) if they differ between the images.
+    """
     guided = unconditional
     for part, weight in zip(conditional, weights, strict=True):
-        guided = torch.add(guided, part - unconditional, alpha=weight * scale)
+        factor = weight * scale
+        if isinstance(factor, Tensor):
+            guided = guided + (part - unconditional) * factor
+        else:
+            guided = torch.add(guided, part - unconditional, alpha=factor)
     return guided

@@ -20,6 +20,8 @@ from pipelines.runtime.unet_call import Condition
 
 UNFRAMED = Framing(width=1024, height=1024)
 """A picture of the size that SDXL was trained for."""
+CHUNK = 77
+"""Tokens of one chunk, with its start and end."""
 SIZE_WAVES = 256
 """How many values stand for one number about the picture."""
 
@@ -76,6 +78,13 @@ class Prompts:
     """An empty chunk (1, 77, width), repeated to make both prompts equally long; None: they keep their lengths."""
     embeddings: tuple[tuple[str, str], ...] = ()
     """Names and SHA-256 of the embeddings that they use, in the order of infotexts."""
+    told: int = 0
+    """How many of the last values of the conditions' vectors are about the picture, and not of the text."""
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of every AND part."""
+        return self.positive.weights
 
     @property
     def rows(self) -> int:
@@ -93,6 +102,15 @@ class Prompts:
             return positive, negative
         longest = max(positive.tokens.shape[1], negative.tokens.shape[1])
         return _padded(positive, longest, self.padding), _padded(negative, longest, self.padding)
+
+    def for_images(self, calls: int, images: int) -> tuple[Condition, Condition]:
+        """Return the same with every row repeated for every image."""
+        positive, negative = self.at(calls)
+        return _for_each(positive, images), _for_each(negative, images)
+
+
+def _for_each(condition: Condition, images: int) -> Condition:
+    return condition.map(lambda rows: rows.repeat_interleave(images, dim=0))
 
 
 def _padded(condition: Condition, length: int, padding: Tensor) -> Condition:
@@ -171,7 +189,8 @@ class PromptEncoder:
         # WebUI encodes the negative prompt first, and a repeated part once. It lists first what it encoded last.
         embeddings = (*chain.from_iterable(reversed(used.values())), *in_negative)
         padding = self._encode("", ("",)).conditions[0].tokens if self._pad else None
-        return Prompts(ScheduledPrompt(tuple(parts)), ScheduledPrompt((negative,)), padding, embeddings)
+        told = SIZE_WAVES * len(self._encoder.family.sizes)
+        return Prompts(ScheduledPrompt(tuple(parts)), ScheduledPrompt((negative,)), padding, embeddings, told)
 
     def _entries(
         self, field: str, text: str, steps: int, hires_steps: int | None

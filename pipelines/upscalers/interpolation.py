@@ -101,17 +101,25 @@ def upscale_pixels(
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 
 
-def encode_pictures(pictures: Sequence[Pixels], plan: UpscalePlan, vae: VAE, seed: int) -> Tensor:
-    """Encode uint8 pictures (H, W, 3) to latents (B, 4, h, w) for the hires pass, after the crop.
+FromSeeds = Callable[[Callable[[Sequence[int]], Tensor]], Tensor]
+"""Gives a function the seeds of the pictures and returns the random numbers (B, ...) that it makes from them."""
+
+
+def encode_pictures(pictures: Sequence[Pixels], plan: UpscalePlan, vae: VAE, from_seeds: FromSeeds) -> Tensor:
+    """Encode uint8 pictures (H, W, 3) of one size to latents (B, 4, h, w) for the hires pass, after the crop.
 
     The posterior's noise is drawn image by image from one CPU generator, seeded with the batch's last seed.
     """
-    generator = torch.Generator().manual_seed(seed)
+    shape = 4, *(side // LATENT_PIXELS for side in pictures[0].shape[:2])
+
+    def draw(seeds: Sequence[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(seeds[-1])
+        return torch.stack([torch.randn(shape, generator=generator) for _ in seeds])
+
     latents = []
-    for picture in pictures:
+    for picture, noise in zip(pictures, from_seeds(draw), strict=True):
         pixels = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)
-        shape = 4, picture.shape[0] // LATENT_PIXELS, picture.shape[1] // LATENT_PIXELS
-        latents.append(vae.encode(pixels, torch.randn(shape, generator=generator)))
+        latents.append(vae.encode(pixels, noise))
     return _crop(torch.stack(latents), plan.crop)
 
 

@@ -608,7 +608,7 @@ def test_a_map_beside_controlnets_is_refused_before_they_are_fetched(depth: Mode
     predictor, cast = predictor_of(replace(depth, depth=None))
     inputs, pictures = Inputs(controls="canny"), Pictures(image=PICTURE, controls=(OTHER,))
     with pytest.raises(InvalidInput, match="no controls: they cannot be combined"):
-        predictor.request_for(settle(inputs, NO_DATA, depth.settings, pictures), inputs, pictures, cast)
+        predictor.requests_for([settle(inputs, NO_DATA, depth.settings, pictures)], inputs, pictures, cast)
     predictor.library.load_only.assert_not_called()
 
 
@@ -616,7 +616,7 @@ def test_a_request_logs_what_its_model_does_not_use(depth: Model, capsys: pytest
     pictures, inputs = Pictures(image=PICTURE), Inputs(clip_skip=2)
     asked = settle(inputs, read_data("Image noise level: 5"), depth.settings, pictures)
     predictor, cast = predictor_of(depth)
-    predictor.request_for(asked, inputs, pictures, cast)
+    predictor.requests_for([asked], inputs, pictures, cast)
     lines = [line for line in capsys.readouterr().out.splitlines() if "does nothing here" in line]
     assert [line.split()[0] for line in lines] == ["clip_skip", "image_noise_level"]
 

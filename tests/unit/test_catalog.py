@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from pipelines.ask import catalog, request
+from pipelines.animation import video
+from pipelines.ask import animation, catalog, formats, request
 from pipelines.ask.inputs import ASPECT_RATIOS, AUTOMATIC, OFF, ON, OWN_ASPECT
 from pipelines.ask.settings import Number, Whole
 from pipelines.ask.table import ROWS
@@ -36,7 +37,10 @@ def test_the_form_offers_all_of_them() -> None:
     assert SCHEMAS["inpaint_area"]["enum"] == list(catalog.INPAINT_AREAS)
     assert SCHEMAS["aspect_ratio"]["enum"] == [OWN_ASPECT, *ASPECT_RATIOS]
     assert SCHEMAS["highres_fix"]["enum"] == [AUTOMATIC, ON, OFF]
-    assert set(SCHEMAS["output_format"]["enum"]) == set(WRITERS)
+    assert SCHEMAS["output_format"]["enum"] == [formats.AUTOMATIC, *formats.PICTURES, *formats.FILMS]
+    assert set(formats.PICTURES) == set(WRITERS)
+    assert set(formats.FILMS.values()) == set(video.WRITERS)
+    assert SCHEMAS["loop"]["enum"] == list(animation.LOOPS)
 
 
 def test_the_forms_ranges_are_the_requests() -> None:

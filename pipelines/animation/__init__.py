@@ -1,0 +1,1 @@
+"""Films: drawing their frames, computing frames between them, and writing video files."""

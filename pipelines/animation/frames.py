@@ -1,0 +1,192 @@
+"""Draws the frames of a film, in their order, and says what each of them is."""
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from pipelines.ask.film import Film, Shot
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.cast import Cast
+from pipelines.drawing.phases import BASE, FINAL, NOTHING_BESIDE, Beside, Notice, PassResult, Picture, Step, render
+from pipelines.errors import say
+from pipelines.images.reading import Pixels
+from pipelines.infotext.writing import of_picture
+from pipelines.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A finished frame: uint8 (height, width, 3)."""
+
+    place: float
+    """In the film, as in its shot."""
+    pixels: Pixels
+    seed: int
+    embeddings: tuple[tuple[str, str], ...]
+    """Names and SHA-256 of the embeddings that its prompts use."""
+
+
+Event = Step | Notice | Frame
+
+
+def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
+    """Draw a film: each key frame, and after the second of two the frames between them. Yield what `draw_frames` does.
+
+    With even motion, later frames between two key frames are drawn where the earlier ones differ most.
+    """
+    if not (film.settings.whole and film.settings.even_motion):
+        yield from draw_frames(model, film.shots(), beside)
+        return
+    keys: dict[int, Pixels] = {}
+    for number, frames in film.timeline.between():
+        ends = number, (number + 1) % len(film.keys)
+        for key in ends:
+            if key not in keys:
+                keys[key] = yield from _seen(draw_frames(model, [film.key(key)], beside))
+        start, end = film.timeline.keys[number].frame, film.timeline.keys[number + 1].frame
+        motion = Motion({start: keys[ends[0]], end: keys[ends[1]]})
+        left = len(frames)
+        while left:
+            places = motion.widest(min(left, film.batch(number), AT_ONCE))
+            left -= len(places)
+            for shot in film.between(number, places):
+                yield from motion.watch(draw_frames(model, [shot], beside))
+
+
+AT_ONCE = 4
+"""Frames that are placed at once. With 8, too few are left to be placed by what the others show."""
+
+
+def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
+    """Draw the shots in turn. Yield steps, messages and each frame as soon as it is decoded."""
+    for shot in shots:
+        embeddings: tuple[tuple[str, str], ...] = ()
+        for event in render(model, shot.request, shot.plan, beside=beside):
+            if isinstance(event, PassResult) and event.phase == BASE:
+                embeddings = event.prompts.embeddings
+            elif isinstance(event, Picture) and event.kind == FINAL:
+                place, seed = shot.frames[event.index], shot.plan.seeds[event.index]
+                yield Frame(place=place, pixels=event.pixels, seed=seed, embeddings=embeddings)
+            elif isinstance(event, (Step, Notice)):
+                yield event
+
+
+def _seen(events: Iterator[Event]) -> Generator[Event, None, Pixels]:
+    """Pass the events on, and return what the last frame shows."""
+    pixels: Pixels | None = None
+    for event in events:
+        if isinstance(event, Frame):
+            pixels = small(event.pixels)
+        yield event
+    assert pixels is not None
+    return pixels
+
+
+class Motion:
+    """The frames between two key frames that are drawn so far, and where more are needed."""
+
+    def __init__(self, ends: Mapping[float, Pixels]) -> None:
+        """Take the places of both key frames, and what `small` makes of them."""
+        self._seen = dict(ends)
+
+    def watch(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Pass the events on, and remember their frames."""
+        for event in events:
+            if isinstance(event, Frame):
+                self._seen[event.place] = small(event.pixels)
+            yield event
+
+    def widest(self, count: int) -> list[float]:
+        """Return `count` places for further frames. They divide the gaps between neighbours that differ most."""
+        pairs = list(pairwise(sorted(self._seen)))
+        parts, wide = [1] * len(pairs), [self._difference(*pair) for pair in pairs]
+        for _ in range(count):
+            ranks = [
+                (_width(pair) >= NARROWEST * (part + 1), difference / part, _width(pair) / part)
+                for pair, part, difference in zip(pairs, parts, wide, strict=True)
+            ]
+            parts[ranks.index(max(ranks))] += 1
+        places = []
+        for (start, end), part in zip(pairs, parts, strict=True):
+            places += [round(start + (end - start) * step / part, DIGITS) for step in range(1, part)]
+        return places
+
+    def _difference(self, start: float, end: float) -> float:
+        first, second = (self._seen[place].astype(np.float32) for place in (start, end))
+        return float(np.sqrt(np.square(first - second).mean()))
+
+
+DIGITS = 3
+"""Of a frame's place, which its generation data names."""
+NARROWEST = 0.01
+"""Frames are not placed closer together than this: what changes on a shorter way is a jump of the model."""
+LOOK = 64
+"""Pixels per side, about, of what is compared."""
+
+
+def _width(pair: tuple[float, float]) -> float:
+    return pair[1] - pair[0]
+
+
+def small(pixels: Pixels) -> Pixels:
+    """Return a small copy of a picture for comparisons."""
+    factor = max(1, min(pixels.shape[:2]) // LOOK)
+    return np.asarray(Image.fromarray(pixels).reduce(factor))
+
+
+class FrameTexts:
+    """The generation data of a film and its frames."""
+
+    def __init__(self, film: Film, cast: Cast) -> None:
+        self._film, self._cast = film, cast
+        self._embeddings: dict[tuple[str, str], None] = {}
+
+    def of(self, frame: Frame) -> str:
+        """Return the generation data that draws a frame again alone."""
+        self._embeddings |= dict.fromkeys(frame.embeddings)
+        return self._of(self._film.infotext_request(frame.place), frame.embeddings)
+
+    @property
+    def of_film(self) -> str:
+        """The generation data that draws the film again."""
+        return self._of(self._film.base, tuple(self._embeddings))
+
+    def _of(self, request: GenerationRequest, embeddings: Sequence[tuple[str, str]]) -> str:
+        cast = self._cast
+        return of_picture(request, make_plan(request), cast.model.identity, 0, embeddings, cast.identities)
+
+
+class Progress:
+    """Shows how many frames are done, and says after the first one how long the others will take."""
+
+    def __init__(self, frames: int) -> None:
+        self._frames, self._started = frames, time.perf_counter()
+        self._bar: tqdm[None] | None = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._started
+
+    def advance(self) -> None:
+        """Count a frame."""
+        if self._bar is None:
+            if self._frames > 1:
+                left = self.seconds * (self._frames - 1)
+                say(f"The first frame took {self.seconds:.1f} s, so the others take about {left:.0f} s.")
+            self._bar = tqdm(total=self._frames, desc="Frames", unit="frame", mininterval=0.5)
+        self._bar.update()

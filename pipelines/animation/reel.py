@@ -1,0 +1,76 @@
+"""The files of a film's frames, and the film that is made of them."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.animation.frames import Frame
+from pipelines.animation.inbetween import Interpolator, with_computed
+from pipelines.animation.video import FilmFile, write_film
+from pipelines.ask.animation import CIRCLE, AnimationSettings, played
+from pipelines.images.files import FileFormat, OutputFolder
+from pipelines.images.reading import Pixels
+from pipelines.runtime.worker import Worker
+
+LOSSLESS = FileFormat("png")
+QUICK_PIXELS = 30_000_000
+"""A core writes about as many as an mp4 in two seconds."""
+
+
+@dataclass
+class Reel:
+    """Collects the frames of one film as they are written. They are drawn in any order."""
+
+    outputs: OutputFolder
+    settings: AnimationSettings
+    suffix: str | None
+    """The film's format; None: only its frames are asked for."""
+    quality: int
+    """Of the film, from 1 to 100."""
+    _pixels: int = 0
+    _begun: deque[float] = field(default_factory=deque[float])
+    _written: dict[float, Path] = field(default_factory=dict[float, Path])
+    _computed: list[Path] = field(default_factory=list[Path])
+
+    @property
+    def frames(self) -> list[Path]:
+        """The frames written so far, in the film's order, with those computed between them."""
+        return self._computed or [self._written[place] for place in sorted(self._written)]
+
+    @property
+    def quick(self) -> bool:
+        """Whether the film of the frames so far is written within seconds, in which a cancelled request must end."""
+        return self._pixels <= QUICK_PIXELS
+
+    def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
+        """Start to write a frame with its generation data."""
+        place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:07.3f}"
+        self._begun.append(frame.place)
+        self._pixels += frame.pixels.size // 3
+        self.outputs.begin(frame.pixels, f"frame-{place}-seed-{frame.seed}", file_format, text)
+
+    def collect(self, wait: bool) -> Iterator[Path]:
+        """Yield the frames written so far, or with `wait` all that were begun."""
+        for path in self.outputs.saved(wait):
+            self._written[self._begun.popleft()] = path
+            yield path
+
+    def compute(self, interpolator: Interpolator, worker: Worker) -> None:
+        """Add the frames between the drawn ones, on the networks' thread."""
+        closed = self.settings.loop == CIRCLE
+
+        def save(pixels: Pixels, number: int) -> Path:
+            return self.outputs.save(pixels, f"computed-{number:04}", LOSSLESS, "")
+
+        self._computed = worker.run(with_computed, self.frames, interpolator, self.settings.computed, closed, save)
+
+    def film(self, text: str) -> Iterator[Path]:
+        """Write the film of the frames so far, with this generation data, and yield its path. Yield nothing if it has
+        no format or no frames. Raises OutputError."""
+        if self.suffix is None or not self.frames:
+            return
+        file = FilmFile(self.suffix, self.settings.frames_per_second, self.quality, text)
+        frames = self.frames
+        shown = [frames[place] for place in played(len(frames), self.settings.loop)]
+        yield self.outputs.make("film", file.suffix, lambda path: write_film(shown, path, file))

@@ -1,0 +1,316 @@
+"""The text of an animation: key frames with their prompts -> a timeline. No tensors.
+
+    0: a yellow sun over the sea
+    24: a pink moon over the sea, seed=7, strength=0.5, guidance=6, negative=lowres, text
+
+The short form `a yellow sun | a pink moon` spreads its prompts evenly. Only a ` | ` outside brackets separates prompts,
+so that `[a|b]` and `{a | b}` stay prompts.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.ask.settings import NO, Checked, Choice, Flag, Number, Rule, Text, Whole, setting
+from pipelines.errors import InvalidInput
+
+FRAMES_MAX = 240
+"""Limit for the drawn frames of one film."""
+FRAMES_APART = 24
+"""How many frames each pair of prompts gets in the short form, unless the request says otherwise."""
+ANIMATION_MAX = 20_000
+"""In characters: several prompts with their settings."""
+NO_LOOP, PING_PONG, CIRCLE = "no", "ping-pong", "circle"
+LOOPS = (NO_LOOP, PING_PONG, CIRCLE)
+NONE, FILM = "none", "FILM"
+WHOLE_FILM = -1
+FIELD = "animation"
+
+
+@dataclass(frozen=True)
+class Loop(Choice):
+    """How a film goes on after its last key frame."""
+
+    def read(self, text: str) -> str:
+        return NO_LOOP if text.casefold() in NO else super().read(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFrame:
+    """A frame that is the picture of a prompt. None and empty mean the form's value."""
+
+    frame: int
+    prompt: str
+    seed: int | None = None
+    strength: float | None = None
+    guidance: float | None = None
+    negative: str | None = None
+    """An empty text is no negative prompt."""
+
+    def __str__(self) -> str:
+        """Return the line that describes it."""
+        numbers = ((name, getattr(self, name)) for name in NUMBERS)
+        told = [f"{name}={value}" for name, value in numbers if value is not None]
+        told += [] if self.negative is None else [f"negative={self.negative}"]
+        return ", ".join((f"{self.frame}: {self.prompt}", *told))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimationSettings(Checked):
+    """A film from prompt to prompt. Without a text there is none."""
+
+    text: str = setting(
+        FIELD,
+        Text(ANIMATION_MAX),
+        "",
+        key="Animation",
+        about="Key frames of a film, one per line or separated by ` | `. Empty: a picture.",
+    )
+    frames_per_second: int = setting(
+        "frames_per_second",
+        Whole(1, 60),
+        12,
+        key="Frames per second",
+        hint="12 is usual; gif is exact at 10, 20, 25 and 50.",
+        about="How fast the film plays.",
+    )
+    loop: str = setting(
+        "loop",
+        Loop(LOOPS),
+        NO_LOOP,
+        key="Loop",
+        about="ping-pong plays the film back to its start, circle draws on from the last prompt to the first.",
+    )
+    frames: int = setting(
+        "animation_frames",
+        Whole(0, FRAMES_MAX),
+        0,
+        key="Animation frames",
+        hint="For more, send several films.",
+        about="Drawn frames of a film whose prompts have no frame numbers, and of a circle with numbers. 0: "
+        f"{FRAMES_APART} for each pair of prompts.",
+    )
+    frame: float = setting(
+        "animation_frame",
+        Number(WHOLE_FILM, FRAMES_MAX),
+        WHOLE_FILM,
+        key="Animation frame",
+        hint="Leave it out for the whole film.",
+        about="Draw only this frame, counted from 0. 2.5 lies between the frames 2 and 3. -1: the whole film.",
+    )
+    even_motion: bool = setting(
+        "even_motion",
+        Flag(),
+        True,
+        key="Even motion",
+        about="Draw more frames where a picture changes fast and fewer where it hardly changes, so that the film does "
+        "not jump. Off: all frames between two prompts are equally far apart.",
+    )
+    common_beginning: float = setting(
+        "common_beginning",
+        Number(0, 1),
+        0,
+        key="Common beginning",
+        hint="0 turns it off, 0.2 is usual.",
+        about="The share of the steps in which frames follow the middle between two prompts, so that neighbours share "
+        "shapes. Key frames stay as they are.",
+    )
+    interpolation: str = setting(
+        "interpolation",
+        Choice((NONE, FILM)),
+        NONE,
+        key="Interpolation",
+        about="FILM computes frames between the drawn ones. It is fetched at its first use.",
+    )
+    computed: int = setting(
+        "frames_between",
+        Whole(1, 7),
+        1,
+        key="Frames between",
+        hint="1 doubles the frames.",
+        about="How many frames FILM computes between two drawn ones.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last = self.timeline.last if self.asked else FRAMES_MAX
+        if self.frame > last:
+            rule = f"the film has the frames 0 to {last}"
+            raise InvalidInput("animation_frame", self.frame, rule, "Name one of them.")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a film."""
+        return bool(self.text.strip())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole film is drawn, not one of its frames."""
+        return self.asked and self.frame == WHOLE_FILM
+
+    @property
+    def timeline(self) -> "Timeline":
+        """The film's key frames. Raises InvalidInput with the line and the fix."""
+        return read_timeline(self.text, self.frames, self.loop)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The drawn frames of a film."""
+
+    keys: tuple[KeyFrame, ...]
+    """In order, the first at 0. With a circle, the last one is the first one's picture again."""
+    count: int
+    """Drawn frames."""
+
+    @property
+    def last(self) -> int:
+        """The number of the last frame. A circle goes on to the first one's number behind it."""
+        return self.keys[-1].frame
+
+    @property
+    def prompts(self) -> int:
+        """Key frames with prompts of their own."""
+        return sum(key.frame < self.count for key in self.keys)
+
+    def between(self) -> Iterator[tuple[int, range]]:
+        """Yield the number of each key frame but the last, and the frames between it and the next one."""
+        for number, (first, second) in enumerate(zip(self.keys, self.keys[1:], strict=False)):
+            yield number, range(first.frame + 1, second.frame)
+
+    def weight(self, number: int, frame: float) -> float:
+        """Return how far a frame is on the way from key frame `number` to the next one, from 0 to 1."""
+        first, second = self.keys[number].frame, self.keys[number + 1].frame
+        return (frame - first) / (second - first)
+
+
+def played(count: int, loop: str) -> list[int]:
+    """Return the order in which a film of `count` frames shows them."""
+    back = range(count - 2, 0, -1) if loop == PING_PONG else range(0)
+    return [*range(count), *back]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+NUMBERS: dict[str, Rule] = {
+    "seed": Whole(0, 2**32 - 1),
+    "strength": Number(0, 1),
+    "guidance": Number(1, 30),
+}
+_NUMBERED = re.compile(r"\s*([0-9]{1,9})\s*:")
+_NEGATIVE = re.compile(r"(?:^|[\s,;])negative\s?=")
+_NUMBER = re.compile(rf"(?:^|(?<=[\s,;]))({'|'.join(NUMBERS)})\s?=\s?([^\s,;]*)[,;]?")
+_MARK = re.compile(r"\\.|[()\[\]{}]|(?<=\s)\|(?=\s)")
+_PAIRS = {")": "(", "]": "[", "}": "{"}
+_SPACES = " \t,;"
+
+
+def read_timeline(text: str, frames: int, loop: str) -> Timeline:
+    """Read the key frames. `frames` is the number of frames of the short form; 0: it has the usual number.
+
+    Raises InvalidInput with the line and the fix.
+    """
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    pieces = [(number, piece) for number, line in lines for piece in _pieces(line)]
+    if len(pieces) < 2:
+        raise _broken(text, "a film needs at least two prompts", "Separate them with ` | `, or give each a line.")
+    numbered = [_NUMBERED.match(piece) is not None for _, piece in pieces]
+    if all(numbered):
+        keys = [_key(number, *_without_number(piece)) for number, piece in pieces]
+        _check_order([number for number, _ in pieces], keys)
+        last = keys[-1].frame
+        closing = frames - last if frames > last else -(-last // (len(keys) - 1))
+    elif any(numbered):
+        number, piece = pieces[numbered.index(False)]
+        raise _broken(piece, f"line {number} has no frame number, others have", "Begin it with one: `24: a prompt`.")
+    else:
+        places, closing = _spread(text, len(pieces), frames, loop)
+        keys = [_key(number, place, piece) for place, (number, piece) in zip(places, pieces, strict=True)]
+    keys = _with_prompts(text, keys)
+    count = keys[-1].frame + 1
+    if loop == CIRCLE:
+        count = keys[-1].frame + closing
+        keys.append(replace(keys[0], frame=count))
+    if count > FRAMES_MAX:
+        raise _broken(text, f"at most {FRAMES_MAX} frames, this has {count}", "Use lower frame numbers.")
+    return Timeline(tuple(keys), count)
+
+
+def _broken(text: str, rule: str, fix: str) -> InvalidInput:
+    return InvalidInput(FIELD, text.strip(), rule, fix)
+
+
+def _pieces(line: str) -> list[str]:
+    """Split a line at every ` | ` that is not inside a pair of brackets."""
+    found = list(_MARK.finditer(line))
+    opened: list[int] = []
+    closed_at: dict[int, int] = {}
+    for place, mark in enumerate(found):
+        if mark[0] in "([{":
+            opened.append(place)
+        elif mark[0] in _PAIRS and opened and found[opened[-1]][0] == _PAIRS[mark[0]]:
+            closed_at[opened.pop()] = place
+    pieces, start, free_from = [], 0, 0
+    for place, mark in enumerate(found):
+        free_from = max(free_from, closed_at.get(place, 0))
+        if mark[0] == "|" and place >= free_from:
+            pieces.append(line[start : mark.start()])
+            start = mark.end()
+    return [*pieces, line[start:]]
+
+
+def _without_number(piece: str) -> tuple[int, str]:
+    number, _, rest = piece.partition(":")
+    return int(number), rest
+
+
+def _key(line: int, frame: int, text: str) -> KeyFrame:
+    """Read what follows a frame's number: the prompt, with numbers anywhere, and the negative prompt at the end."""
+    found = _NEGATIVE.search(text)
+    before, negative = (text[: found.start()], text[found.end() :].strip()) if found else (text, None)
+    values = dict[str, float]()
+    for name, told in _NUMBER.findall(before):
+        try:
+            values[name] = NUMBERS[name].check(name, NUMBERS[name].read(told), "")
+        except ValueError:  # InvalidInput is one, too
+            rule = f"line {line}, frame {frame}: {name} must be {NUMBERS[name].words}"
+            raise InvalidInput(FIELD, f"{name}={told}", rule, "Correct it, or leave it out.") from None
+    prompt = " ".join(_NUMBER.sub("", before).split()) if values else before
+    prompt = prompt.strip(_SPACES if values or found else None)
+    seed = values.pop("seed", None)
+    return KeyFrame(frame=frame, prompt=prompt, seed=None if seed is None else int(seed), negative=negative, **values)
+
+
+def _check_order(lines: Sequence[int], keys: Sequence[KeyFrame]) -> None:
+    """Check that the first frame is 0 and that the numbers rise. Raises InvalidInput."""
+    if keys[0].frame != 0:
+        raise _broken(str(keys[0]), f"line {lines[0]}: the first key frame must be 0", "Begin it with `0:`.")
+    for line, before, key in zip(lines[1:], keys, keys[1:], strict=False):
+        if key.frame == before.frame:
+            raise _broken(str(key), f"line {line}: there are two key frames {key.frame}", "Give one another number.")
+        if key.frame < before.frame:
+            rule = f"line {line}: frame {key.frame} comes after frame {before.frame}"
+            raise _broken(str(key), rule, "Sort the lines by frame.")
+
+
+def _spread(text: str, count: int, frames: int, loop: str) -> tuple[list[int], int]:
+    """Return evenly spread frame numbers for the prompts, and how many frames a circle adds after the last of them."""
+    pairs = count if loop == CIRCLE else count - 1
+    frames = frames or FRAMES_APART * pairs
+    if frames < count:
+        raise _broken(text, f"{frames} frames are too few for {count} prompts", f"Use {count} or more.")
+    last = frames if loop == CIRCLE else frames - 1
+    places = [round(number * last / pairs) for number in range(count)]
+    return places, frames - places[-1]
+
+
+def _with_prompts(text: str, keys: list[KeyFrame]) -> list[KeyFrame]:
+    """Give key frames without a prompt that of the key frame before, and the first ones that of the next."""
+    prompts = [key.prompt for key in keys if key.prompt]
+    if not prompts:
+        raise _broken(text, "no key frame has a prompt", "Write one behind its number: `0: a prompt`.")
+    filled, last = [], prompts[0]
+    for key in keys:
+        last = key.prompt or last
+        filled.append(replace(key, prompt=last))
+    return filled

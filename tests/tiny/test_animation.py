@@ -1,0 +1,248 @@
+"""Films of the embedded model: ends, frames drawn again alone, motion, and the files of films."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from pipelines.animation.frames import Frame, draw_film, draw_frames
+from pipelines.animation.inbetween import Interpolator, load_interpolator, with_computed
+from pipelines.animation.video import FilmFile, write_film
+from pipelines.ask.animation import AnimationSettings
+from pipelines.ask.film import Film, make_film
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import ExtraFile, Extras
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
+from pipelines.drawing.phases import Picture, render
+from pipelines.errors import ModelError, OutputError
+from pipelines.images.files import exif_with
+from pipelines.infotext.asked import read_data, request_from, settle, settle_keys
+from pipelines.infotext.writing import of_picture
+from pipelines.models.model import Model
+from pipelines.runtime.device import Device
+from script.schema import ROOT
+from tests.alike import alike
+
+Pictures = dict[float, NDArray[np.uint8]]
+CPU = Device(torch.device("cpu"), torch.float32)
+TEXT = "parameters, with a comma\nSteps: 4, Seed: 5"
+
+
+def request(prompt: str, **fields: object) -> GenerationRequest:
+    told = {"seed": 5, "num_inference_steps": 4, "hires": None, "guidance_scale": 5, **fields}
+    return GenerationRequest(prompt=prompt, negative_prompt="lowres", width=64, height=64, **told)  # type: ignore
+
+
+def film_of(frames: int, *keys: GenerationRequest, **settings: object) -> Film:
+    text = " | ".join(key.prompt for key in keys)
+    animation = AnimationSettings(text=text, frames=frames, **settings)  # type: ignore[arg-type]
+    return make_film([replace(keys[0], animation=animation), *keys])
+
+
+def frames_of(model: Model, film: Film) -> Pictures:
+    return {each.place: each.pixels for each in draw_frames(model, film.shots()) if isinstance(each, Frame)}
+
+
+def alone(model: Model, asked: GenerationRequest) -> NDArray[np.uint8]:
+    events = render(model, asked, make_plan(asked))
+    return next(event.pixels for event in events if isinstance(event, Picture))
+
+
+def again(model: Model, film: Film, frame: float) -> NDArray[np.uint8]:
+    """What the generation data of a frame draws alone."""
+    asked = film.infotext_request(frame)
+    data = read_data(of_picture(asked, make_plan(asked), model.identity, 0))
+    told = settle(Inputs(), data, {"width": 64, "height": 64})
+    keys = settle_keys(told, Inputs(), {"width": 64, "height": 64})
+    (found,) = frames_of(model, make_film([request_from(each) for each in (told, *keys)])).values()
+    return found
+
+
+def test_a_film_begins_and_ends_with_the_pictures_of_its_prompts(networks: Model) -> None:
+    """Seeds, guidance, AND parts and editing schedules differ, and the sampler draws noise of its own."""
+    start = request("a yellow sun [over:under:0.5] the sea", sampler="DPM++ 2M SDE")
+    end = replace(request("a pink moon AND a boat:0.5", sampler="DPM++ 2M SDE"), seed=9, guidance_scale=3)
+    text = f"0: {start.prompt}\n4: {end.prompt}, seed=9, guidance=3"
+    film = make_film([replace(start, animation=AnimationSettings(text=text)), start, end])
+    found = frames_of(networks, film)
+    assert list(found) == [0, 1, 2, 3, 4]
+    assert np.array_equal(found[0], alone(networks, start))
+    assert np.array_equal(found[4], alone(networks, end))
+    assert alike(again(networks, film, 3), found[3])
+    assert not alike(found[2], found[3])
+
+
+def test_neighbours_are_nearer_than_frames_that_are_further_apart(networks: Model) -> None:
+    film = film_of(12, request("a yellow sun over the sea"), request("a moon"))
+    drawn = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
+    found = [drawn[place] for place in sorted(drawn)]
+    steps = [distance(a, b) for a, b in pairwise(found)]
+    assert len(found) == 12
+    assert max(steps) <= 3 * float(np.median(steps))
+    assert all(distance(found[k], found[k + 1]) < distance(found[k], found[11 if k < 6 else 0]) for k in range(1, 10))
+    assert alike(again(networks, film, sorted(drawn)[4]), found[4])
+
+
+def distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(np.sqrt(((a.astype(float) - b.astype(float)) ** 2).mean()))
+
+
+def test_a_longer_prompt_comes_without_a_jump(networks: Model) -> None:
+    """It has a chunk more. The frames next to each end have both chunks, and are still next to it."""
+    long = ", ".join(["a pink moon over the sea"] * 20)
+    ends = (request(each, num_inference_steps=2) for each in ("a sun", long))
+    steps = [distance(a, b) for a, b in pairwise(frames_of(networks, film_of(8, *ends)).values())]
+    assert max(steps) <= 3 * float(np.median(steps))
+
+
+def test_loras_come_and_go(networks: Model) -> None:
+    file = ExtraFile.at(ROOT / "tests" / "data" / "loras" / "snowman.safetensors")
+    extras = Extras(loras={"snowman": file})
+    plain, full = request("a hill", extras=extras), request("a hill <lora:snowman:1>", extras=extras)
+    found = frames_of(networks, film_of(3, plain, full))
+    try:
+        assert np.array_equal(found[0], alone(networks, plain))
+        assert np.array_equal(found[2], alone(networks, full))
+        assert distance(found[0], found[1]) < distance(found[0], found[2])
+        assert distance(found[1], found[2]) < distance(found[0], found[2])
+    finally:
+        networks.adapters.apply([])
+
+
+def test_a_picture_can_be_the_first_key_frame_and_the_highres_fix_follows(networks: Model) -> None:
+    picture = Image.effect_noise((64, 64), 60).convert("RGB")
+    image = ImageSettings(picture=picture, denoising_strength=0.0)
+    hires = HiresSettings(steps=2, upscaler="Lanczos", scale=1.5)
+    start, end = (request("a sun", image=replace(image, denoising_strength=k), hires=hires) for k in (0.0, 1.0))
+    film = film_of(3, start, replace(end, seed=8), common_beginning=0.5)
+    found = frames_of(networks, film)
+    assert {each.shape for each in found.values()} == {(96, 96, 3)}
+    assert np.array_equal(found[0], alone(networks, start))
+    assert np.array_equal(found[2], alone(networks, replace(end, seed=8)))
+
+
+def test_a_common_beginning_brings_neighbours_together(networks: Model) -> None:
+    ends, middle = (request("a yellow sun over the sea"), request("a pink moon over the sea")), dict[float, float]()
+    for share in (0, 0.75):
+        (shot,) = (shot for shot in film_of(6, *ends, common_beginning=share).shots() if 2 in shot.frames)
+        frames = [event.pixels for event in draw_frames(networks, [shot]) if isinstance(event, Frame)]
+        middle[share] = distance(frames[1], frames[2])
+    assert middle[0.75] < middle[0]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Frames of an odd size, each of one colour."""
+    folder = tmp_path_factory.mktemp("frames")
+    paths = [folder / f"{number}.png" for number in range(7)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (49, 35), (40 * number, 255 - 30 * number, 90)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "h264"), ("webm", "vp9")])
+def test_a_video(pictures: Sequence[Path], tmp_path: Path, suffix: str, codec: str) -> None:
+    path = tmp_path / f"film.{suffix}"
+    write_film(pictures, path, FilmFile(suffix, 12, 95, TEXT))
+    with av.open(path) as film:
+        stream = film.streams.video[0]
+        told = {key.lower(): value for key, value in film.metadata.items()}
+        shown = [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == (codec, "yuv420p")
+        assert stream.average_rate == Fraction(12)
+    assert told["comment"] == TEXT
+    assert [each.shape for each in shown] == [(36, 50, 3)] * 7
+    for number, each in enumerate(shown):
+        assert np.abs(each.mean((0, 1)) - (40 * number, 255 - 30 * number, 90)).max() < 4
+    content = path.read_bytes()
+    assert suffix != "mp4" or content.index(b"moov") < content.index(b"mdat")
+
+
+SHOWN = {"gif": [80, 90, 80, 80, 90, 80, 80], "webp": [83, 84, 83, 83, 84, 83, 83]}
+"""Milliseconds of each frame at 12 frames per second."""
+
+
+@pytest.mark.parametrize(("suffix", "shown"), SHOWN.items())
+def test_a_moving_picture(pictures: Sequence[Path], tmp_path: Path, suffix: str, shown: list[int]) -> None:
+    path = tmp_path / f"film.{suffix}"
+    write_film(pictures, path, FilmFile(suffix, 12, 95, TEXT))
+    with Image.open(path) as film:
+        found = []
+        for number in range(film.n_frames):  # type: ignore[attr-defined]
+            film.seek(number)
+            film.load()
+            found.append(film.info["duration"])
+            colour = np.asarray(film.convert("RGB")).mean((0, 1))
+            assert np.abs(colour - (40 * number, 255 - 30 * number, 90)).max() < 4
+        assert found == shown
+        assert suffix != "gif" or film.info["comment"] == TEXT.encode()
+        assert suffix != "webp" or film.getexif().tobytes() == exif_with(TEXT).tobytes()
+
+
+def test_a_film_that_cannot_be_written_leaves_no_file(pictures: Sequence[Path], tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    with pytest.raises(OutputError):
+        write_film([*pictures, tmp_path / "gone.png"], path, FilmFile("mp4", 12, 95, ""))
+    assert not path.exists()
+
+
+# --- frames in between ------------------------------------------------------------------------------------------------
+
+
+class StandIn(nn.Module):
+    """FILM's interface, with weights that tell where they come from: what it makes is no mixture of both pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x0: Tensor, x1: Tensor, batch_dt: Tensor) -> Tensor:
+        assert x0.shape[2] % 64 == 0
+        assert x0.shape[3] % 64 == 0
+        return (x0 * self.scale).flip(1) + 0 * x1 * batch_dt
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "film_net.pt"
+    torch.jit.script(StandIn().half()).save(path)
+    return path
+
+
+def load_stand_in(path: Path) -> Interpolator:
+    return load_interpolator(path, hashlib.sha256(path.read_bytes()).hexdigest(), CPU)
+
+
+def test_frames_between_come_from_the_network(stand_in: Path, pictures: Sequence[Path], tmp_path: Path) -> None:
+    def save(pixels: NDArray[np.uint8], number: int) -> Path:
+        Image.fromarray(pixels).save(path := tmp_path / f"{number}.png")
+        return path
+
+    found = with_computed(pictures[:3], load_stand_in(stand_in), 3, False, save)
+    assert [path in pictures for path in found] == [True, False, False, False] * 2 + [True]
+    first = np.asarray(Image.open(pictures[1])).astype(int)
+    middle = np.asarray(Image.open(found[6])).astype(int)
+    assert middle.shape == first.shape
+    assert np.abs(middle - first[:, :, ::-1] / 2).max() <= 1
+    assert len(with_computed(pictures[:3], load_stand_in(stand_in), 1, True, save)) == 6
+
+
+def test_only_the_file_of_the_manifest_is_loaded(stand_in: Path, tmp_path: Path) -> None:
+    other = tmp_path / "film_net.pt"
+    other.write_bytes(stand_in.read_bytes() + b"\0")
+    with pytest.raises(ModelError, match="not the file that the manifest names"):
+        load_interpolator(other, hashlib.sha256(stand_in.read_bytes()).hexdigest(), CPU)

@@ -1,0 +1,334 @@
+"""Films as requests: what the text of an animation means, what lies between two key frames, and which is drawn when."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from pipelines.animation.frames import Frame, Motion
+from pipelines.animation.video import durations
+from pipelines.ask.animation import AnimationSettings, KeyFrame, played, read_timeline
+from pipelines.ask.film import BATCH, Film, make_film
+from pipelines.ask.formats import Formats, formats_of
+from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import ExtraFile, Extras
+from pipelines.ask.request import GenerationRequest, ImageSettings
+from pipelines.errors import InvalidInput
+from pipelines.infotext.asked import NO_DATA, read_data, request_from, settle, settle_keys
+from pipelines.runtime.unet_call import Condition
+from pipelines.sampling.between import (
+    CHUNK,
+    NoiseBetween,
+    between_conditions,
+    between_vectors,
+    equally_long,
+    towards_middle,
+)
+from pipelines.sampling.noise import Noise
+from tests.unit.sized import Sized
+
+OWN = {"width": 64, "height": 64}
+
+
+def keys_of(text: str, frames: int = 0, loop: str = "no") -> list[tuple[int, str]]:
+    return [(key.frame, key.prompt) for key in read_timeline(text, frames, loop).keys]
+
+
+# --- the text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a sun | a moon", [(0, "a sun"), (23, "a moon")]),
+        ("a\n\n b \nc", [(0, "a"), (24, "b"), (47, "c")]),
+        ("0: a\n48: b:1.2", [(0, "a"), (48, "b:1.2")]),
+        ("0: a | 12: b", [(0, "a"), (12, "b")]),
+        ("[a | b] c | (d | e), {f | {g | h}}", [(0, "[a | b] c"), (23, "(d | e), {f | {g | h}}")]),
+        ("a|b | c", [(0, "a|b"), (23, "c")]),
+        (r"a \[ | b ( | c", [(0, r"a \["), (24, "b ("), (47, "c")]),
+        ("0: strength=0\n6: a\n9:", [(0, "a"), (6, "a"), (9, "a")]),
+    ],
+)
+def test_key_frames(text: str, found: list[tuple[int, str]]) -> None:
+    assert keys_of(text) == found
+
+
+def test_a_key_frame_has_its_own_numbers_and_negative_prompt() -> None:
+    first, second = read_timeline("0: a, seed=7, strength=.5, b\n9: guidance=3 c, negative=d, seed=1", 0, "no").keys
+    assert first == KeyFrame(frame=0, prompt="a, b", seed=7, strength=0.5)
+    assert second == KeyFrame(frame=9, prompt="c", guidance=3, negative="d, seed=1")
+    assert read_timeline(f"{first}\n{second}", 0, "no").keys == (first, second)
+
+
+@pytest.mark.parametrize(("text", "frames"), [("a | b", 48), ("a | b | c", 72), ("0: a\n10: b\n30: c", 45)])
+def test_a_circle_draws_on_to_its_first_frame(text: str, frames: int) -> None:
+    timeline = read_timeline(text, 0, "circle")
+    assert (timeline.count, timeline.keys[-1].frame, timeline.keys[-1].prompt) == (frames, frames, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a", "at least two prompts"),
+        ("0: a\nb", "line 2 has no frame number"),
+        ("1: a\n2: b", "line 1: the first key frame must be 0"),
+        ("0: a\n5: b\n5: c", "line 3: there are two key frames 5"),
+        ("0: a\n5: b\n4: c", "line 3: frame 4 comes after frame 5"),
+        ("0: a\n3: b, seed=-1", "line 2, frame 3: seed must be a whole number"),
+        ("0: a\n3: b, strength=2", "line 2, frame 3: strength must be a number from 0 to 1"),
+        ("0: a\n240: b", "at most 240 frames, this has 241"),
+        ("0:\n3: seed=4", "no key frame has a prompt"),
+    ],
+)
+def test_what_is_no_film_is_refused_with_its_line(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^animation=") as error:
+        AnimationSettings(text=text)
+    assert told in str(error.value)
+
+
+def test_more_prompts_than_frames_and_more_than_one_film_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="3 frames are too few for 4 prompts"):
+        AnimationSettings(text="a | b | c | d", frames=3)
+    with pytest.raises(InvalidInput, match="the film has the frames 0 to 23"):
+        AnimationSettings(text="a | b", frame=23.5)
+    with pytest.raises(InvalidInput, match="must be 1 for an animation"):
+        request("a", num_outputs=2, animation=AnimationSettings(text="a | b"))
+
+
+@pytest.mark.parametrize(
+    ("count", "loop", "shown"),
+    [(4, "no", [0, 1, 2, 3]), (4, "circle", [0, 1, 2, 3]), (4, "ping-pong", [0, 1, 2, 3, 2, 1]), (1, "ping-pong", [0])],
+)
+def test_the_order_of_a_film(count: int, loop: str, shown: list[int]) -> None:
+    assert played(count, loop) == shown
+
+
+@pytest.mark.parametrize(
+    ("chosen", "film", "formats"),
+    [
+        ("automatic", False, Formats("png", None)),
+        ("automatic", True, Formats("png", "mp4")),
+        ("jpg", True, Formats("jpg", None)),
+        ("animated webp", True, Formats("png", "webp")),
+    ],
+)
+def test_the_files_of_pictures_and_films(chosen: str, film: bool, formats: Formats) -> None:
+    assert formats_of(chosen, film) == formats
+
+
+def test_a_format_of_films_needs_a_film() -> None:
+    with pytest.raises(InvalidInput, match="is for animations"):
+        formats_of("gif", False)
+
+
+@pytest.mark.parametrize("rate", [7, 12, 24, 30, 60])
+def test_what_a_gif_cannot_show_exactly_is_carried_over(rate: int) -> None:
+    shown = durations(10 * rate, rate, 100)
+    assert sum(shown) == 1000
+    assert max(shown) - min(shown) <= 1
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def request(prompt: str, **fields: object) -> GenerationRequest:
+    told = {"width": 64, "height": 64, "seed": 5, "hires": None, "num_inference_steps": 4, **fields}
+    return GenerationRequest(prompt=prompt, **told)  # type: ignore[arg-type]
+
+
+def film_of(text: str, *keys: GenerationRequest, **settings: object) -> Film:
+    animation = AnimationSettings(text=text, **settings)  # type: ignore[arg-type]
+    return make_film([replace(keys[0], animation=animation), *keys])
+
+
+def numbers(film: Film) -> list[float]:
+    return [frame for shot in film.shots() for frame in shot.frames]
+
+
+@pytest.mark.parametrize("loop", ["no", "ping-pong", "circle"])
+def test_every_frame_is_drawn_once_and_key_frames_alone(loop: str) -> None:
+    film = film_of("0: a\n20: b\n23: c", request("a"), request("b"), request("c", seed=9), loop=loop)
+    assert numbers(film) == list(range(film.timeline.count))
+    shots = {shot.frames: shot for shot in film.shots()}
+    for frame, prompt in ((0, "a"), (20, "b"), (23, "c")):
+        assert shots[frame,].request == request(prompt, seed=9 if prompt == "c" else 5)
+        assert shots[frame,].plan.between is None
+    assert max(map(len, shots)) == BATCH
+    assert shots[21, 22].plan.between is not None
+    assert shots[21, 22].plan.between.shares == (1 / 3, 2 / 3)
+    assert film.shots()[-1].plan.seeds == ((9,) if loop != "circle" else (9,) * len(film.shots()[-1].frames))
+
+
+def test_one_frame_is_drawn_alone_as_in_its_film() -> None:
+    ends = request("a"), request("b")
+    whole, alone = film_of("a | b", *ends), film_of("a | b", *ends, frame=7)
+    (shot,) = alone.shots()
+    batch = next(each for each in whole.shots() if 7 in each.frames)
+    assert shot.frames == (7,)
+    assert shot.plan.between is not None
+    assert batch.plan.between is not None
+    (between,) = film_of("a | b", *ends, frame=7.25).shots()
+    assert between.frames == (7.25,)
+    assert between.plan.between is not None
+    assert between.plan.between.shares == (7.25 / 23,)
+    assert shot.plan.between.shares == (batch.plan.between.shares[batch.frames.index(7)],) == (7 / 23,)
+
+
+def test_other_strengths_and_networks_are_drawn_frame_by_frame() -> None:
+    image = ImageSettings(picture=Sized((64, 64)), denoising_strength=0.25)
+    ends = request("a", image=image), request("a", image=replace(image, denoising_strength=0.75))
+    film = film_of("0: a\n4: b", *ends)
+    told = [shot.request.image.denoising_strength for shot in film.shots() if shot.request.image]
+    assert told == [0.25, 0.375, 0.5, 0.625, 0.75]
+    file = {"ink": ExtraFile.at(Path(__file__))}
+    tagged = request("a <hypernet:ink:1>", extras=Extras(hypernetworks=file))
+    assert all(len(shot.frames) == 1 for shot in film_of("0: a\n4: b", tagged, request("b")).shots())
+
+
+def settled(text: str, **fields: object) -> Film:
+    inputs = Inputs(animation=text, **fields)  # type: ignore[arg-type]
+    asked = settle(inputs, read_data(inputs.generation_data), OWN)
+    return make_film([request_from(each) for each in (asked, *settle_keys(asked, inputs, OWN))])
+
+
+def test_a_key_frame_is_what_the_form_draws_with_its_prompt() -> None:
+    film = settled("a | b, seed=7, guidance=4, negative=c", prompt="nothing", negative_prompt="d", sampler="Euler a")
+    seed = film.base.seed
+    form = Inputs(prompt="a", negative_prompt="d", sampler="Euler a", seed=seed, highres_fix="Off")
+    other = replace(form, prompt="b", seed=7, guidance_scale=4, negative_prompt="c")
+    assert list(film.keys) == [request_from(settle(each, NO_DATA, OWN)) for each in (form, other)]
+    assert film.base.prompt == "a"
+    assert film.base.negative_prompt == "d"
+
+
+def test_the_highres_fix_of_a_film_is_on_only_if_it_is_asked_for() -> None:
+    assert settled("a | b").keys[0].hires is None
+    assert settled("a | b", highres_fix="On").keys[1].hires is not None
+    assert settle(Inputs(prompt="a"), NO_DATA, OWN).settings.hires is not None
+
+
+def test_what_only_enlarges_has_no_film() -> None:
+    with pytest.raises(InvalidInput, match="Upscale only draws nothing"):
+        settled("a | b", generation_data="Upscale only: True")
+
+
+@pytest.mark.parametrize("loop", ["no", "circle"])
+def test_the_text_of_a_film_as_it_is_drawn_means_the_same(loop: str) -> None:
+    film = settled(
+        "{a | a} x | b | c, negative= | d", loop=loop, generation_data="Dynamic prompts: on\nAnimation frames: 50"
+    )
+    again = settled(film.base.animation.text, loop=loop, seed=film.base.seed, generation_data="Animation frames: 50")
+    assert again.keys == film.keys
+    assert [key.frame for key in again.timeline.keys] == [key.frame for key in film.timeline.keys]
+
+
+# --- even motion ------------------------------------------------------------------------------------------------------
+
+
+def shown(value: int) -> NDArray[np.uint8]:
+    return np.full((8, 8, 3), value, np.uint8)
+
+
+def test_frames_are_placed_where_the_picture_changes() -> None:
+    motion = Motion({0: shown(0), 10: shown(100)})
+    assert motion.widest(4) == [2, 4, 6, 8]
+    frames = (Frame(place=place, pixels=shown(value), seed=1, embeddings=()) for place, value in ((2, 90), (6, 95)))
+    assert list(motion.watch(frames)) != []
+    assert motion.widest(2) == [0.667, 1.333]
+
+
+def test_a_jump_does_not_take_all_the_frames() -> None:
+    motion = Motion({0: shown(0), 0.015: shown(200), 1: shown(201)})
+    assert motion.widest(3) == pytest.approx([0.261, 0.507, 0.754], abs=0.001)
+
+
+# --- between ----------------------------------------------------------------------------------------------------------
+
+
+def test_vectors_keep_their_length_and_arrive_exactly() -> None:
+    start, end = F.normalize(torch.randn(2, 3, 8, generator=torch.manual_seed(1)), dim=-1)
+    weights = torch.tensor([0, 0.25, 0.5, 1])
+    between = between_vectors(start, end, weights)
+    assert torch.equal(between[0], start)
+    assert torch.equal(between[3], end)
+    torch.testing.assert_close(between.norm(dim=-1), torch.ones(4, 3))
+    angles = [math.acos((a[0] @ b[0]).clamp(-1, 1)) for a, b in pairwise(between)]
+    assert angles[0] == pytest.approx(angles[1], rel=1e-3)
+    assert angles[2] == pytest.approx(2 * angles[1], rel=1e-3)
+
+
+def test_equal_and_empty_vectors_are_interpolated_in_a_straight_line() -> None:
+    vector = torch.randn(1, 8, generator=torch.manual_seed(1))
+    half = torch.tensor([0.5])
+    assert torch.equal(between_vectors(vector, vector, half)[0], vector)
+    assert torch.equal(between_vectors(torch.zeros(1, 8), vector, half)[0], vector / 2)
+
+
+def attention(tokens: torch.Tensor) -> torch.Tensor:
+    query = torch.ones(1, 1, 4)
+    return F.scaled_dot_product_attention(query, tokens, tokens)
+
+
+@pytest.mark.parametrize("chunks", [(1, 3), (2, 3)])
+def test_a_prompt_beside_a_longer_one_keeps_its_meaning(chunks: tuple[int, int]) -> None:
+    draw = torch.manual_seed(2)
+    start, end = (torch.randn(1, count * CHUNK, 4, generator=draw) for count in chunks)
+    first, second = equally_long(start, end)
+    assert first.shape == second.shape
+    torch.testing.assert_close(attention(first), attention(start))
+    torch.testing.assert_close(attention(second), attention(end))
+
+
+def test_prompts_of_too_many_chunks_are_cut_to_the_longer_one() -> None:
+    first, second = equally_long(torch.zeros(1, 7 * CHUNK, 1), torch.zeros(1, 5 * CHUNK, 1))
+    assert first.shape == second.shape == (1, 7 * CHUNK, 1)
+
+
+def test_what_a_vector_says_about_the_size_is_not_turned() -> None:
+    draw = torch.manual_seed(3)
+    tokens, size = torch.randn(2, 1, CHUNK, 4, generator=draw), torch.randn(1, 6, generator=draw)
+    pooled = torch.randn(2, 1, 5, generator=draw)
+    start, end = (Condition(each, torch.cat([text, size], dim=1)) for each, text in zip(tokens, pooled, strict=True))
+    between = between_conditions(start, end, torch.tensor([0.25, 0.5]), told=6)
+    assert between.tokens.shape == (2, CHUNK, 4)
+    assert between.vector is not None
+    assert torch.equal(between.vector[:, 5:], size.expand(2, -1))
+
+
+@pytest.mark.parametrize(("share", "place"), [(0, 0), (0.25, 0.5), (0.4, 0.5), (0.75, 0.5), (0.9, 0.8), (1, 1)])
+def test_the_common_beginning_leaves_the_ends_alone(share: float, place: float) -> None:
+    assert towards_middle(share) == pytest.approx(place)
+
+
+def noise_of(seeds: Sequence[int]) -> Noise:
+    return Noise(seeds, (4, 8, 8), device=torch.device("cpu"), span=(0.1, 10))
+
+
+DRAWS: dict[str, Callable[[Noise], torch.Tensor]] = {
+    "initial": lambda noise: noise.initial(),
+    "ancestral": lambda noise: noise.draw(),
+    "SDE": lambda noise: noise.brownian(5.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_noise_moves_from_seed_to_seed_and_keeps_its_spread(kind: str) -> None:
+    draw = DRAWS[kind]
+    found = draw(NoiseBetween(noise_of([1]), noise_of([2]), (0.0, 0.5, 1.0)))
+    torch.testing.assert_close(found[0], draw(noise_of([1]))[0])
+    torch.testing.assert_close(found[2], draw(noise_of([2]))[0])
+    assert found.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.2)
+
+
+def test_one_seed_gives_every_frame_the_same_noise() -> None:
+    held, own = NoiseBetween(noise_of([1]), None, (0.2, 0.8)), noise_of([1])
+    for found, expected in ((held.initial(), own.initial()), (held.draw(), own.draw())):
+        assert torch.equal(found, expected.expand(2, -1, -1, -1))
