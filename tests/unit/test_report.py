@@ -51,7 +51,10 @@ def test_a_missing_peer_is_told_in_one_line_and_json_stands_alone(
 ) -> None:
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.setattr("sys.argv", ["bench", "peer_sdcpp", "--packages", str(tmp_path), *options])
+    monkeypatch.setattr("bench.peers.networks", lambda model: None)
+    for program in ("ours", "diffusers"):  # which would draw with a model of full size
+        monkeypatch.setattr(f"bench.peer_sdcpp.{program}", lambda *_: lambda: [0.0, 1.0, 3.0])
     driver.main()
     *told, line = capsys.readouterr().out.splitlines()
-    assert [text.partition(":")[0] for text in told] == ([] if options else ["Skipped"])
-    assert json.loads(line)["figures"] == {}
+    assert [text.partition(":")[0] for text in told[:1]] == ([] if options else ["Left out"])
+    assert json.loads(line)["figures"] == dict.fromkeys(("ours", "diffusers"), [1.0, 2.0, 1.0, 2.0])
