@@ -501,10 +501,11 @@ class Predictor(BasePredictor):
         plan, model = make_plan(request), cast.model
         upscaler = self._upscaler(request.hires)
         print(f"Seed: {', '.join(map(str, plan.seeds))}")
-        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(model, plan, request.mask_weight))))
+        say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(model, plan, request))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
+        switched = False
         self.worker.run(self.roster.use, (model, *cast.others.values()), plan)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
@@ -518,9 +519,11 @@ class Predictor(BasePredictor):
                     elif isinstance(event, PassResult):
                         bars.close()
                         embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
+                        switched = switched or event.refined_from is not None
                     elif isinstance(event, Picture) and self.worker.run(passes, event, checker):
                         identity, others = model.identity, cast.identities
-                        text = parameters.of_picture(request, plan, identity, event.index, embeddings, others)
+                        told = request.as_drawn(switched or event.kind != FINAL)
+                        text = parameters.of_picture(told, plan, identity, event.index, embeddings, others)
                         name = f"{event.kind}-{event.index}-seed-{plan.seeds[event.index]}"
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1

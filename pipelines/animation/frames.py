@@ -54,14 +54,15 @@ def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Gene
         motion = Motion({start: keys[ends[0]], end: keys[ends[1]]})
         left = len(frames)
         while left:
-            places = motion.widest(min(left, film.batch(number), AT_ONCE))
+            places = motion.widest(min(left, film.batch(number), AT_ONCE, max(2, left // 3)))
             left -= len(places)
             for shot in film.between(number, places):
                 yield from motion.watch(draw_frames(model, [shot], beside))
 
 
 AT_ONCE = 4
-"""Frames that are placed at once. With 8, too few are left to be placed by what the others show."""
+"""Frames that are placed at once, and fewer towards the end. With 8, too few are left to be placed by what the others
+show."""
 
 
 def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
@@ -123,9 +124,9 @@ class Motion:
         return float(np.sqrt(np.square(first - second).mean()))
 
 
-DIGITS = 3
+DIGITS = 4
 """Of a frame's place, which its generation data names."""
-NARROWEST = 0.01
+NARROWEST = 0.002
 """Frames are not placed closer together than this: what changes on a shorter way is a jump of the model."""
 LOOK = 64
 """Pixels per side, about, of what is compared."""

@@ -45,7 +45,7 @@ class Reel:
 
     def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
         """Start to write a frame with its generation data."""
-        place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:07.3f}"
+        place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:08.4f}"
         self._begun.append(frame.place)
         self._pixels += frame.pixels.size // 3
         self.outputs.begin(frame.pixels, f"frame-{place}-seed-{frame.seed}", file_format, text)

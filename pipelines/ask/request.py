@@ -907,6 +907,10 @@ class GenerationRequest(Settings):
         for control in self.controls:
             self._check_control(control)
 
+    def as_drawn(self, refined: bool) -> "GenerationRequest":
+        """Return what generation data says. As in WebUI, it does not name a refiner that never took over."""
+        return self if refined else replace(self, refiner=replace(self.refiner, name=""))
+
     def _check_control(self, control: ControlSettings) -> None:
         if control.model not in self.extras.controls:
             fix = "Name a file, repository or address in controls, or send it in files (--controlnet-dir)."

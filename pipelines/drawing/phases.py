@@ -187,6 +187,7 @@ def _phases(drawing: Drawing) -> Iterator[Event]:
     with drawing.using(drawing.networks(hires=False), plan.first):
         latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
+    finishers = [by]
     if plan.hires:
         upscaled, enlarged = yield from _upscale(drawing, by, latents)
         stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
@@ -194,7 +195,11 @@ def _phases(drawing: Drawing) -> Iterator[Event]:
         with second.using(drawing.networks(hires=True), plan.hires):
             stages = [stage, *_refining(drawing, hires_prompts)]
             latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
+        finishers.append(by)
         watch.mark(REFINE)
+    if (first_prompts[1:] or hires_prompts[1:]) and drawing.refiner not in finishers:
+        settings = drawing.request.refiner
+        yield Notice(f"The refiner {settings.name} never took over: no step reaches {settings.switch_at:g}.")
     yield from _decode(replace(drawing, model=by), latents, FINAL, DECODE)
     yield Finished(watch.seconds())
 

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipelines.ask.plan import HighresPlan
+from pipelines.ask.request import GenerationRequest
 from pipelines.errors import InvalidInput
 from pipelines.families.family import DEPTH_CHANNELS, INPAINTING_CHANNELS
+from pipelines.families.sdxl import REFINER
 from pipelines.infotext.asked import Pictures
 from pipelines.models.model import Model
 
@@ -53,11 +55,13 @@ def with_depth(model: Model, pictures: Pictures, controlled: bool) -> Pictures:
     return replace(pictures, depth=pictures.controls[0], controls=())
 
 
-def remarks(model: Model, plan: HighresPlan, mask_weight: float) -> Iterator[str]:
-    """Yield lines for the log about what is an error in WebUI, and about sizes that a model draws poorly."""
+def remarks(model: Model, plan: HighresPlan, request: GenerationRequest) -> Iterator[str]:
+    """Yield lines for the log about what is an error in WebUI, and about what a model draws poorly."""
     upscale, channels = plan.upscale, model.unet.network.config.in_channels
-    if upscale and upscale.latent and channels == INPAINTING_CHANNELS and mask_weight >= 1:
+    if upscale and upscale.latent and channels == INPAINTING_CHANNELS and request.mask_weight >= 1:
         yield f"WebUI cannot do a highres fix with {upscale.upscaler} and an inpainting checkpoint. It is done here."
+    if model.family is REFINER and not request.image:
+        yield "A refiner draws poorly from noise alone. Send an image, or name it as the Refiner of an SDXL model."
     width, height = plan.first.width, plan.first.height
     if min(width, height) < model.family.smallest:
         yield f"{model.family.name} draws poorly at {width}x{height}: it was trained with pictures of about 1024x1024."

@@ -481,8 +481,8 @@ def test_the_log_says_what_webui_cannot_draw(tmp_path: Path) -> None:
     model = model_of(single_file(tmp_path / "x.safetensors", networks(channels=9)))
     told = []
     for upscaler, weight in (("Latent", 1.0), ("Lanczos", 1.0), ("Latent", 0.5)):
-        asked = request(hires=HiresSettings(upscaler=upscaler, steps=2))
-        told.append(list(remarks(model, make_plan(asked), weight)))
+        asked = request(hires=HiresSettings(upscaler=upscaler, steps=2), mask_weight=weight)
+        told.append(list(remarks(model, make_plan(asked), asked)))
     assert [len(each) for each in told] == [1, 0, 0]
     assert "WebUI" in told[0][0]
 

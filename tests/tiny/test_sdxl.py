@@ -34,6 +34,7 @@ from pipelines.errors import ModelError
 from pipelines.families.layouts import ADDED, CLASSES
 from pipelines.families.prediction import NoisePrediction, VPrediction
 from pipelines.families.sdxl import REFINER, SDXL
+from pipelines.infotext.writing import of_picture
 from pipelines.models.controls import load_control
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
@@ -134,8 +135,16 @@ def test_a_model_cut_down_from_sdxl_is_told(tmp_path: Path) -> None:
 
 def test_a_small_picture_is_told(base: Model) -> None:
     for side, told in ((448, True), (512, False)):
-        lines = list(remarks(base, make_plan(request(width=side, height=640)), 1))
+        asked = request(width=side, height=640)
+        lines = list(remarks(base, make_plan(asked), asked))
         assert any(f"SDXL draws poorly at {side}x640" in line for line in lines) == told
+
+
+def test_a_refiner_without_a_picture_is_told(refiner: Model) -> None:
+    for image, told in ((None, True), (ImageSettings(picture=PICTURE), False)):
+        asked = request(width=640, height=640, image=image)
+        lines = list(remarks(refiner, make_plan(asked), asked))
+        assert any("A refiner draws poorly from noise alone. Send an image" in line for line in lines) == told
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -187,6 +196,18 @@ def _switch(base: Model, refiner: Model, **settings: Any) -> int | None:
     asked = request(schedule_type="Karras", refiner=RefinerSettings(name="refiner", **settings))
     (made,) = results(base, asked, refiner=refiner)
     return made.refined_from
+
+
+def test_a_refiner_that_never_takes_over_is_told_and_not_named(base: Model, refiner: Model) -> None:
+    """Of four steps of SGM Uniform the last is at 0.75 of the timesteps. WebUI names a refiner as it takes over."""
+    for share, switches in ((0.7, True), (0.8, False)):
+        asked = request(schedule_type="SGM Uniform", refiner=RefinerSettings(name="refiner", switch_at=share))
+        events = list(render(base, asked, plan := make_plan(asked), beside=Beside(others={"refiner": refiner})))
+        told = [event.text for event in events if isinstance(event, Notice)]
+        assert told == ([] if switches else ["The refiner refiner never took over: no step reaches 0.8."])
+        drawn = asked.as_drawn(any(event.refined_from for event in events if isinstance(event, PassResult)))
+        text = of_picture(drawn, plan, base.identity, 0, others={"refiner": refiner.identity})
+        assert ("Refiner" in text) == switches
 
 
 @pytest.mark.parametrize(

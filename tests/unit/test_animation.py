@@ -242,12 +242,12 @@ def test_frames_are_placed_where_the_picture_changes() -> None:
     assert motion.widest(4) == [2, 4, 6, 8]
     frames = (Frame(place=place, pixels=shown(value), seed=1, embeddings=()) for place, value in ((2, 90), (6, 95)))
     assert list(motion.watch(frames)) != []
-    assert motion.widest(2) == [0.667, 1.333]
+    assert motion.widest(2) == pytest.approx([2 / 3, 4 / 3], abs=1e-4)
 
 
 def test_a_jump_does_not_take_all_the_frames() -> None:
-    motion = Motion({0: shown(0), 0.015: shown(200), 1: shown(201)})
-    assert motion.widest(3) == pytest.approx([0.261, 0.507, 0.754], abs=0.001)
+    motion = Motion({0: shown(0), 0.003: shown(200), 1: shown(201)})
+    assert motion.widest(3) == pytest.approx([0.2523, 0.5015, 0.7508], abs=0.0002)
 
 
 # --- between ----------------------------------------------------------------------------------------------------------
