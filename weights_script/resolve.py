@@ -58,12 +58,13 @@ def resolvers(weights: str | None, models: str | None) -> dict[str, Callable[[],
 
 
 def labelled(models: Iterable[str]) -> dict[str, str]:
-    """Return models (manifest entries, paths and URLs) by what requests call them: no two have the same name."""
+    """Return models (manifest entries, paths and URLs) by what requests call them: no two differ only in case."""
     found: dict[str, str] = {}
     for model in models:
         label = _label(model)
         numbered = (label if number == 1 else f"{label}-{number}" for number in count(1))
-        found[next(each for each in numbered if each not in found)] = model
+        taken = {each.casefold() for each in found}
+        found[next(each for each in numbered if each.casefold() not in taken)] = model
     return found
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pipelines.ask.identity import ModelIdentity
-from pipelines.ask.models import ModelNames, refusal
+from pipelines.ask.models import ModelNames
 from pipelines.ask.plan import HighresPlan
 from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, OutOfMemory
@@ -55,13 +55,7 @@ class Roster:
 
     def pick(self, name: str) -> Member:
         """Return the model that the input `model` names, the first one if it is empty. Raises InvalidInput."""
-        text = name.strip()
-        if not text:
-            return self.first
-        label = text if text in self.members else self.names.find(text)
-        if label is None:
-            raise refusal("model", text, self.members, self.broken)
-        return self.members[label]
+        return self.members[self.names.meant("model", name)] if name.strip() else self.first
 
     def use(self, models: Collection[Model], plan: HighresPlan | None = None) -> None:
         """Bring exactly these models to the device, or let their networks take turns there while the plan is drawn.

@@ -67,6 +67,9 @@ def test_names_that_are_not_here_tell_what_is(roster: Roster) -> None:
         roster.pick("bigg")
     with pytest.raises(InvalidInput, match=r"^model='lost': this model cannot be used here: no such file\. The"):
         roster.pick("lost")
+    digits = roster.members["big"].model.identity.sha256[:10]
+    with pytest.raises(InvalidInput, match=rf"^model='big \[0123456789\]': big here is {digits}\. Leave out"):
+        roster.pick("big [0123456789]")
 
 
 def cast(roster: Roster, text: str, name: str = "tiny") -> Any:
