@@ -64,7 +64,7 @@ from pipelines.upscalers.enlarging import Enlargement, enlarge, enlargement
 from pipelines.upscalers.esrgan import Trials
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.extras import Library
-from weights_script.resolve import ResolvedModel, interpolator_file, resolvers, upscaler_file
+from weights_script.resolve import ResolvedModel, file_names, interpolator_file, resolvers, upscaler_file
 
 ASPECT_RATIOS = ["model's own", "1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9"]
 SAMPLERS = [
@@ -172,7 +172,8 @@ class Predictor(BasePredictor):
 
         first = next(iter(chosen.values()))
         members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))}, missing)
-        roster = Roster({name: members[name] for name in chosen if name in members}, broken)
+        files = file_names(missing) | {name: each.files.name for name, each in chosen.items()}
+        roster = Roster({name: members[name] for name in chosen if name in members}, broken, files)
         if len(roster.members) + len(roster.broken) > 1:
             say(f"Models: {', '.join(roster.members)}. The first is used unless a request names another.")
         return roster, seconds

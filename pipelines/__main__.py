@@ -64,7 +64,8 @@ def read_models(options: argparse.Namespace) -> Roster:
         files = ModelFiles(name=path.stem, checkpoint=path, vae=options.vae if first else None)
         return Member(model=load(files), settings=own)
 
-    return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}))
+    files = {name: Path(path).stem for name, path in chosen.items()}
+    return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}), files)
 
 
 def read_requests(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[list[GenerationRequest], Cast]:

@@ -68,6 +68,12 @@ def labelled(models: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Return the names of the single files that manifest entries stand for. They need not be here."""
+    entries = load_manifest()
+    return {label: entries[label].file for label in labels if label in entries and entries[label].file}
+
+
 def _label(value: str) -> str:
     """Return what requests call a model: its manifest entry, or its file's name without extension."""
     if value in load_manifest():

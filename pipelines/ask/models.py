@@ -40,6 +40,8 @@ class ModelNames:
     """The models that can be used. The first is used unless a request says otherwise."""
     broken: Mapping[str, str] = field(default_factory=dict[str, str])
     """Models that cannot be used, and why."""
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of files, also of models that cannot be used, as far as they are known without an identity."""
 
     def find(self, text: str, digits: str = "") -> str | None:
         """Return the model that a text means: by its title, else by the hash, else by its name alone. None: no model.
@@ -58,10 +60,13 @@ class ModelNames:
         return next(self._named(name), None)
 
     def _named(self, name: str) -> Iterator[str]:
-        """Yield the models that are called so, then those whose files are. An identity may have to be waited for."""
+        """Yield the models that are called so, then those whose files are. Only unknown files wait for identities."""
         if name:
             yield from (label for label in self.identities if stem(label) == stem(name))
-            yield from (label for label, model in self.identities.items() if stem(model.name) == stem(name))
+            yield from (label for label in self.identities if stem(self._file(label)) == stem(name))
+
+    def _file(self, label: str) -> str:
+        return self.files[label] if label in self.files else self.identities[label].name
 
     def meant(self, where: str, text: str, shown: str = "") -> str:
         """Return the model that a text means. Raises InvalidInput for the input `where` if it means none of these.
@@ -93,7 +98,10 @@ class ModelNames:
     def reason(self, text: str) -> str:
         """Return why a model that the text names cannot be used; empty if it names no such model."""
         name, _ = split_title(text)
-        return next((reason.rstrip(".") for label, reason in self.broken.items() if stem(label) == stem(name)), "")
+        for label, reason in self.broken.items():
+            if stem(name) in (stem(label), stem(self.files.get(label, label))):
+                return reason.rstrip(".")
+        return ""
 
 
 def closest_first(text: str, models: Iterable[str]) -> list[str]:

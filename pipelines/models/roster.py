@@ -39,9 +39,12 @@ class Roster:
     together, as SDXL and its refiner on 16 GB, text encoders, each UNet, and VAEs take turns there.
     """
 
-    def __init__(self, members: Mapping[str, Member], broken: Mapping[str, str]) -> None:
-        """Take the models by what requests call them, the first of them first, and why others cannot be used."""
-        self.members, self.broken = dict(members), dict(broken)
+    def __init__(self, members: Mapping[str, Member], broken: Mapping[str, str], files: Mapping[str, str] = {}) -> None:
+        """Take the models by what requests call them, the first of them first, and why others cannot be used.
+
+        `files` are the names of the files of both, where known.
+        """
+        self.members, self.broken, self.files = dict(members), dict(broken), dict(files)
 
     @property
     def first(self) -> Member:
@@ -51,7 +54,7 @@ class Roster:
     @property
     def names(self) -> ModelNames:
         """The models' names. A hash that is asked for is waited for."""
-        return ModelNames(identities=_Identities(self.members), broken=self.broken)
+        return ModelNames(identities=_Identities(self.members), broken=self.broken, files=self.files)
 
     def pick(self, name: str) -> Member:
         """Return the model that the input `model` names, the first one if it is empty. Raises InvalidInput."""

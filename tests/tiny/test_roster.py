@@ -45,7 +45,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def roster(networks: Model, sdxl: Model) -> Roster:
     members = {"tiny": Member(model=networks, settings=OWN), "big": Member(model=sdxl, settings=OWN, checked=True)}
-    return Roster(members, {"lost": "no such file"})
+    return Roster(members, {"lost": "no such file"}, {"lost": "gone.safetensors"})
 
 
 def test_an_input_comes_before_generation_data_which_comes_before_the_first(roster: Roster) -> None:
@@ -67,6 +67,8 @@ def test_names_that_are_not_here_tell_what_is(roster: Roster) -> None:
         roster.pick("bigg")
     with pytest.raises(InvalidInput, match=r"^model='lost': this model cannot be used here: no such file\. The"):
         roster.pick("lost")
+    with pytest.raises(InvalidInput, match=r"gone': this model cannot be used here: no such file\. The"):
+        roster.pick("gone")
     digits = roster.members["big"].model.identity.sha256[:10]
     with pytest.raises(InvalidInput, match=rf"^model='big \[0123456789\]': big here is {digits}\. Leave out"):
         roster.pick("big [0123456789]")

@@ -15,7 +15,8 @@ MODELS = ModelNames(
         "folder": ModelIdentity(name="unpacked", sha256="abcdefabcd" + "2" * 54, folder=True),
         "twin": ModelIdentity(name="sd_xl_base_1.0", sha256="31e35c80ff" + "3" * 54),
     },
-    broken={"animagine-xl-4": "the file ends early."},
+    broken={"animagine-xl-4": "the file ends early.", "sdxl-refiner": "no network"},
+    files={"sdxl-refiner": "sd_xl_refiner_1.0.safetensors"},
 )
 
 
@@ -76,6 +77,9 @@ def refused(text: str) -> str:
 def test_a_broken_model_tells_why() -> None:
     told = refused("Animagine-XL-4.safetensors")
     assert "'Animagine-XL-4.safetensors': this model cannot be used here: the file ends early. The models here" in told
+    assert "this model cannot be used here: no network. The" in refused("sd_xl_refiner_1.0 [7440042bbd]"), (
+        "WebUI's title"
+    )
 
 
 def test_a_name_with_another_hash_tells_the_hash_here() -> None:
@@ -114,6 +118,7 @@ class Slow(Mapping[str, ModelIdentity]):
         return 2
 
 
-@pytest.mark.parametrize("text", ["second", "Second.safetensors", "x/second"])
-def test_what_a_request_calls_a_model_needs_no_hash(text: str) -> None:
-    assert ModelNames(identities=Slow()).meant("model", text) == "second"
+@pytest.mark.parametrize("text", ["second", "Second.safetensors", "x/second", "file.ckpt"])
+def test_a_name_needs_no_hash(text: str) -> None:
+    models = ModelNames(identities=Slow(), files={"first": "other", "second": "file"})
+    assert models.meant("model", text) == "second"
