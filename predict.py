@@ -413,12 +413,13 @@ class Predictor(BasePredictor):
                     checker = None if disable_safety_checker else self.safety
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
-                    asked = with_models(asked, self.roster.names)
+                    names = self.roster.names_beside(member.model)
+                    asked = with_models(asked, names)
                     cast = cast_of(self.roster, member, asked)
                     checker = self.safety if cast.checked and not disable_safety_checker else None
                     if asked.settings.animation.asked:
                         keys = settle_keys(asked, inputs, member.settings, pictures)
-                        keys = tuple(with_models(key, self.roster.names) for key in keys)
+                        keys = tuple(with_models(key, names) for key in keys)
                         film = make_film(self.requests_for((asked, *keys), inputs, pictures, cast))
                         yield from self.animate(cast, film, file_format, formats.film, checker)
                     else:
@@ -462,7 +463,7 @@ class Predictor(BasePredictor):
         """Report what cannot be done of whole generation data, and return the rest. A strict request stops there."""
         if not asked.data.whole:
             return asked
-        found = obstacles(asked, model.identity, pictures, fetched.extras, self.roster.names)
+        found = obstacles(asked, model.identity, pictures, fetched.extras, self.roster.names_beside(model))
         new = [obstacle.text for obstacle in found if obstacle.text not in self.not_honoured]
         self.not_honoured += new
         self.record_metric("not_honoured", self.not_honoured)

@@ -42,6 +42,8 @@ class ModelNames:
     """Models that cannot be used, and why."""
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of files, also of models that cannot be used, as far as they are known without an identity."""
+    unfit: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Models that cannot take part in a picture of the one that draws it, and why."""
 
     def find(self, text: str, digits: str = "") -> str | None:
         """Return the model that a text means: by its title, else by the hash, else by its name alone. None: no model.
@@ -69,7 +71,7 @@ class ModelNames:
         return self.files[label] if label in self.files else self.identities[label].name
 
     def meant(self, where: str, text: str, shown: str = "") -> str:
-        """Return the model that a text means. Raises InvalidInput for the input `where` if it means none of these.
+        """Return the model that a text means. Raises InvalidInput for the input `where` if it means none that fits.
 
         `shown` is the value to show.
         """
@@ -81,6 +83,9 @@ class ModelNames:
             raise InvalidInput(where, shown or text, told, fix)
         if self.differs(label, text):
             raise InvalidInput(where, shown or text, self.told(label), "Leave out the hash to use this one.")
+        if label in self.unfit:
+            fix = "Name a text-to-image model or refiner of the same kind."
+            raise InvalidInput(where, shown or text, self.unfit[label], fix)
         return label
 
     def differs(self, label: str, text: str) -> bool:

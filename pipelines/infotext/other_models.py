@@ -47,7 +47,7 @@ ROLES = (REFINER, HIRES_CHECKPOINT)
 def with_models(asked: Asked, models: ModelNames) -> Asked:
     """Return the request with its other models by their names here.
 
-    Raises InvalidInput for one that is not here. A whole block's stays as it is: it is reported as an obstacle.
+    Raises InvalidInput for one that is not here or does not fit. That of a whole block is reported as an obstacle.
     """
     settings = asked.settings
     for role in ROLES:
@@ -66,7 +66,7 @@ def others_by_key(asked: Asked) -> list[tuple[str, str]]:
 
 
 def of_other_models(asked: Asked, models: ModelNames) -> Iterator[Obstacle]:
-    """Report other models of the picture that are not here or differ from these."""
+    """Report other models of the picture that are not here, differ from these or do not fit."""
     for role in ROLES:
         text = asked.data.values.get(role.setting, "")
         if not text or (role is REFINER and not asked.settings.refiner.acts):
@@ -77,5 +77,8 @@ def of_other_models(asked: Asked, models: ModelNames) -> Iterator[Obstacle]:
             why = models.reason(text)
             told = f"it cannot be used: {why}" if why else f"it is not one of this container's models ({here})"
             yield Obstacle(f"made with the {what} {text}; {told}", True, role.without)
-        elif models.differs(label, text):
+            continue
+        if models.differs(label, text):
             yield another_picture(f"made with the {what} {text}; {models.told(label)}")
+        if label in models.unfit:
+            yield Obstacle(f"made with the {what} {text}; {models.unfit[label]}", True, role.without)

@@ -75,8 +75,9 @@ def test_names_that_are_not_here_tell_what_is(roster: Roster) -> None:
 
 
 def cast(roster: Roster, text: str, name: str = "tiny") -> Any:
-    asked = with_models(settle(Inputs(highres_fix="On"), read_data(text), OWN), roster.names)
-    return cast_of(roster, roster.members[name], asked)
+    member = roster.members[name]
+    asked = settle(Inputs(highres_fix="On"), read_data(text), OWN)
+    return cast_of(roster, member, with_models(asked, roster.names_beside(member.model)))
 
 
 def test_other_models_take_part(roster: Roster, networks: Model) -> None:
@@ -92,9 +93,10 @@ def test_other_models_take_part(roster: Roster, networks: Model) -> None:
 
 @pytest.mark.parametrize("key", ["Refiner", "Hires checkpoint"])
 def test_latents_of_another_kind_are_refused_at_once(roster: Roster, key: str) -> None:
-    for text in (f"{key}: big", f"{PLAIN}, Denoising strength: 0.5, Hires upscale: 2, {key}: big"):
-        with pytest.raises(InvalidInput, match=rf"'{key}: big': SDXL cannot continue latents of Stable Diffusion 1"):
-            cast(roster, text)
+    with pytest.raises(InvalidInput, match=rf"'{key}: big': SDXL cannot continue latents of Stable Diffusion 1"):
+        cast(roster, f"{key}: big")
+    found = cast(roster, f"{PLAIN}, Denoising strength: 0.5, Hires upscale: 2, {key}: big")
+    assert (found.others, found.checked) == ({}, False), "of a whole block it is an obstacle"
     with pytest.raises(InvalidInput, match=rf"'{key}: lost': this model cannot be used here: no such file"):
         cast(roster, f"{key}: lost")
 
@@ -102,7 +104,7 @@ def test_latents_of_another_kind_are_refused_at_once(roster: Roster, key: str) -
 def test_an_inpainting_model_is_no_refiner(roster: Roster, tmp_path: Path) -> None:
     path = single_file(tmp_path / "nine.safetensors", sdxl_networks(channels=9))
     nine = Member(model=load(ModelFiles(name="nine", checkpoint=path, vae=None)), settings=OWN)
-    with pytest.raises(InvalidInput, match="'Refiner: nine': it is a model of the kind SDXL that needs more than"):
+    with pytest.raises(InvalidInput, match="'Refiner: nine': it is an inpainting or unCLIP checkpoint, which cannot"):
         cast(Roster({**roster.members, "nine": nine}, {}), "Refiner: nine", "big")
 
 

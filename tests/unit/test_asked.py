@@ -314,6 +314,21 @@ def test_other_models_that_are_missing_are_dropped_if_not_strict() -> None:
     assert (kept.refiner.name, kept.hires.checkpoint) == ("", "")
 
 
+@pytest.mark.parametrize("end", ["Refiner: fine", "Hires checkpoint: fine"])
+def test_another_model_that_does_not_fit_is_dropped_if_not_strict(end: str) -> None:
+    names = replace(OTHERS, unfit={"fine": "SDXL cannot continue"})
+    made = with_models(asked(f"a\n{HIRES}, {end}"), names)
+    found = found_obstacles(made, MODEL, models=names)
+    assert [each.text for each in found] == [
+        f"made with the {end[0].lower()}{end[1:].replace(':', '')}; SDXL cannot continue"
+    ]
+    kept = drop_unsupported(made, found, strict=False).settings
+    assert kept.hires is not None
+    assert (kept.refiner.name, kept.hires.checkpoint) == ("", "")
+    with pytest.raises(InvalidInput, match=f"'{end}': SDXL cannot continue. Name a text-to-image model or refiner"):
+        with_models(asked(end), names)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
