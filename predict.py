@@ -64,7 +64,7 @@ from pipelines.upscalers.enlarging import Enlargement, enlarge, enlargement
 from pipelines.upscalers.esrgan import Trials
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.extras import Library
-from weights_script.resolve import ResolvedModel, interpolator_file, resolvers, upscaler_file
+from weights_script.resolve import ResolvedModel, file_names, interpolator_file, resolvers, upscaler_file
 
 ASPECT_RATIOS = ["model's own", "1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9"]
 SAMPLERS = [
@@ -172,7 +172,8 @@ class Predictor(BasePredictor):
 
         first = next(iter(chosen.values()))
         members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))}, missing)
-        roster = Roster({name: members[name] for name in chosen if name in members}, broken)
+        files = file_names(missing) | {name: each.files.name for name, each in chosen.items()}
+        roster = Roster({name: members[name] for name in chosen if name in members}, broken, files)
         if len(roster.members) + len(roster.broken) > 1:
             say(f"Models: {', '.join(roster.members)}. The first is used unless a request names another.")
         return roster, seconds
@@ -412,12 +413,13 @@ class Predictor(BasePredictor):
                     checker = None if disable_safety_checker else self.safety
                     yield self._enlarge(self._enlargement(asked, inputs, pictures), file_format, checker)
                 else:
-                    asked = with_models(asked, self.roster.names)
+                    names = self.roster.names_beside(member.model)
+                    asked = with_models(asked, names)
                     cast = cast_of(self.roster, member, asked)
                     checker = self.safety if cast.checked and not disable_safety_checker else None
                     if asked.settings.animation.asked:
                         keys = settle_keys(asked, inputs, member.settings, pictures)
-                        keys = tuple(with_models(key, self.roster.names) for key in keys)
+                        keys = tuple(with_models(key, names) for key in keys)
                         film = make_film(self.requests_for((asked, *keys), inputs, pictures, cast))
                         yield from self.animate(cast, film, file_format, formats.film, checker)
                     else:
@@ -461,7 +463,7 @@ class Predictor(BasePredictor):
         """Report what cannot be done of whole generation data, and return the rest. A strict request stops there."""
         if not asked.data.whole:
             return asked
-        found = obstacles(asked, model.identity, pictures, fetched.extras, self.roster.names)
+        found = obstacles(asked, model.identity, pictures, fetched.extras, self.roster.names_beside(model))
         new = [obstacle.text for obstacle in found if obstacle.text not in self.not_honoured]
         self.not_honoured += new
         self.record_metric("not_honoured", self.not_honoured)

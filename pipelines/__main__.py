@@ -64,7 +64,8 @@ def read_models(options: argparse.Namespace) -> Roster:
         files = ModelFiles(name=path.stem, checkpoint=path, vae=options.vae if first else None)
         return Member(model=load(files), settings=own)
 
-    return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}))
+    files = {name: Path(path).stem for name, path in chosen.items()}
+    return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}), files)
 
 
 def read_requests(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[list[GenerationRequest], Cast]:
@@ -86,13 +87,14 @@ def read_requests(path: Path, roster: Roster, options: argparse.Namespace) -> tu
     inputs = Inputs(num_outputs=options.num_outputs)
     asked = settle(inputs, data, member.settings, pictures)
     keys = settle_keys(asked, inputs, member.settings, pictures) if asked.settings.animation.asked else ()
-    cast = cast_of(roster, member, with_models(asked, roster.names))
+    names = roster.names_beside(model)
+    cast = cast_of(roster, member, with_models(asked, names))
     folders = options.lora_dir, options.embeddings_dir, options.controlnet_dir, options.hypernetworks_dir
     extras, upscalers = in_folders(*folders), {file.stem: file for file in options.upscaler}
     fetched, requests = Fetched(extras=extras, controls=data.controls, upscalers=upscalers), list[GenerationRequest]()
     for each in (asked, *keys):
-        each = with_networks(with_models(each, roster.names), fetched)
-        found = obstacles(each, model.identity, pictures, extras, roster.names)
+        each = with_networks(with_models(each, names), fetched)
+        found = obstacles(each, model.identity, pictures, extras, names)
         for obstacle in found:
             print(f"{path.name}: {obstacle.text}", file=sys.stderr)
         each = drop_unsupported(each, found, options.strict)

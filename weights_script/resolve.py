@@ -58,13 +58,20 @@ def resolvers(weights: str | None, models: str | None) -> dict[str, Callable[[],
 
 
 def labelled(models: Iterable[str]) -> dict[str, str]:
-    """Return models (manifest entries, paths and URLs) by what requests call them: no two have the same name."""
+    """Return models (manifest entries, paths and URLs) by what requests call them: no two differ only in case."""
     found: dict[str, str] = {}
     for model in models:
         label = _label(model)
         numbered = (label if number == 1 else f"{label}-{number}" for number in count(1))
-        found[next(each for each in numbered if each not in found)] = model
+        taken = {each.casefold() for each in found}
+        found[next(each for each in numbered if each.casefold() not in taken)] = model
     return found
+
+
+def file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Return the names of the single files that manifest entries stand for. They need not be here."""
+    entries = load_manifest()
+    return {label: entries[label].file for label in labels if label in entries and entries[label].file}
 
 
 def _label(value: str) -> str:

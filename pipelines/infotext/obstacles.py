@@ -57,7 +57,7 @@ def obstacles(
     """
     found = [
         *_of_silence(asked),
-        *of_model(asked.data, model),
+        *of_model(asked.data, model, models),
         *of_mask_weight(asked.data, model),
         *of_vae(asked.data, model),
         *of_other_models(asked, models),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from pipelines.ask.identity import SHORT_HASH, ModelIdentity
-from pipelines.ask.models import stem
+from pipelines.ask.models import ModelNames, same_hash, split_title, stem
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
@@ -18,6 +18,7 @@ from pipelines.ask.prompt import cut_networks
 from pipelines.infotext.asked import Asked
 from pipelines.infotext.civitai import Resource, of_another_family
 from pipelines.infotext.obstacle import Obstacle, another_picture
+from pipelines.infotext.other_models import model_of
 from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.syntax import version_of
 from pipelines.infotext.unused import ignored_tags
@@ -28,16 +29,22 @@ NAMES_EVERY_VAE = (1, 6)
 """Since this version WebUI names every VAE that is not the checkpoint's own."""
 
 
-def of_model(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
-    """Report a checkpoint that differs from ours or cannot be compared with it."""
-    told = (data.model_hash or "").lower()
-    if told and model.sha256.startswith(told):
+def of_model(data: GenerationData, model: ModelIdentity, models: ModelNames) -> Iterator[Obstacle]:
+    """Report a checkpoint that is broken, differs from ours or cannot be compared with it."""
+    name, digits = split_title(data.model or "")
+    told = (data.model_hash or digits).lower()
+    if same_hash(model.sha256, told or name):
         return
-    same_name = data.model is None or stem(data.model) == stem(model.name)
+    meant = model_of(data, models)
+    if meant is None and (reason := models.reason(name)):
+        yield another_picture(f"the model {name} of this container cannot be used: {reason}")
+        return
+    same_name = not name or stem(name) == stem(model.name)
+    same_name = same_name or (meant is not None and models.identities[meant] == model)
     if same_name and not told and not model.folder:
         return
     here = _called(model.name, "a folder" if model.folder else model.sha256[:SHORT_HASH])
-    named = f"made with {_called('the checkpoint ' + (data.model or ''), data.model_hash)}"
+    named = f"made with {_called(f'the checkpoint {name}', told)}"
     if len(told) == OLD_HASH and same_name:
         yield Obstacle(f"{told} is an old hash of 8 digits, which cannot be compared; this model is {here}", False)
     elif model.folder:
@@ -71,7 +78,7 @@ def of_vae(data: GenerationData, model: ModelIdentity) -> Iterator[Obstacle]:
 def _same_vae(data: GenerationData, model: ModelIdentity) -> bool:
     """Return whether our VAE has the block's hash, or its name if there is no hash."""
     if data.vae_hash:
-        return model.vae_sha256.startswith(data.vae_hash.lower())
+        return same_hash(model.vae_sha256, data.vae_hash)
     return stem(data.vae or "") == stem(model.vae_name)
 
 

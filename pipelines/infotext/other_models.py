@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipelines.ask.identity import SHORT_HASH
-from pipelines.ask.models import ModelNames, reason_of, stem
+from pipelines.ask.models import ModelNames
 from pipelines.ask.request import RefinerSettings, Settings
 from pipelines.infotext.asked import Asked
 from pipelines.infotext.obstacle import Obstacle, another_picture
@@ -14,10 +13,7 @@ from pipelines.infotext.reading import GenerationData
 def model_of(data: GenerationData, models: ModelNames) -> str | None:
     """Return the model that made a picture, by the hash that its generation data gives, else by the name. None: it
     names none of these models."""
-    for label in models.identities:
-        if data.model_hash and models.hashed(label, data.model_hash):
-            return label
-    return models.find(data.model) if data.model else None
+    return models.find(data.model or "", data.model_hash or "")
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,16 @@ ROLES = (REFINER, HIRES_CHECKPOINT)
 def with_models(asked: Asked, models: ModelNames) -> Asked:
     """Return the request with its other models by their names here.
 
-    Raises InvalidInput for one that is not here. A whole block's stays as it is: it is reported as an obstacle.
+    Raises InvalidInput for one that is not here or does not fit. That of a whole block is reported as an obstacle.
     """
     settings = asked.settings
     for role in ROLES:
         text = role.name_in(settings)
-        label = models.find(text) if text else ""
-        if text and not asked.data.whole and (label is None or models.differs(label, text)):
-            raise models.refusal("generation_data", text, shown=f"{role.key}: {text}")
-        settings = role.given_to(text if label is None else label, settings)
+        if text and not asked.data.whole:
+            label = models.meant("generation_data", text, shown=f"{role.key}: {text}")
+        else:
+            label = models.find(text) or text
+        settings = role.given_to(label, settings)
     return replace(asked, settings=settings)
 
 
@@ -69,9 +66,7 @@ def others_by_key(asked: Asked) -> list[tuple[str, str]]:
 
 
 def of_other_models(asked: Asked, models: ModelNames) -> Iterator[Obstacle]:
-    """Report a broken model that made the picture, and other models of it that are not here or differ from these."""
-    if (reason := reason_of(asked.data.model or "", models.broken)) and model_of(asked.data, models) is None:
-        yield another_picture(f"the model {asked.data.model} of this container cannot be used: {reason}")
+    """Report other models of the picture that are not here, differ from these or do not fit."""
     for role in ROLES:
         text = asked.data.values.get(role.setting, "")
         if not text or (role is REFINER and not asked.settings.refiner.acts):
@@ -79,9 +74,11 @@ def of_other_models(asked: Asked, models: ModelNames) -> Iterator[Obstacle]:
         label, what = models.find(text), role.key[0].lower() + role.key[1:]
         if label is None:
             here = ", ".join(models.identities) or "there are none"
-            why = reason_of(text, models.broken)
+            why = models.reason(text)
             told = f"it cannot be used: {why}" if why else f"it is not one of this container's models ({here})"
             yield Obstacle(f"made with the {what} {text}; {told}", True, role.without)
-        elif models.differs(label, text):
-            digits = models.identities[label].sha256[:SHORT_HASH]
-            yield another_picture(f"made with the {what} {text}; {stem(label)} here is {digits}")
+            continue
+        if models.differs(label, text):
+            yield another_picture(f"made with the {what} {text}; {models.told(label)}")
+        if label in models.unfit:
+            yield Obstacle(f"made with the {what} {text}; {models.unfit[label]}", True, role.without)

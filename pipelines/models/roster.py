@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipelines.ask.identity import ModelIdentity
-from pipelines.ask.models import ModelNames, refusal
+from pipelines.ask.models import ModelNames
 from pipelines.ask.plan import HighresPlan
 from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, OutOfMemory
+from pipelines.families.family import LATENT_CHANNELS
 from pipelines.models.model import Model
 from pipelines.runtime.memory import is_out_of_memory, release_memory, room_left, what_fits
 from pipelines.runtime.offloading import Components
@@ -39,9 +40,12 @@ class Roster:
     together, as SDXL and its refiner on 16 GB, text encoders, each UNet, and VAEs take turns there.
     """
 
-    def __init__(self, members: Mapping[str, Member], broken: Mapping[str, str]) -> None:
-        """Take the models by what requests call them, the first of them first, and why others cannot be used."""
-        self.members, self.broken = dict(members), dict(broken)
+    def __init__(self, members: Mapping[str, Member], broken: Mapping[str, str], files: Mapping[str, str] = {}) -> None:
+        """Take the models by what requests call them, the first of them first, and why others cannot be used.
+
+        `files` are the names of the files of both, where known.
+        """
+        self.members, self.broken, self.files = dict(members), dict(broken), dict(files)
 
     @property
     def first(self) -> Member:
@@ -51,17 +55,16 @@ class Roster:
     @property
     def names(self) -> ModelNames:
         """The models' names. A hash that is asked for is waited for."""
-        return ModelNames(identities=_Identities(self.members), broken=self.broken)
+        return ModelNames(identities=_Identities(self.members), broken=self.broken, files=self.files)
+
+    def names_beside(self, model: Model) -> ModelNames:
+        """Return the models' names, and why some cannot take part in a picture that this model draws."""
+        rules = {label: rule_against(member.model, model) for label, member in self.members.items()}
+        return replace(self.names, unfit={label: rule for label, rule in rules.items() if rule})
 
     def pick(self, name: str) -> Member:
         """Return the model that the input `model` names, the first one if it is empty. Raises InvalidInput."""
-        text = name.strip()
-        if not text:
-            return self.first
-        label = text if text in self.members else self.names.find(text)
-        if label is None:
-            raise refusal("model", text, self.members, self.broken)
-        return self.members[label]
+        return self.members[self.names.meant("model", name)] if name.strip() else self.first
 
     def use(self, models: Collection[Model], plan: HighresPlan | None = None) -> None:
         """Bring exactly these models to the device, or let their networks take turns there while the plan is drawn.
@@ -116,6 +119,17 @@ class Roster:
         return " and ".join(
             label for label, member in self.members.items() if any(member.model is each for each in models)
         )
+
+
+def rule_against(other: Model, model: Model) -> str:
+    """Return why the other model cannot go on with the model's latents; empty if it can."""
+    if other is model:
+        return ""
+    if other.unet.network.config.in_channels != LATENT_CHANNELS or other.image_prompt is not None:
+        return "it is an inpainting or unCLIP checkpoint, which cannot take over"
+    if other.family.latent_scale != model.family.latent_scale:
+        return f"{other.family.name} cannot continue latents of {model.family.name}"
+    return ""
 
 
 def sizes_of(components: Components) -> Sizes:

@@ -56,20 +56,29 @@ class Weights:
         self.enter()
 
     def leave(self) -> None:
-        """Free the memory of the device, unless this was done before."""
+        """Free the memory of the device, unless this was done before.
+
+        Raises RuntimeError if the host has no memory for the copies. The weights are then still on the device.
+        """
         if self.left:
             return
         self.leaving()
-        self._there = None
         with torch.inference_mode(False):
-            if not self._kept:
-                self._kept = [tensor.data.to("cpu") for tensor in self._tensors]
-                self._versions = [tensor._version for tensor in self._tensors]
-            for place, tensor in enumerate(self._tensors):
-                if tensor._version != self._versions[place]:
-                    self._kept[place], self._versions[place] = tensor.data.to("cpu"), tensor._version
-                tensor.data = self._kept[place]
+            self._copy()
+            self._there = None
+            for tensor, kept in zip(self._tensors, self._kept, strict=True):
+                tensor.data = kept
         self._there = False
+
+    def _copy(self) -> None:
+        """Make the copies, or renew those of changed weights. The weights stay as they are if there is no memory."""
+        if not self._kept:
+            self._kept = [tensor.data.to("cpu") for tensor in self._tensors]
+            self._versions = [tensor._version for tensor in self._tensors]
+        for place, tensor in enumerate(self._tensors):
+            if tensor._version != self._versions[place]:
+                self._kept[place].copy_(tensor.data)  # takes no new memory
+                self._versions[place] = tensor._version
 
     def enter(self) -> None:
         """Copy the weights to the device if they are not there."""

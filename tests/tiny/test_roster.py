@@ -45,7 +45,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def roster(networks: Model, sdxl: Model) -> Roster:
     members = {"tiny": Member(model=networks, settings=OWN), "big": Member(model=sdxl, settings=OWN, checked=True)}
-    return Roster(members, {"lost": "no such file"})
+    return Roster(members, {"lost": "no such file"}, {"lost": "gone.safetensors"})
 
 
 def test_an_input_comes_before_generation_data_which_comes_before_the_first(roster: Roster) -> None:
@@ -67,11 +67,17 @@ def test_names_that_are_not_here_tell_what_is(roster: Roster) -> None:
         roster.pick("bigg")
     with pytest.raises(InvalidInput, match=r"^model='lost': this model cannot be used here: no such file\. The"):
         roster.pick("lost")
+    with pytest.raises(InvalidInput, match=r"gone': this model cannot be used here: no such file\. The"):
+        roster.pick("gone")
+    digits = roster.members["big"].model.identity.sha256[:10]
+    with pytest.raises(InvalidInput, match=rf"^model='big \[0123456789\]': big here is {digits}\. Leave out"):
+        roster.pick("big [0123456789]")
 
 
 def cast(roster: Roster, text: str, name: str = "tiny") -> Any:
-    asked = with_models(settle(Inputs(highres_fix="On"), read_data(text), OWN), roster.names)
-    return cast_of(roster, roster.members[name], asked)
+    member = roster.members[name]
+    asked = settle(Inputs(highres_fix="On"), read_data(text), OWN)
+    return cast_of(roster, member, with_models(asked, roster.names_beside(member.model)))
 
 
 def test_other_models_take_part(roster: Roster, networks: Model) -> None:
@@ -87,9 +93,10 @@ def test_other_models_take_part(roster: Roster, networks: Model) -> None:
 
 @pytest.mark.parametrize("key", ["Refiner", "Hires checkpoint"])
 def test_latents_of_another_kind_are_refused_at_once(roster: Roster, key: str) -> None:
-    for text in (f"{key}: big", f"{PLAIN}, Denoising strength: 0.5, Hires upscale: 2, {key}: big"):
-        with pytest.raises(InvalidInput, match=rf"'{key}: big': SDXL cannot continue latents of Stable Diffusion 1"):
-            cast(roster, text)
+    with pytest.raises(InvalidInput, match=rf"'{key}: big': SDXL cannot continue latents of Stable Diffusion 1"):
+        cast(roster, f"{key}: big")
+    found = cast(roster, f"{PLAIN}, Denoising strength: 0.5, Hires upscale: 2, {key}: big")
+    assert (found.others, found.checked) == ({}, False), "of a whole block it is an obstacle"
     with pytest.raises(InvalidInput, match=rf"'{key}: lost': this model cannot be used here: no such file"):
         cast(roster, f"{key}: lost")
 
@@ -97,7 +104,7 @@ def test_latents_of_another_kind_are_refused_at_once(roster: Roster, key: str) -
 def test_an_inpainting_model_is_no_refiner(roster: Roster, tmp_path: Path) -> None:
     path = single_file(tmp_path / "nine.safetensors", sdxl_networks(channels=9))
     nine = Member(model=load(ModelFiles(name="nine", checkpoint=path, vae=None)), settings=OWN)
-    with pytest.raises(InvalidInput, match="'Refiner: nine': it is a model of the kind SDXL that needs more than"):
+    with pytest.raises(InvalidInput, match="'Refiner: nine': it is an inpainting or unCLIP checkpoint, which cannot"):
         cast(Roster({**roster.members, "nine": nine}, {}), "Refiner: nine", "big")
 
 

@@ -237,7 +237,7 @@ OTHERS = ModelNames(
         "first": MODEL,
         "fine": ModelIdentity(name="fine-xl", sha256="7440042bbd" + "1" * 54),
     },
-    broken={"worse": "the file ends early"},
+    broken={"worse": "the file ends early. Fetch it again."},
 )
 
 
@@ -254,13 +254,57 @@ def test_other_models_are_called_as_the_container_calls_them() -> None:
     [
         ("Refiner: fine-xl [0123456789]", "made with the refiner fine-xl [0123456789]; fine here is 7440042bbd"),
         ("Refiner: other", "made with the refiner other; it is not one of this container's models (first, fine)"),
-        ("Hires checkpoint: worse", "made with the hires checkpoint worse; it cannot be used: the file ends early"),
-        ("Model: worse", "the model worse of this container cannot be used: the file ends early"),
+        (
+            "Hires checkpoint: worse",
+            "made with the hires checkpoint worse; it cannot be used: the file ends early. Fetch it again",
+        ),
     ],
 )
 def test_other_models_that_differ_or_are_missing(end: str, told: str) -> None:
     found = found_obstacles(with_models(asked(f"a\n{HIRES}, {end}"), OTHERS), MODEL, models=OTHERS)
     assert told in [each.text for each in found if each.other_picture]
+
+
+FINE = OTHERS.identities["fine"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Model: fine-xl",
+        "Model: fine",
+        "Model: FINE.safetensors",
+        "Model: 7440042bbd",
+        "Model: fine-xl.safetensors [7440042bbd]",
+        "Model: another [7440042BBD]",
+        "Model hash: 7440042bbd",
+        "Model hash: 7440042bbd, Model: other",
+    ],
+)
+def test_a_block_that_means_the_model(end: str) -> None:
+    found = asked(f"a\n{PLAIN}, {end}")
+    assert model_of(found.data, OTHERS) == "fine"
+    assert found_obstacles(found, FINE, models=OTHERS) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("Model: fine [0123456789]", "made with the checkpoint fine (0123456789); this model is fine-xl (7440042bbd)"),
+        ("Model: fine, Model hash: 7", "made with the checkpoint fine (7); this model is fine-xl (7440042bbd)"),
+        ("Model: first", "made with the checkpoint first; this model is fine-xl (7440042bbd)"),
+        ("Model: worse", "the model worse of this container cannot be used: the file ends early. Fetch it again"),
+        ("Model: worse.ckpt [0123456789]", "the model worse.ckpt of this container cannot be used: the file ends ear"),
+    ],
+)
+def test_a_block_that_means_another_model(end: str, told: str) -> None:
+    """It is told once, and in whole sentences."""
+    made = asked(f"a\n{PLAIN}, {end}")
+    (found,) = obstacles_of = found_obstacles(made, FINE, models=OTHERS)
+    assert found.text.startswith(told)
+    with pytest.raises(InvalidInput) as caught:
+        drop_unsupported(made, obstacles_of, strict=True)
+    assert ".." not in str(caught.value)
 
 
 def test_other_models_that_are_missing_are_dropped_if_not_strict() -> None:
@@ -270,12 +314,28 @@ def test_other_models_that_are_missing_are_dropped_if_not_strict() -> None:
     assert (kept.refiner.name, kept.hires.checkpoint) == ("", "")
 
 
+@pytest.mark.parametrize("end", ["Refiner: fine", "Hires checkpoint: fine"])
+def test_another_model_that_does_not_fit_is_dropped_if_not_strict(end: str) -> None:
+    names = replace(OTHERS, unfit={"fine": "SDXL cannot continue"})
+    made = with_models(asked(f"a\n{HIRES}, {end}"), names)
+    found = found_obstacles(made, MODEL, models=names)
+    assert [each.text for each in found] == [
+        f"made with the {end[0].lower()}{end[1:].replace(':', '')}; SDXL cannot continue"
+    ]
+    kept = drop_unsupported(made, found, strict=False).settings
+    assert kept.hires is not None
+    assert (kept.refiner.name, kept.hires.checkpoint) == ("", "")
+    with pytest.raises(InvalidInput, match=f"'{end}': SDXL cannot continue. Name a text-to-image model or refiner"):
+        with_models(asked(end), names)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("Refiner: fina", "'Refiner: fina': is not one of this container's models. The models here are fine, first."),
         ("Hires checkpoint: worse", "'Hires checkpoint: worse': this model cannot be used here: the file ends early."),
-        ("Refiner: fine [0123456789]", "'Refiner: fine [0123456789]': is not one of this container's models."),
+        ("Refiner: fine [0123456789]", "'Refiner: fine [0123456789]': fine here is 7440042bbd. Leave out"),
+        ("Hires checkpoint: x/Fine-XL [0123456789]", "'Hires checkpoint: x/Fine-XL [0123456789]': fine here is 7440"),
     ],
 )
 def test_a_single_setting_that_names_no_model_is_refused(text: str, told: str) -> None:
@@ -298,6 +358,10 @@ def test_a_refiner_that_never_takes_over_need_not_be_here() -> None:
         ("Model hash: 0123456789, Model: Fine-XL", "fine"),
         ("Model hash: 0123456789, Model: other", None),
         ("Clip skip: 1", None),
+        ("Model hash: 7", None),
+        ("Model hash: 7440042", None),
+        ("Model hash: 7440042b", "fine"),
+        ("Model: 7440042b", "fine"),
     ],
 )
 def test_the_model_that_a_block_names(block: str, label: str | None) -> None:

@@ -80,6 +80,26 @@ def test_a_change_on_the_device_is_there_again_after_it_left() -> None:
     assert not layer.weight.is_inference(), "or the next LoRA could not be merged outside of a prediction"
 
 
+def test_a_host_without_memory_for_the_copies_changes_nothing() -> None:
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    moved, before = Weights([layer], torch.device("cpu")), [each.data_ptr() for each in layer.parameters()]
+    full = RuntimeError("can't allocate memory")
+    with mock.patch.object(torch.Tensor, "to", side_effect=[layer.weight, full]), pytest.raises(RuntimeError):
+        moved.leave()
+    assert moved.there
+    moved.take()
+    assert [each.data_ptr() for each in layer.parameters()] == before
+    moved.leave()
+    assert moved.left
+    moved.take()
+    with torch.inference_mode():
+        layer.weight.fill_(3)
+    with mock.patch.object(torch.Tensor, "to", side_effect=full):
+        moved.leave()  # the copies are there: a changed weight needs no more memory
+    moved.take()
+    assert layer.weight.tolist() == [[3, 3], [3, 3]]
+
+
 def test_kinds_of_networks_take_turns() -> None:
     models = [mock.Mock(components=Components(weights(), weights(), weights())) for _ in range(2)]
     (texts, unet, pictures), (more_texts, other_unet, more_pictures) = (model.components.all for model in models)

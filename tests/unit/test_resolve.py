@@ -14,7 +14,7 @@ from pipelines.ask.request import HiresSettings
 from pipelines.errors import ModelError
 from weights_script import manifest
 from weights_script.manifest import Entry
-from weights_script.resolve import resolve, resolvers, upscaler_file
+from weights_script.resolve import file_names, labelled, resolve, resolvers, upscaler_file
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +207,14 @@ def test_a_list_of_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["pastel-tiny"]().settings["width"] == 128
     with pytest.raises(ModelError, match=r"^PASTEL_MODEL: https://example\.org/far\.ckpt: not here"):
         found["far"]()
+
+
+def test_labels_differ_in_more_than_case() -> None:
+    assert list(labelled(["/a/x.ckpt", "/b/X.safetensors", "/c/y.ckpt"])) == ["x", "X-2", "y"]
+
+
+def test_the_file_of_an_entry_that_is_not_here_has_a_name() -> None:
+    assert file_names(["sdxl-refiner", "my-mix"]) == {"sdxl-refiner": "sd_xl_refiner_1.0.safetensors"}
 
 
 def test_a_setting_for_more_models_than_there_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
