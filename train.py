@@ -17,6 +17,7 @@ from pipelines.runtime.memory import release_memory
 from pipelines.runtime.worker import Worker
 from pipelines.training.loop import Job
 from pipelines.training.loop import train as run
+from pipelines.training.pictures import check_examples
 from pipelines.training.settings import Wishes
 from pipelines.training.watching import follow
 from weights_script.resolve import base_of
@@ -158,6 +159,7 @@ def train(
     )
     _log_plainly()
     with clean_errors():
+        check_examples(input_images)
         base, resolved = base_of(model)
         say(f"Model: {resolved.description}")
         job = Job(

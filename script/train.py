@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from pipelines.errors import PastelError
 from pipelines.training.loop import Job, train
+from pipelines.training.pictures import check_examples
 from pipelines.training.settings import LAYERS, TASKS, Wishes
 from pipelines.training.watching import follow, shown_path
 from weights_script.resolve import base_of
@@ -74,9 +75,11 @@ def main() -> int:
     wishes: dict[str, Any] = options
     with ExitStack() as stack:
         try:
+            archive = archive_of(pictures, stack)
+            check_examples(archive)
             base, resolved = base_of(model)
             job = Job(
-                pictures=archive_of(pictures, stack),
+                pictures=archive,
                 wishes=Wishes(**wishes),
                 base=base,
                 files=resolved.files,

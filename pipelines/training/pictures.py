@@ -7,6 +7,7 @@ trained at, and kept in files, so that memory does not grow with their number.
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,8 @@ ASPECT_MAX = 2.0
 """Longer pictures are cropped to this ratio of their sides."""
 ENLARGED_MAX = 2.0
 """Pictures that would be enlarged more are refused: what they lack in detail would be learned."""
+RESOLUTION_MIN = 64
+"""Pictures that are too small for this one are too small for all."""
 FEW, MANY = 3, 100
 """Fewer pictures than this are learned by heart, and more than this are seldom needed for one subject."""
 
@@ -107,6 +110,15 @@ def read_examples(path: Path, resolution: int, folder: Path) -> Examples:
             FIELD, name_of_upload(path.name), f"has no picture that can be used ({told})", "Send others."
         )
     return Examples(pictures, looks, tuple(_remarks(len(pictures))))
+
+
+def check_examples(path: Path) -> None:
+    """Raise InvalidInput if no resolution could use any picture of the archive.
+
+    This takes seconds, so it comes before the model's weights are fetched.
+    """
+    with tempfile.TemporaryDirectory(prefix="pastel-pictures-") as folder:
+        read_examples(path, RESOLUTION_MIN, Path(folder))
 
 
 def _remarks(count: int) -> Iterator[str]:
