@@ -3,6 +3,7 @@
 No test depends on how fast the machine is.
 """
 
+import signal
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell's background jobs ignore Ctrl-C, and so would the processes that tests start."""
 
 TESTS = Path(__file__).parent
 NOT_IN_A_BROWSER = "The form was not tested in a browser: there is no chromium on this machine."
