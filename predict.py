@@ -4,7 +4,6 @@ Cog builds the web form and the API schema from the text of this file, without r
 literals in this file, and every description is one literal on one line (Cog does not join adjacent literals).
 """
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Beside, Finished, Not
 from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.progress import Bars
 from pipelines.drawing.unused import unused_by
-from pipelines.errors import AllPicturesFlagged, CleanFormatter, ModelError, clean_errors, say
+from pipelines.errors import AllPicturesFlagged, ModelError, clean_errors, log_plainly, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
 from pipelines.images.reading import DECODER, read_pictures
 from pipelines.infotext import writing as parameters
@@ -126,9 +125,7 @@ class Predictor(BasePredictor):
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the models: COG_WEIGHTS if set, else those that PASTEL_MODEL names, else the embedded default."""
         imports, marks = time.process_time(), [time.perf_counter()]
-        logging.basicConfig(level=logging.INFO)
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(CleanFormatter("%(message)s"))
+        log_plainly()
         chosen, missing = made(resolvers(str(weights) if weights else None, os.environ.get("PASTEL_MODEL")))
         say("\n".join(f"Model: {each.description}" for each in chosen.values()))
         marks.append(time.perf_counter())

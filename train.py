@@ -4,7 +4,6 @@ Cog reads the text of this file, as it does with predict.py: choices and default
 description is one literal on one line.
 """
 
-import logging
 import os
 import tempfile
 from contextlib import closing
@@ -12,7 +11,7 @@ from typing import Optional
 
 from cog import BaseModel, Input, Path, current_scope
 
-from pipelines.errors import CleanFormatter, clean_errors, say
+from pipelines.errors import clean_errors, log_plainly, say
 from pipelines.runtime.memory import release_memory
 from pipelines.runtime.worker import Worker
 from pipelines.training.loop import Job
@@ -157,7 +156,7 @@ def train(
         save_every=save_every,
         seed=seed,
     )
-    _log_plainly()
+    log_plainly()
     with clean_errors():
         check_examples(input_images)
         base, resolved = base_of(model)
@@ -179,12 +178,6 @@ def train(
             release_memory(error)
             raise
     return TrainingOutput(weights=Path(finished.archive))
-
-
-def _log_plainly() -> None:
-    logging.basicConfig(level=logging.INFO)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(CleanFormatter("%(message)s"))
 
 
 def _folder() -> Path:

@@ -225,6 +225,13 @@ class CleanFormatter(logging.Formatter):
         return "\n".join(shown(line).rstrip() for line in text[:READ_MAX].splitlines())
 
 
+def log_plainly() -> None:
+    """Let log records from INFO on reach the log as lines without time, level or logger."""
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(CleanFormatter("%(message)s"))
+
+
 def say(text: str) -> None:
     """Print lines to the log of a prediction."""
     for line in text.splitlines():

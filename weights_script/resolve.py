@@ -138,7 +138,7 @@ def _with_trained(trained: Trained, reason: str, vae: str, prediction: str) -> R
     """Return the base model of a LoRA or an embedding, with it. Raises ModelError."""
     entries, base = load_manifest(), trained.base
     if base not in entries:
-        base = next((each.strip() for each in os.environ.get("PASTEL_MODEL", "").split(",") if each.strip()), "")
+        base = _first_model()
     if not base:
         known = f"it was trained on {shown_name(trained.base)!r}, which the manifest does not know"
         raise ModelError(f"{reason}: {known}. Name that model in PASTEL_MODEL.")
@@ -147,10 +147,15 @@ def _with_trained(trained: Trained, reason: str, vae: str, prediction: str) -> R
     return replace(resolved, trained=trained, description=f"{resolved.description}; {what}")
 
 
+def _first_model() -> str:
+    """Return the first model of PASTEL_MODEL; empty if it names none."""
+    return next((each.strip() for each in os.environ.get("PASTEL_MODEL", "").split(",") if each.strip()), "")
+
+
 def base_of(model: str) -> tuple[str, ResolvedModel]:
     """Return the model to train, and what a result calls it: the named entry of the manifest, else the first model of
     PASTEL_MODEL, else the embedded one. Raises ModelError."""
-    configured = next((each.strip() for each in os.environ.get("PASTEL_MODEL", "").split(",") if each.strip()), "")
+    configured = _first_model()
     chosen = model.strip() or configured or DEFAULT_MODEL
     entries = load_manifest()
     if chosen not in entries and chosen != configured:

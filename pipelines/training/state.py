@@ -19,6 +19,8 @@ from pipelines.models.checkpoint import check_finite, check_plain, map_tensors
 FIELD = "resume"
 WEIGHT, MOMENTS = "weight.", ("exp_avg", "exp_avg_sq", "step")
 """Prefix of the weights' names, and what AdamW remembers of each."""
+SETTINGS_MAX = 16 << 20
+"""Limit for the bytes of training.json."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,3 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(FIELD, path.name, f"cannot be read ({error})", "Send the whole result.") from error
     return found
-
-
-SETTINGS_MAX = 16 << 20
