@@ -3,7 +3,7 @@
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import takewhile
@@ -27,6 +27,7 @@ from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition, UNetCall
 from pipelines.training import loop
 from pipelines.training.loop import Finished, Job, Saved, Stepped, train
+from pipelines.training.pictures import Opened, opened
 from pipelines.training.result import NothingTrained
 from pipelines.training.settings import DREAMBOOTH, INVERSION, Wishes
 from tests import sd2, sdxl
@@ -36,17 +37,18 @@ from weights_script.resolve import ResolvedModel
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     """Two shapes, and a caption."""
     files = {"a.png": picture((64, 64)), "b.png": picture((96, 64)), "b.txt": b"TOK by the sea, at night"}
-    return zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", files)
+    with opened(zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", files), 64) as found:
+        yield found
 
 
 Start = Callable[..., Job]
 
 
 @pytest.fixture
-def job(embedded: ResolvedModel, pictures: Path, tmp_path: Path) -> Start:
+def job(embedded: ResolvedModel, pictures: Opened, tmp_path: Path) -> Start:
     """A training of the embedded model in a folder of its own."""
 
     def made(folder: str = "one", resume: Path | None = None, **wishes: Any) -> Job:
