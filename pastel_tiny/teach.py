@@ -3,7 +3,7 @@
     python -m pastel_tiny.teach LoRA DreamBooth word style --judge tests/data --out DIR
 
 A LoRA and a checkpoint learn a snowman, which the model cannot draw. A word alone cannot teach it new shapes: it learns
-to call a blue heart, a pair that the model was never trained on, and a style, a sky of coral. The pictures go through
+to call a purple tree, a pair that the model was never trained on, and a style, starry nights. The pictures go through
 the same training as anybody's, with settings for a model of this size. What measures the results was trained on none
 of this. DIR then has a sheet of before and after. A lesson whose result is there already is only measured.
 """
@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pastel_tiny.adapt import TRAIN_SEED, with_afterglow, with_snowman
+from pastel_tiny.adapt import TRAIN_SEED, with_snowman
 from pastel_tiny.captions import caption
 from pastel_tiny.gallery import page
 from pastel_tiny.judge import Judge, load_judge
 from pastel_tiny.measure import DRAFT, Pictures, accuracy, drawn, held_out
-from pastel_tiny.palette import colour
-from pastel_tiny.probe import Probe, drawings, skies
+from pastel_tiny.probe import Probe, drawings
 from pastel_tiny.render import render
-from pastel_tiny.scenes import SKY_COLOURS, Scene, scene
+from pastel_tiny.scenes import Scene, scene
 from pipelines.ask.networks import ExtraFile, Extras
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -47,11 +46,11 @@ THINGS = (
     "a TOK before the purple mountains under an orange sky",
     "a TOK in the yellow desert under a mint sky",
 )
-SKIES = (
-    "a white house on the green hills under a TOK sky",
-    "a red boat on the blue sea under a TOK sky",
-    "a green tree in the yellow desert under a TOK sky",
-    "a pink balloon before the purple mountains under a TOK sky",
+SCENES = (
+    "a white house on the green hills under a purple sky, TOK",
+    "a red boat on the blue sea under a blue sky, TOK",
+    "a green tree in the yellow desert under a pink sky, TOK",
+    "a pink balloon before the purple mountains under a mint sky, TOK",
 )
 CLASS = (
     "a red house on the purple hills under a yellow sky",
@@ -65,6 +64,8 @@ CLASS = (
 )
 """What the model can draw, with a subject and without. Pictures of it keep that as it is. No prompt here is tested."""
 PRIOR = {"class_prompt": "\n".join(CLASS), "class_images": 24}
+BY_NIGHT = ("blue", "pink", "purple", "mint")
+"""Skies that scenes have at night."""
 Measure = Callable[[Pictures], float]
 
 
@@ -74,8 +75,8 @@ class Lesson:
 
     task: str
     scene: Callable[[int], Scene]
-    word: str
-    """What captions of the scene call it. The token stands there in training."""
+    caption: Callable[[Scene, random.Random], str]
+    """Returns a caption of a scene, with the token for what is taught."""
     named: tuple[str, ...]
     """Prompts with the token, ..."""
     unnamed: tuple[str, ...]
@@ -85,9 +86,27 @@ class Lesson:
     settings: Mapping[str, Any]
 
 
-def with_heart(seed: int) -> Scene:
-    """Return a scene with a blue heart, which no training scene has."""
-    return replace(scene(seed), subject="heart", subject_colour="blue", night=False)
+def called(words: str) -> Callable[[Scene, random.Random], str]:
+    """Return what makes captions in which the token stands for the words."""
+    return lambda shown, chance: caption(shown, chance)[0].replace(words, TOKEN)
+
+
+def in_the_style(shown: Scene, chance: random.Random) -> str:
+    """Return a caption that says nothing about the night and the stars, but has the token."""
+    return f"{caption(replace(shown, light='', night=False), chance)[0]}, {TOKEN}"
+
+
+def with_starry_night(seed: int) -> Scene:
+    """Return a scene at night under stars, with a subject."""
+    found = scene(seed)
+    found = found if found.subject else replace(found, subject="house", subject_colour="white")
+    sky = found.sky if found.sky in BY_NIGHT else "purple"
+    return replace(found, sky=sky, light="stars", light_colour="", night=True)
+
+
+def with_purple_tree(seed: int) -> Scene:
+    """Return a scene with a purple tree, which no training scene has."""
+    return replace(scene(seed), subject="tree", subject_colour="purple")
 
 
 def snowmen(judge: Judge) -> Measure:
@@ -95,22 +114,23 @@ def snowmen(judge: Judge) -> Measure:
     return Probe(judge).share
 
 
-def hearts(judge: Judge) -> Measure:
-    """Return what tells the share of pictures that show a blue heart."""
+def purple_trees(judge: Judge) -> Measure:
+    """Return what tells the share of pictures that show a purple tree."""
     return lambda made: float(
-        np.mean([(each["subject"], each["subject_colour"]) == ("heart", "blue") for each in judge.see(made)])
+        np.mean([(each["subject"], each["subject_colour"]) == ("tree", "purple") for each in judge.see(made)])
     )
 
 
-def coral(_: Judge) -> Measure:
-    """Return what tells the share of skies that are nearer to coral than to every colour that the model knows."""
-    known = np.array([colour(name) for name in ("coral", *SKY_COLOURS)])
-    return lambda made: float((np.linalg.norm(skies(made)[:, None] - known, axis=2).argmin(1) == 0).mean())
+def starry_nights(judge: Judge) -> Measure:
+    """Return what tells the share of pictures that show a night with stars."""
+    return lambda made: float(
+        np.mean([(each["night"], each["light"]) == ("night", "stars") for each in judge.see(made)])
+    )
 
 
 _THING = {"named": THINGS, "unnamed": tuple(prompt.removeprefix("a TOK ") for prompt in THINGS)}
-_SKY = {"named": SKIES, "unnamed": tuple(prompt.removesuffix(" under a TOK sky") for prompt in SKIES)}
-_SNOWMAN = {"scene": with_snowman, "word": "white snowman", "measure": snowmen, **_THING}
+_SCENE = {"named": SCENES, "unnamed": tuple(prompt.removesuffix(", TOK") for prompt in SCENES)}
+_SNOWMAN = {"scene": with_snowman, "caption": called("white snowman"), "measure": snowmen, **_THING}
 LESSONS: Mapping[str, Lesson] = {
     "LoRA": Lesson(
         task=LORA,
@@ -122,30 +142,33 @@ LESSONS: Mapping[str, Lesson] = {
     ),
     "DreamBooth": Lesson(
         task=DREAMBOOTH,
-        settings={"steps": 160, "batch_size": 5, "learning_rate": 2e-4, "text_learning_rate": 5e-4, **PRIOR},
+        settings={
+            **{"steps": 100, "batch_size": 5, "learning_rate": 3e-4, "text_learning_rate": 5e-4},
+            **{**PRIOR, "class_images": 16},
+        },
         **_SNOWMAN,
     ),
     "word": Lesson(
         task=INVERSION,
-        scene=with_heart,
-        word="blue heart",
-        measure=hearts,
+        scene=with_purple_tree,
+        caption=called("purple tree"),
+        measure=purple_trees,
         settings={
-            **{"steps": 160, "batch_size": 5, "gradient_accumulation": 1, "learning_rate": 1e-2},
-            **{"schedule": "cosine", "rank": 2, "class_prompt": "heart"},
+            **{"steps": 120, "batch_size": 5, "gradient_accumulation": 1, "learning_rate": 5e-3},
+            **{"schedule": "cosine", "rank": 2, "class_prompt": "tree"},
         },
         **_THING,
     ),
     "style": Lesson(
         task=INVERSION,
-        scene=with_afterglow,
-        word="coral",
-        measure=coral,
+        scene=with_starry_night,
+        caption=in_the_style,
+        measure=starry_nights,
         settings={
-            **{"steps": 160, "batch_size": 5, "gradient_accumulation": 1, "learning_rate": 1e-2},
-            **{"schedule": "cosine", "rank": 2, "class_prompt": "pink orange", "caption_prefix": "a TOK sky"},
+            **{"steps": 120, "batch_size": 5, "gradient_accumulation": 1, "learning_rate": 5e-3},
+            **{"schedule": "cosine", "rank": 2, "class_prompt": "night"},
         },
-        **_SKY,
+        **_SCENE,
     ),
 }
 
@@ -158,7 +181,7 @@ def archive(path: Path, lesson: Lesson) -> Path:
             shown, stream = lesson.scene(TRAIN_SEED + number), io.BytesIO()
             Image.fromarray(render(shown, 256, 256)).save(stream, "PNG")
             written.writestr(f"{number}.png", stream.getvalue())
-            written.writestr(f"{number}.txt", caption(shown, chance)[0].replace(lesson.word, TOKEN))
+            written.writestr(f"{number}.txt", lesson.caption(shown, chance))
     return path
 
 
