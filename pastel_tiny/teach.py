@@ -63,7 +63,7 @@ CLASS = (
     "a pink balloon over the green meadow under an orange sky",
 )
 """What the model can draw, with a subject and without. Pictures of it keep that as it is. No prompt here is tested."""
-PRIOR = {"class_prompt": "\n".join(CLASS), "class_images": 24}
+PRIOR: dict[str, Any] = {"class_prompt": "\n".join(CLASS), "class_images": 24}
 BY_NIGHT = ("blue", "pink", "purple", "mint")
 """Skies that scenes have at night."""
 Measure = Callable[[Pictures], float]
@@ -128,9 +128,9 @@ def starry_nights(judge: Judge) -> Measure:
     )
 
 
-_THING = {"named": THINGS, "unnamed": tuple(prompt.removeprefix("a TOK ") for prompt in THINGS)}
-_SCENE = {"named": SCENES, "unnamed": tuple(prompt.removesuffix(", TOK") for prompt in SCENES)}
-_SNOWMAN = {"scene": with_snowman, "caption": called("white snowman"), "measure": snowmen, **_THING}
+_THING: dict[str, Any] = {"named": THINGS, "unnamed": tuple(prompt.removeprefix("a TOK ") for prompt in THINGS)}
+_SCENE: dict[str, Any] = {"named": SCENES, "unnamed": tuple(prompt.removesuffix(", TOK") for prompt in SCENES)}
+_SNOWMAN: dict[str, Any] = {"scene": with_snowman, "caption": called("white snowman"), "measure": snowmen, **_THING}
 LESSONS: Mapping[str, Lesson] = {
     "LoRA": Lesson(
         task=LORA,
