@@ -52,6 +52,7 @@ from pipelines.infotext.other_models import with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.models.loader import load
 from pipelines.models.model import Model
+from pipelines.models.room import without_room
 from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
@@ -155,20 +156,24 @@ class Predictor(BasePredictor):
         """Load and compile the models, the first one last: it is on the device then. Return the seconds, too."""
         seconds = {"load": 0.0, "compile": 0.0}
 
-        def loaded(resolved: ResolvedModel) -> Member:
-            start = time.perf_counter()
+        refused = without_room({name: each.files for name, each in chosen.items()}, device)
+
+        def loaded(name: str) -> Member:
+            if name in refused:
+                raise ModelError(refused[name])
+            start, resolved = time.perf_counter(), chosen[name]
             model = self.worker.run(load, resolved.files, device)
             settings = {**model.settings, **resolved.settings}
             begin = time.perf_counter()
             model = self.worker.run(compile_model, model, settings["width"], settings["height"])
             seconds["load"] += begin - start
             seconds["compile"] += time.perf_counter() - begin
-            if resolved is not first:
+            if name != first:
                 self.worker.run(put_away, model)
             return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)
 
-        first = next(iter(chosen.values()))
-        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))}, missing)
+        first = next(iter(chosen))
+        members, broken = made({name: partial(loaded, name) for name in reversed(list(chosen))}, missing)
         files = file_names(missing) | {name: each.files.name for name, each in chosen.items()}
         roster = Roster({name: members[name] for name in chosen if name in members}, broken, files)
         if len(roster.members) + len(roster.broken) > 1:
@@ -505,7 +510,7 @@ class Predictor(BasePredictor):
         self.outputs.clear()
         embeddings: tuple[tuple[str, str], ...] = ()
         switched = False
-        self.worker.run(self.roster.use, (model, *cast.others.values()), plan)
+        self.worker.run(self.roster.use, (model, *cast.others.values()), plan, request)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
         )
@@ -555,8 +560,8 @@ class Predictor(BasePredictor):
         self.record_metric("seed", film.base.seed)
         self.outputs.clear()
         reel = Reel(self.outputs, film.settings, suffix, file_format.quality)
-        largest = max(shots, key=lambda shot: len(shot.frames)).plan
-        self.worker.run(self.roster.use, (model, *cast.others.values()), largest)
+        largest = max(shots, key=lambda shot: len(shot.frames))
+        self.worker.run(self.roster.use, (model, *cast.others.values()), largest.plan, largest.request)
         events, progress = self.worker.each(draw_film(model, film, beside)), Progress(frames_of(shots))
         with progress, closing(events):
             try:

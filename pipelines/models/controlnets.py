@@ -32,6 +32,8 @@ OF_SDXL = ("label_emb.", "control_model.label_emb.", ADDED)
 """Layers for the vector of sizes."""
 LORA_MARKER = "lora_controlnet"
 """An empty tensor by which Control-LoRAs are recognised."""
+DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")
+"""The layers of a UNet that a ControlNet has no copy of."""
 SHARED = (
     "block_out_channels",
     "transformer_layers_per_block",
@@ -69,6 +71,13 @@ def build_controlnet(
         return fill(path, network, named, device).eval()
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     return adopt(path, network, _joined(path, named, own, wanted, device), device, mapped=False).eval()
+
+
+def values_from_unet(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> int:
+    """Return how many values of its UNet the ControlNet of these tensors copies: a Control-LoRA has none of its own."""
+    if LORA_MARKER not in tensors:
+        return 0
+    return sum(each.numel() for name, each in unet.named_parameters() if not name.startswith(DECODER))
 
 
 def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:

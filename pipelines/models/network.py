@@ -15,6 +15,7 @@ from pipelines.errors import ModelError, in_one_line
 from pipelines.models.checkpoint import check_finite, check_plain, is_safetensors, no_larger_than
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import drop_pages
+from pipelines.runtime.offloading import from_file
 
 Network = TypeVar("Network", bound=nn.Module)
 _beside: ContextVar[tuple[ThreadPoolExecutor, list[Future[None]]] | None] = ContextVar("_beside", default=None)
@@ -105,4 +106,6 @@ def _move(network: nn.Module, device: Device, mapped: bool) -> None:
         weight.data = source.to(device.place, device.dtype)
         if mapped and weight.data_ptr() != source.data_ptr():
             drop_pages(source)
+            if weight.dtype == source.dtype:
+                from_file(weight, source)
     nn.Module.to(network, device.place)  # buffers; diffusers' own `to` warns

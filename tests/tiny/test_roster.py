@@ -163,19 +163,19 @@ def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
     model = replace(small, device=Device(torch.device("cuda"), torch.float16))
     roster = Roster({"some": Member(model=model, settings=OWN)}, {})
     before = dict(parameters(model))
-    places = {name: each.data_ptr() for name, each in before.items()}
     with mock.patch.object(model.components.unet, "leaving") as forget:
         put_away(model)
         put_away(model)
     assert forget.call_count == 1, "graphs are void"
     host = {name: each.clone() for name, each in parameters(model)}
+    places = {name: each.data_ptr() for name, each in parameters(model)}
     roster.use([model])
     assert all(each is before[name] for name, each in parameters(model)), "compiled code knows the objects"
     for name, each in parameters(model):
         assert each.data_ptr() != places[name]
         assert torch.equal(each, host[name])
     roster.use([])
-    full = mock.patch.object(torch.Tensor, "to", side_effect=RuntimeError("out of memory"))
+    full = mock.patch.object(torch, "empty_strided", side_effect=RuntimeError("out of memory"))
     with full, pytest.raises(OutOfMemory, match=r"^No memory left on the device for some\. Draw with fewer"):
         roster.use([model])
     assert all(each.left for each in model.components.all)
