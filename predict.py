@@ -26,10 +26,10 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.compiling import compile_model
-from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Beside, Finished, Notice, PassResult, Picture, Step, render
+from pipelines.drawing.phases import FINAL, UPSCALE, Beside, Finished, Notice, PassResult, Picture, Step, render
 from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.progress import Bars
-from pipelines.drawing.unused import unused_by
+from pipelines.drawing.unused import idle_refiner, unused_by
 from pipelines.errors import AllPicturesFlagged, ModelError, clean_errors, log_plainly, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
 from pipelines.images.reading import DECODER, read_pictures
@@ -457,7 +457,9 @@ class Predictor(BasePredictor):
             each = self._supported(with_networks(each, fetched), pictures, fetched, model)
             request = request_from(each, pictures, fetched.extras)
             requests.append(request)
-            unused |= dict.fromkeys((*unused_inputs(each, request), *unused_by(model, each.given)))
+            unused |= dict.fromkeys(unused_inputs(each, request))
+            unused |= dict.fromkeys(unused_by(model, each.given, cast.others))
+            unused |= dict.fromkeys(idle_refiner(request, model, cast.others))
         say("\n".join(unused))
         return requests
 
@@ -508,8 +510,6 @@ class Predictor(BasePredictor):
         say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(model, plan, request))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
-        embeddings: tuple[tuple[str, str], ...] = ()
-        switched = False
         self.worker.run(self.roster.use, (model, *cast.others.values()), plan, request)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
@@ -522,12 +522,9 @@ class Predictor(BasePredictor):
                         bars.advance(event)
                     elif isinstance(event, PassResult):
                         bars.close()
-                        embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-                        switched = switched or event.refined_from is not None
                     elif isinstance(event, Picture) and self.worker.run(passes, event, checker):
-                        identity, others = model.identity, cast.identities
-                        told = request.as_drawn(switched or event.kind != FINAL)
-                        text = parameters.of_picture(told, plan, identity, event.index, embeddings, others)
+                        identity, others, told = model.identity, cast.identities, request.as_drawn(event.refined)
+                        text = parameters.of_picture(told, plan, identity, event.index, event.embeddings, others)
                         name = f"{event.kind}-{event.index}-seed-{plan.seeds[event.index]}"
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1

@@ -144,21 +144,17 @@ def draw(cast: Cast, request: GenerationRequest, stem: str, options: argparse.Na
     file = upscaler_file(request.hires)
     upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
-    embeddings: tuple[tuple[str, str], ...] = ()
-    switched = False
     for event in render(
         model, request, plan, beside=Beside(upscaler=upscaler, others=cast.others), given=read_given(options)
     ):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
-            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-            switched = switched or event.refined_from is not None
         elif isinstance(event, Notice):
             print(event.text, file=sys.stderr)
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
-            told = request.as_drawn(switched)
-            text = of_picture(told, plan, model.identity, event.index, embeddings, cast.identities)
+            told = request.as_drawn(event.refined)
+            text = of_picture(told, plan, model.identity, event.index, event.embeddings, cast.identities)
             write(event.pixels, path, FileFormat("png"), text)
             yield path
     if options.keep_latents:

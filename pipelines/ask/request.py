@@ -912,11 +912,6 @@ class GenerationRequest(Settings):
         """The files of the control networks."""
         return [self.extras.controls[control.model] for control in self.controls]
 
-    @property
-    def image_encoder(self) -> ExtraFile | None:
-        """The image encoder, if an IP-Adapter needs it."""
-        return self.extras.image_encoder if any(control.image_prompt for control in self.controls) else None
-
     def as_drawn(self, refined: bool) -> "GenerationRequest":
         """Return what generation data says. As in WebUI, it does not name a refiner that never took over."""
         return self if refined else replace(self, refiner=replace(self.refiner, name=""))

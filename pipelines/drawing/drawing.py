@@ -120,7 +120,7 @@ class Drawing:
         request = self.request
         used = networks.loras, request.control_files, request.freeu, networks.hypernetworks
         with ExitStack() as stack:
-            stack.enter_context(self.model.using(*used, request.image_encoder))
+            stack.enter_context(self.model.using(*used, request.extras.image_encoder))
             if refiner := self.refiner_in(part):
                 own = self.for_refiner(networks)
                 stack.enter_context(refiner.using(own.loras, (), None, own.hypernetworks))

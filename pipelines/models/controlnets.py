@@ -73,11 +73,13 @@ def build_controlnet(
     return adopt(path, network, _joined(path, named, own, wanted, device), device, mapped=False).eval()
 
 
-def values_from_unet(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> int:
-    """Return how many values of its UNet the ControlNet of these tensors copies: a Control-LoRA has none of its own."""
+def values_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> int:
+    """Return how many values the network of a file has, nearly. A Control-LoRA's products are added to copies of the
+    UNet's weights."""
     if LORA_MARKER not in tensors:
-        return 0
-    return sum(each.numel() for name, each in unet.named_parameters() if not name.startswith(DECODER))
+        return sum(each.numel() for each in tensors.values() if each.is_floating_point())
+    own = sum(each.numel() for name, each in tensors.items() if not name.endswith((".up", ".down")))
+    return own + sum(each.numel() for name, each in unet.named_parameters() if not name.startswith(DECODER))
 
 
 def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:

@@ -14,7 +14,7 @@ from pipelines.errors import ModelError
 from pipelines.families.family import Family
 from pipelines.families.fitting import check_made_for
 from pipelines.models.checkpoint import FACE_ADAPTERS, IP_ADAPTER, T2I_ADAPTER, Kind, kind_of, map_tensors
-from pipelines.models.controlnets import build_controlnet, values_from_unet
+from pipelines.models.controlnets import build_controlnet, values_of
 from pipelines.models.image_encoder import ImageEncoder, load_image_encoder
 from pipelines.models.ip_adapters import IPAdapter, build_ip_adapter
 from pipelines.models.t2i_adapters import build_t2i_adapter
@@ -57,21 +57,21 @@ class ControlNetworks:
 
         Only the files' headers are read. Those that cannot be used count nothing: loading them says why.
         """
-        wanted = {*files, *([image_encoder] if image_encoder else [])}
-        held: dict[ExtraFile, nn.Module] = {
-            **self._loaded,
-            **{file: each.network for file, each in self._encoders.items()},
-        }
-        dropped = sum(_held(network) for file, network in held.items() if file not in wanted)
-        return sum(self._needed(file.path) for file in wanted if file not in held) - dropped
+        wanted, held = set(files), {**self._loaded, **{file: each.network for file, each in self._encoders.items()}}
+        new = {file: self._tensors(file) for file in wanted if file not in self._loaded}
+        pictures = any(isinstance(self._loaded.get(file), IPAdapter) for file in wanted)
+        if image_encoder and (pictures or any(kind_of(each) is IP_ADAPTER for each in new.values())):
+            wanted.add(image_encoder)
+            new |= {} if image_encoder in held else {image_encoder: self._tensors(image_encoder)}
+        dropped = sum(_bytes(network) for file, network in held.items() if file not in wanted)
+        needed = sum(values_of(tensors, self._unet) for tensors in new.values()) * self._device.dtype.itemsize
+        return needed - dropped
 
-    def _needed(self, path: Path) -> int:
+    def _tensors(self, file: ExtraFile) -> Mapping[str, Tensor]:
         try:
-            tensors = map_tensors(path)
+            return map_tensors(file.path)
         except ModelError:
-            return 0
-        values = sum(each.numel() for each in tensors.values() if each.is_floating_point())
-        return (values + values_from_unet(tensors, self._unet)) * self._device.dtype.itemsize
+            return {}
 
     def load_only(self, files: Iterable[ExtraFile], image_encoder: ExtraFile | None = None) -> None:
         """Load these files, keep those that are already loaded and drop all others.
@@ -101,7 +101,7 @@ class ControlNetworks:
                 adapter.check_encoder(self.encoder)
 
 
-def _held(network: nn.Module) -> int:
+def _bytes(network: nn.Module) -> int:
     return sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
 
 

@@ -136,7 +136,7 @@ class Roster:
         hires = self.members.get(request.hires.checkpoint) if request.hires else None
         drawing = [next(iter(models)), *([hires.model] if hires else [])]
         each = {id(model): model.controls for model in drawing}.values()
-        return sum(controls.growth(request.control_files, request.image_encoder) for controls in each)
+        return sum(controls.growth(request.control_files, request.extras.image_encoder) for controls in each)
 
     def _named(self, models: Collection[Model]) -> str:
         return " and ".join(

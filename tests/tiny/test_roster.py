@@ -11,11 +11,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import Extras
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import BOTH_PASSES, GenerationRequest, HiresSettings, RefinerSettings
+from pipelines.ask.request import BOTH_PASSES, ControlSettings, GenerationRequest, HiresSettings, RefinerSettings
 from pipelines.drawing.cast import cast_of, picked
 from pipelines.drawing.phases import Beside, Picture, render
 from pipelines.errors import InvalidInput, ModelError, OutOfMemory
@@ -24,11 +26,15 @@ from pipelines.infotext.asked import read_data, settle
 from pipelines.infotext.other_models import with_models
 from pipelines.models.loader import load
 from pipelines.models.model import Model
-from pipelines.models.roster import Member, Roster, made, put_away
+from pipelines.models.roster import Member, Roster, made, put_away, sizes_of
 from pipelines.runtime.device import Device
+from pipelines.runtime.memory import ROOM_USED
 from pipelines.runtime.offloading import Weights
+from pipelines.runtime.placement import Work, at_once, in_turns
 from tests import adapters
 from tests.alike import alike
+from tests.controls import random_control
+from tests.controls import write as control_file
 from tests.sdxl import networks as sdxl_networks
 from tests.sdxl import single_file
 
@@ -118,6 +124,13 @@ def test_one_broken_model_of_several_does_not_stop_the_others(caplog: pytest.Log
         made({"a": fail})
     with pytest.raises(ModelError, match=r"^None of the models can be used\. a: x\.safetensors: no\.; b: x"):
         made({"a": fail, "b": fail})
+
+    def too_large() -> int:
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    assert made({"a": too_large, "b": lambda: 2})[1] == {
+        "a": "No memory left to load a. Use a larger GPU, or a smaller model."
+    }
     with pytest.raises(ModelError, match=r"^None of the models can be used\. c: no such file; a: x"):
         made({"a": fail}, {"c": "no such file"})
     assert made({"b": lambda: 2}, {"c": "no such file"}) == ({"b": 2}, {"c": "no such file"})
@@ -255,6 +268,40 @@ def test_what_does_not_fit_even_in_turns_is_refused_before_work(roster: Roster, 
         roster.use([sdxl], plan)
     with short_of(sdxl.components.unet.size - held + 1), pytest.raises(OutOfMemory, match=told + "width=64 and"):
         roster.use([sdxl], plan)
+
+
+def test_control_networks_count_before_work(sdxl: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They stay on the device while others take turns. Nothing is loaded to find that out."""
+    roster = Roster({"big": Member(model=sdxl, settings=OWN)}, {})
+    file = control_file(tmp_path / "c.safetensors", random_control(sdxl.unet.network))
+    plain = GenerationRequest(prompt="", width=64, height=64, seed=1, hires=None)
+    control = ControlSettings(model="c", picture=Image.new("RGB", (64, 64)), preprocessor="none")
+    asked = replace(plain, extras=Extras(controls={"c": file}), controls=(control,))
+    sizes, work = [sizes_of(sdxl.components)], Work.of(make_plan(plain), [sdxl.footprint_with(True)])
+    weights, needed = sum(each.size for each in sdxl.components.all), sdxl.controls.growth([file])
+    assert 0.3 * sdxl.components.unet.size < needed < sdxl.components.unet.size
+    for room, request, log in (
+        (at_once(sizes, work) / ROOM_USED + 1, plain, ""),
+        (at_once(sizes, work) / ROOM_USED + 1, asked, "big with control networks need"),
+        ((at_once(sizes, work) + needed) / ROOM_USED + 1, asked, ""),
+    ):
+        caplog.clear()
+        with short_of(int(room) - weights), caplog.at_level("INFO"):
+            roster.use([sdxl], make_plan(request), request)
+        assert log in caplog.text
+        assert bool(log) == bool(caplog.text)
+    turns = in_turns(sizes, work) - weights
+    with short_of(turns):
+        roster.use([sdxl], make_plan(plain), plain)
+    refused = pytest.raises(
+        OutOfMemory, match=r"^No memory for 1 x 64x64.*: big with control networks need .* in turns"
+    )
+    with short_of(turns), refused:
+        roster.use([sdxl], make_plan(asked), asked)
+    with short_of(turns + needed):
+        roster.use([sdxl], make_plan(asked), asked)
+    assert not sdxl.controls.networks
+    roster.use([sdxl])
 
 
 def parameters(model: Model) -> list[tuple[str, torch.nn.Parameter]]:
