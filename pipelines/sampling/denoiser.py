@@ -161,8 +161,8 @@ class GuidedDenoiser:
     def _timestep(self, t: float, sigma: float) -> float:
         """Return the timestep that the stage's model knows a noise level by. `t` is that of the pass's first model.
 
-        The sampler keeps the first model's levels, as in WebUI. There SDXL models all have the same ones; here a file may
-        declare others, such as zero terminal SNR.
+        The sampler keeps the first model's levels, as in WebUI. There SDXL models all have the same ones; here a file
+        may declare others, such as zero terminal SNR.
         """
         return t if self._own_noise is None else self._own_noise.t_of(sigma)
 

@@ -125,14 +125,14 @@ def test_the_relays_of_the_page_are_drawn(server: CogServer, tmp_path: Path, mon
     for (command, *words), told in zip(
         REQUESTS,
         (
-            rf"Steps: 10, .*Size: 128x128, .*Model: {SDXL}, .*Refiner: {REFINER} \[\w+\], Refiner switch at: 0\.8",
-            rf"Steps: 10, .*Model: {SDXL}, Denoising strength: 0\.3, .*Hires checkpoint: {REFINER} \[\w+\]",
-            rf"Steps: 10, .*Model: {REFINER}, Denoising strength: 0\.3",
+            rf"Steps: 6, .*Size: 128x128, .*Model: {SDXL}, .*Refiner: {REFINER} \[\w+\], Refiner switch at: 0\.8",
+            rf"Steps: 6, .*Model: {SDXL}, Denoising strength: 0\.3, .*Hires checkpoint: {REFINER} \[\w+\]",
+            rf"Steps: 6, .*Model: {REFINER}, Denoising strength: 0\.3",
         ),
         strict=True,
     ):
         assert (command, *words[::2]) == ("script/predict", *["-i"] * (len(words) // 2))
-        inputs: dict[str, Any] = {"model": SDXL} | read_inputs(words[1::2], schema) | {"num_inference_steps": 10}
+        inputs: dict[str, Any] = {"model": SDXL} | read_inputs(words[1::2], schema) | {"num_inference_steps": 6}
         reply = draw(server, inputs)
         image = picture(*reply["output"])
         assert re.search(told, parameters(image)), parameters(image)
