@@ -176,6 +176,12 @@ def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
     model = replace(small, device=Device(torch.device("cuda"), torch.float16))
     roster = Roster({"some": Member(model=model, settings=OWN)}, {})
     before = dict(parameters(model))
+    with (
+        host_short_of(0),
+        pytest.raises(OutOfMemory, match=r"^No memory on the host for SDXL while it waits .* use a safetensors file"),
+    ):
+        put_away(model)
+    assert all(each.there for each in model.components.all)
     with mock.patch.object(model.components.unet, "leaving") as forget:
         put_away(model)
         put_away(model)
@@ -203,6 +209,10 @@ def refiner(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def short_of(room: int) -> Any:
     return mock.patch("pipelines.models.roster.room_left", return_value=room)
+
+
+def host_short_of(room: int) -> Any:
+    return mock.patch("pipelines.models.roster.host_room", return_value=room)
 
 
 def test_base_and_refiner_take_turns_where_both_do_not_fit(
@@ -235,7 +245,11 @@ def test_base_and_refiner_take_turns_where_both_do_not_fit(
 
     expected = picture()
     weights = sum(each.size for part in parts for each in part.all)
-    with caplog.at_level("INFO"), short_of(-weights // 10):
+    told = "^No memory on the host for big and fine while it waits"
+    with short_of(-weights // 10), host_short_of(weights), pytest.raises(OutOfMemory, match=told):
+        roster.use(both, plan)
+    assert not any(each.kept for part in parts for each in part.all), "nothing was copied to find that out"
+    with caplog.at_level("INFO"), short_of(-weights // 10), host_short_of(2 * weights):
         roster.use(both, plan)
     assert re.search(r"big and fine need .* at once, .* in turns, and .* are free: text encoders, each", caplog.text)
     for number, model in enumerate(both):
