@@ -109,10 +109,8 @@ class Roster:
         if room is None:
             return Placement.RESIDENT
         room += sum(each.size for model in models for each in model.components.all if each.there)
-        footprints, controls = (
-            [each.footprint_with(bool(plan.controls)) for each in models],
-            self._controls(models, request),
-        )
+        footprints = [each.footprint_with(bool(plan.controls)) for each in models]
+        controls = self._controls(models, request)
         sizes, work = [sizes_of(each.components) for each in models], Work.of(plan, footprints, controls)
         found, names = placed(sizes, work, room), self._named(models)
         names += " with control networks" if plan.controls else ""

@@ -93,6 +93,8 @@ class Weights:
         self.leaving()
         with torch.inference_mode(False):
             self._copy()
+            if self.there:  # and not only some of them, after a move that was interrupted
+                self._strides = [tensor.stride() for tensor in self._tensors]
             self._there = None
             for tensor, kept in zip(self._tensors, self._kept, strict=True):
                 tensor.data = kept
@@ -102,7 +104,6 @@ class Weights:
         """Make the copies, or renew those of changed weights. The weights stay as they are if there is no memory."""
         if not self._kept:
             self._kept = [self._first_copy(*pair) for pair in zip(self._tensors, self._sources, strict=True)]
-        self._strides = [tensor.stride() for tensor in self._tensors]
         for tensor, kept, version in zip(self._tensors, self._kept, self._versions, strict=True):
             if tensor._version == version:
                 continue
