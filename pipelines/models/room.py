@@ -29,27 +29,32 @@ def without_room(models: Mapping[str, ModelFiles], device: Device) -> dict[str, 
     room = host_room() if device.place.type == "cpu" else None
     if room is None:
         return {}
-    left, needs = room, {name: copied_bytes(files, device) for name, files in models.items()}
-    refused = list[str]()
-    for name, need in needs.items():
+    left, fit, refused = room, list[str](), dict[str, int]()
+    for name, files in models.items():
+        need = copied_bytes(files, device)
+        if need is None:
+            continue
         if need > left:
-            refused.append(name)
+            refused[name] = need
         else:
             left -= need
-    fit = [name for name in models if name not in refused]
+            fit.append(name)
     advice = f"Only {', '.join(fit)} can be loaded here." if fit else "Give the container more memory."
     free = f"but {left / 1e9:.1f} of {room / 1e9:.1f} GB are left. {advice}"
     copy = f"its copy in {device.precision} takes"
-    return {name: f"{models[name].checkpoint}: {copy} {needs[name] / 1e9:.1f} GB of memory, {free}" for name in refused}
+    return {
+        name: f"{models[name].checkpoint}: {copy} {need / 1e9:.1f} GB of memory, {free}"
+        for name, need in refused.items()
+    }
 
 
-def copied_bytes(files: ModelFiles, device: Device) -> int:
-    """Return the bytes of the copies that loading a model makes. Files that cannot be read count nothing: loading them
-    says why."""
+def copied_bytes(files: ModelFiles, device: Device) -> int | None:
+    """Return the bytes of the copies that loading a model makes; None for files that cannot be read. Loading them says
+    why."""
     try:
         return sum(_copied(path, device, without) for path, without in _weight_files(files))
     except (ModelError, OSError):
-        return 0
+        return None
 
 
 def _weight_files(files: ModelFiles) -> Iterator[tuple[Path, tuple[str, ...]]]:

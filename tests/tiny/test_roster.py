@@ -95,6 +95,8 @@ def test_other_models_take_part(roster: Roster, networks: Model) -> None:
     assert found.identities == {"twin": twin.identity}
     alone = cast(Roster(members, {}), "Refiner: twin, Refiner switch at: 1")
     assert (alone.others, alone.checked) == ({}, False)
+    asked = settle(Inputs(), read_data("Refiner: gone, Refiner switch at: 1"), OWN)
+    assert with_models(asked, roster.names).settings.refiner.name == "gone", "or nothing could be told about it"
 
 
 @pytest.mark.parametrize("key", ["Refiner", "Hires checkpoint"])

@@ -44,7 +44,7 @@ def test_those_of_a_folder_and_of_a_broken_file(tmp_path: Path) -> None:
     assert copied_bytes(ModelFiles(name="whole", checkpoint=tmp_path / "whole", vae=None), CPU) == 1200
     (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{ not a header ")
     for name in ("broken.safetensors", "lost", "x" * 300):
-        assert copied_bytes(ModelFiles(name="x", checkpoint=tmp_path / name, vae=None), CPU) == 0
+        assert copied_bytes(ModelFiles(name="x", checkpoint=tmp_path / name, vae=None), CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,8 @@ def test_models_are_refused_that_do_not_fit_beside_earlier_ones(
 
 
 def test_the_reason_says_what_can_be_loaded(tmp_path: Path) -> None:
-    models = {name: files_of(tmp_path / f"{name}.safetensors", unet=torch.float16) for name in ("a", "b")}
+    models = {"lost": ModelFiles(name="lost", checkpoint=tmp_path / "lost", vae=None)}
+    models |= {name: files_of(tmp_path / f"{name}.safetensors", unet=torch.float16) for name in ("a", "b")}
     with mock.patch("pipelines.models.room.host_room", return_value=5000):
         (reason,) = without_room(models, CPU).values()
     assert reason.endswith(
