@@ -22,7 +22,6 @@ from pipelines.drawing.cast import Cast
 from pipelines.errors import ModelError, NonFiniteError, OutputError
 from pipelines.images import files
 from pipelines.images.files import FileFormat, OutputFolder
-from pipelines.runtime.device import Device
 from pipelines.runtime.worker import Worker
 from tests.films import film_of, request
 from tests.tiny.misbehaving import Answer, Server
@@ -138,8 +137,13 @@ def test_a_cancel_midway_leaves_a_short_film(animate: Draw, monkeypatch: pytest.
     monkeypatch.setattr("pipelines.animation.reel.QUICK_PIXELS", pixels)
     outputs: Any = animate(drawn)
     first = [next(outputs) for _ in range(3)]
+
+    def rest() -> Iterator[Path]:
+        yield outputs.throw(CancelationException())
+        yield from outputs
+
     with pytest.raises(CancelationException):
-        first += [outputs.throw(CancelationException()), *outputs]
+        first.extend(rest())
     assert [path.suffix for path in first] == [".png"] * 3 + [".mp4"] * (pixels > 0)
     assert not pixels or shades(first[3]) == [10, 100, 220]
 
