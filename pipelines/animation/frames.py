@@ -54,11 +54,15 @@ def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Gene
         motion = Motion({start: keys[ends[0]], end: keys[ends[1]]})
         left = len(frames)
         while left:
-            # of all frames at once, too few would be left to be placed by what the others show
-            places = motion.widest(min(left, film.batch(number), max(2, left // 3)))
+            places = motion.widest(min(left, film.batch(number), AT_ONCE, max(2, left // 3)))
             left -= len(places)
             for shot in film.between(number, places):
                 yield from motion.watch(draw_frames(model, [shot], beside))
+
+
+AT_ONCE = 4
+"""Frames that are placed at once, and fewer towards the end. With 8, too few are left to be placed by what the others
+show: in films of 24 frames the largest step grows from 3.4 to 3.9 times the median."""
 
 
 def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
