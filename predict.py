@@ -26,10 +26,10 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
 from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.compiling import compile_model
-from pipelines.drawing.phases import BASE, FINAL, UPSCALE, Beside, Finished, Notice, PassResult, Picture, Step, render
+from pipelines.drawing.phases import FINAL, UPSCALE, Beside, Finished, Notice, PassResult, Picture, Step, render
 from pipelines.drawing.pictures import check_image, check_noise_level, remarks, with_depth
 from pipelines.drawing.progress import Bars
-from pipelines.drawing.unused import unused_by
+from pipelines.drawing.unused import idle_refiner, unused_by
 from pipelines.errors import AllPicturesFlagged, ModelError, clean_errors, log_plainly, say
 from pipelines.images.files import FileFormat, OutputFolder, parameters_in
 from pipelines.images.reading import DECODER, read_pictures
@@ -52,6 +52,7 @@ from pipelines.infotext.other_models import with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.models.loader import load
 from pipelines.models.model import Model
+from pipelines.models.room import without_room
 from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
@@ -155,20 +156,24 @@ class Predictor(BasePredictor):
         """Load and compile the models, the first one last: it is on the device then. Return the seconds, too."""
         seconds = {"load": 0.0, "compile": 0.0}
 
-        def loaded(resolved: ResolvedModel) -> Member:
-            start = time.perf_counter()
+        refused = without_room({name: each.files for name, each in chosen.items()}, device)
+
+        def loaded(name: str) -> Member:
+            if name in refused:
+                raise ModelError(refused[name])
+            start, resolved = time.perf_counter(), chosen[name]
             model = self.worker.run(load, resolved.files, device)
             settings = {**model.settings, **resolved.settings}
             begin = time.perf_counter()
             model = self.worker.run(compile_model, model, settings["width"], settings["height"])
             seconds["load"] += begin - start
             seconds["compile"] += time.perf_counter() - begin
-            if resolved is not first:
+            if name != first:
                 self.worker.run(put_away, model)
             return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)
 
-        first = next(iter(chosen.values()))
-        members, broken = made({name: partial(loaded, chosen[name]) for name in reversed(list(chosen))}, missing)
+        first = next(iter(chosen))
+        members, broken = made({name: partial(loaded, name) for name in reversed(list(chosen))}, missing)
         files = file_names(missing) | {name: each.files.name for name, each in chosen.items()}
         roster = Roster({name: members[name] for name in chosen if name in members}, broken, files)
         if len(roster.members) + len(roster.broken) > 1:
@@ -452,7 +457,9 @@ class Predictor(BasePredictor):
             each = self._supported(with_networks(each, fetched), pictures, fetched, model)
             request = request_from(each, pictures, fetched.extras)
             requests.append(request)
-            unused |= dict.fromkeys((*unused_inputs(each, request), *unused_by(model, each.given)))
+            unused |= dict.fromkeys(unused_inputs(each, request))
+            unused |= dict.fromkeys(unused_by(model, each.given, cast.others))
+            unused |= dict.fromkeys(idle_refiner(request, model, cast.others))
         say("\n".join(unused))
         return requests
 
@@ -503,9 +510,7 @@ class Predictor(BasePredictor):
         say("\n".join((f"Plan: {plan.describe()}", *plan.notes, *remarks(model, plan, request))))
         self.record_metric("seed", request.seed)
         self.outputs.clear()
-        embeddings: tuple[tuple[str, str], ...] = ()
-        switched = False
-        self.worker.run(self.roster.use, (model, *cast.others.values()), plan)
+        self.worker.run(self.roster.use, (model, *cast.others.values()), plan, request)
         drawing = render(
             model, request, plan, show_phases=show_phases, beside=Beside(upscaler=upscaler, others=cast.others)
         )
@@ -517,12 +522,9 @@ class Predictor(BasePredictor):
                         bars.advance(event)
                     elif isinstance(event, PassResult):
                         bars.close()
-                        embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-                        switched = switched or event.refined_from is not None
                     elif isinstance(event, Picture) and self.worker.run(passes, event, checker):
-                        identity, others = model.identity, cast.identities
-                        told = request.as_drawn(switched or event.kind != FINAL)
-                        text = parameters.of_picture(told, plan, identity, event.index, embeddings, others)
+                        identity, others, told = model.identity, cast.identities, request.as_drawn(event.refined)
+                        text = parameters.of_picture(told, plan, identity, event.index, event.embeddings, others)
                         name = f"{event.kind}-{event.index}-seed-{plan.seeds[event.index]}"
                         self.outputs.begin(event.pixels, name, file_format, text)
                         count += 1
@@ -555,8 +557,8 @@ class Predictor(BasePredictor):
         self.record_metric("seed", film.base.seed)
         self.outputs.clear()
         reel = Reel(self.outputs, film.settings, suffix, file_format.quality)
-        largest = max(shots, key=lambda shot: len(shot.frames)).plan
-        self.worker.run(self.roster.use, (model, *cast.others.values()), largest)
+        largest = max(shots, key=lambda shot: len(shot.frames))
+        self.worker.run(self.roster.use, (model, *cast.others.values()), largest.plan, largest.request)
         events, progress = self.worker.each(draw_film(model, film, beside)), Progress(frames_of(shots))
         with progress, closing(events):
             try:

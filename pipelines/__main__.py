@@ -27,7 +27,7 @@ from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, Beside, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import check_noise_level, with_depth
-from pipelines.errors import InvalidInput, PastelError, in_one_line
+from pipelines.errors import InvalidInput, ModelError, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
 from pipelines.infotext.asked import (
@@ -44,7 +44,9 @@ from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.other_models import with_models
 from pipelines.infotext.writing import of_picture
 from pipelines.models.loader import load
+from pipelines.models.room import without_room
 from pipelines.models.roster import Member, Roster, made
+from pipelines.runtime.device import best_device
 from pipelines.upscalers.interpolation import load_upscaler
 from weights_script.resolve import labelled, upscaler_file
 
@@ -59,13 +61,21 @@ def read_models(options: argparse.Namespace) -> Roster:
     chosen = labelled([*([str(options.checkpoint)] if options.checkpoint else []), *listed])
     own = dict(zip(("width", "height"), WEBUI_SIZE, strict=True))
 
-    def loaded(path: Path) -> Member:
-        first = str(path) == next(iter(chosen.values()))
-        files = ModelFiles(name=path.stem, checkpoint=path, vae=options.vae if first else None)
-        return Member(model=load(files), settings=own)
+    vaes = dict.fromkeys([next(iter(chosen))], options.vae)
+    files = {
+        name: ModelFiles(name=Path(path).stem, checkpoint=Path(path), vae=vaes.get(name))
+        for name, path in chosen.items()
+    }
+    device = best_device()
+    refused = without_room(files, device)
 
-    files = {name: Path(path).stem for name, path in chosen.items()}
-    return Roster(*made({name: partial(loaded, Path(path)) for name, path in chosen.items()}), files)
+    def loaded(name: str) -> Member:
+        if name in refused:
+            raise ModelError(refused[name])
+        return Member(model=load(files[name], device), settings=own)
+
+    names = {name: each.name for name, each in files.items()}
+    return Roster(*made({name: partial(loaded, name) for name in chosen}), names)
 
 
 def read_requests(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[list[GenerationRequest], Cast]:
@@ -134,21 +144,17 @@ def draw(cast: Cast, request: GenerationRequest, stem: str, options: argparse.Na
     file = upscaler_file(request.hires)
     upscaler = load_upscaler(file, model.device) if file else None
     kept: dict[str, Tensor] = {}
-    embeddings: tuple[tuple[str, str], ...] = ()
-    switched = False
     for event in render(
         model, request, plan, beside=Beside(upscaler=upscaler, others=cast.others), given=read_given(options)
     ):
         if isinstance(event, PassResult):
             kept |= tensors_of(event)
-            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-            switched = switched or event.refined_from is not None
         elif isinstance(event, Notice):
             print(event.text, file=sys.stderr)
         elif isinstance(event, Picture):
             path = options.output / f"{stem}-{event.index}.png"
-            told = request.as_drawn(switched)
-            text = of_picture(told, plan, model.identity, event.index, embeddings, cast.identities)
+            told = request.as_drawn(event.refined)
+            text = of_picture(told, plan, model.identity, event.index, event.embeddings, cast.identities)
             write(event.pixels, path, FileFormat("png"), text)
             yield path
     if options.keep_latents:
@@ -298,7 +304,7 @@ def main() -> int:
         try:
             requests, cast = read_requests(path, roster, options)
             request, *keys = requests
-            roster.use([cast.model, *cast.others.values()], make_plan(request))
+            roster.use([cast.model, *cast.others.values()], make_plan(request), request)
             film = make_film(requests) if keys else None
             for written in (
                 write_frames(cast, film, path.stem, options.output) if film else draw(cast, request, path.stem, options)

@@ -43,7 +43,7 @@ from pipelines.ask.request import (
     SkippedGuidance,
 )
 from pipelines.drawing.drawing import Given
-from pipelines.drawing.phases import BASE, NOTHING_BESIDE, Beside, PassResult, Picture, render
+from pipelines.drawing.phases import NOTHING_BESIDE, Beside, PassResult, Picture, render
 from pipelines.images.masks import Canvas, prepare
 from pipelines.infotext.writing import VERSION, of_picture
 from pipelines.models.depth import DepthEstimator
@@ -227,7 +227,6 @@ def compare(model: Model, folder: Path, name: str, case: Json, beside: Beside = 
     request = request_of(case, expected, extras_of(folder))
     plan = make_plan(request)
     found = Comparison(name)
-    embeddings: tuple[tuple[str, str], ...] = ()
     if request.image:
         # the mean was recorded after the pass, with the model that was then loaded
         last = beside.others[request.refiner.name] if request.refiner.acts else model
@@ -237,13 +236,12 @@ def compare(model: Model, folder: Path, name: str, case: Json, beside: Beside = 
     for event in render(model, request, plan, beside=beside, given=_given(case, expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
-            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
         elif isinstance(event, Picture):
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
             found.pixel = max(found.pixel, int(difference.max()))
             identities = {name: other.identity for name, other in beside.others.items()}
-            text = of_picture(request, plan, model.identity, event.index, embeddings, identities)
+            text = of_picture(request, plan, model.identity, event.index, event.embeddings, identities)
             found.infotext &= _without_version(text) == _without_version(case["infotexts"][event.index])
     return found
 

@@ -14,7 +14,7 @@ from pipelines.ask.film import Film, Shot
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.cast import Cast
-from pipelines.drawing.phases import BASE, FINAL, NOTHING_BESIDE, Beside, Notice, PassResult, Picture, Step, render
+from pipelines.drawing.phases import FINAL, NOTHING_BESIDE, Beside, Notice, Picture, Step, render
 from pipelines.errors import say
 from pipelines.images.reading import Pixels
 from pipelines.infotext.writing import of_picture
@@ -31,6 +31,8 @@ class Frame:
     seed: int
     embeddings: tuple[tuple[str, str], ...]
     """Names and SHA-256 of the embeddings that its prompts use."""
+    refined: bool = False
+    """Whether its generation data names the refiner."""
 
 
 Event = Step | Notice | Frame
@@ -68,13 +70,12 @@ show: in a film of 24 frames the largest step grew from 3.4 to 3.9 times the med
 def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
     """Draw the shots in turn. Yield steps, messages and each frame as soon as it is decoded."""
     for shot in shots:
-        embeddings: tuple[tuple[str, str], ...] = ()
         for event in render(model, shot.request, shot.plan, beside=beside):
-            if isinstance(event, PassResult) and event.phase == BASE:
-                embeddings = event.prompts.embeddings
-            elif isinstance(event, Picture) and event.kind == FINAL:
+            if isinstance(event, Picture) and event.kind == FINAL:
                 place, seed = shot.frames[event.index], shot.plan.seeds[event.index]
-                yield Frame(place=place, pixels=event.pixels, seed=seed, embeddings=embeddings)
+                yield Frame(
+                    place=place, pixels=event.pixels, seed=seed, embeddings=event.embeddings, refined=event.refined
+                )
             elif isinstance(event, (Step, Notice)):
                 yield event
 
@@ -148,16 +149,18 @@ class FrameTexts:
     def __init__(self, film: Film, cast: Cast) -> None:
         self._film, self._cast = film, cast
         self._embeddings: dict[tuple[str, str], None] = {}
+        self._refined = False
 
     def of(self, frame: Frame) -> str:
         """Return the generation data that draws a frame again alone."""
         self._embeddings |= dict.fromkeys(frame.embeddings)
-        return self._of(self._film.infotext_request(frame.place), frame.embeddings)
+        self._refined = self._refined or frame.refined
+        return self._of(self._film.infotext_request(frame.place).as_drawn(frame.refined), frame.embeddings)
 
     @property
     def of_film(self) -> str:
         """The generation data that draws the film again."""
-        return self._of(self._film.base, tuple(self._embeddings))
+        return self._of(self._film.base.as_drawn(self._refined), tuple(self._embeddings))
 
     def _of(self, request: GenerationRequest, embeddings: Sequence[tuple[str, str]]) -> str:
         cast = self._cast

@@ -29,7 +29,7 @@ from pipelines.ask.catalog import (
     WHOLE_PICTURE,
     preprocessor_for,
 )
-from pipelines.ask.networks import NO_EXTRAS, Extras, check_present
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, check_present
 from pipelines.ask.prompt import split_and
 from pipelines.ask.settings import (
     NO,
@@ -906,6 +906,11 @@ class GenerationRequest(Settings):
             raise InvalidInput("controls", len(self.controls), f"at most {CONTROLS_MAX} at once", "Use fewer.")
         for control in self.controls:
             self._check_control(control)
+
+    @property
+    def control_files(self) -> list[ExtraFile]:
+        """The files of the control networks."""
+        return [self.extras.controls[control.model] for control in self.controls]
 
     def as_drawn(self, refined: bool) -> "GenerationRequest":
         """Return what generation data says. As in WebUI, it does not name a refiner that never took over."""

@@ -117,11 +117,10 @@ class Drawing:
     @contextmanager
     def using(self, networks: PassNetworks, part: PassPlan) -> Iterator[None]:
         """Apply everything that a pass with these networks needs to its models while the context lasts."""
-        extras = self.request.extras
-        controls = [extras.controls[control.model] for control in self.request.controls]
-        used = networks.loras, controls, self.request.freeu, networks.hypernetworks
+        request = self.request
+        used = networks.loras, request.control_files, request.freeu, networks.hypernetworks
         with ExitStack() as stack:
-            stack.enter_context(self.model.using(*used, extras.image_encoder))
+            stack.enter_context(self.model.using(*used, request.extras.image_encoder))
             if refiner := self.refiner_in(part):
                 own = self.for_refiner(networks)
                 stack.enter_context(refiner.using(own.loras, (), None, own.hypernetworks))

@@ -85,6 +85,10 @@ class Picture:
     kind: str
     index: int
     pixels: Pixels
+    embeddings: tuple[tuple[str, str], ...] = ()
+    """Names and SHA-256 of the embeddings that its prompts use."""
+    refined: bool = False
+    """Whether its generation data names the refiner: it took over, or the picture was made before that was known."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,19 @@ def render(
             watch=watch,
             given=given,
         )
-        yield from _phases(drawing)
+        yield from _told(_phases(drawing))
+
+
+def _told(events: Iterator[Event]) -> Iterator[Event]:
+    """Give pictures what their generation data says about the passes before them."""
+    embeddings, refined = tuple[tuple[str, str], ...](), False
+    for event in events:
+        if isinstance(event, PassResult):
+            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
+            refined = refined or event.refined_from is not None
+        elif isinstance(event, Picture):
+            event = replace(event, embeddings=embeddings, refined=refined or event.kind != FINAL)
+        yield event
 
 
 def _as_asked(model: Model, requests: Sequence[GenerationRequest]) -> Model:
@@ -185,23 +201,39 @@ def _phases(drawing: Drawing) -> Iterator[Event]:
     stage = first_stage(drawing, first_prompts[0])
     drawing.model.components.unet.take()
     with drawing.using(drawing.networks(hires=False), plan.first):
-        latents, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
+        result, by = yield from _sample(drawing, plan.first, BASE, [stage, *_refining(drawing, first_prompts)], start)
     watch.mark(BASE)
-    finishers = [by]
+    results = [result]
     if plan.hires:
-        upscaled, enlarged = yield from _upscale(drawing, by, latents)
+        upscaled, enlarged = yield from _upscale(drawing, by, result.latents)
         stage = hires_stage(second, hires_prompts[0], stage, upscaled, enlarged)
         second.model.components.unet.take()
         with second.using(drawing.networks(hires=True), plan.hires):
             stages = [stage, *_refining(drawing, hires_prompts)]
-            latents, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
-        finishers.append(by)
+            result, by = yield from _sample(second, plan.hires, REFINE, stages, Start(upscaled))
+        results.append(result)
         watch.mark(REFINE)
-    if (first_prompts[1:] or hires_prompts[1:]) and drawing.refiner not in finishers:
-        settings = drawing.request.refiner
-        yield Notice(f"The refiner {settings.name} never took over: no step reaches {settings.switch_at:g}.")
-    yield from _decode(replace(drawing, model=by), latents, FINAL, DECODE)
+    if first_prompts[1:] or hires_prompts[1:]:
+        yield from map(Notice, _about_refiner(drawing, results))
+    yield from _decode(replace(drawing, model=by), result.latents, FINAL, DECODE)
     yield Finished(watch.seconds())
+
+
+def _about_refiner(drawing: Drawing, results: Sequence[PassResult]) -> Iterator[str]:
+    """Tell if the refiner never took over, or else what ended there, because it acts on the pass's own model alone."""
+    settings, plan = drawing.request.refiner, drawing.plan
+    refined = {result.phase: result.refined_from for result in results if result.refined_from is not None}
+    if not refined:
+        yield f"The refiner {settings.name} never took over: no step reaches {settings.switch_at:g}."
+        return
+    ended = dict.fromkeys(
+        f"ControlNet {control.model}"
+        for phase, part in ((BASE, plan.first), (REFINE, plan.hires))
+        for control in plan.controls
+        if part and phase in refined and part.steps_under(control).stop * part.calls_of(1) > refined[phase]
+    )
+    if named := " and ".join([*ended, *(["FreeU"] if drawing.request.freeu else [])]):
+        yield f"The refiner {settings.name} drew without {named}."
 
 
 class _PromptEncoders:
@@ -287,10 +319,10 @@ def _refining(drawing: Drawing, prompts: Sequence[PassPrompts]) -> list[Stage]:
 
 def _sample(
     drawing: Drawing, part: PassPlan, phase: str, stages: Sequence[Stage], start: Start
-) -> Generator[Event, None, tuple[Tensor, Model]]:
+) -> Generator[Event, None, tuple[PassResult, Model]]:
     """Run one pass. Yield a Step after every step and a PassResult at the end.
 
-    Return the latents (B, 4, h, w), and the model that finished them, whose VAE they are for.
+    Return that result, and the model that finished its latents, whose VAE they are for.
     """
     model, prompts = stages[0].model, stages[0].prompts
     request = drawing.request
@@ -312,7 +344,7 @@ def _sample(
     refined = stages[-1].prompts if denoiser.switched_at is not None else None
     result = PassResult(phase, initial, levels, prompts, start.latents, start.mask, denoiser.switched_at, refined, x)
     yield result
-    return result.latents, denoiser.model
+    return result, denoiser.model
 
 
 def _levels(schedule: NoiseSchedule, part: PassPlan) -> tuple[Sequence[float], tuple[float, float] | None]:

@@ -32,7 +32,9 @@ NAMES_EVERY_VAE = (1, 6)
 def of_model(data: GenerationData, model: ModelIdentity, models: ModelNames) -> Iterator[Obstacle]:
     """Report a checkpoint that is broken, differs from ours or cannot be compared with it."""
     name, digits = split_title(data.model or "")
-    told = (data.model_hash or digits).lower()
+    hashes = [each.lower() for each in (data.model_hash, digits) if each]
+    wrong = [each for each in hashes if not same_hash(model.sha256, each)]  # a block may tell two
+    told = next(iter((*wrong, *hashes)), "")
     if same_hash(model.sha256, told or name):
         return
     meant = model_of(data, models)

@@ -52,7 +52,9 @@ def with_models(asked: Asked, models: ModelNames) -> Asked:
     settings = asked.settings
     for role in ROLES:
         text = role.name_in(settings)
-        if text and not asked.data.whole:
+        if not text:
+            continue
+        if not asked.data.whole:
             label = models.meant("generation_data", text, shown=f"{role.key}: {text}")
         else:
             label = models.find(text) or text

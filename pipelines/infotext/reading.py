@@ -311,6 +311,8 @@ def _no_such_key(key: str, value: str) -> InvalidInput:
     names = {name: own for name, own in NAMES.items() if own in SETTING_KEYS}
     similar = [names[name] for name in difflib.get_close_matches(folded(key), names, n=3, cutoff=0.6)]
     fix = f"Did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else "docs/inputs.md lists the settings."
+    if own_key(key) in ("Model", "Model hash"):
+        fix = "The input model chooses one, by its name, title or hash."
     return InvalidInput("generation_data", f"{key}: {value}", f"there is no setting {key}", fix)
 
 

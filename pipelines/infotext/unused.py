@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pipelines.ask.animation import AnimationSettings
 from pipelines.ask.networks import NETWORK_KINDS, lora_tags, name_of_upload
 from pipelines.ask.prompt import cut_networks
-from pipelines.ask.request import GenerationRequest, HiresSettings, MaskSettings
+from pipelines.ask.request import GenerationRequest, HiresSettings, MaskSettings, RefinerSettings
 from pipelines.ask.settings import rows
 from pipelines.infotext.asked import Asked
 
 _OF_MASK = frozenset(row.name for row in rows(MaskSettings).values())
 _OF_FILM = frozenset(row.name for row in rows(AnimationSettings).values())
-_OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values())
+_OF_REFINER = frozenset(row.name for row in rows(RefinerSettings).values()) - {"refiner"}
+_OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values()) | {"hires_refiner"}
 
 
 def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
@@ -36,6 +37,7 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
         ({"resize_mode"}, image, "an image"),
         (_OF_MASK, mask, "a mask or outpainting"),
         (_OF_HIRES, hires, "the highres fix (highres_fix)"),
+        (_OF_REFINER, request.refiner.name, "a refiner"),
         ({"denoising_strength"}, image or hires, "an image or the highres fix"),
         ({"variation_seed"}, request.noise.variation_strength, "a variation seed strength"),
         (_OF_FILM, request.animation.asked, "an animation"),

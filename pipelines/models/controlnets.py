@@ -32,6 +32,8 @@ OF_SDXL = ("label_emb.", "control_model.label_emb.", ADDED)
 """Layers for the vector of sizes."""
 LORA_MARKER = "lora_controlnet"
 """An empty tensor by which Control-LoRAs are recognised."""
+DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")
+"""The layers of a UNet that a ControlNet has no copy of."""
 SHARED = (
     "block_out_channels",
     "transformer_layers_per_block",
@@ -69,6 +71,15 @@ def build_controlnet(
         return fill(path, network, named, device).eval()
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     return adopt(path, network, _joined(path, named, own, wanted, device), device, mapped=False).eval()
+
+
+def values_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> int:
+    """Return how many values the network of a file has, nearly. A Control-LoRA's products are added to copies of the
+    UNet's weights."""
+    if LORA_MARKER not in tensors:
+        return sum(each.numel() for each in tensors.values() if each.is_floating_point())
+    own = sum(each.numel() for name, each in tensors.items() if not name.endswith((".up", ".down")))
+    return own + sum(each.numel() for name, each in unet.named_parameters() if not name.startswith(DECODER))
 
 
 def _check_is_control(path: Path, tensors: Mapping[str, Tensor], family: Family) -> None:

@@ -7,14 +7,14 @@ from typing import TypeAlias
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.ask.networks import ExtraFile
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
 from pipelines.families.fitting import check_made_for
 from pipelines.models.checkpoint import FACE_ADAPTERS, IP_ADAPTER, T2I_ADAPTER, Kind, kind_of, map_tensors
-from pipelines.models.controlnets import build_controlnet
+from pipelines.models.controlnets import build_controlnet, values_of
 from pipelines.models.image_encoder import ImageEncoder, load_image_encoder
 from pipelines.models.ip_adapters import IPAdapter, build_ip_adapter
 from pipelines.models.t2i_adapters import build_t2i_adapter
@@ -52,6 +52,27 @@ class ControlNetworks:
         """Return whether all of these are loaded."""
         return all(file in self._loaded for file in files)
 
+    def growth(self, files: Iterable[ExtraFile], image_encoder: ExtraFile | None = None) -> int:
+        """Return how many bytes `load_only` would take on the device. It is negative if more is dropped than loaded.
+
+        Only the files' headers are read. Those that cannot be used count nothing: loading them says why.
+        """
+        wanted, held = set(files), {**self._loaded, **{file: each.network for file, each in self._encoders.items()}}
+        new = {file: self._tensors(file) for file in wanted if file not in self._loaded}
+        pictures = any(isinstance(self._loaded.get(file), IPAdapter) for file in wanted)
+        if image_encoder and (pictures or any(kind_of(each) is IP_ADAPTER for each in new.values())):
+            wanted.add(image_encoder)
+            new |= {} if image_encoder in held else {image_encoder: self._tensors(image_encoder)}
+        dropped = sum(_bytes(network) for file, network in held.items() if file not in wanted)
+        needed = sum(values_of(tensors, self._unet) for tensors in new.values()) * self._device.dtype.itemsize
+        return needed - dropped
+
+    def _tensors(self, file: ExtraFile) -> Mapping[str, Tensor]:
+        try:
+            return map_tensors(file.path)
+        except ModelError:
+            return {}
+
     def load_only(self, files: Iterable[ExtraFile], image_encoder: ExtraFile | None = None) -> None:
         """Load these files, keep those that are already loaded and drop all others.
 
@@ -78,6 +99,10 @@ class ControlNetworks:
                 if self.encoder is None:
                     raise ModelError("an IP-Adapter, which needs the image encoder CLIP ViT-H; there is none here.")
                 adapter.check_encoder(self.encoder)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
 
 
 def load_control(path: Path, unet: UNet2DConditionModel, device: Device, family: Family) -> ControlNetwork:

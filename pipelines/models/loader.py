@@ -51,7 +51,6 @@ from pipelines.models.folders import from_subfolder, read_config, unet_of_folder
 from pipelines.models.image_prompt import ImagePrompt, build_image_prompt, image_prompt_of_folder
 from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
-from pipelines.models.network import checked_beside
 from pipelines.models.parameterization import declared_by, probe
 from pipelines.models.text import EncoderTower, TextEncoder, load_tokenizer
 from pipelines.models.unet import fit_any_size
@@ -79,10 +78,9 @@ class Parts:
 def load(files: ModelFiles, device: Device | None = None) -> Model:
     """Read the files and build the model. Raises ModelError, which names the file and the reason."""
     device = device or best_device()
-    with checked_beside():
-        parts = _read(files, device)
-        vae = _vae(files, parts, device)
-        tokenizers = [load_tokenizer(files.tokenizer, tower.openclip) for tower in parts.family.texts]
+    parts = _read(files, device)
+    vae = _vae(files, parts, device)
+    tokenizers = [load_tokenizer(files.tokenizer, tower.openclip) for tower in parts.family.texts]
     fit_any_size(parts.unet.eval())
     declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
     plain = parts.unet.config.in_channels == LATENT_CHANNELS  # inpainting UNets always predict the noise

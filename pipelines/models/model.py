@@ -67,7 +67,11 @@ class Model:
     @property
     def footprint(self) -> Footprint:
         """The memory that drawing takes, including the control networks that are loaded now."""
-        return self._footprint.under_controls() if self.controls.networks else self._footprint
+        return self.footprint_with(bool(self.controls.networks))
+
+    def footprint_with(self, controls: bool) -> Footprint:
+        """Return the memory that drawing takes with control networks, or without."""
+        return self._footprint.under_controls() if controls else self._footprint
 
     @contextmanager
     def using(

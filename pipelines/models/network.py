@@ -1,10 +1,7 @@
 """Gives networks their weights: they are built on the meta device, get a file's tensors and move to the device."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,29 +12,9 @@ from pipelines.errors import ModelError, in_one_line
 from pipelines.models.checkpoint import check_finite, check_plain, is_safetensors, no_larger_than
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import drop_pages
+from pipelines.runtime.offloading import from_file
 
 Network = TypeVar("Network", bound=nn.Module)
-_beside: ContextVar[tuple[ThreadPoolExecutor, list[Future[None]]] | None] = ContextVar("_beside", default=None)
-"""Where `checked_beside` checks weights, and the checks that it waits for."""
-
-
-@contextmanager
-def checked_beside() -> Iterator[None]:
-    """Look for weights that are not finite in a thread, while other networks are built inside.
-
-    Only for a CPU, where both are work for the host. At the end it waits for all of them. Raises ModelError as `fill`
-    would.
-    """
-    checks: list[Future[None]] = []
-    thread = ThreadPoolExecutor(1)
-    token = _beside.set((thread, checks))
-    try:
-        yield
-        for check in checks:
-            check.result()
-    finally:
-        _beside.reset(token)
-        thread.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -87,13 +64,7 @@ def adopt(path: Path, network: Network, tensors: Mapping[str, Tensor], device: D
         missing = f"{report.missing_keys[0]} and {len(report.missing_keys) - 1} more"
         raise ModelError(f"{path}: {kind} lacks {missing}. The file is incomplete or has another layout.")
     _move(network.requires_grad_(False), device, mapped)
-    check = partial(check_finite, path, network.state_dict())
-    beside = _beside.get()
-    if beside is None or device.place.type != "cpu":
-        check()
-    else:
-        thread, checks = beside
-        checks.append(thread.submit(check))
+    check_finite(path, network.state_dict())
     return network
 
 
@@ -105,4 +76,6 @@ def _move(network: nn.Module, device: Device, mapped: bool) -> None:
         weight.data = source.to(device.place, device.dtype)
         if mapped and weight.data_ptr() != source.data_ptr():
             drop_pages(source)
+            if weight.dtype == source.dtype:
+                from_file(weight, source)
     nn.Module.to(network, device.place)  # buffers; diffusers' own `to` warns

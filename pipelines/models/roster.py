@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.models import ModelNames
 from pipelines.ask.plan import HighresPlan
+from pipelines.ask.request import GenerationRequest
 from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, OutOfMemory
 from pipelines.families.family import LATENT_CHANNELS
 from pipelines.models.model import Model
+from pipelines.runtime.host_memory import host_room
 from pipelines.runtime.memory import is_out_of_memory, release_memory, room_left, what_fits
-from pipelines.runtime.offloading import Components
+from pipelines.runtime.offloading import Components, settle_on_host
 from pipelines.runtime.placement import Placement, Sizes, Work, at_once, in_turns
 from pipelines.runtime.placement import place as placed
 
@@ -66,16 +69,22 @@ class Roster:
         """Return the model that the input `model` names, the first one if it is empty. Raises InvalidInput."""
         return self.members[self.names.meant("model", name)] if name.strip() else self.first
 
-    def use(self, models: Collection[Model], plan: HighresPlan | None = None) -> None:
+    def use(
+        self, models: Collection[Model], plan: HighresPlan | None = None, request: GenerationRequest | None = None
+    ) -> None:
         """Bring exactly these models to the device, or let their networks take turns there while the plan is drawn.
 
-        Raises OutOfMemory if it is too small even for that.
+        The first one draws the first pass. The control networks of the `request` are counted, too. Raises OutOfMemory
+        if the device is too small even for that, or the host for what waits there.
         """
         models = list({id(each): each for each in models}.values())
         for member in self.members.values():
             if not any(member.model is each for each in models):
                 put_away(member.model)
-        if plan and self._placed(models, plan) is Placement.TURNS:
+        if plan and self._placed(models, plan, request) is Placement.TURNS:
+            settle_on_host(
+                [each for model in models for each in model.components.all], host_room(), self._named(models)
+            )
             share(models)
             return
         try:
@@ -92,7 +101,7 @@ class Roster:
             told = f"No memory left on the device for {self._named(models)}. Draw with fewer models at once."
             raise OutOfMemory(told) from error
 
-    def _placed(self, models: Collection[Model], plan: HighresPlan) -> Placement:
+    def _placed(self, models: Collection[Model], plan: HighresPlan, request: GenerationRequest | None) -> Placement:
         """Decide where the weights are while these models draw, and log it. Raises OutOfMemory, which tells what fits,
         before any work begins."""
         place = next(iter(models)).device.place
@@ -100,12 +109,14 @@ class Roster:
         if room is None:
             return Placement.RESIDENT
         room += sum(each.size for model in models for each in model.components.all if each.there)
-        footprints = [each.footprint for each in models]
-        sizes, work = [sizes_of(each.components) for each in models], Work.of(plan, footprints)
+        footprints = [each.footprint_with(bool(plan.controls)) for each in models]
+        controls = self._controls(models, request)
+        sizes, work = [sizes_of(each.components) for each in models], Work.of(plan, footprints, controls)
         found, names = placed(sizes, work, room), self._named(models)
+        names += " with control networks" if plan.controls else ""
         needed = f"{at_once(sizes, work) / 1e9:.1f} GB at once, {in_turns(sizes, work) / 1e9:.1f} GB in turns"
         if found is Placement.NONE:
-            left = room - max(each.unet for each in sizes)
+            left = room - controls - max(each.unet for each in sizes)
             fit = (
                 what_fits(plan, max(footprints, key=lambda each: each.unet), left) if left > 0 else "Use a larger GPU."
             )
@@ -114,6 +125,16 @@ class Roster:
         if found is Placement.TURNS:
             log.info("%s need %s, and %.1f GB are free: %s are on the device.", names, needed, room / 1e9, found.value)
         return found
+
+    def _controls(self, models: Collection[Model], request: GenerationRequest | None) -> int:
+        """Return how many bytes the request's control networks take on the device in addition to what is there now.
+        The models of both passes load them."""
+        if request is None:
+            return 0
+        hires = self.members.get(request.hires.checkpoint) if request.hires else None
+        drawing = [next(iter(models)), *([hires.model] if hires else [])]
+        each = {id(model): model.controls for model in drawing}.values()
+        return sum(controls.growth(request.control_files, request.extras.image_encoder) for controls in each)
 
     def _named(self, models: Collection[Model]) -> str:
         return " and ".join(
@@ -149,10 +170,14 @@ def share(models: Collection[Model]) -> None:
 
 
 def put_away(model: Model) -> None:
-    """Drop a model's LoRAs and control networks, and move its weights off the device. A CPU keeps them as they are."""
+    """Drop a model's LoRAs and control networks, and move its weights off the device. A CPU keeps them as they are.
+
+    Raises OutOfMemory if the host has no room for them. They are then still on the device.
+    """
     model.adapters.apply(())
     model.controls.load_only(())
     if model.device.place.type != "cpu":
+        settle_on_host(model.components.all, host_room(), model.family.name)
         for weights in model.components.all:
             weights.leave()
 
@@ -162,14 +187,15 @@ def made(
 ) -> tuple[dict[str, Made], dict[str, str]]:
     """Make something of each model. Return what was made, and why the other models cannot be used, both by name.
 
-    `missing` says why there are models of which nothing was made before; these reasons are returned, too. Raises
-    ModelError with all reasons if none can be used.
+    `missing` says why there are models of which nothing was made before; these reasons are returned, too. A model that
+    there is no memory for does not stop the others either. Raises ModelError with all reasons if none can be used.
     """
     found, broken = dict[str, Made](), dict(missing)
     for name, make in makers.items():
         try:
-            found[name] = make()
-        except ModelError as error:
+            with _memory_errors_name(name):
+                found[name] = make()
+        except (ModelError, OutOfMemory) as error:
             if len(makers) + len(missing) == 1:
                 raise
             broken[name] = str(error)
@@ -178,6 +204,18 @@ def made(
         told = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
         raise ModelError(f"None of the models can be used. {told}")
     return found, broken
+
+
+@contextmanager
+def _memory_errors_name(model: str) -> Iterator[None]:
+    """Turn an allocator's error into OutOfMemory, which names the model."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(error)
+        raise OutOfMemory(f"No memory left to load {model}. Use a larger GPU, or a smaller model.") from error
 
 
 class _Identities(Mapping[str, ModelIdentity]):

@@ -44,8 +44,13 @@ class Device:
         """Whether work is queued on the device while the host continues. Otherwise the host does the work itself."""
         return self.place.type == "cuda"
 
+    @property
+    def precision(self) -> str:
+        """The name of the dtype, such as float16."""
+        return str(self.dtype).removeprefix("torch.")
+
     def __str__(self) -> str:
-        return f"{self.place}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.place}, {self.precision}"
 
 
 def best_device() -> Device:

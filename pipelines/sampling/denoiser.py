@@ -112,6 +112,8 @@ class GuidedDenoiser:
 
     def _begin_stage(self) -> None:
         self._stage.model.components.unet.take()
+        own = self._stage.model.noise
+        self._own_noise = None if own.alphas == self.noise.alphas else own
         self._dtype = self._stage.model.unet.network.dtype  # kept, as diffusers walks through 1000 modules to find it
         self._key: tuple[int, ...] = ()
         self._conditions: list[Condition] = []
@@ -142,7 +144,7 @@ class GuidedDenoiser:
         self._advance(self.noise.nearest(sigma))
         scaled = x * (sigma**2 + 1) ** -0.5
         skip = self._guidance.skips(self.calls, sigma)
-        output, _ = self._guided(scaled, self.noise.t_of(sigma) if t is None else t, sigma, skip)
+        output, _ = self._guided(scaled, self._timestep(self.noise.t_of(sigma) if t is None else t, sigma), sigma, skip)
         denoised = self._stage.model.prediction.denoised(x, sigma, output)
         return self._mask.blend(denoised) if self._mask else denoised
 
@@ -151,9 +153,18 @@ class GuidedDenoiser:
         self._advance(int(t))
         x = self._mask.blend(x) if self._mask else x
         skip = self._guidance.skips(self.calls, t)
-        guided, unconditional = self._guided(x, t, self.noise.sigma_of(t), skip)
+        sigma = self.noise.sigma_of(t)
+        guided, unconditional = self._guided(x, self._timestep(t, sigma), sigma, skip)
         prediction, alpha = self._stage.model.prediction, self.noise.alphas[int(t)]
         return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional)
+
+    def _timestep(self, t: float, sigma: float) -> float:
+        """Return the timestep that the stage's model knows a noise level by. `t` is that of the pass's first model.
+
+        The sampler keeps the first model's levels, as in WebUI. There SDXL models all have the same ones; here a file
+        may declare others, such as zero terminal SNR.
+        """
+        return t if self._own_noise is None else self._own_noise.t_of(sigma)
 
     def _guided(self, x: Tensor, t: float, sigma: float, skip: bool) -> tuple[Tensor, Tensor]:
         """Return the guided and the unconditional output for a variance-preserving x at the noise level sigma.

@@ -108,6 +108,23 @@ def test_a_model_leaves_the_device_and_draws_the_same_picture_again(fast: Model)
     assert counters["stats"]["unique_graphs"] == made
 
 
+@pytest.mark.parametrize("roomy", [True, False])
+def test_a_model_waits_in_pinned_memory_or_in_its_file(roomy: bool) -> None:
+    """Compiled code finds its weights in the same order again, which is not that of the file."""
+    model = load(resolve(None, None).files)
+    model.unet.network.to(memory_format=torch.channels_last)
+    roster, expected = Roster({"a": Member(model=model, settings={})}, {}), picture(model, REQUEST)
+    weight = model.unet.network.conv_in.weight
+    order, size = weight.stride(), sum(each.size for each in model.components.all)
+    with mock.patch("pipelines.models.roster.host_room", return_value=4 * size if roomy else size // 2):
+        roster.use([])
+    assert weight.device.type == "cpu"
+    assert weight.is_pinned() == roomy
+    roster.use([model])
+    assert weight.stride() == order
+    assert decibels(picture(model, REQUEST), expected) > 60
+
+
 def test_base_and_refiner_take_turns_and_draw_the_same_picture(tmp_path: Path) -> None:
     """Most bytes of these small models are their texts' tables, which are not on the device while UNets draw."""
     files = {family.name: tmp_path / f"{family.name}.safetensors" for family in (SDXL, REFINER)}

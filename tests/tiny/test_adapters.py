@@ -491,3 +491,28 @@ def test_an_image_encoder_goes_with_the_last_ip_adapter(networks: Model, ip: Ext
     assert networks.controls.encoder is loaded is not None
     latents(networks, asked(t2i, UNIT))
     assert networks.controls.encoder is None
+
+
+def test_the_memory_for_networks_is_known_before_they_are_loaded(
+    networks: Model, file: ExtraFile, t2i: ExtraFile, encoder: ExtraFile
+) -> None:
+    """A file that is none counts nothing: loading it says why."""
+
+    def held() -> int:
+        found = [
+            *networks.controls.networks,
+            *([networks.controls.encoder.network] if networks.controls.encoder else []),
+        ]
+        return sum(each.nbytes for network in found for each in network.state_dict().values())
+
+    controls = networks.controls
+    needed = controls.growth([file], encoder)
+    assert needed == controls.growth([file, replace(file, path=file.path.parent / "lost")], encoder)
+    controls.load_only([file], encoder)
+    assert needed == pytest.approx(held(), rel=0.01)
+    assert controls.growth([file], encoder) == 0
+    assert controls.growth([]) == pytest.approx(-held(), rel=0.01)
+    other = controls.growth([t2i], encoder)
+    before = held()
+    controls.load_only([t2i], encoder)
+    assert other == pytest.approx(held() - before, rel=0.01)

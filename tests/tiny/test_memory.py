@@ -30,6 +30,7 @@ from pipelines.models.network import fill
 from pipelines.runtime import memory
 from pipelines.runtime.device import Device
 from pipelines.runtime.memory import Footprint
+from pipelines.runtime.offloading import Weights
 from pipelines.runtime.unet_call import Condition, UNet, UNetCall
 from pipelines.sampling.control import ControlNetUnit, Controls
 from tests.alike import alike
@@ -235,6 +236,22 @@ def file_pages() -> int:
     found = re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) * 1024
+
+
+def test_weights_on_a_device_know_the_file_that_has_them(tmp_path: Path) -> None:
+    """In its precision: others would have to be copied before they leave. Copies in memory stand for the device's."""
+    file, to = tmp_path / "weights.safetensors", torch.Tensor.to
+    save_file({"weight": torch.ones(4, 4, dtype=torch.float16), "bias": torch.ones(4)}, file)
+
+    def copied(tensor: Tensor, *args: Any) -> Tensor:
+        return to(tensor, *args, copy=True)
+
+    for dtype, unmapped in ((torch.float16, 4 * 2), (torch.float32, 4 * 4 * 4)):
+        with torch.device("meta"):
+            network = nn.Linear(4, 4)
+        with mock.patch.object(torch.Tensor, "to", copied):
+            fill(file, network, map_tensors(file), Device(torch.device("cpu"), dtype))
+        assert Weights([network], torch.device("cpu")).unmapped == unmapped
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -12,7 +12,7 @@ import predict
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.cast import Cast
 from pipelines.drawing.phases import FINAL, Picture
-from pipelines.errors import NonFiniteError
+from pipelines.errors import NonFiniteError, OutOfMemory
 from pipelines.images.files import FileFormat, OutputFolder
 from pipelines.runtime.worker import Worker
 
@@ -48,3 +48,23 @@ saved = OutputFolder.saved
 def late(outputs: OutputFolder, wait: bool) -> Iterator[Any]:
     """As if files were never there before they are waited for."""
     return saved(outputs, wait) if wait else iter(())
+
+
+def test_a_model_that_the_host_has_no_memory_for_is_not_loaded_and_does_not_stop_the_others() -> None:
+    predictor: Any = predict.Predictor()
+    predictor.worker = Worker()
+    model = mock.Mock(settings={"width": 64, "height": 64})
+    chosen: Any = {
+        name: SimpleNamespace(files=SimpleNamespace(name=name), settings={}, safety_checker=None) for name in "abc"
+    }
+    with (
+        mock.patch.object(predict, "without_room", return_value={"a": "no room"}) as asked,
+        mock.patch.object(predict, "load", return_value=model) as loaded,
+        mock.patch.object(predict, "compile_model", side_effect=lambda each, *_: each),
+        mock.patch.object(predict, "put_away", side_effect=[None, OutOfMemory("no room to wait")]),
+    ):
+        roster, _ = predictor._loaded(chosen, {}, mock.Mock())
+    assert list(asked.call_args.args[0]) == ["a", "b", "c"], "the first of the list comes first"
+    assert loaded.call_count == 2
+    assert list(roster.members) == ["c"]
+    assert roster.broken == {"a": "no room", "b": "no room to wait"}

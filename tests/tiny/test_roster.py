@@ -11,11 +11,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import Inputs
+from pipelines.ask.networks import Extras
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import BOTH_PASSES, GenerationRequest, HiresSettings, RefinerSettings
+from pipelines.ask.request import BOTH_PASSES, ControlSettings, GenerationRequest, HiresSettings, RefinerSettings
 from pipelines.drawing.cast import cast_of, picked
 from pipelines.drawing.phases import Beside, Picture, render
 from pipelines.errors import InvalidInput, ModelError, OutOfMemory
@@ -24,11 +26,15 @@ from pipelines.infotext.asked import read_data, settle
 from pipelines.infotext.other_models import with_models
 from pipelines.models.loader import load
 from pipelines.models.model import Model
-from pipelines.models.roster import Member, Roster, made, put_away
+from pipelines.models.roster import Member, Roster, made, put_away, sizes_of
 from pipelines.runtime.device import Device
+from pipelines.runtime.memory import ROOM_USED
 from pipelines.runtime.offloading import Weights
+from pipelines.runtime.placement import Work, at_once, in_turns
 from tests import adapters
 from tests.alike import alike
+from tests.controls import random_control
+from tests.controls import write as control_file
 from tests.sdxl import networks as sdxl_networks
 from tests.sdxl import single_file
 
@@ -89,6 +95,8 @@ def test_other_models_take_part(roster: Roster, networks: Model) -> None:
     assert found.identities == {"twin": twin.identity}
     alone = cast(Roster(members, {}), "Refiner: twin, Refiner switch at: 1")
     assert (alone.others, alone.checked) == ({}, False)
+    asked = settle(Inputs(), read_data("Refiner: gone, Refiner switch at: 1"), OWN)
+    assert with_models(asked, roster.names).settings.refiner.name == "gone", "or nothing could be told about it"
 
 
 @pytest.mark.parametrize("key", ["Refiner", "Hires checkpoint"])
@@ -118,6 +126,13 @@ def test_one_broken_model_of_several_does_not_stop_the_others(caplog: pytest.Log
         made({"a": fail})
     with pytest.raises(ModelError, match=r"^None of the models can be used\. a: x\.safetensors: no\.; b: x"):
         made({"a": fail, "b": fail})
+
+    def too_large() -> int:
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    assert made({"a": too_large, "b": lambda: 2})[1] == {
+        "a": "No memory left to load a. Use a larger GPU, or a smaller model."
+    }
     with pytest.raises(ModelError, match=r"^None of the models can be used\. c: no such file; a: x"):
         made({"a": fail}, {"c": "no such file"})
     assert made({"b": lambda: 2}, {"c": "no such file"}) == ({"b": 2}, {"c": "no such file"})
@@ -163,19 +178,25 @@ def test_weights_leave_the_device_and_come_back(tmp_path: Path) -> None:
     model = replace(small, device=Device(torch.device("cuda"), torch.float16))
     roster = Roster({"some": Member(model=model, settings=OWN)}, {})
     before = dict(parameters(model))
-    places = {name: each.data_ptr() for name, each in before.items()}
+    with (
+        host_short_of(0),
+        pytest.raises(OutOfMemory, match=r"^No memory on the host for SDXL while it waits .* use a safetensors file"),
+    ):
+        put_away(model)
+    assert all(each.there for each in model.components.all)
     with mock.patch.object(model.components.unet, "leaving") as forget:
         put_away(model)
         put_away(model)
     assert forget.call_count == 1, "graphs are void"
     host = {name: each.clone() for name, each in parameters(model)}
+    places = {name: each.data_ptr() for name, each in parameters(model)}
     roster.use([model])
     assert all(each is before[name] for name, each in parameters(model)), "compiled code knows the objects"
     for name, each in parameters(model):
         assert each.data_ptr() != places[name]
         assert torch.equal(each, host[name])
     roster.use([])
-    full = mock.patch.object(torch.Tensor, "to", side_effect=RuntimeError("out of memory"))
+    full = mock.patch.object(torch, "empty_strided", side_effect=RuntimeError("out of memory"))
     with full, pytest.raises(OutOfMemory, match=r"^No memory left on the device for some\. Draw with fewer"):
         roster.use([model])
     assert all(each.left for each in model.components.all)
@@ -190,6 +211,10 @@ def refiner(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def short_of(room: int) -> Any:
     return mock.patch("pipelines.models.roster.room_left", return_value=room)
+
+
+def host_short_of(room: int) -> Any:
+    return mock.patch("pipelines.models.roster.host_room", return_value=room)
 
 
 def test_base_and_refiner_take_turns_where_both_do_not_fit(
@@ -222,7 +247,11 @@ def test_base_and_refiner_take_turns_where_both_do_not_fit(
 
     expected = picture()
     weights = sum(each.size for part in parts for each in part.all)
-    with caplog.at_level("INFO"), short_of(-weights // 10):
+    told = "^No memory on the host for big and fine while it waits"
+    with short_of(-weights // 10), host_short_of(weights), pytest.raises(OutOfMemory, match=told):
+        roster.use(both, plan)
+    assert not any(each.kept for part in parts for each in part.all), "nothing was copied to find that out"
+    with caplog.at_level("INFO"), short_of(-weights // 10), host_short_of(2 * weights):
         roster.use(both, plan)
     assert re.search(r"big and fine need .* at once, .* in turns, and .* are free: text encoders, each", caplog.text)
     for number, model in enumerate(both):
@@ -255,6 +284,40 @@ def test_what_does_not_fit_even_in_turns_is_refused_before_work(roster: Roster, 
         roster.use([sdxl], plan)
     with short_of(sdxl.components.unet.size - held + 1), pytest.raises(OutOfMemory, match=told + "width=64 and"):
         roster.use([sdxl], plan)
+
+
+def test_control_networks_count_before_work(sdxl: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They stay on the device while others take turns. Nothing is loaded to find that out."""
+    roster = Roster({"big": Member(model=sdxl, settings=OWN)}, {})
+    file = control_file(tmp_path / "c.safetensors", random_control(sdxl.unet.network))
+    plain = GenerationRequest(prompt="", width=64, height=64, seed=1, hires=None)
+    control = ControlSettings(model="c", picture=Image.new("RGB", (64, 64)), preprocessor="none")
+    asked = replace(plain, extras=Extras(controls={"c": file}), controls=(control,))
+    sizes, work = [sizes_of(sdxl.components)], Work.of(make_plan(plain), [sdxl.footprint_with(True)])
+    weights, needed = sum(each.size for each in sdxl.components.all), sdxl.controls.growth([file])
+    assert 0.3 * sdxl.components.unet.size < needed < sdxl.components.unet.size
+    for room, request, log in (
+        (at_once(sizes, work) / ROOM_USED + 1, plain, ""),
+        (at_once(sizes, work) / ROOM_USED + 1, asked, "big with control networks need"),
+        ((at_once(sizes, work) + needed) / ROOM_USED + 1, asked, ""),
+    ):
+        caplog.clear()
+        with short_of(int(room) - weights), caplog.at_level("INFO"):
+            roster.use([sdxl], make_plan(request), request)
+        assert log in caplog.text
+        assert bool(log) == bool(caplog.text)
+    turns = in_turns(sizes, work) - weights
+    with short_of(turns):
+        roster.use([sdxl], make_plan(plain), plain)
+    refused = pytest.raises(
+        OutOfMemory, match=r"^No memory for 1 x 64x64.*: big with control networks need .* in turns"
+    )
+    with short_of(turns), refused:
+        roster.use([sdxl], make_plan(asked), asked)
+    with short_of(turns + needed):
+        roster.use([sdxl], make_plan(asked), asked)
+    assert not sdxl.controls.networks
+    roster.use([sdxl])
 
 
 def parameters(model: Model) -> list[tuple[str, torch.nn.Parameter]]:

@@ -1,5 +1,6 @@
 """SDXL and its refiner, on small models with random weights."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipelines.animation.frames import Frame, FrameTexts, draw_film
+from pipelines.ask.animation import AnimationSettings
+from pipelines.ask.catalog import SAMPLERS
+from pipelines.ask.film import make_film
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import ExtraFile, Extras, LoraTag
 from pipelines.ask.plan import make_plan
@@ -23,13 +28,16 @@ from pipelines.ask.request import (
     FIRST_PASS,
     ControlSettings,
     FramingSettings,
+    FreeU,
     GenerationRequest,
     HiresSettings,
     ImageSettings,
     RefinerSettings,
 )
-from pipelines.drawing.phases import Beside, Notice, PassResult, Picture, render
+from pipelines.drawing.cast import Cast
+from pipelines.drawing.phases import DRAFT, FINAL, UPSCALED, Beside, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import remarks
+from pipelines.drawing.unused import idle_refiner, unused_by
 from pipelines.errors import ModelError
 from pipelines.families.layouts import ADDED, CLASSES
 from pipelines.families.prediction import NoisePrediction, VPrediction
@@ -39,7 +47,10 @@ from pipelines.models.controls import load_control
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
-from pipelines.runtime.unet_call import UNetCall
+from pipelines.runtime.unet_call import UNet, UNetCall
+from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
+from pipelines.sampling.schedules import sigmas
+from script.schema import ROOT
 from tests.controls import by_ldm_names, random_control
 from tests.sdxl import WIDTH_G, WIDTH_L, folder, networks, single_file
 
@@ -198,6 +209,20 @@ def _switch(base: Model, refiner: Model, **settings: Any) -> int | None:
     return made.refined_from
 
 
+@pytest.mark.parametrize("by_calls", [False, True])
+def test_the_relay_of_the_page_switches_where_it_says(base: Model, refiner: Model, by_calls: bool) -> None:
+    page = " ".join((ROOT / "docs" / "families.md").read_text(encoding="utf-8").split())
+    told = r"they are (\d+) and (\d+)" if by_calls else r"the base draws (\d+) of these 40 steps and the refiner (\d+)"
+    ((first, second),) = re.findall(told, page)
+    nothing: Any = None  # no prompts are needed to switch
+    stages = [Stage(base, nothing), Stage(refiner, nothing, starts_at=0.8, by_calls=by_calls)]
+    denoiser = GuidedDenoiser(stages, Guidance(5, calls=40), 1)
+    for level in sigmas(base.noise, "SGM Uniform", 40, SAMPLERS["Euler"])[:-1]:
+        denoiser._advance(base.noise.nearest(level))
+        denoiser.calls += 1
+    assert (denoiser.switched_at, denoiser.calls) == (int(first), int(first) + int(second))
+
+
 def test_a_refiner_that_never_takes_over_is_told_and_not_named(base: Model, refiner: Model) -> None:
     """Of four steps of SGM Uniform the last is at 0.75 of the timesteps. WebUI names a refiner as it takes over."""
     for share, switches in ((0.7, True), (0.8, False)):
@@ -205,9 +230,78 @@ def test_a_refiner_that_never_takes_over_is_told_and_not_named(base: Model, refi
         events = list(render(base, asked, plan := make_plan(asked), beside=Beside(others={"refiner": refiner})))
         told = [event.text for event in events if isinstance(event, Notice)]
         assert told == ([] if switches else ["The refiner refiner never took over: no step reaches 0.8."])
-        drawn = asked.as_drawn(any(event.refined_from for event in events if isinstance(event, PassResult)))
-        text = of_picture(drawn, plan, base.identity, 0, others={"refiner": refiner.identity})
+        (picture,) = (event for event in events if isinstance(event, Picture))
+        assert picture.refined is switches
+        text = of_picture(asked.as_drawn(picture.refined), plan, base.identity, 0, others={"refiner": refiner.identity})
         assert ("Refiner" in text) == switches
+
+
+def test_drafts_name_a_refiner_that_may_still_take_over(base: Model, refiner: Model) -> None:
+    hires = HiresSettings(steps=2, upscaler="None", scale=1)
+    asked = request(schedule_type="SGM Uniform", hires=hires, refiner=RefinerSettings(name="refiner", switch_at=0.99))
+    beside = Beside(others={"refiner": refiner})
+    events = list(render(base, asked, make_plan(asked), show_phases=True, beside=beside))
+    found = {event.kind: event.refined for event in events if isinstance(event, Picture)}
+    assert found == {DRAFT: True, UPSCALED: True, FINAL: False}
+
+
+def test_frames_name_a_refiner_only_if_it_took_over(base: Model, refiner: Model) -> None:
+    """A key frame's generation data is that of its picture alone."""
+    for share, switches in ((0.7, True), (0.8, False)):
+        refined = RefinerSettings(name="refiner", switch_at=share)
+        keys = [request(prompt=text, schedule_type="SGM Uniform", refiner=refined) for text in ("a sun", "a moon")]
+        animation = AnimationSettings(text="a sun | a moon", frames=3, even_motion=False)
+        film = make_film([replace(keys[0], animation=animation), *keys])
+        others = {"refiner": refiner}
+        texts = FrameTexts(film, Cast(model=base, others=others, checked=False))
+        frames = [each for each in draw_film(base, film, Beside(others=others)) if isinstance(each, Frame)]
+        told = [*map(texts.of, frames), texts.of_film]
+        assert ["Refiner: refiner" in text for text in told] == [switches] * 4
+
+
+def test_what_ends_where_the_refiner_takes_over_is_told(base: Model, refiner: Model, tmp_path: Path) -> None:
+    """ControlNets fit the pass's own model alone. One that ended before the switch misses nothing."""
+    save_file(random_control(base.unet.network), tmp_path / "net.safetensors")
+    extras = Extras(controls={"net": ExtraFile.at(tmp_path / "net.safetensors")})
+    plain = ControlSettings(model="net", picture=PICTURE, preprocessor="none")
+    freeu, refined = (
+        FreeU(b1=1.3, b2=1.4, s1=0.9, s2=0.2),
+        RefinerSettings(name="refiner", switch_at=0.5, by_steps=True),
+    )
+    for control, settings, told in (
+        (plain, {"freeu": freeu}, ["The refiner refiner drew without ControlNet net and FreeU."]),
+        (replace(plain, end=0.25), {}, []),
+        (plain, {"sampler": "Heun"}, ["The refiner refiner drew without ControlNet net."]),
+        (replace(plain, end=0.25), {"sampler": "Heun"}, []),
+    ):
+        asked = request(**{"extras": extras, "controls": (control,), "refiner": refined, **settings})
+        events = render(base, asked, make_plan(asked), beside=Beside(others={"refiner": refiner}))
+        assert [event.text for event in events if isinstance(event, Notice)] == told
+    base.controls.load_only([])
+
+
+def test_a_refiner_that_cannot_take_over_is_told(base: Model, refiner: Model) -> None:
+    others = {"base": base, "refiner": refiner}
+    already, off = (
+        "does nothing: it is the model that draws already.",
+        "does nothing: refiner_switch_at=1 turns it off.",
+    )
+    hires = HiresSettings(steps=2, checkpoint="refiner")
+    for settings, fields, told in (
+        ({"name": "base"}, {}, already),
+        ({"name": "refiner"}, {}, ""),
+        ({"name": "refiner", "switch_at": 1.0}, {}, off),
+        ({"name": "refiner"}, {"hires": hires}, already),  # as in WebUI, nothing is switched in the hires pass
+        ({"name": "refiner", "passes": FIRST_PASS}, {"hires": hires}, ""),
+        ({"name": "base", "passes": BOTH_PASSES}, {"hires": hires}, ""),
+        ({}, {}, ""),
+    ):
+        asked = request(refiner=RefinerSettings(**settings), **fields)
+        lines = [f"The refiner {settings['name']} {told}"] if told else []
+        assert list(idle_refiner(asked, base, others)) == lines
+    scores = {"sdxl_refiner_high_aesthetic_score"}
+    assert list(unused_by(base, scores, {"refiner": refiner})) == []
+    assert [line.partition(":")[0] for line in unused_by(base, scores)] == [f"{scores.pop()} does nothing here"]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +322,40 @@ def test_a_refiner_of_the_same_weights_changes_nothing_but_the_start_of_its_stag
     (made,) = results(base, refined, twin=twin)
     assert made.refined_from
     assert torch.equal(made.latents, latents(base, asked))
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+def test_a_refiner_of_other_noise_levels_gets_its_own_timesteps(base: Model, refiner: Model, sampler: str) -> None:
+    """The sampler keeps the base's levels. The refiner knows them by the timesteps of its own training."""
+    pure = replace(base, noise=base.noise.zero_terminal_snr())
+    seen: list[float] = []
+    watched = replace(refiner, unet=Watched(refiner.unet.network, seen))
+    asked = request(sampler=sampler, num_inference_steps=6, refiner=RefinerSettings(name="refiner", switch_at=0.3))
+    for first in (pure, base):
+        seen.clear()
+        (made,) = results(first, asked, refiner=watched)
+        assert made.refined_from
+        if sampler == "Euler":
+            levels = [sigma for sigma in made.sigmas if sigma][made.refined_from :]
+            own = [first.noise.t_of(sigma) for sigma in levels]
+        else:
+            own = list(reversed(made.sigmas))[made.refined_from : -1]  # the last one is not visited
+            levels = [first.noise.sigma_of(t) for t in own]
+        wanted = [refiner.noise.t_of(sigma) for sigma in levels]
+        assert seen == pytest.approx(wanted if first is pure else own, abs=1e-4)
+        assert (own == pytest.approx(wanted, abs=1e-2)) == (first is base)
+
+
+class Watched(UNet):
+    """Notes the timesteps of its calls."""
+
+    def __init__(self, network: Any, seen: list[float]) -> None:
+        super().__init__(network)
+        self._seen = seen
+
+    def __call__(self, call: UNetCall) -> Tensor:
+        self._seen.append(float(call.time))
+        return super().__call__(call)
 
 
 def test_the_model_that_ends_a_pass_decodes_it(base: Model, refiner: Model, monkeypatch: pytest.MonkeyPatch) -> None:

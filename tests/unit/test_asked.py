@@ -54,7 +54,7 @@ from pipelines.infotext.asked import request_from as request_of
 from pipelines.infotext.obstacle import Obstacle
 from pipelines.infotext.obstacles import drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
-from pipelines.infotext.other_models import model_of, with_models
+from pipelines.infotext.other_models import model_of, others_by_key, with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.infotext.writing import of_picture
 from pipelines.sampling.schedules import as_set, sigmas, timesteps
@@ -291,6 +291,10 @@ def test_a_block_that_means_the_model(end: str) -> None:
     ("end", "told"),
     [
         ("Model: fine [0123456789]", "made with the checkpoint fine (0123456789); this model is fine-xl (7440042bbd)"),
+        (
+            "Model: fine [0123456789], Model hash: 7440042bbd",
+            "made with the checkpoint fine (0123456789); this model is fine-xl (7440042bbd)",
+        ),
         ("Model: fine, Model hash: 7", "made with the checkpoint fine (7); this model is fine-xl (7440042bbd)"),
         ("Model: first", "made with the checkpoint first; this model is fine-xl (7440042bbd)"),
         ("Model: worse", "the model worse of this container cannot be used: the file ends early. Fetch it again"),
@@ -347,7 +351,7 @@ def test_a_single_setting_that_names_no_model_is_refused(text: str, told: str) -
 def test_a_refiner_that_never_takes_over_need_not_be_here() -> None:
     for text in ("Refiner: other, Refiner switch at: 1", f"a\n{PLAIN}, Refiner: other, Refiner switch at: 1"):
         found = with_models(asked(text), OTHERS)
-        assert found.settings.refiner.name == ""
+        assert others_by_key(found) == []
         assert not any("efiner" in each.text for each in found_obstacles(found, MODEL, models=OTHERS))
 
 
@@ -768,7 +772,7 @@ def test_exact_steps_need_a_strength() -> None:
         ("ENSD: 1, and so on, RNG: CPU", "generation_data='and so on': belongs to no setting"),
         ("RNG: TPU", "generation_data='RNG: TPU': RNG must be one of NV, CPU, GPU"),
         ("Strict: perhaps", "Strict must be True or False"),
-        ("Model: other", "there is no setting Model"),
+        ("Model: other", "there is no setting Model. The input model chooses one, by its name, title or hash."),
         ("ControlNet 0: canny", "there is no setting ControlNet 0"),
     ],
 )
@@ -805,6 +809,11 @@ def test_what_comes_from_a_block_is_told() -> None:
         ),
         (["mask_blur", "resize_mode"], Pictures(image=IMAGE, mask=IMAGE), []),
         (["resize_mode"], Pictures(), ["Without an image, resize_mode does nothing."]),
+        (
+            ["hires_refiner"],
+            Pictures(image=IMAGE),
+            ["the highres fix (highres_fix), hires_refiner", "a refiner, hires_refiner"],
+        ),
         (["hires_scale"], Pictures(image=IMAGE), ["Without the highres fix (highres_fix), hires_scale does nothing."]),
         (["denoising_strength", "steps"], Pictures(), ["an image or the highres fix, denoising_strength does nothing"]),
     ],
@@ -821,6 +830,7 @@ def test_inputs_that_do_nothing_are_told(chosen: list[str], pictures: Pictures, 
     [
         ("Variation seed: 5", "Without a variation seed strength, variation_seed does nothing."),
         ("Soft mask: True, Mask blur: 8", "Without a mask or outpainting, mask_blur, mask_soft do nothing."),
+        ("Refiner switch at: 0.5", "Without a refiner, refiner_switch_at does nothing."),
     ],
 )
 def test_settings_of_the_data_that_do_nothing_are_told(text: str, told: str) -> None:

@@ -1,5 +1,6 @@
 """Where weights are while a request is drawn: a decision on sizes, and the moves of the weights."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -8,10 +9,11 @@ from torch import nn
 
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings
+from pipelines.errors import OutOfMemory
 from pipelines.models.roster import share
 from pipelines.runtime.memory import Footprint
-from pipelines.runtime.offloading import Components, Weights
-from pipelines.runtime.placement import Placement, Sizes, Work, at_once, in_turns, place
+from pipelines.runtime.offloading import Components, Weights, from_file, settle_on_host
+from pipelines.runtime.placement import Placement, Sizes, Waiting, Work, at_once, in_turns, place, wait
 
 GB = 10**9
 BASE = Sizes(texts=int(1.64 * GB), unet=int(5.14 * GB), pictures=int(0.17 * GB))
@@ -56,6 +58,34 @@ def test_what_is_needed() -> None:
 
 def test_where_nobody_knows_the_room() -> None:
     assert place([BASE, REFINER], work(2), None) is Placement.RESIDENT
+    assert wait(10 * GB, 10 * GB, None) is Waiting.COPIED
+
+
+def test_control_networks_count_in_addition_to_turns() -> None:
+    """SDXL's ControlNet has 2.5 GB. It is on the device for the whole request."""
+    plain, more = work(), replace(work(), controls=int(2.5 * GB))
+    assert (
+        at_once([BASE], more) - at_once([BASE], plain) == in_turns([BASE], more) - in_turns([BASE], plain) == 2.5 * GB
+    )
+    assert place([BASE], plain, 11 * GB) is Placement.RESIDENT
+    assert place([BASE], more, 11 * GB) is Placement.TURNS
+    assert place([BASE], plain, 7 * GB) is Placement.TURNS
+    assert place([BASE], more, 7 * GB) is Placement.NONE
+
+
+@pytest.mark.parametrize(
+    ("size", "unmapped", "room", "waiting"),
+    [
+        (7, 7, 20, Waiting.PINNED),  # with room for twice as much
+        (7, 7, 10, Waiting.COPIED),
+        (7, 0, 8, Waiting.MAPPED),
+        (7, 7, 8, Waiting.NONE),
+        (7, 1, 1, Waiting.NONE),
+        (0, 0, 0, Waiting.PINNED),
+    ],
+)
+def test_where_weights_wait(size: int, unmapped: int, room: int, waiting: Waiting) -> None:
+    assert wait(size * GB, unmapped * GB, room * GB) is waiting
 
 
 def weights() -> Weights:
@@ -84,7 +114,10 @@ def test_a_host_without_memory_for_the_copies_changes_nothing() -> None:
     layer = nn.Linear(2, 2).requires_grad_(False)
     moved, before = Weights([layer], torch.device("cpu")), [each.data_ptr() for each in layer.parameters()]
     full = RuntimeError("can't allocate memory")
-    with mock.patch.object(torch.Tensor, "to", side_effect=[layer.weight, full]), pytest.raises(RuntimeError):
+    with (
+        mock.patch.object(torch, "empty_strided", side_effect=[layer.weight.clone(), full]),
+        pytest.raises(RuntimeError),
+    ):
         moved.leave()
     assert moved.there
     moved.take()
@@ -94,10 +127,54 @@ def test_a_host_without_memory_for_the_copies_changes_nothing() -> None:
     moved.take()
     with torch.inference_mode():
         layer.weight.fill_(3)
-    with mock.patch.object(torch.Tensor, "to", side_effect=full):
+    with mock.patch.object(torch, "empty_strided", side_effect=full):
         moved.leave()  # the copies are there: a changed weight needs no more memory
     moved.take()
     assert layer.weight.tolist() == [[3, 3], [3, 3]]
+
+
+def test_a_host_without_room_keeps_weights_in_their_file(caplog: pytest.LogCaptureFixture) -> None:
+    """They take memory only where they were changed when they left."""
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    order = layer.weight.data = layer.weight.data.t()
+    sources = [each.detach().clone(memory_format=torch.contiguous_format) for each in layer.parameters()]
+    for each, source in zip(layer.parameters(), sources, strict=True):
+        from_file(each, source)
+    moved = Weights([layer], torch.device("cpu"))
+    with caplog.at_level("INFO"):
+        settle_on_host([moved], 0, "SDXL")
+    assert caplog.messages == [
+        "SDXL stays mapped from its file while it waits: it has 0.0 GB, and 0.0 GB of the host's memory are free."
+    ]
+    moved.leave()
+    assert [each.data_ptr() for each in layer.parameters()] == [each.data_ptr() for each in sources]
+    moved._there = None  # as if the move had been interrupted
+    moved.leave()
+    moved.enter()
+    assert layer.weight.stride() == order.stride(), "or compiled code would be compiled again"
+    original = layer.bias.tolist()
+    with torch.inference_mode(), mock.patch.object(torch.Tensor, "copy_", side_effect=AssertionError("written to")):
+        layer.bias.add_(0)  # a LoRA came and went
+        moved.leave()
+    moved.enter()
+    with torch.inference_mode():
+        layer.bias.fill_(3)
+    moved.leave()
+    assert layer.bias.tolist() == [3, 3] != original
+
+
+def test_a_host_without_room_refuses_weights_that_no_file_has() -> None:
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    from_file(layer.weight, layer.weight.clone())
+    moved = Weights([layer], torch.device("cpu"))
+    assert (moved.size, moved.unmapped) == (24, 8)
+    with pytest.raises(OutOfMemory, match=r"^No memory on the host for SDXL while it waits .*: 0\.0 GB must be copied"):
+        settle_on_host([moved], 0, "SDXL")
+    assert moved.there
+    settle_on_host([moved], 1000, "SDXL")
+    moved.leave()
+    settle_on_host([moved], 0, "SDXL")  # it was copied before
+    assert moved.left
 
 
 def test_kinds_of_networks_take_turns() -> None:
