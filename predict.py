@@ -571,20 +571,18 @@ class Predictor(BasePredictor):
                             reel.begin(event, file_format, told.of(event))
                     yield from map(Path, reel.collect(wait=not model.device.queues))
                 yield from map(Path, reel.collect(wait=True))
+                self.record_metric("image_output_count", len(reel.frames))
+                self._report({"frames": progress.seconds})
+                if interpolator and reel.frames:
+                    reel.compute(interpolator, self.worker)
             except Exception:
-                yield from map(Path, reel.collect(wait=True))
-                yield from map(Path, reel.film(told.of_film))
+                yield from map(Path, reel.rescue(told.of_film, hurry=False))
                 raise
             except CancelationException:  # Cog hands out what comes after it, too
-                yield from map(Path, reel.collect(wait=True))
-                yield from map(Path, reel.film(told.of_film) if reel.quick else ())
+                yield from map(Path, reel.rescue(told.of_film, hurry=True))
                 raise
-        self.record_metric("image_output_count", len(reel.frames))
-        self._report({"frames": progress.seconds})
         if not reel.frames:
             raise AllPicturesFlagged()
-        if interpolator:
-            reel.compute(interpolator, self.worker)
         yield from map(Path, reel.film(told.of_film))
 
     def _interpolator(self, settings: AnimationSettings, device: Device) -> Interpolator | None:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from bench import report
 
-NAMES = ("setup", "flops", "overhead", "step", "e2e", "peer_sdcpp", "shapes", "service")
+NAMES = ("setup", "flops", "overhead", "step", "e2e", "peer_sdcpp", "shapes", "service", "film")
 
 
 def main() -> None:

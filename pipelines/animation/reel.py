@@ -1,7 +1,7 @@
 """The files of a film's frames, and the film that is made of them."""
 
-from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from pipelines.animation.frames import Frame
 from pipelines.animation.inbetween import Interpolator, with_computed
 from pipelines.animation.video import FilmFile, write_film
 from pipelines.ask.animation import CIRCLE, AnimationSettings, played
+from pipelines.errors import OutputError
 from pipelines.images.files import FileFormat, OutputFolder
 from pipelines.images.reading import Pixels
 from pipelines.runtime.worker import Worker
@@ -29,7 +30,8 @@ class Reel:
     quality: int
     """Of the film, from 1 to 100."""
     _pixels: int = 0
-    _begun: deque[float] = field(default_factory=deque[float])
+    _places: dict[str, float] = field(default_factory=dict[str, float])
+    """Of the frames that were begun, by the names of their files."""
     _written: dict[float, Path] = field(default_factory=dict[float, Path])
     _computed: list[Path] = field(default_factory=list[Path])
 
@@ -39,22 +41,38 @@ class Reel:
         return self._computed or [self._written[place] for place in sorted(self._written)]
 
     @property
-    def quick(self) -> bool:
+    def _quick(self) -> bool:
         """Whether the film of the frames so far is written within seconds, in which a cancelled request must end."""
         return self._pixels <= QUICK_PIXELS
 
     def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
         """Start to write a frame with its generation data."""
         place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:08.4f}"
-        self._begun.append(frame.place)
+        name = f"frame-{place}-seed-{frame.seed}"
+        self._places[name] = frame.place
         self._pixels += frame.pixels.size // 3
-        self.outputs.begin(frame.pixels, f"frame-{place}-seed-{frame.seed}", file_format, text)
+        self.outputs.begin(frame.pixels, name, file_format, text)
 
     def collect(self, wait: bool) -> Iterator[Path]:
-        """Yield the frames written so far, or with `wait` all that were begun."""
+        """Yield the frames written so far, or with `wait` all that were begun. Raises OutputError; another call goes on
+        behind the frame that could not be written."""
         for path in self.outputs.saved(wait):
-            self._written[self._begun.popleft()] = path
+            name, _, _ = path.stem.rpartition("-")  # behind it comes the prediction's id
+            self._written[self._places[name]] = path
             yield path
+
+    def rescue(self, text: str, hurry: bool) -> Iterator[Path]:
+        """After an error or a cancel, yield the frames that are still being written, and the film of all so far.
+
+        What cannot be written is left out, so that the first error is the one that is told. In a `hurry` the film is
+        left out, too, if it takes longer than seconds.
+        """
+        while self.outputs.writing:
+            with suppress(OutputError):
+                yield from self.collect(wait=True)
+        if not hurry or self._quick:
+            with suppress(OutputError):
+                yield from self.film(text)
 
     def compute(self, interpolator: Interpolator, worker: Worker) -> None:
         """Add the frames between the drawn ones, on the networks' thread."""

@@ -71,7 +71,8 @@ class Film:
 
     def batch(self, number: int) -> int:
         """Return how many frames between a key frame and the next one can be drawn together."""
-        return BATCH if _alike(self.keys[number], self.keys[(number + 1) % len(self.keys)]) else 1
+        start, end = self.keys[number], self.keys[(number + 1) % len(self.keys)]
+        return BATCH if _alike(start, end) and not _adaptive(start) else 1
 
     def between(self, number: int, frames: Sequence[float]) -> Iterator[Shot]:
         """Yield the frames between a key frame and the next, in batches if the same networks and steps draw them."""
@@ -127,6 +128,12 @@ def make_film(requests: Sequence[GenerationRequest]) -> Film:
 def _alike(start: GenerationRequest, end: GenerationRequest) -> bool:
     """Return whether the frames between two requests run the same steps with the same networks."""
     return _strengths(start) == _strengths(end) and _networks(start) == _networks(end)
+
+
+def _adaptive(request: GenerationRequest) -> bool:
+    """Return whether a sampler takes as many steps as the pictures of its batch need. A frame's must be its own."""
+    plan = make_plan(request)
+    return any(part is not None and part.steps is None for part in (plan.first, plan.hires))
 
 
 def _networks(request: GenerationRequest) -> list[object]:

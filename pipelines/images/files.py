@@ -62,6 +62,11 @@ class OutputFolder:
             task.stop()
         self._begun.clear()
 
+    @property
+    def writing(self) -> bool:
+        """Whether there are files that were started and not yet handed out."""
+        return bool(self._begun)
+
     def begin(self, pixels: Pixels, name: str, file_format: FileFormat, parameters: str) -> None:
         """Start to `save` in the background. What it prints goes to the log of the calling prediction."""
         self._begun.append(self._writers.begin(self.save, pixels, name, file_format, parameters))

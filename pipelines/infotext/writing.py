@@ -204,8 +204,10 @@ def _control_fields(request: GenerationRequest) -> dict[str, object]:
 
 
 def _loras(request: GenerationRequest) -> dict[str, str]:
-    """Return names and SHA-256 of the LoRAs of both passes."""
-    prompts = request.prompt, request.hires.prompt if request.hires else ""
+    """Return names and SHA-256 of the LoRAs of both passes, and of a film's key frames."""
+    film = request.animation
+    keys = [key.prompt for key in film.timeline.keys] if film.asked else []
+    prompts = request.prompt, request.hires.prompt if request.hires else "", *keys
     tags = (tag for prompt in prompts for tag in lora_tags(prompt) if tag.name in request.extras.loras)
     return {tag.name: request.extras.loras[tag.name].tensors_sha256 for tag in tags}
 

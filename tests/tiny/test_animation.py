@@ -19,54 +19,19 @@ from pipelines.animation.frames import Frame, draw_film, draw_frames
 from pipelines.animation.inbetween import Interpolator, load_interpolator, with_computed
 from pipelines.animation.video import FilmFile, write_film
 from pipelines.ask.animation import AnimationSettings
-from pipelines.ask.film import Film, make_film
-from pipelines.ask.inputs import Inputs
+from pipelines.ask.film import make_film
 from pipelines.ask.networks import ExtraFile, Extras
-from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
-from pipelines.drawing.phases import Picture, render
+from pipelines.ask.request import HiresSettings, ImageSettings
 from pipelines.errors import ModelError, OutputError
 from pipelines.images.files import exif_with
-from pipelines.infotext.asked import read_data, request_from, settle, settle_keys
-from pipelines.infotext.writing import of_picture
 from pipelines.models.model import Model
 from pipelines.runtime.device import Device
 from script.schema import ROOT
 from tests.alike import alike
+from tests.films import again, alone, distance, film_of, frames_of, request
 
-Pictures = dict[float, NDArray[np.uint8]]
 CPU = Device(torch.device("cpu"), torch.float32)
 TEXT = "parameters, with a comma\nSteps: 4, Seed: 5"
-
-
-def request(prompt: str, **fields: object) -> GenerationRequest:
-    told = {"seed": 5, "num_inference_steps": 4, "hires": None, "guidance_scale": 5, **fields}
-    return GenerationRequest(prompt=prompt, negative_prompt="lowres", width=64, height=64, **told)  # type: ignore
-
-
-def film_of(frames: int, *keys: GenerationRequest, **settings: object) -> Film:
-    text = " | ".join(key.prompt for key in keys)
-    animation = AnimationSettings(text=text, frames=frames, **settings)  # type: ignore[arg-type]
-    return make_film([replace(keys[0], animation=animation), *keys])
-
-
-def frames_of(model: Model, film: Film) -> Pictures:
-    return {each.place: each.pixels for each in draw_frames(model, film.shots()) if isinstance(each, Frame)}
-
-
-def alone(model: Model, asked: GenerationRequest) -> NDArray[np.uint8]:
-    events = render(model, asked, make_plan(asked))
-    return next(event.pixels for event in events if isinstance(event, Picture))
-
-
-def again(model: Model, film: Film, frame: float) -> NDArray[np.uint8]:
-    """What the generation data of a frame draws alone."""
-    asked = film.infotext_request(frame)
-    data = read_data(of_picture(asked, make_plan(asked), model.identity, 0))
-    told = settle(Inputs(), data, {"width": 64, "height": 64})
-    keys = settle_keys(told, Inputs(), {"width": 64, "height": 64})
-    (found,) = frames_of(model, make_film([request_from(each) for each in (told, *keys)])).values()
-    return found
 
 
 def test_a_film_begins_and_ends_with_the_pictures_of_its_prompts(networks: Model) -> None:
@@ -83,6 +48,21 @@ def test_a_film_begins_and_ends_with_the_pictures_of_its_prompts(networks: Model
     assert not alike(found[2], found[3])
 
 
+@pytest.mark.parametrize("sampler", ["DDIM", "UniPC", "LCM"])
+def test_films_of_every_kind_of_sampler(networks: Model, sampler: str) -> None:
+    """What a sampler draws on the way moves to the last seed's. No frame depends on those drawn together with it."""
+    start = request("a yellow sun over the sea", sampler=sampler)
+    end = replace(request("a pink moon over the sea", sampler=sampler), seed=9)
+    text = f"0: {start.prompt}\n4: {end.prompt}, seed=9"
+    film = make_film([replace(start, animation=AnimationSettings(text=text)), start, end])
+    found = frames_of(networks, film)
+    assert np.array_equal(found[0], alone(networks, start))
+    assert np.array_equal(found[4], alone(networks, end))
+    assert alike(again(networks, film, 3), found[3])
+    assert not alike(found[2], found[3])
+    assert distance(found[3], found[4]) < distance(found[0], found[4])
+
+
 def test_neighbours_are_nearer_than_frames_that_are_further_apart(networks: Model) -> None:
     film = film_of(12, request("a yellow sun over the sea"), request("a moon"))
     drawn = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
@@ -91,11 +71,8 @@ def test_neighbours_are_nearer_than_frames_that_are_further_apart(networks: Mode
     assert len(found) == 12
     assert max(steps) <= 3 * float(np.median(steps))
     assert all(distance(found[k], found[k + 1]) < distance(found[k], found[11 if k < 6 else 0]) for k in range(1, 10))
-    assert alike(again(networks, film, sorted(drawn)[4]), found[4])
-
-
-def distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    return float(np.sqrt(((a.astype(float) - b.astype(float)) ** 2).mean()))
+    between = next(place for place in sorted(drawn) if place % 1)
+    assert alike(again(networks, film, between), drawn[between])
 
 
 def test_a_longer_prompt_comes_without_a_jump(networks: Model) -> None:
@@ -116,6 +93,7 @@ def test_loras_come_and_go(networks: Model) -> None:
         assert np.array_equal(found[2], alone(networks, full))
         assert distance(found[0], found[1]) < distance(found[0], found[2])
         assert distance(found[1], found[2]) < distance(found[0], found[2])
+        assert alike(again(networks, film_of(3, plain, full), 1), found[1])
     finally:
         networks.adapters.apply([])
 

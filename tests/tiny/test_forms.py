@@ -5,6 +5,7 @@ Each measure stands beside a control that must fail. The judge saw drawn scenes 
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pastel_tiny.forms import FILES, FORMS
 from pastel_tiny.judge import Judge, load_judge
@@ -20,9 +21,13 @@ from pastel_tiny.measure_forms import (
     variations,
     with_subjects,
 )
+from pipelines.ask.request import ImageSettings, RefinerSettings
+from pipelines.drawing.phases import Beside
 from pipelines.families.prediction import VPrediction
 from pipelines.models.model import Model
 from script.schema import ROOT
+from tests.alike import alike
+from tests.films import alone, distance, film_of, frames_of, request
 
 pytestmark = pytest.mark.xdist_group("forms")  # whose checkpoints are composed once
 
@@ -79,6 +84,29 @@ def test_subjects_stand_where_the_depth_map_has_them(models: dict[str, Model]) -
     right, wrong = overlaps(models["depth"], 5)
     assert right > 0.55
     assert wrong < 0.3
+
+
+def test_every_family_draws_films(models: dict[str, Model]) -> None:
+    """Ends are the single pictures, and a frame is the same drawn alone and with others: the map and the picture that
+    some families are shown, SDXL's vectors and its refiner are every frame's."""
+    grey = Image.new("RGB", (64, 64), (128, 128, 128))
+    depth = Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    seen = {
+        "unclip": {"image": ImageSettings(picture=grey, denoising_strength=1)},
+        "depth": {"image": ImageSettings(picture=grey, denoising_strength=1, depth=depth)},
+        "sdxl": {"refiner": RefinerSettings(name="refiner", switch_at=0.5), "num_inference_steps": 3},
+    }
+    beside = Beside(others={"refiner": models["refiner"]})
+    for name in ("sd2", "sdxl", "unclip", "depth"):
+        fields: dict[str, object] = {"num_inference_steps": 2, **seen.get(name, {})}
+        ends = request("a red heart over the sea", **fields), request("a boat", **fields)
+        found = frames_of(models[name], film_of(4, *ends), beside)
+        assert np.array_equal(found[0], alone(models[name], ends[0], beside)), name
+        assert np.array_equal(found[3], alone(models[name], ends[1], beside)), name
+        (second,) = frames_of(models[name], film_of(4, *ends, frame=2), beside).values()
+        assert alike(second, found[2]), name
+        assert distance(found[1], found[2]) < distance(found[0], found[3]), name
+        assert distance(found[1], found[2]) > 0, name
 
 
 def test_a_variation_keeps_sky_ground_and_subject(models: dict[str, Model], judge: Judge) -> None:

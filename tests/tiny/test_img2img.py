@@ -21,6 +21,7 @@ from pipelines.errors import InvalidInput
 from pipelines.families.layouts import UNET_PREFIX
 from pipelines.models.loader import load
 from pipelines.models.model import Model
+from tests import films
 from tests.alike import alike
 from tests.passes import latents
 from tests.tiny.test_command import BLOCK, run
@@ -233,6 +234,20 @@ def test_a_checkpoint_for_inpainting_sees_the_mask_and_what_is_around_it(inpaint
     # as the promise has it for WebUI's VAE: another batch, other sums
     assert all(torch.allclose(row, expected, atol=1e-4) for call in calls for row in call)
     assert not torch.allclose(calls[0][0], torch.cat([mask, encoded(inpainting, grey.flip(-1))]), atol=1e-2)
+
+
+def test_a_film_of_a_checkpoint_for_inpainting(inpainting: Model) -> None:
+    """Every frame is shown the mask and what is around it, and keeps that."""
+    image = ImageSettings(picture=PICTURE, denoising_strength=1, mask=MaskSettings(picture=MASK, blur=(0, 0)))
+    ends = films.request("a sun", image=image), films.request("a moon", image=image)
+    found = films.frames_of(inpainting, films.film_of(4, *ends))
+    assert np.array_equal(found[0], films.alone(inpainting, ends[0]))
+    assert np.array_equal(found[3], films.alone(inpainting, ends[1]))
+    (second,) = films.frames_of(inpainting, films.film_of(4, *ends, frame=2)).values()
+    assert alike(second, found[2])
+    assert 0 < films.distance(found[1], found[2]) < films.distance(found[0], found[3])
+    kept = np.asarray(MASK.resize((64, 64))) == 0
+    assert np.array_equal(found[1][kept], found[0][kept])
 
 
 @pytest.mark.parametrize("image", [None, ImageSettings(picture=PICTURE)])

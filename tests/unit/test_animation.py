@@ -17,11 +17,14 @@ from pipelines.animation.video import durations
 from pipelines.ask.animation import AnimationSettings, KeyFrame, played, read_timeline
 from pipelines.ask.film import BATCH, Film, make_film
 from pipelines.ask.formats import Formats, formats_of
+from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import ExtraFile, Extras
-from pipelines.ask.request import GenerationRequest, ImageSettings
+from pipelines.ask.plan import make_plan
+from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
 from pipelines.errors import InvalidInput
 from pipelines.infotext.asked import NO_DATA, read_data, request_from, settle, settle_keys
+from pipelines.infotext.writing import of_picture
 from pipelines.runtime.unet_call import Condition
 from pipelines.sampling.between import (
     CHUNK,
@@ -32,6 +35,7 @@ from pipelines.sampling.between import (
     towards_middle,
 )
 from pipelines.sampling.noise import Noise
+from script.schema import ROOT
 from tests.unit.sized import Sized
 
 OWN = {"width": 64, "height": 64}
@@ -191,6 +195,29 @@ def test_other_strengths_and_networks_are_drawn_frame_by_frame() -> None:
     file = {"ink": ExtraFile.at(Path(__file__))}
     tagged = request("a <hypernet:ink:1>", extras=Extras(hypernetworks=file))
     assert all(len(shot.frames) == 1 for shot in film_of("0: a\n4: b", tagged, request("b")).shots())
+
+
+def test_no_frame_takes_the_steps_of_others() -> None:
+    """DPM adaptive chooses them by the whole batch."""
+    for steps in ({"sampler": "DPM adaptive"}, {"hires": HiresSettings(sampler="DPM adaptive")}):
+        ends = request("a", **steps), request("b", **steps)
+        assert all(len(shot.frames) == 1 for shot in film_of("0: a\n4: b", *ends).shots())
+
+
+def test_the_generation_data_names_the_loras_of_every_key_frame() -> None:
+    """So a frame between them, and the film, can be drawn again with the right files."""
+    file = ExtraFile.at(ROOT / "tests" / "data" / "loras" / "snowman.safetensors")
+    digits, model = file.tensors_sha256[:12], ModelIdentity(name="m", sha256="0" * 64)
+    ends = (request(f"a sun <lora:{name}:0.5>", extras=Extras(loras=dict.fromkeys("ab", file))) for name in "ab")
+    film = film_of("0: a sun <lora:a:0.5>\n4: a sun <lora:b:0.5>", *ends)
+    for loras, asked in {
+        "a": film.infotext_request(0),
+        "b": film.infotext_request(4),
+        "ab": film.infotext_request(1.5),
+        "ba": film.base,
+    }.items():
+        data = read_data(of_picture(asked, make_plan(asked), model, 0))
+        assert data.lora_hashes == dict.fromkeys(loras, digits)
 
 
 def settled(text: str, **fields: object) -> Film:
