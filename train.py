@@ -16,7 +16,7 @@ from pipelines.runtime.memory import release_memory
 from pipelines.runtime.worker import Worker
 from pipelines.training.loop import Job
 from pipelines.training.loop import train as run
-from pipelines.training.pictures import check_examples
+from pipelines.training.pictures import opened
 from pipelines.training.settings import Wishes
 from pipelines.training.watching import follow
 from weights_script.resolve import base_of
@@ -157,12 +157,11 @@ def train(
         seed=seed,
     )
     log_plainly()
-    with clean_errors():
-        check_examples(input_images)
+    with clean_errors(), opened(input_images, wishes.resolution) as pictures:
         base, resolved = base_of(model)
         say(f"Model: {resolved.description}")
         job = Job(
-            pictures=input_images,
+            pictures=pictures,
             wishes=wishes,
             base=base,
             files=resolved.files,

@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from pipelines.errors import PastelError
 from pipelines.training.loop import Job, train
-from pipelines.training.pictures import check_examples
+from pipelines.training.pictures import opened
 from pipelines.training.settings import LAYERS, TASKS, Wishes
 from pipelines.training.watching import follow, shown_path
 from weights_script.resolve import base_of
@@ -72,15 +72,14 @@ def main() -> int:
     options = vars(arguments().parse_args())
     output, resume = options.pop("output"), options.pop("resume")
     pictures, model = options.pop("pictures"), options.pop("model")
-    wishes: dict[str, Any] = options
+    wishes = Wishes(**options)
     with ExitStack() as stack:
         try:
-            archive = archive_of(pictures, stack)
-            check_examples(archive)
+            archive = stack.enter_context(opened(archive_of(pictures, stack), wishes.resolution))
             base, resolved = base_of(model)
             job = Job(
                 pictures=archive,
-                wishes=Wishes(**wishes),
+                wishes=wishes,
                 base=base,
                 files=resolved.files,
                 settings=resolved.settings,

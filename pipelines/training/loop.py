@@ -31,7 +31,7 @@ from pipelines.training import result, state
 from pipelines.training.batches import Batch, Batches, Encoded, encode
 from pipelines.training.learner import Learner
 from pipelines.training.loss import Loss
-from pipelines.training.pictures import Example, Examples, captioned, read_examples
+from pipelines.training.pictures import Example, Examples, Opened, captioned
 from pipelines.training.previews import drawn, requests
 from pipelines.training.saving import metadata_of, save
 from pipelines.training.settings import DREAMBOOTH, INVERSION, Course, Wishes, check_same, course_for
@@ -51,7 +51,7 @@ CAPABLE_OF_BF16 = (8, 0)
 class Job:
     """Everything that a training needs."""
 
-    pictures: Path
+    pictures: Opened
     """The archive of pictures."""
     wishes: Wishes
     base: str
@@ -128,14 +128,14 @@ def train(job: Job) -> Generator[Event]:
         course = course_for(wishes, family, {**family.settings, **family.v_settings, **job.settings})
         if before:
             _check_goes_on(before, course)
-        examples = _examples(job, course, work)
+        examples = job.pictures.examples(course.resolution)
         accelerator = _accelerator(course)
         try:
             model = load(job.files, Device(accelerator.device, torch.float32))
             own = {**model.settings, **job.settings}
             resolution, course = course.resolution, course_for(wishes, family, own)
             if course.resolution != resolution:  # SD 2 has two own sizes, and which one only its UNet tells
-                examples = _examples(job, course, work)
+                examples = job.pictures.examples(course.resolution)
             yield Looked(examples.report(), course)
             training = _Training(job, course, model, own, accelerator)
             training.prepare(examples, work)
@@ -152,11 +152,6 @@ def _with_seed(wishes: Wishes, before: _Before | None) -> Wishes:
         return wishes
     known = before.told["settings"].get("seed") if before else None
     return replace(wishes, seed=known if isinstance(known, int) else secrets.randbits(32))
-
-
-def _examples(job: Job, course: Course, work: Path) -> Examples:
-    folder = Path(tempfile.mkdtemp(dir=work))
-    return read_examples(job.pictures, course.resolution, folder)
 
 
 def _before(archive: Path, folder: Path) -> _Before:

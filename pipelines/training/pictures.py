@@ -9,8 +9,9 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -91,34 +92,44 @@ class Examples:
         return "".join(f"{line}\n" for line in (*self.remarks, *map(str, self.looks)))
 
 
-def read_examples(path: Path, resolution: int, folder: Path) -> Examples:
-    """Read an archive. `resolution` is the side of a square with as many pixels as each picture is trained at.
+class Opened:
+    """An archive of pictures that was unpacked."""
 
-    Files go into the folder. Raises InvalidInput if the archive cannot be read or has no picture that can be used.
+    def __init__(self, path: Path, folder: Path) -> None:
+        """Unpack an archive into the folder. Raises InvalidInput if it cannot be read."""
+        self._name = name_of_upload(path.name)
+        try:
+            self._unpacked = unpack(path, folder, LIMITS)
+        except (OSError, ValueError) as error:
+            fix = "Send a ZIP or a TAR with three or more pictures, at best with a caption beside each (a.jpg, a.txt)."
+            raise InvalidInput(FIELD, self._name, f"cannot be unpacked: {error}", fix) from error
+        self.examples = lru_cache(1)(self._examples)
+
+    def _examples(self, resolution: int) -> Examples:
+        """Read the pictures. `resolution` is the side of a square with as many pixels as each is trained at.
+
+        What another resolution was asked for becomes invalid. Raises InvalidInput if no picture can be used.
+        """
+        reader = _Reader(self._unpacked, resolution)
+        pictures = tuple(reader.pictures())
+        looks = tuple(sorted(reader.looks, key=lambda look: look.name))
+        if not pictures:
+            told = "; ".join(map(str, looks[:5])) or "it is empty"
+            raise InvalidInput(FIELD, self._name, f"has no picture that can be used ({told})", "Send others.")
+        return Examples(pictures, looks, tuple(_remarks(len(pictures))))
+
+
+@contextmanager
+def opened(path: Path, resolution: int | None) -> Iterator[Opened]:
+    """Unpack an archive and look at its pictures, which takes seconds, before the model's weights are fetched.
+
+    Without a resolution, which a model decides then, they are looked at as if they were trained at the smallest. Raises
+    InvalidInput if the archive cannot be read or has no picture that can be used.
     """
-    try:
-        unpacked = unpack(path, folder, LIMITS)
-    except (OSError, ValueError) as error:
-        fix = "Send a ZIP or a TAR with three or more pictures, at best with a caption beside each (a.jpg, a.txt)."
-        raise InvalidInput(FIELD, name_of_upload(path.name), f"cannot be unpacked: {error}", fix) from error
-    reader = _Reader(unpacked, resolution)
-    pictures = tuple(reader.pictures())
-    looks = tuple(sorted(reader.looks, key=lambda look: look.name))
-    if not pictures:
-        told = "; ".join(map(str, looks[:5])) or "it is empty"
-        raise InvalidInput(
-            FIELD, name_of_upload(path.name), f"has no picture that can be used ({told})", "Send others."
-        )
-    return Examples(pictures, looks, tuple(_remarks(len(pictures))))
-
-
-def check_examples(path: Path) -> None:
-    """Raise InvalidInput if no resolution could use any picture of the archive.
-
-    This takes seconds, so it comes before the model's weights are fetched.
-    """
-    with tempfile.TemporaryDirectory(prefix="pastel-pictures-") as folder:
-        read_examples(path, RESOLUTION_MIN, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="pastel-pictures-", ignore_cleanup_errors=True) as folder:
+        archive = Opened(path, Path(folder))
+        archive.examples(max(resolution or 0, RESOLUTION_MIN))
+        yield archive
 
 
 def _remarks(count: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Which of the UNet's layers a LoRA changes, by the ends of their names."""
+SYNTAX = re.compile(r"[()\[\]{}|\\/]|__|\b(AND|BREAK)\b")
+"""What no token may have: prompts read it as emphasis, choices, wildcards or the end of a part."""
 RANK_MAX, VECTORS_MAX = 256, 32
 STEP, SMALL, SMALL_STEP = 64, 256, 16
 """A resolution is a multiple of 64, or of 16 below 256 pixels."""
@@ -218,8 +221,11 @@ def _side(width: int, height: int) -> int:
 
 def _check(wishes: Wishes) -> None:
     token = wishes.token.strip()
-    if not token or plain_name(token) != token or "/" in token or token.startswith("."):
-        rule = 'must be one word or name without < > : , = " or /'
+    if not token or plain_name(token) != token or token.startswith("."):
+        rule = 'must be one word or name without < > : , = "'
+        raise InvalidInput("token", wishes.token, rule, "Use a rare word, such as TOK.")
+    if SYNTAX.search(token):
+        rule = "has a meaning of its own in prompts or file names"
         raise InvalidInput("token", wishes.token, rule, "Use a rare word, such as TOK.")
     if wishes.task not in TASKS:
         raise InvalidInput("task", wishes.task, f"must be {', '.join(TASKS)}", "Choose one of these.")

@@ -4,6 +4,7 @@ It is plain tensors and numbers, because an earlier result may come from anybody
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def progress_of(settings: Mapping[str, Any]) -> Progress:
         scaler = {str(name): float(value) for name, value in settings.get("scaler", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInput(FIELD, "training.json", f"cannot be read ({error})", "Send the whole result.") from error
-    if not 0 < step == len(losses):
+    if not 0 < step == len(losses) or not all(map(math.isfinite, losses)):
         raise InvalidInput(FIELD, "training.json", "its steps and losses do not match", "Send the whole result.")
     return Progress(step, losses, scaler)
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import pillow_heif
 import pytest
+from PIL import Image
 
 from script.cog_server import CogServer, TrainingServer
 from tests.contract.pictures import DRAFT
@@ -36,18 +38,40 @@ def uri(content: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    files = {"a.png": picture(), "b.jpg": picture((192, 128), "JPEG"), "c.png": b"\x89PNG", "__MACOSX/._a.png": b"x"}
+    """Five pictures as a stranger takes them: one turned, one HEIC, one broken, one alone in a folder, and clutter."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pillow_heif.register_heif_opener()
+    files = {
+        "a.png": picture(),
+        "my cat/b.jpg": picture((192, 128), "JPEG", exif=turned),
+        "my cat/c.png": b"\x89PNG",
+        "my cat/d.HEIC": picture((144, 144), "HEIF"),
+        "my cat/old/e.webp": picture(form="WEBP"),
+        "__MACOSX/my cat/._b.jpg": b"x",
+    }
     return uri(zipped(tmp_path_factory.mktemp("in") / "a", files).read_bytes())
+
+
+SMALL = {"steps": 2, "resolution": 64}
 
 
 @pytest.fixture(scope="module")
 def result(trainer: CogServer, pictures: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of a few steps."""
-    reply = trainer.predict({"input_images": pictures, "steps": 3, "seed": 1, "learning_rate": 0.05, "token": "TOK"})
+    reply = trainer.predict({"input_images": pictures, **SMALL, "seed": 1, "learning_rate": 0.05, "token": "TOK"})
     assert reply.body["status"] == "succeeded", reply.body
-    assert "c.png: left out, cannot be read as a picture (it is a PNG that is cut or broken)" in reply.body["logs"]
-    assert "3/3" in reply.body["logs"]
-    assert reply.body["metrics"]["step"] == 3
+    lines = reply.body["logs"].splitlines()
+    told = [
+        "a.png: used, 128x128 as 64x64",
+        "my cat/b.jpg: used, 128x192 as 64x80, 17% of its height cropped evenly",
+        "my cat/c.png: left out, cannot be read as a picture (it is a PNG that is cut or broken)",
+        "my cat/d.HEIC: used, 144x144 as 64x64",
+        "my cat/old/e.webp: used, 128x128 as 64x64",
+    ]
+    assert [line for line in lines if ": used" in line or ": left out" in line] == told
+    assert "2/2" in reply.body["logs"]
+    assert reply.body["metrics"]["step"] == 2
     assert reply.body["metrics"]["loss"] > 0
     path = tmp_path_factory.mktemp("result") / "TOK.tar"
     with urlopen(reply.body["output"]["weights"]) as sent:
@@ -82,7 +106,7 @@ def test_a_cancel_leaves_the_last_save(trainer: CogServer, pictures: str, result
         before = set(folder.glob("*/TOK.tar"))
         trainer.wait_until_ready()
         message = {
-            "input": {"input_images": pictures, "steps": 10_000, "save_every": 1},
+            "input": {"input_images": pictures, **SMALL, "steps": 10_000, "save_every": 1},
             "webhook": f"http://127.0.0.1:{listener.server_port}",
             "webhook_events_filter": ["completed"],
         }

@@ -3,9 +3,10 @@
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition, UNetCall
 from pipelines.training import loop
 from pipelines.training.loop import Finished, Job, Saved, Stepped, train
+from pipelines.training.pictures import Opened, opened
 from pipelines.training.result import NothingTrained
 from pipelines.training.settings import DREAMBOOTH, INVERSION, Wishes
 from tests import sd2, sdxl
@@ -36,20 +38,21 @@ from weights_script.resolve import ResolvedModel
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     """Two shapes, and a caption."""
     files = {"a.png": picture((64, 64)), "b.png": picture((96, 64)), "b.txt": b"TOK by the sea, at night"}
-    return zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", files)
+    with opened(zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", files), 64) as found:
+        yield found
 
 
 Start = Callable[..., Job]
 
 
-@pytest.fixture
-def job(embedded: ResolvedModel, pictures: Path, tmp_path: Path) -> Start:
-    """A training of the embedded model in a folder of its own."""
+@pytest.fixture(scope="module")
+def make(embedded: ResolvedModel, pictures: Opened) -> Callable[[Path], Start]:
+    """Makes trainings of the embedded model, each in a folder of its own inside the given one."""
 
-    def made(folder: str = "one", resume: Path | None = None, **wishes: Any) -> Job:
+    def start(parent: Path, folder: str = "one", resume: Path | None = None, **wishes: Any) -> Job:
         wishes = {"steps": 3, "seed": 5, "gradient_accumulation": 1, "resolution": 64, **wishes}
         return Job(
             pictures=pictures,
@@ -57,11 +60,16 @@ def job(embedded: ResolvedModel, pictures: Path, tmp_path: Path) -> Start:
             base="pastel-tiny",
             files=embedded.files,
             settings=embedded.settings,
-            folder=tmp_path / folder,
+            folder=parent / folder,
             resume=resume,
         )
 
-    return made
+    return lambda parent: partial(start, parent)
+
+
+@pytest.fixture
+def job(make: Callable[[Path], Start], tmp_path: Path) -> Start:
+    return make(tmp_path)
 
 
 def finished(job: Job) -> Finished:
@@ -134,15 +142,25 @@ def test_a_lora_has_kohyas_names_its_true_alpha_and_does_what_was_trained(job: S
     assert float((merged - trained[0]).norm()) < 0.02 * change  # it is stored in half precision
 
 
-def test_a_resumed_training_goes_on_exactly(job: Start, tmp_path: Path) -> None:
-    wishes: dict[str, Any] = {"text_learning_rate": 1e-3, "gradient_accumulation": 2, "schedule": "cosine"}
-    whole = job("whole", save_every=1, **wishes)
-    with closing(train(whole)) as events:
+RESUMED: dict[str, Any] = {"text_learning_rate": 1e-3, "gradient_accumulation": 2, "schedule": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def whole(make: Callable[[Path], Start], tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
+    """A training without a break, and its result as it was after the first step."""
+    folder = tmp_path_factory.mktemp("resumed")
+    job = make(folder)("whole", save_every=1, **RESUMED)
+    with closing(train(job)) as events:
         saved = next(event for event in events if isinstance(event, Saved))
-        shutil.copy(saved.archive, copy := tmp_path / "first.tar")
+        shutil.copy(saved.archive, first := folder / "first.tar")
         assert isinstance(list(events)[-1], Finished)
     assert saved.step == 1
-    rest = job("rest", save_every=2, resume=copy, **{**wishes, "seed": None})  # it is that of the first
+    return job, first
+
+
+def test_a_resumed_training_goes_on_exactly(job: Start, whole: tuple[Job, Path]) -> None:
+    without_break, first = whole
+    rest = job("rest", save_every=2, resume=first, **{**RESUMED, "seed": None})  # it is that of the first
     with closing(train(rest)) as events:  # a cancel leaves the last save
         steps = [
             event.number
@@ -151,28 +169,28 @@ def test_a_resumed_training_goes_on_exactly(job: Start, tmp_path: Path) -> None:
         ]
         next(events)
     assert steps == [2]
-    assert told(rest)["losses"] == told(whole)["losses"][:2]
-    last = job("last", resume=rest.folder / "TOK.tar", **wishes)
+    assert told(rest)["losses"] == told(without_break)["losses"][:2]
+    last = job("last", resume=rest.folder / "TOK.tar", **RESUMED)
     assert finished(last).stopped == ""
-    assert told(last)["losses"] == told(whole)["losses"]
-    first, second = load_file(result(whole)), load_file(result(last))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert len(set(told(whole)["losses"])) == 3
+    assert told(last)["losses"] == told(without_break)["losses"]
+    one, other = load_file(result(without_break)), load_file(result(last))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(set(told(without_break)["losses"])) == 3
 
 
-def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path) -> None:
-    archive = finished(job(steps=1)).archive
+def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path, whole: tuple[Job, Path]) -> None:
+    _, archive = whole
     for wishes, said in (
         ({"rank": 8}, "rank=8"),
         ({"token": "CAT"}, "had 'TOK'"),
         ({"steps": 1}, "has 1 steps already"),
     ):
         with pytest.raises(InvalidInput, match=said):
-            next(train(job("other", resume=archive, **wishes)))
+            next(train(job("other", resume=archive, **{**RESUMED, **wishes})))
     (tmp_path / "no").write_bytes(b"no")
     with pytest.raises(InvalidInput, match="is no result of a training"):
         next(train(job("other", resume=tmp_path / "no")))
-    one = job("other", resume=_with_other_base(archive, tmp_path / "based"))
+    one = job("other", resume=_with_other_base(archive, tmp_path / "based"), **RESUMED)
     with pytest.raises(InvalidInput, match="which has other weights"):
         list(train(one))
 
@@ -187,10 +205,11 @@ def _with_other_base(archive: Path, folder: Path) -> Path:
 
 
 def test_an_embedding_is_read_by_its_word(job: Start, networks: Model) -> None:
-    one = job(task=INVERSION, rank=2, class_prompt="house", preview_prompts="a TOK house <lora:TOK:1>\na tree")
+    prompts = "a TOK house <lora:TOK:1>\na tree"
+    one = job(task=INVERSION, rank=2, class_prompt="house", preview_prompts=prompts, steps=2)
     finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
     names = {path.name for path in (one.folder / "result" / "previews").iterdir()}
-    assert names == {f"{number}-step-00000{step}.png" for number in (1, 2) for step in (1, 2, 3)}
+    assert names == {f"{number}-step-00000{step}.png" for number in (1, 2) for step in (1, 2)}
     assert list(load_file(result(one))) == ["TOK"]  # diffusers takes the only tensor's name as the word
     vectors = read_embedding(ExtraFile.at(result(one)), networks.text.towers[0].width)
     start = networks.text.towers[0].model.get_input_embeddings().weight[networks.text.towers[0].tokenize("house")]
@@ -214,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, mo
     monkeypatch.setattr(
         loop.Loss, "weights", lambda self, times: torch.tensor([float("nan") if next(count) == 2 else 1.0])
     )
-    one = job(learning_rate=1e-2)
+    one = job(learning_rate=1e-2, save_every=9)
     last = finished(one)
     assert "loss of step 3 was not finite" in last.stopped
     assert told(one)["step"] == len(told(one)["losses"]) == 2

@@ -19,6 +19,7 @@ from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
 from pipelines.training.result import smooth
 from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, RECIPES, Wishes, course_for
+from pipelines.training.state import progress_of
 
 SIZE = {"width": 512, "height": 512}
 
@@ -46,6 +47,11 @@ def test_the_resolution_is_near_the_models_own_size(own: tuple[int, int], side: 
         ({"token": " "}, "token"),
         ({"token": "<s1>"}, "token"),
         ({"token": "../a"}, "token"),
+        ({"token": "a/b"}, "token"),
+        ({"token": "(TOK)"}, "token"),
+        ({"token": "a\\b"}, "token"),
+        ({"token": "__cat__"}, "token"),
+        ({"token": "rock AND roll"}, "token"),
         ({"class_images": 3}, "class_prompt"),
         ({"resolution": 500}, "resolution"),
         ({"task": INVERSION, "rank": 33}, "rank"),
@@ -59,6 +65,27 @@ def test_what_cannot_be_trained_is_refused(wishes: dict[str, Any], field: str) -
     with pytest.raises(InvalidInput) as refused:
         course_for(Wishes(**wishes), SD1, SIZE)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize("token", ["my cat", "Katze-7", "ネコ", "🐱", "s1.5", "BREAKER", "x_y"])
+def test_names_and_other_scripts_are_tokens(token: str) -> None:
+    assert course_for(Wishes(token=f" {token} "), SD1, SIZE).token == token
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"step": 2, "losses": [0.1]},
+        {"step": 1, "losses": [float("nan")]},
+        {"step": 0, "losses": []},
+        {"step": 1, "losses": 0.1},
+        {"step": 1, "losses": [0.1], "scaler": []},
+        {},
+    ],
+)
+def test_progress_of_a_foreign_archive(told: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="Send the whole result"):
+        progress_of(told)
 
 
 def test_other_families_are_refused() -> None:

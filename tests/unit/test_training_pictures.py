@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from PIL import Image
 
 from pipelines.errors import InvalidInput
 from pipelines.training import pictures
-from pipelines.training.pictures import Example, bucket, captioned, read_examples
+from pipelines.training.pictures import Example, Examples, Opened, bucket, captioned, opened
 from tests.unit.test_archives import zipped
 
 SEEDS = iter(range(10_000))
+
+
+def read_examples(path: Path, resolution: int, folder: Path) -> Examples:
+    return Opened(path, folder).examples(resolution)
 
 
 def picture(size: tuple[int, int] = (128, 128), form: str = "PNG", **options: object) -> bytes:
@@ -145,6 +150,25 @@ def test_another_file_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(picture())
     with pytest.raises(InvalidInput, match="neither a ZIP nor a TAR archive"):
         read_examples(tmp_path / "a", 128, tmp_path)
+
+
+def test_an_archive_is_unpacked_once_and_read_again_only_for_another_resolution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = Counter[str]()
+    for name in ("unpack", "read"):
+        plain = getattr(pictures, name)
+        monkeypatch.setattr(pictures, name, lambda *args, n=name, f=plain: (count.update([n]), f(*args))[1])
+    path = zipped(tmp_path / "a", {"a.png": picture()})
+    with opened(path, 128) as archive:
+        assert archive.examples(128).pictures[0].size == (128, 128)
+        assert count == {"unpack": 1, "read": 1}
+    with opened(path, None) as archive:  # looked at before anybody knows the model
+        (found,) = archive.examples(96).pictures
+        assert found.pixels().shape == (96, 96, 3)
+        assert count == {"unpack": 2, "read": 3}
+        folder = found.file.parent
+    assert not folder.exists()
 
 
 def test_only_so_many_pictures_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
