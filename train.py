@@ -46,9 +46,9 @@ def train(
         max_length=500,
     ),
     task: str = Input(
-        description="What to make. LoRA: a small file. Textual inversion: a word alone. DreamBooth: a checkpoint.",
+        description="LoRA: a small file. Pivotal tuning: a LoRA with a word of its own. DreamBooth: a checkpoint.",
         default="LoRA",
-        choices=["LoRA", "textual inversion", "DreamBooth"],
+        choices=["LoRA", "pivotal tuning", "textual inversion", "DreamBooth"],
     ),
     model: str = Input(
         description="The model to train, by its name in the manifest. Empty: the container's first model.",
@@ -56,7 +56,7 @@ def train(
         max_length=200,
     ),
     steps: Optional[int] = Input(
-        description="Training steps. Empty: 500 for a LoRA, 3000 for textual inversion, 400 for DreamBooth.",
+        description="Training steps. Empty: 500; pivotal tuning 1000, textual inversion 3000, DreamBooth 400.",
         default=None,
         ge=1,
         le=20000,
@@ -75,13 +75,13 @@ def train(
         le=1.0,
     ),
     text_learning_rate: float = Input(
-        description="The same for the text encoders, of which a LoRA or DreamBooth may train a part. 0: unchanged.",
+        description="The same for the text encoders; 0: unchanged. In pivotal tuning for the word; 0: 0.0003.",
         default=0.0,
         ge=0.0,
         le=1.0,
     ),
     rank: Optional[int] = Input(
-        description="Size of a LoRA, or the number of vectors of a word. Empty: 4 for a LoRA, 1 for a word.",
+        description="Size of a LoRA (empty: 4; pivotal tuning 32), or how many vectors a word has (empty: 1).",
         default=None,
         ge=1,
         le=256,
@@ -104,7 +104,7 @@ def train(
         le=1.0,
     ),
     class_prompt: str = Input(
-        description="What it is in general (a photo of a dog), one per line. For class_images, or to start a word.",
+        description="What it is in general (a photo of a dog), one per line. A word starts from the first line.",
         default="",
         max_length=5000,
     ),

@@ -35,7 +35,7 @@ from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.training.loop import Job, train
 from pipelines.training.pictures import opened
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, Wishes
+from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
 from pipelines.training.watching import follow
 from weights_script.resolve import resolve
 
@@ -133,10 +133,11 @@ _SCENE: dict[str, Any] = {"named": SCENES, "unnamed": tuple(prompt.removesuffix(
 _SNOWMAN: dict[str, Any] = {"scene": with_snowman, "caption": called("white snowman"), "measure": snowmen, **_THING}
 LESSONS: Mapping[str, Lesson] = {
     "LoRA": Lesson(
-        task=LORA,
+        task=PIVOTAL,
         settings={
-            **{"steps": 160, "batch_size": 5, "learning_rate": 1e-3, "text_learning_rate": 1e-3},
-            **{"rank": 16, "layers": "all", **PRIOR},
+            **{"steps": 220, "batch_size": 5, "learning_rate": 1e-3, "text_learning_rate": 5e-3},
+            **{"rank": 16, "layers": "all", "schedule": "cosine", **PRIOR},
+            "class_prompt": "\n".join(("white tree", *CLASS)),  # the word begins as the first line
         },
         **_SNOWMAN,
     ),
@@ -225,7 +226,7 @@ class Class:
         model, extras, tag = self.model, Extras(), ""
         if lesson.task == DREAMBOOTH:
             model = load(replace(self.files, checkpoint=file.path))
-        elif lesson.task == LORA:
+        elif lesson.task in (LORA, PIVOTAL):
             extras, tag = Extras(loras={TOKEN: file}), f" <lora:{TOKEN}:1>"
         else:
             extras = Extras(embeddings={TOKEN: file})

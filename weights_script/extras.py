@@ -23,7 +23,7 @@ from pipelines.infotext.control_lines import read_lines as read_controls
 from weights_script.lines import OR_SENT, Line, address_of, entry_of, read_lines
 from weights_script.manifest import load_manifest
 from weights_script.room import room
-from weights_script.trained import LORA, STRANGERS, Trained, is_result, opened
+from weights_script.trained import LORAS, STRANGERS, Trained, is_result, opened
 from weights_script.uploads import Uploads, sort_uploads
 
 if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
@@ -46,7 +46,7 @@ class Library:
         self._own, self._words = Extras(), dict[str, str]()
         for each in trained:
             self._own |= _as_extras(each, "")
-            self._words |= {each.token: each.name} if each.task == LORA else {}
+            self._words |= {each.token: each.name} if each.task in LORAS else {}
         room()
 
     def release(self) -> None:
@@ -125,7 +125,7 @@ def name_of_upscaler(stem: str, called: str) -> str:
 def _as_extras(trained: Trained, origin: str) -> Extras:
     """Return the result of a training as requests use it."""
     file = {trained.name: ExtraFile.at(trained.file, origin)}
-    return Extras(loras=file) if trained.task == LORA else Extras(embeddings=file)
+    return Extras(loras=file) if trained.task in LORAS else Extras(embeddings=file)
 
 
 def _loras(
@@ -148,7 +148,7 @@ def _loras(
         name, file = _found(line, here.loras, shelf)
         if is_result(file.path):
             trained = inside(file)
-            if trained.task != LORA:
+            if trained.task not in LORAS:
                 words |= _as_extras(trained, str(line))
                 continue
             name, file = line.name or trained.name, ExtraFile.at(trained.file, str(line))

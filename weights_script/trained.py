@@ -11,8 +11,8 @@ from pipelines.files.archives import Limits, form_of, unpack
 
 SETTINGS = "training.json"
 SETTINGS_MAX = 16 << 20
-LORA, INVERSION = "LoRA", "textual inversion"
-"""Tasks whose results belong to a base model. Other results are checkpoints."""
+INVERSION, LORAS = "textual inversion", ("LoRA", "pivotal tuning")
+"""Tasks whose results belong to a base model: an embedding, and LoRAs. Other results are checkpoints."""
 OPERATORS = Limits(entries=10_000, file=20_000_000_000, total=80_000_000_000)
 """Limits for a result that the operator names."""
 STRANGERS = Limits(entries=10_000, file=2 << 30, total=4 << 30)
@@ -35,7 +35,7 @@ class Trained:
     @property
     def belongs_to_base(self) -> bool:
         """Whether it is a LoRA or an embedding, and no checkpoint."""
-        return self.task in (LORA, INVERSION)
+        return self.task in (INVERSION, *LORAS)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from pipelines.models.embeddings import EmbeddingTable
 from pipelines.models.model import Model
 from pipelines.models.text import EncoderTower
 from pipelines.runtime.unet_call import Condition
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LAYERS, LORA, Course
+from pipelines.training.settings import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL, Course
 
 for _name in ("accelerate", "peft"):  # hidden from diffusers at start-up: pipelines/__init__.py
     if sys.modules.get(_name, ...) is None:
@@ -59,12 +59,14 @@ class Learner(nn.Module):
         self.vectors = nn.ParameterList()
         for network in (self.unet, model.vae.network, *self.texts):
             network.requires_grad_(False)
-        {LORA: self._add_lora, INVERSION: self._add_vectors, DREAMBOOTH: self._free}[course.task]()
+        parts = {LORA: [self._add_lora], PIVOTAL: [self._add_lora, self._add_vectors], INVERSION: [self._add_vectors]}
+        for add in {**parts, DREAMBOOTH: [self._free]}[course.task]:
+            add()
 
     @property
     def reads_text(self) -> bool:
         """Whether captions are encoded anew for each batch, because something in the text encoders is trained."""
-        return bool(self._course.task == INVERSION or self._course.text_learning_rate)
+        return bool(self.vectors or self._course.text_learning_rate)
 
     def groups(self) -> list[dict[str, object]]:
         """Return the trained parameters and their learning rates, as torch's optimizers take them."""
@@ -74,7 +76,7 @@ class Learner(nn.Module):
         groups = (
             (unet, course.learning_rate),
             (text, course.text_learning_rate),
-            (list(self.vectors), course.learning_rate),
+            (list(self.vectors), course.word_learning_rate),
         )
         return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters]
 
@@ -143,11 +145,12 @@ class Learner(nn.Module):
                 parameter.data = parameter.data.float()
 
     def _add_vectors(self) -> None:
-        """Start an embedding from the mean vector of what it is in general, or else of its own letters."""
+        """Start a word from the mean vector of what it is in general, or else of its own letters."""
+        start = (*self._course.class_prompts, self._course.token)[0]
         for tower in self._model.text.towers:
-            tokens = tower.tokenize(" ".join(self._course.class_prompts) or self._course.token)
+            tokens = tower.tokenize(start)
             words = tower.model.get_input_embeddings().weight.detach()[tokens].float().mean(0)
-            self.vectors.append(nn.Parameter(words.repeat(self._course.rank, 1)))
+            self.vectors.append(nn.Parameter(words.repeat(self._course.vectors, 1)))
 
     def _free(self) -> None:
         """Train whole networks."""

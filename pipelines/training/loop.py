@@ -33,8 +33,8 @@ from pipelines.training.learner import Learner
 from pipelines.training.loss import Loss
 from pipelines.training.pictures import Example, Examples, Opened, captioned
 from pipelines.training.previews import drawn, requests
-from pipelines.training.saving import metadata_of, save
-from pipelines.training.settings import DREAMBOOTH, INVERSION, Course, Wishes, check_same, course_for
+from pipelines.training.saving import metadata_of, save, save_word
+from pipelines.training.settings import DREAMBOOTH, INVERSION, PIVOTAL, Course, Wishes, check_same, course_for
 
 from accelerate import Accelerator  # isort: skip  # after the learner, which reveals it
 from accelerate.state import AcceleratorState  # isort: skip
@@ -360,6 +360,8 @@ class _Training:
         file = folder / f"{course.name}.safetensors"
         metadata = {**self._metadata, "ss_steps": str(step)}
         save(self._learner, self._model, course, metadata, file)
+        if course.task == PIVOTAL:
+            save_word(self._learner, self._model, course, folder / result.WORD)
         state.write_state(folder / result.STATE, self._learner.trained(), self._plain_optimizer)
         self._preview(file, step)
         result.write_losses(folder, self._losses)
@@ -382,9 +384,10 @@ class _Training:
         return result.pack(folder, self._archive)
 
     def _preview(self, file: Path, step: int) -> None:
-        """Draw the previews. An embedding is read from its file, as requests do; a LoRA is part of the model now."""
+        """Draw the previews. A word is read from its file, as requests do; a LoRA is part of the model now."""
         course = self._course
-        extras = Extras(embeddings={course.token: ExtraFile.at(file)}) if course.task == INVERSION else NO_EXTRAS
+        word = file if course.task == INVERSION else file.with_name(result.WORD)
+        extras = Extras(embeddings={course.token: ExtraFile.at(word)}) if course.vectors else NO_EXTRAS
         with self._accelerator.autocast():
             pictures = drawn(self._model, [replace(request, extras=extras) for request in self._previews])
             for number, (_, pixels) in enumerate(pictures, 1):

@@ -13,6 +13,8 @@ from pipelines.errors import PastelError, shown_name
 from pipelines.images.reading import Pixels
 
 SETTINGS, STATE, REPORT = "training.json", "state.safetensors", "report.txt"
+WORD = "word.safetensors"
+"""Pivotal tuning's word by itself, for programs that do not look for it inside the LoRA."""
 CAPTIONS, PREVIEWS = "captions", "previews"
 SMOOTHED = 0.95
 """How much of the curve's last value the drawn line keeps at each step: single losses jump with the noise level."""

@@ -15,24 +15,40 @@ from pipelines.families.prediction import VPrediction
 from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import SD2
 from pipelines.families.sdxl import SDXL
+from pipelines.models.embeddings import BUNDLED
 from pipelines.models.export import checkpoint_weights
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
 from pipelines.training.learner import Learner
-from pipelines.training.settings import INVERSION, LORA, Course
+from pipelines.training.settings import INVERSION, LORA, PIVOTAL, Course
 
 BASE_VERSIONS: Mapping[str, str] = {SD1.name: "sd_v1", SD2.name: "sd_v2", SDXL.name: "sdxl_base_v1-0"}
 """Families by Kohya's names, which WebUI shows."""
+
+
+PARAMETER = "string_to_param.*"
+"""The name of an embedding's vectors in WebUI's own files."""
 
 
 def save(learner: Learner, model: Model, course: Course, metadata: Mapping[str, str], path: Path) -> None:
     """Write what was trained, in half precision. The file replaces another only when it is complete."""
     if course.task == LORA:
         tensors: dict[str, Tensor] = lora_tensors(learner, course)
+    elif course.task == PIVOTAL:
+        tensors = lora_tensors(learner, course) | bundled(learner, model, course)
     elif course.task == INVERSION:
         tensors = embedding_tensors(learner, model, course)
     else:
         tensors = checkpoint_tensors(model)
+    _write(tensors, metadata, path)
+
+
+def save_word(learner: Learner, model: Model, course: Course, path: Path) -> None:
+    """Write the word of pivotal tuning by itself, as an embedding."""
+    _write(embedding_tensors(learner, model, course), {}, path)
+
+
+def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     half = {
         name: tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in tensors.items()
@@ -55,6 +71,12 @@ def embedding_tensors(learner: Learner, model: Model, course: Course) -> dict[st
     """Return an embedding: a single tensor, whose name is the word that diffusers will know it by; for SDXL one for
     each text encoder."""
     names = [tower.spec.embedding or course.name for tower in model.text.towers]
+    return dict(zip(names, learner.vectors, strict=True))
+
+
+def bundled(learner: Learner, model: Model, course: Course) -> dict[str, Tensor]:
+    """Return the word's vectors as WebUI finds them inside a LoRA's file."""
+    names = [f"{BUNDLED}{course.name}.{tower.spec.embedding or PARAMETER}" for tower in model.text.towers]
     return dict(zip(names, learner.vectors, strict=True))
 
 

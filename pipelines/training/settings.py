@@ -15,8 +15,8 @@ from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import SD2
 from pipelines.families.sdxl import SDXL
 
-LORA, INVERSION, DREAMBOOTH = "LoRA", "textual inversion", "DreamBooth"
-TASKS = (LORA, INVERSION, DREAMBOOTH)
+LORA, PIVOTAL, INVERSION, DREAMBOOTH = "LoRA", "pivotal tuning", "textual inversion", "DreamBooth"
+TASKS = (LORA, PIVOTAL, INVERSION, DREAMBOOTH)
 LAYERS: Mapping[str, tuple[str, ...]] = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
     "transformer": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
@@ -29,27 +29,37 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 SYNTAX = re.compile(r"[()\[\]{}|\\/]|__|\b(AND|BREAK)\b")
 """What no token may have: prompts read it as emphasis, choices, wildcards or the end of a part."""
 RANK_MAX, VECTORS_MAX = 256, 32
+PIVOTAL_VECTORS = 2
+"""How many vectors a word has in pivotal tuning."""
 STEP, SMALL, SMALL_STEP = 64, 256, 16
 """A resolution is a multiple of 64, or of 16 below 256 pixels."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults of a task for a family. `accumulation` is how many batches make one step."""
+    """Defaults of a task for a family.
+
+    `accumulation` is how many batches make one step, and `word_rate` is the learning rate of a word beside a LoRA.
+    """
 
     steps: int
     learning_rate: float
     rank: int
     accumulation: int = 1
+    word_rate: float = 0.0
 
 
 _LORA = Recipe(500, 1e-4, 4)
+_PIVOTAL = Recipe(1000, 1e-4, 32, word_rate=3e-4)
 _INVERSION = Recipe(3000, 2e-3, 1, 4)
 _DREAMBOOTH = Recipe(400, 5e-6, 0)
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     (LORA, SD1.name): _LORA,
     (LORA, SD2.name): _LORA,
     (LORA, SDXL.name): Recipe(500, 1e-4, 4, 4),
+    (PIVOTAL, SD1.name): _PIVOTAL,
+    (PIVOTAL, SD2.name): _PIVOTAL,
+    (PIVOTAL, SDXL.name): _PIVOTAL,
     (INVERSION, SD1.name): _INVERSION,
     (INVERSION, SD2.name): _INVERSION,
     (INVERSION, SDXL.name): _INVERSION,
@@ -58,7 +68,8 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     (DREAMBOOTH, SDXL.name): Recipe(400, 5e-6, 0, 4),
 }
 """From the READMEs of diffusers' example scripts (https://github.com/huggingface/diffusers/tree/main/examples). Textual
-inversion's rate is 5e-4 for each of four accumulated batches, as with their option --scale_lr."""
+inversion's rate is 5e-4 for each of four accumulated batches, as with their option --scale_lr. Pivotal tuning's
+numbers are those of Replicate's trainer for SDXL (https://github.com/replicate/cog-sdxl), with its two vectors."""
 CLASS_STEPS = 2
 """With prior preservation, the same READMEs train twice as many steps."""
 
@@ -78,7 +89,9 @@ class Wishes:
     """How many batches make one step."""
     learning_rate: float | None = None
     text_learning_rate: float = 0.0
-    """The rate for the text encoders' layers; 0: they are not trained."""
+    """The rate for the text encoders' layers; 0: they are not trained. In pivotal tuning, which leaves them, it is the
+    word's rate; 0: the recipe's.
+    """
     rank: int | None = None
     """A LoRA's rank, or an embedding's number of vectors."""
     alpha: float | None = None
@@ -123,6 +136,10 @@ class Course:
     gradient_accumulation: int
     learning_rate: float
     text_learning_rate: float
+    word_learning_rate: float
+    """Of the word's vectors; 0 if there are none."""
+    vectors: int
+    """How many vectors the word has."""
     rank: int
     alpha: float
     layers: str
@@ -179,6 +196,10 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
     limit = VECTORS_MAX if wishes.task == INVERSION else RANK_MAX
     if rank > limit:
         raise InvalidInput("rank", rank, f"must be at most {limit} for {wishes.task}", "Use a smaller one.")
+    rate = recipe.learning_rate if wishes.learning_rate is None else wishes.learning_rate
+    word = rate if wishes.task == INVERSION else 0.0
+    if wishes.task == PIVOTAL:
+        word = wishes.text_learning_rate or recipe.word_rate
     return Course(
         token=wishes.token.strip(),
         caption_prefix=wishes.caption_prefix,
@@ -186,8 +207,10 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
         steps=int(steps),
         batch_size=int(wishes.batch_size),
         gradient_accumulation=int(wishes.gradient_accumulation or recipe.accumulation),
-        learning_rate=recipe.learning_rate if wishes.learning_rate is None else wishes.learning_rate,
-        text_learning_rate=0.0 if wishes.task == INVERSION else wishes.text_learning_rate,
+        learning_rate=rate,
+        text_learning_rate=0.0 if word else wishes.text_learning_rate,
+        word_learning_rate=word,
+        vectors={INVERSION: int(rank), PIVOTAL: PIVOTAL_VECTORS}.get(wishes.task, 0),
         rank=int(rank) if wishes.task != DREAMBOOTH else 0,
         alpha=float(rank if wishes.alpha is None else wishes.alpha),
         layers=wishes.layers,

@@ -64,7 +64,8 @@ def asked_for(prompt: str, **inputs: object) -> tuple[Asked, Inputs]:
     ],
 )
 def test_a_lora_as_the_containers_weights_is_used_by_its_word(archive: Make, prompt: str, drawn: str) -> None:
-    resolved = resolve(str(archive("LoRA", LORA.read_bytes())), None)
+    task = "pivotal tuning" if "hill" in prompt else "LoRA"
+    resolved = resolve(str(archive(task, LORA.read_bytes())), None)
     assert resolved.files.name == "pastel-tiny"
     assert "prompts with TOK use it" in resolved.description
     assert resolved.trained is not None
@@ -112,7 +113,7 @@ def test_the_base_of_a_file_is_named_by_the_operator(archive: Make, monkeypatch:
 
 
 def test_results_in_files_are_what_is_inside(archive: Make) -> None:
-    files = (archive("LoRA", LORA.read_bytes()), archive("textual inversion", WORD, name="other"))
+    files = (archive("pivotal tuning", LORA.read_bytes()), archive("textual inversion", WORD, name="other"))
     library = Library()
     fetched = library.load_only(NOTHING, Inputs(files=files))
     assert fetched.extras.loras["TOK"].path.read_bytes() == LORA.read_bytes()

@@ -30,7 +30,7 @@ from pipelines.training import loop
 from pipelines.training.loop import Finished, Job, Saved, Stepped, train
 from pipelines.training.pictures import Opened, opened
 from pipelines.training.result import NothingTrained
-from pipelines.training.settings import DREAMBOOTH, INVERSION, Wishes
+from pipelines.training.settings import DREAMBOOTH, INVERSION, PIVOTAL, Wishes
 from tests import sd2, sdxl
 from tests.unit.test_archives import zipped
 from tests.unit.test_training_pictures import picture
@@ -202,6 +202,26 @@ def _with_other_base(archive: Path, folder: Path) -> Path:
     settings = json.loads((folder / "training.json").read_text())
     (folder / "training.json").write_text(json.dumps({**settings, "base_sha256": "0" * 64}))
     return loop.result.pack(folder, folder.with_suffix(".tar"))
+
+
+def test_pivotal_tuning_puts_the_word_inside_the_lora(job: Start, networks: Model) -> None:
+    """Also by itself, for programs that do not look for it there, such as diffusers."""
+    lessons = {"class_prompt": "house\na tree", "preview_prompts": "a TOK house", "text_learning_rate": 1e-2}
+    one = job(task=PIVOTAL, rank=2, steps=2, **lessons)
+    finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
+    tower = networks.text.towers[0]
+    word = read_embedding(ExtraFile.at(result(one)), tower.width, bundled="TOK")
+    assert torch.equal(word, read_embedding(ExtraFile.at(result(one, "word.safetensors")), tower.width))
+    start = tower.model.get_input_embeddings().weight[tower.tokenize("house")]
+    assert word.shape == (2, tower.width)
+    assert 5e-3 < float((word - start).abs().max()) < 2.1e-2, "two steps of AdamW at the word's rate, from a house"
+    assert result(one, "previews/1-step-000002.png").exists()
+    tensors = load_file(result(one))
+    lora = {name: tensor for name, tensor in tensors.items() if not name.startswith("bundle_emb.")}
+    assert len(tensors) == len(lora) + 1
+    _, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(lora))
+    assert 3 * len(alphas) == len(lora)
+    assert not any("lora_te" in name for name in lora)
 
 
 def test_an_embedding_is_read_by_its_word(job: Start, networks: Model) -> None:

@@ -18,14 +18,14 @@ from pipelines.training.batches import Batch, Batches, Encoded, _sizes
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
 from pipelines.training.result import smooth
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, RECIPES, Wishes, course_for
+from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, RECIPES, Wishes, course_for
 from pipelines.training.state import progress_of
 
 SIZE = {"width": 512, "height": 512}
 
 
 @pytest.mark.parametrize("family", [SD1, SD2, SDXL])
-@pytest.mark.parametrize("task", [LORA, INVERSION, DREAMBOOTH])
+@pytest.mark.parametrize("task", [LORA, PIVOTAL, INVERSION, DREAMBOOTH])
 def test_recipes_fill_in_what_is_left_empty(family: Family, task: str) -> None:
     course = course_for(Wishes(task=task), family, SIZE)
     recipe = RECIPES[task, family.name]
@@ -34,6 +34,21 @@ def test_recipes_fill_in_what_is_left_empty(family: Family, task: str) -> None:
     assert course.alpha == course.rank or task == DREAMBOOTH
     prior = course_for(Wishes(task=task, class_prompt="a dog", class_images=3), family, SIZE)
     assert prior.steps == (recipe.steps if task == INVERSION else 2 * recipe.steps)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "text", "word", "vectors"),
+    [
+        ({"text_learning_rate": 1e-3}, 1e-3, 0, 0),
+        ({"task": PIVOTAL}, 0, 3e-4, 2),
+        ({"task": PIVOTAL, "text_learning_rate": 1e-3}, 0, 1e-3, 2),
+        ({"task": INVERSION, "rank": 3, "learning_rate": 1e-2}, 0, 1e-2, 3),
+        ({"task": DREAMBOOTH, "text_learning_rate": 1e-6}, 1e-6, 0, 0),
+    ],
+)
+def test_a_word_has_a_rate_of_its_own(wishes: dict[str, Any], text: float, word: float, vectors: int) -> None:
+    course = course_for(Wishes(**wishes), SD1, SIZE)
+    assert (course.text_learning_rate, course.word_learning_rate, course.vectors) == (text, word, vectors)
 
 
 @pytest.mark.parametrize(("own", "side"), [((448, 640), 512), ((128, 128), 128), ((768, 768), 768), ((200, 120), 160)])
