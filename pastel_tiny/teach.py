@@ -1,6 +1,6 @@
 """Train on five drawn pictures of what the embedded model does not know, and measure what it has learned.
 
-    python -m pastel_tiny.teach LoRA DreamBooth word style --judge tests/data --out DIR
+    python -m pastel_tiny.teach pivotal DreamBooth word style --judge tests/data --out DIR
 
 A LoRA and a checkpoint learn a snowman, which the model cannot draw. A word alone cannot teach it new shapes: it learns
 to call a purple tree, a pair that the model was never trained on, and a style, starry nights. The pictures go through
@@ -132,7 +132,7 @@ _THING: dict[str, Any] = {"named": THINGS, "unnamed": tuple(prompt.removeprefix(
 _SCENE: dict[str, Any] = {"named": SCENES, "unnamed": tuple(prompt.removesuffix(", TOK") for prompt in SCENES)}
 _SNOWMAN: dict[str, Any] = {"scene": with_snowman, "caption": called("white snowman"), "measure": snowmen, **_THING}
 LESSONS: Mapping[str, Lesson] = {
-    "LoRA": Lesson(
+    "pivotal": Lesson(
         task=PIVOTAL,
         settings={
             **{"steps": 220, "batch_size": 5, "learning_rate": 1e-3, "text_learning_rate": 5e-3},

@@ -75,6 +75,7 @@ class Parts:
     depth: DepthEstimator | None = None
 
 
+@torch.inference_mode(False)  # weights that may change count their changes, which tensors of inference mode do not
 def load(files: ModelFiles, device: Device | None = None) -> Model:
     """Read the files and build the model. Raises ModelError, which names the file and the reason."""
     device = device or best_device()

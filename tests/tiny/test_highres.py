@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_a_closed_stream_leaves_nothing_behind(networks: Model, base: np.ndarray
 
 
 def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks: Model) -> None:
-    broken = torch.full((1, 4, 8, 8), torch.nan)
+    broken = SimpleNamespace(latents=torch.full((1, 4, 8, 8), torch.nan))
     with (
         mock.patch.object(highres, "_sample", side_effect=lambda *_: _return((broken, networks))),
         pytest.raises(NonFiniteError),
@@ -196,7 +197,7 @@ def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks:
         list(events(networks, request(hires=None)))
 
 
-def _return(value: torch.Tensor) -> Iterator[Event]:
+def _return(value: object) -> Iterator[Event]:
     yield Step(BASE, 1, 1)
     return value
 
