@@ -8,7 +8,7 @@ prediction, which ends with it.
 import math
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -165,16 +165,17 @@ def render(
         yield from _told(_phases(drawing))
 
 
-def _told(events: Iterator[Event]) -> Iterator[Event]:
+def _told(events: Generator[Event]) -> Generator[Event]:
     """Give pictures what their generation data says about the passes before them."""
     embeddings, refined = tuple[tuple[str, str], ...](), False
-    for event in events:
-        if isinstance(event, PassResult):
-            embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
-            refined = refined or event.refined_from is not None
-        elif isinstance(event, Picture):
-            event = replace(event, embeddings=embeddings, refined=refined or event.kind != FINAL)
-        yield event
+    with closing(events):  # whatever ends this one: what the phases have applied must go before what is around them
+        for event in events:
+            if isinstance(event, PassResult):
+                embeddings = event.prompts.embeddings if event.phase == BASE else embeddings
+                refined = refined or event.refined_from is not None
+            elif isinstance(event, Picture):
+                event = replace(event, embeddings=embeddings, refined=refined or event.kind != FINAL)
+            yield event
 
 
 def _as_asked(model: Model, requests: Sequence[GenerationRequest]) -> Model:
@@ -189,7 +190,7 @@ def _as_asked(model: Model, requests: Sequence[GenerationRequest]) -> Model:
     return replace(model, unet=UNet(model.unet.network)) if plain else model
 
 
-def _phases(drawing: Drawing) -> Iterator[Event]:
+def _phases(drawing: Drawing) -> Generator[Event]:
     plan, watch = drawing.plan, drawing.watch
     second = drawing.in_hires
     encoders = _PromptEncoders(drawing)

@@ -1,7 +1,7 @@
 """The three phases on the embedded model."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
@@ -195,6 +195,24 @@ def test_a_picture_that_is_not_finite_is_an_error_and_no_black_picture(networks:
         pytest.raises(NonFiniteError),
     ):
         list(events(networks, request(hires=None)))
+
+
+def test_what_the_phases_applied_goes_before_what_is_around_them() -> None:
+    """Also if an error is thrown into them."""
+    ended = []
+
+    def within(name: str, events: Generator[Event]) -> Generator[Event]:
+        try:
+            yield from events
+        finally:
+            ended.append(name)
+
+    steps: Generator[Event] = (Step(BASE, number, 2) for number in (1, 2))
+    drawing = within("around", highres._told(within("phases", steps)))
+    next(drawing)
+    with pytest.raises(KeyboardInterrupt):
+        drawing.throw(KeyboardInterrupt)
+    assert ended == ["phases", "around"]
 
 
 def _return(value: object) -> Iterator[Event]:
