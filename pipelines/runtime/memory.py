@@ -10,7 +10,7 @@ import mmap
 import traceback
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -145,18 +145,27 @@ def drop_pages(tensor: Tensor) -> None:
 
 
 @contextmanager
-def memory_errors_say_what_fits(
-    plan: HighresPlan, footprint: Callable[[], Footprint], device: torch.device
-) -> Iterator[None]:
-    """Turn an allocator's error into OutOfMemory, which suggests a size that fits."""
+def memory_errors_say(told: Callable[[], str]) -> Iterator[None]:
+    """Turn an allocator's error into OutOfMemory with this text, which is made when the memory is released."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         release_memory(error)
+        raise OutOfMemory(told()) from error
+
+
+def memory_errors_say_what_fits(
+    plan: HighresPlan, footprint: Callable[[], Footprint], device: torch.device
+) -> AbstractContextManager[None]:
+    """Turn an allocator's error into OutOfMemory, which suggests a size that fits."""
+
+    def told() -> str:
         fit = what_fits(plan, footprint(), room_left(device))  # computed only now, when the ControlNets are loaded
-        raise OutOfMemory(f"No memory left for {plan.describe()}. {fit}") from error
+        return f"No memory left for {plan.describe()}. {fit}"
+
+    return memory_errors_say(told)
 
 
 def what_fits(plan: HighresPlan, footprint: Footprint, room: int | None) -> str:

@@ -59,8 +59,13 @@ class Learner(nn.Module):
         self.vectors = nn.ParameterList()
         for network in (self.unet, model.vae.network, *self.texts):
             network.requires_grad_(False)
-        parts = {LORA: [self._add_lora], PIVOTAL: [self._add_lora, self._add_vectors], INVERSION: [self._add_vectors]}
-        for add in {**parts, DREAMBOOTH: [self._free]}[course.task]:
+        parts = {
+            LORA: (self._add_lora,),
+            PIVOTAL: (self._add_lora, self._add_vectors),
+            INVERSION: (self._add_vectors,),
+            DREAMBOOTH: (self._free,),
+        }
+        for add in parts[course.task]:
             add()
 
     @property

@@ -108,7 +108,7 @@ class Opened:
     def _examples(self, resolution: int) -> Examples:
         """Read the pictures. `resolution` is the side of a square with as many pixels as each is trained at.
 
-        What another resolution was asked for becomes invalid. Raises InvalidInput if no picture can be used.
+        Examples that were read for another resolution are lost. Raises InvalidInput if no picture can be used.
         """
         reader = _Reader(self._unpacked, resolution)
         pictures = tuple(reader.pictures())

@@ -24,8 +24,6 @@ from pipelines.training.settings import INVERSION, LORA, PIVOTAL, Course
 
 BASE_VERSIONS: Mapping[str, str] = {SD1.name: "sd_v1", SD2.name: "sd_v2", SDXL.name: "sdxl_base_v1-0"}
 """Families by Kohya's names, which WebUI shows."""
-
-
 PARAMETER = "string_to_param.*"
 """The name of an embedding's vectors in WebUI's own files."""
 
@@ -70,13 +68,18 @@ def lora_tensors(learner: Learner, course: Course) -> dict[str, Tensor]:
 def embedding_tensors(learner: Learner, model: Model, course: Course) -> dict[str, Tensor]:
     """Return an embedding: a single tensor, whose name is the word that diffusers will know it by; for SDXL one for
     each text encoder."""
-    names = [tower.spec.embedding or course.name for tower in model.text.towers]
-    return dict(zip(names, learner.vectors, strict=True))
+    return _vectors(learner, model, course.name)
 
 
 def bundled(learner: Learner, model: Model, course: Course) -> dict[str, Tensor]:
     """Return the word's vectors as WebUI finds them inside a LoRA's file."""
-    names = [f"{BUNDLED}{course.name}.{tower.spec.embedding or PARAMETER}" for tower in model.text.towers]
+    vectors = _vectors(learner, model, PARAMETER)
+    return {f"{BUNDLED}{course.name}.{name}": each for name, each in vectors.items()}
+
+
+def _vectors(learner: Learner, model: Model, alone: str) -> dict[str, Tensor]:
+    """Return a word's vectors by the encoders' names; `alone` is the name in families with one encoder."""
+    names = [tower.spec.embedding or alone for tower in model.text.towers]
     return dict(zip(names, learner.vectors, strict=True))
 
 
