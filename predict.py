@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import pairwise
 from typing import Optional
 
@@ -52,7 +51,7 @@ from pipelines.infotext.other_models import with_models
 from pipelines.infotext.unused import unused_inputs
 from pipelines.models.loader import load
 from pipelines.models.model import Model
-from pipelines.models.room import without_room
+from pipelines.models.room import makers
 from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
@@ -156,11 +155,7 @@ class Predictor(BasePredictor):
         """Load and compile the models, the first one last: it is on the device then. Return the seconds, too."""
         seconds = {"load": 0.0, "compile": 0.0}
 
-        refused = without_room({name: each.files for name, each in chosen.items()}, device)
-
         def loaded(name: str) -> Member:
-            if name in refused:
-                raise ModelError(refused[name])
             start, resolved = time.perf_counter(), chosen[name]
             model = self.worker.run(load, resolved.files, device)
             settings = {**model.settings, **resolved.settings}
@@ -173,7 +168,8 @@ class Predictor(BasePredictor):
             return Member(model=model, settings=settings, checked=resolved.safety_checker is not None)
 
         first = next(iter(chosen))
-        members, broken = made({name: partial(loaded, name) for name in reversed(list(chosen))}, missing)
+        make = makers({name: each.files for name, each in chosen.items()}, device, loaded)
+        members, broken = made(dict(reversed(make.items())), missing)
         files = file_names(missing) | {name: each.files.name for name, each in chosen.items()}
         roster = Roster({name: members[name] for name in chosen if name in members}, broken, files)
         if len(roster.members) + len(roster.broken) > 1:

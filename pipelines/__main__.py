@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from pipelines.drawing.cast import Cast, cast_of, picked
 from pipelines.drawing.drawing import Given
 from pipelines.drawing.phases import BASE, Beside, Notice, PassResult, Picture, render
 from pipelines.drawing.pictures import check_noise_level, with_depth
-from pipelines.errors import InvalidInput, ModelError, PastelError, in_one_line
+from pipelines.errors import InvalidInput, PastelError, in_one_line
 from pipelines.images import reading as picture
 from pipelines.images.files import FileFormat, read_parameters, write
 from pipelines.infotext.asked import (
@@ -44,7 +43,7 @@ from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.other_models import with_models
 from pipelines.infotext.writing import of_picture
 from pipelines.models.loader import load
-from pipelines.models.room import without_room
+from pipelines.models.room import makers
 from pipelines.models.roster import Member, Roster, made
 from pipelines.runtime.device import best_device
 from pipelines.upscalers.interpolation import load_upscaler
@@ -67,15 +66,12 @@ def read_models(options: argparse.Namespace) -> Roster:
         for name, path in chosen.items()
     }
     device = best_device()
-    refused = without_room(files, device)
 
     def loaded(name: str) -> Member:
-        if name in refused:
-            raise ModelError(refused[name])
         return Member(model=load(files[name], device), settings=own)
 
     names = {name: each.name for name, each in files.items()}
-    return Roster(*made({name: partial(loaded, name) for name in chosen}), names)
+    return Roster(*made(makers(files, device, loaded)), names)
 
 
 def read_requests(path: Path, roster: Roster, options: argparse.Namespace) -> tuple[list[GenerationRequest], Cast]:

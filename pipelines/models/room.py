@@ -4,8 +4,10 @@ On a CPU, weights in its precision stay mapped from their files, and others beco
 in half precision take 28 GB, and in single precision almost none.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.ask.identity import ModelFiles
 from pipelines.errors import ModelError
@@ -18,6 +20,23 @@ UNUSED = "model_ema."
 """The prefix of a training's averaged weights, which are not loaded."""
 FOLDERS = ("unet", "text_encoder", "text_encoder_2", "image_encoder", "depth_estimator")
 """The networks of a diffusers folder, apart from the VAE."""
+
+
+Made = TypeVar("Made")
+
+
+def makers(
+    models: Mapping[str, ModelFiles], device: Device, load: Callable[[str], Made]
+) -> dict[str, Callable[[], Made]]:
+    """Return what loads each model, by name, or raises ModelError if the host has no memory for it."""
+    refused = without_room(models, device)
+
+    def make(name: str) -> Made:
+        if name in refused:
+            raise ModelError(refused[name])
+        return load(name)
+
+    return {name: partial(make, name) for name in models}
 
 
 def without_room(models: Mapping[str, ModelFiles], device: Device) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from pipelines.ask.identity import ModelIdentity
@@ -15,13 +15,14 @@ from pipelines.errors import ModelError, OutOfMemory
 from pipelines.families.family import LATENT_CHANNELS
 from pipelines.models.model import Model
 from pipelines.runtime.host_memory import host_room
-from pipelines.runtime.memory import is_out_of_memory, release_memory, room_left, what_fits
+from pipelines.runtime.memory import is_out_of_memory, memory_errors_say, release_memory, room_left, what_fits
 from pipelines.runtime.offloading import Components, settle_on_host
 from pipelines.runtime.placement import Placement, Sizes, Work, at_once, in_turns
 from pipelines.runtime.placement import place as placed
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
+NO_MEMORY = "No memory left to load {}. Use a larger GPU, or a smaller model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ def made(
     found, broken = dict[str, Made](), dict(missing)
     for name, make in makers.items():
         try:
-            with _memory_errors_name(name):
+            with memory_errors_say(partial(NO_MEMORY.format, name)):
                 found[name] = make()
         except (ModelError, OutOfMemory) as error:
             if len(makers) + len(missing) == 1:
@@ -204,18 +205,6 @@ def made(
         told = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
         raise ModelError(f"None of the models can be used. {told}")
     return found, broken
-
-
-@contextmanager
-def _memory_errors_name(model: str) -> Iterator[None]:
-    """Turn an allocator's error into OutOfMemory, which names the model."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        release_memory(error)
-        raise OutOfMemory(f"No memory left to load {model}. Use a larger GPU, or a smaller model.") from error
 
 
 class _Identities(Mapping[str, ModelIdentity]):

@@ -260,7 +260,7 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
     """The prompts tell what is there, and only the map where."""
     extras = in_folders(None, None, ROOT / "tests" / "data" / "controlnets")
     free, led = [], []
-    for seed in range(TEST_SEED, TEST_SEED + 3):
+    for seed in range(TEST_SEED, TEST_SEED + 4):
         shown = halve(painted(scene(seed), 256, 256)[None])[0]
         control = ControlSettings(model="canny-tiny", picture=Image.fromarray(shown))
         request = GenerationRequest(

@@ -58,7 +58,7 @@ def test_a_model_that_the_host_has_no_memory_for_is_not_loaded_and_does_not_stop
         name: SimpleNamespace(files=SimpleNamespace(name=name), settings={}, safety_checker=None) for name in "abc"
     }
     with (
-        mock.patch.object(predict, "without_room", return_value={"a": "no room"}) as asked,
+        mock.patch("pipelines.models.room.without_room", return_value={"a": "no room"}) as asked,
         mock.patch.object(predict, "load", return_value=model) as loaded,
         mock.patch.object(predict, "compile_model", side_effect=lambda each, *_: each),
         mock.patch.object(predict, "put_away", side_effect=[None, OutOfMemory("no room to wait")]),
