@@ -23,9 +23,13 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the ring. A file's tests share a worker, or both workers would make the models of its fixtures."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group("/".join(item.path.relative_to(TESTS).parts)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
