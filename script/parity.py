@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def checkpoint_of(folder: Path, name: str, into: Path) -> Path:
     return path
 
 
+@cache  # or they would be read and hashed again for every case
 def extras_of(folder: Path) -> Extras:
     """Return the LoRAs and embeddings that the cases use."""
     return in_folders(folder / "loras", folder / "embeddings")

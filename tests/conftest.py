@@ -3,6 +3,7 @@
 No test depends on how fast the machine is.
 """
 
+import gc
 import signal
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ from hypothesis import HealthCheck, settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell's background jobs ignore Ctrl-C, and so would the processes that tests start."""
 
+gc.disable()
+"""Until all tests are collected: to look again and again for garbage in what is imported takes a tenth of that time."""
+
 TESTS = Path(__file__).parent
 NOT_IN_A_BROWSER = "The form was not tested in a browser: there is no chromium on this machine."
 
@@ -23,9 +27,17 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the ring. A file's tests share a worker, or both workers would make the models of its fixtures."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group("/".join(item.path.relative_to(TESTS).parts)))
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
