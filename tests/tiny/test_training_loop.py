@@ -301,8 +301,9 @@ def test_diffusers_reads_every_result(job: Start, networks: Model, tmp_path: Pat
     for task, each in jobs.items():
         file = ExtraFile.at(result(each))
         model = load(replace(each.files, checkpoint=file.path)) if task == DREAMBOOTH else networks
-        word = {INVERSION: file, PIVOTAL: ExtraFile.at(result(each, "word.safetensors"))}.get(task)
-        tables = networks.text.embedding_tables({"TOK": word} if word else {})
+        words = {INVERSION: "TOK.safetensors", PIVOTAL: "word.safetensors"}
+        named = {"TOK": ExtraFile.at(result(each, words[task]))} if task in words else {}
+        tables = networks.text.embedding_tables(named)
         model.adapters.apply([LoraUse(file, LoraTag("TOK", 1.0, 1.0))] if task in (LORA, PIVOTAL) else [])
         try:
             ours[task] = predicted(model, text, tables)
