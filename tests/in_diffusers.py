@@ -12,11 +12,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-
-BUNDLED = "bundle_emb."
 
 
 def whole(parts: Path, tokenizer: Path) -> StableDiffusionPipeline:
@@ -40,21 +38,6 @@ def with_lora(base: Path, result: Path) -> StableDiffusionPipeline:
     return pipe
 
 
-def with_lora_and_word(base: Path, result: Path) -> StableDiffusionPipeline:
-    """Return the model with what pivotal tuning made, as docs/training.md says."""
-    pipe, tensors = StableDiffusionPipeline.from_pretrained(base), load_file(result)
-    pipe.load_lora_weights({name: each for name, each in tensors.items() if not name.startswith(BUNDLED)})
-    pipe.load_textual_inversion(str(result.with_name("word.safetensors")), token="TOK")
-    return pipe
-
-
-def with_word(base: Path, result: Path) -> StableDiffusionPipeline:
-    """Return the model with a word."""
-    pipe = StableDiffusionPipeline.from_pretrained(base)
-    pipe.load_textual_inversion(str(result))
-    return pipe
-
-
 def checkpoint(base: Path, result: Path) -> StableDiffusionPipeline:
     """Return the model of a checkpoint. The base only says how large its parts are."""
     return StableDiffusionPipeline.from_single_file(str(result), config=str(base), local_files_only=True)
@@ -63,8 +46,6 @@ def checkpoint(base: Path, result: Path) -> StableDiffusionPipeline:
 USES: Mapping[str, Callable[[Path, Path], StableDiffusionPipeline]] = {
     "plain": lambda base, _: StableDiffusionPipeline.from_pretrained(base),
     "LoRA": with_lora,
-    "pivotal tuning": with_lora_and_word,
-    "textual inversion": with_word,
     "DreamBooth": checkpoint,
 }
 
