@@ -208,6 +208,7 @@ class Learner(nn.Module):
     def store_rows(self) -> None:
         """Write the token's rows into the text encoders, which are complete then."""
         for each in self.rows:
+            assert isinstance(each, TrainedRows)
             each.store()
 
 
