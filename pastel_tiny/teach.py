@@ -144,8 +144,8 @@ LESSONS: Mapping[str, Lesson] = {
     "DreamBooth": Lesson(
         task=DREAMBOOTH,
         settings={
-            **{"steps": 100, "batch_size": 5, "learning_rate": 3e-4, "text_learning_rate": 5e-4},
-            **{**PRIOR, "class_images": 16},
+            **{"steps": 200, "batch_size": 5, "learning_rate": 5e-4, "text_learning_rate": 1e-4},
+            **{"word_learning_rate": 5e-3, "word_start": "white tree", "schedule": "cosine", **PRIOR},
         },
         **_SNOWMAN,
     ),

@@ -47,6 +47,37 @@ class TrainedTable(EmbeddingTable):
         return {}
 
 
+class TrainedRows(nn.Module):
+    """Rows of a text encoder's table of tokens that are trained at a rate of their own: those of the subject's token.
+
+    The encoder's own rate is too small for them: a rare token's vector would hardly move away from what it was, which
+    the encoder may ignore. The rows are read by the tokens' numbers wherever these are, as every program will read them
+    in the saved checkpoint.
+    """
+
+    def __init__(self, table: nn.Embedding, ids: Sequence[int], start: Tensor | None) -> None:
+        """Take the rows (n, width) of these tokens' numbers out of the table, until `store` puts them back.
+
+        `start` (width,) is what each begins as; None: what it is.
+        """
+        super().__init__()
+        rows = table.weight.detach()[list(ids)].float()
+        self.rows = nn.Parameter(rows if start is None else start.repeat(len(ids), 1))
+        self._ids, self._table = tuple(ids), (table,)  # the tuple keeps the table out of this module's parameters
+        table.register_forward_hook(self._replaced)
+
+    def _replaced(self, _: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        for number, row in zip(self._ids, self.rows, strict=True):
+            output = torch.where((arguments[0] == number)[..., None], row.to(output.dtype), output)
+        return output
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Write the rows into the table."""
+        (table,) = self._table
+        table.weight[list(self._ids)] = self.rows.to(table.weight.dtype)
+
+
 class Learner(nn.Module):
     """A model in training. Calling it predicts noise or v for a batch."""
 
@@ -57,13 +88,14 @@ class Learner(nn.Module):
         self.unet = model.unet.network
         self.texts = nn.ModuleList([tower.network for tower in model.text.towers])
         self.vectors = nn.ParameterList()
+        self.rows = nn.ModuleList()
         for network in (self.unet, model.vae.network, *self.texts):
             network.requires_grad_(False)
         parts = {
             LORA: (self._add_lora,),
             PIVOTAL: (self._add_lora, self._add_vectors),
             INVERSION: (self._add_vectors,),
-            DREAMBOOTH: (self._free,),
+            DREAMBOOTH: (self._free, self._add_rows),
         }
         for add in parts[course.task]:
             add()
@@ -71,7 +103,7 @@ class Learner(nn.Module):
     @property
     def reads_text(self) -> bool:
         """Whether captions are encoded anew for each batch, because something in the text encoders is trained."""
-        return bool(self.vectors or self._course.text_learning_rate)
+        return bool(self.vectors or self.rows or self._course.text_learning_rate)
 
     def groups(self) -> list[dict[str, object]]:
         """Return the trained parameters and their learning rates, as torch's optimizers take them."""
@@ -81,7 +113,7 @@ class Learner(nn.Module):
         groups = (
             (unet, course.learning_rate),
             (text, course.text_learning_rate),
-            (list(self.vectors), course.word_learning_rate),
+            ([*self.vectors, *self.rows.parameters()], course.word_learning_rate),
         )
         return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters]
 
@@ -150,17 +182,39 @@ class Learner(nn.Module):
                 parameter.data = parameter.data.float()
 
     def _add_vectors(self) -> None:
-        """Start a word from the mean vector of what it is in general, or else of its own letters."""
-        start = (*self._course.class_prompts, self._course.token)[0]
+        """Start a word from the mean vector of what it shall begin as, or else of its own letters."""
         for tower in self._model.text.towers:
-            tokens = tower.tokenize(start)
-            words = tower.model.get_input_embeddings().weight.detach()[tokens].float().mean(0)
-            self.vectors.append(nn.Parameter(words.repeat(self._course.vectors, 1)))
+            start = _meaning(tower, self._course.word_start or self._course.token)
+            self.vectors.append(nn.Parameter(start.repeat(self._course.vectors, 1)))
 
     def _free(self) -> None:
         """Train whole networks."""
         self.unet.requires_grad_(bool(self._course.learning_rate))
         self.texts.requires_grad_(bool(self._course.text_learning_rate))
+
+    def _add_rows(self) -> None:
+        """Train the rows of the token at a rate of their own, but for those that it shares with what it is in general.
+
+        They go on from what they are, unless they shall begin as something else.
+        """
+        course = self._course
+        for tower in self._model.text.towers if course.word_learning_rate else ():
+            general = {number for prompt in course.class_prompts for number in tower.tokenize(prompt)}
+            own = [number for number in dict.fromkeys(tower.tokenize(course.token)) if number not in general]
+            if own:
+                start = _meaning(tower, course.word_start) if course.word_start else None
+                self.rows.append(TrainedRows(tower.model.get_input_embeddings(), own, start))
+
+    def store_rows(self) -> None:
+        """Write the token's rows into the text encoders, which are complete then."""
+        for each in self.rows:
+            assert isinstance(each, TrainedRows)
+            each.store()
+
+
+def _meaning(tower: EncoderTower, text: str) -> Tensor:
+    """Return the mean vector (width,) of the text's tokens."""
+    return tower.model.get_input_embeddings().weight.detach()[tower.tokenize(text)].float().mean(0)
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

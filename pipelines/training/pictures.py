@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -34,6 +34,8 @@ TEXT_MAX = 64 * 1024
 LISTING_MAX = 16 << 20
 """Limits for the bytes of a caption's file, and of metadata.jsonl."""
 LISTING = "metadata.jsonl"
+SHOWN = 5
+"""How many of a listing's lines the report names."""
 ASPECT_MAX = 2.0
 """Longer pictures are cropped to this ratio of their sides."""
 ENLARGED_MAX = 2.0
@@ -145,13 +147,16 @@ class _Reader:
     def __init__(self, unpacked: Unpacked, resolution: int) -> None:
         self._files, self._resolution = unpacked.files, resolution
         self._seen: dict[str, str] = {}
+        self._texts = [name for name in self._files if name.lower().endswith((".txt", ".caption"))]
+        others = self._files.keys() - set(self._texts)
+        self._names = sorted(name for name in others if PurePosixPath(name).name != LISTING)
+        self._known = {*self._names, *unpacked.left_out}
+        """Pictures that captions may be of, also those that could not be unpacked."""
         self.looks = [Look(shown_name(name), False, why) for name, why in unpacked.left_out.items()]
 
     def pictures(self) -> Iterator[Example]:
         """Yield the pictures that can be used."""
-        texts = [name for name in self._files if name.lower().endswith((".txt", ".caption"))]
-        names = [name for name in self._files if name not in texts and PurePosixPath(name).name != LISTING]
-        for name in sorted(names):
+        for name in self._names:
             if sum(look.used for look in self.looks) == PICTURES_MAX:
                 self._leave(name, f"at most {PICTURES_MAX} pictures are used")
                 continue
@@ -159,9 +164,9 @@ class _Reader:
                 yield self._picture(name)
             except InvalidInput as error:
                 self._leave(name, error.rule)
-        self._listings.keys()  # reports what cannot be read
-        stems = {_stem(name) for name in names}
-        for name in texts:
+        self._listings.keys()  # reports what is of no use in them
+        stems = {_stem(name) for name in self._names}
+        for name in self._texts:
             if _stem(name) not in stems:
                 self._leave(name, "no picture has its name")
 
@@ -206,19 +211,30 @@ class _Reader:
     @cached_property
     def _listings(self) -> Mapping[str, str]:
         """The captions in metadata.jsonl files, by the names of pictures, which are relative to the file."""
-        found: dict[str, str] = {}
-        for name, path in self._files.items():
-            if PurePosixPath(name).name == LISTING:
-                for number, line in enumerate(_text(path, LISTING_MAX).splitlines(), 1):
-                    try:
-                        row = json.loads(line) if line.strip() else {}
-                        if row:
-                            own = str(PurePosixPath(name).parent / str(row["file_name"]))
-                            found[own] = str(row.get("text", row.get("caption", "")))
-                    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-                        self._leave(name, f'line {number} is not like {{"file_name": "a.jpg", "text": "a caption"}}')
-                        break
-        return found
+        listings = {name: path for name, path in self._files.items() if PurePosixPath(name).name == LISTING}
+        return {picture: text for name, path in listings.items() for picture, text in self._listing(name, path)}
+
+    def _listing(self, name: str, path: Path) -> Iterator[tuple[str, str]]:
+        """Yield the pictures and captions of one listing, and report the lines that are of no use."""
+        unlike, nowhere = [], []
+        for number, line in enumerate(_text(path, LISTING_MAX).splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                named, text = str(row["file_name"]), str(row.get("text") or row.get("caption") or "")
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                unlike.append(f"line {number}")
+                continue
+            picture = str(PurePosixPath(name).parent / named)
+            if picture in self._known:
+                yield picture, text
+            else:
+                nowhere.append(f"{shown_name(named)} (line {number})")
+        if unlike:
+            self._leave(name, f'not like {{"file_name": "a.jpg", "text": "a caption"}}: {_some(unlike)}')
+        if nowhere:
+            self._leave(name, f"captions of pictures that are not here: {_some(nowhere)}")
 
 
 def bucket(own: Size, resolution: int) -> Size:
@@ -236,6 +252,12 @@ def _told(own: Size, covering: Size, size: Size) -> str:
     side = "width" if covering[0] > size[0] else "height"
     cropped = f", {lost:.0%} of its {side} cropped evenly" if lost >= 0.005 else ""
     return "{}x{} as {}x{}".format(*own, *size) + enlarged + cropped
+
+
+def _some(things: Sequence[str]) -> str:
+    """Name the first few of many things."""
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return ", ".join(things[:SHOWN]) + more
 
 
 def _stem(name: str) -> str:

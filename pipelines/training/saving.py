@@ -37,6 +37,7 @@ def save(learner: Learner, model: Model, course: Course, metadata: Mapping[str, 
     elif course.task == INVERSION:
         tensors = embedding_tensors(learner, model, course)
     else:
+        learner.store_rows()
         tensors = checkpoint_tensors(model)
     _write(tensors, metadata, path)
 

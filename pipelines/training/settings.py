@@ -39,7 +39,8 @@ STEP, SMALL, SMALL_STEP = 64, 256, 16
 class Recipe:
     """Defaults of a task for a family.
 
-    `accumulation` is how many batches make one step, and `word_rate` is the learning rate of a word beside a LoRA.
+    `accumulation` is how many batches make one step, and `word_rate` is the learning rate of a word that is trained
+    beside the UNet.
     """
 
     steps: int
@@ -52,7 +53,7 @@ class Recipe:
 _LORA = Recipe(500, 1e-4, 4)
 _PIVOTAL = Recipe(1000, 1e-4, 32, word_rate=3e-4)
 _INVERSION = Recipe(3000, 2e-3, 1, 4)
-_DREAMBOOTH = Recipe(400, 5e-6, 0)
+_DREAMBOOTH = Recipe(400, 5e-6, 0, word_rate=3e-4)
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     (LORA, SD1.name): _LORA,
     (LORA, SD2.name): _LORA,
@@ -65,11 +66,12 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     (INVERSION, SDXL.name): _INVERSION,
     (DREAMBOOTH, SD1.name): _DREAMBOOTH,
     (DREAMBOOTH, SD2.name): _DREAMBOOTH,
-    (DREAMBOOTH, SDXL.name): Recipe(400, 5e-6, 0, 4),
+    (DREAMBOOTH, SDXL.name): Recipe(400, 5e-6, 0, 4, 3e-4),
 }
 """From the READMEs of diffusers' example scripts (https://github.com/huggingface/diffusers/tree/main/examples). Textual
 inversion's rate is 5e-4 for each of four accumulated batches, as with their option --scale_lr. Pivotal tuning's
-numbers are those of Replicate's trainer for SDXL (https://github.com/replicate/cog-sdxl), with its two vectors."""
+numbers are those of Replicate's trainer for SDXL (https://github.com/replicate/cog-sdxl), with its two vectors;
+DreamBooth's token has the same rate."""
 CLASS_STEPS = 2
 """With prior preservation, the same READMEs train twice as many steps."""
 
@@ -91,6 +93,14 @@ class Wishes:
     text_learning_rate: float = 0.0
     """The rate for the text encoders' layers; 0: they are not trained. In pivotal tuning, which leaves them, it is the
     word's rate; 0: the recipe's.
+    """
+    word_learning_rate: float | None = None
+    """The rate for the token's own vectors in pivotal tuning and DreamBooth, where 0 turns it off. None: the recipe's;
+    in DreamBooth only if the text encoders are trained.
+    """
+    word_start: str = ""
+    """What the token's own vectors begin as, a word or more. Empty: the first line of class_prompt, or the token; in
+    DreamBooth what they are already.
     """
     rank: int | None = None
     """A LoRA's rank, or an embedding's number of vectors."""
@@ -137,7 +147,9 @@ class Course:
     learning_rate: float
     text_learning_rate: float
     word_learning_rate: float
-    """Of the word's vectors; 0 if there are none."""
+    """Of the word's vectors, or in DreamBooth of the token's rows in the text encoders; 0 if there are none."""
+    word_start: str
+    """What they begin as; empty: what the token's own pieces are."""
     vectors: int
     """How many vectors the word has."""
     rank: int
@@ -197,9 +209,7 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
     if rank > limit:
         raise InvalidInput("rank", rank, f"must be at most {limit} for {wishes.task}", "Use a smaller one.")
     rate = recipe.learning_rate if wishes.learning_rate is None else wishes.learning_rate
-    word = rate if wishes.task == INVERSION else 0.0
-    if wishes.task == PIVOTAL:
-        word = wishes.text_learning_rate or recipe.word_rate
+    word = _word_rate(wishes, recipe, rate)
     return Course(
         token=wishes.token.strip(),
         caption_prefix=wishes.caption_prefix,
@@ -208,8 +218,9 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
         batch_size=int(wishes.batch_size),
         gradient_accumulation=int(wishes.gradient_accumulation or recipe.accumulation),
         learning_rate=rate,
-        text_learning_rate=0.0 if word else wishes.text_learning_rate,
+        text_learning_rate=0.0 if wishes.task in (INVERSION, PIVOTAL) else wishes.text_learning_rate,
         word_learning_rate=word,
+        word_start=_word_start(wishes),
         vectors={INVERSION: int(rank), PIVOTAL: PIVOTAL_VECTORS}.get(wishes.task, 0),
         rank=int(rank) if wishes.task != DREAMBOOTH else 0,
         alpha=float(rank if wishes.alpha is None else wishes.alpha),
@@ -229,6 +240,22 @@ def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course
         gradient_checkpointing=wishes.gradient_checkpointing,
         clip_skip=int(own.get("clip_skip") or 1),
     )
+
+
+def _word_rate(wishes: Wishes, recipe: Recipe, rate: float) -> float:
+    """Return the learning rate of the word's own vectors; 0 if it has none."""
+    asked, text = wishes.word_learning_rate, wishes.text_learning_rate
+    rates = {
+        INVERSION: rate,
+        PIVOTAL: asked or text or recipe.word_rate,
+        DREAMBOOTH: asked if asked is not None else recipe.word_rate if text else 0.0,
+    }
+    return rates.get(wishes.task, 0.0)
+
+
+def _word_start(wishes: Wishes) -> str:
+    general = () if wishes.task == DREAMBOOTH else _lines(wishes.class_prompt)
+    return wishes.word_start.strip() or next(iter(general), "")
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -258,11 +285,11 @@ def _check(wishes: Wishes) -> None:
     if resolution and resolution % (STEP if resolution >= SMALL else SMALL_STEP):
         rule = f"must be a multiple of {STEP}, or of {SMALL_STEP} below {SMALL}"
         raise InvalidInput("resolution", resolution, rule, "Round it.")
-    for name in ("learning_rate", "text_learning_rate"):
+    for name in ("learning_rate", "text_learning_rate", "word_learning_rate"):
         rate = getattr(wishes, name)
         if rate is not None and not 0 <= rate <= 1:
             raise InvalidInput(name, rate, "must be from 0 to 1", "Use the recipe's: leave it empty.")
-    if wishes.learning_rate == 0 and not wishes.text_learning_rate:
+    if wishes.learning_rate == 0 and not wishes.text_learning_rate and not wishes.word_learning_rate:
         raise InvalidInput("learning_rate", 0, "nothing would be trained", "Leave it empty for the recipe's.")
 
 

@@ -62,8 +62,10 @@ def _plan(course: Course) -> str:
         else course.batch_size
     )
     text = f", text {course.text_learning_rate:g}" if course.text_learning_rate else ""
+    own = course.word_learning_rate not in (0, course.learning_rate)
+    word = f", word {course.word_learning_rate:g}" if own else ""
     rank = f", rank {course.rank}" if course.rank else ""
     return (
         f"Plan: {course.task} of {course.token}{rank}, {course.steps} steps of batch size {each}, learning rate "
-        f"{course.learning_rate:g}{text}, resolution {course.resolution}, seed {course.seed}"
+        f"{course.learning_rate:g}{text}{word}, resolution {course.resolution}, seed {course.seed}"
     )

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.ask.identity import ModelFiles
+from pipelines.ask.identity import TOKENIZER, ModelFiles
 from pipelines.ask.networks import ExtraFile, LoraTag
 from pipelines.errors import InvalidInput
 from pipelines.models.embeddings import read_embedding
@@ -27,11 +29,13 @@ from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition, UNetCall
 from pipelines.training import loop
+from pipelines.training.learner import Learner
 from pipelines.training.loop import Finished, Job, Saved, Stepped, train
 from pipelines.training.pictures import Opened, opened
 from pipelines.training.result import NothingTrained
-from pipelines.training.settings import DREAMBOOTH, INVERSION, PIVOTAL, Wishes
-from tests import sd2, sdxl
+from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
+from script.schema import ROOT
+from tests import folders, sd2, sdxl
 from tests.unit.test_archives import zipped
 from tests.unit.test_training_pictures import picture
 from weights_script.resolve import ResolvedModel
@@ -246,6 +250,71 @@ def test_a_checkpoint_loads_as_one(job: Start, embedded: ResolvedModel, networks
         model.text.towers[0].model.state_dict()["final_layer_norm.weight"].half(),
         networks.text.towers[0].model.state_dict()["final_layer_norm.weight"].half(),
     )
+
+
+def test_the_rows_of_dreambooths_token_have_a_rate_of_their_own(
+    job: Start, embedded: ResolvedModel, networks: Model
+) -> None:
+    """All programs read them from the checkpoint: they stand in the table. What the class shares is left alone."""
+    tower, token, rate = networks.text.towers[0], "my-house-zx", 1e-2
+    own = [number for number in tower.tokenize(token) if number not in tower.tokenize("a house")]
+    assert 3 < len(own) < len(tower.tokenize(token))
+    one = job(
+        task=DREAMBOOTH,
+        token=token,
+        class_prompt="a house",
+        text_learning_rate=1e-5,
+        word_learning_rate=rate,
+        steps=2,
+    )
+    learners: list[Learner] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Learner", lambda *given: learners.append(Learner(*given)) or learners[0])
+        finished(one)
+    model = load(replace(embedded.files, checkpoint=result(one, f"{token}.safetensors")))
+    before, after = (each.text.towers[0].model.get_input_embeddings().weight.detach() for each in (networks, model))
+    moved = (after - before).abs().amax(1)
+    assert 0.5 * rate < float(moved[own].min()), "two steps of AdamW"
+    assert float(moved[own].max()) < 2.1 * rate
+    moved[own] = 0
+    assert float(moved.max()) < 1e-4, "the encoder's rate, and rounding to half precision"
+    text = f"a {token} and another {token}, zx"
+    with torch.no_grad():
+        learned = learners[0].encode([text]).tokens
+    assert torch.allclose(learned, model.text.encode([text], 1).conditions[0].tokens, atol=0.02), "as it was trained"
+    assert not torch.allclose(learned, networks.text.encode([text], 1).conditions[0].tokens, atol=0.1)
+
+
+def test_diffusers_reads_loras_and_checkpoints(job: Start, networks: Model, tmp_path: Path) -> None:
+    """It has its own pipelines, loaders and peft, and runs in a process of its own."""
+    text, quick = "a TOK by the sea", {"steps": 2, "learning_rate": 1e-2, "save_every": 9}
+    wishes: dict[str, dict[str, Any]] = {
+        LORA: {"rank": 3, "alpha": 1.5, "layers": "all", "text_learning_rate": 1e-2},
+        DREAMBOOTH: {"learning_rate": 1e-3, "text_learning_rate": 1e-4, "word_learning_rate": 1e-2},
+    }
+    jobs = {task: job(task, task=task, **{**quick, **own}) for task, own in wishes.items()}
+    for each in jobs.values():
+        finished(each)
+    ours = {"plain": predicted(networks, text)}
+    for task, each in jobs.items():
+        file = ExtraFile.at(result(each))
+        model = load(replace(each.files, checkpoint=file.path)) if task == DREAMBOOTH else networks
+        model.adapters.apply([LoraUse(file, LoraTag("TOK", 1.0, 1.0))] if task == LORA else [])
+        try:
+            ours[task] = predicted(model, text)
+        finally:
+            model.adapters.apply([])
+    out = tmp_path / "theirs.safetensors"
+    parts = folders.save(networks, tmp_path / "parts")
+    results = [f"{task}={result(each)}" for task, each in jobs.items()]
+    program = [sys.executable, "tests/in_diffusers.py", str(parts), str(TOKENIZER), text, str(out), *results]
+    subprocess.run(program, cwd=ROOT, check=True)
+    theirs = load_file(out)
+    assert theirs.keys() == ours.keys()
+    for task in ours:
+        change = float((ours[task] - ours["plain"]).norm())
+        assert float((theirs[task] - ours[task]).norm()) < max(0.01 * change, 1e-3), task
+        assert change > 0.1 or task == "plain"
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,11 @@ def test_recipes_fill_in_what_is_left_empty(family: Family, task: str) -> None:
         ({"task": PIVOTAL}, 0, 3e-4, 2),
         ({"task": PIVOTAL, "text_learning_rate": 1e-3}, 0, 1e-3, 2),
         ({"task": INVERSION, "rank": 3, "learning_rate": 1e-2}, 0, 1e-2, 3),
-        ({"task": DREAMBOOTH, "text_learning_rate": 1e-6}, 1e-6, 0, 0),
+        ({"task": PIVOTAL, "text_learning_rate": 1e-3, "word_learning_rate": 1e-2}, 0, 1e-2, 2),
+        ({"task": DREAMBOOTH}, 0, 0, 0),
+        ({"task": DREAMBOOTH, "text_learning_rate": 1e-6}, 1e-6, 3e-4, 0),
+        ({"task": DREAMBOOTH, "text_learning_rate": 1e-6, "word_learning_rate": 0}, 1e-6, 0, 0),
+        ({"task": DREAMBOOTH, "word_learning_rate": 1e-3}, 0, 1e-3, 0),
     ],
 )
 def test_a_word_has_a_rate_of_its_own(wishes: dict[str, Any], text: float, word: float, vectors: int) -> None:

@@ -184,6 +184,31 @@ def test_a_listing_that_cannot_be_read_is_reported(tmp_path: Path, line: str) ->
     assert [look.name for look in found.looks if not look.used] == ["metadata.jsonl"]
 
 
+def test_every_line_of_a_listing_is_used_or_reported(tmp_path: Path) -> None:
+    lines = [
+        {"file_name": "gone.png", "text": "nowhere"},
+        {"file": "a.png"},
+        {"file_name": "a.png", "text": None, "caption": "TOK at night"},
+        {"file_name": "b.png", "text": None},
+        {"file_name": "../c.png", "text": "beside"},
+        {"file_name": "broken.png", "text": "a picture that is reported already"},
+        *({"file_name": f"{number}.png", "text": "nowhere"} for number in range(5)),
+    ]
+    listing = "\n".join(map(json.dumps, lines)).encode()
+    files = {"in/a.png": picture(), "in/b.png": picture(), "in/broken.png": b"x", "c.png": picture()}
+    found = read_examples(zipped(tmp_path / "a", {**files, "in/metadata.jsonl": listing}), 128, tmp_path)
+    assert {each.name: each.caption for each in found.pictures} == {
+        "in/a.png": "TOK at night",
+        "in/b.png": "",
+        "c.png": "",
+    }
+    assert [look.told for look in found.looks if "metadata" in look.name] == [
+        'not like {"file_name": "a.jpg", "text": "a caption"}: line 2',
+        "captions of pictures that are not here: gone.png (line 1), ../c.png (line 5), 0.png (line 7), "
+        "1.png (line 8), 2.png (line 9) and 2 more",
+    ]
+
+
 @pytest.mark.parametrize(
     ("caption", "prefix", "whole"),
     [
