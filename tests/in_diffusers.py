@@ -12,9 +12,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+
+
+WORD = "<tok>"
 
 
 def whole(parts: Path, tokenizer: Path) -> StableDiffusionPipeline:
@@ -38,6 +41,22 @@ def with_lora(base: Path, result: Path) -> StableDiffusionPipeline:
     return pipe
 
 
+def with_word(base: Path, result: Path) -> StableDiffusionPipeline:
+    """Return the model with a word, by a name that diffusers can use: no word of CLIP's, which it refuses, and in small
+    letters, as CLIP's tokenizer gives words back. Of a name in capitals it puts only the first vector into a prompt."""
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    pipe.load_textual_inversion(str(result), token=WORD)
+    return pipe
+
+
+def with_both(base: Path, result: Path) -> StableDiffusionPipeline:
+    """Return the model with a LoRA and the word that calls it."""
+    pipe = with_word(base, result.with_name("word.safetensors"))
+    tensors = load_file(result)
+    pipe.load_lora_weights({name: each for name, each in tensors.items() if not name.startswith("bundle_emb.")})
+    return pipe
+
+
 def checkpoint(base: Path, result: Path) -> StableDiffusionPipeline:
     """Return the model of a checkpoint. The base only says how large its parts are."""
     return StableDiffusionPipeline.from_single_file(str(result), config=str(base), local_files_only=True)
@@ -47,12 +66,16 @@ USES: Mapping[str, Callable[[Path, Path], StableDiffusionPipeline]] = {
     "plain": lambda base, _: StableDiffusionPipeline.from_pretrained(base),
     "LoRA": with_lora,
     "DreamBooth": checkpoint,
+    "textual inversion": with_word,
+    "pivotal tuning": with_both,
 }
 
 
 @torch.inference_mode()
 def predicted(pipe: StableDiffusionPipeline, prompt: str) -> Tensor:
     """Return what the UNet predicts for noise (1, 4, 16, 16) from a seed, in the middle of the noise levels."""
+    if WORD in pipe.tokenizer.get_vocab():
+        prompt = prompt.replace("TOK", WORD)
     tokens, _ = pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     made: Tensor = pipe.unet(latents, torch.tensor(500), encoder_hidden_states=tokens, return_dict=False)[0]

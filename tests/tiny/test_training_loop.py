@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -91,11 +91,12 @@ def told(job: Job) -> dict[str, Any]:
     return found
 
 
-def predicted(model: Model, text: str = "TOK") -> Tensor:
+def predicted(model: Model, text: str = "TOK", words: Mapping[str, ExtraFile] | None = None) -> Tensor:
+    encoded = model.text.encode([text], 1, tables=model.text.embedding_tables(words or {}))
     call = UNetCall(
         torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
         torch.tensor(500),
-        Condition(model.text.encode([text], 1).conditions[0].tokens),
+        Condition(encoded.conditions[0].tokens),
     )
     with torch.inference_mode():
         return model.unet(call)
@@ -285,25 +286,19 @@ def test_the_rows_of_dreambooths_token_have_a_rate_of_their_own(
     assert not torch.allclose(learned, networks.text.encode([text], 1).conditions[0].tokens, atol=0.1)
 
 
-def test_diffusers_reads_loras_and_checkpoints(job: Start, networks: Model, tmp_path: Path) -> None:
+def test_diffusers_reads_every_result(job: Start, networks: Model, tmp_path: Path) -> None:
     """It has its own pipelines, loaders and peft, and runs in a process of its own."""
     text, quick = "a TOK by the sea", {"steps": 2, "learning_rate": 1e-2, "save_every": 9}
     wishes: dict[str, dict[str, Any]] = {
         LORA: {"rank": 3, "alpha": 1.5, "layers": "all", "text_learning_rate": 1e-2},
         DREAMBOOTH: {"learning_rate": 1e-3, "text_learning_rate": 1e-4, "word_learning_rate": 1e-2},
+        INVERSION: {"rank": 2, "learning_rate": 1e-1},
+        PIVOTAL: {"rank": 3, "text_learning_rate": 1e-1},
     }
     jobs = {task: job(task, task=task, **{**quick, **own}) for task, own in wishes.items()}
     for each in jobs.values():
         finished(each)
-    ours = {"plain": predicted(networks, text)}
-    for task, each in jobs.items():
-        file = ExtraFile.at(result(each))
-        model = load(replace(each.files, checkpoint=file.path)) if task == DREAMBOOTH else networks
-        model.adapters.apply([LoraUse(file, LoraTag("TOK", 1.0, 1.0))] if task == LORA else [])
-        try:
-            ours[task] = predicted(model, text)
-        finally:
-            model.adapters.apply([])
+    ours = {"plain": predicted(networks, text)} | {task: by_us(networks, task, each) for task, each in jobs.items()}
     out = tmp_path / "theirs.safetensors"
     parts = folders.save(networks, tmp_path / "parts")
     results = [f"{task}={result(each)}" for task, each in jobs.items()]
@@ -315,6 +310,19 @@ def test_diffusers_reads_loras_and_checkpoints(job: Start, networks: Model, tmp_
         change = float((ours[task] - ours["plain"]).norm())
         assert float((theirs[task] - ours[task]).norm()) < max(0.01 * change, 1e-3), task
         assert change > 0.1 or task == "plain"
+
+
+def by_us(networks: Model, task: str, trained: Job) -> Tensor:
+    """Return what our UNet predicts with a training's result."""
+    file = ExtraFile.at(result(trained))
+    if task == DREAMBOOTH:
+        networks = load(replace(trained.files, checkpoint=file.path))
+    networks.adapters.apply([LoraUse(file, LoraTag("TOK", 1.0, 1.0))] if task in (LORA, PIVOTAL) else [])
+    word = ExtraFile.at(result(trained, "word.safetensors" if task == PIVOTAL else "TOK.safetensors"))
+    try:
+        return predicted(networks, "a TOK by the sea", {"TOK": word} if task in (INVERSION, PIVOTAL) else {})
+    finally:
+        networks.adapters.apply([])
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:
