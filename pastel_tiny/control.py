@@ -76,7 +76,7 @@ def loss_of(
 def train(folder: Path, target: Path, minutes: float) -> None:
     """Train for `minutes` beside the frozen embedded UNet, and write the averaged weights."""
     torch.manual_seed(7)
-    unet = load(resolve(None, None).files).unet
+    unet = load(resolve(None, None).files).unet.network
     assert isinstance(unet, UNet2DConditionModel)
     control = ControlNetModel.from_unet(unet).requires_grad_(True)
     for network in (unet, control):

@@ -138,7 +138,8 @@ class Scenes:
         texts = [self._empty() if self.rng.random() < share else caption(each, self.rng)[0] for each in scenes]
         if self.form.family is DEPTH:
             return Batch(latents, texts, channels=self.maps[rows])
-        framings, taught = [self._framing() for _ in rows], None if self.form.family is REFINER else texts
+        framings = [self._framing() for _ in rows] if self.form.family.sizes else []
+        taught = None if self.form.family is REFINER else texts
         return Batch(latents, texts, taught, framings=framings)
 
     def _framing(self) -> Framing:

@@ -10,8 +10,10 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, WEATHER_WORDS, caption
 from pastel_tiny.dataset import TEST_SEED, chunks, halve
+from pastel_tiny.forms import FORMS
 from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
 from pastel_tiny.networks import build_text
+from pastel_tiny.reform import Scenes
 from pastel_tiny.render import nearness, render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
@@ -107,3 +109,12 @@ def test_a_blend_is_asked_for_what_it_leaves_readable() -> None:
     assert hidden["subject"] == hidden["light"] == [False, False, True]
     assert hidden["subject_colour"] == hidden["sky"] == [False, True, False]
     assert not any(hidden["ground"])
+
+
+@pytest.mark.parametrize(("name", "told"), [("sd2", 0), ("sdxl", 8), ("refiner", 8)])
+def test_a_form_is_told_sizes_if_its_family_is(name: str, told: int) -> None:
+    """SD 2's training stopped at once, because it was told SDXL's sizes."""
+    scenes = Scenes.__new__(Scenes)  # without a model that encodes them
+    scenes.form, scenes.rng = FORMS[name], random.Random(0)
+    scenes.scenes, scenes.latents = [scene(seed) for seed in SEEDS], torch.zeros(len(SEEDS), 4, 16, 16)
+    assert len(scenes.batch(0).framings) == told
