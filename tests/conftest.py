@@ -31,9 +31,10 @@ settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the ring. A file's tests share a worker, or both workers would make the models of its fixtures."""
     for item in items:
-        item.add_marker(item.path.relative_to(TESTS).parts[0])
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group("/".join(item.path.relative_to(TESTS).parts)))
+        file = item.path.relative_to(TESTS)
+        item.add_marker(file.parts[0])
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(file.as_posix()))
 
 
 def pytest_collection_finish() -> None:
