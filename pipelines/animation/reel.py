@@ -47,7 +47,7 @@ class Reel:
 
     def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
         """Start to write a frame with its generation data."""
-        place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:08.4f}"
+        place = f"{int(frame.place):03}" if frame.place == int(frame.place) else f"{frame.place:08.4f}"
         name = f"frame-{place}-seed-{frame.seed}"
         self._places[name] = frame.place
         self._pixels += frame.pixels.size // 3

@@ -81,6 +81,18 @@ def animate(monkeypatch: pytest.MonkeyPatch) -> Draw:
     return animated
 
 
+def scattered(*_: object) -> Iterator[Event]:
+    """Frames between others, at places that are computed: they are no integers."""
+    for place in (0, 7, 3.0, 3.25, 2.0):
+        yield Frame(place=place, pixels=np.zeros((64, 64, 3), np.uint8), seed=5, embeddings=())
+
+
+def test_the_names_of_frames_have_the_order_of_the_film(animate: Draw) -> None:
+    *frames, _ = animate(scattered)
+    names = [path.name.partition("-seed")[0] for path in sorted(frames)]
+    assert names == ["frame-000", "frame-002", "frame-003", "frame-003.2500", "frame-007"]
+
+
 # --- what is left of a film that fails --------------------------------------------------------------------------------
 
 
