@@ -127,7 +127,7 @@ def make_film(requests: Sequence[GenerationRequest]) -> Film:
         drawn.append(replace(key, prompt=prompt, negative=negative if own else None))
     text, circle = "\n".join(map(str, drawn)), base.animation.loop == CIRCLE
     settings = replace(base.animation, text=text, frames=timeline.count if circle else 0)
-    return Film(base=replace(base, animation=settings), keys=tuple(keys), timeline=timeline)
+    return Film(base=replace(base, prompt=keys[0].prompt, animation=settings), keys=tuple(keys), timeline=timeline)
 
 
 def _alike(start: GenerationRequest, end: GenerationRequest) -> bool:

@@ -297,7 +297,7 @@ def test_a_key_frame_is_what_the_form_draws_with_its_prompt() -> None:
             PICTURES,
             {"generation_data": "Hires denoising strength: 0.3", "highres_fix": "On"},
         ),
-        ("0: a {x|y}, seed=1\n4: b, seed=2, guidance=3, negative=c", NO_PICTURES, {"generation_data": ON}),
+        ("0: a {x|y}, seed=3\n4: b, seed=2, guidance=3, negative=c", NO_PICTURES, {"generation_data": ON}),
         ("0: a, seed=3\n4: b, seed=6\n9: c", NO_PICTURES, {"negative_prompt": OPTIONS, "generation_data": ON}),
         (
             "0: a, seed=1\n4: b, seed=2\n9: c, seed=3",
@@ -319,6 +319,7 @@ def test_the_generation_data_of_a_frame_tells_everything_about_its_film(
     assert list(map(data_of, again.keys)) == list(map(data_of, film.keys))
     assert [key.frame for key in again.timeline.keys] == [key.frame for key in film.timeline.keys]
     assert again.settings == replace(film.settings, frame=1.5)
+    assert data_of(again.infotext_request(1.5)) == data_of(film.infotext_request(1.5))
 
 
 def data_of(request: GenerationRequest) -> str:
