@@ -14,11 +14,10 @@ from cog import BaseModel, Input, Path, current_scope
 from pipelines.errors import clean_errors, log_plainly, say
 from pipelines.runtime.memory import release_memory
 from pipelines.runtime.worker import Worker
-from pipelines.training.loop import Job
+from pipelines.training.loop import Job, looked_at
 from pipelines.training.loop import train as run
-from pipelines.training.pictures import opened
-from pipelines.training.settings import Wishes
 from pipelines.training.watching import follow
+from pipelines.training.wishes import Wishes
 from weights_script.resolve import base_of
 
 FOLDER_SETTING = "PASTEL_TRAININGS"
@@ -157,7 +156,7 @@ def train(
         seed=seed,
     )
     log_plainly()
-    with clean_errors(), opened(input_images, wishes.resolution) as pictures:
+    with clean_errors(), looked_at(input_images, wishes, resume) as pictures:
         base, resolved = base_of(model)
         say(f"Model: {resolved.description}")
         job = Job(

@@ -15,13 +15,12 @@ from types import UnionType
 from typing import get_args, get_type_hints
 
 from pipelines.errors import PastelError
-from pipelines.training.loop import Job, train
-from pipelines.training.pictures import opened
-from pipelines.training.settings import LAYERS, TASKS, Wishes
+from pipelines.training.loop import Job, looked_at, train
 from pipelines.training.watching import follow, shown_path
+from pipelines.training.wishes import LAYERS, PRECISIONS, SCHEDULES, TASKS, Wishes
 from weights_script.resolve import base_of
 
-CHOICES = {"task": TASKS, "layers": tuple(LAYERS), "precision": ("automatic", "no", "fp16", "bf16")}
+CHOICES = {"task": TASKS, "layers": tuple(LAYERS), "schedule": SCHEDULES, "precision": PRECISIONS}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,7 +74,7 @@ def main() -> int:
     wishes = Wishes(**options)
     with ExitStack() as stack:
         try:
-            archive = stack.enter_context(opened(archive_of(pictures, stack), wishes.resolution))
+            archive = stack.enter_context(looked_at(archive_of(pictures, stack), wishes, resume))
             base, resolved = base_of(model)
             job = Job(
                 pictures=archive,

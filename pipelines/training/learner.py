@@ -17,7 +17,8 @@ from pipelines.models.embeddings import EmbeddingTable
 from pipelines.models.model import Model
 from pipelines.models.text import EncoderTower
 from pipelines.runtime.unet_call import Condition
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL, Course
+from pipelines.training.settings import Course
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL
 
 for _name in ("accelerate", "peft"):  # hidden from diffusers at start-up: pipelines/__init__.py
     if sys.modules.get(_name, ...) is None:

@@ -7,7 +7,8 @@ step, so that a training that goes on after a break meets the same noise and the
 import math
 import secrets
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,10 +32,11 @@ from pipelines.training import result, state
 from pipelines.training.batches import Batch, Batches, Encoded, encode
 from pipelines.training.learner import Learner
 from pipelines.training.loss import Loss
-from pipelines.training.pictures import Example, Examples, Opened, captioned
+from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
 from pipelines.training.previews import drawn, requests
 from pipelines.training.saving import metadata_of, save, save_word
-from pipelines.training.settings import DREAMBOOTH, INVERSION, PIVOTAL, Course, Wishes, check_same, course_for
+from pipelines.training.settings import Course, check_same, course_for
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, PIVOTAL, Wishes, check
 
 from accelerate import Accelerator  # isort: skip  # after the learner, which reveals it
 from accelerate.state import AcceleratorState  # isort: skip
@@ -114,6 +116,20 @@ class _Before:
     state: Path
 
 
+@contextmanager
+def looked_at(pictures: Path, wishes: Wishes, resume: Path | None) -> Iterator[Opened]:
+    """Look at everything that needs no model, so that bad input fails before weights are fetched; yield the pictures.
+
+    Raises InvalidInput.
+    """
+    check(wishes)
+    if resume:
+        with tempfile.TemporaryDirectory(prefix="pastel-training-") as folder:
+            state.progress_of(_told_by(resume, Path(folder) / "before")[1])
+    with opened(pictures, wishes.resolution) as found:
+        yield found
+
+
 def train(job: Job) -> Generator[Event]:
     """Train, and yield what happens. The last event is `Finished`.
 
@@ -156,17 +172,23 @@ def _with_seed(wishes: Wishes, before: _Before | None) -> Wishes:
 
 def _before(archive: Path, folder: Path) -> _Before:
     """Read an earlier result. Raises InvalidInput if it is none."""
+    files, told = _told_by(archive, folder, result.STATE)
+    return _Before(told, state.progress_of(told), files[result.STATE])
+
+
+def _told_by(archive: Path, folder: Path, *others: str) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Unpack an earlier result's settings and other files into a new folder. Raises InvalidInput if it has not all."""
     folder.mkdir()
+    wanted = (result.SETTINGS, *others)
     try:
-        wanted = (result.SETTINGS, result.STATE)
         files = unpack(archive, folder, RESUMED, wanted.__contains__).files
-        told, path = state.read_settings(files[result.SETTINGS]), files[result.STATE]
-        if not isinstance(told.get("settings"), dict):
-            raise ValueError(f"{result.SETTINGS} has no settings")
-    except (OSError, ValueError, KeyError) as error:
+        if missing := [name for name in wanted if name not in files]:
+            raise ValueError(f"it has no {' and no '.join(missing)}")
+        told = state.read_settings(files[result.SETTINGS])
+    except (OSError, ValueError) as error:
         rule, fix = f"is no result of a training ({error})", "Send the archive that a training returned."
         raise InvalidInput(state.FIELD, name_of_upload(archive.name), rule, fix) from error
-    return _Before(told, state.progress_of(told), path)
+    return files, told
 
 
 def _check_goes_on(before: _Before, course: Course) -> None:
@@ -183,6 +205,8 @@ def _accelerator(course: Course) -> Accelerator:
     if precision == "automatic":
         fast = device.type == "cuda" and torch.cuda.get_device_capability() >= CAPABLE_OF_BF16
         precision = "bf16" if fast else "fp16" if device.type == "cuda" else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise InvalidInput("precision", precision, "needs a GPU", "Leave it out, or use bf16.")
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=course.gradient_accumulation,

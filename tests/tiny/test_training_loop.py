@@ -33,7 +33,7 @@ from pipelines.training.learner import Learner
 from pipelines.training.loop import Finished, Job, Saved, Stepped, train
 from pipelines.training.pictures import Opened, opened
 from pipelines.training.result import NothingTrained
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
 from script.schema import ROOT
 from tests import folders, sd2, sdxl
 from tests.unit.test_archives import zipped
@@ -339,6 +339,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, mo
     monkeypatch.setattr(loop.Loss, "weights", lambda self, times: torch.tensor([float("nan")]))
     with pytest.raises(NothingTrained):
         finished(job("nothing"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in it")
+def test_a_precision_that_the_device_lacks_is_refused(job: Start) -> None:
+    with pytest.raises(InvalidInput, match="precision='fp16': needs a GPU"):
+        next(train(job(precision="fp16")))
 
 
 @pytest.fixture(scope="module")

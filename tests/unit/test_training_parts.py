@@ -1,12 +1,14 @@
 """The parts of a training without networks: its settings, the noise and its weights, the order of batches."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 
 from pipelines.errors import InvalidInput
 from pipelines.families.family import Family
@@ -17,9 +19,11 @@ from pipelines.families.sdxl import SDXL
 from pipelines.training.batches import Batch, Batches, Encoded, _sizes
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
-from pipelines.training.result import smooth
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, RECIPES, Wishes, course_for
+from pipelines.training.result import STATE, WORD, smooth
+from pipelines.training.settings import RECIPES, course_for
 from pipelines.training.state import progress_of
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, RANGES, SCHEDULES, TAKEN_NAMES, Wishes
+from script.cog_server import SCHEMA
 
 SIZE = {"width": 512, "height": 512}
 
@@ -74,7 +78,29 @@ def test_the_resolution_is_near_the_models_own_size(own: tuple[int, int], side: 
         ({"class_images": 3}, "class_prompt"),
         ({"resolution": 500}, "resolution"),
         ({"task": INVERSION, "rank": 33}, "rank"),
+        ({"token": "x" * 101}, "token"),
+        ({"token": "猫" * 70}, "token"),
+        ({"token": "State"}, "token"),
+        ({"token": "word"}, "token"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": 0.0, "word_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": INVERSION, "learning_rate": 0.0, "text_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": INVERSION, "learning_rate": 0.0, "word_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": PIVOTAL, "learning_rate": 0.0, "text_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": PIVOTAL, "word_learning_rate": 0.0}, "word_learning_rate"),
+        ({"task": DREAMBOOTH, "learning_rate": 0.0, "word_learning_rate": 0.0}, "learning_rate"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"min_snr_gamma": -1.0}, "min_snr_gamma"),
+        ({"prior_weight": float("nan")}, "prior_weight"),
+        ({"noise_offset": -5.0}, "noise_offset"),
+        ({"schedule": "piecewise_constant"}, "schedule"),
+        ({"precision": "fp8"}, "precision"),
+        ({"warmup_steps": 10}, "warmup_steps"),
+        ({"warmup_steps": 10, "steps": 10, "schedule": "cosine"}, "warmup_steps"),
+        ({"preview_prompts": "TOK\n" * 33}, "preview_prompts"),
         ({"text_learning_rate": float("nan")}, "text_learning_rate"),
         ({"task": "hypernetwork"}, "task"),
         ({"layers": "some"}, "layers"),
@@ -84,6 +110,45 @@ def test_what_cannot_be_trained_is_refused(wishes: dict[str, Any], field: str) -
     with pytest.raises(InvalidInput) as refused:
         course_for(Wishes(**wishes), SD1, SIZE)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"learning_rate": 0.0, "text_learning_rate": 1e-3},
+        {"task": DREAMBOOTH, "learning_rate": 0.0, "text_learning_rate": 1e-3},
+        {"task": DREAMBOOTH, "learning_rate": 0.0, "word_learning_rate": 1e-3},
+        {"warmup_steps": 10, "schedule": "constant_with_warmup"},
+        {"preview_prompts": "TOK\n\n" * 32},
+    ],
+)
+def test_rare_wishes_that_train_something(wishes: dict[str, Any]) -> None:
+    assert course_for(Wishes(**wishes), SD1, SIZE)
+
+
+def test_the_form_has_the_same_ranges() -> None:
+    form = json.loads(SCHEMA.read_bytes())["components"]["schemas"]["TrainingInput"]["properties"]
+    shared = RANGES.keys() & form.keys()
+    assert len(shared) == 11
+    assert {name: (form[name]["minimum"], form[name]["maximum"]) for name in shared} == {
+        name: RANGES[name] for name in shared
+    }
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {name for name, kind in get_type_hints(Wishes).items() if {int, float} & {kind, *get_args(kind)}}
+    assert numbers == set(RANGES)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_is_one_of_diffusers(schedule: str) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    course = get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=9)
+    assert 0 < course.get_last_lr()[0] <= 1e-4
+
+
+def test_names_of_other_files_are_no_tokens() -> None:
+    assert sorted(TAKEN_NAMES) == sorted(Path(name).stem for name in (WORD, STATE))
 
 
 @pytest.mark.parametrize("token", ["my cat", "Katze-7", "ネコ", "🐱", "s1.5", "BREAKER", "x_y"])
