@@ -5,6 +5,7 @@ description is one literal on one line.
 """
 
 import os
+import shutil
 import tempfile
 from contextlib import closing
 from typing import Optional
@@ -174,6 +175,8 @@ def train(
                 finished = follow(events, current_scope().record_metric)
         except BaseException as error:
             release_memory(error)
+            if not any(job.folder.glob("*.tar")):  # without a save, nothing in it is of use
+                shutil.rmtree(job.folder, ignore_errors=True)
             raise
     return TrainingOutput(weights=Path(finished.archive))
 

@@ -60,7 +60,7 @@ class OutOfMemory(PastelError):
 
 
 class OutputError(PastelError):
-    """A picture cannot be written. The text names the folder, the system's error and the fix."""
+    """A picture or a result cannot be written. The text names the folder, the system's error and the fix."""
 
 
 class AllPicturesFlagged(PastelError):

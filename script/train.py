@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_type_hints
 
-from pipelines.errors import PastelError
+from pipelines.errors import PastelError, say
 from pipelines.training.loop import Job, looked_at, train
 from pipelines.training.watching import follow, shown_path
 from pipelines.training.wishes import LAYERS, PRECISIONS, SCHEDULES, TASKS, Wishes
@@ -76,6 +76,7 @@ def main() -> int:
         try:
             archive = stack.enter_context(looked_at(archive_of(pictures, stack), wishes, resume))
             base, resolved = base_of(model)
+            say(f"Model: {resolved.description}")
             job = Job(
                 pictures=archive,
                 wishes=wishes,
@@ -90,7 +91,7 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("stopped; --resume goes on from the last save", file=sys.stderr)
+            print("stopped. --resume goes on from the last save, if there is one.", file=sys.stderr)
             return 130
     print(shown_path(finished.archive))
     return 0

@@ -128,6 +128,9 @@ class Course:
 SAME = ("task", "token", "rank", "alpha", "layers", "seed", "resolution", "batch_size", "gradient_accumulation")
 """Settings that a training keeps when it is resumed: the rest of it would otherwise not fit what is done."""
 
+RATES = ("learning_rate", "text_learning_rate", "word_learning_rate")
+"""With a rate of 0, a part of the model is not trained."""
+
 
 def course_for(wishes: Wishes, family: Family, own: Mapping[str, Any]) -> Course:
     """Return the training in numbers. `own` are the model's own settings. Raises InvalidInput."""
@@ -191,7 +194,7 @@ def _word_rate(wishes: Wishes, recipe: Recipe, rate: float) -> float:
 
 
 def _word_start(wishes: Wishes) -> str:
-    general = () if wishes.task == DREAMBOOTH else lines_of(wishes.class_prompt)
+    general = lines_of(wishes.class_prompt) if wishes.task in (INVERSION, PIVOTAL) else ()
     return wishes.word_start.strip() or next(iter(general), "")
 
 
@@ -208,3 +211,7 @@ def check_same(course: Course, before: Mapping[str, Any]) -> None:
         if before.get(name) != getattr(course, name):
             rule = f"the training to resume had {before.get(name)!r}"
             raise InvalidInput(name, getattr(course, name), rule, "Use the same, or leave resume empty.")
+    for name in RATES:
+        if name in before and bool(before[name]) != bool(getattr(course, name)):
+            rule = f"the training to resume had {before[name]}, and what is trained must stay the same"
+            raise InvalidInput(name, getattr(course, name), rule, "Use that rate.")
