@@ -75,7 +75,7 @@ def train(
         le=1.0,
     ),
     text_learning_rate: float = Input(
-        description="The same for the text encoders; 0: unchanged. In pivotal tuning for the word; 0: 0.0003.",
+        description="The same for the text encoders; 0: unchanged. In pivotal tuning it is the word's rate; 0: 0.0003.",
         default=0.0,
         ge=0.0,
         le=1.0,
@@ -115,7 +115,7 @@ def train(
         le=1000,
     ),
     preview_prompts: str = Input(
-        description="Prompts to draw at each save, one per line. Use the token in some and not in others.",
+        description="Up to 32 prompts to draw at each save, one per line. Use the token in some and not in others.",
         default="",
         max_length=5000,
     ),

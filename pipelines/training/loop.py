@@ -45,6 +45,7 @@ from pipelines.training.wishes import DREAMBOOTH, INVERSION, PIVOTAL, Wishes, ch
 
 from accelerate import Accelerator  # isort: skip  # after the learner, which reveals it
 from accelerate.state import AcceleratorState  # isort: skip
+from accelerate.utils import broadcast_object_list  # isort: skip
 from diffusers.optimization import get_scheduler  # isort: skip
 
 RESUMED = Limits(entries=10_000, file=64_000_000_000, total=80_000_000_000)
@@ -175,6 +176,8 @@ def train(job: Job) -> Generator[Event]:
         check_token(course, tokenize, _captions(course, examples))
         accelerator = _accelerator(course)
         try:
+            # A random seed is the first process's.
+            wishes = replace(wishes, seed=broadcast_object_list([wishes.seed])[0])
             if accelerator.is_main_process:
                 with _disk_errors_say(job.folder):
                     result.fresh(job.folder / FOLDER)

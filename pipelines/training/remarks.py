@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.sizes import Size
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, shown
 from pipelines.models.text import Tokenize
 from pipelines.training.settings import SAME, Course
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
@@ -15,6 +15,8 @@ from pipelines.training.words import own_pieces
 
 COMMON = 20_000
 """CLIP's pieces are numbered by how common they are: cat is 2,368, lego 7,849, tok 27,010 and sks 48,136."""
+SHOWN = 200
+"""Limit for the characters of a setting that a remark shows."""
 FREE = ("save_every", "preview_prompts", "precision", "gradient_checkpointing")
 """Settings that a resumed training may change without a word about it; also the steps, if the rate stays constant."""
 
@@ -37,7 +39,8 @@ def remarks(
     known = {*SAME, *FREE, *(["steps"] if course.schedule.startswith("constant") else [])}
     for name, value in course.told().items():
         if name in before and name not in known and before[name] != _plain(value):
-            yield f"{name} is {_plain(value)!r}, and was {before[name]!r} in the training to resume."
+            now, then = (shown(repr(each), SHOWN) for each in (_plain(value), before[name]))
+            yield f"{name} is {now}, and was {then} in the training to resume."
 
 
 def check_token(course: Course, tokenize: Tokenize, captions: Sequence[str]) -> None:

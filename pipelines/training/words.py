@@ -31,8 +31,8 @@ class TrainedRows(nn.Module):
     """Rows of a text encoder's table of tokens that are trained at a rate of their own: those of the subject's token.
 
     The encoder's own rate is too small for them: a rare token's vector would hardly move away from what it was, which
-    the encoder may ignore. The rows are read by the tokens' numbers wherever these are, as every program will read them
-    in the saved checkpoint.
+    the encoder may ignore. While they are trained, a hook puts them where captions have the token's numbers. In the
+    saved checkpoint they stand in the table, where every program reads them.
     """
 
     def __init__(self, table: nn.Embedding, ids: Sequence[int], start: Tensor | None) -> None:

@@ -371,6 +371,32 @@ def test_a_class_picture_that_is_not_finite_is_missed_aloud(
     assert "No picture of 'a house': NaN" in caplog.text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="each process needs a GPU of its own")
+@pytest.mark.usefixtures("no_settings")
+def test_two_processes_train_as_one_that_accumulates(job: Start, tmp_path: Path) -> None:
+    """They agree on a seed, draw their own batches, and only one of them tells what they do."""
+    files = {"a.png": picture((64, 64)), "b.png": picture((96, 64)), "c.png": picture((64, 96))}
+    archive = zipped(tmp_path / "three.zip", files)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "script.train"]
+    wanted = ["--steps", "2", "--resolution", "64", "--learning-rate", "1e-2"]
+    program = [sys.executable, *launch, str(archive), "-o", str(tmp_path / "two"), *wanted]
+    ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("Plan: ") == 1
+    two = json.loads((tmp_path / "two" / "result" / "training.json").read_text())
+    with opened(archive, 64) as found:
+        wishes = {"seed": two["settings"]["seed"], "gradient_accumulation": 2, "learning_rate": 1e-2, "steps": 2}
+        one = replace(job("alone", **wishes), pictures=found)
+        finished(one)
+    assert told(one)["losses"] == pytest.approx(two["losses"], rel=1e-4), "the order of additions differs"
+    theirs, ours = (load_file(folder / "result" / "TOK.safetensors") for folder in (tmp_path / "two", one.folder))
+    moved = max(float(tensor.abs().max()) for name, tensor in ours.items() if "lora_up" in name)
+    assert moved > 1e-2
+    # AdamW's first steps are signs of gradients, of which a few are so near to 0 that the order of additions decides.
+    apart = torch.cat([(theirs[name] - tensor).abs().flatten() for name, tensor in ours.items() if "lora_up" in name])
+    assert float((apart > 1e-3).float().mean()) < 0.01
+
+
 def test_a_disk_that_is_full_leaves_the_last_save(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, count = loop.result.pack, iter(range(2))
 

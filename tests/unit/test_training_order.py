@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import script.train
 import train
+from pipelines.training.wishes import Wishes
 from tests.unit.test_archives import zipped
 from tests.unit.test_training_pictures import picture
 
@@ -97,3 +99,12 @@ def test_the_command_refuses_wishes_before_it_looks_at_pictures(
     assert script.train.main() == 1
     assert capsys.readouterr().err == "error: steps=-1: must be from 1 to 20000. Use a number in between.\n"
     assert fetched == []
+
+
+def test_the_command_describes_every_option() -> None:
+    parser = script.train.arguments()
+    assert {name for name in script.train.described() if name not in ("input_images", "model", "resume")} == {
+        field.name for field in fields(Wishes)
+    }
+    assert "Training steps. Empty: 500" in parser.format_help()
+    assert parser.parse_args(["a.zip", "-o", "b"]).text_learning_rate == 0.0
