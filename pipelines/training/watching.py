@@ -53,6 +53,8 @@ class _Log:
     def close(self) -> None:
         """End the bar."""
         if self._bar is not None:
+            if self._trains:
+                self._bar.set_description("Training", refresh=False)
             self._bar.close()
         self._bar = None
 
@@ -73,9 +75,10 @@ class _Log:
         if not self._trains or self._bar is None:
             self.close()
             self._trains = True
-            self._bar = tqdm(total=event.total, initial=event.number - 1, unit="step", mininterval=0.5)
+            done = event.number - 1
+            self._bar = tqdm(total=event.total, initial=done, desc="Training", unit="step", mininterval=0.5)
         self._loss = event.loss if self._loss is None else self._loss + SMOOTHED * (event.loss - self._loss)
-        self._bar.set_description("Training", refresh=False)
+        self._bar.set_description("Training", refresh=False)  # it may have told about previews
         self._bar.set_postfix(loss=f"{self._loss:.4f}", refresh=False)
         self._bar.update()
         if event.number % EVERY == 0 or event.number == event.total:

@@ -9,7 +9,6 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from diffusers.optimization import get_scheduler
 
 from pipelines.ask.identity import TOKENIZER
 from pipelines.errors import InvalidInput
@@ -19,8 +18,9 @@ from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, SD2
 from pipelines.families.sdxl import SDXL
 from pipelines.models.text import load_tokenizer
-from pipelines.training import result
+from pipelines.training import loop, result, watching
 from pipelines.training.batches import Batch, Batches, Encoded, _sizes
+from pipelines.training.loop import Drawn, Finished, Saved, Stepped
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
 from pipelines.training.remarks import check_token, remarks
@@ -148,7 +148,7 @@ def test_every_number_has_a_range() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_is_one_of_diffusers(schedule: str) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
-    course = get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=9)
+    course = loop.get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=9)
     assert 0 < course.get_last_lr()[0] <= 1e-4
 
 
@@ -413,6 +413,30 @@ def test_a_result_is_made_in_a_folder_without_others(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has other files\. Name another folder"):
         result.fresh(folder)
     assert (folder / "mine.txt").exists()
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_whole_lines_above_one_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars: list[str] = []
+    monkeypatch.setattr(watching, "say", lambda text: bars.extend((capsys.readouterr().err, text)))
+    metrics: list[tuple[str, float]] = []
+    archive, preview = Path("/x/TOK.tar"), Drawn("previews", 1, 1)
+    events = [
+        *(Drawn("pictures of the class", number, 2) for number in (1, 2)),
+        *(Stepped(1, 2, 0.5), preview, Saved(archive, 1), Stepped(2, 2, 0.5), preview, Finished(archive, "")),
+    ]
+    assert watching.follow(events, lambda name, value: metrics.append((name, value))).archive == archive
+    before, line = bars
+    assert line == "Step 1: saved /x/TOK.tar"
+    assert before.endswith("\r"), "the bar is gone before the line is written"
+    for text in ("Drawing pictures of the class: 100%", "Training:", "Drawing previews, 1/1"):
+        assert text in before
+    assert "Training: 100%" in capsys.readouterr().err.strip().split("\r")[-1]
+    assert metrics == [("step", 2), ("loss", 0.5)]
 
 
 def test_the_curve_is_a_running_mean() -> None:
