@@ -5,6 +5,7 @@ description is one literal on one line.
 """
 
 import os
+import shutil
 import tempfile
 from contextlib import closing
 from typing import Optional
@@ -14,11 +15,10 @@ from cog import BaseModel, Input, Path, current_scope
 from pipelines.errors import clean_errors, log_plainly, say
 from pipelines.runtime.memory import release_memory
 from pipelines.runtime.worker import Worker
-from pipelines.training.loop import Job
+from pipelines.training.loop import Job, looked_at
 from pipelines.training.loop import train as run
-from pipelines.training.pictures import opened
-from pipelines.training.settings import Wishes
 from pipelines.training.watching import follow
+from pipelines.training.wishes import Wishes
 from weights_script.resolve import base_of
 
 FOLDER_SETTING = "PASTEL_TRAININGS"
@@ -75,7 +75,7 @@ def train(
         le=1.0,
     ),
     text_learning_rate: float = Input(
-        description="The same for the text encoders; 0: unchanged. In pivotal tuning for the word; 0: 0.0003.",
+        description="The same for the text encoders; 0: unchanged. In pivotal tuning it is the word's rate; 0: 0.0003.",
         default=0.0,
         ge=0.0,
         le=1.0,
@@ -115,7 +115,7 @@ def train(
         le=1000,
     ),
     preview_prompts: str = Input(
-        description="Prompts to draw at each save, one per line. Use the token in some and not in others.",
+        description="Up to 32 prompts to draw at each save, one per line. Use the token in some and not in others.",
         default="",
         max_length=5000,
     ),
@@ -157,7 +157,7 @@ def train(
         seed=seed,
     )
     log_plainly()
-    with clean_errors(), opened(input_images, wishes.resolution) as pictures:
+    with clean_errors(), looked_at(input_images, wishes, resume) as pictures:
         base, resolved = base_of(model)
         say(f"Model: {resolved.description}")
         job = Job(
@@ -175,6 +175,8 @@ def train(
                 finished = follow(events, current_scope().record_metric)
         except BaseException as error:
             release_memory(error)
+            if not any(job.folder.glob("*.tar")):  # without a save, nothing in it is of use
+                shutil.rmtree(job.folder, ignore_errors=True)
             raise
     return TrainingOutput(weights=Path(finished.archive))
 

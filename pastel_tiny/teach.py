@@ -35,8 +35,8 @@ from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.training.loop import Job, train
 from pipelines.training.pictures import opened
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
 from pipelines.training.watching import follow
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
 from weights_script.resolve import resolve
 
 TOKEN, PICTURES, DRAWN, OTHERS = "TOK", 5, 12, 48

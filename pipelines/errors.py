@@ -35,7 +35,8 @@ class InvalidInput(PastelError, ValueError):
         told = repr(shown(value, 200) if isinstance(value, str) else value)
         if len(told) > 80:
             told = f"{told[:60]}... ({len(value) if isinstance(value, str) else len(told)} characters)"
-        super().__init__(f"{field}={told}: {rule}. {fix}")
+        # The name is ours. Together with it, the value of an input called token would be taken for a secret.
+        Exception.__init__(self, f"{field}={shown(f'{told}: {rule}. {fix}')}")
 
 
 class UnexpectedError(PastelError):
@@ -59,7 +60,7 @@ class OutOfMemory(PastelError):
 
 
 class OutputError(PastelError):
-    """A picture cannot be written. The text names the folder, the system's error and the fix."""
+    """A picture or a result cannot be written. The text names the folder, the system's error and the fix."""
 
 
 class AllPicturesFlagged(PastelError):

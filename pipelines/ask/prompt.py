@@ -42,6 +42,11 @@ def cut_networks(text: str) -> tuple[str, list[NetworkTag]]:
     return NETWORK.sub("", text[:end]) + text[end:], tags
 
 
+def has_word(text: str, word: str) -> bool:
+    """Return whether the text has the word, in capitals or not, and not just as a part of another word."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
 def split_and(text: str) -> list[tuple[str, float]]:
     """Split at every upper-case `AND` and read each part's `:weight` (1 if there is none).
 

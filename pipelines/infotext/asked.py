@@ -4,7 +4,6 @@ The form overrides generation data, and generation data overrides the model's de
 picture: settings that it does not mention then get WebUI's defaults, not the model's.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pipelines.ask.animation import FIELD, AnimationSettings, KeyFrame
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, OFF, ON, Inputs, size_like, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, Extras, LoraTag, lora_names, lora_tags
-from pipelines.ask.prompt import cut_networks
+from pipelines.ask.prompt import cut_networks, has_word
 from pipelines.ask.request import (
     SEED_MAX,
     SIDES,
@@ -456,11 +455,7 @@ def _meant(prompt: str, asked: Asked, words: Mapping[str, str]) -> dict[str, tup
     """Return the LoRAs whose words are in a prompt, with the multiplier 1. A whole block says itself what it uses."""
     if asked.data.whole:
         return {}
-    return {
-        lora: (1.0,)
-        for word, lora in words.items()
-        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", cut_networks(prompt)[0], re.IGNORECASE)
-    }
+    return {lora: (1.0,) for word, lora in words.items() if has_word(cut_networks(prompt)[0], word)}
 
 
 def _tagged(name: str, prompt: str, asked: Asked, multipliers: Mapping[str, tuple[float, ...]]) -> str:

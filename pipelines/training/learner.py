@@ -5,19 +5,17 @@ peft makes the layers of a LoRA. A multi-GPU run wraps this one module, so every
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.ask.networks import ExtraFile
 from pipelines.families.layouts import unet_layout
 from pipelines.models.build import text_model
-from pipelines.models.embeddings import EmbeddingTable
 from pipelines.models.model import Model
-from pipelines.models.text import EncoderTower
 from pipelines.runtime.unet_call import Condition
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL, Course
+from pipelines.training.settings import Course
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL
+from pipelines.training.words import TrainedRows, TrainedTable, meaning, own_pieces
 
 for _name in ("accelerate", "peft"):  # hidden from diffusers at start-up: pipelines/__init__.py
     if sys.modules.get(_name, ...) is None:
@@ -29,53 +27,6 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 ADAPTER = "trained"
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """Layers of text encoders that a LoRA changes. WebUI leaves out OpenCLIP's attentions unless all four are there."""
-
-
-class TrainedTable(EmbeddingTable):
-    """The words of a text encoder, one of which stands for vectors that are being trained."""
-
-    def __init__(self, token: str, vectors: Tensor, tower: EncoderTower) -> None:
-        """Let `token` stand for the vectors (n, width)."""
-        self._trained = vectors
-        super().__init__({token: ExtraFile(Path(), 0, 0)}, tower.tokenize, tower.width)
-
-    def _read(self, name: str) -> Sequence[Tensor]:
-        return list(self._trained)
-
-    def hashes(self, tokens: Sequence[int]) -> dict[str, str]:
-        """Return nothing: the vectors are in no file yet."""
-        return {}
-
-
-class TrainedRows(nn.Module):
-    """Rows of a text encoder's table of tokens that are trained at a rate of their own: those of the subject's token.
-
-    The encoder's own rate is too small for them: a rare token's vector would hardly move away from what it was, which
-    the encoder may ignore. The rows are read by the tokens' numbers wherever these are, as every program will read them
-    in the saved checkpoint.
-    """
-
-    def __init__(self, table: nn.Embedding, ids: Sequence[int], start: Tensor | None) -> None:
-        """Take the rows (n, width) of these tokens' numbers out of the table, until `store` puts them back.
-
-        `start` (width,) is what each begins as; None: what it is.
-        """
-        super().__init__()
-        rows = table.weight.detach()[list(ids)].float()
-        self.rows = nn.Parameter(rows if start is None else start.repeat(len(ids), 1))
-        self._ids, self._table = tuple(ids), (table,)  # the tuple keeps the table out of this module's parameters
-        table.register_forward_hook(self._replaced)
-
-    def _replaced(self, _: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        for number, row in zip(self._ids, self.rows, strict=True):
-            output = torch.where((arguments[0] == number)[..., None], row.to(output.dtype), output)
-        return output
-
-    @torch.no_grad()
-    def store(self) -> None:
-        """Write the rows into the table."""
-        (table,) = self._table
-        table.weight[list(self._ids)] = self.rows.to(table.weight.dtype)
 
 
 class Learner(nn.Module):
@@ -184,7 +135,7 @@ class Learner(nn.Module):
     def _add_vectors(self) -> None:
         """Start a word from the mean vector of what it shall begin as, or else of its own letters."""
         for tower in self._model.text.towers:
-            start = _meaning(tower, self._course.word_start or self._course.token)
+            start = meaning(tower, self._course.word_start or self._course.token)
             self.vectors.append(nn.Parameter(start.repeat(self._course.vectors, 1)))
 
     def _free(self) -> None:
@@ -199,10 +150,8 @@ class Learner(nn.Module):
         """
         course = self._course
         for tower in self._model.text.towers if course.word_learning_rate else ():
-            general = {number for prompt in course.class_prompts for number in tower.tokenize(prompt)}
-            own = [number for number in dict.fromkeys(tower.tokenize(course.token)) if number not in general]
-            if own:
-                start = _meaning(tower, course.word_start) if course.word_start else None
+            if own := own_pieces(tower.tokenize, course.token, course.class_prompts):
+                start = meaning(tower, course.word_start) if course.word_start else None
                 self.rows.append(TrainedRows(tower.model.get_input_embeddings(), own, start))
 
     def store_rows(self) -> None:
@@ -210,11 +159,6 @@ class Learner(nn.Module):
         for each in self.rows:
             assert isinstance(each, TrainedRows)
             each.store()
-
-
-def _meaning(tower: EncoderTower, text: str) -> Tensor:
-    """Return the mean vector (width,) of the text's tokens."""
-    return tower.model.get_input_embeddings().weight.detach()[tower.tokenize(text)].float().mean(0)
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

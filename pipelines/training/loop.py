@@ -7,7 +7,8 @@ step, so that a training that goes on after a break meets the same noise and the
 import math
 import secrets
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -15,29 +16,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipelines import __version__
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, name_of_upload
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, OutputError, in_one_line
+from pipelines.families.family import LATENT_CHANNELS
 from pipelines.files.archives import Limits, unpack
 from pipelines.models.loader import family_at, load
 from pipelines.models.model import Model
+from pipelines.models.text import load_tokenizer
 from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.memory import memory_errors_say
 from pipelines.runtime.unet_call import Condition
 from pipelines.runtime.worker import stop_if_asked
 from pipelines.training import result, state
 from pipelines.training.batches import Batch, Batches, Encoded, encode
 from pipelines.training.learner import Learner
 from pipelines.training.loss import Loss
-from pipelines.training.pictures import Example, Examples, Opened, captioned
+from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
 from pipelines.training.previews import drawn, requests
+from pipelines.training.remarks import check_token, remarks
 from pipelines.training.saving import metadata_of, save, save_word
-from pipelines.training.settings import DREAMBOOTH, INVERSION, PIVOTAL, Course, Wishes, check_same, course_for
+from pipelines.training.settings import Course, check_same, course_for
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, PIVOTAL, Wishes, check
 
 from accelerate import Accelerator  # isort: skip  # after the learner, which reveals it
 from accelerate.state import AcceleratorState  # isort: skip
+from accelerate.utils import broadcast_object_list  # isort: skip
 from diffusers.optimization import get_scheduler  # isort: skip
 
 RESUMED = Limits(entries=10_000, file=64_000_000_000, total=80_000_000_000)
@@ -45,6 +53,12 @@ RESUMED = Limits(entries=10_000, file=64_000_000_000, total=80_000_000_000)
 GRADIENT_MAX = 1.0
 """Longer gradients are cut to this length, as in the recipes."""
 CAPABLE_OF_BF16 = (8, 0)
+FOLDER = "result"
+"""The folder, beside its archive, that a result is made in."""
+NO_MEMORY = (
+    "The training needs more memory than there is. Lower batch_size, and raise gradient_accumulation instead; or lower "
+    "resolution; or train a LoRA."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +88,15 @@ class Looked:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A picture was drawn. `what` it is for: the class, or the previews. `number` counts from 1."""
+
+    what: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Stepped:
     """A step is done. `number` counts from 1."""
 
@@ -98,7 +121,7 @@ class Finished:
     stopped: str
 
 
-Event = Looked | Stepped | Saved | Finished
+Event = Looked | Drawn | Stepped | Saved | Finished
 
 
 class _NotFinite(Exception):
@@ -114,31 +137,64 @@ class _Before:
     state: Path
 
 
+@contextmanager
+def looked_at(pictures: Path, wishes: Wishes, resume: Path | None) -> Iterator[Opened]:
+    """Look at everything that needs no model, so that bad input fails before weights are fetched; yield the pictures.
+
+    Raises InvalidInput.
+    """
+    check(wishes)
+    if resume:
+        with tempfile.TemporaryDirectory(prefix="pastel-training-") as folder:
+            state.progress_of(_told_by(resume, Path(folder) / "before")[1])
+    with opened(pictures, wishes.resolution) as found:
+        yield found
+
+
 def train(job: Job) -> Generator[Event]:
     """Train, and yield what happens. The last event is `Finished`.
 
-    Raises InvalidInput for bad input, before any network is loaded where that is possible, and NothingTrained if the
-    first loss is not finite. If the generator is closed early, the last saved result stays in the job's folder.
+    Raises InvalidInput for bad input, before any network is loaded where that is possible, OutOfMemory, OutputError,
+    and NothingTrained if the first loss is not finite. If it ends early, also because the generator is closed, the
+    last saved result stays in the job's folder.
     """
-    with tempfile.TemporaryDirectory(prefix="pastel-training-", ignore_cleanup_errors=True) as scratch:
+    with (
+        memory_errors_say(lambda: NO_MEMORY),
+        tempfile.TemporaryDirectory(prefix="pastel-training-", ignore_cleanup_errors=True) as scratch,
+    ):
         work = Path(scratch)
         before = _before(job.resume, work / "before") if job.resume else None
         wishes = _with_seed(job.wishes, before)
         family = family_at(job.files)
-        course = course_for(wishes, family, {**family.settings, **family.v_settings, **job.settings})
+        own = {**family.settings, **family.v_settings, **job.settings}
+        course = course_for(wishes, family, own)
+        requests("preview_prompts", course.preview_prompts, course, own)  # raises for those that cannot be drawn
+        tokenize = load_tokenizer(job.files.tokenizer, family.texts[0].openclip)
         if before:
             _check_goes_on(before, course)
         examples = job.pictures.examples(course.resolution)
+        check_token(course, tokenize, _captions(course, examples))
         accelerator = _accelerator(course)
         try:
+            # A random seed is the first process's.
+            wishes = replace(wishes, seed=broadcast_object_list([wishes.seed])[0])
+            if accelerator.is_main_process:
+                with _disk_errors_say(job.folder):
+                    result.fresh(job.folder / FOLDER)
             model = load(job.files, Device(accelerator.device, torch.float32))
+            _check_channels(job.base, model)
+            if before:
+                _check_base(before, job.base, model)
             own = {**model.settings, **job.settings}
             resolution, course = course.resolution, course_for(wishes, family, own)
             if course.resolution != resolution:  # SD 2 has two own sizes, and which one only its UNet tells
                 examples = job.pictures.examples(course.resolution)
-            yield Looked(examples.report(), course)
+            told = before.told["settings"] if before else {}
+            sizes = [each.size for each in examples.pictures]
+            report = examples.report(remarks(wishes, course, tokenize, sizes, told))
+            yield Looked(report, course)
             training = _Training(job, course, model, own, accelerator)
-            training.prepare(examples, work)
+            yield from training.prepare(examples, report, work)
             if before:
                 training.resume(before)
             yield from training.run()
@@ -156,17 +212,23 @@ def _with_seed(wishes: Wishes, before: _Before | None) -> Wishes:
 
 def _before(archive: Path, folder: Path) -> _Before:
     """Read an earlier result. Raises InvalidInput if it is none."""
+    files, told = _told_by(archive, folder, result.STATE)
+    return _Before(told, state.progress_of(told), files[result.STATE])
+
+
+def _told_by(archive: Path, folder: Path, *others: str) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Unpack an earlier result's settings and other files into a new folder. Raises InvalidInput if it has not all."""
     folder.mkdir()
+    wanted = (result.SETTINGS, *others)
     try:
-        wanted = (result.SETTINGS, result.STATE)
         files = unpack(archive, folder, RESUMED, wanted.__contains__).files
-        told, path = state.read_settings(files[result.SETTINGS]), files[result.STATE]
-        if not isinstance(told.get("settings"), dict):
-            raise ValueError(f"{result.SETTINGS} has no settings")
-    except (OSError, ValueError, KeyError) as error:
+        if missing := [name for name in wanted if name not in files]:
+            raise ValueError(f"it has no {' and no '.join(missing)}")
+        told = state.read_settings(files[result.SETTINGS])
+    except (OSError, ValueError) as error:
         rule, fix = f"is no result of a training ({error})", "Send the archive that a training returned."
         raise InvalidInput(state.FIELD, name_of_upload(archive.name), rule, fix) from error
-    return _Before(told, state.progress_of(told), path)
+    return files, told
 
 
 def _check_goes_on(before: _Before, course: Course) -> None:
@@ -177,12 +239,44 @@ def _check_goes_on(before: _Before, course: Course) -> None:
         raise InvalidInput("steps", course.steps, rule, "Ask for more: steps counts those before as well.")
 
 
+def _check_base(before: _Before, base: str, model: Model) -> None:
+    """Raise InvalidInput if the training to resume had another base model."""
+    if before.told.get("base_sha256", "") != model.identity.sha256:
+        rule = f"the training to resume had {before.told.get('base', 'another')}, which has other weights"
+        raise InvalidInput("model", base, rule, "Name the model of that training.")
+
+
+@contextmanager
+def _disk_errors_say(folder: Path) -> Iterator[None]:
+    """Turn the system's errors into OutputError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"The result cannot be written to {folder}: {in_one_line(error)}. Free some space there, or name another "
+            "folder. If there was a save before, it is still complete."
+        ) from error
+
+
+def _captions(course: Course, examples: Examples) -> list[str]:
+    return [captioned(each, course.caption_prefix, course.token) for each in examples.pictures]
+
+
+def _check_channels(base: str, model: Model) -> None:
+    """Raise InvalidInput for a model that needs more than latents, as those for inpainting do."""
+    if (channels := model.unet.network.config.in_channels) != LATENT_CHANNELS:
+        rule = f"cannot be trained: its UNet takes {channels} channels, and not {LATENT_CHANNELS}"
+        raise InvalidInput("model", base, rule, "Choose a model that is not for inpainting or depth.")
+
+
 def _accelerator(course: Course) -> Accelerator:
     device = best_device().place
     precision = course.precision
     if precision == "automatic":
         fast = device.type == "cuda" and torch.cuda.get_device_capability() >= CAPABLE_OF_BF16
         precision = "bf16" if fast else "fp16" if device.type == "cuda" else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise InvalidInput("precision", precision, "needs a GPU", "Leave it out, or use bf16.")
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=course.gradient_accumulation,
@@ -199,8 +293,7 @@ class _Training:
         self._job, self._course, self._model, self._own = job, course, model, own
         self._accelerator = accelerator
         self._losses: list[float] = []
-        self._folder = job.folder / "result"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = job.folder / FOLDER
         self._loss = Loss(model.noise, model.prediction, course.min_snr_gamma, course.noise_offset)
         self._previews = requests("preview_prompts", course.preview_prompts, course, own)
         prompts = tuple(islice(cycle(course.class_prompts), course.class_images))
@@ -210,17 +303,17 @@ class _Training:
     def _archive(self) -> Path:
         return self._job.folder / f"{self._course.name}.tar"
 
-    def prepare(self, examples: Examples, work: Path) -> None:
+    def prepare(self, examples: Examples, report: str, work: Path) -> Generator[Event]:
         """Encode the pictures, make what is trained, and write what is known of the result already."""
         course, model = self._course, self._model
-        captions = [captioned(each, course.caption_prefix, course.token) for each in examples.pictures]
+        captions = _captions(course, examples)
         pairs = list(zip(examples.pictures, captions, strict=True))
         self._batches = Batches(list(encode(model.vae, model.family, pairs)), course.batch_size, course.random("order"))
-        self._class = self._class_batches(work)
+        self._class = yield from self._class_batches(work)
         self._metadata = metadata_of(course, model, captions, [each.size for each in examples.pictures])
         if self._accelerator.is_main_process:
             result.write_captions(self._folder, ((each.name, caption) for each, caption in pairs))
-            (self._folder / result.REPORT).write_text(examples.report(), "utf-8")
+            (self._folder / result.REPORT).write_text(report, "utf-8")
         self._halve()
         self._learner = Learner(model, course)
         if course.gradient_checkpointing or (course.gradient_checkpointing is None and model.device.queues):
@@ -243,11 +336,12 @@ class _Training:
             for tower in self._model.text.towers:
                 nn.Module.to(tower.network, precision)
 
-    def _class_batches(self, work: Path) -> Batches | None:
+    def _class_batches(self, work: Path) -> Generator[Event, None, Batches | None]:
         """Draw pictures of the class with the untrained model, for prior preservation; None if none are asked for."""
         course, model = self._course, self._model
         encoded: list[Encoded] = []
-        for number, (prompt, pixels) in enumerate(drawn(model, self._class_pictures)):
+        for number, (prompt, pixels) in enumerate(drawn(model, self._class_pictures), 1):
+            yield Drawn("pictures of the class", number, course.class_images)
             file, size = work / f"class-{number}.npy", (course.resolution, course.resolution)
             np.save(file, pixels)
             example = Example(name=f"class {number}", caption="", file=file, original=size, size=size, corner=(0, 0))
@@ -262,11 +356,7 @@ class _Training:
             return {text: self._learner.encode([text]) for text in dict.fromkeys(captions)}
 
     def resume(self, before: _Before) -> None:
-        """Go on where an earlier training stopped."""
-        known, now = before.told.get("base_sha256", ""), self._model.identity.sha256
-        if known != now:
-            rule = f"its base model is {before.told.get('base', 'another')}, which has other weights"
-            raise InvalidInput("model", self._job.base, rule, "Name the model of the training to resume.")
+        """Go on where an earlier training stopped. Raises InvalidInput."""
         state.read_state(before.state, self._learner.trained(), self._plain_optimizer)
         if self._accelerator.scaler and before.progress.scaler:
             self._accelerator.scaler.load_state_dict(before.progress.scaler)
@@ -292,13 +382,13 @@ class _Training:
             self._losses.append(loss)
             yield Stepped(step + 1, course.steps, loss)
             if (step + 1) % course.save_every == 0 and step + 1 < course.steps:
-                yield Saved(self._save(), step + 1)
+                yield Saved((yield from self._save()), step + 1)
         if not self._losses:
             raise result.NothingTrained(
                 "The first loss was not finite, so nothing was trained. Lower learning_rate. If that does not help, "
                 "the model overflows in this precision."
             )
-        yield Finished(self._save(stopped), stopped)
+        yield Finished((yield from self._save(stopped)), stopped)
 
     def _step(self, step: int) -> float:
         """Take one step and return its mean loss. Raises _NotFinite, with the weights as they were."""
@@ -351,8 +441,12 @@ class _Training:
                 return self._learner.encode(batch.captions)
         return Condition.cat(found)
 
-    def _save(self, stopped: str = "") -> Path:
-        """Write the result as it is now, with previews, and return its archive."""
+    def _save(self, stopped: str = "") -> Generator[Event, None, Path]:
+        """Write the result as it is now, with previews, and return its archive. Raises OutputError."""
+        with _disk_errors_say(self._job.folder):
+            return (yield from self._write(stopped))
+
+    def _write(self, stopped: str) -> Generator[Event, None, Path]:
         course, folder, step = self._course, self._folder, len(self._losses)
         self._accelerator.wait_for_everyone()
         if not self._accelerator.is_main_process:
@@ -363,7 +457,7 @@ class _Training:
         if course.task == PIVOTAL:
             save_word(self._learner, self._model, course, folder / result.WORD)
         state.write_state(folder / result.STATE, self._learner.trained(), self._plain_optimizer)
-        self._preview(file, step)
+        yield from self._preview(file, step)
         result.write_losses(folder, self._losses)
         identity = self._model.identity
         told = {
@@ -383,7 +477,7 @@ class _Training:
         result.write_settings(folder, told)
         return result.pack(folder, self._archive)
 
-    def _preview(self, file: Path, step: int) -> None:
+    def _preview(self, file: Path, step: int) -> Generator[Event]:
         """Draw the previews. A word is read from its file, as requests do; a LoRA is part of the model now."""
         course = self._course
         word = file if course.task == INVERSION else file.with_name(result.WORD)
@@ -392,3 +486,4 @@ class _Training:
             pictures = drawn(self._model, [replace(request, extras=extras) for request in self._previews])
             for number, (_, pixels) in enumerate(pictures, 1):
                 result.write_preview(self._folder, f"{number}-step-{step:06}", pixels)
+                yield Drawn("previews", number, len(self._previews))

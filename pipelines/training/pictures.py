@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipelines.ask.inputs import size_like
 from pipelines.ask.networks import name_of_upload
+from pipelines.ask.prompt import has_word
 from pipelines.ask.sizes import Size, scaled_size
 from pipelines.errors import InvalidInput, shown_name
 from pipelines.files.archives import Limits, Unpacked, unpack
@@ -89,9 +90,9 @@ class Examples:
     looks: tuple[Look, ...]
     remarks: tuple[str, ...]
 
-    def report(self) -> str:
-        """Return a line for every file, and the remarks."""
-        return "".join(f"{line}\n" for line in (*self.remarks, *map(str, self.looks)))
+    def report(self, remarks: Iterable[str] = ()) -> str:
+        """Return a line for every file, and before them what is to be said about all, and about the training."""
+        return "".join(f"{line}\n" for line in (*remarks, *self.remarks, *map(str, self.looks)))
 
 
 class Opened:
@@ -136,7 +137,8 @@ def opened(path: Path, resolution: int | None) -> Iterator[Opened]:
 
 def _remarks(count: int) -> Iterator[str]:
     if count < FEW:
-        yield f"There are only {count} pictures. With {FEW} to 20 the result is less of a copy."
+        told = "is only 1 picture" if count == 1 else f"are only {count} pictures"
+        yield f"There {told}. With {FEW} to 20 the result is less of a copy."
     if count > MANY:
         yield f"There are {count} pictures. For one subject 5 to 20 good ones are usually better."
 
@@ -150,6 +152,9 @@ class _Reader:
         self._texts = [name for name in self._files if name.lower().endswith((".txt", ".caption"))]
         others = self._files.keys() - set(self._texts)
         self._names = sorted(name for name in others if PurePosixPath(name).name != LISTING)
+        found = {name: [text for text in _caption_names(name) if text in self._files] for name in self._names}
+        self._beside = {name: texts[0] for name, texts in found.items() if texts}
+        """The text files with captions, by the names of their pictures."""
         self._known = {*self._names, *unpacked.left_out}
         """Pictures that captions may be of, also those that could not be unpacked."""
         self.looks = [Look(shown_name(name), False, why) for name, why in unpacked.left_out.items()]
@@ -165,10 +170,12 @@ class _Reader:
             except InvalidInput as error:
                 self._leave(name, error.rule)
         self._listings.keys()  # reports what is of no use in them
-        stems = {_stem(name) for name in self._names}
-        for name in self._texts:
-            if _stem(name) not in stems:
-                self._leave(name, "no picture has its name")
+        of_pictures = {text: name for name in self._names for text in _caption_names(name)}
+        for text in self._texts:
+            if text not in of_pictures:
+                self._leave(text, "no picture has its name")
+            elif text not in self._beside.values() and of_pictures[text] in self._beside:
+                self._leave(text, f"{shown_name(of_pictures[text])} has a caption of its own")
 
     def _leave(self, name: str, why: str) -> None:
         self.looks.append(Look(shown_name(name), False, why))
@@ -197,16 +204,16 @@ class _Reader:
     def _check_new(self, name: str, digest: str) -> None:
         first = self._seen.setdefault(digest, name)
         if first != name:
-            raise InvalidInput(FIELD, name, f"the same picture as {shown_name(first)}", "")
+            caption = "; its caption is not used" if self._caption(name)[0] else ""
+            raise InvalidInput(FIELD, name, f"the same picture as {shown_name(first)}{caption}", "")
 
     def _caption(self, name: str) -> tuple[str, str]:
         """Return the caption of a picture: of the text file beside it, or else of a listing; and a remark on it."""
-        beside = next((self._files[name] for name in _caption_names(name) if name in self._files), None)
-        text = _text(beside, TEXT_MAX) if beside else self._listings.get(name, "")
+        beside = self._beside.get(name)
+        text = _text(self._files[beside], TEXT_MAX) if beside else self._listings.get(name, "")
         text = " ".join(text.split())
-        return text[:CAPTION_MAX], f"; its caption is cut to {CAPTION_MAX} characters" if len(
-            text
-        ) > CAPTION_MAX else ""
+        cut_short = f"; its caption is cut to {CAPTION_MAX} characters" if len(text) > CAPTION_MAX else ""
+        return text[:CAPTION_MAX], cut_short
 
     @cached_property
     def _listings(self) -> Mapping[str, str]:
@@ -216,7 +223,7 @@ class _Reader:
 
     def _listing(self, name: str, path: Path) -> Iterator[tuple[str, str]]:
         """Yield the pictures and captions of one listing, and report the lines that are of no use."""
-        unlike, nowhere = [], []
+        unlike, nowhere, again = [], [], []
         for number, line in enumerate(_text(path, LISTING_MAX).splitlines(), 1):
             if not line.strip():
                 continue
@@ -227,14 +234,19 @@ class _Reader:
                 unlike.append(f"line {number}")
                 continue
             picture = str(PurePosixPath(name).parent / named)
-            if picture in self._known:
+            if picture in self._beside:
+                again.append(f"{shown_name(named)} (line {number})")
+            elif picture in self._known:
                 yield picture, text
             else:
                 nowhere.append(f"{shown_name(named)} (line {number})")
-        if unlike:
-            self._leave(name, f'not like {{"file_name": "a.jpg", "text": "a caption"}}: {_some(unlike)}')
-        if nowhere:
-            self._leave(name, f"captions of pictures that are not here: {_some(nowhere)}")
+        for lines, why in (
+            (unlike, 'lines that are not like {"file_name": "a.jpg", "text": "a caption"}'),
+            (nowhere, "captions of pictures that are not here"),
+            (again, "captions of pictures that have a text file"),
+        ):
+            if lines:
+                self._leave(name, f"but only {why}: {_some(lines)}")
 
 
 def bucket(own: Size, resolution: int) -> Size:
@@ -265,8 +277,8 @@ def _stem(name: str) -> str:
 
 
 def _caption_names(name: str) -> tuple[str, ...]:
-    """Return the names that a picture's caption may have."""
-    return tuple(f"{stem}{ending}" for stem in (_stem(name), name) for ending in (".txt", ".TXT", ".caption"))
+    """Return the names that a picture's caption may have: `a.jpg.txt`, which is of no other picture, or `a.txt`."""
+    return tuple(f"{stem}{ending}" for stem in (name, _stem(name)) for ending in (".txt", ".TXT", ".caption"))
 
 
 def _text(path: Path, most: int) -> str:
@@ -280,6 +292,6 @@ def captioned(example: Example, prefix: str, token: str) -> str:
     prefix, text = prefix.strip() or f"a photo of {token}", example.caption
     if not text:
         return prefix.rstrip(" ,")
-    if token and token.lower() in text.lower():
+    if has_word(text, token):
         return text
     return f"{prefix}{'' if prefix.endswith(',') else ','} {text}"

@@ -1,5 +1,6 @@
 """Pictures that the model draws during a training: previews, and the class pictures of prior preservation."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from pipelines.errors import InvalidInput, NonFiniteError
 from pipelines.images.reading import Pixels
 from pipelines.models.model import Model
 from pipelines.training.settings import Course
+
+log = logging.getLogger(__name__)
 
 TAKEN = ("negative_prompt", "guidance_scale", "num_inference_steps", "sampler", "schedule_type", "clip_skip")
 """The model's own settings that these pictures use."""
@@ -41,11 +44,11 @@ def _reasons(error: InvalidInput) -> tuple[object, str, str]:
 
 
 def drawn(model: Model, asked: Sequence[GenerationRequest]) -> Iterator[tuple[str, Pixels]]:
-    """Draw the requests. Yield each picture with its prompt. A picture that is not finite is left out."""
+    """Draw the requests. Yield each picture with its prompt. A picture that is not finite is left out, and logged."""
     for request in asked:
         try:
             for event in render(model, request, make_plan(request)):
                 if isinstance(event, Picture) and event.kind == FINAL:
                     yield request.prompt, event.pixels
-        except NonFiniteError:
-            continue
+        except NonFiniteError as error:
+            log.warning("No picture of %r: %s", request.prompt, error)

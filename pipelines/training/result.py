@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from pipelines.errors import PastelError, shown_name
+from pipelines.errors import InvalidInput, PastelError, shown_name
 from pipelines.images.reading import Pixels
 
 SETTINGS, STATE, REPORT = "training.json", "state.safetensors", "report.txt"
@@ -18,9 +19,21 @@ WORD = "word.safetensors"
 CAPTIONS, PREVIEWS = "captions", "previews"
 SMOOTHED = 0.95
 """How much of the curve's last value the drawn line keeps at each step: single losses jump with the noise level."""
+PART_MAX = 200
+"""Limit for the bytes of a file's or folder's name."""
 CURVE = (640, 320)
 FORMAT = 1
 """The version of this layout."""
+
+
+def fresh(folder: Path) -> None:
+    """Make an empty folder. What an earlier training left there is deleted. Raises InvalidInput if it is others'."""
+    if (folder / REPORT).exists():
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        rule = "is needed for the result, and has other files"
+        raise InvalidInput("output", str(folder), rule, "Name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_settings(folder: Path, told: Mapping[str, Any]) -> None:
@@ -29,11 +42,19 @@ def write_settings(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def write_captions(folder: Path, captions: Iterable[tuple[str, str]]) -> None:
-    """Write the caption of every picture as it was trained, to be corrected and sent again."""
-    (folder / CAPTIONS).mkdir(exist_ok=True)
+    """Write the caption of every picture as it was trained, where an archive has it: that of `cat/a.jpg` in
+    `cat/a.jpg.txt`. Somebody may correct them, put them beside the pictures and send both again."""
     for name, caption in captions:
-        flat = shown_name(name.replace("/", "_"))
-        (folder / CAPTIONS / f"{Path(flat).stem}.txt").write_text(caption, "utf-8")
+        *folders, last = map(_part, name.split("/"))
+        target = folder.joinpath(CAPTIONS, *folders, f"{last}.txt")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(caption, "utf-8")
+
+
+def _part(name: str) -> str:
+    """Return a part of a stranger's path in a form that stays in its folder, and that file systems take."""
+    part = shown_name(name).encode()[:PART_MAX].decode(errors="ignore")
+    return part if part.strip(". ") else "_"
 
 
 def write_preview(folder: Path, name: str, pixels: Pixels) -> None:

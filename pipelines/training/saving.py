@@ -20,7 +20,8 @@ from pipelines.models.export import checkpoint_weights
 from pipelines.models.model import Model
 from pipelines.models.parameterization import ALPHAS
 from pipelines.training.learner import Learner
-from pipelines.training.settings import INVERSION, LORA, PIVOTAL, Course
+from pipelines.training.settings import Course
+from pipelines.training.wishes import INVERSION, LORA, PIVOTAL
 
 BASE_VERSIONS: Mapping[str, str] = {SD1.name: "sd_v1", SD2.name: "sd_v2", SDXL.name: "sdxl_base_v1-0"}
 """Families by Kohya's names, which WebUI shows."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import InvalidInput, ModelError
 from pipelines.models.checkpoint import check_finite, check_plain, map_tensors
+from pipelines.training.result import SETTINGS, STATE
 
 FIELD = "resume"
 WEIGHT, MOMENTS = "weight.", ("exp_avg", "exp_avg_sq", "step")
@@ -54,16 +55,16 @@ def read_state(path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch
         check_plain(path, tensors)
         check_finite(path, tensors)
     except ModelError as error:
-        raise InvalidInput(FIELD, path.name, f"its state cannot be read ({error})", "Send the whole result.") from error
+        raise InvalidInput(FIELD, STATE, f"its state cannot be read ({error})", "Send the whole result.") from error
     if missing := {WEIGHT + name for name in trained} ^ {name for name in tensors if name.startswith(WEIGHT)}:
         rule = f"is of another training: {min(missing)} is in only one of both"
-        raise InvalidInput(FIELD, path.name, rule, "Use the model and the settings of that training.")
+        raise InvalidInput(FIELD, STATE, rule, "Use the model and the settings of that training.")
     for name, parameter in trained.items():
         found = {key: tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors}
         for tensor in (tensors[WEIGHT + name], *(found[key] for key in MOMENTS[:2] if key in found)):
             if tensor.shape != parameter.shape:
                 rule = f"is of another training: {name} has the shape {tuple(tensor.shape)}"
-                raise InvalidInput(FIELD, path.name, rule, "Use the model and the settings of that training.")
+                raise InvalidInput(FIELD, STATE, rule, "Use the model and the settings of that training.")
         parameter.data.copy_(tensors[WEIGHT + name])
         if found:
             optimizer.state[parameter] = {
@@ -78,19 +79,19 @@ def progress_of(settings: Mapping[str, Any]) -> Progress:
         step, losses = int(settings["step"]), tuple(map(float, settings["losses"]))
         scaler = {str(name): float(value) for name, value in settings.get("scaler", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput(FIELD, "training.json", f"cannot be read ({error})", "Send the whole result.") from error
+        raise InvalidInput(FIELD, SETTINGS, f"cannot be read ({error})", "Send the whole result.") from error
     if not 0 < step == len(losses) or not all(map(math.isfinite, losses)):
-        raise InvalidInput(FIELD, "training.json", "its steps and losses do not match", "Send the whole result.")
+        raise InvalidInput(FIELD, SETTINGS, "its steps and losses do not match", "Send the whole result.")
     return Progress(step, losses, scaler)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read training.json. Raises InvalidInput."""
+    """Read training.json. Raises ValueError."""
     try:
         with path.open("rb") as stream:
             found = json.loads(stream.read(SETTINGS_MAX))
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(FIELD, path.name, f"cannot be read ({error})", "Send the whole result.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{SETTINGS} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        raise ValueError(f"{SETTINGS} has no settings")
     return found

@@ -1,12 +1,14 @@
 """How a training is watched: lines in the log, a progress bar with the loss and the time that is left, and metrics."""
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipelines.errors import say
-from pipelines.training.loop import Event, Finished, Looked, Saved, Stepped
+from pipelines.training.loop import Drawn, Event, Finished, Looked, Saved, Stepped
+from pipelines.training.remarks import counted
 from pipelines.training.settings import Course
 
 SMOOTHED = 0.05
@@ -17,36 +19,71 @@ EVERY = 10
 
 def follow(events: Iterable[Event], record: Callable[[str, float], None]) -> Finished:
     """Show the events of a training and return the last one. `record` gets metrics by name."""
-    bar: tqdm[None] | None = None
-    shown: float | None = None
     finished: Finished | None = None
-    try:
+    with closing(_Log(record)) as log:
         for event in events:
-            if isinstance(event, Looked):
-                say(f"{event.report}{_plan(event.course)}")
-            elif isinstance(event, Stepped):
-                if bar is None:
-                    bar = tqdm(
-                        total=event.total, initial=event.number - 1, desc="Training", unit="step", mininterval=0.5
-                    )
-                shown = event.loss if shown is None else shown + SMOOTHED * (event.loss - shown)
-                bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
-                bar.update()
-                if event.number % EVERY == 0 or event.number == event.total:
-                    record("step", event.number)
-                    record("loss", round(shown, 5))
-            elif isinstance(event, Saved):
-                say(f"Step {event.step}: saved {shown_path(event.archive)}")
-            else:
-                finished = event
-    finally:
-        if bar is not None:
-            bar.close()
+            log.show(event)
+            finished = event if isinstance(event, Finished) else None
     if finished is None:
         raise RuntimeError("the training ended without a result")
     if finished.stopped:
         say(f"Stopped early: {finished.stopped}.")
     return finished
+
+
+class _Log:
+    """Lines, and below them one bar at a time: for the pictures of the class, and then for the steps."""
+
+    def __init__(self, record: Callable[[str, float], None]) -> None:
+        self._record = record
+        self._bar: tqdm[None] | None = None
+        self._trains = False
+        self._loss: float | None = None
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Looked):
+            self._say(f"{event.report}{_plan(event.course)}")
+        elif isinstance(event, Drawn):
+            self._drawn(event)
+        elif isinstance(event, Stepped):
+            self._stepped(event)
+        elif isinstance(event, Saved):
+            self._say(f"Step {event.step}: saved {shown_path(event.archive)}")
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            if self._trains:
+                self._bar.set_description("Training", refresh=False)
+            self._bar.close()
+        self._bar = None
+
+    def _say(self, text: str) -> None:
+        """Print lines above the bar, which would else stand before them."""
+        with tqdm.external_write_mode():
+            say(text)
+
+    def _drawn(self, event: Drawn) -> None:
+        if self._trains and self._bar is not None:
+            self._bar.set_description(f"Drawing {event.what}, {event.number}/{event.total}")
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=event.total, desc=f"Drawing {event.what}", unit="picture", mininterval=0.5)
+        self._bar.update()
+
+    def _stepped(self, event: Stepped) -> None:
+        if not self._trains or self._bar is None:
+            self.close()
+            self._trains = True
+            done = event.number - 1
+            self._bar = tqdm(total=event.total, initial=done, desc="Training", unit="step", mininterval=0.5)
+        self._loss = event.loss if self._loss is None else self._loss + SMOOTHED * (event.loss - self._loss)
+        self._bar.set_description("Training", refresh=False)  # it may have told about previews
+        self._bar.set_postfix(loss=f"{self._loss:.4f}", refresh=False)
+        self._bar.update()
+        if event.number % EVERY == 0 or event.number == event.total:
+            self._record("step", event.number)
+            self._record("loss", round(self._loss, 5))
 
 
 def shown_path(path: Path) -> str:
@@ -65,7 +102,8 @@ def _plan(course: Course) -> str:
     own = course.word_learning_rate not in (0, course.learning_rate)
     word = f", word {course.word_learning_rate:g}" if own else ""
     rank = f", rank {course.rank}" if course.rank else ""
+    drawn = f", {counted(course.class_images, 'picture')} of the class" if course.class_images else ""
     return (
-        f"Plan: {course.task} of {course.token}{rank}, {course.steps} steps of batch size {each}, learning rate "
-        f"{course.learning_rate:g}{text}{word}, resolution {course.resolution}, seed {course.seed}"
+        f"Plan: {course.task} of {course.token}{rank}, {counted(course.steps, 'step')} of batch size {each}{drawn}, "
+        f"learning rate {course.learning_rate:g}{text}{word}, resolution {course.resolution}, seed {course.seed}"
     )

@@ -89,6 +89,21 @@ def test_bad_archives_are_refused_with_advice(trainer: CogServer, pictures: str)
     assert "resume='file.bin': is no result of a training" in reply.body["error"]
 
 
+def test_a_training_that_cannot_begin_says_why_and_leaves_nothing(
+    trainer: CogServer, pictures: str, result: Path, folder: Path
+) -> None:
+    before = set(folder.iterdir())
+    for wrong, said in (
+        ({"token": "a,b"}, "token='a,b': must be a word"),
+        ({"learning_rate": 0}, "learning_rate=0: nothing would be trained"),
+        ({"resume": uri(result.read_bytes()), "rank": 8, "steps": 4}, "rank=8: the training to resume had 4"),
+    ):
+        reply = trainer.predict_when_free({"input_images": pictures, **SMALL, **wrong})
+        assert reply.body["status"] == "failed"
+        assert said in reply.body["error"]
+    assert set(folder.iterdir()) == before
+
+
 def test_a_cancel_leaves_the_last_save(trainer: CogServer, pictures: str, result: Path, folder: Path) -> None:
     """The server tells it by a webhook."""
     told: queue.Queue[str] = queue.Queue()

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from pipelines.ask.identity import TOKENIZER, ModelFiles
 from pipelines.ask.networks import ExtraFile, LoraTag
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, NonFiniteError, OutOfMemory, OutputError
 from pipelines.models.embeddings import read_embedding
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition, UNetCall
-from pipelines.training import loop
+from pipelines.training import loop, previews
 from pipelines.training.learner import Learner
-from pipelines.training.loop import Finished, Job, Saved, Stepped, train
+from pipelines.training.loop import Drawn, Event, Finished, Job, Looked, Saved, Stepped, train
 from pipelines.training.pictures import Opened, opened
 from pipelines.training.result import NothingTrained
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
 from script.schema import ROOT
 from tests import folders, sd2, sdxl
 from tests.unit.test_archives import zipped
@@ -106,7 +106,7 @@ def test_a_lora_has_kohyas_names_its_true_alpha_and_does_what_was_trained(job: S
     trained: list[Tensor] = []
 
     class Kept(loop._Training):
-        def _save(self, stopped: str = "") -> Path:
+        def _save(self, stopped: str = "") -> Generator[Event, None, Path]:
             trained.append(predicted(self._model))
             return super()._save(stopped)
 
@@ -118,7 +118,7 @@ def test_a_lora_has_kohyas_names_its_true_alpha_and_does_what_was_trained(job: S
         assert {"TOK.safetensors", "state.safetensors", "training.json", "report.txt", "loss.csv", "loss.png"} <= set(
             tar.getnames()
         )
-        assert {"captions/a.txt", "captions/b.txt"} <= set(tar.getnames())
+        assert {"captions/a.png.txt", "captions/b.png.txt"} <= set(tar.getnames())
     with safe_open(result(one), framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(result(one))
@@ -187,6 +187,7 @@ def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path, who
     _, archive = whole
     for wishes, said in (
         ({"rank": 8}, "rank=8"),
+        ({"text_learning_rate": 0.0}, "text_learning_rate=0.0: the training to resume had 0.001"),
         ({"token": "CAT"}, "had 'TOK'"),
         ({"steps": 1}, "has 1 steps already"),
     ):
@@ -196,8 +197,8 @@ def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path, who
     with pytest.raises(InvalidInput, match="is no result of a training"):
         next(train(job("other", resume=tmp_path / "no")))
     one = job("other", resume=_with_other_base(archive, tmp_path / "based"), **RESUMED)
-    with pytest.raises(InvalidInput, match="which has other weights"):
-        list(train(one))
+    with pytest.raises(InvalidInput, match="the training to resume had pastel-tiny, which has other weights"):
+        next(train(one))  # before anything is drawn or encoded
 
 
 def _with_other_base(archive: Path, folder: Path) -> Path:
@@ -242,9 +243,18 @@ def test_an_embedding_is_read_by_its_word(job: Start, networks: Model) -> None:
     assert 0 < float((vectors - start).abs().max()) < 0.1
 
 
+PREVIEW = Drawn("previews", 1, 1)
+
+
 def test_a_checkpoint_loads_as_one(job: Start, embedded: ResolvedModel, networks: Model) -> None:
-    one = job(task=DREAMBOOTH, learning_rate=1e-3, class_prompt="a house", class_images=1, steps=1)
-    finished(replace(one, settings={**one.settings, "num_inference_steps": 2}))
+    wishes: dict[str, Any] = {"class_prompt": "a house", "class_images": 2, "preview_prompts": "a TOK"}
+    one = job(task=DREAMBOOTH, learning_rate=1e-3, steps=1, rank=3, **wishes)
+    events = list(train(replace(one, settings={**one.settings, "num_inference_steps": 2})))
+    pictures_drawn = [event for event in events if isinstance(event, Drawn)]
+    assert pictures_drawn == [Drawn("pictures of the class", 1, 2), Drawn("pictures of the class", 2, 2), PREVIEW]
+    (looked,) = (event for event in events if isinstance(event, Looked))
+    assert looked.report.startswith("DreamBooth trains whole networks, so rank does nothing.\n")
+    assert result(one, "report.txt").read_text() == looked.report
     model = load(replace(embedded.files, checkpoint=result(one)))
     assert float((predicted(model) - predicted(networks)).abs().max()) > 1e-3
     assert torch.equal(
@@ -341,6 +351,82 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job: Start, mo
         finished(job("nothing"))
 
 
+def test_an_archive_holds_nothing_of_an_earlier_training_in_its_folder(job: Start) -> None:
+    for token in ("CAT", "TOK"):
+        archive = finished(job("same", token=token, steps=1)).archive
+    with tarfile.open(archive) as tar:
+        assert [name for name in tar.getnames() if "CAT" in name] == []
+    assert (archive.parent / "CAT.tar").exists()
+
+
+def test_a_class_picture_that_is_not_finite_is_missed_aloud(
+    job: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> Iterator[Any]:
+        raise NonFiniteError("NaN")
+        yield
+
+    monkeypatch.setattr(previews, "render", failing)
+    finished(job(class_prompt="a house", class_images=1, steps=1))
+    assert "No picture of 'a house': NaN" in caplog.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="each process needs a GPU of its own")
+@pytest.mark.usefixtures("no_settings")
+def test_two_processes_train_as_one_that_accumulates(job: Start, tmp_path: Path) -> None:
+    """They agree on a seed, draw their own batches, and only one of them tells what they do."""
+    files = {"a.png": picture((64, 64)), "b.png": picture((96, 64)), "c.png": picture((64, 96))}
+    archive = zipped(tmp_path / "three.zip", files)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "script.train"]
+    wanted = ["--steps", "2", "--resolution", "64", "--learning-rate", "1e-2"]
+    program = [sys.executable, *launch, str(archive), "-o", str(tmp_path / "two"), *wanted]
+    ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("Plan: ") == 1
+    two = json.loads((tmp_path / "two" / "result" / "training.json").read_text())
+    with opened(archive, 64) as found:
+        wishes = {"seed": two["settings"]["seed"], "gradient_accumulation": 2, "learning_rate": 1e-2, "steps": 2}
+        one = replace(job("alone", **wishes), pictures=found)
+        finished(one)
+    assert told(one)["losses"] == pytest.approx(two["losses"], rel=1e-4), "the order of additions differs"
+    theirs, ours = (load_file(folder / "result" / "TOK.safetensors") for folder in (tmp_path / "two", one.folder))
+    moved = max(float(tensor.abs().max()) for name, tensor in ours.items() if "lora_up" in name)
+    assert moved > 1e-2
+    # AdamW's first steps are signs of gradients, of which a few are so near to 0 that the order of additions decides.
+    apart = torch.cat([(theirs[name] - tensor).abs().flatten() for name, tensor in ours.items() if "lora_up" in name])
+    assert float((apart > 1e-3).float().mean()) < 0.01
+
+
+def test_a_disk_that_is_full_leaves_the_last_save(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, count = loop.result.pack, iter(range(2))
+
+    def pack(folder: Path, archive: Path) -> Path:
+        if next(count):
+            raise OSError(28, "No space left on device")
+        return plain(folder, archive)
+
+    monkeypatch.setattr(loop.result, "pack", pack)
+    one = job(steps=2, save_every=1)
+    with pytest.raises(OutputError, match=r"No space left on device\. Free some space there"):
+        finished(one)
+    assert tarfile.is_tarfile(one.folder / "TOK.tar")
+
+
+def test_a_training_that_needs_too_much_memory_says_what_to_lower(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Learner, "forward", refused)
+    with pytest.raises(OutOfMemory, match="Lower batch_size"):
+        finished(job())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in it")
+def test_a_precision_that_the_device_lacks_is_refused(job: Start) -> None:
+    with pytest.raises(InvalidInput, match="precision='fp16': needs a GPU"):
+        next(train(job(precision="fp16")))
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
     """Small models of the other families."""
@@ -350,6 +436,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFiles]:
         "SD 2": sd2.single_file(folder / "sd2.safetensors", sd2.networks(v=True)),
     }
     return {name: ModelFiles(name=name, checkpoint=path, vae=None) for name, path in paths.items()}
+
+
+def test_a_model_for_inpainting_is_refused(job: Start, tmp_path: Path) -> None:
+    path = sd2.single_file(tmp_path / "inpainting.safetensors", sd2.networks(channels=9))
+    files = ModelFiles(name="inpainting", checkpoint=path, vae=None)
+    with pytest.raises(InvalidInput, match="model='pastel-tiny': cannot be trained: its UNet takes 9 channels"):
+        next(train(replace(job(), files=files, settings={"width": 64, "height": 64})))
 
 
 @pytest.mark.parametrize("name", ["v", "SD 2"])

@@ -101,6 +101,11 @@ def test_a_value_of_any_size_is_told_by_its_beginning() -> None:
     assert "(9000000 characters)" in str(error)
 
 
+def test_an_input_called_token_is_no_secret() -> None:
+    assert str(InvalidInput("token", "a,b", "must be a word", "Use TOK.")) == "token='a,b': must be a word. Use TOK."
+    assert "abcdef123" not in str(InvalidInput("token", "hf_abcdef123", "token=abcdef123 is bad", "Use TOK."))
+
+
 @pytest.mark.parametrize("name", ["a\nSteps: 3", "x" * 300, "\x00\x1b", " a \t b "])
 def test_names_are_cleaned(name: str) -> None:
     clean = shown_name(name)

@@ -18,6 +18,7 @@ from pipelines.ask.prompt import (
     NetworkTag,
     chunks,
     cut_networks,
+    has_word,
     parse_attention,
     schedule,
     split_and,
@@ -309,3 +310,20 @@ def test_before_1_6_the_hires_pass_began_from_the_start(text: str, steps: int, h
     assert schedule(text, steps, hires_steps, old=True) == schedule(text, steps, old=True)
     if "." not in text and "0" not in text:  # then every number is a count, which both rules read alike
         assert schedule(text, steps, old=True) == schedule(text, steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "there"),
+    [
+        ("an arcade token", "TOK", False),
+        ("TOK's tail", "tok", True),
+        ("a (TOK:1.2)", "TOK", True),
+        ("on the grass", "a", False),
+        ("s15", "s1.5", False),
+        ("an s1.5 car", "s1.5", True),
+        ("my cats", "my cat", False),
+        ("a 🐱, asleep", "🐱", True),
+    ],
+)
+def test_a_word_is_not_a_part_of_another(text: str, word: str, there: bool) -> None:
+    assert has_word(text, word) == there

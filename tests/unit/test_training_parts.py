@@ -1,25 +1,34 @@
 """The parts of a training without networks: its settings, the noise and its weights, the order of batches."""
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+from pipelines.ask.identity import TOKENIZER
 from pipelines.errors import InvalidInput
 from pipelines.families.family import Family
 from pipelines.families.prediction import NoisePrediction, VPrediction
 from pipelines.families.sd1 import SD1
 from pipelines.families.sd2 import DEPTH, SD2
 from pipelines.families.sdxl import SDXL
+from pipelines.models.text import load_tokenizer
+from pipelines.training import loop, result, watching
 from pipelines.training.batches import Batch, Batches, Encoded, _sizes
+from pipelines.training.loop import Drawn, Finished, Saved, Stepped
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
-from pipelines.training.result import smooth
-from pipelines.training.settings import DREAMBOOTH, INVERSION, LORA, PIVOTAL, RECIPES, Wishes, course_for
+from pipelines.training.remarks import check_token, remarks
+from pipelines.training.result import STATE, WORD, smooth
+from pipelines.training.settings import RECIPES, course_for
 from pipelines.training.state import progress_of
+from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, RANGES, SCHEDULES, TAKEN_NAMES, Wishes
+from script.cog_server import SCHEMA
 
 SIZE = {"width": 512, "height": 512}
 
@@ -74,7 +83,29 @@ def test_the_resolution_is_near_the_models_own_size(own: tuple[int, int], side: 
         ({"class_images": 3}, "class_prompt"),
         ({"resolution": 500}, "resolution"),
         ({"task": INVERSION, "rank": 33}, "rank"),
+        ({"token": "x" * 101}, "token"),
+        ({"token": "猫" * 70}, "token"),
+        ({"token": "State"}, "token"),
+        ({"token": "word"}, "token"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": 0.0, "word_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": INVERSION, "learning_rate": 0.0, "text_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": INVERSION, "learning_rate": 0.0, "word_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": PIVOTAL, "learning_rate": 0.0, "text_learning_rate": 1e-3}, "learning_rate"),
+        ({"task": PIVOTAL, "word_learning_rate": 0.0}, "word_learning_rate"),
+        ({"task": DREAMBOOTH, "learning_rate": 0.0, "word_learning_rate": 0.0}, "learning_rate"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"min_snr_gamma": -1.0}, "min_snr_gamma"),
+        ({"prior_weight": float("nan")}, "prior_weight"),
+        ({"noise_offset": -5.0}, "noise_offset"),
+        ({"schedule": "piecewise_constant"}, "schedule"),
+        ({"precision": "fp8"}, "precision"),
+        ({"warmup_steps": 10}, "warmup_steps"),
+        ({"warmup_steps": 10, "steps": 10, "schedule": "cosine"}, "warmup_steps"),
+        ({"preview_prompts": "TOK\n" * 33}, "preview_prompts"),
         ({"text_learning_rate": float("nan")}, "text_learning_rate"),
         ({"task": "hypernetwork"}, "task"),
         ({"layers": "some"}, "layers"),
@@ -84,6 +115,45 @@ def test_what_cannot_be_trained_is_refused(wishes: dict[str, Any], field: str) -
     with pytest.raises(InvalidInput) as refused:
         course_for(Wishes(**wishes), SD1, SIZE)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"learning_rate": 0.0, "text_learning_rate": 1e-3},
+        {"task": DREAMBOOTH, "learning_rate": 0.0, "text_learning_rate": 1e-3},
+        {"task": DREAMBOOTH, "learning_rate": 0.0, "word_learning_rate": 1e-3},
+        {"warmup_steps": 10, "schedule": "constant_with_warmup"},
+        {"preview_prompts": "TOK\n\n" * 32},
+    ],
+)
+def test_rare_wishes_that_train_something(wishes: dict[str, Any]) -> None:
+    assert course_for(Wishes(**wishes), SD1, SIZE)
+
+
+def test_the_form_has_the_same_ranges() -> None:
+    form = json.loads(SCHEMA.read_bytes())["components"]["schemas"]["TrainingInput"]["properties"]
+    shared = RANGES.keys() & form.keys()
+    assert len(shared) == 11
+    assert {name: (form[name]["minimum"], form[name]["maximum"]) for name in shared} == {
+        name: RANGES[name] for name in shared
+    }
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {name for name, kind in get_type_hints(Wishes).items() if {int, float} & {kind, *get_args(kind)}}
+    assert numbers == set(RANGES)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_is_one_of_diffusers(schedule: str) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    course = loop.get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=9)
+    assert 0 < course.get_last_lr()[0] <= 1e-4
+
+
+def test_names_of_other_files_are_no_tokens() -> None:
+    assert sorted(TAKEN_NAMES) == sorted(Path(name).stem for name in (WORD, STATE))
 
 
 @pytest.mark.parametrize("token", ["my cat", "Katze-7", "ネコ", "🐱", "s1.5", "BREAKER", "x_y"])
@@ -105,6 +175,118 @@ def test_names_and_other_scripts_are_tokens(token: str) -> None:
 def test_progress_of_a_foreign_archive(told: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="Send the whole result"):
         progress_of(told)
+
+
+TOKENIZE = load_tokenizer(TOKENIZER, openclip=False)
+
+
+def remarks_on(wishes: Wishes, before: dict[str, Any] | None = None) -> list[str]:
+    course = course_for(wishes, SD1, SIZE)
+    return list(remarks(wishes, course, TOKENIZE, [(512, 512), (512, 512), (576, 448)], before or {}))
+
+
+PLAIN: list[dict[str, Any]] = [
+    {},
+    {"task": LORA, "text_learning_rate": 1e-4, "rank": 8, "alpha": 4.0, "layers": "all", "batch_size": 2},
+    {"task": LORA, "class_prompt": "a cat", "class_images": 2, "prior_weight": 2.0},
+    {"task": PIVOTAL, "text_learning_rate": 1e-4, "rank": 8, "layers": "all", "class_prompt": "a cat"},
+    {"task": PIVOTAL, "word_learning_rate": 1e-4, "word_start": "cat"},
+    {"task": INVERSION, "rank": 4, "learning_rate": 1e-3, "class_prompt": "cat"},
+    {"task": INVERSION, "word_start": "cat"},
+    {"task": DREAMBOOTH, "text_learning_rate": 1e-6, "word_start": "cat", "class_prompt": "a dog"},
+    {"task": DREAMBOOTH, "text_learning_rate": 1e-6, "word_learning_rate": 0.0},
+]
+
+
+@pytest.mark.parametrize("wishes", PLAIN)
+def test_nothing_is_said_about_wishes_that_are_used(wishes: dict[str, Any]) -> None:
+    assert remarks_on(Wishes(**wishes)) == []
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"task": LORA, "word_learning_rate": 1e-3}, ["A LoRA has no word of its own, so word_learning_rate"]),
+        ({"task": LORA, "word_start": "cat"}, ["No vectors of the token's own are trained, so word_start"]),
+        ({"task": LORA, "class_prompt": "a cat"}, ["There are no pictures of the class, so class_prompt"]),
+        ({"task": LORA, "prior_weight": 2.0}, ["There are no pictures of the class, so prior_weight"]),
+        (
+            {"learning_rate": 0.0, "text_learning_rate": 1e-4, "layers": "all"},
+            ["With learning_rate 0, the UNet stays as it is, so layers"],
+        ),
+        (
+            {"task": PIVOTAL, "text_learning_rate": 1e-4, "word_learning_rate": 1e-3},
+            ["word_learning_rate is the word's, so text_learning_rate"],
+        ),
+        (
+            {"task": INVERSION, "layers": "all", "alpha": 2.0, "text_learning_rate": 1e-4, "word_learning_rate": 1e-3},
+            [
+                "textual inversion makes no LoRA, so alpha",
+                "textual inversion makes no LoRA, so layers",
+                "Textual inversion leaves the text encoders as they are, so text_learning_rate",
+                "learning_rate is the word's, so word_learning_rate",
+            ],
+        ),
+        ({"task": INVERSION, "class_images": 5}, ["Textual inversion changes no other prompt, so class_images"]),
+        (
+            {"task": INVERSION, "class_prompt": "a cat", "word_start": "cat"},
+            ["There are no pictures of the class, so class_prompt"],
+        ),
+        (
+            {"task": DREAMBOOTH, "rank": 4, "layers": "all", "word_start": "cat", "class_prompt": "a cat"},
+            [
+                "DreamBooth trains whole networks, so rank",
+                "DreamBooth makes no LoRA, so layers",
+                "No vectors of the token's own are trained, so word_start",
+                "There are no pictures of the class, so class_prompt",
+            ],
+        ),
+    ],
+)
+def test_wishes_that_do_nothing_are_reported(wishes: dict[str, Any], said: list[str]) -> None:
+    assert remarks_on(Wishes(**wishes)) == [f"{text} does nothing." for text in said]
+
+
+def test_a_token_that_does_too_much_or_too_little_is_reported() -> None:
+    (common,) = remarks_on(Wishes(token="dog"))
+    assert common.startswith("The token dog is a common word.")
+    shared = {"task": DREAMBOOTH, "text_learning_rate": 1e-6, "class_prompt": "a cat and a dog, sks"}
+    (told,) = remarks_on(Wishes(token="sks", **shared))
+    assert told.startswith("class_prompt has all pieces of the token sks, so they are not trained")
+    assert remarks_on(Wishes(token="sks-cat", **shared)) == []  # it has a hyphen of its own
+    for rates, refused in (({"text_learning_rate": 1e-6}, False), ({"word_learning_rate": 1e-3}, True)):
+        wishes = Wishes(token="sks", learning_rate=0.0, **{**shared, "text_learning_rate": 0.0, **rates})
+        with pytest.raises(InvalidInput, match="token='sks': class_prompt has all") if refused else nullcontext():
+            check_token(course_for(wishes, SD1, SIZE), TOKENIZE, ["sks"])
+    glued = ["a photo of C++", "a photo of C++, at night"]
+    for task, refused in ((LORA, False), (INVERSION, True), (PIVOTAL, True)):
+        with pytest.raises(InvalidInput, match="part of another word in 'a photo of C") if refused else nullcontext():
+            check_token(course_for(Wishes(token="C++", task=task), SD1, SIZE), TOKENIZE, glued)
+    for token in ("TOK", "my cat", "🐱", "ネコ", "s1.5"):
+        check_token(course_for(Wishes(token=token, task=INVERSION), SD1, SIZE), TOKENIZE, [f"a photo of {token}"])
+
+
+def test_smaller_batches_and_tags_in_previews_are_reported() -> None:
+    assert remarks_on(Wishes(batch_size=8)) == [
+        "batch_size is 8, but pictures of one batch have the same size, so the largest batch has 2 pictures."
+    ]
+    assert remarks_on(Wishes(preview_prompts="a TOK <lora:x:1>\na tree")) == [
+        "Previews are drawn without <lora:x:1>. What is in training always acts."
+    ]
+
+
+def test_what_a_resumed_training_does_otherwise_is_reported() -> None:
+    wishes = Wishes(seed=1, class_prompt="a cat", class_images=1)
+    before = json.loads(json.dumps(course_for(wishes, SD1, SIZE).told()))
+    assert remarks_on(replace(wishes, steps=900, preview_prompts="a tree", save_every=9), before) == []
+    assert remarks_on(replace(wishes, learning_rate=1e-3, class_prompt="a dog"), before) == [
+        "learning_rate is 0.001, and was 0.0001 in the training to resume.",
+        "class_prompts is ['a dog'], and was ['a cat'] in the training to resume.",
+    ]
+    cosine = course_for(replace(wishes, schedule="cosine"), SD1, SIZE).told()
+    assert remarks_on(replace(wishes, schedule="cosine", steps=900), cosine | {"class_prompts": ["a cat"]}) == [
+        "steps is 900, and was 1000 in the training to resume."
+    ]
 
 
 def test_other_families_are_refused() -> None:
@@ -206,6 +388,55 @@ def test_sdxl_is_told_the_original_size_and_the_crop() -> None:
     first = sizes.reshape(6, 256)[:, [0, 128]]  # the fastest wave: cosine and sine of the number
     np.testing.assert_allclose(first[:, 0], np.cos([600, 800, 5, 21, 896, 1152]), atol=1e-4)
     assert _sizes(SD1, example) is None
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_stay_in_their_folder_whatever_pictures_are_called(tmp_path: Path) -> None:
+    names = ["a.png", "my cat/a.png", "my cat/a.jpg", ".\u200b./.\u200b./b.png", "猫" * 120 + ".png", " ./c.png"]
+    result.write_captions(tmp_path / "in", [(name, name) for name in names])
+    found = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert sorted(found.values()) == sorted(names)
+    assert all(path.is_relative_to("in/captions") for path in found)
+    assert {Path(f"in/captions/{name}.txt") for name in names[:3]} < found.keys()
+
+
+def test_a_result_is_made_in_a_folder_without_others(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "result"
+    result.fresh(folder)
+    (folder / result.REPORT).touch()
+    (folder / "CAT.safetensors").touch()
+    result.fresh(folder)
+    assert not list(folder.iterdir()), "what an earlier training left is gone"
+    (folder / "mine.txt").touch()
+    with pytest.raises(InvalidInput, match=r"has other files\. Name another folder"):
+        result.fresh(folder)
+    assert (folder / "mine.txt").exists()
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_whole_lines_above_one_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars: list[str] = []
+    monkeypatch.setattr(watching, "say", lambda text: bars.extend((capsys.readouterr().err, text)))
+    metrics: list[tuple[str, float]] = []
+    archive, preview = Path("/x/TOK.tar"), Drawn("previews", 1, 1)
+    events = [
+        *(Drawn("pictures of the class", number, 2) for number in (1, 2)),
+        *(Stepped(1, 2, 0.5), preview, Saved(archive, 1), Stepped(2, 2, 0.5), preview, Finished(archive, "")),
+    ]
+    assert watching.follow(events, lambda name, value: metrics.append((name, value))).archive == archive
+    before, line = bars
+    assert line == "Step 1: saved /x/TOK.tar"
+    assert before.endswith("\r"), "the bar is gone before the line is written"
+    for text in ("Drawing pictures of the class: 100%", "Training:", "Drawing previews, 1/1"):
+        assert text in before
+    assert "Training: 100%" in capsys.readouterr().err.strip().split("\r")[-1]
+    assert metrics == [("step", 2), ("loss", 0.5)]
 
 
 def test_the_curve_is_a_running_mean() -> None:

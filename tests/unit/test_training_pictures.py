@@ -89,7 +89,7 @@ def test_the_same_pixels_in_another_file_are_the_same_picture(tmp_path: Path) ->
         zipped(tmp_path / "z", {name: stream.getvalue() for name, stream in streams.items()}), 128, tmp_path
     )
     assert [look.told for look in found.looks if not look.used] == ["the same picture as a.png"]
-    assert "only 1 pictures" in found.report()
+    assert "There is only 1 picture. " in found.report()
 
 
 def test_transparent_parts_are_white_and_16_bits_become_8(tmp_path: Path) -> None:
@@ -203,9 +203,42 @@ def test_every_line_of_a_listing_is_used_or_reported(tmp_path: Path) -> None:
         "c.png": "",
     }
     assert [look.told for look in found.looks if "metadata" in look.name] == [
-        'not like {"file_name": "a.jpg", "text": "a caption"}: line 2',
-        "captions of pictures that are not here: gone.png (line 1), ../c.png (line 5), 0.png (line 7), "
+        'but only lines that are not like {"file_name": "a.jpg", "text": "a caption"}: line 2',
+        "but only captions of pictures that are not here: gone.png (line 1), ../c.png (line 5), 0.png (line 7), "
         "1.png (line 8), 2.png (line 9) and 2 more",
+    ]
+
+
+def test_every_caption_is_used_or_reported(tmp_path: Path) -> None:
+    """Also with the picture's whole name, which goes before what two pictures share, and beside a listing."""
+    first = picture()
+    listing = "\n".join(json.dumps({"file_name": f"{name}.png", "text": "listed"}) for name in "ab")
+    files = {
+        "a.png": picture(),
+        "b.png": picture(),
+        "b.png.txt": b"of the png",
+        "b.txt": b"of both",
+        "b.webp": picture(form="WEBP"),
+        "c.png": picture(),
+        "c.png.txt": b"whole",
+        "c.txt": b"stem",
+        "d.png": first,
+        "e.png": first,
+        "e.txt": b"of the copy",
+        "metadata.jsonl": listing.encode(),
+    }
+    found = read_examples(zipped(tmp_path / "a", files), 128, tmp_path)
+    assert {each.name: each.caption for each in found.pictures} == {
+        "a.png": "listed",
+        "b.png": "of the png",
+        "b.webp": "of both",
+        "c.png": "whole",
+        "d.png": "",
+    }
+    assert [str(look) for look in found.looks if not look.used] == [
+        "c.txt: left out, c.png has a caption of its own",
+        "e.png: left out, the same picture as d.png; its caption is not used",
+        "metadata.jsonl: left out, but only captions of pictures that have a text file: b.png (line 2)",
     ]
 
 
@@ -217,6 +250,7 @@ def test_every_line_of_a_listing_is_used_or_reported(tmp_path: Path) -> None:
         ("in a car", "", "a photo of TOK, in a car"),
         ("in a car", "a photo of TOK, ", "a photo of TOK, in a car"),
         ("a tok in a car", "a photo of TOK, ", "a tok in a car"),
+        ("a token in a car", "", "a photo of TOK, a token in a car"),
     ],
 )
 def test_every_caption_has_the_token(caption: str, prefix: str, whole: str) -> None:
