@@ -48,7 +48,7 @@ from pipelines.infotext.asked import (
 from pipelines.infotext.control_lines import read_lines
 from pipelines.infotext.obstacles import drop_unsupported, obstacles
 from pipelines.infotext.other_models import with_models
-from pipelines.infotext.unused import unused_inputs
+from pipelines.infotext.unused import unused_in_files, unused_inputs
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.models.room import makers
@@ -405,7 +405,7 @@ class Predictor(BasePredictor):
                 data = read_data(inputs.generation_data)
                 member = picked(self.roster, inputs.model, data)
                 asked = settle(inputs, data, member.settings, pictures)
-                formats = formats_of(output_format, asked.settings.animation.whole)
+                formats = formats_of(output_format, asked.settings.animation)
                 file_format = FileFormat(formats.picture, asked.handling.output_quality)
                 if asked.handling.upscale_only:
                     checker = None if disable_safety_checker else self.safety
@@ -419,6 +419,7 @@ class Predictor(BasePredictor):
                         keys = settle_keys(asked, inputs, member.settings, pictures)
                         keys = tuple(with_models(key, names) for key in keys)
                         film = make_film(self.requests_for((asked, *keys), inputs, pictures, cast))
+                        say("\n".join(unused_in_files(asked, formats.film, show_phases)))
                         yield from self.animate(cast, film, file_format, formats.film, checker)
                     else:
                         (request,) = self.requests_for((asked,), inputs, pictures, cast)
@@ -448,16 +449,15 @@ class Predictor(BasePredictor):
         fetched = self.fetchers.run(self.library.load_only, wanted_by(asked), inputs)
         pictures = with_depth(model, pictures, controlled=bool(fetched.controls))
         self.not_honoured = list[str]()
-        requests, unused = list[GenerationRequest](), dict[str, None]()
+        drawn = list[tuple[Asked, GenerationRequest]]()
         for each in asked:
             each = self._supported(with_networks(each, fetched), pictures, fetched, model)
-            request = request_from(each, pictures, fetched.extras)
-            requests.append(request)
-            unused |= dict.fromkeys(unused_inputs(each, request))
-            unused |= dict.fromkeys(unused_by(model, each.given, cast.others))
-            unused |= dict.fromkeys(idle_refiner(request, model, cast.others))
-        say("\n".join(unused))
-        return requests
+            drawn.append((each, request_from(each, pictures, fetched.extras)))
+        (first, request), *keys = drawn
+        unused = [*unused_inputs(first, request, keys), *unused_by(model, first.given, cast.others)]
+        unused += idle_refiner(request, model, cast.others)
+        say("\n".join(dict.fromkeys(unused)))
+        return [request for _, request in drawn]
 
     def _supported(self, asked: Asked, pictures: Pictures, fetched: Fetched, model: Model) -> Asked:
         """Report what cannot be done of whole generation data, and return the rest. A strict request stops there."""

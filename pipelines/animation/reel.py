@@ -15,8 +15,9 @@ from pipelines.images.reading import Pixels
 from pipelines.runtime.worker import Worker
 
 LOSSLESS = FileFormat("png")
-QUICK_PIXELS = 30_000_000
-"""A core writes about as many as an mp4 in two seconds."""
+QUICK_PIXELS = {"mp4": 12_000_000, "webm": 12_000_000, "gif": 3_000_000, "webp": 24_000_000}
+"""What a core writes in about three seconds, by the film's format: of pictures with fine grain, 48 frames of 512 x 512
+pixels took 3.1 s, 2.9 s, 16.2 s and 1.5 s of processor time."""
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Reel:
     quality: int
     """Of the film, from 1 to 100."""
     _pixels: int = 0
+    """Of one frame."""
     _places: dict[str, float] = field(default_factory=dict[str, float])
     """Of the frames that were begun, by the names of their files."""
     _written: dict[float, Path] = field(default_factory=dict[float, Path])
@@ -43,14 +45,15 @@ class Reel:
     @property
     def _quick(self) -> bool:
         """Whether the film of the frames so far is written within seconds, in which a cancelled request must end."""
-        return self._pixels <= QUICK_PIXELS
+        shown = len(played(len(self.frames), self.settings.loop))
+        return self.suffix is not None and shown * self._pixels <= QUICK_PIXELS[self.suffix]
 
     def begin(self, frame: Frame, file_format: FileFormat, text: str) -> None:
         """Start to write a frame with its generation data."""
-        place = f"{frame.place:03}" if frame.place == int(frame.place) else f"{frame.place:08.4f}"
+        place = f"{int(frame.place):03}" if frame.place == int(frame.place) else f"{frame.place:08.4f}"
         name = f"frame-{place}-seed-{frame.seed}"
         self._places[name] = frame.place
-        self._pixels += frame.pixels.size // 3
+        self._pixels = frame.pixels.size // 3
         self.outputs.begin(frame.pixels, name, file_format, text)
 
     def collect(self, wait: bool) -> Iterator[Path]:

@@ -134,7 +134,7 @@ class AnimationSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         last = self.timeline.last if self.asked else FRAMES_MAX
-        if self.frame > last:
+        if self.frame > last or WHOLE_FILM < self.frame < 0:
             rule = f"the film has the frames 0 to {last}"
             raise InvalidInput("animation_frame", self.frame, rule, "Name one of them.")
 
@@ -197,9 +197,9 @@ NUMBERS: dict[str, Rule] = {
     "strength": Number(0, 1),
     "guidance": Number(1, 30),
 }
-_NUMBERED = re.compile(r"\s*([0-9]{1,9})\s*:")
-_NEGATIVE = re.compile(r"(?:^|[\s,;])negative\s?=")
-_NUMBER = re.compile(rf"(?:^|(?<=[\s,;]))({'|'.join(NUMBERS)})\s?=\s?([^\s,;]*)[,;]?")
+_NUMBERED = re.compile(r"\s*-?[0-9]{1,9}\s*:")
+_NEGATIVE = re.compile(r"(?:^|[\s,;])negative\s?=", re.IGNORECASE)
+_NUMBER = re.compile(rf"(?:^|(?<=[\s,;]))({'|'.join(NUMBERS)})\s?=\s?([^\s,;]*)[,;]?", re.IGNORECASE)
 _MARK = re.compile(r"\\.|[()\[\]{}]|(?<=\s)\|(?=\s)")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _SPACES = " \t,;"
@@ -218,8 +218,7 @@ def read_timeline(text: str, frames: int, loop: str) -> Timeline:
     if all(numbered):
         keys = [_key(number, *_without_number(piece)) for number, piece in pieces]
         _check_order([number for number, _ in pieces], keys)
-        last = keys[-1].frame
-        closing = frames - last if frames > last else -(-last // (len(keys) - 1))
+        closing = _closing(keys, frames) if loop == CIRCLE else 0
     elif any(numbered):
         number, piece = pieces[numbered.index(False)]
         raise _broken(piece, f"line {number} has no frame number, others have", "Begin it with one: `24: a prompt`.")
@@ -232,7 +231,8 @@ def read_timeline(text: str, frames: int, loop: str) -> Timeline:
         count = keys[-1].frame + closing
         keys.append(replace(keys[0], frame=count))
     if count > FRAMES_MAX:
-        raise _broken(text, f"at most {FRAMES_MAX} frames, this has {count}", "Use lower frame numbers.")
+        fix = "Use lower frame numbers." if all(numbered) else f"Use fewer prompts, or Animation frames: {FRAMES_MAX}."
+        raise _broken(text, f"at most {FRAMES_MAX} frames, this has {count}", fix)
     return Timeline(tuple(keys), count)
 
 
@@ -269,11 +269,14 @@ def _key(line: int, frame: int, text: str) -> KeyFrame:
     found = _NEGATIVE.search(text)
     before, negative = (text[: found.start()], text[found.end() :].strip()) if found else (text, None)
     values = dict[str, float]()
-    for name, told in _NUMBER.findall(before):
+    for name, told in ((name.lower(), told) for name, told in _NUMBER.findall(before)):
+        place = f"line {line}, frame {frame}"
+        if name in values:
+            raise InvalidInput(FIELD, f"{name}={told}", f"{place}: there are two of {name}", "Remove one of them.")
         try:
             values[name] = NUMBERS[name].check(name, NUMBERS[name].read(told), "")
         except ValueError:  # InvalidInput is one, too
-            rule = f"line {line}, frame {frame}: {name} must be {NUMBERS[name].words}"
+            rule = f"{place}: {name} must be {NUMBERS[name].words}"
             raise InvalidInput(FIELD, f"{name}={told}", rule, "Correct it, or leave it out.") from None
     prompt = " ".join(_NUMBER.sub("", before).split()) if values else before
     prompt = prompt.strip(_SPACES if values or found else None)
@@ -291,6 +294,16 @@ def _check_order(lines: Sequence[int], keys: Sequence[KeyFrame]) -> None:
         if key.frame < before.frame:
             rule = f"line {line}: frame {key.frame} comes after frame {before.frame}"
             raise _broken(str(key), rule, "Sort the lines by frame.")
+
+
+def _closing(keys: Sequence[KeyFrame], frames: int) -> int:
+    """Return how many frames a circle adds after its last key frame: to a film of `frames`, or as many as lie between
+    two of its key frames on average. Raises InvalidInput."""
+    last = keys[-1].frame
+    if 0 < frames <= last:
+        rule = f"the key frame {last} leaves no room in a circle of {frames} frames"
+        raise InvalidInput("animation_frames", frames, rule, f"Use {last + 1} or more.")
+    return frames - last if frames else -(-last // (len(keys) - 1))
 
 
 def _spread(text: str, count: int, frames: int, loop: str) -> tuple[list[int], int]:

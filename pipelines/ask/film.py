@@ -98,6 +98,7 @@ class Film:
         """Return the request whose generation data draws this frame again alone: for a key frame its own."""
         pairs = zip(self.timeline.keys, self.keys, strict=False)
         own = next((request for key, request in pairs if key.frame == frame), None)
+        frame = int(frame) if frame == int(frame) else frame
         return own or replace(self.base, animation=replace(self.settings, frame=frame))
 
 
@@ -113,16 +114,20 @@ def frames_of(shots: Sequence[Shot]) -> int:
 
 
 def make_film(requests: Sequence[GenerationRequest]) -> Film:
-    """Put a film together from the request that it was asked with, followed by one for each key frame."""
+    """Put a film together from the request that it was asked with, followed by one for each key frame.
+
+    Dynamic prompts may pick another negative prompt for a key frame with its own seed. Its line then names that.
+    """
     base, *keys = requests
     timeline = base.animation.timeline
     drawn = []
     for key, request in zip(timeline.keys, keys, strict=False):
-        negative = None if key.negative is None else request.negative_prompt
-        drawn.append(replace(key, prompt=" ".join(request.prompt.split()), negative=negative))
+        prompt, negative = (" ".join(text.split()) for text in (request.prompt, request.negative_prompt))
+        own = key.negative is not None or request.negative_prompt != base.negative_prompt
+        drawn.append(replace(key, prompt=prompt, negative=negative if own else None))
     text, circle = "\n".join(map(str, drawn)), base.animation.loop == CIRCLE
     settings = replace(base.animation, text=text, frames=timeline.count if circle else 0)
-    return Film(base=replace(base, animation=settings), keys=tuple(keys), timeline=timeline)
+    return Film(base=replace(base, prompt=keys[0].prompt, animation=settings), keys=tuple(keys), timeline=timeline)
 
 
 def _alike(start: GenerationRequest, end: GenerationRequest) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.ask.animation import FIELD, AnimationSettings, KeyFrame
@@ -121,6 +122,8 @@ class Asked:
     """Whether nobody gave a seed."""
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers that were sent, by their names in generation data."""
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What errors call settings that a key frame of an animation gives."""
 
     @property
     def given(self) -> frozenset[str]:
@@ -136,7 +139,8 @@ class Asked:
     @property
     def wanted(self) -> Wanted:
         """The networks to look for. Raises InvalidInput for a tag that cannot be read."""
-        tags = [tag for name, prompt in self.settings.prompts.items() for tag in lora_tags(prompt, name)]
+        with _naming(self.names):
+            tags = [tag for name, prompt in self.settings.prompts.items() for tag in lora_tags(prompt, name)]
         return Wanted(
             loras=frozenset(tag.name for tag in tags if tag.acts),
             optional_loras=frozenset(name for text in self.options.values() for name in lora_names(text)),
@@ -159,16 +163,21 @@ def wanted_by(asked: Sequence[Asked]) -> Wanted:
 def settle_keys(asked: Asked, inputs: Inputs, defaults: Values, pictures: Pictures = NO_PICTURES) -> tuple[Asked, ...]:
     """Return what each key frame of an animation asks for: the form with its prompt, seed and numbers.
 
-    A seed that nobody gave is the same for all. Raises InvalidInput as `settle` does.
+    The others have the film's values, also where the form alone would derive them from the key frame's: the options
+    that a hires prompt picks, and with an image the strength of the hires pass. So the film's generation data has them.
+    Raises InvalidInput as `settle` does.
     """
     settings, film = asked.settings, rows(AnimationSettings).values()
     told = {name: value for name, value in asked.data.values.items() if name not in {row.name for row in film}}
     if "variation_seed" in told:
         told["variation_seed"] = settings.noise.variation_seed
+    if hires := settings.hires:
+        told |= {"hires_prompt": hires.prompt, "hires_negative_prompt": hires.negative_prompt}
+        told |= {HIRES_STRENGTH: hires.denoising_strength} if settings.image else {}
     data = replace(asked.data, values=told)
-    highres_fix = ON if settings.hires else OFF
+    inputs = replace(inputs, highres_fix=ON if hires else OFF, animation="", frames_per_second=None, loop=None)
     return tuple(
-        settle(_of_key(key, replace(inputs, highres_fix=highres_fix), settings.seed), data, defaults, pictures)
+        settle(_of_key(key, inputs, settings.seed), data, defaults, pictures, _names_of(key))
         for key in settings.animation.timeline.keys[: settings.animation.timeline.prompts]
     )
 
@@ -178,13 +187,33 @@ def _of_key(key: KeyFrame, inputs: Inputs, seed: int) -> Inputs:
     negative = key.negative
     return replace(
         inputs,
-        animation="",
         prompt=key.prompt,
         seed=seed if key.seed is None else key.seed,
         denoising_strength=inputs.denoising_strength if key.strength is None else key.strength,
         guidance_scale=inputs.guidance_scale if key.guidance is None else key.guidance,
         negative_prompt=inputs.negative_prompt if negative is None else negative or " ",
     )
+
+
+def _names_of(key: KeyFrame) -> dict[str, str]:
+    """Return what errors call the settings that a key frame gives."""
+    options = {"prompt": "prompt"}
+    if key.strength is not None:
+        options[STRENGTH] = "strength"
+    if key.negative is not None:
+        options["negative_prompt"] = "negative"
+    return {name: f"{FIELD}, {option} of frame {key.frame}" for name, option in options.items()}
+
+
+@contextmanager
+def _naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Make an InvalidInput that is raised inside call its field by one of these names."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.field not in names:
+            raise
+        raise InvalidInput(names[error.field], error.value, error.rule, error.fix) from None
 
 
 def read_data(text: str) -> GenerationData:
@@ -201,22 +230,30 @@ def read_data(text: str) -> GenerationData:
     return replace(data, wildcards=wildcards)
 
 
-def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pictures = NO_PICTURES) -> Asked:
+def settle(
+    inputs: Inputs,
+    data: GenerationData,
+    defaults: Values,
+    pictures: Pictures = NO_PICTURES,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Asked:
     """Merge everything into one set of settings, with a random seed if there is none. Resolve dynamic prompts by it.
 
     `defaults` are the model's own, with its size. Raises InvalidInput for what cannot be drawn. The error names the
-    generation data if the value comes from there, and otherwise the input.
+    generation data if the value comes from there, and otherwise the input, or what `names` calls it.
     """
+    names = dict(names)
     said, options = inputs.filled_in(), dict[str, str]()
     values = _merged(inputs, said, data, defaults, pictures)
     random = values.get("seed", RANDOM) == RANDOM
     if random:
         values["seed"] = random_seed()
-    with _blaming(data, said):
+    with _naming(names), _blaming(data, said):
         handling = Handling(**of_group(Handling, values))
         animation = _animation(values)
         if animation.asked:
-            values["prompt"] = animation.timeline.keys[0].prompt
+            first = animation.timeline.keys[0]
+            values["prompt"], names["prompt"] = first.prompt, _names_of(first)["prompt"]
             if handling.upscale_only:
                 fix = "Leave out one of them."
                 raise InvalidInput(FIELD, animation.text, "Upscale only draws nothing, so there is no film", fix)
@@ -238,6 +275,7 @@ def settle(inputs: Inputs, data: GenerationData, defaults: Values, pictures: Pic
         taken={name: values[name] for name in from_data if values.get(name) == data.values[name]},
         options=options,
         random=random,
+        names=names,
     )
 
 
@@ -432,7 +470,7 @@ def _tagged(name: str, prompt: str, asked: Asked, multipliers: Mapping[str, tupl
 def request_from(asked: Asked, pictures: Pictures = NO_PICTURES, extras: Extras = NO_EXTRAS) -> GenerationRequest:
     """Make the request. Raises InvalidInput for what cannot be drawn with these networks, as `settle` does."""
     settings = asked.settings
-    with _blaming(asked.data, asked.chosen):
+    with _naming(asked.names), _blaming(asked.data, asked.chosen):
         image = settings.image and replace(settings.image, depth=pictures.depth)
         controls = paired(settings.controls, pictures.controls)
         return GenerationRequest(**{**vars(settings), "image": image, "controls": controls}, extras=extras)

@@ -1,8 +1,8 @@
 """Reports inputs that have no effect on a picture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from pipelines.ask.animation import AnimationSettings
+from pipelines.ask.animation import FIELD, FILM, PING_PONG, AnimationSettings
 from pipelines.ask.networks import NETWORK_KINDS, lora_tags, name_of_upload
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import GenerationRequest, HiresSettings, MaskSettings, RefinerSettings
@@ -10,23 +10,54 @@ from pipelines.ask.settings import rows
 from pipelines.infotext.asked import Asked
 
 _OF_MASK = frozenset(row.name for row in rows(MaskSettings).values())
-_OF_FILM = frozenset(row.name for row in rows(AnimationSettings).values())
+_OF_FILM = frozenset(row.name for row in rows(AnimationSettings).values()) - {FIELD}
 _OF_REFINER = frozenset(row.name for row in rows(RefinerSettings).values()) - {"refiner"}
 _OF_HIRES = frozenset(row.name for row in rows(HiresSettings).values()) | {"hires_refiner"}
 
 
-def unused_inputs(asked: Asked, request: GenerationRequest) -> Iterator[str]:
-    """Yield lines for the log about inputs that have no effect in this request, one line for each kind."""
-    if request.animation.asked and "prompt" in asked.chosen:
-        yield "The prompts of an animation are in animation, so prompt does nothing."
-    yield from _without_object(asked, request)
-    yield from _unnamed_embeddings(asked, request)
-    if not asked.data.whole:  # a whole block's are reported as obstacles
-        yield from dict.fromkeys(ignored_tags(asked))
+def unused_inputs(
+    asked: Asked, request: GenerationRequest, keys: Sequence[tuple[Asked, GenerationRequest]] = ()
+) -> Iterator[str]:
+    """Yield lines for the log about inputs that have no effect in this request, one line for each kind.
+
+    `keys` are the key frames of an animation, in each of which an input may have an effect. A line may come twice.
+    """
+    if request.animation.asked:
+        yield from _unused_in_film(asked, request.animation)
+    for each, drawn in ((asked, request), *keys):
+        yield from _without_object(each, drawn)
+        if not each.data.whole:  # a whole block's are reported as obstacles
+            yield from dict.fromkeys(ignored_tags(each))
+    yield from _unnamed_embeddings([asked, *(each for each, _ in keys)], [request, *(drawn for _, drawn in keys)])
     used = request.hires.upscaler_file if request.hires else None
     for path in dict.fromkeys(asked.upscalers.values()):
         if path != used:
             yield f"No highres fix uses the upscaler {name_of_upload(path.stem)} from files, so it does nothing."
+
+
+def unused_in_files(asked: Asked, film: str | None, show_phases: bool) -> Iterator[str]:
+    """Yield lines for the log about inputs that have no effect on the files of an animation. `film` is the film's
+    format; None: only frames are drawn."""
+    if show_phases:
+        yield "An animation has no phases to show, so show_phases does nothing."
+    animation = asked.settings.animation
+    of_film = {"frames_per_second"}
+    of_film |= {"loop"} if animation.loop == PING_PONG else set()
+    of_film |= {"interpolation", "frames_between"} if animation.interpolation == FILM else set()
+    found = sorted(asked.given & of_film)
+    if found and film is None:
+        yield f"Only frames are drawn, and no film, so {', '.join(found)} {'do' if len(found) > 1 else 'does'} nothing."
+
+
+def _unused_in_film(asked: Asked, film: AnimationSettings) -> Iterator[str]:
+    """Report settings and a prompt that do nothing in this animation."""
+    prompt = " ".join(asked.data.values.get("prompt", "").split())
+    if "prompt" in asked.chosen or prompt not in ("", film.timeline.keys[0].prompt):
+        yield "The prompts of an animation are in animation, so prompt does nothing."
+    if "frames_between" in asked.given and film.interpolation != FILM:
+        yield "Without Interpolation: FILM, frames_between does nothing."
+    if "animation_frames" in asked.given and film.frames not in (0, film.timeline.count):
+        yield "The key frames have numbers of their own, so animation_frames does nothing."
 
 
 def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
@@ -47,13 +78,14 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
             yield f"Without {what}, {', '.join(found)} {'do' if len(found) > 1 else 'does'} nothing."
 
 
-def _unnamed_embeddings(asked: Asked, request: GenerationRequest) -> Iterator[str]:
+def _unnamed_embeddings(asked: Sequence[Asked], requests: Sequence[GenerationRequest]) -> Iterator[str]:
     """Report embeddings that were sent although no prompt, and no option of a prompt, contains their names."""
-    prompts = [request.prompt, request.negative_prompt, *asked.options.values()]
-    if request.hires:
-        prompts += (request.hires.prompt, request.hires.negative_prompt)
+    prompts = [text for each in asked for text in each.options.values()]
+    for request in requests:
+        prompts += (request.prompt, request.negative_prompt)
+        prompts += (request.hires.prompt, request.hires.negative_prompt) if request.hires else ()
     named = "\n".join(prompts).casefold()
-    for name, file in request.extras.embeddings.items():
+    for name, file in requests[0].extras.embeddings.items():
         if file.origin and name.casefold() not in named:
             yield f"No prompt contains {name}, so {file.origin} does nothing."
 

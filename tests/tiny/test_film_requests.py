@@ -17,6 +17,8 @@ from cog import CancelationException
 
 import predict
 from pipelines.animation.frames import Event, Frame
+from pipelines.animation.reel import QUICK_PIXELS
+from pipelines.animation.video import WRITERS
 from pipelines.ask.film import Film
 from pipelines.drawing.cast import Cast
 from pipelines.errors import ModelError, NonFiniteError, OutputError
@@ -81,6 +83,18 @@ def animate(monkeypatch: pytest.MonkeyPatch) -> Draw:
     return animated
 
 
+def scattered(*_: object) -> Iterator[Event]:
+    """Frames between others, at places that are computed: they are no integers."""
+    for place in (0, 7, 3.0, 3.25, 2.0):
+        yield Frame(place=place, pixels=np.zeros((64, 64, 3), np.uint8), seed=5, embeddings=())
+
+
+def test_the_names_of_frames_have_the_order_of_the_film(animate: Draw) -> None:
+    *frames, _ = animate(scattered)
+    names = [path.name.partition("-seed")[0] for path in sorted(frames)]
+    assert names == ["frame-000", "frame-002", "frame-003", "frame-003.2500", "frame-007"]
+
+
 # --- what is left of a film that fails --------------------------------------------------------------------------------
 
 
@@ -132,10 +146,15 @@ def test_a_disk_without_room_for_the_film_still_tells_the_first_error(
     assert {path.suffix for path in found} == {".png"}
 
 
-@pytest.mark.parametrize("pixels", [10**9, 0], ids=["short", "long"])
-def test_a_cancel_midway_leaves_a_short_film(animate: Draw, monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
-    monkeypatch.setattr("pipelines.animation.reel.QUICK_PIXELS", pixels)
-    outputs: Any = animate(drawn)
+@pytest.mark.parametrize(
+    ("frames", "loop", "film"), [(3, "no", [10, 100, 220]), (2, "no", None), (3, "ping-pong", None)]
+)
+def test_a_cancel_midway_leaves_a_short_film(
+    animate: Draw, monkeypatch: pytest.MonkeyPatch, frames: int, loop: str, film: list[int] | None
+) -> None:
+    """It is written if it shows no more than so many frames."""
+    monkeypatch.setitem(QUICK_PIXELS, "mp4", frames * 64 * 64)
+    outputs: Any = animate(drawn, loop=loop)
     first = [next(outputs) for _ in range(3)]
 
     def rest() -> Iterator[Path]:
@@ -144,8 +163,12 @@ def test_a_cancel_midway_leaves_a_short_film(animate: Draw, monkeypatch: pytest.
 
     with pytest.raises(CancelationException):
         first.extend(rest())
-    assert [path.suffix for path in first] == [".png"] * 3 + [".mp4"] * (pixels > 0)
-    assert not pixels or shades(first[3]) == [10, 100, 220]
+    assert [path.suffix for path in first] == [".png"] * 3 + [".mp4"] * (film is not None)
+    assert film is None or shades(first[3]) == film
+
+
+def test_every_film_has_a_length_that_is_written_after_a_cancel() -> None:
+    assert QUICK_PIXELS.keys() == WRITERS.keys()
 
 
 # --- FILM -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,22 @@ from pipelines.ask.film import BATCH, Film, make_film
 from pipelines.ask.formats import Formats, formats_of
 from pipelines.ask.identity import ModelIdentity
 from pipelines.ask.inputs import Inputs
-from pipelines.ask.networks import ExtraFile, Extras
+from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings
 from pipelines.errors import InvalidInput
-from pipelines.infotext.asked import NO_DATA, read_data, request_from, settle, settle_keys
+from pipelines.infotext.asked import (
+    NO_DATA,
+    NO_PICTURES,
+    Pictures,
+    read_data,
+    request_from,
+    settle,
+    settle_keys,
+    wanted_by,
+)
+from pipelines.infotext.reading import GenerationData
+from pipelines.infotext.unused import unused_in_files, unused_inputs
 from pipelines.infotext.writing import of_picture
 from pipelines.runtime.unet_call import Condition
 from pipelines.sampling.between import (
@@ -72,6 +84,11 @@ def test_a_key_frame_has_its_own_numbers_and_negative_prompt() -> None:
     assert read_timeline(f"{first}\n{second}", 0, "no").keys == (first, second)
 
 
+def test_the_options_of_a_key_frame_may_be_written_in_capitals() -> None:
+    (_, key) = read_timeline("0: a\n9: b, Seed=7, STRENGTH=0.5, Negative=C", 0, "no").keys
+    assert key == KeyFrame(frame=9, prompt="b", seed=7, strength=0.5, negative="C")
+
+
 @pytest.mark.parametrize(("text", "frames"), [("a | b", 48), ("a | b | c", 72), ("0: a\n10: b\n30: c", 45)])
 def test_a_circle_draws_on_to_its_first_frame(text: str, frames: int) -> None:
     timeline = read_timeline(text, 0, "circle")
@@ -90,6 +107,10 @@ def test_a_circle_draws_on_to_its_first_frame(text: str, frames: int) -> None:
         ("0: a\n3: b, strength=2", "line 2, frame 3: strength must be a number from 0 to 1"),
         ("0: a\n240: b", "at most 240 frames, this has 241"),
         ("0:\n3: seed=4", "no key frame has a prompt"),
+        ("-5: a\n-3: b", "line 1: the first key frame must be 0"),
+        ("0: a\n-3: b", "line 2: frame -3 comes after frame 0"),
+        ("0: a\n3: b, seed=1, seed=2", "line 2, frame 3: there are two of seed"),
+        (" | ".join("abcdefghijkl"), "this has 264. Use fewer prompts, or Animation frames: 240."),
     ],
 )
 def test_what_is_no_film_is_refused_with_its_line(text: str, told: str) -> None:
@@ -103,6 +124,10 @@ def test_more_prompts_than_frames_and_more_than_one_film_are_refused() -> None:
         AnimationSettings(text="a | b | c | d", frames=3)
     with pytest.raises(InvalidInput, match="the film has the frames 0 to 23"):
         AnimationSettings(text="a | b", frame=23.5)
+    with pytest.raises(InvalidInput, match="the film has the frames 0 to 23"):
+        AnimationSettings(text="a | b", frame=-0.5)
+    with pytest.raises(InvalidInput, match=r"^animation_frames=30: the key frame 30 leaves no room in a circle of 30"):
+        AnimationSettings(text="0: a\n30: b", frames=30, loop="circle")
     with pytest.raises(InvalidInput, match="must be 1 for an animation"):
         request("a", num_outputs=2, animation=AnimationSettings(text="a | b"))
 
@@ -125,12 +150,24 @@ def test_the_order_of_a_film(count: int, loop: str, shown: list[int]) -> None:
     ],
 )
 def test_the_files_of_pictures_and_films(chosen: str, film: bool, formats: Formats) -> None:
-    assert formats_of(chosen, film) == formats
+    assert formats_of(chosen, AnimationSettings(text="a | b" if film else "")) == formats
 
 
-def test_a_format_of_films_needs_a_film() -> None:
-    with pytest.raises(InvalidInput, match="is for animations"):
-        formats_of("gif", False)
+@pytest.mark.parametrize("film", [AnimationSettings(), AnimationSettings(text="a | b", frame=3)])
+def test_a_format_of_films_needs_a_film(film: AnimationSettings) -> None:
+    with pytest.raises(InvalidInput, match="is for films, and this request draws single pictures"):
+        formats_of("gif", film)
+
+
+def test_a_gif_is_not_faster_than_programs_play_it() -> None:
+    """They show a frame of one hundredth of a second for a tenth."""
+    assert min(durations(60, 50, 100)) == 2
+    formats_of("gif", AnimationSettings(text="a | b", frames_per_second=50))
+    fast = AnimationSettings(text="a | b", frames_per_second=51)
+    assert min(durations(60, 51, 100)) == 1
+    with pytest.raises(InvalidInput, match=r"^frames_per_second=51: a gif plays at most 50"):
+        formats_of("gif", fast)
+    formats_of("animated webp", fast)
 
 
 @pytest.mark.parametrize("rate", [7, 12, 24, 30, 60])
@@ -186,6 +223,13 @@ def test_one_frame_is_drawn_alone_as_in_its_film() -> None:
     assert shot.plan.between.shares == (batch.plan.between.shares[batch.frames.index(7)],) == (7 / 23,)
 
 
+def test_a_frame_has_the_same_number_in_every_film() -> None:
+    """Places between two key frames are computed, and 7.0 is frame 7."""
+    film = film_of("a | b", request("a"), request("b"))
+    assert data_of(film.infotext_request(7.0)) == data_of(film.infotext_request(7))
+    assert "Animation frame: 7," in data_of(film.infotext_request(7.0))
+
+
 def test_other_strengths_and_networks_are_drawn_frame_by_frame() -> None:
     image = ImageSettings(picture=Sized((64, 64)), denoising_strength=0.25)
     ends = request("a", image=image), request("a", image=replace(image, denoising_strength=0.75))
@@ -220,10 +264,17 @@ def test_the_generation_data_names_the_loras_of_every_key_frame() -> None:
         assert data.lora_hashes == dict.fromkeys(loras, digits)
 
 
-def settled(text: str, **fields: object) -> Film:
+PICTURES = Pictures(image=Sized((64, 64)))
+ON = "Dynamic prompts: on"
+OPTIONS = "{r|s|t|u|v|w}"
+LINE = "Steps: 4, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64"
+
+
+def settled(text: str, data: GenerationData | None = None, pictures: Pictures = NO_PICTURES, **fields: object) -> Film:
     inputs = Inputs(animation=text, **fields)  # type: ignore[arg-type]
-    asked = settle(inputs, read_data(inputs.generation_data), OWN)
-    return make_film([request_from(each) for each in (asked, *settle_keys(asked, inputs, OWN))])
+    asked = settle(inputs, data or read_data(inputs.generation_data), OWN, pictures)
+    each = (asked, *settle_keys(asked, inputs, OWN, pictures))
+    return make_film([request_from(one, pictures) for one in each])
 
 
 def test_a_key_frame_is_what_the_form_draws_with_its_prompt() -> None:
@@ -234,6 +285,138 @@ def test_a_key_frame_is_what_the_form_draws_with_its_prompt() -> None:
     assert list(film.keys) == [request_from(settle(each, NO_DATA, OWN)) for each in (form, other)]
     assert film.base.prompt == "a"
     assert film.base.negative_prompt == "d"
+
+
+@pytest.mark.parametrize(
+    ("text", "pictures", "fields"),
+    [
+        ("0: a, strength=0\n4: b, strength=0.8, seed=8", PICTURES, {"highres_fix": "On"}),
+        ("0: a, strength=0.3\n4: b", NO_PICTURES, {"highres_fix": "On", "denoising_strength": 0.7}),
+        (
+            "0: a\n4: b, strength=0.8",
+            PICTURES,
+            {"generation_data": "Hires denoising strength: 0.3", "highres_fix": "On"},
+        ),
+        ("0: a {x|y}, seed=3\n4: b, seed=2, guidance=3, negative=c", NO_PICTURES, {"generation_data": ON}),
+        ("0: a, seed=3\n4: b, seed=6\n9: c", NO_PICTURES, {"negative_prompt": OPTIONS, "generation_data": ON}),
+        (
+            "0: a, seed=1\n4: b, seed=2\n9: c, seed=3",
+            NO_PICTURES,
+            {
+                "highres_fix": "On",
+                "generation_data": f"{ON}\nHires prompt: {OPTIONS}\nHires negative prompt: {OPTIONS}",
+            },
+        ),
+        ("0: a\n4: b, seed=2", NO_PICTURES, {"generation_data": "Variation seed: 3, Variation seed strength: 0.5"}),
+        ("0: a\n4: b", NO_PICTURES, {"loop": "circle", "generation_data": "Animation frames: 20, ENSD: 3"}),
+    ],
+)
+def test_the_generation_data_of_a_frame_tells_everything_about_its_film(
+    text: str, pictures: Pictures, fields: dict[str, Any]
+) -> None:
+    film = settled(text, pictures=pictures, **fields, seed=5)
+    again = settled("", read_data(data_of(film.infotext_request(1.5))), pictures)
+    assert list(map(data_of, again.keys)) == list(map(data_of, film.keys))
+    assert [key.frame for key in again.timeline.keys] == [key.frame for key in film.timeline.keys]
+    assert again.settings == replace(film.settings, frame=1.5)
+    assert data_of(again.infotext_request(1.5)) == data_of(film.infotext_request(1.5))
+
+
+def data_of(request: GenerationRequest) -> str:
+    return of_picture(request, make_plan(request), ModelIdentity(name="m", sha256="0" * 64), 0)
+
+
+def test_with_an_image_the_strength_of_a_key_frame_is_not_that_of_the_highres_fix() -> None:
+    """So a film can leave from a picture."""
+    film = settled("0: a, strength=0\n4: b", pictures=PICTURES, highres_fix="On", denoising_strength=0.5)
+    told = [
+        (key.image.denoising_strength, key.hires.denoising_strength) for key in film.keys if key.image and key.hires
+    ]
+    assert told == [(0, 0.5), (0.5, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "told"),
+    [
+        ("0: a <lora:x:1>\n4: b", {}, r"^animation, prompt of frame 0='<lora:x:1>': there is no LoRA"),
+        ("0: a\n4: b <lora:x:1>", {}, r"^animation, prompt of frame 4='<lora:x:1>': there is no LoRA"),
+        ("0: a\n4: {b", {"generation_data": ON}, r"^animation, prompt of frame 4='\{b': has a \{"),
+        ("0: {a\n4: b", {"generation_data": ON}, r"^animation, prompt of frame 0='\{a': has a \{"),
+        ("0: a\n4: b, negative={c", {"generation_data": ON}, "^animation, negative of frame 4="),
+        (
+            "0: a\n4: b, strength=0",
+            {"highres_fix": "On"},
+            "^animation, strength of frame 4=0: below 0.01 the hires pass",
+        ),
+        ("0: a\n4: b", {"negative_prompt": "{c", "generation_data": ON}, "^negative_prompt="),
+    ],
+)
+def test_an_error_names_the_key_frame(text: str, fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        settled(text, **fields)
+
+
+def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
+    inputs = Inputs(animation="0: a\n4: b <lora:x:y>")
+    asked = settle(inputs, NO_DATA, OWN)
+    with pytest.raises(InvalidInput, match=r"^animation, prompt of frame 4='<lora:x:y>'"):
+        wanted_by((asked, *settle_keys(asked, inputs, OWN)))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "told"),
+    [
+        ("a | b", {"loop": "ping-pong", "frames_per_second": 5}, []),
+        ("a | b", {"prompt": "c"}, ["The prompts of an animation are in animation, so prompt does nothing."]),
+        (
+            "a | b",
+            {"generation_data": f"c\n{LINE}"},
+            ["The prompts of an animation are in animation, so prompt does nothing."],
+        ),
+        ("a | b", {"generation_data": f"a\n{LINE}"}, []),
+        (
+            "a | b",
+            {"generation_data": "Frames between: 3"},
+            ["Without Interpolation: FILM, frames_between does nothing."],
+        ),
+        ("a | b", {"generation_data": "Frames between: 3, Interpolation: FILM"}, []),
+        ("a | b", {"generation_data": "Animation frames: 9"}, []),
+        ("0: a\n4: b", {"generation_data": "Animation frames: 9", "loop": "circle"}, []),
+        (
+            "0: a\n4: b",
+            {"generation_data": "Animation frames: 9"},
+            ["The key frames have numbers of their own, so animation_frames does nothing."],
+        ),
+        ("a | b, strength=1", {}, ["Without an image or the highres fix, denoising_strength does nothing."]),
+        ("a | b <x:y>", {}, ["<x:y>: only LoRAs and hypernetworks are applied here"]),
+    ],
+)
+def test_what_does_nothing_in_a_film_is_told(text: str, fields: dict[str, Any], told: list[str]) -> None:
+    assert told_of(text, **fields) == told
+
+
+def told_of(text: str, extras: Extras = NO_EXTRAS, **fields: Any) -> list[str]:
+    inputs = Inputs(animation=text, **fields)
+    asked = settle(inputs, read_data(inputs.generation_data), OWN)
+    first, *keys = ((each, request_from(each, extras=extras)) for each in (asked, *settle_keys(asked, inputs, OWN)))
+    return list(dict.fromkeys(unused_inputs(*first, keys)))
+
+
+def test_an_embedding_that_a_later_key_frame_names_is_used() -> None:
+    file = replace(ExtraFile.at(Path(__file__)), origin="files='glow.pt'")
+    extras = Extras(embeddings={"glow": file})
+    assert told_of("a | b glow", extras) == []
+    assert told_of("a | b", extras) == ["No prompt contains glow, so files='glow.pt' does nothing."]
+
+
+def test_what_does_nothing_without_a_film_is_told() -> None:
+    fields = {"generation_data": "Interpolation: FILM", "loop": "ping-pong", "frames_per_second": 5}
+    asked = settle(Inputs(animation="a | b", **fields), read_data(fields["generation_data"]), OWN)  # type: ignore[arg-type]
+    assert list(unused_in_files(asked, "mp4", show_phases=False)) == []
+    assert list(unused_in_files(asked, None, show_phases=True)) == [
+        "An animation has no phases to show, so show_phases does nothing.",
+        "Only frames are drawn, and no film, so frames_per_second, interpolation, loop do nothing.",
+    ]
 
 
 def test_the_highres_fix_of_a_film_is_on_only_if_it_is_asked_for() -> None:
