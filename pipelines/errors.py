@@ -199,6 +199,11 @@ def _end_of(word: str) -> str:
     return word[len(word.rstrip(").,:;]}")) :]
 
 
+def counted(number: int, word: str) -> str:
+    """Return a number of things, in the singular for one."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def in_one_line(error: BaseException) -> str:
     """Return a library's error text for one of our messages: its first line, and the next if the first ends in ":"."""
     text = str(error)[:READ_MAX].strip()

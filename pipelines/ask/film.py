@@ -7,6 +7,7 @@ from pipelines.ask.animation import CIRCLE, WHOLE_FILM, AnimationSettings, Timel
 from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import Between, HighresPlan, make_plan
 from pipelines.ask.request import GenerationRequest
+from pipelines.errors import counted
 
 BATCH = 8
 """Frames between two key frames that are drawn together."""
@@ -104,7 +105,7 @@ class Film:
 
 def describe(shots: Sequence[Shot]) -> str:
     """Return the plan of a film in one line, for the log."""
-    frames = "1 frame" if frames_of(shots) == 1 else f"{frames_of(shots)} frames"
+    frames = counted(frames_of(shots), "frame")
     return f"{frames}, {sum(shot.steps for shot in shots)} steps in all; each {shots[0].plan.describe()}"
 
 

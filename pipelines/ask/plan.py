@@ -19,7 +19,7 @@ from pipelines.ask.request import (
     ScheduleSettings,
 )
 from pipelines.ask.sizes import check_croppable, enlarged_size
-from pipelines.errors import InvalidInput
+from pipelines.errors import InvalidInput, counted
 
 IMAGE_ENCODER_SIDE = 224
 """The width and height at which an IP-Adapter's image encoder sees a picture."""
@@ -305,5 +305,5 @@ def _hires_pass(request: GenerationRequest, hires: HiresSettings, upscale: Upsca
 
 
 def _work(part: PassPlan) -> str:
-    steps = "steps as needed" if part.steps is None else "1 step" if part.steps == 1 else f"{part.steps} steps"
+    steps = "steps as needed" if part.steps is None else counted(part.steps, "step")
     return f"{steps} of {part.sampler.name}" + ("" if part.sampler.timesteps else f" {part.spacing}")

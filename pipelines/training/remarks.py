@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.sizes import Size
-from pipelines.errors import InvalidInput, shown
+from pipelines.errors import InvalidInput, counted, shown
 from pipelines.models.text import Tokenize
 from pipelines.training.settings import SAME, Course
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
@@ -104,8 +104,3 @@ def _unused(wishes: Wishes, course: Course) -> Iterator[str]:
 def _plain(value: object) -> object:
     """Return a value as it is read from JSON."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number of things, in the singular for one."""
-    return f"{number} {word}{'' if number == 1 else 's'}"

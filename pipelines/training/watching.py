@@ -6,9 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.errors import say
+from pipelines.errors import counted, say
 from pipelines.training.loop import Drawn, Event, Finished, Looked, Saved, Stepped
-from pipelines.training.remarks import counted
 from pipelines.training.settings import Course
 
 SMOOTHED = 0.05

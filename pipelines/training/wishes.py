@@ -112,6 +112,7 @@ class Wishes:
 
 
 def lines_of(text: str) -> tuple[str, ...]:
+    """Return the lines of an input that has several prompts, without the empty ones."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
