@@ -356,6 +356,20 @@ def test_an_error_names_the_key_frame(text: str, fields: dict[str, Any], told: s
         settled(text, **fields)
 
 
+@pytest.mark.parametrize(
+    ("text", "strength", "told"),
+    [
+        ("0: a, strength=0.05\n4: b", 0.5, "^animation, strength of frame 0=0.05: DDIM would run no step.* strength"),
+        ("0: a\n4: b, strength=0.05", 0.5, "^animation, strength of frame 4=0.05: DDIM would run no step"),
+        ("0: a\n4: b, strength=0.5", 0.05, "^denoising_strength=0.05: DDIM would run no step"),
+    ],
+)
+def test_a_strength_without_a_step_is_named_where_it_is_given(text: str, strength: float, told: str) -> None:
+    fields: dict[str, Any] = {"sampler": "DDIM", "num_inference_steps": 4, "denoising_strength": strength}
+    with pytest.raises(InvalidInput, match=told):
+        settled(text, pictures=PICTURES, **fields).shots()
+
+
 def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
     inputs = Inputs(animation="0: a\n4: b <lora:x:y>")
     asked = settle(inputs, NO_DATA, OWN)
