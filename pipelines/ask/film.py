@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.ask.animation import CIRCLE, FIELD, WHOLE_FILM, AnimationSettings, Timeline
+from pipelines.ask.animation import CIRCLE, WHOLE_FILM, AnimationSettings, Timeline
 from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import Between, HighresPlan, make_plan
 from pipelines.ask.request import GenerationRequest
-from pipelines.errors import InvalidInput, counted
+from pipelines.errors import counted
 
 BATCH = 8
 """Frames between two key frames that are drawn together."""
@@ -50,13 +50,12 @@ class Film:
 
         Raises InvalidInput if a frame would run no step.
         """
-        keys = [self.key(number) for number in range(len(self.keys))]  # first, as an error of one names its place
         if self.settings.frame != WHOLE_FILM:
             return self._only(self.settings.frame)
         shots = []
         for number, frames in self.timeline.between():
-            shots += [keys[number], *self.between(number, frames)]
-        return shots if self.settings.loop == CIRCLE else [*shots, keys[-1]]
+            shots += [self.key(number), *self.between(number, frames)]
+        return shots if self.settings.loop == CIRCLE else [*shots, self.key(len(self.keys) - 1)]
 
     def _only(self, frame: float) -> list[Shot]:
         for number, key in enumerate(self.timeline.keys):
@@ -68,15 +67,8 @@ class Film:
 
     def key(self, number: int) -> Shot:
         """Return a key frame, which is the picture of its prompt."""
-        request, frame = self.keys[number], self.timeline.keys[number].frame
-        try:
-            plan = make_plan(request)
-        except InvalidInput as error:
-            if error.field != "denoising_strength" or self.timeline.keys[number].strength is None:
-                raise
-            fix = "Use a larger strength there, or more num_inference_steps."
-            raise InvalidInput(f"{FIELD}, strength of frame {frame}", error.value, error.rule, fix) from None
-        return Shot(frames=(frame,), request=request, plan=plan)
+        request = self.keys[number]
+        return Shot(frames=(self.timeline.keys[number].frame,), request=request, plan=make_plan(request))
 
     def batch(self, number: int) -> int:
         """Return how many frames between a key frame and the next one can be drawn together."""

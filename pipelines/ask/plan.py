@@ -256,7 +256,7 @@ def _check_runs(field: str, value: float, part: PassPlan) -> None:
         return
     few, fix = "so few", "Use more steps (3 are enough for most samplers)."
     if field == "denoising_strength":
-        few, fix = "so little", "Use a larger value, or more num_inference_steps."
+        few, fix = "so little", "Use a larger strength, or more num_inference_steps."
     if part.spacing == "DDIM" and not part.sampler.timesteps:
         fix = "Raise denoising_strength, or use a schedule_type other than DDIM, which has few levels that low."
     raise InvalidInput(field, value, f"{part.sampler.name} would run no step with {few}", fix)

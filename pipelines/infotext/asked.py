@@ -15,6 +15,7 @@ from pipelines.ask.animation import FIELD, AnimationSettings, KeyFrame
 from pipelines.ask.catalog import LATENT_UPSCALERS, ONLY_MASKED, PIXEL_UPSCALERS
 from pipelines.ask.inputs import AUTOMATIC, OFF, ON, Inputs, size_like, size_of_aspect
 from pipelines.ask.networks import NO_EXTRAS, Extras, LoraTag, lora_names, lora_tags
+from pipelines.ask.plan import make_plan
 from pipelines.ask.prompt import cut_networks, has_word
 from pipelines.ask.request import (
     SEED_MAX,
@@ -473,7 +474,9 @@ def request_from(asked: Asked, pictures: Pictures = NO_PICTURES, extras: Extras 
     with _naming(asked.names), _blaming(asked.data, asked.chosen):
         image = settings.image and replace(settings.image, depth=pictures.depth)
         controls = paired(settings.controls, pictures.controls)
-        return GenerationRequest(**{**vars(settings), "image": image, "controls": controls}, extras=extras)
+        request = GenerationRequest(**{**vars(settings), "image": image, "controls": controls}, extras=extras)
+        make_plan(request)  # its errors are named here, too
+        return request
 
 
 def check_pictured(controls: Sequence[ControlSettings], pictures: Pictures) -> None:

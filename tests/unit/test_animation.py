@@ -370,6 +370,12 @@ def test_a_strength_without_a_step_is_named_where_it_is_given(text: str, strengt
         settled(text, pictures=PICTURES, **fields).shots()
 
 
+def test_a_strength_without_a_step_is_named_as_generation_data() -> None:
+    told = "^generation_data='Denoising strength: 0.05': DDIM would run no step"
+    with pytest.raises(InvalidInput, match=told):
+        settled("a | b", pictures=PICTURES, generation_data="Denoising strength: 0.05, Sampler: DDIM, Steps: 4")
+
+
 def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
     inputs = Inputs(animation="0: a\n4: b <lora:x:y>")
     asked = settle(inputs, NO_DATA, OWN)
