@@ -1,4 +1,4 @@
-"""The pictures for training: painted once at 256 px, stored as bytes, averaged down to 128 px where needed."""
+"""The pictures for training: painted once at twice the base size, stored as bytes, and averaged down where needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 
 TEST_SEED = 10_000_000  # scenes from here on are never trained on
+SIDE = 160
+"""The base size in pixels."""
 # The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape are stored together.
-SHAPES = ((256, 256), (384, 256), (256, 384))
+SHAPES = ((2 * SIDE, 2 * SIDE), (3 * SIDE, 2 * SIDE), (2 * SIDE, 3 * SIDE))
 
 
 def halve(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -82,7 +84,7 @@ OTHERS = {
 
 
 def chunks(squares: int) -> list[Chunk]:
-    """Return what the UNet learns from: mostly 128 px squares, some 3:2 and 2:3, and all three at twice the size for
+    """Return what the UNet learns from: mostly squares of the base size, some 3:2 and 2:3, and all three at twice the size for
     highres fix."""
     result: list[Chunk] = []
     for index in range(squares):

@@ -21,8 +21,9 @@ UNET_CHANNELS = (64, 64, 64, 32)
 
 
 def half_precision() -> torch.autocast:
-    """Return autocast to bfloat16 on torch's default device, which training runs on."""
-    return torch.autocast(torch.get_default_device().type, torch.bfloat16)
+    """Return autocast to bfloat16 on torch's default device, which training runs on. A CPU needs units for it."""
+    kind = torch.get_default_device().type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or torch.cpu._is_avx512_bf16_supported())
 
 
 def here(value: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def build_vae() -> AutoencoderKL:
         layers_per_block=2,
         latent_channels=4,
         norm_num_groups=32,
-        sample_size=128,
+        sample_size=160,
         scaling_factor=LATENT_SCALE,
     )
     start_as_thumbnail(vae)
@@ -49,7 +50,7 @@ def build_vae() -> AutoencoderKL:
 def build_unet() -> UNet2DConditionModel:
     """Return a fresh UNet: four levels, cross attention in the first three, eight heads."""
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=20,
         block_out_channels=UNET_CHANNELS,
         layers_per_block=2,
         cross_attention_dim=TEXT_WIDTH,

@@ -1,31 +1,36 @@
-"""Phase 2, the autoencoder, and phase 4, the better decoder."""
+"""Phase 1, the autoencoder, and phase 4, the better decoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from pastel_tiny.dataset import TEST_SEED, halve, painted, tensor
+from pastel_tiny.dataset import SHAPES, TEST_SEED, halve, painted, tensor
 from pastel_tiny.networks import build_vae, compile_blocks, half_precision
 from pastel_tiny.progress import Log, load
 from pastel_tiny.session import Session, resume
 
-BATCH, CROP = 4, 64
-"""The batch suits a CPU; a GPU takes `times` as many."""
+SAVE_EVERY = 400
+PEAK = 3e-4
+CROPS = ((64, 4), (128, 1))
+"""Sides of squares, and how many of them a CPU takes at once; a GPU takes `times` as many. Norms see a whole picture in
+the larger ones."""
 
 
 def crops(pictures: NDArray[np.uint8], small: NDArray[np.uint8], rng: np.random.Generator, times: int) -> Tensor:
-    """Return random squares, three quarters of them from the 128 px pictures; half are mirrored."""
-    squares = []
-    for _ in range(BATCH * times):
-        source = small if rng.random() < 0.75 else pictures
+    """Return random squares, two thirds of them from the pictures of the base size; half are mirrored."""
+    squares, (side, count) = [], CROPS[int(rng.integers(len(CROPS)))]
+    for _ in range(count * times):
+        source = small if rng.random() < 0.67 else pictures
         picture = source[rng.integers(len(source))]
-        y, x = (8 * rng.integers((side - CROP) // 8 + 1) for side in picture.shape[:2])
-        square = picture[y : y + CROP, x : x + CROP]
+        y, x = (8 * rng.integers((length - side) // 8 + 1) for length in picture.shape[:2])
+        square = picture[y : y + side, x : x + side]
         squares.append(square[:, ::-1] if rng.random() < 0.5 else square)
     return tensor(np.stack(squares))
 
@@ -58,22 +63,47 @@ def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     return pixels + edges + colours + 20 * paleness
 
 
-def _spikes(latents: Tensor) -> Tensor:
-    """Return how far the tails of the latents' channels are from normal: the logarithm of their kurtosis / 3.
+def _tails(values: Tensor, usual: float) -> Tensor:
+    """Return how far the tails of each channel of each picture are beyond a kurtosis of `usual`, on a log scale."""
+    deviation = values - values.mean((2, 3), keepdim=True)
+    kurtosis = deviation.pow(4).mean((2, 3)) / (deviation.square().mean((2, 3)).square() + 1e-6)
+    return (kurtosis / usual).clamp(min=1).log().mean()
 
-    Without this, the encoder learns to store the picture's overall brightness in one huge value (ten standard
-    deviations) at one place, since the group norms spread such a value everywhere. A UNet that misses it makes black
-    nights and pale squares, and an upscaler of latents blurs it.
+
+class Spikes:
+    """Watches an autoencoder for huge values at single places.
+
+    Group norms spread such a value everywhere, so networks learn to store overall brightness in one, as StyleGAN's do
+    (Karras et al. 2020, "droplets"). It is seen as a pale flake. A UNet that misses one makes black nights and pale
+    squares, and an upscaler of latents blurs it.
     """
-    deviation = latents - latents.mean((0, 2, 3), keepdim=True)
-    kurtosis = deviation.pow(4).mean((0, 2, 3)) / deviation.square().mean((0, 2, 3)).square()
-    return (kurtosis / 3).log().relu().mean()
+
+    USUAL = 12.0
+    """Features of a picture with one small thing on a plain ground have a kurtosis of about ten."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.found: list[Tensor] = []
+        inner = (*vae.encoder.down_blocks[2:], vae.encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks[:2])
+        for block in inner:
+            for layer in block.modules():
+                if isinstance(layer, ResnetBlock2D):
+                    layer.register_forward_hook(self._look)
+
+    def _look(self, _: nn.Module, __: object, output: Tensor) -> None:
+        self.found.append(_tails(output.float(), self.USUAL))
+
+    def total(self) -> Tensor:
+        """Return the mean over what was seen since the last call."""
+        result = torch.stack(self.found).mean()
+        self.found.clear()
+        return result
 
 
 def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     mean = vae.encode(batch).latent_dist.mean
     # a decoder that has seen slightly wrong latents tolerates the UNet's small errors
-    return vae.decode(mean + noise * torch.randn_like(mean)).sample, mean
+    spread = mean.detach().std((0, 2, 3), keepdim=True)
+    return vae.decode(mean + noise * spread * torch.randn_like(mean)).sample, mean
 
 
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
@@ -84,57 +114,63 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
 
 
 def unseen_pictures(folder: Path, count: int = 64) -> Tensor:
-    """Return unseen 128 px scenes."""
-    return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, count, (256, 256)))))
+    """Return unseen scenes of the base size."""
+    return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, 64, SHAPES[0])[:count])))
 
 
-def _session(folder: Path, minutes: float, better: bool) -> Session[AutoencoderKL]:
+def _session(folder: Path, steps: int, better: bool, start: Mapping[str, Tensor] | None) -> Session[AutoencoderKL]:
     """Return the phase's session; the better decoder starts from the stock one, and its encoder never changes."""
     vae = build_vae().to(memory_format=torch.channels_last)
     if better:
         stock = load(folder / "vae.pt")
         assert stock is not None, "the stock autoencoder must be trained first"
-        vae.load_state_dict(stock["average"])
+        start = stock["average"]
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     trained = [weight for weight in vae.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-3, (0.9, 0.98), weight_decay=1e-3)
-    return resume(folder / ("better.pt" if better else "vae.pt"), vae, optimizer, minutes)
+    return resume(folder / ("better.pt" if better else "vae.pt"), vae, optimizer, steps, start)
 
 
-def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, times: int, better: bool = False) -> None:
-    """Train the autoencoder for `minutes`, or with `better` only its decoder, from the finished stock one."""
+def train(
+    folder: Path,
+    pictures: NDArray[np.uint8],
+    steps: int,
+    times: int,
+    better: bool = False,
+    start: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Train the autoencoder, or with `better` only its decoder, from the finished stock one."""
     name, seed = ("better", 2) if better else ("vae", 1)
     torch.manual_seed(seed)
-    run = _session(folder, minutes, better)
-    if run.clock.done >= 1:
+    run = _session(folder, steps, better, start)
+    if run.done >= 1:
         return
     rng = np.random.default_rng(seed + run.step)
     small, log = halve(np.asarray(pictures)), Log(folder / f"{name}.csv")
+    spikes = Spikes(run.network)
     compile_blocks(run.network)
-    saved = run.clock.elapsed
-    while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": step(run, crops(pictures, small, rng, times), better)})
-        if run.clock.elapsed - saved > 240 or run.clock.done >= 1:
-            saved = run.clock.elapsed
+    while run.done < 1:
+        error, tails = step(run, crops(pictures, small, rng, times), better, spikes)
+        log.add(run.step, {"loss": error, "spikes": tails})
+        if run.step % SAVE_EVERY == 0 or run.done >= 1:
             run.save(folder / f"{name}.pt")
             _report(folder, name, run)
 
 
-def step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
-    """Take one optimizer step and return the loss."""
+def step(run: Session[AutoencoderKL], batch: Tensor, better: bool, spikes: Spikes) -> tuple[float, float]:
+    """Take one optimizer step; return the loss and the measure of spikes."""
     with half_precision():
-        output, mean = _reconstruct(run.network, batch, 0.02)
+        output, mean = _reconstruct(run.network, batch, 0.04)
     error = loss(output.float(), batch, better)
-    # a slight pull towards zero and towards normal tails keeps the latents easy to model
-    total = error + 1e-4 * mean.float().square().mean() + 0.05 * _spikes(mean.float())
-    run.descend(total, 4e-4)
-    return float(error.detach())
+    tails = spikes.total() + _tails(mean.float(), 4.0)
+    run.descend(error + 0.02 * tails, PEAK)
+    return float(error.detach()), float(tails.detach())
 
 
 def _report(folder: Path, name: str, run: Session[AutoencoderKL]) -> None:
     """Measure the averaged weights on unseen pictures."""
     probe = build_vae().to(memory_format=torch.channels_last)
     probe.load_state_dict(run.average.weights)
-    quality = psnr(probe, unseen_pictures(folder))
+    quality = psnr(probe, unseen_pictures(folder, 16))
     Log(folder / f"{name}_psnr.csv").write({"step": run.step, "psnr": quality})
