@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from pastel_tiny.captions import caption
 from pastel_tiny.dataset import halve
-from pastel_tiny.networks import PlainAttention, half_precision
+from pastel_tiny.networks import fast_attention, half_precision
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.unet import noise_error, weights
@@ -126,7 +126,7 @@ def train(
 ) -> None:
     """Train the parameters on scenes, with captions changed by `told`; everything else is frozen."""
     assert isinstance(networks.unet.network, UNet2DConditionModel)
-    networks.unet.network.set_attn_processor(PlainAttention())
+    fast_attention(networks.unet.network)
     latents, rng = torch.stack([encoded(networks, each) for each in scenes]), random.Random(0)
     optimizer = torch.optim.Adam(parameters, course.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, course.rate, course.steps, pct_start=0.1)

@@ -78,19 +78,19 @@ def _thing(noun: str, tint: str, rng: random.Random, share: float = 0.92) -> tup
     return (f"{tint} {word}" if with_colour else word), with_colour
 
 
+PLURAL = ("stars", "hills", "mountains", "dunes")
+UNCOUNTED = ("water", "sand", "snow", "grass", "sky")
+
+
 def _article(text: str) -> str:
-    if (text.split()[-1].endswith(("s", "sky")) and "grass" not in text) or text.split()[-1] in (
-        "water",
-        "sand",
-        "snow",
-    ):
+    if text.split()[-1] in PLURAL + UNCOUNTED:
         return text
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
 def _girl(scene: Scene, rng: random.Random, told: Told, tags: bool) -> str:
     """Describe a girl by her hair and her dress, in a phrase or in tags, or name her alone."""
-    word = rng.choice(("1girl", "1girl", "girl") if tags else ("girl", "girl", "little girl", "1girl"))
+    word = rng.choice(("1girl", "1girl", "girl") if tags else ("girl", "girl", "little girl", "small girl"))
     hair, dress = f"{scene.hair} hair", f"{scene.subject_colour} dress"
     named = rng.choices((("hair", "dress"), ("hair",), ("dress",), ()), (0.55, 0.16, 0.19, 0.1))[0]
     told["hair"] = scene.hair if "hair" in named else ""
@@ -156,7 +156,8 @@ def _sentence(scene: Scene, rng: random.Random, told: Told) -> list[str]:
     parts = [text]
     if rng.random() < 0.6:
         told["sky"] = scene.sky
-        parts = [f"{text} under a {scene.sky} sky"] if rng.random() < 0.6 else [text, f"{scene.sky} sky"]
+        sky = f"{scene.sky} sky"
+        parts = [f"{text} under {'an' if scene.sky == 'orange' else 'a'} {sky}"] if rng.random() < 0.6 else [text, sky]
     if scene.subject and scene.light and rng.random() < 0.85:
         parts.append(_article(_light(scene, rng, told, rng.random() < 0.25)))
     return parts + _extras(scene, rng, told)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pastel_tiny.contexts import blanks, described
 from pastel_tiny.dataset import chunks
 from pastel_tiny.latents import encoded
-from pastel_tiny.networks import PlainAttention, compile_blocks, here
+from pastel_tiny.networks import fast_attention, compile_blocks, here
 from pastel_tiny.pack import write
 from pastel_tiny.progress import Log
 from pastel_tiny.session import resume
@@ -80,7 +80,7 @@ def train(folder: Path, target: Path, minutes: float) -> None:
     assert isinstance(unet, UNet2DConditionModel)
     control = ControlNetModel.from_unet(unet).requires_grad_(True)
     for network in (unet, control):
-        network.set_attn_processor(PlainAttention())
+        fast_attention(network)
         network.to(memory_format=torch.channels_last)
         compile_blocks(network)
     scenes, log, checkpoint = Scenes(folder), Log(target.with_suffix(".csv")), target.with_suffix(".pt")

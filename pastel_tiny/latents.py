@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pastel_tiny.dataset import Chunk, tensor
-from pastel_tiny.networks import LATENT_SCALE, build_vae, compile_blocks, half_precision, here
+from pastel_tiny.networks import LATENT_SCALE, build_vae, half_precision, here
 from pastel_tiny.progress import load, save
 from pastel_tiny.vae import unseen_pictures
 
@@ -64,7 +64,6 @@ def encoded(folder: Path, chunk: Chunk) -> Tensor:
     if state is not None:
         return state["latents"]
     vae, pictures, parts = folded(folder), chunk.pictures(folder), []
-    compile_blocks(vae.encoder)
     with torch.no_grad(), half_precision():
         for start in range(0, len(pictures), 8):
             mean = vae.encode(tensor(pictures[start : start + 8])).latent_dist.mean

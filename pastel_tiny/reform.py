@@ -31,7 +31,7 @@ from pastel_tiny.dataset import halve, painted, tensor
 from pastel_tiny.forms import DOWN, EMBEDDING, FORMS, UP, Form, compose, files_of, untrained
 from pastel_tiny.image_tower import tower
 from pastel_tiny.measure import asked_of
-from pastel_tiny.networks import PlainAttention
+from pastel_tiny.networks import fast_attention
 from pastel_tiny.pack import write
 from pastel_tiny.progress import Clock, Log, load, rate, save
 from pastel_tiny.render import nearness, render
@@ -341,7 +341,7 @@ def train(form: Form, folder: Path, target: Path, steps: int) -> None:
     student, earlier = untaught(form, folder, target, teacher)
     unet = student.unet.network
     assert isinstance(unet, UNet2DConditionModel)
-    unet.set_attn_processor(PlainAttention())
+    fast_attention(unet)
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     reform, scenes = Reform(form, unet, earlier), Scenes(folder, form, teacher, student)
     optimizer = torch.optim.AdamW(reform.parameters(), WHOLE_RATE, (0.9, 0.99), weight_decay=0)

@@ -16,7 +16,7 @@ from pastel_tiny.progress import Log, load, rate, save
 from pastel_tiny.scenes import SUBJECTS, scene
 from pastel_tiny.vocabulary import VOCABULARY_SIZE
 
-LENGTH, BATCH = 77, 64
+LENGTH, BATCH = 77, 32
 PEAK = 1.5e-3
 UNKNOWN = 0  # the row that stands in for every token that no caption uses ("!")
 EOS = VOCABULARY_SIZE - 1

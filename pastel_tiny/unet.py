@@ -21,14 +21,14 @@ from pastel_tiny.scenes import scene
 from pastel_tiny.session import Session, resume
 from pastel_tiny.text import Encoder
 
-BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6, "large_wide": 4, "large_tall": 4}
+BATCH = {"square": 24, "wide": 12, "tall": 12, "large": 5, "large_wide": 3, "large_tall": 3}
 SHARES = (
     {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.05, "large_wide": 0.01, "large_tall": 0.01},
     {"square": 0.30, "wide": 0.05, "tall": 0.05, "large": 0.26, "large_wide": 0.17, "large_tall": 0.17},
 )
 """How often each shape is used, before and after LATE: first for composition, then at highres fix's double size."""
 LATE = 0.7
-TEST = Chunk("test", TEST_SEED, 64, SHAPES[0], True)
+TEST = Chunk("test_small", TEST_SEED, 64, SHAPES[0], True)
 PEAK, SAVE_EVERY, REPORT_EVERY = 1.2e-3, 100, 400
 
 
