@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pastel_tiny.captions import caption
-from pastel_tiny.dataset import halve
+from pastel_tiny.dataset import SHAPES, SIDE, halve
 from pastel_tiny.networks import fast_attention, half_precision
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
@@ -54,7 +54,7 @@ class Course:
 
 def with_snowman(seed: int) -> Scene:
     """Return a scene with a snowman as its subject."""
-    return replace(scene(seed), subject=SNOWMAN, subject_colour="white")
+    return replace(scene(seed), subject=SNOWMAN, subject_colour="white", hair="")
 
 
 def with_afterglow(seed: int) -> Scene:
@@ -148,10 +148,10 @@ def train(
 
 @torch.no_grad()
 def encoded(networks: Model, shown: Scene) -> Tensor:
-    """Return a scene's latents (4, 16, 16)."""
-    picture = torch.from_numpy(halve(render(shown, 256, 256)[None])[0])
+    """Return a scene's latents (4, 20, 20)."""
+    picture = torch.from_numpy(halve(render(shown, *SHAPES[0])[None])[0])
     with half_precision():
-        return networks.vae.encode(picture.permute(2, 0, 1).float() / 255, torch.zeros(4, 16, 16))
+        return networks.vae.encode(picture.permute(2, 0, 1).float() / 255, torch.zeros(4, SIDE // 8, SIDE // 8))
 
 
 def main() -> None:

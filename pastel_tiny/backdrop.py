@@ -57,7 +57,9 @@ def _moon(brush: Brush, at: Point, radius: float, tint: RGB, sky_tint: RGB) -> N
     (x, y), disc = at, ellipse(*at, radius)
     brush.glow(at, 2.6 * radius, mix(tint, WHITE, 0.4), 0.5)
     brush.canvas.drawPath(disc, paint(mix(sky_tint, tint, 0.35), 0.35))  # the dark side
-    crescent = skia.Op(disc, ellipse(x + 0.62 * radius, y - 0.26 * radius, 0.92 * radius), skia.PathOp.kDifference_PathOp)
+    crescent = skia.Op(
+        disc, ellipse(x + 0.62 * radius, y - 0.26 * radius, 0.92 * radius), skia.PathOp.kDifference_PathOp
+    )
     brush.wash(crescent, (mix(tint, WHITE, 0.4), tint), (x - radius, y - radius), (x + 0.3 * radius, y + radius))
 
 
@@ -108,9 +110,7 @@ def clouds(brush: Brush, scene: Scene) -> None:
     """Paint heaps of vapour, lit from above, with a flat and shaded underside."""
     rng = brush.rng
     gray = 0.0 if scene.weather == "clouds" else 0.3  # rain and snow fall from darker clouds
-    light, shade = (
-        dim(mix(tint, (0.62, 0.62, 0.74), gray), scene.night, 0.4) for tint in (WHITE, (0.84, 0.82, 0.94))
-    )
+    light, shade = (dim(mix(tint, (0.62, 0.62, 0.74), gray), scene.night, 0.4) for tint in (WHITE, (0.84, 0.82, 0.94)))
     for index in range(rng.choice((2, 3))):
         size = rng.uniform(0.045, 0.07)
         x, y = (0.2 + 0.33 * index + rng.uniform(-0.1, 0.1)) * brush.aspect, rng.uniform(0.13, 0.31)
@@ -180,15 +180,24 @@ def _ridge(brush: Brush, shape: Shape, tint: RGB, foot: RGB, depth: float, dabs:
         place = rng.random()
         down = rng.random() ** 1.5 * 1.2 * depth
         slope = math.atan2(shape(place + 0.02) - shape(place - 0.02), 0.04 * aspect)
-        shade = mix(mix(tint, WHITE, 0.34), mix(tint, PLUM, 0.22), min(1.0, max(0.0, down / depth + rng.uniform(-0.35, 0.35))))
+        shade = mix(
+            mix(tint, WHITE, 0.34), mix(tint, PLUM, 0.22), min(1.0, max(0.0, down / depth + rng.uniform(-0.35, 0.35)))
+        )
         length = rng.uniform(0.03, 0.07)
-        brush.dab((aspect * place, shape(place) + 0.012 + down), length, 0.22 * length, slope + steep * rng.uniform(-1, 1), shade, 0.3)
+        brush.dab(
+            (aspect * place, shape(place) + 0.012 + down),
+            length,
+            0.22 * length,
+            slope + steep * rng.uniform(-1, 1),
+            shade,
+            0.3,
+        )
     brush.canvas.restore()
 
 
 def _waves(phase: float, level: float, height: float, length: float) -> Shape:
-    return lambda place: level - height * (
-        math.sin(phase + length * place) + 0.35 * math.sin(2.3 * phase + 2.1 * length * place)
+    return lambda place: (
+        level - height * (math.sin(phase + length * place) + 0.35 * math.sin(2.3 * phase + 2.1 * length * place))
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
+from pastel_tiny.dataset import SIDE
 from pastel_tiny.measure import held_out
 from pastel_tiny.measure_forms import (
     HEART,
@@ -48,8 +49,8 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 BASE = GenerationRequest(
     prompt="",
     negative_prompt="lowres, worst quality, low quality",
-    width=128,
-    height=128,
+    width=SIDE,
+    height=SIDE,
     seed=5,
     guidance_scale=5,
     hires=None,
@@ -112,7 +113,7 @@ def by_guidance(networks: Model) -> Image.Image:
         [kinds(networks, replace(BASE, prompt=prompt, guidance_scale=scale))[FINAL] for prompt in PROMPTS]
         for scale in scales
     ]
-    return page(rows, [[f"{scale:g}: {prompt}" for prompt in PROMPTS] for scale in scales], 128)
+    return page(rows, [[f"{scale:g}: {prompt}" for prompt in PROMPTS] for scale in scales], SIDE)
 
 
 def by_sampler(networks: Model) -> Image.Image:
@@ -122,14 +123,14 @@ def by_sampler(networks: Model) -> Image.Image:
         [kinds(networks, replace(BASE, prompt=prompt, sampler=sampler))[FINAL] for sampler in samplers]
         for prompt in PROMPTS[:3]
     ]
-    return page(rows, [samplers] * len(rows), 128)
+    return page(rows, [samplers] * len(rows), SIDE)
 
 
 def by_vae(networks: Model) -> Image.Image:
     """Show the stock autoencoder's decoder above and the better one's below, with the same latents."""
     stock = load(replace(resolve(None, None).files, vae=None))
     rows = [[kinds(each, replace(BASE, prompt=prompt))[FINAL] for prompt in PROMPTS] for each in (stock, networks)]
-    return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], 128)
+    return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], SIDE)
 
 
 def by_prompt(networks: Model) -> Image.Image:
@@ -137,13 +138,13 @@ def by_prompt(networks: Model) -> Image.Image:
     asked = [each.prompt for each in held_out(24, 5)]
     pictures = [kinds(networks, replace(BASE, prompt=prompt, seed=seed))[FINAL] for seed, prompt in enumerate(asked)]
     rows = [pictures[start : start + 6] for start in range(0, 24, 6)]
-    return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], 128)
+    return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], SIDE)
 
 
 def by_shape(networks: Model) -> Image.Image:
     """Show 3:2, 2:3 and squares, with highres fix."""
     hires = HiresSettings(steps=20, denoising_strength=0.55)
-    sizes = ((192, 128), (128, 192), (128, 128))
+    sizes = ((3 * SIDE // 2, SIDE), (SIDE, 3 * SIDE // 2), (SIDE, SIDE))
     rows = [
         [
             kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, hires=hires))[FINAL]
@@ -170,7 +171,7 @@ def by_adapter(networks: Model) -> Image.Image:
         for _, prompts, tag, extras in rows
     ]
     captions = [[caption] * len(prompts) for caption, prompts, *_ in rows]
-    return page(pictures, captions, 128)
+    return page(pictures, captions, SIDE)
 
 
 def by_upscaler(networks: Model) -> Image.Image:
@@ -193,7 +194,7 @@ def by_upscaler(networks: Model) -> Image.Image:
 
 def by_form(_: Model) -> Image.Image:
     """Show hearts under depth maps, and variations of unseen scenes without and with a prompt."""
-    maps, scenes = [nearness(each, 128, 128) for each in hearts(6)], sources(6)
+    maps, scenes = [nearness(each, SIDE, SIDE) for each in hearts(6)], sources(6)
     with tempfile.TemporaryDirectory() as folder:
         depth, unclip = (loaded(name, TESTS / "forms", Path(folder)) for name in ("depth", "unclip"))
         rows = {
@@ -211,7 +212,7 @@ def by_start(networks: Model) -> Image.Image:
     sun, mask = (Image.open(PICTURES / name).convert("RGB") for name in ("default.webp", "mask.png"))
     start = ImageSettings(picture=sun, denoising_strength=0.6)
     masked = replace(start, denoising_strength=0.9, mask=MaskSettings(picture=mask.convert("L")))
-    wider = replace(start, denoising_strength=0.85, outpaint=(0, 0, 64, 0))
+    wider = replace(start, denoising_strength=0.85, outpaint=(0, 0, SIDE // 2 // 8 * 8, 0))
     made = {"a picture": np.asarray(sun), "its mask": np.asarray(mask)}
     for name, prompt, image in (
         ("redrawn", "a yellow moon over purple mountains", start),
@@ -220,7 +221,7 @@ def by_start(networks: Model) -> Image.Image:
     ):
         width, height = image.size
         made[name] = kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, image=image))[FINAL]
-    return page([list(made.values())], [list(made)], 128)
+    return page([list(made.values())], [list(made)], SIDE)
 
 
 def by_relay(_: Model) -> Image.Image:
@@ -232,7 +233,7 @@ def by_relay(_: Model) -> Image.Image:
             "base alone": list(relayed(base, None, asked)),
             "base, then refiner": list(relayed(base, refiner, asked)),
         }
-    return page(list(rows.values()), [[name] * len(asked) for name in rows], 128)
+    return page(list(rows.values()), [[name] * len(asked) for name in rows], SIDE)
 
 
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {

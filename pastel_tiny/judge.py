@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pastel_tiny.dataset import TEST_SEED, painted, tensor
+from pastel_tiny.dataset import SHAPES, TEST_SEED, painted, tensor
 from pastel_tiny.networks import half_precision
-from pastel_tiny.progress import Clock, Log
+from pastel_tiny.progress import Log, rate
 from pastel_tiny.scenes import (
     GROUND_COLOURS,
+    HAIR_COLOURS,
     LIGHT_COLOURS,
     LIGHTS,
     SKY_COLOURS,
@@ -44,15 +45,16 @@ SEEN: dict[str, tuple[str, ...]] = {
     "light_colour": ("", *LIGHT_COLOURS),
     "subject": ("", *SUBJECTS),
     "subject_colour": ("", *SUBJECT_COLOURS),
+    "hair": ("", *HAIR_COLOURS),
     "weather": WEATHERS,
 }
 """Attribute -> the values that the judge can recognise."""
 FILE = "judge.safetensors"
-TRAIN_SEED, TRAIN_COUNT, TEST_COUNT, BATCH = 20_000_000, 6000, 512, 64
+TRAIN_SEED, TRAIN_COUNT, TEST_COUNT, BATCH, STEPS = 20_000_000, 6000, 400, 64, 1500
 
 
 class Judge(nn.Module):
-    """128 px pictures (B, 3, 128, 128) in [-1, 1] -> scores of every value of every attribute."""
+    """Pictures of the base size (B, 3, 160, 160) in [-1, 1] -> scores of every value of every attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def see(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """Return what each of the pictures (B, 128, 128, 3) shows."""
+        """Return what each of the pictures (B, 160, 160, 3) shows."""
         scores = self(tensor(pictures).contiguous())
         picks = {name: values.argmax(1).tolist() for name, values in scores.items()}
         return [{name: SEEN[name][picks[name][k]] for name in SEEN} for k in range(len(pictures))]
@@ -120,7 +122,7 @@ def reconstructed(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np
 
 def pictures_of(folder: Path, vae: AutoencoderKL, name: str, first: int, count: int) -> NDArray[np.uint8]:
     """Return drawn scenes, half of the training ones through the autoencoder; kept for the next run."""
-    drawn = np.asarray(painted(folder / f"judge_{name}.npy", first, count, (256, 256), True, shown))
+    drawn = np.asarray(painted(folder / f"judge_{name}.npy", first, count, SHAPES[0], True, shown))
     path = folder / f"judge_{name}_vae.npy"
     if not path.exists():
         np.save(path, reconstructed(vae, drawn))
@@ -134,26 +136,25 @@ def augmented(batch: NDArray[np.uint8], rng: random.Random) -> Tensor:
     return pictures * scale + 0.06 * torch.randn(len(batch), 1, 1, 1) + 0.06 * torch.randn_like(pictures)
 
 
-def train(folder: Path, vae: AutoencoderKL, minutes: float) -> Judge:
-    """Train for `minutes` and print the accuracy on scenes that were never trained on."""
+def train(folder: Path, vae: AutoencoderKL, steps: int) -> Judge:
+    """Train for `steps` and print the accuracy on scenes that were never trained on."""
     torch.manual_seed(9)
     rng, judge, log = random.Random(9), Judge(), Log(folder / "judge.csv")
     pictures, goal = pictures_of(folder, vae, "train", TRAIN_SEED, TRAIN_COUNT), targets(TRAIN_SEED, TRAIN_COUNT)
-    optimizer, clock, step = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=2e-2), Clock(minutes), 0
-    while clock.done < 1:
+    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=2e-2)
+    for step in range(steps):
         rows = np.array(rng.sample(range(len(pictures)), BATCH))
         with half_precision():
             scores = judge(augmented(pictures[rows], rng))
         losses = [F.cross_entropy(scores[name].float(), goal[name][rows % TRAIN_COUNT]) for name in SEEN]
         error = torch.stack(losses).sum()
-        optimizer.param_groups[0]["lr"] = clock.rate(2e-3, step)
+        optimizer.param_groups[0]["lr"] = rate(2e-3, step / steps, step, 100)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
-        step += 1
-        log.add(step, clock, {"loss": float(error.detach())})
+        log.add(step, {"loss": float(error.detach())})
     judge.eval()
-    log.write({"step": step, **accuracy(judge, pictures_of(folder, vae, "test", TEST_SEED, TEST_COUNT))})
+    log.write({"step": steps, **accuracy(judge, pictures_of(folder, vae, "test", TEST_SEED, TEST_COUNT))})
     return judge
 
 
@@ -170,11 +171,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--vae", type=Path, required=True, help="autoencoder whose softness the judge learns to ignore")
     parser.add_argument("--to", type=Path, required=True, help=f"folder for {FILE}")
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     vae = load_vae(options.vae, Device(torch.device("cpu"), torch.float32)).to(memory_format=torch.channels_last)
-    judge = train(options.out, vae, options.minutes)
+    judge = train(options.out, vae, options.steps)
     save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, options.to / FILE)
 
 

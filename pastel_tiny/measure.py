@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pastel_tiny.dataset import SIDE
 from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
@@ -42,14 +43,16 @@ class Asked:
 
 def asked_of(shown: Scene) -> Asked:
     """Return one plain sentence that names what the judge can see in a scene."""
-    thing = (
-        f"{shown.subject_colour} {shown.subject}" if shown.subject else f"{shown.light_colour} {shown.light}".strip()
-    )
+    thing = f"{shown.subject_colour if shown.subject else shown.light_colour} {shown.subject or shown.light}".strip()
+    if shown.subject == "girl":
+        dress = f"{'an' if shown.subject_colour == 'orange' else 'a'} {shown.subject_colour} dress"
+        thing = f"girl with {shown.hair} hair in {dress}"
     ground = shown.ground if shown.ground == "snow" else f"{shown.ground_colour} {shown.ground}"
     article = "" if thing == "stars" else "an " if thing[0] in "aeiou" else "a "
     prompt = f"{article}{thing} {PLACE[shown.ground]} the {ground} under a {shown.sky} sky"
     names = ["sky", "ground"] + ["ground_colour"] * (shown.ground != "snow")
     names += ["subject", "subject_colour"] if shown.subject else ["light", "light_colour"]
+    names += ["hair"] * (shown.subject == "girl")
     return Asked(prompt, {name: truth(shown)[name] for name in names})
 
 
@@ -61,7 +64,7 @@ def held_out(count: int, seed: int) -> list[Asked]:
 
 ALONE = Beside()
 DRAFT = GenerationRequest(
-    prompt="", seed=0, width=128, height=128, num_inference_steps=12, guidance_scale=5.0, hires=None
+    prompt="", seed=0, width=SIDE, height=SIDE, num_inference_steps=12, guidance_scale=5.0, hires=None
 )
 
 
@@ -185,10 +188,10 @@ def main() -> None:
         value, with_it, without = taken_away(judge, networks, prompt, name, thing)
         print(f"{prompt!r}: {value} {thing} {with_it:.0%}, with '{value} {thing}' in the negative prompt {without:.0%}")
     finals = np.stack(list(drawn(networks, prompts[:24], replace(DRAFT, hires=HIRES))))
-    lanczos, real = enlarged(drafts[5.0][:24], 256), real_pictures(48, 256)
-    for name, pictures in (("drawn 256 px", real), ("highres fix", finals), ("resized drafts", lanczos)):
+    lanczos, real = enlarged(drafts[5.0][:24], 2 * SIDE), real_pictures(48, 2 * SIDE)
+    for name, pictures in (("drawn scenes", real), ("highres fix", finals), ("resized drafts", lanczos)):
         print(f"{name}: detail {detail(pictures):.2f}, spectrum distance {spectrum_distance(pictures, real):.3f}")
-    for width, height in ((128, 192), (192, 128), (128, 128)):
+    for width, height in ((SIDE, 3 * SIDE // 2), (3 * SIDE // 2, SIDE), (SIDE, SIDE)):
         suns = np.stack(list(drawn(networks, [SUN] * 8, replace(DRAFT, width=width, height=height, hires=HIRES))))
         print(f"{width}x{height} with highres fix: suns fill {roundness(suns):.0%} of their circle")
 

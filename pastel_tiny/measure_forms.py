@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.dataset import SHAPES, SIDE, TEST_SEED, halve
 from pastel_tiny.forms import FORMS, compose, files_of
 from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.measure import DRAFT, Asked, Pictures, accuracy, detail, drawn, held_out, share
@@ -39,7 +39,7 @@ VARIATION: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 7.0}
 BEGUN = replace(DRAFT, num_inference_steps=8)
 """As few steps as leave three to a refiner."""
 RELAY = RefinerSettings(name="refiner", switch_at=0.8)
-GREY = Image.new("RGB", (128, 128), (128, 128, 128))
+GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
 HEART = "a red heart"
 ON_MEADOW = f"{HEART} over the green meadow under a blue sky"
 KEPT = ("sky", "ground", "ground_colour", "subject", "subject_colour")
@@ -96,7 +96,7 @@ def under_map(model: Model, near: NDArray[np.uint8], prompt: str, seed: int) -> 
 
 def overlaps(model: Model, count: int) -> tuple[float, float]:
     """Mean shared part of what is red in pictures under a depth map and of the map's heart; and of the next map's."""
-    maps = [nearness(each, 128, 128) for each in hearts(count)]
+    maps = [nearness(each, SIDE, SIDE) for each in hearts(count)]
     right, wrong = [], []
     for seed, near in enumerate(maps):
         values = under_map(model, near, ON_MEADOW, seed).astype(int)
@@ -117,8 +117,8 @@ def sources(count: int) -> list[Scene]:
 
 
 def shown(of: Scene) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) of a scene."""
-    return halve(painted(of, 256, 256)[None])[0]
+    """The picture (160, 160, 3) of a scene."""
+    return halve(painted(of, *SHAPES[0])[None])[0]
 
 
 def variations(model: Model, of: Sequence[Scene], prompt: str = "") -> Pictures:

@@ -11,8 +11,8 @@ import torch
 
 
 def rate(self, peak: float, step: int, warm_up: int = 100) -> float:
-        """Return the learning rate, which follows the phase's time."""
-        return rate(peak, self.done, step, warm_up)
+    """Return the learning rate, which follows the phase's time."""
+    return rate(peak, self.done, step, warm_up)
 
 
 def rate(peak: float, done: float, step: int, warm_up: int) -> float:

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from pastel_tiny.adapt import Change
 from pastel_tiny.captions import caption, empty
-from pastel_tiny.dataset import halve, painted, tensor
+from pastel_tiny.dataset import SHAPES, SIDE, halve, painted, tensor
 from pastel_tiny.forms import DOWN, EMBEDDING, FORMS, UP, Form, compose, files_of, untrained
+from pastel_tiny.image_tower import STEPS as TOWER_STEPS
 from pastel_tiny.image_tower import tower
 from pastel_tiny.measure import asked_of
 from pastel_tiny.networks import fast_attention
 from pastel_tiny.pack import write
-from pastel_tiny.progress import Clock, Log, load, rate, save
+from pastel_tiny.progress import Log, load, rate, save
 from pastel_tiny.render import nearness, render
 from pastel_tiny.sampler import alphas
 from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene
@@ -48,11 +49,10 @@ from pipelines.runtime.unet_call import Condition
 from pipelines.sampling.prompts import as_waves
 from weights_script.resolve import resolve
 
-TRAIN_SEED, SIDE = 60_000_000, 128
+TRAIN_SEED = 60_000_000
 BATCH, RANK = 8, 8
 CHANGE_RATE, WHOLE_RATE = 4e-3, 1e-3
-SAVE_EVERY = 60.0
-"""Seconds."""
+SAVE_EVERY = 20
 FITTED = 128
 """How many captions show how an earlier form's tokens follow from a new one's."""
 LEAST = 0.3
@@ -98,8 +98,8 @@ def other(seed: int) -> Scene:
 
 
 def small(shown: Scene, strength: float = 0) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) of a scene, whose fine structures are stronger by a factor, or weaker below 0."""
-    picture = halve(render(shown, 2 * SIDE, 2 * SIDE)[None])[0].astype(np.float32)
+    """The picture (160, 160, 3) of a scene, whose fine structures are stronger by a factor, or weaker below 0."""
+    picture = halve(render(shown, *SHAPES[0])[None])[0].astype(np.float32)
     fine = picture - cv2.GaussianBlur(picture, (0, 0), FINE)
     return (picture + strength * fine).round().clip(0, 255).astype(np.uint8)
 
@@ -115,15 +115,15 @@ class Scenes:
         if form.family is DEPTH:
             self.maps = torch.cat([scaled_depth(near, self.size) for near in self._nearness()])
         if form.family is UNCLIP:
-            self.shown = painted(folder / "shown.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), small=True)
-            self.others = painted(folder / "others.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), True, other)
+            self.shown = painted(folder / "shown.npy", TRAIN_SEED, form.scenes, SHAPES[0], small=True)
+            self.others = painted(folder / "others.npy", TRAIN_SEED, form.scenes, SHAPES[0], True, other)
             of_subjects = [
                 F.interpolate((near == NEAREST).float(), self.size, mode="area") for near in self._nearness()
             ]
             self.weights = 1 + SUBJECT_WEIGHT * torch.cat(of_subjects)
 
     def _nearness(self) -> Iterator[Tensor]:
-        """Yield each scene's depth map, (1, 1, 128, 128) from 0 to 255."""
+        """Yield each scene's depth map, (1, 1, 160, 160) from 0 to 255."""
         for each in self.scenes:
             yield torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None]
 
@@ -350,7 +350,7 @@ def train(form: Form, folder: Path, target: Path, steps: int) -> None:
         reform.resume(state["change"])
         optimizer.load_state_dict(state["optimizer"])
         begun = state["step"]
-    clock, log, saved = Clock(1, state["seconds"] if state else 0.0), Log(folder / f"{form.name}.csv"), 0.0
+    log = Log(folder / f"{form.name}.csv")
     for step in range(begun, steps):
         torch.manual_seed(step)
         for group in optimizer.param_groups:
@@ -362,11 +362,9 @@ def train(form: Form, folder: Path, target: Path, steps: int) -> None:
         nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
         optimizer.step()
         reform.apply()
-        log.add(step, clock, {"loss": float(loss.detach())})
-        if step == steps - 1 or clock.elapsed - saved > SAVE_EVERY:
-            saved = clock.elapsed
-            state = {"change": reform.tensors(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save(path, state | {"seconds": saved})
+        log.add(step, {"loss": float(loss.detach())})
+        if step == steps - 1 or step % SAVE_EVERY == 0:
+            save(path, {"change": reform.tensors(), "optimizer": optimizer.state_dict(), "step": step + 1})
     own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
     write(target / f"{form.name}.safetensors", own | reform.tensors(), f"pastel-tiny {form.name}")
 
@@ -377,13 +375,16 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=(*FORMS, "tower"), help="what to train, in this order")
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="where the form's file goes")
-    parser.add_argument("--minutes", type=float, default=9, help="the tower's")
-    parser.add_argument("--steps", type=int, help="of a form, instead of its own number")
+    parser.add_argument("--steps", type=int, help="instead of each one's own number")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.what:
         if name == "tower":
-            write(options.out / "tower.safetensors", tower(options.out, options.minutes), "pastel-tiny image tower")
+            write(
+                options.out / "tower.safetensors",
+                tower(options.out, options.steps or TOWER_STEPS),
+                "pastel-tiny image tower",
+            )
         else:
             train(FORMS[name], options.out, options.to, options.steps or FORMS[name].steps)
 

@@ -73,7 +73,9 @@ def _footing(brush: Brush, scene: Scene, tint: RGB) -> None:
     elif scene.subject == "boat":
         for k in range(5):
             width = 0.15 - 0.018 * k
-            brush.dab((brush.rng.uniform(-0.012, 0.012), 0.012 + 0.017 * k), width, 0.007, 0.0, mix(tint, dark, 0.3), 0.5)
+            brush.dab(
+                (brush.rng.uniform(-0.012, 0.012), 0.012 + 0.017 * k), width, 0.007, 0.0, mix(tint, dark, 0.3), 0.5
+            )
     else:
         islet = backdrop.dim(SAND, scene.night, 0.4)
         brush.dab((0, 0.012), 0.25, 0.035, 0.0, mix(islet, dark, 0.45), 0.6)

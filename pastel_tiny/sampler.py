@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pastel_tiny.dataset import SIDE
 from pastel_tiny.networks import LATENT_SCALE, half_precision, here
 from pastel_tiny.text import Encoder
 
@@ -35,7 +36,7 @@ class Look:
     """How a sheet's pictures are drawn."""
 
     guidance: float = 5.0
-    size: tuple[int, int] = (16, 16)
+    size: tuple[int, int] = (SIDE // 8, SIDE // 8)
     """Height and width in latent cells."""
     seed: int = 0
     """Seed of the first picture; the others follow."""

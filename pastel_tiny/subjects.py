@@ -32,7 +32,9 @@ def house(brush: Brush, tint: RGB) -> None:
 def tree(brush: Brush, tint: RGB) -> None:
     """Draw a round crown in the named colour; single leaves at the larger sizes."""
     rng = brush.rng
-    trunk = curve((-0.04, 0), ((-0.018, -0.08), (-0.018, -0.19)), ((0, -0.2), (0.018, -0.19)), ((0.018, -0.08), (0.04, 0)))
+    trunk = curve(
+        (-0.04, 0), ((-0.018, -0.08), (-0.018, -0.19)), ((0, -0.2), (0.018, -0.19)), ((0.018, -0.08), (0.04, 0))
+    )
     brush.form(trunk, WOOD, 8, lambda *_: 1.5)
     heaps = ((-0.092, -0.195, 0.08), (0.092, -0.195, 0.08), (0, -0.265, 0.11), (0, -0.185, 0.09))
     crown = union([ellipse(*heap) for heap in heaps])
@@ -52,18 +54,40 @@ def tree(brush: Brush, tint: RGB) -> None:
 def boat(brush: Brush, tint: RGB) -> None:
     """Draw a hull in the named colour under cream sails."""
     brush.canvas.drawLine(0, -0.33, 0, -0.08, pen(WOOD, 0.011))
-    main = curve((0.014, -0.325), ((0.10, -0.2), (0.145, -0.105)), ((0.08, -0.09), (0.014, -0.105)), ((0.03, -0.2), (0.014, -0.325)))
-    jib = curve((-0.014, -0.285), ((-0.09, -0.2), (-0.115, -0.105)), ((-0.06, -0.095), (-0.014, -0.105)), ((-0.025, -0.2), (-0.014, -0.285)))
+    main = curve(
+        (0.014, -0.325),
+        ((0.10, -0.2), (0.145, -0.105)),
+        ((0.08, -0.09), (0.014, -0.105)),
+        ((0.03, -0.2), (0.014, -0.325)),
+    )
+    jib = curve(
+        (-0.014, -0.285),
+        ((-0.09, -0.2), (-0.115, -0.105)),
+        ((-0.06, -0.095), (-0.014, -0.105)),
+        ((-0.025, -0.2), (-0.014, -0.285)),
+    )
     brush.form(main, mix(CREAM, WHITE, 0.3), 8, lambda *_: 1.2, 0.04, 0.7)
     brush.form(jib, mix(CREAM, tint, 0.12), 6, lambda *_: 1.9, 0.035, 0.7)
-    hull = curve((-0.19, -0.09), ((0, -0.065), (0.19, -0.09)), ((0.15, 0.0), (0.1, 0.0)), ((0, 0.012), (-0.1, 0.0)), ((-0.16, -0.01), (-0.19, -0.09)))
+    hull = curve(
+        (-0.19, -0.09),
+        ((0, -0.065), (0.19, -0.09)),
+        ((0.15, 0.0), (0.1, 0.0)),
+        ((0, 0.012), (-0.1, 0.0)),
+        ((-0.16, -0.01), (-0.19, -0.09)),
+    )
     brush.form(hull, tint, 16, lambda *_: 0.0, 0.04)
     rim = skia.Path()
     rim.moveTo(-0.19, -0.09)
     rim.quadTo(0, -0.065, 0.19, -0.09)
     brush.canvas.drawPath(rim, pen(mix(tint, WHITE, 0.55), 0.008, 0.9))
     for k in (0.3, 0.6):
-        brush.canvas.drawLine(-0.165 + 0.06 * k, -0.08 + 0.07 * k, 0.165 - 0.06 * k, -0.08 + 0.07 * k, pen(mix(tint, PLUM, 0.4), 0.0026, 0.6))
+        brush.canvas.drawLine(
+            -0.165 + 0.06 * k,
+            -0.08 + 0.07 * k,
+            0.165 - 0.06 * k,
+            -0.08 + 0.07 * k,
+            pen(mix(tint, PLUM, 0.4), 0.0026, 0.6),
+        )
 
 
 def balloon(brush: Brush, tint: RGB) -> None:
@@ -117,10 +141,17 @@ def flower(brush: Brush, tint: RGB) -> None:
         angle = k * math.pi / 3 + 0.3
         x, y = 0.08 * math.cos(angle), -0.24 + 0.08 * math.sin(angle)
         petal = ellipse(x, y, 0.06)
-        brush.wash(petal, (mix(tint, PLUM, 0.25), tint, mix(tint, WHITE, 0.45)), (0, -0.24), (1.7 * x, -0.24 + 1.7 * (y + 0.24)))
+        brush.wash(
+            petal,
+            (mix(tint, PLUM, 0.25), tint, mix(tint, WHITE, 0.45)),
+            (0, -0.24),
+            (1.7 * x, -0.24 + 1.7 * (y + 0.24)),
+        )
         for spread in (-0.3, 0.0, 0.3):
             dx, dy = math.cos(angle + spread), math.sin(angle + spread)
-            brush.canvas.drawLine(0.05 * dx, -0.24 + 0.05 * dy, 0.11 * dx, -0.24 + 0.11 * dy, pen(mix(tint, PLUM, 0.3), 0.0026, 0.5))
+            brush.canvas.drawLine(
+                0.05 * dx, -0.24 + 0.05 * dy, 0.11 * dx, -0.24 + 0.11 * dy, pen(mix(tint, PLUM, 0.3), 0.0026, 0.5)
+            )
     centre = (0.72, 0.5, 0.34) if tint[0] > 0.95 and tint[2] < 0.75 else (1.0, 0.84, 0.42)
     brush.form(ellipse(0, -0.24, 0.042), centre, 4)
 
