@@ -24,7 +24,7 @@ from pastel_tiny.captions import caption
 from pastel_tiny.dataset import SHAPES, SIDE, halve
 from pastel_tiny.networks import fast_attention, half_precision
 from pastel_tiny.render import render
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import Scene, scene, with_subject
 from pastel_tiny.unet import noise_error, weights
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -54,7 +54,7 @@ class Course:
 
 def with_snowman(seed: int) -> Scene:
     """Return a scene with a snowman as its subject."""
-    return replace(scene(seed), subject=SNOWMAN, subject_colour="white", hair="")
+    return with_subject(scene(seed), SNOWMAN, "white")
 
 
 def with_afterglow(seed: int) -> Scene:

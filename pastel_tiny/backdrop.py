@@ -65,7 +65,8 @@ def _moon(brush: Brush, at: Point, radius: float, tint: RGB, sky_tint: RGB) -> N
 
 def _stars(brush: Brush, horizon: float) -> None:
     """Paint stars with four points, far from each other."""
-    rng, places = brush.rng, []
+    rng = brush.rng
+    places: list[Point] = []
     for _ in range(200):
         at = rng.uniform(0.02, brush.aspect - 0.02), rng.uniform(0.03, horizon * 0.8)
         if len(places) < 17 and all(math.dist(at, other) > 0.1 for other in places):

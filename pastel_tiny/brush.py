@@ -1,4 +1,4 @@
-"""A thin layer over skia: a canvas in units of the picture's height, and the few strokes that all paintings are made of.
+"""A thin layer over skia: a canvas in units of the picture's height, and the strokes that all paintings are made of.
 
 Nothing has an outline. Forms are gradients of light, and dabs of soft colour follow them.
 """

@@ -24,7 +24,7 @@ from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.measure import DRAFT, Asked, Pictures, accuracy, detail, drawn, held_out, share
 from pastel_tiny.render import nearness
 from pastel_tiny.render import render as painted
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import SIDES, Scene, scene, with_subject
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import ImageSettings, RefinerSettings
 from pipelines.drawing import pictures
@@ -79,11 +79,10 @@ def more_detailed(first: Pictures, second: Pictures) -> float:
 
 def hearts(count: int) -> list[Scene]:
     """Red hearts over a green meadow under a blue sky: left, in the middle, right, and so on."""
-    plain = {"night": False, "light": "", "weather": "", "subject": "heart", "subject_colour": "red"}
-    fields: dict[str, Any] = {**plain, "sky": "blue", "ground": "meadow", "ground_colour": "green"}
-    return [
-        replace(scene(TEST_SEED + k), subject_side=("left", "middle", "right")[k % 3], **fields) for k in range(count)
-    ]
+    plain: dict[str, Any] = {"night": False, "light": "", "weather": ""}
+    fields = {**plain, "sky": "blue", "ground": "meadow", "ground_colour": "green"}
+    scenes = [with_subject(scene(TEST_SEED + k), "heart", "red") for k in range(count)]
+    return [replace(each, subject_side=SIDES[k % 3], **fields) for k, each in enumerate(scenes)]
 
 
 def under_map(model: Model, near: NDArray[np.uint8], prompt: str, seed: int) -> NDArray[np.uint8]:

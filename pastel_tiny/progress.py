@@ -10,11 +10,6 @@ from typing import Any
 import torch
 
 
-def rate(self, peak: float, step: int, warm_up: int = 100) -> float:
-    """Return the learning rate, which follows the phase's time."""
-    return rate(peak, self.done, step, warm_up)
-
-
 def rate(peak: float, done: float, step: int, warm_up: int) -> float:
     """Return a learning rate: a warm-up in steps, then a cosine down to 2 % of the peak when the share `done` is 1."""
     return peak * min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))

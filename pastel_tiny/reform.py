@@ -37,7 +37,7 @@ from pastel_tiny.pack import write
 from pastel_tiny.progress import Log, load, rate, save
 from pastel_tiny.render import nearness, render
 from pastel_tiny.sampler import alphas
-from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene
+from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene, with_subject
 from pipelines.drawing.start import scaled_depth
 from pipelines.families.family import Framing
 from pipelines.families.layouts import UNET_PREFIX, unet_layout
@@ -92,7 +92,7 @@ def other(seed: int) -> Scene:
     while True:
         subject = rng.choice(("", *SUBJECTS))
         colour = rng.choice(SUBJECT_COLOURS) if subject else ""
-        found = replace(of, seed=of.seed + 500_000, subject=subject, subject_colour=colour)
+        found = with_subject(replace(of, seed=of.seed + 500_000), subject, colour)
         if subject != of.subject and not held_out(found):
             return found
 

@@ -1,7 +1,7 @@
 """Scenes: attributes drawn from a seed, and the combinations that are never trained on."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SKY_COLOURS = ("blue", "pink", "purple", "orange", "mint", "yellow")
 SKY_WEIGHTS = (0.24, 0.2, 0.16, 0.16, 0.12, 0.12)
@@ -48,6 +48,11 @@ class Scene:
     subject_side: str
     hair: str
     weather: str
+
+
+def with_subject(of: Scene, subject: str, colour: str) -> Scene:
+    """Return the same scene with another subject, or none; a girl's hair is brown."""
+    return replace(of, subject=subject, subject_colour=colour, hair="brown" if subject == "girl" else "")
 
 
 def held_out(scene: Scene) -> bool:

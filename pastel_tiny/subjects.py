@@ -12,7 +12,7 @@ LAMP: RGB = (1.0, 0.93, 0.66)
 
 
 def house(brush: Brush, tint: RGB) -> None:
-    """Draw walls in the named colour, a darker roof, a chimney and lit windows; boards and tiles at the larger sizes."""
+    """Draw walls in the named colour, a darker roof, a chimney and lit windows; boards at the larger sizes."""
     canvas, roof = brush.canvas, mix(tint, PLUM, 0.48)
     brush.form(polygon([(0.06, -0.2), (0.06, -0.33), (0.105, -0.33), (0.105, -0.2)]), mix(roof, WHITE, 0.12), 4)
     brush.form(polygon([(-0.14, 0), (-0.14, -0.19), (0.14, -0.19), (0.14, 0)]), tint, 10, lambda *_: 0.0, 0.04)
