@@ -59,7 +59,8 @@ def resume(
             network.load_state_dict(start)
         return Session(network, Average(network, 0.998), optimizer, steps)
     network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    if state["optimizer"]:  # else a warm restart
+        optimizer.load_state_dict(state["optimizer"])
     run = Session(network, Average(network, 0.998), optimizer, steps, state["step"])
     run.average.weights = {name: here(value) for name, value in state["average"].items()}
     run.average.steps = state["step"]

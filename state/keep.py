@@ -64,8 +64,8 @@ def unpack(folder: Path) -> None:
     torch.save({"network": vae, "average": vae, "step": 10**9, "optimizer": None}, folder / "vae.pt")
     torch.save(of("statistics"), folder / "statistics.pt")
     torch.save({"network": text, "heads": {}, "step": 10**9}, folder / "text.pt")
-    torch.save(unet, folder / "unet-start.pt")
-    print(f"UNet of {int(kept['step'])} steps: train --phases encode unet --start-unet {folder}/unet-start.pt")
+    torch.save({"network": unet, "average": unet, "step": int(kept["step"]), "optimizer": None}, folder / "unet.pt")
+    print(f"UNet after {int(kept['step'])} steps. Go on with --phases encode unet.")
 
 
 if __name__ == "__main__":
