@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> None:
     if "encode" in options.phases:
         encoder = text.Encoder(folder, TOKENIZER)
         contexts.blanks(folder, encoder)
-        for chunk in (unet.TEST, *chunks(options.chunks)):
+        # the UNet may begin with the first of them
+        for chunk in sorted((unet.TEST, *chunks(options.chunks)), key=lambda each: not each.small):
             contexts.described(folder, chunk, encoder)
             latents.encoded(folder, chunk)
     if "better" in options.phases:
