@@ -42,7 +42,7 @@ def test_the_example_draws_a_picture_and_ctrl_c_lets_the_next_one_finish(
         assert fewer != example
         subprocess.run(["bash", "-c", f"set -o pipefail; {fewer}"], cwd=tmp_path, check=True)
         drawn = Image.open(tmp_path / "picture.webp")
-        assert (drawn.format, drawn.size) == ("WEBP", (256, 256))
+        assert (drawn.format, drawn.size) == ("WEBP", (320, 320))
 
         client = CogClient(f"http://{HOST}:{port}")
         client.wait_until_ready()
