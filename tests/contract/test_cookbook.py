@@ -48,7 +48,7 @@ def is_drawn_under_the_mask_alone(made: list[Image.Image]) -> None:
 
 CHECKS = {
     "Text to image": tells((SIDE, SIDE), "Seed: 5, ", "Seed: 6, "),
-    "Shape": tells((176, 96), "Seed: 5, Size: 176x96"),
+    "Shape": tells((208, 128), "Seed: 5, Size: 208x128"),
     "Dynamic prompts": tells((SIDE, SIDE), r"^a (pink|dark (red|blue)) (sun|moon) over the sea\n"),
     "Generation data": tells((SIDE, SIDE), f"^a pink sun over the sea\nSteps: {STEPS}, Sampler: Euler a, .*Seed: 3, "),
     "Guidance": tells((SIDE, SIDE), "CFG scale: 9, Guidance rescale: 0.7, FreeU: 1.2 1.2 0.9 0.9, "),
