@@ -7,6 +7,8 @@ interrupted, with the same scenes, noise and rates (weights then differ by 6e-5 
 64 channels wide, and the small layers learn as a whole, the others by a change of low rank. v, and what SDXL's towers
 tell, are learned from the embedded model, whose answers have no chance in them; where there is almost nothing but
 noise, what follows a depth map, and what a refiner adds, from the pictures themselves.
+
+With `--before FOLDER`, each form begins as that of an earlier embedded model, whose checkpoint and forms are in FOLDER.
 """
 
 import argparse
@@ -44,6 +46,7 @@ from pipelines.families.layouts import UNET_PREFIX, unet_layout
 from pipelines.families.sd2 import DEPTH, UNCLIP
 from pipelines.families.sdxl import REFINER, SDXL
 from pipelines.models import loader
+from pipelines.models.checkpoint import map_tensors
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition
 from pipelines.sampling.prompts import as_waves
@@ -316,16 +319,42 @@ def read_alike(student: Model, parent: Model, texts: Sequence[str]) -> None:
             output.bias += output.weight @ theirs[name].to_v.weight @ constant
 
 
-def untaught(form: Form, folder: Path, target: Path, teacher: Model) -> tuple[Model, dict[str, Tensor]]:
+def moved(change: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An earlier embedded model's form as one of the present model: what that learned since is added to whole weights.
+
+    Weights that are wider than the embedded model's stay as they are. A convolution with a further input learns, too.
+    """
+    result = dict(change)
+    for name in change.keys() & after.keys():
+        own, since = change[name].float(), after[name].float() - before[name].float()
+        if own.numel() == since.numel():
+            result[name] = own + since.view_as(own)
+        elif own.dim() == 4:
+            result[name] = own.clone()
+            result[name][:, : since.shape[1]] += since
+    return result
+
+
+def earlier_form(form: Form, before: Path) -> dict[str, Tensor]:
+    """What an earlier model's form is for the present model, without its image tower."""
+    change = load_file(before / f"{form.name}.safetensors")
+    own = {name: value for name, value in change.items() if name.startswith(UNET_PREFIX)}
+    checkpoint = resolve(None, None).files.checkpoint
+    return moved(own, map_tensors(before / checkpoint.name), map_tensors(checkpoint))
+
+
+def untaught(
+    form: Form, folder: Path, target: Path, teacher: Model, before: Path | None
+) -> tuple[Model, dict[str, Tensor]]:
     """A form before its training, and the change that it begins from."""
     file = target / f"{form.parent}.safetensors"
-    earlier = load_file(file) if form.parent else {}
+    earlier = earlier_form(form, before) if before else load_file(file) if form.parent else {}
     if form.family is UNCLIP:
         earlier |= load_file(folder / "tower.safetensors")
     with tempfile.TemporaryDirectory() as place:
         start = compose(untrained(form, earlier), Path(place) / "start.safetensors", form)
         student, parent = loader.load(files_of(start, form)), teacher
-        if form.family in (SDXL, REFINER):
+        if form.family in (SDXL, REFINER) and not before:
             if form.parent:
                 whole = compose(earlier, Path(place) / "parent.safetensors", FORMS[form.parent])
                 parent = loader.load(files_of(whole, FORMS[form.parent]))
@@ -334,11 +363,11 @@ def untaught(form: Form, folder: Path, target: Path, teacher: Model) -> tuple[Mo
     return student, earlier
 
 
-def train(form: Form, folder: Path, target: Path, steps: int) -> None:
+def train(form: Form, folder: Path, target: Path, steps: int, before: Path | None = None) -> None:
     """Train a form, or continue its training, and write its change."""
     torch.manual_seed(17)
     teacher = loader.load(resolve(None, None).files)
-    student, earlier = untaught(form, folder, target, teacher)
+    student, earlier = untaught(form, folder, target, teacher, before)
     unet = student.unet.network
     assert isinstance(unet, UNet2DConditionModel)
     fast_attention(unet)
@@ -376,6 +405,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="where the form's file goes")
     parser.add_argument("--steps", type=int, help="instead of each one's own number")
+    parser.add_argument("--before", type=Path, help="folder of an earlier embedded model and its forms to begin with")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.what:
@@ -386,7 +416,7 @@ def main() -> None:
                 "pastel-tiny image tower",
             )
         else:
-            train(FORMS[name], options.out, options.to, options.steps or FORMS[name].steps)
+            train(FORMS[name], options.out, options.to, options.steps or FORMS[name].steps, options.before)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pastel_tiny.dataset import TEST_SEED, chunks, halve
 from pastel_tiny.forms import FORMS
 from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
 from pastel_tiny.networks import build_text
-from pastel_tiny.reform import Scenes
+from pastel_tiny.reform import Scenes, moved
 from pastel_tiny.render import nearness, render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
@@ -118,3 +118,23 @@ def test_a_form_is_told_sizes_if_its_family_is(name: str, told: int) -> None:
     scenes.form, scenes.rng = FORMS[name], random.Random(0)
     scenes.scenes, scenes.latents = [scene(seed) for seed in SEEDS], torch.zeros(len(SEEDS), 4, 16, 16)
     assert len(scenes.batch(0).framings) == told
+
+
+def test_a_form_follows_the_model_that_it_changes() -> None:
+    """Whole weights do, in another shape or with a further input, too. A change of low rank fits any model."""
+    shapes = {"linear": (4, 4), "conv": (4, 4, 1, 1), "wide": (4, 4), "input": (4, 3, 1, 1)}
+    before, after = ({name: torch.randn(shape) for name, shape in shapes.items()} for _ in range(2))
+    change = {
+        "linear": before["linear"] + 1,
+        "conv": before["conv"].flatten(1) + 2,
+        "wide": torch.randn(4, 8),
+        "input": torch.cat([before["input"] + 3, torch.full((4, 1, 1, 1), 7.0)], 1),
+        "other.up": torch.randn(4, 2),
+    }
+    found = moved(change, before, after)
+    torch.testing.assert_close(found["linear"], after["linear"] + 1)
+    torch.testing.assert_close(found["conv"], after["conv"].flatten(1) + 2)
+    torch.testing.assert_close(found["input"][:, :3], after["input"] + 3)
+    assert torch.equal(found["input"][:, 3:], change["input"][:, 3:])
+    assert found["wide"] is change["wide"]
+    assert found["other.up"] is change["other.up"]
