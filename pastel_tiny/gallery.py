@@ -1,6 +1,9 @@
 """Contact sheets of the embedded model for README.md (hero) and docs/, by the container's own engine.
 
-python -m pastel_tiny.gallery --to docs/pictures
+    python -m pastel_tiny.gallery --to docs/pictures
+    python -m pastel_tiny.gallery --to docs/pictures versions --before FOLDER
+
+FOLDER holds an earlier version's two files.
 """
 
 import argparse
@@ -16,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.dataset import SIDE
-from pastel_tiny.measure import held_out
+from pastel_tiny.measure import asked_of, held_out
 from pastel_tiny.measure_forms import (
     HEART,
     ON_MEADOW,
@@ -31,7 +34,9 @@ from pastel_tiny.measure_forms import (
 )
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
 from pastel_tiny.render import nearness
+from pastel_tiny.scenes import scene
 from pipelines.ask.catalog import LATENT_NETWORK
+from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
@@ -55,6 +60,8 @@ BASE = GenerationRequest(
     guidance_scale=5,
     hires=None,
 )
+VERSIONS_SEED, EARLIER_SIDE = 80_000_000, 128
+"""The first scene that versions are compared by, and the base size of the fifth version."""
 PROMPTS = (
     "a pink sun over the sea",
     "a red boat on the blue sea under an orange sky",
@@ -139,6 +146,22 @@ def by_prompt(networks: Model) -> Image.Image:
     pictures = [kinds(networks, replace(BASE, prompt=prompt, seed=seed))[FINAL] for seed, prompt in enumerate(asked)]
     rows = [pictures[start : start + 6] for start in range(0, 24, 6)]
     return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], SIDE)
+
+
+def by_version(networks: Model, before: Path) -> Image.Image:
+    """Show an earlier version above, and this one below: random scenes, their numbers as seeds, without choosing."""
+    asked = [asked_of(scene(VERSIONS_SEED + number)).prompt for number in range(24)]
+    checkpoint, vae = before / "pastel-tiny.safetensors", before / "pastel-tiny-better.vae.safetensors"
+    earlier = load(ModelFiles(name="earlier", checkpoint=checkpoint, vae=vae))
+    hires = HiresSettings(steps=20, denoising_strength=0.55)
+    rows: list[list[Pixels]] = []
+    for start in range(0, len(asked), 8):
+        for model, side in ((earlier, EARLIER_SIDE), (networks, SIDE)):
+            like = replace(BASE, width=side, height=side, hires=hires)
+            numbers = range(start, start + 8)
+            rows.append([kinds(model, replace(like, prompt=asked[k], seed=k))[FINAL] for k in numbers])
+    captions = [asked[row // 2 * 8 : row // 2 * 8 + 8] if row % 2 else [""] * 8 for row in range(len(rows))]
+    return page(rows, captions, SIDE)
 
 
 def by_shape(networks: Model) -> Image.Image:
@@ -256,12 +279,14 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help="folder for the WebP files")
-    parser.add_argument("names", nargs="*", default=list(SHEETS), help=f"which of {', '.join(SHEETS)}")
+    parser.add_argument("names", nargs="*", default=list(SHEETS), help=f"which of {', '.join(SHEETS)}, versions")
+    parser.add_argument("--before", type=Path, help="folder of an earlier version, for versions")
     options = parser.parse_args()
     torch.set_num_threads(1)
     networks = load(resolve(None, None).files)
     for name in options.names:
-        SHEETS[name](networks).save(options.to / f"{name}.webp", quality=80, method=6)
+        sheet = by_version(networks, options.before) if name == "versions" else SHEETS[name](networks)
+        sheet.save(options.to / f"{name}.webp", quality=80, method=6)
         print(f"{name}.webp", flush=True)
 
 
