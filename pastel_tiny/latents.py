@@ -21,8 +21,8 @@ class Statistics:
     deviation: Tensor
 
 
-def trained(folder: Path, name: str = "vae") -> AutoencoderKL:
-    """Return the averaged autoencoder of a phase ("vae" or "better"), not yet folded."""
+def trained(folder: Path, name: str) -> AutoencoderKL:
+    """Return the averaged autoencoder of a phase ("vae", "calm" or "better"), not yet folded."""
     state = load(folder / f"{name}.pt")
     assert state is not None, f"{name} is not trained yet"
     vae = build_vae().eval().to(memory_format=torch.channels_last)
@@ -36,14 +36,14 @@ def statistics(folder: Path) -> Statistics:
     state = load(path)
     if state is None:
         with torch.inference_mode():
-            latents = trained(folder).encode(unseen_pictures(folder)).latent_dist.mean
+            latents = trained(folder, "vae").encode(unseen_pictures(folder)).latent_dist.mean
         state = {"mean": latents.mean((0, 2, 3)).clone(), "deviation": latents.std((0, 2, 3)).clone()}
         save(path, state)
     return Statistics(here(state["mean"]), here(state["deviation"]))
 
 
 @torch.no_grad()
-def folded(folder: Path, name: str = "vae") -> AutoencoderKL:
+def folded(folder: Path, name: str = "calm") -> AutoencoderKL:
     """Return the autoencoder with the statistics folded into its 1 x 1 convolutions: its latents times 0.18215 have
     unit variance."""
     vae, known = trained(folder, name), statistics(folder)

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--guidance", type=float, default=7.0)
-    parser.add_argument("--vae", choices=("vae", "better"), default="better")
+    parser.add_argument("--vae", choices=("calm", "better"), default="better")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("prompts", nargs="*", default=PROMPTS)

@@ -15,8 +15,8 @@ from pastel_tiny.dataset import SHAPES, chunks, painted
 from pastel_tiny.start import started
 from pipelines.ask.identity import TOKENIZER
 
-PHASES = ("vae", "text", "encode", "better", "unet")
-STEPS = {"vae": 1600, "text": 1200, "better": 1000, "unet": 4000}
+PHASES = ("vae", "calm", "text", "encode", "better", "unet")
+STEPS = {"vae": 1600, "calm": 400, "text": 1200, "better": 1000, "unet": 4000}
 
 
 def main() -> None:
@@ -46,6 +46,9 @@ def run(options: argparse.Namespace) -> None:
     pictures, start = painted(folder / "vae.npy", 0, options.vae_scenes, SHAPES[0]), started(options.start)
     if "vae" in options.phases:
         vae.train(folder, pictures, options.steps_vae, options.batch, start=start.get("vae"))
+    if "calm" in options.phases:
+        calm = vae.Calm(latents.trained(folder, "vae"), latents.statistics(folder).deviation)
+        vae.train(folder, pictures, options.steps_calm, options.batch, "calm", calm=calm)
     if "text" in options.phases:
         text.train(folder, TOKENIZER, options.steps_text, start.get("text"))
     if "encode" in options.phases:
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
             contexts.described(folder, chunk, encoder)
             latents.encoded(folder, chunk)
     if "better" in options.phases:
-        vae.train(folder, pictures, options.steps_better, options.batch, better=True)
+        vae.train(folder, pictures, options.steps_better, options.batch, "better")
     if "unet" in options.phases:
         plan = unet.Plan(options.steps_unet, options.chunks, options.batch)
         unet.train(folder, TOKENIZER, plan, start.get("unet"))

@@ -1,4 +1,4 @@
-"""Phase 1, the autoencoder, and phase 4, the better decoder."""
+"""Phases 1 and 2, the autoencoder, and phase 5, the better decoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,6 +106,25 @@ def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: float) -> tuple[Tenso
     return vae.decode(mean + noise * spread * torch.randn_like(mean)).sample, mean
 
 
+APART = 0.6
+"""How many deviations a value may be from its surroundings' median, and still be what the picture shows there."""
+
+
+def evened(latents: Tensor, deviation: Tensor) -> Tensor:
+    """Return latents (B, 4, h, w) without the spikes of the last column but one, the only ones that `Spikes` leaves.
+
+    Downsampling pads right edges with zeros, so the encoder knows that column. It had a spike there in five of six
+    pictures, at a height that nothing in the picture tells.
+    """
+    around = F.pad(latents, (0, 0, 1, 1), mode="replicate")[..., -3:].unfold(2, 3, 1)
+    median = around.permute(0, 1, 2, 4, 3).flatten(3).median(-1).values
+    column = latents[..., -2]
+    apart = ((column - median) / deviation[:, None]).norm(dim=1, keepdim=True) > APART
+    result = latents.clone()
+    result[..., -2] = torch.where(apart, median, column)
+    return result
+
+
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     """Return the mean signal-to-noise ratio of reconstructed pictures in dB."""
     with torch.inference_mode(), half_precision():
@@ -118,18 +137,41 @@ def unseen_pictures(folder: Path, count: int = 64) -> Tensor:
     return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, 64, SHAPES[0])[:count])))
 
 
-def _session(folder: Path, steps: int, better: bool, start: Mapping[str, Tensor] | None) -> Session[AutoencoderKL]:
-    """Return the phase's session; the better decoder starts from the stock one, and its encoder never changes."""
+CALM = 0.5
+"""How much an encoder's distance from the evened latents counts."""
+
+
+class Calm:
+    """The loss that keeps an encoder's latents as they were, but evened."""
+
+    def __init__(self, before: AutoencoderKL, deviation: Tensor) -> None:
+        self.before, self.deviation = before, deviation
+
+    def loss(self, batch: Tensor, latents: Tensor) -> Tensor:
+        """Return the squared distance in deviations; the column of the spikes counts as much as all the others."""
+        with torch.no_grad(), half_precision():
+            wanted = evened(self.before.encode(batch).latent_dist.mean.float(), self.deviation)
+        apart = ((latents - wanted) / self.deviation[:, None, None]).square()
+        return apart.mean() + apart[..., -2].mean()
+
+
+START = {"calm": "vae", "better": "calm"}
+"""The phase that another one begins from."""
+
+
+def _session(folder: Path, name: str, steps: int, start: Mapping[str, Tensor] | None) -> Session[AutoencoderKL]:
+    """Return the phase's session. The better decoder's encoder never changes."""
     vae = build_vae().to(memory_format=torch.channels_last)
-    if better:
-        stock = load(folder / "vae.pt")
-        assert stock is not None, "the stock autoencoder must be trained first"
+    if name in START:
+        stock = load(folder / f"{START[name]}.pt")
+        assert stock is not None, f"the phase {START[name]} comes first"
         start = stock["average"]
+    if name == "better":
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     trained = [weight for weight in vae.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-3, (0.9, 0.98), weight_decay=1e-3)
-    return resume(folder / ("better.pt" if better else "vae.pt"), vae, optimizer, steps, start)
+    return resume(folder / f"{name}.pt", vae, optimizer, steps, start)
 
 
 def train(
@@ -137,13 +179,14 @@ def train(
     pictures: NDArray[np.uint8],
     steps: int,
     times: int,
-    better: bool = False,
+    name: str = "vae",
     start: Mapping[str, Tensor] | None = None,
+    calm: Calm | None = None,
 ) -> None:
-    """Train the autoencoder, or with `better` only its decoder, from the finished stock one."""
-    name, seed = ("better", 2) if better else ("vae", 1)
+    """Train the autoencoder ("vae"), take its last spikes away ("calm"), or train only its decoder ("better")."""
+    seed = {"vae": 1, "better": 2, "calm": 3}[name]
     torch.manual_seed(seed)
-    run = _session(folder, steps, better, start)
+    run = _session(folder, name, steps, start)
     if run.done >= 1:
         return
     rng = np.random.default_rng(seed + run.step)
@@ -151,21 +194,23 @@ def train(
     spikes = Spikes(run.network)
     compile_blocks(run.network)
     while run.done < 1:
-        error, tails = step(run, crops(pictures, small, rng, times), better, spikes)
-        log.add(run.step, {"loss": error, "spikes": tails})
+        log.add(run.step, step(run, crops(pictures, small, rng, times), name == "better", spikes, calm))
         if run.step % SAVE_EVERY == 0 or run.done >= 1:
             run.save(folder / f"{name}.pt")
             _report(folder, name, run)
 
 
-def step(run: Session[AutoencoderKL], batch: Tensor, better: bool, spikes: Spikes) -> tuple[float, float]:
-    """Take one optimizer step; return the loss and the measure of spikes."""
+def step(
+    run: Session[AutoencoderKL], batch: Tensor, better: bool, spikes: Spikes, calm: Calm | None = None
+) -> dict[str, float]:
+    """Take one optimizer step; return the loss, the measure of spikes, and the distance from evened latents."""
     with half_precision():
         output, mean = _reconstruct(run.network, batch, 0.04)
     error = loss(output.float(), batch, better)
     tails = spikes.total() + _tails(mean.float(), 4.0)
-    run.descend(error + 0.02 * tails, PEAK)
-    return float(error.detach()), float(tails.detach())
+    apart = calm.loss(batch, mean.float()) if calm else torch.zeros(())
+    run.descend(error + 0.02 * tails + CALM * apart, PEAK)
+    return {"loss": float(error.detach()), "spikes": float(tails.detach()), "apart": float(apart.detach())}
 
 
 def _report(folder: Path, name: str, run: Session[AutoencoderKL]) -> None:

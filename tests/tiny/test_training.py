@@ -41,7 +41,9 @@ def test_the_autoencoder() -> None:
     batch = vae.crops(pictures, pictures, np.random.default_rng(0), times=2)
     assert batch.shape == (2, 3, 128, 128)
     with the_loss_is_read_back():
-        vae.step(run, batch, better=True, spikes=vae.Spikes(run.network))  # type: ignore[arg-type]
+        spikes = vae.Spikes(run.network)  # type: ignore[arg-type]
+        vae.step(run, batch, better=True, spikes=spikes)  # type: ignore[arg-type]
+        vae.step(run, batch, False, spikes, vae.Calm(networks.build_vae(), torch.ones(4)))  # type: ignore[arg-type]
     assert run.step == 1
 
 

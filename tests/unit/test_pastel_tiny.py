@@ -18,6 +18,7 @@ from pastel_tiny.render import nearness, render
 from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
 from pastel_tiny.text import Blend, targets
+from pastel_tiny.vae import evened
 from pipelines.ask.identity import TOKENIZER
 
 SEEDS = range(40)
@@ -138,3 +139,14 @@ def test_a_form_follows_the_model_that_it_changes() -> None:
     assert torch.equal(found["input"][:, 3:], change["input"][:, 3:])
     assert found["wide"] is change["wide"]
     assert found["other.up"] is change["other.up"]
+
+
+def test_a_spike_of_the_last_column_but_one_becomes_its_surroundings_median() -> None:
+    """Everything else stays: other columns, and what is near its surroundings."""
+    latents = torch.linspace(0, 0.5, 4 * 6 * 8).view(1, 4, 6, 8)
+    spoilt = latents.clone()
+    spoilt[0, 2, 3, 6] = spoilt[0, 1, 2, 4] = 5
+    found = evened(spoilt, torch.ones(4))
+    assert found[0, 2, 3, 6] == spoilt[0, 2, 2:5, 5:].flatten().median()
+    found[0, 2, 3, 6] = 5
+    assert torch.equal(found, spoilt)
