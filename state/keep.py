@@ -1,10 +1,10 @@
 """Keep an unfinished training in git, or lay it out again on another machine. This folder goes away with the swap.
 
-    python state/keep.py pack DIR       # DIR/*.pt -> state/state.safetensors, 9 MB
+    python state/keep.py pack DIR       # DIR/*.pt -> state/state.safetensors, 11 MB
     python state/keep.py unpack DIR
 
-The autoencoder and the text encoder are finished (fp16). The UNet is not: its averaged weights are kept in 8 bits, which
-a warm restart repairs within a few steps. Pictures, contexts and latents are made again by `--phases encode`.
+The autoencoder, its better decoder and the text encoder are finished (fp16). The UNet is not: its averaged weights are
+kept in 8 bits, which a warm restart repairs within a few steps. `--phases encode` makes pictures, contexts and latents.
 """
 
 import sys
@@ -19,8 +19,11 @@ TABLE = "embeddings.token_embedding.weight"
 
 def pack(folder: Path) -> None:
     kept: dict[str, torch.Tensor] = {}
-    for name, value in torch.load(folder / "vae.pt")["average"].items():
-        kept[f"vae/{name}"] = value.half()
+    for phase in ("calm", "better"):
+        if (folder / f"{phase}.pt").exists():
+            for name, value in torch.load(folder / f"{phase}.pt")["average"].items():
+                if phase == "calm" or name.startswith(("decoder.", "post_quant")):
+                    kept[f"{phase}/{name}"] = value.half()
     for name, value in torch.load(folder / "statistics.pt").items():
         kept[f"statistics/{name}"] = value.clone()
     for name, value in torch.load(folder / "text.pt")["network"].items():
@@ -49,19 +52,22 @@ def unpack(folder: Path) -> None:
 
     def of(kind: str) -> dict[str, torch.Tensor]:
         names = [name for name in kept if name.startswith(f"{kind}/")]
-        return {name.removeprefix(f"{kind}/"): kept[name].float() if kept[name].is_floating_point() else kept[name] for name in names}
+        values = [kept[name].float() if kept[name].is_floating_point() else kept[name] for name in names]
+        return {name.removeprefix(f"{kind}/"): value for name, value in zip(names, values, strict=True)}
 
     table = kept["rows/other"].float().repeat(int(kept["rows/size"]), 1)
     table[kept["rows/numbers"]] = kept["rows/values"].float()
     text = of("text")
-    prefix = next((name.split("encoder.layers")[0] for name in text if "encoder.layers" in name))
+    prefix = next(name.split("encoder.layers")[0] for name in text if "encoder.layers" in name)
     text[prefix + TABLE] = table
     wide, small = of("scale"), of("unet8")
     unet = of("unet") | {
         name: value.float() * wide[name].view(-1, *[1] * (value.dim() - 1)) for name, value in small.items()
     }
-    vae = of("vae")
-    torch.save({"network": vae, "average": vae, "step": 10**9, "optimizer": None}, folder / "vae.pt")
+    calm = of("calm")
+    better = {"better": calm | of("better")} if of("better") else {}
+    for phase, vae in ({"vae": calm, "calm": calm} | better).items():
+        torch.save({"network": vae, "average": vae, "step": 10**9, "optimizer": None}, folder / f"{phase}.pt")
     torch.save(of("statistics"), folder / "statistics.pt")
     torch.save({"network": text, "heads": {}, "step": 10**9}, folder / "text.pt")
     torch.save({"network": unet, "average": unet, "step": int(kept["step"]), "optimizer": None}, folder / "unet.pt")
