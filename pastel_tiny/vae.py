@@ -137,7 +137,7 @@ def unseen_pictures(folder: Path, count: int = 64) -> Tensor:
     return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, 64, SHAPES[0])[:count])))
 
 
-CALM = 0.5
+CALM = 2.0
 """How much an encoder's distance from the evened latents counts."""
 
 
