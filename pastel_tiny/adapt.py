@@ -28,6 +28,7 @@ from pastel_tiny.scenes import Scene, scene, with_subject
 from pastel_tiny.unet import noise_error, weights
 from pipelines.models.loader import load
 from pipelines.models.model import Model
+from pipelines.training.words import TrainedRows
 from weights_script.resolve import resolve
 
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000
@@ -103,18 +104,11 @@ def embedding(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     assert isinstance(table, nn.Embedding)
     tokens = networks.text.towers[0].tokenize(AFTERGLOW)
     near = [token for word in ("pink", "orange") for token in networks.text.towers[0].tokenize(word)]
-    vectors = nn.Parameter(table.weight[near].mean(0).repeat(len(tokens), 1))
-
-    def replaced(_: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        for token, vector in zip(tokens, vectors, strict=True):
-            output = torch.where((arguments[0] == token)[..., None], vector, output)
-        return output
-
-    table.register_forward_hook(replaced)
+    rows = TrainedRows(table, tokens, table.weight[near].mean(0))
     course = Course(scenes=64, steps=300, batch=6, rate=1.5e-2, least_noise=250)
     scenes = [with_afterglow(TRAIN_SEED + k) for k in range(course.scenes)]
-    train(networks, scenes, lambda text: text.replace("coral sky", f"{AFTERGLOW} sky"), [vectors], course)
-    return {"emb_params": vectors}, {}
+    train(networks, scenes, lambda text: text.replace("coral sky", f"{AFTERGLOW} sky"), [rows.rows], course)
+    return {"emb_params": rows.rows}, {}
 
 
 def train(
