@@ -24,7 +24,7 @@ from pastel_tiny.text import Encoder
 BATCH = {"square": 24, "wide": 12, "tall": 12, "large": 5, "large_wide": 3, "large_tall": 3}
 SHARES = (
     {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.05, "large_wide": 0.01, "large_tall": 0.01},
-    {"square": 0.30, "wide": 0.05, "tall": 0.05, "large": 0.26, "large_wide": 0.17, "large_tall": 0.17},
+    {"square": 0.20, "wide": 0.03, "tall": 0.03, "large": 0.34, "large_wide": 0.20, "large_tall": 0.20},
 )
 """How often each shape is used, before and after LATE: first for composition, then at highres fix's double size."""
 LATE = 0.7
@@ -163,8 +163,8 @@ def step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
     """Take one optimizer step and return the loss."""
     # the double size teaches what highres fix does, which starts from a picture instead of pure noise
     times = torch.randint(0, 800 if batch.kind.startswith("large") else 1000, (len(batch.latents),))
-    # only the common shape is worth a compilation
-    with torch.compiler.set_stance("default" if batch.kind == "square" else "force_eager"):
+    # only common shapes are worth a compilation
+    with torch.compiler.set_stance("default" if batch.kind in ("square", "large") else "force_eager"):
         error = noise_error(run.network, batch.latents, batch.contexts, times, torch.randn_like(batch.latents))
         loss = (weights(times) * error).mean()
     run.descend(loss, PEAK)
