@@ -42,8 +42,8 @@ def test_the_autoencoder() -> None:
     assert batch.shape == (2, 3, 128, 128)
     with the_loss_is_read_back():
         spikes = vae.Spikes(run.network)  # type: ignore[arg-type]
-        vae.step(run, batch, better=True, spikes=spikes)  # type: ignore[arg-type]
-        vae.step(run, batch, False, spikes, vae.Calm(networks.build_vae(), torch.ones(4)))  # type: ignore[arg-type]
+        vae.step(run, batch, "better", spikes)  # type: ignore[arg-type]
+        vae.step(run, batch, "calm", spikes, vae.Calm(networks.build_vae(), torch.ones(4)))  # type: ignore[arg-type]
     assert run.step == 1
 
 
