@@ -1,6 +1,6 @@
 """Phases 1 and 2, the autoencoder, and phase 5, the better decoder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,21 @@ PEAKS = {"vae": 3e-4, "calm": 3e-4, "better": 1e-4}
 CROPS = ((64, 4), (128, 1))
 """Sides of squares, and how many of them a CPU takes at once; a GPU takes `times` as many. Norms see a whole picture in
 the larger ones."""
+WHOLE = ((128, 1), (160, 1), (192, 1))
+"""The same for the better decoder, which learns how whole pictures of the base size look, and larger parts."""
 
 
-def crops(pictures: NDArray[np.uint8], small: NDArray[np.uint8], rng: np.random.Generator, times: int) -> Tensor:
+def crops(
+    pictures: NDArray[np.uint8],
+    small: NDArray[np.uint8],
+    rng: np.random.Generator,
+    times: int,
+    sides: Sequence[tuple[int, int]] = CROPS,
+) -> Tensor:
     """Return random squares, two thirds of them from the pictures of the base size; half are mirrored."""
-    squares, (side, count) = [], CROPS[int(rng.integers(len(CROPS)))]
+    squares, (side, count) = [], sides[int(rng.integers(len(sides)))]
     for _ in range(count * times):
-        source = small if rng.random() < 0.67 else pictures
+        source = small if rng.random() < 0.67 and side <= small.shape[1] else pictures
         picture = source[rng.integers(len(source))]
         y, x = (8 * rng.integers((length - side) // 8 + 1) for length in picture.shape[:2])
         square = picture[y : y + side, x : x + side]
@@ -51,17 +59,28 @@ def _saturation(batch: Tensor) -> Tensor:
     return batch.amax(1) - batch.amin(1)
 
 
+def _texture(batch: Tensor) -> Tensor:
+    """Return how strong fine structures are around each place: the mean step between neighbours, over 8 pixels."""
+    steps = (batch[..., 1:] - batch[..., :-1], batch[..., 1:, :] - batch[..., :-1, :])
+    return torch.cat([F.avg_pool2d(each.abs().mean(1, keepdim=True), 8, 4).flatten(1) for each in steps], 1)
+
+
 def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     """Return the loss: pixels, edges against blur, and colour differences at full and low resolution against tints.
 
-    The better decoder is also penalised for paleness: wrong saturation costs more.
+    The better decoder also pays for paleness, which is wrong saturation, and for wrong strengths of fine structures.
+    Latents do not tell where each stroke is. Where only pixels count, it is best to leave strokes out, and the picture
+    is flat.
     """
     pixels = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     edges = F.l1_loss(_edges(output), _edges(target))
     error = _chroma(output) - _chroma(target)
     colours = 0.5 * error.abs().mean() + F.avg_pool2d(error, 8).abs().mean()
-    paleness = F.l1_loss(_saturation(output), _saturation(target)) if better else torch.zeros(())
-    return pixels + edges + colours + 20 * paleness
+    plain = pixels + edges + colours
+    if not better:
+        return plain
+    paleness = F.l1_loss(_saturation(output), _saturation(target))
+    return plain + 20 * paleness + 10 * F.l1_loss(_texture(output), _texture(target))
 
 
 def _tails(values: Tensor, usual: float) -> Tensor:
@@ -195,7 +214,8 @@ def train(
     spikes = Spikes(run.network)
     compile_blocks(run.network)
     while run.done < 1:
-        log.add(run.step, step(run, crops(pictures, small, rng, times), name, spikes, calm))
+        squares = crops(pictures, small, rng, times, WHOLE if name == "better" else CROPS)
+        log.add(run.step, step(run, squares, name, spikes, calm))
         if run.step % SAVE_EVERY == 0 or run.done >= 1:
             run.save(folder / f"{name}.pt")
             _report(folder, name, run)
