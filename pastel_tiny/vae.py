@@ -55,14 +55,22 @@ def _chroma(batch: Tensor) -> Tensor:
     return torch.stack([red - green, blue - (red + green) / 2], 1)
 
 
+FAINT = 1e-5
+"""Power of structures that nobody sees: steps of half a grey level."""
+
+
 def _saturation(batch: Tensor) -> Tensor:
     return batch.amax(1) - batch.amin(1)
 
 
 def _texture(batch: Tensor) -> Tensor:
-    """Return how strong fine structures are around each place: the mean step between neighbours, over 8 pixels."""
-    steps = (batch[..., 1:] - batch[..., :-1], batch[..., 1:, :] - batch[..., :-1, :])
-    return torch.cat([F.avg_pool2d(each.abs().mean(1, keepdim=True), 8, 4).flatten(1) for each in steps], 1)
+    """Return how strong fine structures of two sizes are around each place: the logarithm of their power."""
+    powers = []
+    for picture in (batch, F.avg_pool2d(batch, 2)):
+        for steps in (picture[..., 1:] - picture[..., :-1], picture[..., 1:, :] - picture[..., :-1, :]):
+            power = F.avg_pool2d(steps.square().mean(1, keepdim=True), 16, 8)
+            powers.append((power + FAINT).log().flatten(1))
+    return torch.cat(powers, 1)
 
 
 def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
@@ -80,7 +88,7 @@ def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     if not better:
         return plain
     paleness = F.l1_loss(_saturation(output), _saturation(target))
-    return plain + 20 * paleness + 10 * F.l1_loss(_texture(output), _texture(target))
+    return plain + 20 * paleness + 0.3 * F.l1_loss(_texture(output), _texture(target))
 
 
 def _tails(values: Tensor, usual: float) -> Tensor:
