@@ -88,7 +88,7 @@ def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     if not better:
         return plain
     paleness = F.l1_loss(_saturation(output), _saturation(target))
-    return plain + 20 * paleness + 0.3 * F.l1_loss(_texture(output), _texture(target))
+    return plain + 30 * paleness + 0.3 * F.l1_loss(_texture(output), _texture(target))
 
 
 def _tails(values: Tensor, usual: float) -> Tensor:
