@@ -16,7 +16,7 @@ from pastel_tiny.networks import build_vae, compile_blocks, half_precision
 from pastel_tiny.progress import Log, load
 from pastel_tiny.session import Session, resume
 
-SAVE_EVERY = 400
+SAVE_EVERY = 200
 PEAKS = {"vae": 3e-4, "calm": 3e-4, "better": 1e-4}
 """Highest learning rates. With more, a decoder that is nearly right forgets much before it improves."""
 CROPS = ((64, 4), (128, 1))
