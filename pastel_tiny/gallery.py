@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
 from pastel_tiny.dataset import SIDE
-from pastel_tiny.measure import asked_of, held_out
+from pastel_tiny.measure import HIRES, asked_of, held_out
 from pastel_tiny.measure_forms import (
     HEART,
     ON_MEADOW,
@@ -98,8 +98,7 @@ def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], si
 
 def beside(networks: Model) -> Image.Image:
     """Show two drafts, each beside its finished picture."""
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
-    drawn = [kinds(networks, replace(BASE, prompt=PROMPTS[number], hires=hires), phases=True) for number in (1, 3)]
+    drawn = [kinds(networks, replace(BASE, prompt=PROMPTS[number], hires=HIRES), phases=True) for number in (1, 3)]
     pictures = [each[kind] for each in drawn for kind in (DRAFT, FINAL)]
     names = ("draft", "picture") * len(drawn)
     captions = [f"{name}, {each.shape[1]} x {each.shape[0]}" for name, each in zip(names, pictures, strict=True)]
@@ -108,8 +107,7 @@ def beside(networks: Model) -> Image.Image:
 
 def by_phase(networks: Model) -> Image.Image:
     """Show draft, upscaled and refined pictures."""
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
-    drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=hires), phases=True) for prompt in PROMPTS[:4]]
+    drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=HIRES), phases=True) for prompt in PROMPTS[:4]]
     return page([list(each.values()) for each in drawn], [list(each) for each in drawn], 192)
 
 
@@ -153,11 +151,10 @@ def by_version(networks: Model, before: Path) -> Image.Image:
     asked = [asked_of(scene(VERSIONS_SEED + number)).prompt for number in range(24)]
     checkpoint, vae = before / "pastel-tiny.safetensors", before / "pastel-tiny-better.vae.safetensors"
     earlier = load(ModelFiles(name="earlier", checkpoint=checkpoint, vae=vae))
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
     rows: list[list[Pixels]] = []
     for start in range(0, len(asked), 8):
         for model, side in ((earlier, EARLIER_SIDE), (networks, SIDE)):
-            like = replace(BASE, width=side, height=side, hires=hires)
+            like = replace(BASE, width=side, height=side, hires=HIRES)
             numbers = range(start, start + 8)
             rows.append([kinds(model, replace(like, prompt=asked[k], seed=k))[FINAL] for k in numbers])
     captions = [asked[row // 2 * 8 : row // 2 * 8 + 8] if row % 2 else [""] * 8 for row in range(len(rows))]
@@ -166,11 +163,10 @@ def by_version(networks: Model, before: Path) -> Image.Image:
 
 def by_shape(networks: Model) -> Image.Image:
     """Show 3:2, 2:3 and squares, with highres fix."""
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
     sizes = ((3 * SIDE // 2, SIDE), (SIDE, 3 * SIDE // 2), (SIDE, SIDE))
     rows = [
         [
-            kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, hires=hires))[FINAL]
+            kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, hires=HIRES))[FINAL]
             for width, height in sizes
         ]
         for prompt in PROMPTS[:3]

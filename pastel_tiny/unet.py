@@ -24,7 +24,7 @@ from pastel_tiny.text import Encoder
 BATCH = {"square": 24, "wide": 12, "tall": 12, "large": 5, "large_wide": 3, "large_tall": 3}
 SHARES = (
     {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.05, "large_wide": 0.01, "large_tall": 0.01},
-    {"square": 0.20, "wide": 0.03, "tall": 0.03, "large": 0.34, "large_wide": 0.20, "large_tall": 0.20},
+    {"square": 0.56, "wide": 0.04, "tall": 0.04, "large": 0.20, "large_wide": 0.08, "large_tall": 0.08},
 )
 """How often each shape is used, before and after LATE: first for composition, then at highres fix's double size."""
 LATE = 0.7
