@@ -283,7 +283,7 @@ def settle(
 def _merged(inputs: Inputs, said: Values, data: GenerationData, defaults: Values, pictures: Pictures) -> dict[str, Any]:
     """Return the form's settings over those of the data over the defaults, with a size."""
     base = UNSAID if data.whole else defaults
-    values: dict[str, Any] = {"prompt": "", **_for_the_first_pass(base, pictures), **data.values}
+    values: dict[str, Any] = {"prompt": "", **_strengths_chosen(base, {**data.values, **said}, pictures), **data.values}
     if data.whole:  # what cannot be drawn is reported as an obstacle
         if values.get("seed", RANDOM) > SEED_MAX:
             values["seed"] %= SEED_MAX + 1
@@ -304,13 +304,20 @@ def _merged(inputs: Inputs, said: Values, data: GenerationData, defaults: Values
     return {**values, "width": size[0], "height": size[1], **said}
 
 
-def _for_the_first_pass(own: Values, pictures: Pictures) -> Values:
-    """Return the model's own settings, with its strength for an image alone: a hires pass has the usual one."""
-    if STRENGTH not in own:
-        return own
+def _strengths_chosen(own: Values, told: Values, pictures: Pictures) -> Values:
+    """Return the model's own settings with the strengths that hold beside what form and data tell.
+
+    `denoising_strength` is for an image alone: a hires pass has one of its own, or the usual one. A hires pass's own
+    belongs to the model's own upscaler. It gives way to another upscaler, and to any strength that was told.
+    """
+    found = dict(own)
     if pictures.image is None:
-        return {name: value for name, value in own.items() if name != STRENGTH}
-    return {HIRES_STRENGTH: ROWS[HIRES_STRENGTH].default, **own}
+        found.pop(STRENGTH, None)
+    elif STRENGTH in own:
+        found.setdefault(HIRES_STRENGTH, ROWS[HIRES_STRENGTH].default)
+    if STRENGTH in told or "hires_upscaler" in told:
+        found.pop(HIRES_STRENGTH, None)
+    return found
 
 
 def _size_said(data: GenerationData) -> Size | None:
