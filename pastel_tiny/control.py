@@ -2,7 +2,8 @@
 
     python -m pastel_tiny.control --out DIR --to tests/data/controlnets
 
-DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contexts are read; nothing is written there.
+DIR is the folder of `pastel_tiny.train`. Its painted scenes, latents and contexts are read, and the training is kept
+there.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pipelines.images.preprocess import canny
 from pipelines.models.loader import load
 from weights_script.resolve import resolve
 
-BATCH, STEPS = 16, 460
+BATCH, STEPS = 16, 840
 SQUARES = 5
 """Chunks of scenes: enough for edges, which look much the same everywhere."""
 SAVE_EVERY = 100
@@ -83,7 +84,7 @@ def train(folder: Path, target: Path, steps: int) -> None:
         fast_attention(network)
         network.to(memory_format=torch.channels_last)
         compile_blocks(network)
-    scenes, log, checkpoint = Scenes(folder), Log(target.with_suffix(".csv")), target.with_suffix(".pt")
+    scenes, log, checkpoint = Scenes(folder), Log(folder / "control.csv"), folder / "control.pt"
     optimizer = torch.optim.AdamW(control.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
     run = resume(checkpoint, control, optimizer, steps)
     while run.done < 1:

@@ -7,6 +7,7 @@ FOLDER holds an earlier version's two files.
 """
 
 import argparse
+import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
-from pastel_tiny.dataset import SIDE
+from pastel_tiny.captions import caption
+from pastel_tiny.dataset import SHAPES, SIDE, TEST_SEED, halve
 from pastel_tiny.measure import HIRES, asked_of, held_out
 from pastel_tiny.measure_forms import (
     HEART,
@@ -34,14 +36,16 @@ from pastel_tiny.measure_forms import (
 )
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
 from pastel_tiny.render import nearness
+from pastel_tiny.render import render as paint
 from pastel_tiny.scenes import scene
 from pipelines.ask.catalog import LATENT_NETWORK
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.drawing.phases import DRAFT, FINAL, UPSCALED, Beside, Picture
 from pipelines.drawing.phases import render as draw
+from pipelines.images.preprocess import canny
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
@@ -193,6 +197,20 @@ def by_adapter(networks: Model) -> Image.Image:
     return page(pictures, captions, SIDE)
 
 
+def by_control(networks: Model) -> Image.Image:
+    """Show the edges of unseen scenes, their captions alone, and with a ControlNet at 1 and 1.5."""
+    extras, rows = in_folders(None, None, TESTS / "controlnets"), []
+    for seed in range(TEST_SEED, TEST_SEED + 4):
+        drawing = halve(paint(scene(seed), *SHAPES[0])[None])[0]
+        control = ControlSettings(model="canny-tiny", picture=Image.fromarray(drawing))
+        request = replace(BASE, prompt=caption(scene(seed), random.Random(0))[0], extras=extras)
+        row = [canny(drawing, 100, 200)]
+        for controls in ((), (control,), (replace(control, weight=1.5),)):
+            row.append(kinds(networks, replace(request, controls=controls))[FINAL])
+        rows.append(row)
+    return page(rows, [["edges", "caption alone", "ControlNet at 1", "at 1.5"]] * len(rows), SIDE)
+
+
 def by_upscaler(networks: Model) -> Image.Image:
     """Show a draft enlarged in four ways, before it is refined."""
     files = {"4x-tiny": TESTS / "upscalers" / "4x-tiny.safetensors", LATENT_NETWORK: TESTS / "upscalers" / "x2-tiny"}
@@ -264,6 +282,7 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "held-out": by_prompt,
     "shapes": by_shape,
     "adapters": by_adapter,
+    "control": by_control,
     "upscalers": by_upscaler,
     "forms": by_form,
     "inpainting": by_start,

@@ -27,7 +27,7 @@ from pipelines.runtime.device import Device
 from pipelines.upscalers.latent import NOISE_LEVELS, LatentUpscaler, load_latent_upscaler
 
 WIDTH = 16
-BATCH, SIDE, STEPS = 8, 24, 2000
+BATCH, SIDE, STEPS = 8, 24, 1300
 """Pictures per step, and the side of their crops, in latents of the larger size."""
 SQUARES = 4
 """Chunks of squares; those of twice the size are stored beside them."""
@@ -127,7 +127,7 @@ def _crop(latents: Tensor, top: int, left: int, side: int) -> Tensor:
 def train(folder: Path, target: Path, steps: int) -> None:
     """Train for `steps`, and write the averaged weights."""
     torch.manual_seed(9)
-    upscaler, pairs, log = begin(target), Pairs(folder), Log(target.with_suffix(".csv"))
+    upscaler, pairs, log = begin(target), Pairs(folder), Log(folder / "x2.csv")
     unet = upscaler.unet.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
     run = Session(unet, Average(unet, 0.998), optimizer, steps)  # too short to need resuming

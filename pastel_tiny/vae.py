@@ -128,7 +128,7 @@ class Spikes:
 
 
 NOISE = {"vae": 0.04, "calm": 0.04, "better": 0.2}
-"""The most that latents are wrong in training, in their deviations: the UNet's small errors must not become freckles."""
+"""How wrong latents are in training at most, in deviations. The UNet's small errors must not become freckles."""
 
 
 def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
