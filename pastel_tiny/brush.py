@@ -79,6 +79,8 @@ class Brush:
 
     def __init__(self, width: int, height: int, rng: random.Random) -> None:
         self.rng = rng
+        self.solid = False
+        """Whether only what has a surface is drawn: no light and no shadows. Depth maps are made of it."""
         self.aspect = width / height
         self.surface = skia.Surface(width, height)
         self.canvas = self.surface.getCanvas()
@@ -103,6 +105,8 @@ class Brush:
 
     def glow(self, at: Point, radius: float, tint: RGB, alpha: float) -> None:
         """Lay light around a point; it fades to nothing at the radius."""
+        if self.solid:
+            return
         stops = [_colour(tint, alpha * share) for share in (1.0, 0.5, 0.16, 0.0)]
         shader = skia.GradientShader.MakeRadial(at, radius, stops, [0.0, 0.35, 0.68, 1.0])
         self.canvas.drawCircle(*at, radius, skia.Paint(Shader=shader, AntiAlias=True, Dither=True))
@@ -141,4 +145,6 @@ class Brush:
 
     def shadow(self, x: float, y: float, width: float, height: float, tint: RGB, alpha: float = 0.4) -> None:
         """Lay a soft shadow on the ground."""
+        if self.solid:
+            return
         self.canvas.drawOval(skia.Rect(x - width, y - height, x + width, y + height), paint(tint, alpha, 0.4 * height))

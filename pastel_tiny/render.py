@@ -28,6 +28,7 @@ def nearness(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     ground = 60 + 100 * (rows - horizon) / (1 - horizon)
     near = np.repeat(np.where(rows > horizon, ground, 0)[:, None], width, 1).astype(np.uint8)
     if scene.subject:
+        brush.solid = True
         _subject(brush, scene, horizon)
         near[(brush.pixels() != empty).any(-1)] = 255
     return near
