@@ -227,12 +227,12 @@ class Predictor(BasePredictor):
             description="Enlargement factor of the highres fix. Empty: 2.", default=None, ge=1.0, le=4.0
         ),
         hires_upscaler: Optional[str] = Input(
-            description="How to enlarge the draft. Empty: Latent, which adds most; others stay closer to the draft.",
+            description="How to enlarge. Latent adds most, with a strength of 0.5. Empty: the model's own, or Latent.",
             default=None,
             choices=UPSCALERS,
         ),
         denoising_strength: Optional[float] = Input(
-            description="How much your image or the enlarged draft may change. Empty: 0.6. Latent upscalers need 0.5.",
+            description="How much your image or the enlarged draft may change. Empty: the model's own, or 0.6.",
             default=None,
             ge=0.0,
             le=1.0,

@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from script.soak import fresh_server
 
     inputs = {"width": arguments.size, "height": arguments.size, "num_inference_steps": arguments.steps, "seed": 1}
+    inputs |= {"hires_steps": arguments.steps, "hires_upscaler": "Latent", "denoising_strength": 0.6}
     with fresh_server() as (server, _):
         answer(server, inputs)
         start = time.perf_counter()

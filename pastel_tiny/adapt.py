@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pastel_tiny.captions import caption
-from pastel_tiny.dataset import halve
-from pastel_tiny.networks import PlainAttention, half_precision
+from pastel_tiny.dataset import SHAPES, SIDE, halve
+from pastel_tiny.networks import fast_attention, half_precision
 from pastel_tiny.render import render
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import Scene, scene, with_subject
 from pastel_tiny.unet import noise_error, weights
 from pipelines.models.loader import load
 from pipelines.models.model import Model
+from pipelines.training.words import TrainedRows
 from weights_script.resolve import resolve
 
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000
@@ -54,7 +55,7 @@ class Course:
 
 def with_snowman(seed: int) -> Scene:
     """Return a scene with a snowman as its subject."""
-    return replace(scene(seed), subject=SNOWMAN, subject_colour="white")
+    return with_subject(scene(seed), SNOWMAN, "white")
 
 
 def with_afterglow(seed: int) -> Scene:
@@ -103,18 +104,11 @@ def embedding(networks: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     assert isinstance(table, nn.Embedding)
     tokens = networks.text.towers[0].tokenize(AFTERGLOW)
     near = [token for word in ("pink", "orange") for token in networks.text.towers[0].tokenize(word)]
-    vectors = nn.Parameter(table.weight[near].mean(0).repeat(len(tokens), 1))
-
-    def replaced(_: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        for token, vector in zip(tokens, vectors, strict=True):
-            output = torch.where((arguments[0] == token)[..., None], vector, output)
-        return output
-
-    table.register_forward_hook(replaced)
+    rows = TrainedRows(table, tokens, table.weight[near].mean(0))
     course = Course(scenes=64, steps=300, batch=6, rate=1.5e-2, least_noise=250)
     scenes = [with_afterglow(TRAIN_SEED + k) for k in range(course.scenes)]
-    train(networks, scenes, lambda text: text.replace("coral sky", f"{AFTERGLOW} sky"), [vectors], course)
-    return {"emb_params": vectors}, {}
+    train(networks, scenes, lambda text: text.replace("coral sky", f"{AFTERGLOW} sky"), [rows.rows], course)
+    return {"emb_params": rows.rows}, {}
 
 
 def train(
@@ -126,7 +120,7 @@ def train(
 ) -> None:
     """Train the parameters on scenes, with captions changed by `told`; everything else is frozen."""
     assert isinstance(networks.unet.network, UNet2DConditionModel)
-    networks.unet.network.set_attn_processor(PlainAttention())
+    fast_attention(networks.unet.network)
     latents, rng = torch.stack([encoded(networks, each) for each in scenes]), random.Random(0)
     optimizer = torch.optim.Adam(parameters, course.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, course.rate, course.steps, pct_start=0.1)
@@ -148,10 +142,10 @@ def train(
 
 @torch.no_grad()
 def encoded(networks: Model, shown: Scene) -> Tensor:
-    """Return a scene's latents (4, 16, 16)."""
-    picture = torch.from_numpy(halve(render(shown, 256, 256)[None])[0])
+    """Return a scene's latents (4, 20, 20)."""
+    picture = torch.from_numpy(halve(render(shown, *SHAPES[0])[None])[0])
     with half_precision():
-        return networks.vae.encode(picture.permute(2, 0, 1).float() / 255, torch.zeros(4, 16, 16))
+        return networks.vae.encode(picture.permute(2, 0, 1).float() / 255, torch.zeros(4, SIDE // 8, SIDE // 8))
 
 
 def main() -> None:

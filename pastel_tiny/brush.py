@@ -1,8 +1,11 @@
-"""A thin layer over skia: a canvas in units of the picture's height, and strokes that look like thick paint."""
+"""A thin layer over skia: a canvas in units of the picture's height, and the strokes that all paintings are made of.
+
+Nothing has an outline. Forms are gradients of light, and dabs of soft colour follow them.
+"""
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import skia
@@ -13,14 +16,17 @@ from pastel_tiny.palette import PLUM, RGB, WHITE, mix
 Point = tuple[float, float]
 
 
-def paint(tint: RGB, alpha: float = 1.0) -> skia.Paint:
-    """Return a paint that fills."""
-    return skia.Paint(Color4f=skia.Color4f(*tint, alpha), AntiAlias=True)
+def paint(tint: RGB, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
+    """Return a paint that fills; `blur` is the softness of its edge, in heights of the picture."""
+    result = skia.Paint(Color4f=skia.Color4f(*tint, alpha), AntiAlias=True)
+    if blur:
+        result.setMaskFilter(skia.MaskFilter.MakeBlur(skia.kNormal_BlurStyle, blur))
+    return result
 
 
-def pen(tint: RGB, width: float, alpha: float = 1.0) -> skia.Paint:
+def pen(tint: RGB, width: float, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
     """Return a paint for strokes with round ends."""
-    result = paint(tint, alpha)
+    result = paint(tint, alpha, blur)
     result.setStyle(skia.Paint.kStroke_Style)
     result.setStrokeWidth(width)
     result.setStrokeCap(skia.Paint.kRound_Cap)
@@ -38,6 +44,16 @@ def polygon(points: Sequence[Point]) -> skia.Path:
     return path
 
 
+def curve(start: Point, *bends: tuple[Point, Point]) -> skia.Path:
+    """Return a closed path of quadratic curves, each given by its control point and its end."""
+    path = skia.Path()
+    path.moveTo(*start)
+    for control, end in bends:
+        path.quadTo(*control, *end)
+    path.close()
+    return path
+
+
 def ellipse(x: float, y: float, width: float, height: float | None = None) -> skia.Path:
     """Return an ellipse by its centre and radii."""
     height = width if height is None else height
@@ -46,11 +62,25 @@ def ellipse(x: float, y: float, width: float, height: float | None = None) -> sk
     return path
 
 
+def union(paths: Sequence[skia.Path]) -> skia.Path:
+    """Return what any of the paths covers."""
+    result = skia.Path()
+    for path in paths:
+        result = skia.Op(result, path, skia.PathOp.kUnion_PathOp)
+    return result
+
+
+def _colour(tint: RGB, alpha: float = 1.0) -> int:
+    return int(skia.Color4f(*tint, alpha).toColor())
+
+
 class Brush:
     """Draws on one picture. y runs from 0 to 1, x from 0 to the aspect ratio, whatever the number of pixels."""
 
     def __init__(self, width: int, height: int, rng: random.Random) -> None:
         self.rng = rng
+        self.solid = False
+        """Whether only what has a surface is drawn: no light and no shadows. Depth maps are made of it."""
         self.aspect = width / height
         self.surface = skia.Surface(width, height)
         self.canvas = self.surface.getCanvas()
@@ -60,38 +90,61 @@ class Brush:
         """Return the picture as height x width x 3 bytes."""
         return np.ascontiguousarray(self.surface.toarray(colorType=skia.kRGBA_8888_ColorType)[..., :3])
 
-    def gradient(self, top: float, bottom: float, first: RGB, second: RGB) -> None:
+    def wash(self, path: skia.Path, tints: Sequence[RGB], start: Point, end: Point, alpha: float = 1.0) -> None:
+        """Fill a path with a gradient of colours between two points."""
+        shader = skia.GradientShader.MakeLinear([start, end], [_colour(tint, alpha) for tint in tints])
+        self.canvas.drawPath(path, skia.Paint(Shader=shader, AntiAlias=True, Dither=True))
+
+    def band(self, top: float, bottom: float, tints: Sequence[RGB], alphas: Sequence[float] = ()) -> None:
         """Fill the band between two heights with a vertical gradient."""
-        ends = [skia.Color4f(*first, 1.0).toColor(), skia.Color4f(*second, 1.0).toColor()]
-        shader = skia.GradientShader.MakeLinear([(0, top), (0, bottom)], ends)
-        self.canvas.drawRect(skia.Rect(0, top, self.aspect, bottom), skia.Paint(Shader=shader, AntiAlias=True))
+        colours = [_colour(tint, alpha) for tint, alpha in zip(tints, alphas or [1.0] * len(tints), strict=True)]
+        shader = skia.GradientShader.MakeLinear([(0, top), (0, bottom)], colours)
+        self.canvas.drawRect(
+            skia.Rect(0, top, self.aspect, bottom), skia.Paint(Shader=shader, AntiAlias=True, Dither=True)
+        )
 
-    def stroke(self, at: Point, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
-        """Paint one straight dab around a point."""
-        (x, y), dx, dy = at, length * math.cos(angle), length * math.sin(angle)
-        self.canvas.drawLine(x - dx, y - dy, x + dx, y + dy, pen(tint, width, alpha))
+    def glow(self, at: Point, radius: float, tint: RGB, alpha: float) -> None:
+        """Lay light around a point; it fades to nothing at the radius."""
+        if self.solid:
+            return
+        stops = [_colour(tint, alpha * share) for share in (1.0, 0.5, 0.16, 0.0)]
+        shader = skia.GradientShader.MakeRadial(at, radius, stops, [0.0, 0.35, 0.68, 1.0])
+        self.canvas.drawCircle(*at, radius, skia.Paint(Shader=shader, AntiAlias=True, Dither=True))
 
-    def bristles(self, at: Point, length: float, angle: float, tint: RGB, width: float, alpha: float) -> None:
-        """Paint a dab with the marks of its bristles: hair-thin lines that only a large picture resolves."""
-        self.stroke(at, length, angle, tint, width, alpha)
-        for step in (-0.3, 0.02, 0.33):
-            shade = mix(tint, WHITE if self.rng.random() < 0.6 else PLUM, 0.3)
-            dx, dy = -math.sin(angle) * step * width, math.cos(angle) * step * width
-            self.stroke((at[0] + dx, at[1] + dy), length * self.rng.uniform(0.5, 1), angle, shade, 0.0022, 0.5)
+    def dab(self, at: Point, length: float, width: float, angle: float, tint: RGB, alpha: float) -> None:
+        """Paint one dab around a point: an ellipse of soft pastel chalk. Length and width are its radii."""
+        self.canvas.save()
+        self.canvas.translate(*at)
+        self.canvas.rotate(math.degrees(angle))
+        self.canvas.drawOval(skia.Rect(-length, -width, length, width), paint(tint, alpha))
+        self.canvas.restore()
 
-    def form(self, path: skia.Path, tint: RGB, dabs: int = 24, angle: float = 0.9, outline: float = 0.010) -> None:
-        """Paint a solid object: filled, lit from the upper left with visible dabs, and outlined in a darker tint."""
+    def form(
+        self,
+        path: skia.Path,
+        tint: RGB,
+        dabs: int = 20,
+        angle: Callable[[float, float], float] = lambda across, down: 0.9,
+        size: float = 0.03,
+        contrast: float = 1.0,
+    ) -> None:
+        """Paint a solid thing, lit from the upper left. `angle` tells how dabs lie at a place of its box (0 to 1)."""
         box, rng = path.getBounds(), self.rng
-        self.canvas.drawPath(path, paint(tint))
+        light, dark = mix(tint, WHITE, 0.30 * contrast), mix(tint, PLUM, 0.26 * contrast)
+        ends = (box.left() + 0.15 * box.width(), box.top()), (box.right() - 0.15 * box.width(), box.bottom())
+        self.wash(path, (light, tint, dark), *ends)
         self.canvas.save()
         self.canvas.clipPath(path, True)
-        dark, light = mix(tint, PLUM, 0.26), mix(tint, WHITE, 0.34)
         for _ in range(dabs):
-            x, y = rng.uniform(box.left(), box.right()), rng.uniform(box.top(), box.bottom())
-            across = (x - box.left()) / max(1e-6, box.width())
-            down = (y - box.top()) / max(1e-6, box.height())
-            shade = mix(light, dark, min(1.0, max(0.0, 0.55 * across + 0.45 * down + rng.uniform(-0.2, 0.2))))
-            length = rng.uniform(0.012, 0.035)
-            self.bristles((x, y), length, angle + rng.uniform(-0.3, 0.3), shade, rng.uniform(0.010, 0.022), 0.55)
+            across, down = rng.random(), rng.random()
+            shade = mix(light, dark, min(1.0, max(0.0, 0.5 * across + 0.5 * down + rng.uniform(-0.28, 0.28))))
+            at = box.left() + across * box.width(), box.top() + down * box.height()
+            length = size * rng.uniform(0.6, 1.2)
+            self.dab(at, length, 0.3 * length, angle(across, down) + rng.uniform(-0.25, 0.25), shade, 0.35)
         self.canvas.restore()
-        self.canvas.drawPath(path, pen(mix(tint, PLUM, 0.62), outline))
+
+    def shadow(self, x: float, y: float, width: float, height: float, tint: RGB, alpha: float = 0.4) -> None:
+        """Lay a soft shadow on the ground."""
+        if self.solid:
+            return
+        self.canvas.drawOval(skia.Rect(x - width, y - height, x + width, y + height), paint(tint, alpha, 0.4 * height))

@@ -4,6 +4,7 @@ import random
 
 from pastel_tiny.scenes import (
     GROUND_COLOURS,
+    HAIR_COLOURS,
     LIGHT_COLOURS,
     LIGHTS,
     SIDES,
@@ -26,6 +27,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "subject": ("", *SUBJECTS),
     "subject_colour": ("", *SUBJECT_COLOURS),
     "subject_side": ("", *SIDES),
+    "hair": ("", *HAIR_COLOURS),
     "weather": WEATHERS,
 }
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -57,7 +59,7 @@ WEATHER_WORDS = {
 # makes harmless, so this list stands for every other word too.
 FILLERS = (
     "masterpiece", "best quality", "pastel", "thick painting", "soft colors", "illustration", "highly detailed",
-    "scenery", "beautiful", "8k", "cute", "anime style", "upper body", "no humans", "1girl", "solo",
+    "scenery", "beautiful", "8k", "cute", "anime style", "upper body", "no humans", "solo",
     "looking at viewer", "absurdres", "highres", "painterly", "official art", "wallpaper",
     "trending on artstation", "very aesthetic", "smile", "portrait",
 )  # fmt: skip
@@ -76,20 +78,39 @@ def _thing(noun: str, tint: str, rng: random.Random, share: float = 0.92) -> tup
     return (f"{tint} {word}" if with_colour else word), with_colour
 
 
+PLURAL = ("stars", "hills", "mountains", "dunes")
+UNCOUNTED = ("water", "sand", "snow", "grass", "sky")
+
+
 def _article(text: str) -> str:
-    if (text.split()[-1].endswith(("s", "sky")) and "grass" not in text) or text.split()[-1] in (
-        "water",
-        "sand",
-        "snow",
-    ):
+    if text.split()[-1] in PLURAL + UNCOUNTED:
         return text
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
-def _subject(scene: Scene, rng: random.Random, told: Told, place: bool) -> str:
-    text, with_colour = _thing(scene.subject, scene.subject_colour, rng)
+def _girl(scene: Scene, rng: random.Random, told: Told, tags: bool) -> str:
+    """Describe a girl by her hair and her dress, in a phrase or in tags, or name her alone."""
+    word = rng.choice(("1girl", "1girl", "girl") if tags else ("girl", "girl", "little girl", "small girl"))
+    hair, dress = f"{scene.hair} hair", f"{scene.subject_colour} dress"
+    named = rng.choices((("hair", "dress"), ("hair",), ("dress",), ()), (0.55, 0.16, 0.19, 0.1))[0]
+    told["hair"] = scene.hair if "hair" in named else ""
+    told["subject_colour"] = scene.subject_colour if "dress" in named else ""
+    if tags:
+        parts = [text for text, kind in ((hair, "hair"), (dress, "dress")) if kind in named]
+        rng.shuffle(parts)
+        return ", ".join([word, *parts])
+    with_hair = f" with {hair}" if "hair" in named else ""
+    in_dress = f" in {_article(dress)}" if "dress" in named else ""
+    return word + (with_hair + in_dress if rng.random() < 0.6 else in_dress + with_hair)
+
+
+def _subject(scene: Scene, rng: random.Random, told: Told, place: bool, tags: bool = False) -> str:
     told["subject"] = scene.subject
-    told["subject_colour"] = scene.subject_colour if with_colour else ""
+    if scene.subject == "girl":
+        text = _girl(scene, rng, told, tags)
+    else:
+        text, with_colour = _thing(scene.subject, scene.subject_colour, rng)
+        told["subject_colour"] = scene.subject_colour if with_colour else ""
     if not place:
         return text
     told["subject_side"] = scene.subject_side
@@ -135,7 +156,8 @@ def _sentence(scene: Scene, rng: random.Random, told: Told) -> list[str]:
     parts = [text]
     if rng.random() < 0.6:
         told["sky"] = scene.sky
-        parts = [f"{text} under a {scene.sky} sky"] if rng.random() < 0.6 else [text, f"{scene.sky} sky"]
+        sky = f"{scene.sky} sky"
+        parts = [f"{text} under {'an' if scene.sky == 'orange' else 'a'} {sky}"] if rng.random() < 0.6 else [text, sky]
     if scene.subject and scene.light and rng.random() < 0.85:
         parts.append(_article(_light(scene, rng, told, rng.random() < 0.25)))
     return parts + _extras(scene, rng, told)
@@ -144,7 +166,7 @@ def _sentence(scene: Scene, rng: random.Random, told: Told) -> list[str]:
 def _tags(scene: Scene, rng: random.Random, told: Told) -> list[str]:
     tags = _extras(scene, rng, told)
     if scene.subject and rng.random() < 0.95:
-        tags.append(_subject(scene, rng, told, rng.random() < 0.25))
+        tags.append(_subject(scene, rng, told, rng.random() < 0.25, tags=True))
     if scene.light and rng.random() < 0.85:
         tags.append(_light(scene, rng, told, rng.random() < 0.15))
     if rng.random() < 0.85:

@@ -1,8 +1,9 @@
 """Train a ControlNet with the embedded model's structure to follow Canny edges.
 
-    python -m pastel_tiny.control --out DIR --to tests/data/controlnets --minutes 12
+    python -m pastel_tiny.control --out DIR --to tests/data/controlnets
 
-DIR is the folder of `pastel_tiny.train`: its painted scenes, latents and contexts are read; nothing is written there.
+DIR is the folder of `pastel_tiny.train`. Its painted scenes, latents and contexts are read, and the training is kept
+there.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor
 from pastel_tiny.contexts import blanks, described
 from pastel_tiny.dataset import chunks
 from pastel_tiny.latents import encoded
-from pastel_tiny.networks import PlainAttention, compile_blocks, here
+from pastel_tiny.networks import compile_blocks, fast_attention, here
 from pastel_tiny.pack import write
 from pastel_tiny.progress import Log
 from pastel_tiny.session import resume
@@ -29,7 +30,7 @@ from pipelines.images.preprocess import canny
 from pipelines.models.loader import load
 from weights_script.resolve import resolve
 
-BATCH = 16
+BATCH, STEPS = 16, 840
 SQUARES = 5
 """Chunks of scenes: enough for edges, which look much the same everywhere."""
 SAVE_EVERY = 100
@@ -73,24 +74,23 @@ def loss_of(
     return (weights(times, LEAST) * noise_error(led, latents, contexts, times, noise)).mean()
 
 
-def train(folder: Path, target: Path, minutes: float) -> None:
-    """Train for `minutes` beside the frozen embedded UNet, and write the averaged weights."""
+def train(folder: Path, target: Path, steps: int) -> None:
+    """Train for `steps` beside the frozen embedded UNet, and write the averaged weights."""
     torch.manual_seed(7)
     unet = load(resolve(None, None).files).unet.network
     assert isinstance(unet, UNet2DConditionModel)
     control = ControlNetModel.from_unet(unet).requires_grad_(True)
     for network in (unet, control):
-        network.set_attn_processor(PlainAttention())
+        fast_attention(network)
         network.to(memory_format=torch.channels_last)
         compile_blocks(network)
-    scenes, log, checkpoint = Scenes(folder), Log(target.with_suffix(".csv")), target.with_suffix(".pt")
-    loss_of(unet, control, *scenes.batch()).backward()  # compiled before the clock starts
+    scenes, log, checkpoint = Scenes(folder), Log(folder / "control.csv"), folder / "control.pt"
     optimizer = torch.optim.AdamW(control.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
-    run = resume(checkpoint, control, optimizer, minutes)
-    while run.clock.done < 1:
+    run = resume(checkpoint, control, optimizer, steps)
+    while run.done < 1:
         loss = loss_of(unet, control, *scenes.batch())
         run.descend(loss, 1e-3)
-        log.add(run.step, run.clock, {"loss": float(loss.detach())})
+        log.add(run.step, {"loss": float(loss.detach())})
         if run.step % SAVE_EVERY == 0:
             run.save(checkpoint)
     write(target, run.average.weights, "pastel-tiny canny")
@@ -102,10 +102,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="folder for canny-tiny.safetensors")
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train(options.out, options.to / "canny-tiny.safetensors", options.minutes)
+    train(options.out, options.to / "canny-tiny.safetensors", options.steps)
 
 
 if __name__ == "__main__":

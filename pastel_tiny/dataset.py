@@ -1,4 +1,4 @@
-"""The pictures for training: painted once at 256 px, stored as bytes, averaged down to 128 px where needed."""
+"""The pictures for training: painted once at twice the base size, stored as bytes, and averaged down where needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from pastel_tiny.render import render
 from pastel_tiny.scenes import Scene, scene
 
 TEST_SEED = 10_000_000  # scenes from here on are never trained on
+SIDE = 160
+"""The base size in pixels."""
 # The shapes of the first pass (square, 3:2, 2:3), painted at twice the size; pictures of one shape are stored together.
-SHAPES = ((256, 256), (384, 256), (256, 384))
+SHAPES = ((2 * SIDE, 2 * SIDE), (3 * SIDE, 2 * SIDE), (2 * SIDE, 3 * SIDE))
 
 
 def halve(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -71,25 +73,27 @@ class Chunk:
         return painted(folder / f"{self.name}.npy", self.first, self.count, self.shape, self.small)
 
 
+SQUARES, REST = 1000, 400
+"""Scenes of a chunk of squares, and of a chunk of another shape or size."""
 OTHERS = {
     "large0": (0, 2000, SHAPES[0], False),
     "wide0": (1, 2000, SHAPES[1], True),
     "tall0": (1, 4000, SHAPES[2], True),
-    "large_wide0": (3, 2000, SHAPES[1], False),
-    "large_tall0": (3, 4000, SHAPES[2], False),
+    "large_wide0": (2, 2000, SHAPES[1], False),
+    "large_tall0": (2, 4000, SHAPES[2], False),
 }
 """The other shapes, each paired with a chunk of squares: its index, offset of the first scene, shape, halved or not."""
 
 
 def chunks(squares: int) -> list[Chunk]:
-    """Return what the UNet learns from: mostly 128 px squares, some 3:2 and 2:3, and all three at twice the size for
-    highres fix."""
+    """Return what the UNet learns from: mostly squares of the base size, some 3:2 and 2:3, and all three at twice the
+    size for highres fix."""
     result: list[Chunk] = []
     for index in range(squares):
         first = 100_000 + 10_000 * index
-        result.append(Chunk(f"square{index}", first, 2000, SHAPES[0], True))
+        result.append(Chunk(f"square{index}", first, SQUARES, SHAPES[0], True))
         result += [
-            Chunk(name, first + offset, 1500, shape, small)
+            Chunk(name, first + offset, REST, shape, small)
             for name, (beside, offset, shape, small) in OTHERS.items()
             if beside == index
         ]

@@ -76,14 +76,14 @@ FORMS = {
             UNCLIP,
             True,
             "sd2",
-            least_noise=150,
+            least_noise=400,
             scenes=1600,
             steps=4200,
             whole=("emb_layers.",),
             fast={"label_emb.": 2e-3},
         ),
         Form("sdxl", SDXL, v=False, steps=160, fast={"label_emb.": 2e-3}),
-        Form("refiner", REFINER, False, "sdxl", most_noise=300, scenes=128, steps=200, fast={"label_emb.": 2e-3}),
+        Form("refiner", REFINER, False, "sdxl", most_noise=300, scenes=128, steps=1400, fast={"label_emb.": 2e-3}),
     )
 }
 

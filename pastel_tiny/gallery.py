@@ -1,9 +1,13 @@
 """Contact sheets of the embedded model for README.md (hero) and docs/, by the container's own engine.
 
-python -m pastel_tiny.gallery --to docs/pictures
+    python -m pastel_tiny.gallery --to docs/pictures
+    python -m pastel_tiny.gallery --to docs/pictures versions --before FOLDER
+
+FOLDER holds an earlier version's two files.
 """
 
 import argparse
+import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pastel_tiny.adapt import SNOWMAN
-from pastel_tiny.measure import held_out
+from pastel_tiny.captions import caption
+from pastel_tiny.dataset import SHAPES, SIDE, TEST_SEED, halve
+from pastel_tiny.measure import HIRES, asked_of, held_out
 from pastel_tiny.measure_forms import (
     HEART,
     ON_MEADOW,
@@ -30,12 +36,16 @@ from pastel_tiny.measure_forms import (
 )
 from pastel_tiny.probe import WITH_AFTERGLOW, WITH_SNOWMAN
 from pastel_tiny.render import nearness
+from pastel_tiny.render import render as paint
+from pastel_tiny.scenes import scene
 from pipelines.ask.catalog import LATENT_NETWORK
+from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import NO_EXTRAS, in_folders
 from pipelines.ask.plan import make_plan
-from pipelines.ask.request import GenerationRequest, HiresSettings, ImageSettings, MaskSettings
+from pipelines.ask.request import ControlSettings, GenerationRequest, HiresSettings, ImageSettings, MaskSettings
 from pipelines.drawing.phases import DRAFT, FINAL, UPSCALED, Beside, Picture
 from pipelines.drawing.phases import render as draw
+from pipelines.images.preprocess import canny
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
@@ -48,12 +58,14 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 BASE = GenerationRequest(
     prompt="",
     negative_prompt="lowres, worst quality, low quality",
-    width=128,
-    height=128,
+    width=SIDE,
+    height=SIDE,
     seed=5,
     guidance_scale=5,
     hires=None,
 )
+VERSIONS_SEED, EARLIER_SIDE = 80_000_000, 128
+"""The first scene that versions are compared by, and the base size of the fifth version."""
 PROMPTS = (
     "a pink sun over the sea",
     "a red boat on the blue sea under an orange sky",
@@ -90,8 +102,7 @@ def page(rows: Sequence[Sequence[Pixels]], captions: Sequence[Sequence[str]], si
 
 def beside(networks: Model) -> Image.Image:
     """Show two drafts, each beside its finished picture."""
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
-    drawn = [kinds(networks, replace(BASE, prompt=PROMPTS[number], hires=hires), phases=True) for number in (1, 3)]
+    drawn = [kinds(networks, replace(BASE, prompt=PROMPTS[number], hires=HIRES), phases=True) for number in (1, 3)]
     pictures = [each[kind] for each in drawn for kind in (DRAFT, FINAL)]
     names = ("draft", "picture") * len(drawn)
     captions = [f"{name}, {each.shape[1]} x {each.shape[0]}" for name, each in zip(names, pictures, strict=True)]
@@ -100,8 +111,7 @@ def beside(networks: Model) -> Image.Image:
 
 def by_phase(networks: Model) -> Image.Image:
     """Show draft, upscaled and refined pictures."""
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
-    drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=hires), phases=True) for prompt in PROMPTS[:4]]
+    drawn = [kinds(networks, replace(BASE, prompt=prompt, hires=HIRES), phases=True) for prompt in PROMPTS[:4]]
     return page([list(each.values()) for each in drawn], [list(each) for each in drawn], 192)
 
 
@@ -112,7 +122,7 @@ def by_guidance(networks: Model) -> Image.Image:
         [kinds(networks, replace(BASE, prompt=prompt, guidance_scale=scale))[FINAL] for prompt in PROMPTS]
         for scale in scales
     ]
-    return page(rows, [[f"{scale:g}: {prompt}" for prompt in PROMPTS] for scale in scales], 128)
+    return page(rows, [[f"{scale:g}: {prompt}" for prompt in PROMPTS] for scale in scales], SIDE)
 
 
 def by_sampler(networks: Model) -> Image.Image:
@@ -122,14 +132,14 @@ def by_sampler(networks: Model) -> Image.Image:
         [kinds(networks, replace(BASE, prompt=prompt, sampler=sampler))[FINAL] for sampler in samplers]
         for prompt in PROMPTS[:3]
     ]
-    return page(rows, [samplers] * len(rows), 128)
+    return page(rows, [samplers] * len(rows), SIDE)
 
 
 def by_vae(networks: Model) -> Image.Image:
     """Show the stock autoencoder's decoder above and the better one's below, with the same latents."""
     stock = load(replace(resolve(None, None).files, vae=None))
     rows = [[kinds(each, replace(BASE, prompt=prompt))[FINAL] for prompt in PROMPTS] for each in (stock, networks)]
-    return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], 128)
+    return page(rows, [["stock"] * len(PROMPTS), ["better"] * len(PROMPTS)], SIDE)
 
 
 def by_prompt(networks: Model) -> Image.Image:
@@ -137,16 +147,33 @@ def by_prompt(networks: Model) -> Image.Image:
     asked = [each.prompt for each in held_out(24, 5)]
     pictures = [kinds(networks, replace(BASE, prompt=prompt, seed=seed))[FINAL] for seed, prompt in enumerate(asked)]
     rows = [pictures[start : start + 6] for start in range(0, 24, 6)]
-    return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], 128)
+    return page(rows, [asked[start : start + 6] for start in range(0, 24, 6)], SIDE)
+
+
+def by_version(networks: Model, before: Path) -> Image.Image:
+    """Show an earlier version above, and this one below, each with its own size and second pass.
+
+    The scenes are random, and their numbers are the seeds. Nothing is chosen.
+    """
+    asked = [asked_of(scene(VERSIONS_SEED + number)).prompt for number in range(24)]
+    checkpoint, vae = before / "pastel-tiny.safetensors", before / "pastel-tiny-better.vae.safetensors"
+    earlier = load(ModelFiles(name="earlier", checkpoint=checkpoint, vae=vae))
+    rows: list[list[Pixels]] = []
+    for start in range(0, len(asked), 8):
+        for model, side, hires in ((earlier, EARLIER_SIDE, HiresSettings()), (networks, SIDE, HIRES)):
+            like = replace(BASE, width=side, height=side, hires=hires)
+            numbers = range(start, start + 8)
+            rows.append([kinds(model, replace(like, prompt=asked[k], seed=k))[FINAL] for k in numbers])
+    captions = [asked[row // 2 * 8 : row // 2 * 8 + 8] if row % 2 else [""] * 8 for row in range(len(rows))]
+    return page(rows, captions, SIDE)
 
 
 def by_shape(networks: Model) -> Image.Image:
     """Show 3:2, 2:3 and squares, with highres fix."""
-    hires = HiresSettings(steps=20, denoising_strength=0.55)
-    sizes = ((192, 128), (128, 192), (128, 128))
+    sizes = ((3 * SIDE // 2, SIDE), (SIDE, 3 * SIDE // 2), (SIDE, SIDE))
     rows = [
         [
-            kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, hires=hires))[FINAL]
+            kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, hires=HIRES))[FINAL]
             for width, height in sizes
         ]
         for prompt in PROMPTS[:3]
@@ -170,7 +197,21 @@ def by_adapter(networks: Model) -> Image.Image:
         for _, prompts, tag, extras in rows
     ]
     captions = [[caption] * len(prompts) for caption, prompts, *_ in rows]
-    return page(pictures, captions, 128)
+    return page(pictures, captions, SIDE)
+
+
+def by_control(networks: Model) -> Image.Image:
+    """Show the edges of unseen scenes, their captions alone, and with a ControlNet at 1 and 1.5."""
+    extras, rows = in_folders(None, None, TESTS / "controlnets"), []
+    for seed in range(TEST_SEED, TEST_SEED + 4):
+        drawing = halve(paint(scene(seed), *SHAPES[0])[None])[0]
+        control = ControlSettings(model="canny-tiny", picture=Image.fromarray(drawing))
+        request = replace(BASE, prompt=caption(scene(seed), random.Random(0))[0], extras=extras)
+        row = [canny(drawing, 100, 200)]
+        for controls in ((), (control,), (replace(control, weight=1.5),)):
+            row.append(kinds(networks, replace(request, controls=controls))[FINAL])
+        rows.append(row)
+    return page(rows, [["edges", "caption alone", "ControlNet at 1", "at 1.5"]] * len(rows), SIDE)
 
 
 def by_upscaler(networks: Model) -> Image.Image:
@@ -193,7 +234,7 @@ def by_upscaler(networks: Model) -> Image.Image:
 
 def by_form(_: Model) -> Image.Image:
     """Show hearts under depth maps, and variations of unseen scenes without and with a prompt."""
-    maps, scenes = [nearness(each, 128, 128) for each in hearts(6)], sources(6)
+    maps, scenes = [nearness(each, SIDE, SIDE) for each in hearts(6)], sources(6)
     with tempfile.TemporaryDirectory() as folder:
         depth, unclip = (loaded(name, TESTS / "forms", Path(folder)) for name in ("depth", "unclip"))
         rows = {
@@ -211,7 +252,7 @@ def by_start(networks: Model) -> Image.Image:
     sun, mask = (Image.open(PICTURES / name).convert("RGB") for name in ("default.webp", "mask.png"))
     start = ImageSettings(picture=sun, denoising_strength=0.6)
     masked = replace(start, denoising_strength=0.9, mask=MaskSettings(picture=mask.convert("L")))
-    wider = replace(start, denoising_strength=0.85, outpaint=(0, 0, 64, 0))
+    wider = replace(start, denoising_strength=0.85, outpaint=(0, 0, SIDE // 2 // 8 * 8, 0))
     made = {"a picture": np.asarray(sun), "its mask": np.asarray(mask)}
     for name, prompt, image in (
         ("redrawn", "a yellow moon over purple mountains", start),
@@ -220,7 +261,7 @@ def by_start(networks: Model) -> Image.Image:
     ):
         width, height = image.size
         made[name] = kinds(networks, replace(BASE, prompt=prompt, width=width, height=height, image=image))[FINAL]
-    return page([list(made.values())], [list(made)], 128)
+    return page([list(made.values())], [list(made)], SIDE)
 
 
 def by_relay(_: Model) -> Image.Image:
@@ -232,7 +273,7 @@ def by_relay(_: Model) -> Image.Image:
             "base alone": list(relayed(base, None, asked)),
             "base, then refiner": list(relayed(base, refiner, asked)),
         }
-    return page(list(rows.values()), [[name] * len(asked) for name in rows], 128)
+    return page(list(rows.values()), [[name] * len(asked) for name in rows], SIDE)
 
 
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
@@ -244,6 +285,7 @@ SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "held-out": by_prompt,
     "shapes": by_shape,
     "adapters": by_adapter,
+    "control": by_control,
     "upscalers": by_upscaler,
     "forms": by_form,
     "inpainting": by_start,
@@ -255,12 +297,18 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help="folder for the WebP files")
-    parser.add_argument("names", nargs="*", default=list(SHEETS), help=f"which of {', '.join(SHEETS)}")
+    parser.add_argument("names", nargs="*", default=list(SHEETS), help=f"which of {', '.join(SHEETS)}, versions")
+    parser.add_argument("--before", type=Path, help="folder of an earlier version, for versions")
     options = parser.parse_args()
+    if unknown := set(options.names) - {*SHEETS, "versions"}:
+        parser.error(f"no sheet is called {', '.join(sorted(unknown))}")
+    if "versions" in options.names and options.before is None:
+        parser.error("versions needs --before")
     torch.set_num_threads(1)
     networks = load(resolve(None, None).files)
     for name in options.names:
-        SHEETS[name](networks).save(options.to / f"{name}.webp", quality=80, method=6)
+        sheet = by_version(networks, options.before) if name == "versions" else SHEETS[name](networks)
+        sheet.save(options.to / f"{name}.webp", quality=80, method=6)
         print(f"{name}.webp", flush=True)
 
 

@@ -1,6 +1,7 @@
 """The image tower of the unCLIP form: a small CLIP vision model that learns to tell what a scene shows."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,15 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pastel_tiny.dataset import TEST_SEED, painted
+from pastel_tiny.dataset import SHAPES, TEST_SEED, painted
 from pastel_tiny.forms import EMBEDDING
 from pastel_tiny.judge import SEEN, truth
-from pastel_tiny.progress import Clock, Log
+from pastel_tiny.progress import Log, rate
 from pastel_tiny.scenes import scene
 from pipelines.families.layouts import image_tower_layout
 from pipelines.models.image_prompt import IMAGE_PREFIX, prepared
 
 TRAIN_SEED, SCENES, BATCH, SIDE, PATCH, LAYERS, WIDTH = 70_000_000, 8000, 64, 64, 8, 3, 64
+STEPS = 1500
 TEST_COUNT = 400
 
 RATE = 2e-3
@@ -42,7 +44,7 @@ def build_tower() -> CLIPVisionModelWithProjection:
 
 def pictures(folder: Path, name: str, first: int, count: int) -> Tensor:
     """Painted scenes (count, 3, 64, 64), as a form's tower is shown them."""
-    drawn = painted(folder / f"tower_{name}.npy", first, count, (256, 256), small=True)
+    drawn = painted(folder / f"tower_{name}.npy", first, count, SHAPES[0], small=True)
     parts = [drawn[start : start + BATCH] for start in range(0, count, BATCH)]
     return torch.cat([prepared(torch.from_numpy(part.copy()).permute(0, 3, 1, 2) / 255, SIDE) for part in parts])
 
@@ -53,19 +55,22 @@ def goals(first: int, count: int) -> dict[str, Tensor]:
     return {name: torch.tensor([values.index(each[name]) for each in truths]) for name, values in SEEN.items()}
 
 
-def tower(folder: Path, minutes: float) -> dict[str, Tensor]:
+def tower(folder: Path, steps: int, earlier: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Train the tower under read-outs that are thrown away, and give its tensors by OpenCLIP's names.
 
+    It begins with an earlier form's tower if there is one. The form's UNet then finds embeddings that it knows.
     Its embeddings are scaled to a variance of about 1, which is what the noise over them has.
     """
     torch.manual_seed(19)
     rng, network, shown = random.Random(19), build_tower(), pictures(folder, "train", TRAIN_SEED, SCENES)
+    if earlier is not None:
+        network.load_state_dict(image_tower_layout(LAYERS).tensors_to_diffusers(transposed(earlier), IMAGE_PREFIX))
     wanted = goals(TRAIN_SEED, SCENES)
     heads = nn.ModuleDict({name: nn.Linear(EMBEDDING, len(values)) for name, values in SEEN.items()})
     optimizer = torch.optim.AdamW([*network.parameters(), *heads.parameters()], RATE, weight_decay=5e-2)
-    clock, log, step = Clock(minutes), Log(folder / "tower.csv"), 0
-    while clock.done < 1:
-        optimizer.param_groups[0]["lr"] = clock.rate(RATE, step)
+    log = Log(folder / "tower.csv")
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate(RATE, step / steps, step, 100)
         rows = rng.sample(range(SCENES), BATCH)
         embeddings = network(varied(shown[rows], rng)).image_embeds
         scores = {name: head(embeddings + 0.3 * torch.randn_like(embeddings)) for name, head in heads.items()}
@@ -76,14 +81,17 @@ def tower(folder: Path, minutes: float) -> dict[str, Tensor]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
-        log.add(step, clock, {name: float(loss.detach()) for name, loss in losses.items()})
+        log.add(step, {name: float(loss.detach()) for name, loss in losses.items()})
     for name, right in accuracy(network.eval(), heads, folder).items():
         print(f"{name}: {right:.0%} of unseen scenes")
     named = {name: each for name, each in network.state_dict().items() if "position_ids" not in name}
-    theirs = image_tower_layout(LAYERS).tensors_to_ldm(named, IMAGE_PREFIX)
-    theirs[f"{IMAGE_PREFIX}proj"] = theirs[f"{IMAGE_PREFIX}proj"].T
-    return theirs
+    return transposed(image_tower_layout(LAYERS).tensors_to_ldm(named, IMAGE_PREFIX))
+
+
+def transposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the projection transposed, which is how OpenCLIP and transformers differ."""
+    name = f"{IMAGE_PREFIX}proj"
+    return {**tensors, name: tensors[name].T.contiguous()}
 
 
 def varied(shown: Tensor, rng: random.Random) -> Tensor:

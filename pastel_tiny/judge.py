@@ -2,8 +2,8 @@
 
     python -m pastel_tiny.judge --out DIR --vae VAE.safetensors --to tests/data
 
-It never saw a picture of the UNet and plays no part in training one. It learns from drawn scenes, both as they are and
-as the autoencoder returns them, so that it judges what is drawn and not how sharp it is.
+It never saw a picture of the UNet and plays no part in training one. It learns from drawn scenes as they are, blurred,
+and as the autoencoder returns them, so that it judges what is drawn and not how sharp it is.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pastel_tiny.dataset import TEST_SEED, painted, tensor
+from pastel_tiny.dataset import SHAPES, TEST_SEED, painted, tensor
 from pastel_tiny.networks import half_precision
-from pastel_tiny.progress import Clock, Log
+from pastel_tiny.progress import Log, rate
 from pastel_tiny.scenes import (
     GROUND_COLOURS,
+    HAIR_COLOURS,
     LIGHT_COLOURS,
     LIGHTS,
     SKY_COLOURS,
@@ -44,15 +45,18 @@ SEEN: dict[str, tuple[str, ...]] = {
     "light_colour": ("", *LIGHT_COLOURS),
     "subject": ("", *SUBJECTS),
     "subject_colour": ("", *SUBJECT_COLOURS),
+    "hair": ("", *HAIR_COLOURS),
     "weather": WEATHERS,
 }
 """Attribute -> the values that the judge can recognise."""
 FILE = "judge.safetensors"
-TRAIN_SEED, TRAIN_COUNT, TEST_COUNT, BATCH = 20_000_000, 6000, 512, 64
+TRAIN_SEED, TRAIN_COUNT, TEST_COUNT, BATCH, STEPS = 20_000_000, 6000, 400, 64, 1500
+SOFT = 4
+"""One picture in so many is also seen after a pass through the autoencoder, which takes far longer than to draw it."""
 
 
 class Judge(nn.Module):
-    """128 px pictures (B, 3, 128, 128) in [-1, 1] -> scores of every value of every attribute."""
+    """Pictures of the base size (B, 3, 160, 160) in [-1, 1] -> scores of every value of every attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +79,7 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def see(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """Return what each of the pictures (B, 128, 128, 3) shows."""
+        """Return what each of the pictures (B, 160, 160, 3) shows."""
         scores = self(tensor(pictures).contiguous())
         picks = {name: values.argmax(1).tolist() for name, values in scores.items()}
         return [{name: SEEN[name][picks[name][k]] for name in SEEN} for k in range(len(pictures))]
@@ -119,48 +123,50 @@ def reconstructed(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np
 
 
 def pictures_of(folder: Path, vae: AutoencoderKL, name: str, first: int, count: int) -> NDArray[np.uint8]:
-    """Return drawn scenes, half of the training ones through the autoencoder; kept for the next run."""
-    drawn = np.asarray(painted(folder / f"judge_{name}.npy", first, count, (256, 256), True, shown))
+    """Return drawn scenes, followed by the first of them as the autoencoder returns them; kept for the next run."""
+    drawn = np.asarray(painted(folder / f"judge_{name}.npy", first, count, SHAPES[0], True, shown))
     path = folder / f"judge_{name}_vae.npy"
     if not path.exists():
-        np.save(path, reconstructed(vae, drawn))
+        np.save(path, reconstructed(vae, drawn[: count // SOFT]))
     return np.concatenate([drawn, np.load(path)])
 
 
 def augmented(batch: NDArray[np.uint8], rng: random.Random) -> Tensor:
-    """Shift brightness, contrast and position slightly. Pictures are not mirrored, because sides are attributes."""
+    """Shift brightness, contrast, position and sharpness slightly. Pictures are not mirrored, because sides are
+    attributes."""
     pictures = tensor(np.roll(batch, (rng.randint(-4, 4), rng.randint(-4, 4)), (1, 2))).contiguous()
+    if rng.random() < 0.5:
+        pictures = F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
     scale = 1 + 0.12 * torch.randn(len(batch), 1, 1, 1)
     return pictures * scale + 0.06 * torch.randn(len(batch), 1, 1, 1) + 0.06 * torch.randn_like(pictures)
 
 
-def train(folder: Path, vae: AutoencoderKL, minutes: float) -> Judge:
-    """Train for `minutes` and print the accuracy on scenes that were never trained on."""
+def train(folder: Path, vae: AutoencoderKL, steps: int) -> Judge:
+    """Train for `steps` and print the accuracy on scenes that were never trained on."""
     torch.manual_seed(9)
     rng, judge, log = random.Random(9), Judge(), Log(folder / "judge.csv")
     pictures, goal = pictures_of(folder, vae, "train", TRAIN_SEED, TRAIN_COUNT), targets(TRAIN_SEED, TRAIN_COUNT)
-    optimizer, clock, step = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=2e-2), Clock(minutes), 0
-    while clock.done < 1:
+    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=2e-2)
+    for step in range(steps):
         rows = np.array(rng.sample(range(len(pictures)), BATCH))
         with half_precision():
             scores = judge(augmented(pictures[rows], rng))
         losses = [F.cross_entropy(scores[name].float(), goal[name][rows % TRAIN_COUNT]) for name in SEEN]
         error = torch.stack(losses).sum()
-        optimizer.param_groups[0]["lr"] = clock.rate(2e-3, step)
+        optimizer.param_groups[0]["lr"] = rate(2e-3, step / steps, step, 100)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
-        step += 1
-        log.add(step, clock, {"loss": float(error.detach())})
+        log.add(step, {"loss": float(error.detach())})
     judge.eval()
-    log.write({"step": step, **accuracy(judge, pictures_of(folder, vae, "test", TEST_SEED, TEST_COUNT))})
+    log.write({"step": steps, **accuracy(judge, pictures_of(folder, vae, "test", TEST_SEED, TEST_COUNT))})
     return judge
 
 
 def accuracy(judge: Judge, pictures: NDArray[np.uint8]) -> dict[str, float]:
     """Return the share of test pictures judged right, by attribute; first drawn ones, then the same autoencoded."""
     seen = judge.see(pictures)
-    truths = [truth(shown(TEST_SEED + k)) for k in range(TEST_COUNT)] * 2
+    truths = [truth(shown(TEST_SEED + k)) for k in (*range(TEST_COUNT), *range(TEST_COUNT // SOFT))]
     return {name: float(np.mean([a[name] == b[name] for a, b in zip(seen, truths, strict=True)])) for name in SEEN}
 
 
@@ -170,11 +176,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--vae", type=Path, required=True, help="autoencoder whose softness the judge learns to ignore")
     parser.add_argument("--to", type=Path, required=True, help=f"folder for {FILE}")
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     vae = load_vae(options.vae, Device(torch.device("cpu"), torch.float32)).to(memory_format=torch.channels_last)
-    judge = train(options.out, vae, options.minutes)
+    judge = train(options.out, vae, options.steps)
     save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, options.to / FILE)
 
 

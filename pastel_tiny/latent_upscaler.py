@@ -1,6 +1,6 @@
 """Train a latent upscaler with sd-x2-latent-upscaler's structure, for the embedded model's latents.
 
-    python -m pastel_tiny.latent_upscaler --out DIR --to tests/data/upscalers/x2-tiny --minutes 10
+    python -m pastel_tiny.latent_upscaler --out DIR --to tests/data/upscalers/x2-tiny
 
 DIR is the folder of `pastel_tiny.train`: its pictures of twice the base size are read; halved ones are encoded once and
 kept there. The result is a diffusers folder.
@@ -20,14 +20,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from pastel_tiny.dataset import chunks
 from pastel_tiny.latents import encoded
 from pastel_tiny.networks import Average, half_precision, here
-from pastel_tiny.progress import Clock, Log
+from pastel_tiny.progress import Log
 from pastel_tiny.session import Session
 from pipelines.ask.prompt import END, START
 from pipelines.runtime.device import Device
 from pipelines.upscalers.latent import NOISE_LEVELS, LatentUpscaler, load_latent_upscaler
 
 WIDTH = 16
-BATCH, SIDE = 8, 24
+BATCH, SIDE, STEPS = 8, 24, 1300
 """Pictures per step, and the side of their crops, in latents of the larger size."""
 SQUARES = 4
 """Chunks of squares; those of twice the size are stored beside them."""
@@ -124,17 +124,17 @@ def _crop(latents: Tensor, top: int, left: int, side: int) -> Tensor:
     return latents[:, top : top + side, left : left + side]
 
 
-def train(folder: Path, target: Path, minutes: float) -> None:
-    """Train for `minutes`, and write the averaged weights."""
+def train(folder: Path, target: Path, steps: int) -> None:
+    """Train for `steps`, and write the averaged weights."""
     torch.manual_seed(9)
-    upscaler, pairs, log = begin(target), Pairs(folder), Log(target.with_suffix(".csv"))
+    upscaler, pairs, log = begin(target), Pairs(folder), Log(folder / "x2.csv")
     unet = upscaler.unet.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
-    run = Session(unet, Average(unet, 0.998), optimizer, Clock(minutes), 0)  # too short to need resuming
-    while run.clock.done < 1:
+    run = Session(unet, Average(unet, 0.998), optimizer, steps)  # too short to need resuming
+    while run.done < 1:
         loss = loss_of(upscaler, *pairs.batch())
         run.descend(loss, 2e-3)
-        log.add(run.step, run.clock, {"loss": float(loss.detach())})
+        log.add(run.step, {"loss": float(loss.detach())})
     unet.load_state_dict(run.average.weights)
     unet.half().save_pretrained(target / "unet")
 
@@ -144,10 +144,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="the diffusers folder to write")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train(options.out, options.to, options.minutes)
+    train(options.out, options.to, options.steps)
 
 
 if __name__ == "__main__":

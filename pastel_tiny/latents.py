@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pastel_tiny.dataset import Chunk, tensor
-from pastel_tiny.networks import LATENT_SCALE, build_vae, compile_blocks, half_precision, here
+from pastel_tiny.networks import LATENT_SCALE, build_vae, half_precision, here
 from pastel_tiny.progress import load, save
 from pastel_tiny.vae import unseen_pictures
 
@@ -21,8 +21,8 @@ class Statistics:
     deviation: Tensor
 
 
-def trained(folder: Path, name: str = "vae") -> AutoencoderKL:
-    """Return the averaged autoencoder of a phase ("vae" or "better"), not yet folded."""
+def trained(folder: Path, name: str) -> AutoencoderKL:
+    """Return the averaged autoencoder of a phase ("vae", "calm" or "better"), not yet folded."""
     state = load(folder / f"{name}.pt")
     assert state is not None, f"{name} is not trained yet"
     vae = build_vae().eval().to(memory_format=torch.channels_last)
@@ -36,14 +36,14 @@ def statistics(folder: Path) -> Statistics:
     state = load(path)
     if state is None:
         with torch.inference_mode():
-            latents = trained(folder).encode(unseen_pictures(folder)).latent_dist.mean
+            latents = trained(folder, "vae").encode(unseen_pictures(folder)).latent_dist.mean
         state = {"mean": latents.mean((0, 2, 3)).clone(), "deviation": latents.std((0, 2, 3)).clone()}
         save(path, state)
     return Statistics(here(state["mean"]), here(state["deviation"]))
 
 
 @torch.no_grad()
-def folded(folder: Path, name: str = "vae") -> AutoencoderKL:
+def folded(folder: Path, name: str = "calm") -> AutoencoderKL:
     """Return the autoencoder with the statistics folded into its 1 x 1 convolutions: its latents times 0.18215 have
     unit variance."""
     vae, known = trained(folder, name), statistics(folder)
@@ -64,7 +64,6 @@ def encoded(folder: Path, chunk: Chunk) -> Tensor:
     if state is not None:
         return state["latents"]
     vae, pictures, parts = folded(folder), chunk.pictures(folder), []
-    compile_blocks(vae.encoder)
     with torch.no_grad(), half_precision():
         for start in range(0, len(pictures), 8):
             mean = vae.encode(tensor(pictures[start : start + 8])).latent_dist.mean

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pastel_tiny.dataset import SIDE
 from pastel_tiny.latents import folded
 from pastel_tiny.sampler import PROMPTS, Look, Trained, sheet
 from pastel_tiny.text import Encoder
@@ -21,9 +22,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--guidance", type=float, default=7.0)
-    parser.add_argument("--vae", choices=("vae", "better"), default="better")
+    parser.add_argument("--vae", choices=("calm", "better"), default="better")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--size", type=int, nargs=2, default=(SIDE, SIDE), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("prompts", nargs="*", default=PROMPTS)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.dataset import SHAPES, SIDE, TEST_SEED, halve
 from pastel_tiny.forms import FORMS, compose, files_of
 from pastel_tiny.judge import Judge, load_judge, truth
 from pastel_tiny.measure import DRAFT, Asked, Pictures, accuracy, detail, drawn, held_out, share
 from pastel_tiny.render import nearness
 from pastel_tiny.render import render as painted
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import SIDES, Scene, scene, with_subject
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import ImageSettings, RefinerSettings
 from pipelines.drawing import pictures
@@ -34,12 +34,12 @@ from pipelines.models.loader import load
 from pipelines.models.model import Model
 
 SHORT = replace(DRAFT, num_inference_steps=6)
-VARIATION: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 7.0}
-"""unCLIP's own guidance is higher than other families', and needs more steps."""
+VARIATION: dict[str, Any] = {"num_inference_steps": 8}
+"""With a guidance scale of 7 skies change their colour."""
 BEGUN = replace(DRAFT, num_inference_steps=8)
 """As few steps as leave three to a refiner."""
 RELAY = RefinerSettings(name="refiner", switch_at=0.8)
-GREY = Image.new("RGB", (128, 128), (128, 128, 128))
+GREY = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
 HEART = "a red heart"
 ON_MEADOW = f"{HEART} over the green meadow under a blue sky"
 KEPT = ("sky", "ground", "ground_colour", "subject", "subject_colour")
@@ -79,11 +79,10 @@ def more_detailed(first: Pictures, second: Pictures) -> float:
 
 def hearts(count: int) -> list[Scene]:
     """Red hearts over a green meadow under a blue sky: left, in the middle, right, and so on."""
-    plain = {"night": False, "light": "", "weather": "", "subject": "heart", "subject_colour": "red"}
-    fields: dict[str, Any] = {**plain, "sky": "blue", "ground": "meadow", "ground_colour": "green"}
-    return [
-        replace(scene(TEST_SEED + k), subject_side=("left", "middle", "right")[k % 3], **fields) for k in range(count)
-    ]
+    plain: dict[str, Any] = {"night": False, "light": "", "weather": ""}
+    fields = {**plain, "sky": "blue", "ground": "meadow", "ground_colour": "green"}
+    scenes = [with_subject(scene(TEST_SEED + k), "heart", "red") for k in range(count)]
+    return [replace(each, subject_side=SIDES[k % 3], **fields) for k, each in enumerate(scenes)]
 
 
 def under_map(model: Model, near: NDArray[np.uint8], prompt: str, seed: int) -> NDArray[np.uint8]:
@@ -96,7 +95,7 @@ def under_map(model: Model, near: NDArray[np.uint8], prompt: str, seed: int) -> 
 
 def overlaps(model: Model, count: int) -> tuple[float, float]:
     """Mean shared part of what is red in pictures under a depth map and of the map's heart; and of the next map's."""
-    maps = [nearness(each, 128, 128) for each in hearts(count)]
+    maps = [nearness(each, SIDE, SIDE) for each in hearts(count)]
     right, wrong = [], []
     for seed, near in enumerate(maps):
         values = under_map(model, near, ON_MEADOW, seed).astype(int)
@@ -117,8 +116,8 @@ def sources(count: int) -> list[Scene]:
 
 
 def shown(of: Scene) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) of a scene."""
-    return halve(painted(of, 256, 256)[None])[0]
+    """The picture (160, 160, 3) of a scene."""
+    return halve(painted(of, *SHAPES[0])[None])[0]
 
 
 def variations(model: Model, of: Sequence[Scene], prompt: str = "") -> Pictures:

@@ -46,7 +46,7 @@ def pack(folder: Path, target: Path) -> None:
     weights = unet_weights(averaged(folder), UNET_PREFIX) | vae_weights(folded(folder), VAE_PREFIX)
     weights |= {f"{SD1.texts[0].prefix}text_model.{key}": value for key, value in text_weights(folder).items()}
     write(target / "pastel-tiny.safetensors", weights, "pastel-tiny")
-    better = folded(folder, "better" if (folder / "better.pt").exists() else "vae")
+    better = folded(folder, "better" if (folder / "better.pt").exists() else "calm")
     write(target / "pastel-tiny-better.vae.safetensors", vae_weights(better), "pastel-tiny better VAE")
 
 

@@ -17,13 +17,17 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (336, 0.42, 1.00),
     "white": (40, 0.03, 0.99),
     "brown": (22, 0.52, 0.62),
+    "black": (262, 0.34, 0.30),  # of hair
+    "blonde": (44, 0.50, 0.97),
     "coral": (6, 0.46, 0.98),  # no scene in `scenes.py` uses it, so the embedded model has no word for it
 }
 WHITE: RGB = (1.0, 1.0, 1.0)
 CREAM: RGB = (1.0, 0.97, 0.88)
-PLUM: RGB = (0.26, 0.13, 0.32)  # tints every outline and shadow: softer than black, never muddy
+PLUM: RGB = (0.30, 0.18, 0.40)  # tints every shadow: softer than black, never muddy
 MIDNIGHT: RGB = (0.11, 0.10, 0.30)
-WOOD: RGB = (0.55, 0.36, 0.28)
+WOOD: RGB = (0.55, 0.38, 0.32)
+SKIN: RGB = (1.0, 0.86, 0.78)
+SAND: RGB = (0.97, 0.88, 0.70)
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pastel_tiny.adapt import AFTERGLOW, SNOWMAN, TEST_SEED, with_snowman
-from pastel_tiny.dataset import halve, tensor
+from pastel_tiny.dataset import SHAPES, SIDE, halve, tensor
 from pastel_tiny.judge import Judge, load_judge
 from pastel_tiny.measure import DRAFT, Pictures, drawn
 from pastel_tiny.palette import colour
@@ -43,13 +43,13 @@ NEAREST_WORDS = ("coral", "pink", "orange")
 
 
 def drawings(scenes: Sequence[Scene]) -> Pictures:
-    """Return the scenes as they are drawn: (B, 128, 128, 3)."""
-    return np.concatenate([halve(render(each, 256, 256)[None]) for each in scenes])
+    """Return the scenes as they are drawn: (B, 160, 160, 3)."""
+    return np.concatenate([halve(render(each, *SHAPES[0])[None]) for each in scenes])
 
 
 def noise(count: int, seed: int) -> Pictures:
     """Return pictures of noise."""
-    return np.random.default_rng(seed).integers(0, 256, (count, 128, 128, 3), np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
 
 
 class Probe:

@@ -1,4 +1,4 @@
-"""What the phases share: the clock, the log, and checkpoints that survive an interruption."""
+"""What the phases share: the learning rate, the log, and checkpoints that survive an interruption."""
 
 import csv
 import math
@@ -10,30 +10,6 @@ from typing import Any
 import torch
 
 
-class Clock:
-    """A phase's time. Its learning rate follows the clock, so that training ends well when its minutes are over.
-
-    `spent` is the training time of earlier, interrupted runs of the same phase.
-    """
-
-    def __init__(self, minutes: float, spent: float = 0.0) -> None:
-        self.seconds, self.spent, self.start = minutes * 60, spent, time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        """Return the seconds of training, including earlier runs."""
-        return self.spent + time.monotonic() - self.start
-
-    @property
-    def done(self) -> float:
-        """Return the share of the phase that is over."""
-        return min(1.0, self.elapsed / max(1e-9, self.seconds))
-
-    def rate(self, peak: float, step: int, warm_up: int = 100) -> float:
-        """Return the learning rate, which follows the phase's time."""
-        return rate(peak, self.done, step, warm_up)
-
-
 def rate(peak: float, done: float, step: int, warm_up: int) -> float:
     """Return a learning rate: a warm-up in steps, then a cosine down to 2 % of the peak when the share `done` is 1."""
     return peak * min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
@@ -43,19 +19,19 @@ class Log:
     """Progress lines on the screen, and the same figures as a CSV file to plot."""
 
     def __init__(self, path: Path, every: float = 20.0) -> None:
-        self.path, self.every, self.last = path, every, 0.0
+        self.path, self.every, self.last = path, every, time.monotonic()
         self.sums: dict[str, list[float]] = {}
 
-    def add(self, step: int, clock: Clock, figures: dict[str, float]) -> None:
-        """Add one step's figures; write their means from time to time."""
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Add one step's figures; write their means from time to time, with the processor's seconds so far."""
         for name, value in figures.items():
             self.sums.setdefault(name, []).append(value)
-        if clock.elapsed - self.last < self.every:
+        if time.monotonic() - self.last < self.every:
             return
-        self.last = clock.elapsed
+        self.last = time.monotonic()
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
         self.sums.clear()
-        self.write({"step": step, "seconds": round(clock.elapsed, 1), **means})
+        self.write({"step": step, "cpu": round(time.process_time(), 1), **means})
 
     def write(self, row: dict[str, float]) -> None:
         """Print one line and append it to the file."""

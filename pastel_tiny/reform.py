@@ -7,6 +7,8 @@ interrupted, with the same scenes, noise and rates (weights then differ by 6e-5 
 64 channels wide, and the small layers learn as a whole, the others by a change of low rank. v, and what SDXL's towers
 tell, are learned from the embedded model, whose answers have no chance in them; where there is almost nothing but
 noise, what follows a depth map, and what a refiner adds, from the pictures themselves.
+
+With `--before FOLDER`, each form begins as that of an earlier embedded model, whose checkpoint and forms are in FOLDER.
 """
 
 import argparse
@@ -27,32 +29,33 @@ from torch import Tensor, nn
 
 from pastel_tiny.adapt import Change
 from pastel_tiny.captions import caption, empty
-from pastel_tiny.dataset import halve, painted, tensor
+from pastel_tiny.dataset import SHAPES, SIDE, halve, painted, tensor
 from pastel_tiny.forms import DOWN, EMBEDDING, FORMS, UP, Form, compose, files_of, untrained
+from pastel_tiny.image_tower import STEPS as TOWER_STEPS
 from pastel_tiny.image_tower import tower
-from pastel_tiny.measure import asked_of
-from pastel_tiny.networks import PlainAttention
+from pastel_tiny.measure import asked_of, thing_of
+from pastel_tiny.networks import fast_attention
 from pastel_tiny.pack import write
-from pastel_tiny.progress import Clock, Log, load, rate, save
+from pastel_tiny.progress import Log, load, rate, save
 from pastel_tiny.render import nearness, render
 from pastel_tiny.sampler import alphas
-from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene
+from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, held_out, scene, with_subject
 from pipelines.drawing.start import scaled_depth
 from pipelines.families.family import Framing
 from pipelines.families.layouts import UNET_PREFIX, unet_layout
 from pipelines.families.sd2 import DEPTH, UNCLIP
 from pipelines.families.sdxl import REFINER, SDXL
 from pipelines.models import loader
+from pipelines.models.checkpoint import map_tensors
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition
 from pipelines.sampling.prompts import as_waves
 from weights_script.resolve import resolve
 
-TRAIN_SEED, SIDE = 60_000_000, 128
+TRAIN_SEED = 60_000_000
 BATCH, RANK = 8, 8
 CHANGE_RATE, WHOLE_RATE = 4e-3, 1e-3
-SAVE_EVERY = 60.0
-"""Seconds."""
+SAVE_EVERY = 20
 FITTED = 128
 """How many captions show how an earlier form's tokens follow from a new one's."""
 LEAST = 0.3
@@ -61,7 +64,7 @@ SUBJECT_WEIGHT = 3
 """How much more errors of a variation count where its subject is, which is a small part of the picture."""
 NEAREST = 255
 """What a subject is in a scene's depth map."""
-CRISP = 2
+CRISP = 4
 """How much stronger than painted the fine structures are in a refiner's pictures."""
 FINE = 1.5
 """Deviation of the blur that takes fine structures away, in pixels."""
@@ -92,14 +95,14 @@ def other(seed: int) -> Scene:
     while True:
         subject = rng.choice(("", *SUBJECTS))
         colour = rng.choice(SUBJECT_COLOURS) if subject else ""
-        found = replace(of, seed=of.seed + 500_000, subject=subject, subject_colour=colour)
+        found = with_subject(replace(of, seed=of.seed + 500_000), subject, colour)
         if subject != of.subject and not held_out(found):
             return found
 
 
 def small(shown: Scene, strength: float = 0) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) of a scene, whose fine structures are stronger by a factor, or weaker below 0."""
-    picture = halve(render(shown, 2 * SIDE, 2 * SIDE)[None])[0].astype(np.float32)
+    """The picture (160, 160, 3) of a scene, whose fine structures are stronger by a factor, or weaker below 0."""
+    picture = halve(render(shown, *SHAPES[0])[None])[0].astype(np.float32)
     fine = picture - cv2.GaussianBlur(picture, (0, 0), FINE)
     return (picture + strength * fine).round().clip(0, 255).astype(np.uint8)
 
@@ -115,15 +118,15 @@ class Scenes:
         if form.family is DEPTH:
             self.maps = torch.cat([scaled_depth(near, self.size) for near in self._nearness()])
         if form.family is UNCLIP:
-            self.shown = painted(folder / "shown.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), small=True)
-            self.others = painted(folder / "others.npy", TRAIN_SEED, form.scenes, (2 * SIDE, 2 * SIDE), True, other)
+            self.shown = painted(folder / "shown.npy", TRAIN_SEED, form.scenes, SHAPES[0], small=True)
+            self.others = painted(folder / "others.npy", TRAIN_SEED, form.scenes, SHAPES[0], True, other)
             of_subjects = [
                 F.interpolate((near == NEAREST).float(), self.size, mode="area") for near in self._nearness()
             ]
             self.weights = 1 + SUBJECT_WEIGHT * torch.cat(of_subjects)
 
     def _nearness(self) -> Iterator[Tensor]:
-        """Yield each scene's depth map, (1, 1, 128, 128) from 0 to 255."""
+        """Yield each scene's depth map, (1, 1, 160, 160) from 0 to 255."""
         for each in self.scenes:
             yield torch.from_numpy(nearness(each, SIDE, SIDE)).float()[None, None]
 
@@ -165,7 +168,7 @@ class Scenes:
             if kind < 0.6 or (kind < 0.8 and not each.subject):
                 told = self._empty()
             elif kind < 0.8:
-                told, shown = f"a {each.subject_colour} {each.subject}", self.others[row]
+                told, shown = thing_of(each), self.others[row]
             elif kind > 0.93:
                 told = whole = self._empty()
             texts.append(told)
@@ -221,7 +224,7 @@ def loss_of(form: Form, unet: UNet2DConditionModel, batch: Batch, teacher: Model
             told = conditions(student, batch.texts, batch.framings)
         else:
             told = Condition(contexts(student, batch.texts), batch.vectors)
-        if batch.taught is not None:
+        if batch.taught is not None and bool((times < LATE).any()):
             guess = teacher.unet.network(noisy, times, contexts(teacher, batch.taught)).sample
             learned = (guess - spread * noisy) / signal if form.v else guess
             goal = torch.where(times[:, None, None, None] < LATE, learned, goal)
@@ -316,16 +319,42 @@ def read_alike(student: Model, parent: Model, texts: Sequence[str]) -> None:
             output.bias += output.weight @ theirs[name].to_v.weight @ constant
 
 
-def untaught(form: Form, folder: Path, target: Path, teacher: Model) -> tuple[Model, dict[str, Tensor]]:
+def moved(change: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an earlier model's form, moved to the present model. Whole weights get what that has learned since.
+
+    Weights that are wider than the embedded model's stay as they are. A convolution with a further input learns, too.
+    """
+    result = dict(change)
+    for name in change.keys() & after.keys():
+        own, since = change[name].float(), after[name].float() - before[name].float()
+        if own.numel() == since.numel():
+            result[name] = own + since.view_as(own)
+        elif own.dim() == 4:
+            result[name] = own.clone()
+            result[name][:, : since.shape[1]] += since
+    return result
+
+
+def earlier_form(form: Form, before: Path) -> dict[str, Tensor]:
+    """What an earlier model's form is for the present model, without its image tower."""
+    change = load_file(before / f"{form.name}.safetensors")
+    own = {name: value for name, value in change.items() if name.startswith(UNET_PREFIX)}
+    checkpoint = resolve(None, None).files.checkpoint
+    return moved(own, map_tensors(before / checkpoint.name), map_tensors(checkpoint))
+
+
+def untaught(
+    form: Form, folder: Path, target: Path, teacher: Model, before: Path | None
+) -> tuple[Model, dict[str, Tensor]]:
     """A form before its training, and the change that it begins from."""
     file = target / f"{form.parent}.safetensors"
-    earlier = load_file(file) if form.parent else {}
+    earlier = earlier_form(form, before) if before else load_file(file) if form.parent else {}
     if form.family is UNCLIP:
         earlier |= load_file(folder / "tower.safetensors")
     with tempfile.TemporaryDirectory() as place:
         start = compose(untrained(form, earlier), Path(place) / "start.safetensors", form)
         student, parent = loader.load(files_of(start, form)), teacher
-        if form.family in (SDXL, REFINER):
+        if form.family in (SDXL, REFINER) and not before:
             if form.parent:
                 whole = compose(earlier, Path(place) / "parent.safetensors", FORMS[form.parent])
                 parent = loader.load(files_of(whole, FORMS[form.parent]))
@@ -334,14 +363,14 @@ def untaught(form: Form, folder: Path, target: Path, teacher: Model) -> tuple[Mo
     return student, earlier
 
 
-def train(form: Form, folder: Path, target: Path, steps: int) -> None:
+def train(form: Form, folder: Path, target: Path, steps: int, before: Path | None = None) -> None:
     """Train a form, or continue its training, and write its change."""
     torch.manual_seed(17)
     teacher = loader.load(resolve(None, None).files)
-    student, earlier = untaught(form, folder, target, teacher)
+    student, earlier = untaught(form, folder, target, teacher, before)
     unet = student.unet.network
     assert isinstance(unet, UNet2DConditionModel)
-    unet.set_attn_processor(PlainAttention())
+    fast_attention(unet)
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     reform, scenes = Reform(form, unet, earlier), Scenes(folder, form, teacher, student)
     optimizer = torch.optim.AdamW(reform.parameters(), WHOLE_RATE, (0.9, 0.99), weight_decay=0)
@@ -350,7 +379,7 @@ def train(form: Form, folder: Path, target: Path, steps: int) -> None:
         reform.resume(state["change"])
         optimizer.load_state_dict(state["optimizer"])
         begun = state["step"]
-    clock, log, saved = Clock(1, state["seconds"] if state else 0.0), Log(folder / f"{form.name}.csv"), 0.0
+    log = Log(folder / f"{form.name}.csv")
     for step in range(begun, steps):
         torch.manual_seed(step)
         for group in optimizer.param_groups:
@@ -362,11 +391,9 @@ def train(form: Form, folder: Path, target: Path, steps: int) -> None:
         nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
         optimizer.step()
         reform.apply()
-        log.add(step, clock, {"loss": float(loss.detach())})
-        if step == steps - 1 or clock.elapsed - saved > SAVE_EVERY:
-            saved = clock.elapsed
-            state = {"change": reform.tensors(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save(path, state | {"seconds": saved})
+        log.add(step, {"loss": float(loss.detach())})
+        if step == steps - 1 or step % SAVE_EVERY == 0:
+            save(path, {"change": reform.tensors(), "optimizer": optimizer.state_dict(), "step": step + 1})
     own = {name: value for name, value in earlier.items() if not name.startswith(UNET_PREFIX)}
     write(target / f"{form.name}.safetensors", own | reform.tensors(), f"pastel-tiny {form.name}")
 
@@ -377,15 +404,17 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=(*FORMS, "tower"), help="what to train, in this order")
     parser.add_argument("--out", type=Path, required=True, help="the training's folder")
     parser.add_argument("--to", type=Path, required=True, help="where the form's file goes")
-    parser.add_argument("--minutes", type=float, default=9, help="the tower's")
-    parser.add_argument("--steps", type=int, help="of a form, instead of its own number")
+    parser.add_argument("--steps", type=int, help="instead of each one's own number")
+    parser.add_argument("--before", type=Path, help="folder of an earlier embedded model and its forms to begin with")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.what:
         if name == "tower":
-            write(options.out / "tower.safetensors", tower(options.out, options.minutes), "pastel-tiny image tower")
+            earlier = load_file(options.before / "unclip.safetensors") if options.before else None
+            trained = tower(options.out, options.steps or TOWER_STEPS, earlier)
+            write(options.out / "tower.safetensors", trained, "pastel-tiny image tower")
         else:
-            train(FORMS[name], options.out, options.to, options.steps or FORMS[name].steps)
+            train(FORMS[name], options.out, options.to, options.steps or FORMS[name].steps, options.before)
 
 
 if __name__ == "__main__":

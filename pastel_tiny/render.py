@@ -1,4 +1,4 @@
-"""Paint a scene at any size: it has the same composition at 128 px and at 512 px, only with more detail."""
+"""Paint a scene at any size: it has the same composition at 160 px and at 640 px, only with more detail."""
 
 import random
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pastel_tiny import backdrop
-from pastel_tiny.brush import Brush
-from pastel_tiny.palette import colour
+from pastel_tiny.brush import Brush, ellipse
+from pastel_tiny.palette import PLUM, RGB, SAND, colour, mix
 from pastel_tiny.scenes import Scene
-from pastel_tiny.subjects import FLOATING, PAINTERS
+from pastel_tiny.subjects import FLOATING, PAINTERS, girl
 
 
 def render(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
@@ -28,6 +28,7 @@ def nearness(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     ground = 60 + 100 * (rows - horizon) / (1 - horizon)
     near = np.repeat(np.where(rows > horizon, ground, 0)[:, None], width, 1).astype(np.uint8)
     if scene.subject:
+        brush.solid = True
         _subject(brush, scene, horizon)
         near[(brush.pixels() != empty).any(-1)] = 255
     return near
@@ -47,17 +48,37 @@ def _without_subject(scene: Scene, width: int, height: int) -> tuple[Brush, floa
 
 def _subject(brush: Brush, scene: Scene, horizon: float) -> None:
     rng, canvas = brush.rng, brush.canvas
-    offset = 0.25 * ((scene.subject_side == "right") - (scene.subject_side == "left"))
+    offset = 0.2 * ((scene.subject_side == "right") - (scene.subject_side == "left"))
     x = brush.aspect * (0.5 + offset) + rng.uniform(-0.03, 0.03)
-    y = (
-        horizon - 0.1 + rng.uniform(-0.04, 0.04)
-        if scene.subject in FLOATING
-        else min(0.96, horizon + rng.uniform(0.2, 0.3))
-    )
+    floats = scene.subject in FLOATING
+    y = horizon - 0.08 + rng.uniform(-0.04, 0.04) if floats else min(0.95, horizon + rng.uniform(0.2, 0.28))
     tint = backdrop.dim(colour(scene.subject_colour, rng), scene.night, 0.12)
-    scale = rng.uniform(1.4, 1.65) * min(1.0, brush.aspect + 0.1)
+    scale = rng.uniform(1.3, 1.5) * min(1.0, brush.aspect + 0.1)
     canvas.save()
     canvas.translate(x, y)
     canvas.scale(scale, scale)
-    PAINTERS[scene.subject](brush, tint)
+    if not floats:
+        _footing(brush, scene, tint)
+    if scene.subject == "girl":
+        girl(brush, tint, backdrop.dim(colour(scene.hair, rng), scene.night, 0.12))
+    else:
+        PAINTERS[scene.subject](brush, tint)
     canvas.restore()
+
+
+def _footing(brush: Brush, scene: Scene, tint: RGB) -> None:
+    """Paint what a thing stands on: its shadow; on the sea its mirror image, or an islet if it cannot swim."""
+    dark = backdrop.dim(mix(colour(scene.ground_colour), PLUM, 0.45), scene.night, 0.45)
+    if scene.ground != "sea":
+        brush.shadow(0.03, 0.0, 0.17, 0.022, dark, 0.55)
+    elif scene.subject == "boat":
+        for k in range(5):
+            width = 0.15 - 0.018 * k
+            brush.dab(
+                (brush.rng.uniform(-0.012, 0.012), 0.012 + 0.017 * k), width, 0.007, 0.0, mix(tint, dark, 0.3), 0.5
+            )
+    else:
+        islet = backdrop.dim(SAND, scene.night, 0.4)
+        brush.dab((0, 0.012), 0.25, 0.035, 0.0, mix(islet, dark, 0.45), 0.6)
+        brush.form(ellipse(0, 0.002, 0.23, 0.03), islet, 6, lambda *_: 0.0, 0.05, 0.7)
+        brush.shadow(0.03, 0.0, 0.13, 0.014, mix(islet, PLUM, 0.4), 0.6)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pastel_tiny.dataset import SIDE
 from pastel_tiny.networks import LATENT_SCALE, half_precision, here
 from pastel_tiny.text import Encoder
 
@@ -35,7 +36,7 @@ class Look:
     """How a sheet's pictures are drawn."""
 
     guidance: float = 5.0
-    size: tuple[int, int] = (16, 16)
+    size: tuple[int, int] = (SIDE // 8, SIDE // 8)
     """Height and width in latent cells."""
     seed: int = 0
     """Seed of the first picture; the others follow."""
@@ -101,7 +102,8 @@ PROMPTS = (
     "masterpiece, best quality, orange sky, yellow sun, purple mountains",
     "a pink house in the snow",
     "a green boat on the pink sea, mint sky",
-    "sunset, an orange sun over the sea, 1girl, absurdres",
+    "sunset, an orange sun over the sea, solo, absurdres",
+    "a girl with black hair in a red dress in the meadow",
 )
 
 

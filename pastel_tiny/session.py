@@ -1,5 +1,6 @@
 """A training phase in progress: one network, and what a checkpoint must contain to continue."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -8,29 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from pastel_tiny.networks import Average, here
-from pastel_tiny.progress import Clock, load, save
+from pastel_tiny.progress import load, rate, save
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass
 class Session(Generic[Network]):
-    """The network, its moving average and optimizer, the phase's clock, and the completed steps."""
+    """The network, its moving average and optimizer, the steps of the whole phase, and those that are done."""
 
     network: Network
     average: Average
     optimizer: torch.optim.Optimizer
-    clock: Clock
-    step: int
+    steps: int
+    step: int = 0
+
+    @property
+    def done(self) -> float:
+        """Return the share of the phase that is over."""
+        return min(1.0, self.step / max(1, self.steps))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
         state = {"network": self.network.state_dict(), "average": self.average.weights}
-        save(path, state | {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.clock.elapsed})
+        save(path, state | {"optimizer": self.optimizer.state_dict(), "step": self.step})
 
     def descend(self, loss: Tensor, peak: float) -> None:
-        """Take one optimizer step, with the peak learning rate scaled by the clock."""
-        self.optimizer.param_groups[0]["lr"] = self.clock.rate(peak, self.step)
+        """Take one optimizer step; the learning rate falls from its peak with the share that is done."""
+        self.optimizer.param_groups[0]["lr"] = rate(peak, self.done, self.step, 100)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -39,13 +45,22 @@ class Session(Generic[Network]):
         self.step += 1
 
 
-def resume(path: Path, network: Network, optimizer: torch.optim.Optimizer, minutes: float) -> Session[Network]:
-    """Start a phase, or continue from its checkpoint."""
-    average, state = Average(network, 0.998), load(path)
+def resume(
+    path: Path,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    start: Mapping[str, Tensor] | None = None,
+) -> Session[Network]:
+    """Continue a phase from its checkpoint; without one, begin with the weights `start`, if there are any."""
+    state = load(path)
     if state is None:
-        return Session(network, average, optimizer, Clock(minutes), 0)
+        if start is not None:
+            network.load_state_dict(start)
+        return Session(network, Average(network, 0.998), optimizer, steps)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
-    average.weights = {name: here(value) for name, value in state["average"].items()}
-    average.steps = state["step"]
-    return Session(network, average, optimizer, Clock(minutes, state["seconds"]), state["step"])
+    run = Session(network, Average(network, 0.998), optimizer, steps, state["step"])
+    run.average.weights = {name: here(value) for name, value in state["average"].items()}
+    run.average.steps = state["step"]
+    return run

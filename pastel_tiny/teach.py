@@ -24,12 +24,13 @@ from PIL import Image
 
 from pastel_tiny.adapt import TRAIN_SEED, with_snowman
 from pastel_tiny.captions import caption
+from pastel_tiny.dataset import SHAPES
 from pastel_tiny.gallery import page
 from pastel_tiny.judge import Judge, load_judge
 from pastel_tiny.measure import DRAFT, Pictures, accuracy, drawn, held_out
 from pastel_tiny.probe import Probe, drawings
 from pastel_tiny.render import render
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import Scene, scene, with_subject
 from pipelines.ask.networks import ExtraFile, Extras
 from pipelines.models.loader import load
 from pipelines.models.model import Model
@@ -99,14 +100,14 @@ def in_the_style(shown: Scene, chance: random.Random) -> str:
 def with_starry_night(seed: int) -> Scene:
     """Return a scene at night under stars, with a subject."""
     found = scene(seed)
-    found = found if found.subject else replace(found, subject="house", subject_colour="white")
+    found = found if found.subject else with_subject(found, "house", "white")
     sky = found.sky if found.sky in BY_NIGHT else "purple"
     return replace(found, sky=sky, light="stars", light_colour="", night=True)
 
 
 def with_purple_tree(seed: int) -> Scene:
     """Return a scene with a purple tree, which no training scene has."""
-    return replace(scene(seed), subject="tree", subject_colour="purple")
+    return with_subject(scene(seed), "tree", "purple")
 
 
 def snowmen(judge: Judge) -> Measure:
@@ -180,7 +181,7 @@ def archive(path: Path, lesson: Lesson) -> Path:
     with zipfile.ZipFile(path, "w") as written:
         for number in range(PICTURES):
             shown, stream = lesson.scene(TRAIN_SEED + number), io.BytesIO()
-            Image.fromarray(render(shown, 256, 256)).save(stream, "PNG")
+            Image.fromarray(render(shown, *SHAPES[0])).save(stream, "PNG")
             written.writestr(f"{number}.png", stream.getvalue())
             written.writestr(f"{number}.txt", lesson.caption(shown, chance))
     return path

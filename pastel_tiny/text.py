@@ -1,6 +1,8 @@
 """Phase 3: the text encoder learns to tell a scene's attributes from its caption, and is frozen after that."""
 
+import copy
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,18 +12,19 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, SYNONYMS, Told, caption, empty
 from pastel_tiny.networks import TEXT_WIDTH, Average, build_text, half_precision, here
-from pastel_tiny.progress import Clock, Log, load, save
+from pastel_tiny.progress import Log, load, rate, save
 from pastel_tiny.scenes import SUBJECTS, scene
 from pastel_tiny.vocabulary import VOCABULARY_SIZE
 
-LENGTH, BATCH = 77, 64
+LENGTH, BATCH = 77, 32
+PEAK = 1.5e-3
 UNKNOWN = 0  # the row that stands in for every token that no caption uses ("!")
 EOS = VOCABULARY_SIZE - 1
-COLOURS = ("sky", "ground_colour", "light_colour", "subject_colour")
+COLOURS = ("sky", "ground_colour", "light_colour", "subject_colour", "hair")
 """The attributes that colours describe."""
 BLENDED = (
     {word for name in COLOURS for word in ATTRIBUTES[name] if word},
-    {word for noun in SUBJECTS for word in SYNONYMS.get(noun, (noun,))},
+    {word for noun in SUBJECTS if noun != "girl" for word in SYNONYMS.get(noun, (noun,))},
     {"sun", *SYNONYMS["moon"]},
 )
 """Groups of words that are blended with each other: colours, and two groups of things."""
@@ -117,55 +120,71 @@ def batch(rng: random.Random, first: int, count: int, size: int = BATCH) -> tupl
     return [text for text, _ in pairs], [told for _, told in pairs]
 
 
-def _read(text: CLIPTextModel, heads: Heads, ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return read-outs at the end token and at a random place of the padding, which the UNet attends to as well."""
+def _read(text: CLIPTextModel, heads: Heads, ids: Tensor) -> tuple[tuple[dict[str, Tensor], ...], Tensor]:
+    """Return read-outs at the end token and at a random place of the padding, which the UNet attends to as well, and
+    the contexts."""
     states = text(input_ids=ids).last_hidden_state
     ends = (ids == EOS).int().argmax(1)
     rows = torch.arange(len(ids))
     later = ends + (torch.rand(len(ids)) * (ids.shape[1] - ends)).long()
-    return heads(states[rows, ends]), heads(states[rows, later])
+    return (heads(states[rows, ends]), heads(states[rows, later])), states
 
 
-def train(folder: Path, tokenizer: Path, minutes: float) -> None:
-    """Train for `minutes`; the result is frozen."""
+def train(folder: Path, tokenizer: Path, steps: int, start: Mapping[str, Tensor] | None = None) -> None:
+    """Train for `steps`; the result is frozen.
+
+    With an earlier version to `start` from, captions that it could read keep their contexts, so that its UNet can still
+    read them.
+    """
     torch.manual_seed(3)
     words, text, heads = Words(tokenizer), build_text(), Heads()
-    blend = Blend(text, words.tokenizer)
     path = folder / "text.pt"
-    state = load(path)
+    state, earlier = load(path), None
+    if start is not None:
+        text.load_state_dict(start)
+        earlier = copy.deepcopy(text).eval().requires_grad_(False)
+    blend = Blend(text, words.tokenizer)
     if state:
         text.load_state_dict(state["network"]), heads.load_state_dict(state["heads"])
-    step, clock = (state["step"] if state else 0), Clock(minutes, state["seconds"] if state else 0.0)
-    if clock.done >= 1:
-        return
+    step = state["step"] if state else 0
     both = nn.ModuleList((text, heads))
     average, log, rng = Average(both, 0.995), Log(folder / "text.csv"), random.Random(3 + step)
     optimizer = torch.optim.AdamW(both.parameters(), 1e-3, (0.9, 0.98), weight_decay=1e-3)
-    while clock.done < 1:
+    while step < steps:
         captions, told = batch(rng, 0, 100_000)
-        ids, goal = words.ids(captions, LENGTH if step % 4 == 0 else 44), targets(told, blend.choose(len(told)))
+        ids, blended = words.ids(captions, LENGTH if step % 4 == 0 else 44), blend.choose(len(told))
+        goal = targets(told, blended)
         with half_precision():
-            reads = _read(text, heads, ids)
+            reads, states = _read(text, heads, ids)
         error = sum(
             (F.cross_entropy(read[name].float(), goal[name]) for read in reads for name in goal), torch.zeros(())
         )
-        optimizer.param_groups[0]["lr"] = clock.rate(1.5e-3, step)
+        moved = _moved(earlier, ids, states, known(told) & (blended == 0)) if earlier else torch.zeros(())
+        optimizer.param_groups[0]["lr"] = rate(PEAK, step / steps, step, 100)
         optimizer.zero_grad()
-        error.backward()
+        (error + 20 * moved).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         average.update(both)
         step += 1
         right = torch.stack([((reads[0][name].argmax(1) == goal[name]) | (goal[name] < 0)).float() for name in goal])
-        log.add(
-            step, clock, {"loss": float(error), "accuracy": float(right.mean()), "all": float(right.prod(0).mean())}
-        )
-        if step % 1000 == 0 or clock.done >= 1:
-            both.load_state_dict(average.weights) if clock.done >= 1 else None
-            save(
-                path,
-                {"network": _spread(text, words), "heads": heads.state_dict(), "step": step, "seconds": clock.elapsed},
-            )
+        figures = {"loss": error, "moved": moved, "accuracy": right.mean(), "all": right.prod(0).mean()}
+        log.add(step, {name: float(value) for name, value in figures.items()})
+        if step % 1000 == 0 or step == steps:
+            both.load_state_dict(average.weights) if step == steps else None
+            save(path, {"network": _spread(text, words), "heads": heads.state_dict(), "step": step})
+
+
+def known(told: list[Told]) -> Tensor:
+    """Return which captions the fifth version can read: those without a girl."""
+    return torch.tensor([item.get("subject") != "girl" for item in told])
+
+
+def _moved(earlier: CLIPTextModel, ids: Tensor, states: Tensor, rows: Tensor) -> Tensor:
+    """Return how far these rows' contexts moved, as a share of their variance."""
+    with torch.no_grad():
+        before = earlier(input_ids=ids[rows]).last_hidden_state
+    return F.mse_loss(states[rows].float(), before) / before.var()
 
 
 def _spread(text: CLIPTextModel, words: Words) -> dict[str, Tensor]:

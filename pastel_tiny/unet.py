@@ -1,7 +1,7 @@
-"""Phase 5: the UNet learns to predict the noise in cached latents, given a frozen caption encoding."""
+"""Phase 6: the UNet learns to predict the noise in cached latents, given a frozen caption encoding."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pastel_tiny.captions import caption
 from pastel_tiny.contexts import blanks, described
-from pastel_tiny.dataset import TEST_SEED, Chunk, chunks
+from pastel_tiny.dataset import SHAPES, TEST_SEED, Chunk, chunks
 from pastel_tiny.latents import encoded, folded
 from pastel_tiny.networks import build_unet, compile_blocks, half_precision, here
 from pastel_tiny.progress import Log, load
@@ -21,14 +21,15 @@ from pastel_tiny.scenes import scene
 from pastel_tiny.session import Session, resume
 from pastel_tiny.text import Encoder
 
-BATCH = {"square": 32, "wide": 16, "tall": 16, "large": 6, "large_wide": 4, "large_tall": 4}
+BATCH = {"square": 24, "wide": 12, "tall": 12, "large": 5, "large_wide": 3, "large_tall": 3}
 SHARES = (
     {"square": 0.85, "wide": 0.04, "tall": 0.04, "large": 0.05, "large_wide": 0.01, "large_tall": 0.01},
-    {"square": 0.30, "wide": 0.05, "tall": 0.05, "large": 0.26, "large_wide": 0.17, "large_tall": 0.17},
+    {"square": 0.56, "wide": 0.04, "tall": 0.04, "large": 0.20, "large_wide": 0.08, "large_tall": 0.08},
 )
 """How often each shape is used, before and after LATE: first for composition, then at highres fix's double size."""
 LATE = 0.7
-TEST = Chunk("test128", TEST_SEED, 64, (256, 256), True)
+TEST = Chunk("test_small", TEST_SEED, 64, SHAPES[0], True)
+PEAK, SAVE_EVERY, REPORT_EVERY = 1.2e-3, 100, 400
 
 
 @dataclass
@@ -125,28 +126,37 @@ def report(folder: Path, encoder: Encoder, step: int, log: Log) -> None:
     sheet(folder / f"sheet_{step:06}.png", Trained(unet, folded(folder), encoder))
 
 
-def _session(folder: Path, minutes: float) -> Session[UNet2DConditionModel]:
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, on how many chunks of squares, with how many times a CPU's batch."""
+
+    steps: int
+    squares: int
+    times: int = 1
+
+
+def _session(folder: Path, steps: int, start: Mapping[str, Tensor] | None) -> Session[UNet2DConditionModel]:
     unet = build_unet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-3, (0.9, 0.99), weight_decay=1e-2)
-    return resume(folder / "unet.pt", unet, optimizer, minutes)
+    return resume(folder / "unet.pt", unet, optimizer, steps, start)
 
 
-def train(folder: Path, tokenizer: Path, minutes: float, squares: int, times: int, save_every: float = 300) -> None:
-    """Train for `minutes` on whatever is encoded, writing checkpoints and sheets."""
+def train(folder: Path, tokenizer: Path, plan: Plan, start: Mapping[str, Tensor] | None = None) -> None:
+    """Train on whatever is encoded, writing checkpoints and sheets."""
     torch.manual_seed(5)
-    encoder, run = Encoder(folder, tokenizer), _session(folder, minutes)
-    if run.clock.done >= 1:
+    encoder, run = Encoder(folder, tokenizer), _session(folder, plan.steps, start)
+    if run.done >= 1:
         return
-    source = Source(folder, encoder, squares, 5 + run.step, times)
-    log, gaps, saved = Log(folder / "unet.csv"), Log(folder / "gap.csv"), run.clock.elapsed
+    source = Source(folder, encoder, plan.squares, 5 + run.step, plan.times)
+    log, gaps = Log(folder / "unet.csv"), Log(folder / "gap.csv")
     compile_blocks(run.network)
-    while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": step(run, source.batch(run.clock.done))})
-        if run.clock.elapsed - saved > save_every or run.clock.done >= 1:
-            saved = run.clock.elapsed
+    while run.done < 1:
+        log.add(run.step, {"loss": step(run, source.batch(run.done))})
+        if run.step % SAVE_EVERY == 0 or run.done >= 1:
             run.save(folder / "unet.pt")
-            report(folder, encoder, run.step, gaps)
             source.refresh()
+        if run.step % REPORT_EVERY == 0 or run.done >= 1:
+            report(folder, encoder, run.step, gaps)
 
 
 def step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
@@ -157,5 +167,5 @@ def step(run: Session[UNet2DConditionModel], batch: Batch) -> float:
     with torch.compiler.set_stance("default" if batch.kind == "square" else "force_eager"):
         error = noise_error(run.network, batch.latents, batch.contexts, times, torch.randn_like(batch.latents))
         loss = (weights(times) * error).mean()
-    run.descend(loss, 1.2e-3)
+    run.descend(loss, PEAK)
     return float(loss.detach())

@@ -1,31 +1,45 @@
-"""Phase 2, the autoencoder, and phase 4, the better decoder."""
+"""Phases 1 and 2, the autoencoder, and phase 5, the better decoder."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from pastel_tiny.dataset import TEST_SEED, halve, painted, tensor
+from pastel_tiny.dataset import SHAPES, TEST_SEED, halve, painted, tensor
 from pastel_tiny.networks import build_vae, compile_blocks, half_precision
 from pastel_tiny.progress import Log, load
 from pastel_tiny.session import Session, resume
 
-BATCH, CROP = 4, 64
-"""The batch suits a CPU; a GPU takes `times` as many."""
+SAVE_EVERY = 200
+PEAKS = {"vae": 3e-4, "calm": 3e-4, "better": 1e-4}
+"""Highest learning rates. With more, a decoder that is nearly right forgets much before it improves."""
+CROPS = ((64, 4), (128, 1))
+"""Sides of squares, and how many of them a CPU takes at once; a GPU takes `times` as many. Norms see a whole picture in
+the larger ones."""
+WHOLE = ((128, 1), (160, 1), (192, 1))
+"""The same for the better decoder, which learns how whole pictures of the base size look, and larger parts."""
 
 
-def crops(pictures: NDArray[np.uint8], small: NDArray[np.uint8], rng: np.random.Generator, times: int) -> Tensor:
-    """Return random squares, three quarters of them from the 128 px pictures; half are mirrored."""
-    squares = []
-    for _ in range(BATCH * times):
-        source = small if rng.random() < 0.75 else pictures
+def crops(
+    pictures: NDArray[np.uint8],
+    small: NDArray[np.uint8],
+    rng: np.random.Generator,
+    times: int,
+    sides: Sequence[tuple[int, int]] = CROPS,
+) -> Tensor:
+    """Return random squares, two thirds of them from the pictures of the base size; half are mirrored."""
+    squares, (side, count) = [], sides[int(rng.integers(len(sides)))]
+    for _ in range(count * times):
+        source = small if rng.random() < 0.67 and side <= small.shape[1] else pictures
         picture = source[rng.integers(len(source))]
-        y, x = (8 * rng.integers((side - CROP) // 8 + 1) for side in picture.shape[:2])
-        square = picture[y : y + CROP, x : x + CROP]
+        y, x = (8 * rng.integers((length - side) // 8 + 1) for length in picture.shape[:2])
+        square = picture[y : y + side, x : x + side]
         squares.append(square[:, ::-1] if rng.random() < 0.5 else square)
     return tensor(np.stack(squares))
 
@@ -41,39 +55,105 @@ def _chroma(batch: Tensor) -> Tensor:
     return torch.stack([red - green, blue - (red + green) / 2], 1)
 
 
+FAINT = 5e-5
+"""Power of structures that hardly show: steps of nearly one grey level. With less, skies look woven."""
+
+
 def _saturation(batch: Tensor) -> Tensor:
     return batch.amax(1) - batch.amin(1)
+
+
+def _texture(batch: Tensor) -> Tensor:
+    """Return how strong fine structures of two sizes are around each place: the logarithm of their power."""
+    powers = []
+    for picture in (batch, F.avg_pool2d(batch, 2)):
+        for steps in (picture[..., 1:] - picture[..., :-1], picture[..., 1:, :] - picture[..., :-1, :]):
+            power = F.avg_pool2d(steps.square().mean(1, keepdim=True), 16, 8)
+            powers.append((power + FAINT).log().flatten(1))
+    return torch.cat(powers, 1)
 
 
 def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     """Return the loss: pixels, edges against blur, and colour differences at full and low resolution against tints.
 
-    The better decoder is also penalised for paleness: wrong saturation costs more.
+    The better decoder also pays for paleness, which is wrong saturation, and for wrong strengths of fine structures.
+    Latents do not tell where each stroke is. Where only pixels count, it is best to leave strokes out, and the picture
+    is flat.
     """
     pixels = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
     edges = F.l1_loss(_edges(output), _edges(target))
     error = _chroma(output) - _chroma(target)
     colours = 0.5 * error.abs().mean() + F.avg_pool2d(error, 8).abs().mean()
-    paleness = F.l1_loss(_saturation(output), _saturation(target)) if better else torch.zeros(())
-    return pixels + edges + colours + 20 * paleness
+    plain = pixels + edges + colours
+    if not better:
+        return plain
+    paleness = F.l1_loss(_saturation(output), _saturation(target))
+    return plain + 40 * paleness + 0.3 * F.l1_loss(_texture(output), _texture(target))
 
 
-def _spikes(latents: Tensor) -> Tensor:
-    """Return how far the tails of the latents' channels are from normal: the logarithm of their kurtosis / 3.
+def _tails(values: Tensor, usual: float) -> Tensor:
+    """Return how far the tails of each channel of each picture are beyond a kurtosis of `usual`, on a log scale."""
+    deviation = values - values.mean((2, 3), keepdim=True)
+    kurtosis = deviation.pow(4).mean((2, 3)) / (deviation.square().mean((2, 3)).square() + 1e-6)
+    return (kurtosis / usual).clamp(min=1).log().mean()
 
-    Without this, the encoder learns to store the picture's overall brightness in one huge value (ten standard
-    deviations) at one place, since the group norms spread such a value everywhere. A UNet that misses it makes black
-    nights and pale squares, and an upscaler of latents blurs it.
+
+class Spikes:
+    """Watches an autoencoder for huge values at single places.
+
+    Group norms spread such a value everywhere, so networks learn to store overall brightness in one, as StyleGAN's do
+    (Karras et al. 2020, "droplets"). It is seen as a pale flake. A UNet that misses one makes black nights and pale
+    squares, and an upscaler of latents blurs it.
     """
-    deviation = latents - latents.mean((0, 2, 3), keepdim=True)
-    kurtosis = deviation.pow(4).mean((0, 2, 3)) / deviation.square().mean((0, 2, 3)).square()
-    return (kurtosis / 3).log().relu().mean()
+
+    USUAL = 12.0
+    """Features of a picture with one small thing on a plain ground have a kurtosis of about ten."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.found: list[Tensor] = []
+        inner = (*vae.encoder.down_blocks[2:], vae.encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks[:2])
+        for block in inner:
+            for layer in block.modules():
+                if isinstance(layer, ResnetBlock2D):
+                    layer.register_forward_hook(self._look)
+
+    def _look(self, _: nn.Module, __: object, output: Tensor) -> None:
+        self.found.append(_tails(output.float(), self.USUAL))
+
+    def total(self) -> Tensor:
+        """Return the mean over what was seen since the last call."""
+        result = torch.stack(self.found).mean()
+        self.found.clear()
+        return result
 
 
-def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+NOISE = {"vae": 0.04, "calm": 0.04, "better": 0.2}
+"""How wrong latents are in training at most, in deviations. The UNet's small errors must not become freckles."""
+
+
+def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     mean = vae.encode(batch).latent_dist.mean
-    # a decoder that has seen slightly wrong latents tolerates the UNet's small errors
-    return vae.decode(mean + noise * torch.randn_like(mean)).sample, mean
+    spread = mean.detach().std((0, 2, 3), keepdim=True)
+    return vae.decode(mean + noise * spread * torch.randn_like(mean)).sample, mean
+
+
+APART = 0.6
+"""How many deviations a value may be from its surroundings' median, and still be what the picture shows there."""
+
+
+def evened(latents: Tensor, deviation: Tensor) -> Tensor:
+    """Return latents (B, 4, h, w) without the spikes of the last column but one, the only ones that `Spikes` leaves.
+
+    Downsampling pads right edges with zeros, so the encoder knows that column. It had a spike there in five of six
+    pictures, at a height that nothing in the picture tells.
+    """
+    around = F.pad(latents, (0, 0, 1, 1), mode="replicate")[..., -3:].unfold(2, 3, 1)
+    median = around.permute(0, 1, 2, 4, 3).flatten(3).median(-1).values
+    column = latents[..., -2]
+    apart = ((column - median) / deviation[:, None]).norm(dim=1, keepdim=True) > APART
+    result = latents.clone()
+    result[..., -2] = torch.where(apart, median, column)
+    return result
 
 
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
@@ -84,57 +164,90 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
 
 
 def unseen_pictures(folder: Path, count: int = 64) -> Tensor:
-    """Return unseen 128 px scenes."""
-    return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, count, (256, 256)))))
+    """Return unseen scenes of the base size."""
+    return tensor(halve(np.asarray(painted(folder / "test.npy", TEST_SEED, 64, SHAPES[0])[:count])))
 
 
-def _session(folder: Path, minutes: float, better: bool) -> Session[AutoencoderKL]:
-    """Return the phase's session; the better decoder starts from the stock one, and its encoder never changes."""
+CALM = 2.0
+"""How much an encoder's distance from the evened latents counts."""
+
+
+class Calm:
+    """The loss that keeps an encoder's latents as they were, but evened."""
+
+    def __init__(self, before: AutoencoderKL, deviation: Tensor) -> None:
+        self.before, self.deviation = before, deviation
+
+    def loss(self, batch: Tensor, latents: Tensor) -> Tensor:
+        """Return the squared distance in deviations; the column of the spikes counts as much as all the others."""
+        with torch.no_grad(), half_precision():
+            wanted = evened(self.before.encode(batch).latent_dist.mean.float(), self.deviation)
+        apart = ((latents - wanted) / self.deviation[:, None, None]).square()
+        return apart.mean() + apart[..., -2].mean()
+
+
+START = {"calm": "vae", "better": "calm"}
+"""The phase that another one begins from."""
+
+
+def _session(folder: Path, name: str, steps: int, start: Mapping[str, Tensor] | None) -> Session[AutoencoderKL]:
+    """Return the phase's session. The better decoder's encoder never changes."""
     vae = build_vae().to(memory_format=torch.channels_last)
-    if better:
-        stock = load(folder / "vae.pt")
-        assert stock is not None, "the stock autoencoder must be trained first"
-        vae.load_state_dict(stock["average"])
+    if name in START:
+        stock = load(folder / f"{START[name]}.pt")
+        assert stock is not None, f"the phase {START[name]} comes first"
+        start = stock["average"]
+    if name == "better":
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     trained = [weight for weight in vae.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-3, (0.9, 0.98), weight_decay=1e-3)
-    return resume(folder / ("better.pt" if better else "vae.pt"), vae, optimizer, minutes)
+    return resume(folder / f"{name}.pt", vae, optimizer, steps, start)
 
 
-def train(folder: Path, pictures: NDArray[np.uint8], minutes: float, times: int, better: bool = False) -> None:
-    """Train the autoencoder for `minutes`, or with `better` only its decoder, from the finished stock one."""
-    name, seed = ("better", 2) if better else ("vae", 1)
+def train(
+    folder: Path,
+    pictures: NDArray[np.uint8],
+    steps: int,
+    times: int,
+    name: str = "vae",
+    start: Mapping[str, Tensor] | None = None,
+    calm: Calm | None = None,
+) -> None:
+    """Train the autoencoder ("vae"), take its last spikes away ("calm"), or train only its decoder ("better")."""
+    seed = {"vae": 1, "better": 2, "calm": 3}[name]
     torch.manual_seed(seed)
-    run = _session(folder, minutes, better)
-    if run.clock.done >= 1:
+    run = _session(folder, name, steps, start)
+    if run.done >= 1:
         return
     rng = np.random.default_rng(seed + run.step)
     small, log = halve(np.asarray(pictures)), Log(folder / f"{name}.csv")
+    spikes = Spikes(run.network)
     compile_blocks(run.network)
-    saved = run.clock.elapsed
-    while run.clock.done < 1:
-        log.add(run.step, run.clock, {"loss": step(run, crops(pictures, small, rng, times), better)})
-        if run.clock.elapsed - saved > 240 or run.clock.done >= 1:
-            saved = run.clock.elapsed
+    while run.done < 1:
+        squares = crops(pictures, small, rng, times, WHOLE if name == "better" else CROPS)
+        log.add(run.step, step(run, squares, name, spikes, calm))
+        if run.step % SAVE_EVERY == 0 or run.done >= 1:
             run.save(folder / f"{name}.pt")
             _report(folder, name, run)
 
 
-def step(run: Session[AutoencoderKL], batch: Tensor, better: bool) -> float:
-    """Take one optimizer step and return the loss."""
+def step(
+    run: Session[AutoencoderKL], batch: Tensor, name: str, spikes: Spikes, calm: Calm | None = None
+) -> dict[str, float]:
+    """Take one optimizer step; return the loss, the measure of spikes, and the distance from evened latents."""
     with half_precision():
-        output, mean = _reconstruct(run.network, batch, 0.02)
-    error = loss(output.float(), batch, better)
-    # a slight pull towards zero and towards normal tails keeps the latents easy to model
-    total = error + 1e-4 * mean.float().square().mean() + 0.05 * _spikes(mean.float())
-    run.descend(total, 4e-4)
-    return float(error.detach())
+        output, mean = _reconstruct(run.network, batch, NOISE[name] * torch.rand(len(batch), 1, 1, 1))
+    error = loss(output.float(), batch, better=name == "better")
+    tails = spikes.total() + _tails(mean.float(), 4.0)
+    apart = calm.loss(batch, mean.float()) if calm else torch.zeros(())
+    run.descend(error + 0.02 * tails + CALM * apart, PEAKS[name])
+    return {"loss": float(error.detach()), "spikes": float(tails.detach()), "apart": float(apart.detach())}
 
 
 def _report(folder: Path, name: str, run: Session[AutoencoderKL]) -> None:
     """Measure the averaged weights on unseen pictures."""
     probe = build_vae().to(memory_format=torch.channels_last)
     probe.load_state_dict(run.average.weights)
-    quality = psnr(probe, unseen_pictures(folder))
+    quality = psnr(probe, unseen_pictures(folder, 16))
     Log(folder / f"{name}_psnr.csv").write({"step": run.step, "psnr": quality})

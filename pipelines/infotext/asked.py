@@ -283,7 +283,7 @@ def settle(
 def _merged(inputs: Inputs, said: Values, data: GenerationData, defaults: Values, pictures: Pictures) -> dict[str, Any]:
     """Return the form's settings over those of the data over the defaults, with a size."""
     base = UNSAID if data.whole else defaults
-    values: dict[str, Any] = {"prompt": "", **_for_the_first_pass(base, pictures), **data.values}
+    values: dict[str, Any] = {"prompt": "", **_strengths_chosen(base, {**data.values, **said}, pictures), **data.values}
     if data.whole:  # what cannot be drawn is reported as an obstacle
         if values.get("seed", RANDOM) > SEED_MAX:
             values["seed"] %= SEED_MAX + 1
@@ -304,13 +304,20 @@ def _merged(inputs: Inputs, said: Values, data: GenerationData, defaults: Values
     return {**values, "width": size[0], "height": size[1], **said}
 
 
-def _for_the_first_pass(own: Values, pictures: Pictures) -> Values:
-    """Return the model's own settings, with its strength for an image alone: a hires pass has the usual one."""
-    if STRENGTH not in own:
-        return own
+def _strengths_chosen(own: Values, told: Values, pictures: Pictures) -> Values:
+    """Return the model's own settings, without the strengths that the form or the data make void.
+
+    A hires pass's own strength belongs to the model's own upscaler. It gives way if another upscaler is named, or any
+    strength. `denoising_strength` is for an image alone: a hires pass beside it has its own, or the usual one.
+    """
+    found = dict(own)
+    if STRENGTH in told or told.get("hires_upscaler", own.get("hires_upscaler")) != own.get("hires_upscaler"):
+        found.pop(HIRES_STRENGTH, None)
     if pictures.image is None:
-        return {name: value for name, value in own.items() if name != STRENGTH}
-    return {HIRES_STRENGTH: ROWS[HIRES_STRENGTH].default, **own}
+        found.pop(STRENGTH, None)
+    elif STRENGTH in own:
+        found.setdefault(HIRES_STRENGTH, ROWS[HIRES_STRENGTH].default)
+    return found
 
 
 def _size_said(data: GenerationData) -> Size | None:

@@ -33,7 +33,7 @@ def test_lanczos(server: CogServer) -> None:
     ("inputs", "words"),
     [
         ({}, ["image=''", "Upscale only needs an image"]),
-        ({"image": uri(IMAGE)}, ["hires_upscaler='Latent'", "Use Nearest, Lanczos"]),
+        ({"image": uri(IMAGE), "hires_upscaler": "Latent"}, ["hires_upscaler='Latent'", "Use Nearest, Lanczos"]),
         ({"image": uri(Image.new("RGB", (20, 90))), "hires_upscaler": "Lanczos"}, ["hires_scale=2", "40x180"]),
     ],
 )

@@ -38,7 +38,7 @@ def test_an_empty_form_draws_what_the_model_is_for(server: CogServer) -> None:
     text = parameters(picture(uri))
     assert text.startswith(f"{own['prompt']}\nNegative prompt: {own['negative_prompt']}\n")
     assert f"CFG scale: {own['guidance_scale']}, " in text
-    assert picture(uri).size == (256, 256)
+    assert picture(uri).size == (320, 320)
 
 
 def test_a_space_leaves_the_models_negative_prompt_out(server: CogServer) -> None:

@@ -125,7 +125,7 @@ def test_the_relays_of_the_page_are_drawn(server: CogServer, tmp_path: Path, mon
     for (command, *words), told in zip(
         REQUESTS,
         (
-            rf"Steps: 6, .*Size: 128x128, .*Model: {SDXL}, .*Refiner: {REFINER} \[\w+\], Refiner switch at: 0\.8",
+            rf"Steps: 6, .*Size: 160x160, .*Model: {SDXL}, .*Refiner: {REFINER} \[\w+\], Refiner switch at: 0\.8",
             rf"Steps: 6, .*Model: {SDXL}, Denoising strength: 0\.3, .*Hires checkpoint: {REFINER} \[\w+\]",
             rf"Steps: 6, .*Model: {REFINER}, Denoising strength: 0\.3",
         ),
@@ -136,7 +136,7 @@ def test_the_relays_of_the_page_are_drawn(server: CogServer, tmp_path: Path, mon
         reply = draw(server, inputs)
         image = picture(*reply["output"])
         assert re.search(told, parameters(image)), parameters(image)
-        assert image.size == (128, 128)
+        assert image.size == (160, 160)
         assert "never took over" not in reply["logs"]
         image.save(tmp_path / "outputs" / "1.png")
         made.append(image.tobytes())

@@ -34,7 +34,7 @@ def test_quality_makes_smaller_files(server: CogServer) -> None:
 def test_hires_doubles_the_picture(server: CogServer) -> None:
     (uri,) = draw(server, HIRES)["output"]
     assert picture(uri).size == (128, 128)
-    assert "Hires upscale: 2, Hires steps: 2, Hires upscaler: Latent" in parameters(picture(uri))
+    assert "Hires upscale: 2, Hires steps: 2, Hires upscaler: Lanczos" in parameters(picture(uri))
 
 
 def test_each_picture_of_a_batch_is_that_of_its_seed(server: CogServer) -> None:

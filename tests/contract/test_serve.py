@@ -38,11 +38,12 @@ def test_the_example_draws_a_picture_and_ctrl_c_lets_the_next_one_finish(
         form = shown.split("Draw pictures in your browser:\n\n    ")[1].split("\n")[0]
         assert b'id="draw"' in urlopen(form).read()
         example = shown[shown.index("curl ") : shown.index("\n\nThe inputs")]
-        fewer = example.replace('"seed": 5', '"seed": 5, "num_inference_steps": 2')  # the time is the picture's
+        # the time is the picture's
+        fewer = example.replace('"seed": 5', '"seed": 5, "num_inference_steps": 2, "hires_steps": 2')
         assert fewer != example
         subprocess.run(["bash", "-c", f"set -o pipefail; {fewer}"], cwd=tmp_path, check=True)
         drawn = Image.open(tmp_path / "picture.webp")
-        assert (drawn.format, drawn.size) == ("WEBP", (256, 256))
+        assert (drawn.format, drawn.size) == ("WEBP", (320, 320))
 
         client = CogClient(f"http://{HOST}:{port}")
         client.wait_until_ready()

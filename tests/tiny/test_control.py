@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pastel_tiny.captions import caption
-from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.dataset import SHAPES, SIDE, TEST_SEED, halve
 from pastel_tiny.render import render as painted
 from pastel_tiny.scenes import scene
 from pipelines.ask.networks import ExtraFile, Extras, in_folders
@@ -261,12 +261,12 @@ def test_a_trained_one_makes_pictures_follow_the_edges_of_unseen_scenes(networks
     extras = in_folders(None, None, ROOT / "tests" / "data" / "controlnets")
     free, led = [], []
     for seed in range(TEST_SEED, TEST_SEED + 4):
-        shown = halve(painted(scene(seed), 256, 256)[None])[0]
+        shown = halve(painted(scene(seed), *SHAPES[0])[None])[0]
         control = ControlSettings(model="canny-tiny", picture=Image.fromarray(shown))
         request = GenerationRequest(
             prompt=caption(scene(seed), random.Random(0))[0],
-            width=128,
-            height=128,
+            width=SIDE,
+            height=SIDE,
             seed=seed % 1000,
             num_inference_steps=6,
             guidance_scale=3,

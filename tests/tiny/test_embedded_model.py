@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from pastel_tiny import measure
-from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.dataset import SHAPES, SIDE, TEST_SEED, halve
 from pastel_tiny.judge import Judge, load_judge, shown, truth
 from pastel_tiny.measure import (
+    HIRES,
     SUN,
+    WRONG,
     Asked,
     accuracy,
     detail,
@@ -22,24 +23,22 @@ from pastel_tiny.measure import (
     enlarged,
     held_out,
     real_pictures,
+    returned,
     roundness,
+    saturation_error,
     share,
+    speckless,
     spectrum_distance,
 )
 from pastel_tiny.render import render
 from pastel_tiny.scenes import scene
-from pipelines.ask.plan import make_plan
-from pipelines.ask.request import HiresSettings
-from pipelines.drawing.phases import FINAL, UPSCALED, Picture
-from pipelines.drawing.phases import render as draw
 from pipelines.models.loader import load
 from pipelines.models.model import Model
 from script.schema import ROOT
 from weights_script.resolve import ResolvedModel
 
 Pictures = NDArray[np.uint8]
-DRAFT = replace(measure.DRAFT, num_inference_steps=6, schedule_type="Exponential", guidance_scale=3.0)
-"""With so little guidance six steps give what takes eight or more with the usual amount."""
+DRAFT = replace(measure.DRAFT, num_inference_steps=10)
 
 pytestmark = pytest.mark.xdist_group("embedded model")  # whose pictures are drawn once
 
@@ -62,7 +61,7 @@ def pictures(networks: Model, asked: list[Asked]) -> Pictures:
 
 def test_the_judge_knows_drawn_scenes(judge: Judge) -> None:
     drawings = [shown(TEST_SEED + 5000 + k) for k in range(100)]
-    seen = judge.see(np.concatenate([halve(render(each, 256, 256)[None]) for each in drawings]))
+    seen = judge.see(np.concatenate([halve(render(each, *SHAPES[0])[None]) for each in drawings]))
     least_right = {"sky": 0.97, "ground": 0.9, "ground_colour": 0.95, "subject": 0.97, "subject_colour": 0.95}
     for name, least in least_right.items():
         right = np.mean([a[name] == truth(b)[name] for a, b in zip(seen, drawings, strict=True)])
@@ -85,15 +84,16 @@ def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list
 
 
 def test_guidance_makes_pictures_follow(judge: Judge, networks: Model, pictures: Pictures, asked: list[Asked]) -> None:
-    """By more than one picture of ten, in the colours, which need it most."""
+    """In all that prompts name."""
     loose = np.stack(list(drawn(networks, [each.prompt for each in asked[:7]], replace(DRAFT, guidance_scale=1.0))))
     weak, strong = accuracy(judge, loose, asked[:7]), accuracy(judge, pictures[:7], asked[:7])
-    assert weak["subject_colour"] + weak["ground_colour"] < strong["subject_colour"] + strong["ground_colour"] - 0.1
+    names = ("ground", "ground_colour", "subject", "subject_colour")
+    assert sum(weak[name] for name in names) < sum(strong[name] for name in names) - 0.2
 
 
 def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Model) -> None:
     """Four seeds, drawn together. What is left open needs fewer steps, and a negative prompt the usual guidance."""
-    four = replace(DRAFT, num_outputs=4, num_inference_steps=4, guidance_scale=5.0)
+    four = replace(DRAFT, num_outputs=4, num_inference_steps=6)
     prompts = ["a house on the green hills"]
     with_it, without = (
         share(judge, np.stack(list(drawn(networks, prompts, replace(four, negative_prompt=negative)))), "sky", "blue")
@@ -105,51 +105,40 @@ def test_a_negative_prompt_takes_away_what_it_names(judge: Judge, networks: Mode
 def test_highres_fix_draws_detail_that_resizing_does_not(
     networks: Model, pictures: Pictures, asked: list[Asked]
 ) -> None:
-    """Nor does decoding the enlarged latents, although it draws some."""
-    hires = HiresSettings(steps=3, denoising_strength=0.55)
-    made: dict[str, list[NDArray[np.uint8]]] = {UPSCALED: [], FINAL: []}
-    for seed, each in enumerate(asked[:2]):
-        request = replace(DRAFT, prompt=each.prompt, seed=seed, hires=hires)
-        for event in draw(networks, request, make_plan(request), show_phases=True):
-            if isinstance(event, Picture) and event.kind in made:
-                made[event.kind].append(event.pixels)
-    finals, decoded = np.stack(made[FINAL]), np.stack(made[UPSCALED])
-    resized, real = enlarged(pictures[:2], 256), real_pictures(16, 256)
-    for other in (resized, decoded):
-        assert abs(detail(finals) - detail(real)) < 0.8 * abs(detail(other) - detail(real))
-        assert spectrum_distance(finals, real) < 0.7 * spectrum_distance(other, real)
+    """The control: noise has detail, too, but not that of drawn pictures."""
+    like = replace(DRAFT, hires=HIRES)
+    finals = np.stack(list(drawn(networks, [each.prompt for each in asked[:3]], like)))
+    resized, real = enlarged(pictures[:3], 2 * SIDE), real_pictures(16, 2 * SIDE)
+    assert abs(detail(finals) - detail(real)) < 0.8 * abs(detail(resized) - detail(real))
+    assert spectrum_distance(finals, real) < 0.5 * spectrum_distance(resized, real)
     noise = np.random.default_rng(0).integers(0, 256, finals.shape, np.uint8)
     assert spectrum_distance(noise, real) > spectrum_distance(finals, real)
 
 
-@pytest.mark.parametrize("size", [(128, 192), (192, 128)])
-def test_other_shapes_keep_a_sun_round_through_highres_fix(networks: Model, size: tuple[int, int]) -> None:
-    """Weights that never saw such pictures at twice the size filled 74 % of the circle at 2:3, often with two suns.
-
-    With fewer steps or less guidance these fill 75 % to 86 %.
-    """
-    hires = HiresSettings(steps=5, denoising_strength=0.55)
-    like = replace(measure.DRAFT, num_inference_steps=8, hires=hires, width=size[0], height=size[1])
-    suns = np.stack(list(drawn(networks, [SUN], like)))
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (SIDE, 3 * SIDE // 2), (3 * SIDE // 2, SIDE)])
+def test_a_sun_stays_round_through_highres_fix(networks: Model, size: tuple[int, int]) -> None:
+    """The autoencoder alone returns drawn suns of the base size with 0.91 of their circle."""
+    like = replace(measure.DRAFT, num_inference_steps=8, hires=replace(HIRES, steps=6), width=size[0], height=size[1])
+    suns = np.stack(list(drawn(networks, [SUN] * 3, like)))
     assert roundness(suns) > 0.8
     # the control: two that have grown together
     side_by_side = np.where(suns[..., 1:2] < 170, suns, np.roll(suns, suns.shape[2] // 8, axis=2))
-    assert roundness(side_by_side) < 0.8
+    assert roundness(side_by_side) < 0.75
+
+
+def test_nine_of_ten_pictures_have_no_specks(pictures: Pictures) -> None:
+    """The control: a pale spot in each."""
+    assert speckless(pictures) >= 0.9
+    spoilt = pictures.copy()
+    spoilt[:, 20:23, 20:23] = 255
+    assert speckless(spoilt) < 0.5
 
 
 def test_the_better_vae_is_better(networks: Model, embedded: ResolvedModel) -> None:
-    drawings = np.concatenate([halve(render(scene(TEST_SEED + k), 256, 256)[None]) for k in range(10)])
-    stock = load(replace(embedded.files, vae=None))
-    errors = [saturation_error(each, drawings) for each in (stock, networks)]
-    assert errors[1] <= 0.9 * errors[0]
-
-
-def saturation_error(networks: Model, drawings: Pictures) -> float:
-    """Mean absolute error of max - min over the channels, in bytes, of pictures that go through the autoencoder."""
-    back = []
-    for picture in drawings:
-        pixels = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)
-        latent = networks.vae.encode(pixels, torch.zeros(4, 16, 16))
-        back.append(networks.vae.decode(latent))
-    spread = [np.ptp(each.astype(np.int16), axis=-1) for each in (np.stack(back), drawings)]
-    return float(np.abs(spread[0] - spread[1]).mean())
+    """Its colours are, with latents that are as wrong as the UNet's, and so is its detail."""
+    drawings = np.concatenate([halve(render(scene(TEST_SEED + k), *SHAPES[0])[None]) for k in range(10)])
+    both = load(replace(embedded.files, vae=None)), networks
+    stock, better = (returned(each, drawings, WRONG) for each in both)
+    assert saturation_error(better, drawings) <= 0.92 * saturation_error(stock, drawings)
+    stock, better = (returned(each, drawings) for each in both)
+    assert abs(detail(better) - detail(drawings)) < 0.5 * abs(detail(stock) - detail(drawings))

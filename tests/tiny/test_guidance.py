@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from pastel_tiny.dataset import SIDE
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import FreeU, GenerationRequest
 from pipelines.drawing.phases import Picture, render
@@ -79,13 +80,12 @@ def test_the_next_stage_takes_over_in_the_middle_of_a_pass(
 
 
 def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Model) -> None:
-    """To about that of usual guidance. Colours at an end of the range do not tell: pure ones lie there."""
+    """To about that of usual guidance, in pictures of the model's own size: smaller ones are no pictures of anything.
+    Colours at an end of the range do not tell: pure ones lie there."""
+    own: dict[str, object] = {"width": SIDE, "height": SIDE, "num_inference_steps": 6}
     usual, much, rescaled = (
         np.stack(
-            [
-                picture(networks, seed=seed, num_inference_steps=4, guidance_scale=scale, guidance_rescale=by)
-                for seed in range(1, 4)
-            ]
+            [picture(networks, seed=seed, guidance_scale=scale, guidance_rescale=by, **own) for seed in range(1, 4)]
         ).std()
         for scale, by in ((7, 0), (20, 0), (20, 0.7))
     )

@@ -12,7 +12,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeli
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pastel_tiny.dataset import TEST_SEED, halve
+from pastel_tiny.dataset import SHAPES, TEST_SEED, halve
 from pastel_tiny.measure import detail
 from pastel_tiny.render import render as paint
 from pastel_tiny.scenes import scene
@@ -92,7 +92,7 @@ def test_it_enlarges_better_than_interpolation(networks: Model, upscaler: Latent
     """Scenes that it never saw, against the same scenes painted at twice the size. Decoding them is what takes time, so
     they are two; each measure keeps a distance from its limit, as it does with sixteen."""
     numbers = range(8, 10)
-    painted = np.stack([paint(scene(TEST_SEED + 900 + k), 256, 256) for k in numbers])
+    painted = np.stack([paint(scene(TEST_SEED + 900 + k), *SHAPES[0]) for k in numbers])
     small, large = encoded(networks, halve(painted)), encoded(networks, painted)
     made = {mode: F.interpolate(small, scale_factor=2, mode=mode) for mode in ("bilinear", "bicubic")}
     made |= {"network": enlarged(upscaler, small, tuple(numbers)), "drawn": large}

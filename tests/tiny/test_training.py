@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pastel_tiny import networks, text, unet, vae
-from pastel_tiny.progress import Clock
 from pastel_tiny.session import Session
 from pipelines.ask.identity import TOKENIZER
 
@@ -33,17 +32,20 @@ def the_loss_is_read_back() -> AbstractContextManager[object]:
 
 def session(network: torch.nn.Module) -> Session[torch.nn.Module]:
     optimizer = torch.optim.AdamW(network.parameters(), foreach=False)
-    return Session(network, networks.Average(network, 0.998), optimizer, Clock(1), 0)
+    return Session(network, networks.Average(network, 0.998), optimizer, 1)
 
 
 @pytest.mark.usefixtures("meta")
 def test_the_autoencoder() -> None:
     run, pictures = session(networks.build_vae()), np.zeros((2, 128, 128, 3), np.uint8)
     batch = vae.crops(pictures, pictures, np.random.default_rng(0), times=2)
-    assert batch.shape == (8, 3, 64, 64)
+    assert batch.shape == (2, 3, 128, 128)
+    spikes, calm = vae.Spikes(run.network), vae.Calm(networks.build_vae(), torch.ones(4))  # type: ignore[arg-type]
     with the_loss_is_read_back():
-        vae.step(run, batch, better=True)  # type: ignore[arg-type]
-    assert run.step == 1
+        vae.step(run, batch, "better", spikes)  # type: ignore[arg-type]
+    with the_loss_is_read_back():
+        vae.step(run, batch, "calm", spikes, calm)  # type: ignore[arg-type]
+    assert run.step == 2
 
 
 @pytest.mark.usefixtures("meta")
@@ -51,10 +53,10 @@ def test_the_unet(tmp_path: Path) -> None:
     source = unet.Source.__new__(unet.Source)  # without the folders that it reads
     source.rng, source.times = unet.random.Random(0), 2
     source.blanks = torch.zeros(3, 77, networks.TEXT_WIDTH, device="cpu")
-    latents = torch.zeros(5, 4, 16, 16, device="cpu").half()
+    latents = torch.zeros(5, 4, 20, 20, device="cpu").half()
     source.ready = {"square0": (latents, torch.zeros(5, 3, 77, networks.TEXT_WIDTH, device="cpu"))}
     run, batch = session(networks.build_unet()), source.batch(0.0)
-    assert batch.latents.shape == (64, 4, 16, 16)
+    assert batch.latents.shape == (48, 4, 20, 20)
     with the_loss_is_read_back():
         unet.step(run, batch)  # type: ignore[arg-type]
     assert run.step == 1

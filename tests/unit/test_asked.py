@@ -1096,11 +1096,36 @@ def test_a_models_own_strength_is_for_an_image_and_not_for_a_hires_pass() -> Non
     drawn = settle(Inputs(prompt="a"), NO_DATA, UNCLIP)
     assert request_of(drawn).hires == HiresSettings(denoising_strength=0.6)
     pictures = Pictures(image=Sized((128, 128)))
-    varied = settle(Inputs(prompt="a", highres_fix=ON), NO_DATA, UNCLIP, pictures)
-    request = request_of(varied, pictures)
-    assert request.image is not None
-    assert request.hires is not None
-    assert (request.image.denoising_strength, request.hires.denoising_strength) == (1, 0.6)
+    for said in ({}, {"hires_upscaler": "Lanczos"}):
+        varied = settle(Inputs(prompt="a", highres_fix=ON, **said), NO_DATA, UNCLIP, pictures)
+        request = request_of(varied, pictures)
+        assert request.image is not None
+        assert request.hires is not None
+        assert (request.image.denoising_strength, request.hires.denoising_strength) == (1, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "strength"),
+    [
+        ("", {}, 0.4),
+        ("RNG: CPU", {"hires_scale": 1.5}, 0.4),
+        ("", {"denoising_strength": 0.55}, 0.55),
+        ("Denoising strength: 0.55", {}, 0.55),
+        ("Hires denoising strength: 0.5", {}, 0.5),
+        ("", {"hires_upscaler": "Lanczos"}, 0.4),
+        ("Hires upscaler: Lanczos", {}, 0.4),
+        ("", {"hires_upscaler": "Latent"}, 0.6),
+        ("Hires upscaler: Latent", {}, 0.6),
+    ],
+)
+def test_a_models_own_strength_of_the_hires_pass_is_for_its_own_upscaler(
+    text: str, said: dict[str, Any], strength: float
+) -> None:
+    own = {**MODELS_OWN, "hires_upscaler": "Lanczos", "hires_denoising_strength": 0.4}
+    hires = request_of(settle(Inputs(prompt="a", **said), read_data(text), own)).hires
+    assert hires is not None
+    assert hires.denoising_strength == strength
+    assert hires.upscaler == ("Lanczos" if strength != 0.6 else "Latent")
 
 
 @pytest.mark.parametrize(

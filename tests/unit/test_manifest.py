@@ -84,7 +84,7 @@ def test_what_it_must_hold() -> None:
     models = {name for name, entry in entries.items() if entry.kind == "model"}
     assert {"pastel-mix", "pastel-mix-fp32", "pastel-mix-stock", "sd-1.5", "pastel-tiny"} <= models
     assert entries["pastel-mix"].picture_size == (448, 640)
-    assert entries[DEFAULT_MODEL].picture_size == (128, 128)
+    assert entries[DEFAULT_MODEL].picture_size == (160, 160)
     assert {entry.kind for entry in entries.values()} >= {"vae", "upscaler", "safety-checker"}
 
 

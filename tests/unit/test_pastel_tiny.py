@@ -13,11 +13,12 @@ from pastel_tiny.dataset import TEST_SEED, chunks, halve
 from pastel_tiny.forms import FORMS
 from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
 from pastel_tiny.networks import build_text
-from pastel_tiny.reform import Scenes
+from pastel_tiny.reform import Scenes, moved
 from pastel_tiny.render import nearness, render
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import Scene, scene, with_subject
 from pastel_tiny.scenes import held_out as is_held_out
 from pastel_tiny.text import Blend, targets
+from pastel_tiny.vae import evened
 from pipelines.ask.identity import TOKENIZER
 
 SEEDS = range(40)
@@ -118,3 +119,46 @@ def test_a_form_is_told_sizes_if_its_family_is(name: str, told: int) -> None:
     scenes.form, scenes.rng = FORMS[name], random.Random(0)
     scenes.scenes, scenes.latents = [scene(seed) for seed in SEEDS], torch.zeros(len(SEEDS), 4, 16, 16)
     assert len(scenes.batch(0).framings) == told
+
+
+def test_a_form_follows_the_model_that_it_changes() -> None:
+    """Whole weights do, in another shape or with a further input, too. A change of low rank fits any model."""
+    shapes = {"linear": (4, 4), "conv": (4, 4, 1, 1), "wide": (4, 4), "input": (4, 3, 1, 1)}
+    before, after = ({name: torch.randn(shape) for name, shape in shapes.items()} for _ in range(2))
+    change = {
+        "linear": before["linear"] + 1,
+        "conv": before["conv"].flatten(1) + 2,
+        "wide": torch.randn(4, 8),
+        "input": torch.cat([before["input"] + 3, torch.full((4, 1, 1, 1), 7.0)], 1),
+        "other.up": torch.randn(4, 2),
+    }
+    found = moved(change, before, after)
+    torch.testing.assert_close(found["linear"], after["linear"] + 1)
+    torch.testing.assert_close(found["conv"], after["conv"].flatten(1) + 2)
+    torch.testing.assert_close(found["input"][:, :3], after["input"] + 3)
+    assert torch.equal(found["input"][:, 3:], change["input"][:, 3:])
+    assert found["wide"] is change["wide"]
+    assert found["other.up"] is change["other.up"]
+
+
+def test_a_spike_of_the_last_column_but_one_becomes_its_surroundings_median() -> None:
+    """Everything else stays: other columns, and what is near its surroundings."""
+    latents = torch.linspace(0, 0.5, 4 * 6 * 8).view(1, 4, 6, 8)
+    spoilt = latents.clone()
+    spoilt[0, 2, 3, 6] = spoilt[0, 1, 2, 4] = 5
+    found = evened(spoilt, torch.ones(4))
+    assert found[0, 2, 3, 6] == spoilt[0, 2, 2:5, 5:].flatten().median()
+    found[0, 2, 3, 6] = 5
+    assert torch.equal(found, spoilt)
+
+
+def test_a_depth_map_shows_a_subject_without_its_glow_and_its_shadow() -> None:
+    """A heart's glow is a disc, of which the heart is a third."""
+    for seed in range(4):
+        plain = replace(
+            scene(seed), sky="blue", ground="meadow", ground_colour="green", light="", weather="", night=False
+        )
+        shown = with_subject(plain, "heart", "red")
+        picture = render(shown, 160, 160).astype(int)
+        red, near = picture[..., 0] - picture[..., 1:].max(-1) > 40, nearness(shown, 160, 160) == 255
+        assert (red & near).sum() > 0.8 * (red | near).sum()

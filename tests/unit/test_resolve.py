@@ -37,7 +37,7 @@ def test_nothing_named_is_the_embedded_model_and_says_so(project: Path) -> None:
     assert model.files.name == "pastel-tiny"
     assert model.files.checkpoint == project / "embedded/pastel-tiny.safetensors"
     assert model.files.vae == project / "embedded/pastel-tiny-better.vae.safetensors"
-    assert (model.settings["width"], model.settings["height"]) == (128, 128)
+    assert (model.settings["width"], model.settings["height"]) == (160, 160)
     assert "a pink sun" in model.settings["prompt"]
     assert "the embedded default" in model.description
     assert "safety checker: off" in model.description
@@ -204,7 +204,7 @@ def test_a_list_of_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (first.vae, first.prediction) == (project / "embedded/pastel-tiny-better.vae.safetensors", "")
     assert (second.name, second.checkpoint) == ("my-mix.v2", mine)
     assert (second.vae, second.prediction) == (vae, "v_prediction")
-    assert found["pastel-tiny"]().settings["width"] == 128
+    assert found["pastel-tiny"]().settings["width"] == 160
     with pytest.raises(ModelError, match=r"^PASTEL_MODEL: https://example\.org/far\.ckpt: not here"):
         found["far"]()
 
