@@ -45,7 +45,7 @@ def train(target: Path, steps: int, start: Path | None = None) -> None:
     network = RRDBNet(in_nc=3, out_nc=3, num_filters=16, num_blocks=1, scale=SCALE, plus=False)
     _start_smoothly(network)
     if start is not None:
-        network.load_state_dict({name: tensor.float() for name, tensor in load_file(start).items()})
+        network.load_state_dict(load_file(start))
     peak = 2e-3 if start is None else 5e-4
     network.to(memory_format=torch.channels_last)
     large = np.stack([render(scene(TRAIN_SEED + k), 4 * SIDE, 4 * SIDE) for k in range(SCENES)])

@@ -224,7 +224,7 @@ def loss_of(form: Form, unet: UNet2DConditionModel, batch: Batch, teacher: Model
             told = conditions(student, batch.texts, batch.framings)
         else:
             told = Condition(contexts(student, batch.texts), batch.vectors)
-        if batch.taught is not None and bool((times < LATE).any()):
+        if batch.taught is not None:
             guess = teacher.unet.network(noisy, times, contexts(teacher, batch.taught)).sample
             learned = (guess - spread * noisy) / signal if form.v else guess
             goal = torch.where(times[:, None, None, None] < LATE, learned, goal)

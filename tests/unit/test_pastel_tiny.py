@@ -12,10 +12,11 @@ from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, WEATHER_WORDS, capt
 from pastel_tiny.dataset import TEST_SEED, chunks, halve
 from pastel_tiny.forms import FORMS
 from pastel_tiny.measure import HELD_SEED, detail, held_out, spectrum_distance
+from pastel_tiny.measure_forms import hearts
 from pastel_tiny.networks import build_text
 from pastel_tiny.reform import Scenes, moved
 from pastel_tiny.render import nearness, render
-from pastel_tiny.scenes import Scene, scene, with_subject
+from pastel_tiny.scenes import Scene, scene
 from pastel_tiny.scenes import held_out as is_held_out
 from pastel_tiny.text import Blend, targets
 from pastel_tiny.vae import evened
@@ -154,11 +155,7 @@ def test_a_spike_of_the_last_column_but_one_becomes_its_surroundings_median() ->
 
 def test_a_depth_map_shows_a_subject_without_its_glow_and_its_shadow() -> None:
     """A heart's glow is a disc, of which the heart is a third."""
-    for seed in range(4):
-        plain = replace(
-            scene(seed), sky="blue", ground="meadow", ground_colour="green", light="", weather="", night=False
-        )
-        shown = with_subject(plain, "heart", "red")
+    for shown in hearts(4):
         picture = render(shown, 160, 160).astype(int)
         red, near = picture[..., 0] - picture[..., 1:].max(-1) > 40, nearness(shown, 160, 160) == 255
         assert (red & near).sum() > 0.8 * (red | near).sum()
