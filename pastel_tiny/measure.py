@@ -233,7 +233,7 @@ def saturation_error(first: Pictures, second: Pictures) -> float:
     return float(np.abs(saturation(first) - saturation(second)).mean())
 
 
-HIRES = HiresSettings(upscaler="Lanczos", steps=12, denoising_strength=0.4)
+HIRES = HiresSettings(upscaler="Lanczos", steps=8, denoising_strength=0.4)
 """As in the embedded model's own settings."""
 
 

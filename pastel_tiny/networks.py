@@ -3,7 +3,7 @@
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pastel_tiny.vocabulary import VOCABULARY_SIZE
+from pipelines.models.unet import widen_heads
 
 LATENT_SCALE = 0.18215
 TEXT_WIDTH = 64
@@ -34,7 +35,10 @@ def fast_attention(unet: UNet2DConditionModel) -> None:
 
     In bfloat16 the fused one has a slow backward pass for heads of eight channels.
     """
-    unet.set_attn_processor(PlainAttention() if _has_bfloat16() else AttnProcessor2_0())
+    if _has_bfloat16():
+        unet.set_attn_processor(PlainAttention())
+    else:
+        widen_heads(unet)
 
 
 def here(value: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pipelines.families.layouts import ADDED, CLASSES, control_layout, vector_la
 from pipelines.models.changes import RANK_MAX
 from pipelines.models.checkpoint import kind_of
 from pipelines.models.network import adopt, built_of, check_weights, fill
-from pipelines.models.unet import fit_any_norm
+from pipelines.models.unet import fit_any_norm, widen_heads
 from pipelines.runtime.device import Device
 
 TENSORS_MAX = 2000
@@ -67,6 +67,8 @@ def build_controlnet(
     with built_of(path, "ControlNet", {**own, **named}), torch.device("meta"):
         network = ControlNetModel(**{name: unet.config[name] for name in (*SHARED, *(VECTOR if vector else ()))})
     fit_any_norm(network)
+    if device.place.type == "cpu":
+        widen_heads(network)
     if not low_rank:
         return fill(path, network, named, device).eval()
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}

@@ -53,7 +53,7 @@ from pipelines.models.lora import Adapters
 from pipelines.models.model import Model
 from pipelines.models.parameterization import declared_by, probe
 from pipelines.models.text import EncoderTower, TextEncoder, load_tokenizer
-from pipelines.models.unet import fit_any_size
+from pipelines.models.unet import fit_any_size, widen_heads
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device, best_device
 from pipelines.runtime.offloading import Components, Weights
@@ -83,6 +83,8 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     vae = _vae(files, parts, device)
     tokenizers = [load_tokenizer(files.tokenizer, tower.openclip) for tower in parts.family.texts]
     fit_any_size(parts.unet.eval())
+    if device.place.type == "cpu":
+        widen_heads(parts.unet)
     declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
     plain = parts.unet.config.in_channels == LATENT_CHANNELS  # inpainting UNets always predict the noise
     if parts.family.probed and plain and declared.prediction is None:

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +27,7 @@ from pipelines.models import loader
 from pipelines.models.checkpoint import NUMBER_FORMATS
 from pipelines.models.loader import load, load_vae
 from pipelines.models.model import Model
+from pipelines.models.unet import WideHeads
 from pipelines.runtime.device import Device
 from pipelines.runtime.unet_call import UNet, UNetCall
 from tests.alike import alike
@@ -72,6 +74,17 @@ def assert_same(found: Model, expected: Model, drawn: np.ndarray) -> None:
         assert weights.keys() == wanted.keys()
         assert [name for name, tensor in weights.items() if not torch.equal(tensor, wanted[name])] == []
     assert alike(picture(found), drawn)
+
+
+def test_narrow_heads_compute_what_diffusers_does(files: ModelFiles) -> None:
+    """On a CPU they are filled up with zeros, in self-attention and towards the prompt."""
+    unet = load(files, CPU).unet.network
+    latents, prompt = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 64)
+    with torch.inference_mode():
+        ours = unet(latents, torch.tensor(500), prompt)[0]
+        assert {type(each) for each in unet.attn_processors.values()} == {WideHeads}
+        unet.set_attn_processor(AttnProcessor2_0())
+        torch.testing.assert_close(ours, unet(latents, torch.tensor(500), prompt)[0], atol=1e-5, rtol=0)
 
 
 def test_a_diffusers_folder_draws_the_same_picture(
