@@ -219,7 +219,7 @@ class Predictor(BasePredictor):
             le=4294967295,
         ),
         highres_fix: str = Input(
-            description="Enlarge the first picture and redraw it with more detail. Automatic: on without an image.",
+            description="Enlarge the first picture and redraw it with more detail. Automatic: on, but not with an image or in a film.",
             default="Automatic",
             choices=["Automatic", "On", "Off"],
         ),
@@ -227,7 +227,7 @@ class Predictor(BasePredictor):
             description="Enlargement factor of the highres fix. Empty: 2.", default=None, ge=1.0, le=4.0
         ),
         hires_upscaler: Optional[str] = Input(
-            description="How to enlarge. Latent adds most, with a strength of 0.5. Empty: the model's own, or Latent.",
+            description="How to enlarge. Latent adds most detail, at a strength of 0.5. Empty: the model's own, or Latent.",
             default=None,
             choices=UPSCALERS,
         ),
@@ -315,12 +315,12 @@ class Predictor(BasePredictor):
             description="How fast the film of an animation plays. Empty: 12.", default=None, ge=1, le=60
         ),
         loop: Optional[str] = Input(
-            description="How the film goes on: ping-pong plays it back, circle draws on to its start. Empty: no.",
+            description="How the film ends. ping-pong plays it backwards, circle draws back to its start. Empty: no.",
             default=None,
             choices=["no", "ping-pong", "circle"],
         ),
         output_format: str = Input(
-            description="File format. Automatic: png, and mp4 for an animation. png, webp, jpg: its frames alone.",
+            description="File format. Automatic: png, or mp4 for a film. png, webp and jpg give only a film's frames.",
             default="automatic",
             choices=["automatic", "png", "webp", "jpg", "mp4", "webm", "gif", "animated webp"],
         ),

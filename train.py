@@ -41,7 +41,7 @@ def train(
         max_length=100,
     ),
     caption_prefix: str = Input(
-        description="Comes before captions without the token, and stands for missing ones. Empty: a photo of TOK.",
+        description="Put before captions that lack the token, and used for missing ones. Empty: a photo of TOK.",
         default="",
         max_length=500,
     ),
@@ -75,7 +75,7 @@ def train(
         le=1.0,
     ),
     text_learning_rate: float = Input(
-        description="The same for the text encoders; 0: unchanged. In pivotal tuning it is the word's rate; 0: 0.0003.",
+        description="Learning rate of the text encoders (0: none). In pivotal tuning, the word's rate (0 means 0.0003).",
         default=0.0,
         ge=0.0,
         le=1.0,
@@ -92,7 +92,7 @@ def train(
         choices=["attention", "transformer", "all"],
     ),
     resolution: Optional[int] = Input(
-        description="Side in pixels of a square as large as each picture is trained at. Empty: the model's own size.",
+        description="Pictures are trained at the area of a square with this side in pixels. Empty: the model's own.",
         default=None,
         ge=64,
         le=2048,
@@ -104,7 +104,7 @@ def train(
         le=1.0,
     ),
     class_prompt: str = Input(
-        description="What it is in general (a photo of a dog), one per line. A word starts from the first line.",
+        description="What the subject is in general (a photo of a dog), one per line. A new word starts as the first.",
         default="",
         max_length=5000,
     ),

@@ -76,7 +76,7 @@ FORMS = {
             UNCLIP,
             True,
             "sd2",
-            least_noise=400,
+            least_noise=150,
             scenes=1600,
             steps=4200,
             whole=("emb_layers.",),

@@ -31,7 +31,7 @@ MORE_HELP = {
     "word_start": "What these vectors begin as, for example: dog.",
     "alpha": "A LoRA's scale is alpha / rank. Empty: the rank.",
     "min_snr_gamma": "The limit of min-SNR weighting. 0: off.",
-    "prior_weight": "What the pictures of the class count in the loss.",
+    "prior_weight": "How much the pictures of the class count in the loss.",
     "schedule": "How the learning rate changes, by diffusers' names.",
     "warmup_steps": "Steps in which the learning rate grows from 0. Not for the schedule constant.",
     "precision": "What a GPU computes in. Automatic: bf16 or fp16, whichever is fast.",
@@ -54,7 +54,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("pictures", type=Path, help="a ZIP or TAR, or a folder, of pictures and captions")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where results go")
     parser.add_argument(
-        "--model", default="", help="an entry of the manifest; default: PASTEL_MODEL's, or the embedded"
+        "--model", default="", help="a model of the manifest; default: the one in PASTEL_MODEL, or the embedded model"
     )
     parser.add_argument("--resume", type=Path, metavar="ARCHIVE", help="an earlier result to go on from")
     types, told = get_type_hints(Wishes), described()

@@ -328,14 +328,18 @@ def test_where_only_the_masked_part_is_drawn_its_part_of_the_map_is_shown(networ
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def assert_same_network(networks: Model, one: Path, other: Path) -> None:
+    wanted, found = (load_control(f, networks.unet.network, networks.device, SD1).state_dict() for f in (one, other))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 def test_a_file_by_its_authors_names_is_the_same_network(
     networks: Model, file: ExtraFile, tmp_path: Path, prefix: str
 ) -> None:
     theirs = write(tmp_path / "ldm.safetensors", by_ldm_names(random_control(networks.unet.network), prefix))
-    wanted, found = (load_control(f.path, networks.unet.network, networks.device, SD1) for f in (file, theirs))
-    assert found.state_dict().keys() == wanted.state_dict().keys()
-    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert_same_network(networks, file.path, theirs.path)
 
 
 Tensors = dict[str, Tensor]
@@ -369,11 +373,7 @@ def test_other_files_are_refused_before_anything_is_drawn(
 
 def test_a_pickle_is_the_same_network(networks: Model, file: ExtraFile, tmp_path: Path) -> None:
     torch.save({"state_dict": load_file(file.path)}, tmp_path / "control.pth")
-    wanted, found = (
-        load_control(path, networks.unet.network, networks.device, SD1)
-        for path in (file.path, tmp_path / "control.pth")
-    )
-    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert_same_network(networks, file.path, tmp_path / "control.pth")
 
 
 def test_it_is_kept_for_the_next_prediction_that_asks_for_it_and_no_longer(networks: Model, file: ExtraFile) -> None:
