@@ -219,7 +219,7 @@ class Predictor(BasePredictor):
             le=4294967295,
         ),
         highres_fix: str = Input(
-            description="Enlarge the first picture and redraw it with more detail. Automatic: on, but not with an image or in a film.",
+            description="Enlarge the picture and redraw it. Automatic: on, but not with an image or in a film.",
             default="Automatic",
             choices=["Automatic", "On", "Off"],
         ),
@@ -227,7 +227,7 @@ class Predictor(BasePredictor):
             description="Enlargement factor of the highres fix. Empty: 2.", default=None, ge=1.0, le=4.0
         ),
         hires_upscaler: Optional[str] = Input(
-            description="How to enlarge. Latent adds most detail, at a strength of 0.5. Empty: the model's own, or Latent.",
+            description="How to enlarge. Latent adds most detail (strength 0.5). Empty: the model's own, or Latent.",
             default=None,
             choices=UPSCALERS,
         ),

@@ -75,7 +75,7 @@ def train(
         le=1.0,
     ),
     text_learning_rate: float = Input(
-        description="Learning rate of the text encoders (0: none). In pivotal tuning, the word's rate (0 means 0.0003).",
+        description="The text encoders' learning rate (0: none). In pivotal tuning, the word's rate (0 means 0.0003).",
         default=0.0,
         ge=0.0,
         le=1.0,
