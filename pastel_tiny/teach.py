@@ -145,7 +145,7 @@ LESSONS: Mapping[str, Lesson] = {
     "DreamBooth": Lesson(
         task=DREAMBOOTH,
         settings={
-            **{"steps": 200, "batch_size": 5, "learning_rate": 4e-4, "prior_weight": 2.0, "text_learning_rate": 1e-4},
+            **{"steps": 170, "batch_size": 5, "learning_rate": 3e-4, "prior_weight": 3.0, "text_learning_rate": 3e-5},
             **{"word_learning_rate": 5e-3, "word_start": "white tree", "schedule": "cosine", **PRIOR},
         },
         **_SNOWMAN,
@@ -258,7 +258,7 @@ def _pictures(model: Model, prompts: Sequence[str], extras: Extras, tag: str = "
     return np.stack(list(drawn(model, asked, replace(DRAFT, extras=extras))))
 
 
-SHOWN = (("taught", 2), ("before, with TOK", 2), ("after, with TOK", 3), ("after, without TOK", 2))
+SHOWN = (("taught", 2), ("before: TOK", 2), ("after: TOK", 3), ("without TOK", 2))
 """What a row of the sheet has, and how many pictures of each."""
 
 
@@ -277,7 +277,7 @@ def main() -> None:
         told, pictures = classroom.measure(LESSONS[name], options.out / name)
         print(f"{name}:", ", ".join(f"{what} {value:.0%}" for what, value in told.items()), flush=True)
         rows.append([each for (_, count), made in zip(SHOWN, pictures, strict=True) for each in made[:count]])
-        captions.append([f"{name}: {what}" for what, count in SHOWN for _ in range(count)])
+        captions.append([what for what, count in SHOWN for _ in range(count)])
     page(rows, captions, 96).save(options.out / "training.webp", quality=80, method=6)
 
 
