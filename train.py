@@ -104,7 +104,7 @@ def train(
         le=1.0,
     ),
     class_prompt: str = Input(
-        description="What the subject is in general (a photo of a dog), one per line. A new word starts as the first.",
+        description="What it is in general (a photo of a dog), one per line. A new word starts as the first line.",
         default="",
         max_length=5000,
     ),

@@ -300,7 +300,7 @@ class RefinerSettings(Checked):
         Flag(),
         False,
         key="Refiner switch by sampling steps",
-        about="Switch after that share of the sampling steps instead, as WebUI did before 1.8.",
+        about="Switch after that share of the sampling steps instead, as WebUI did before 1.9.",
     )
     passes: str = setting(
         "hires_refiner",

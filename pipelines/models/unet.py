@@ -11,6 +11,7 @@ group is a single value. torch refuses to normalise this, because it would be a 
 from dataclasses import asdict
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
@@ -52,7 +53,7 @@ class WideHeads:
             F.pad(each.unflatten(2, (-1, width)), (0, CPU_HEAD - width)).transpose(1, 2)
             for each in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)[..., :width]
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width]
         output: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
         return output
 
@@ -81,10 +82,12 @@ def fit_any_size(unet: UNet2DConditionModel) -> None:
 
 
 def widen_heads(network: torch.nn.Module) -> None:
-    """Use WideHeads wherever heads are narrower. This is for a UNet or a ControlNet on a CPU."""
+    """Use WideHeads wherever the heads of a transformer are narrower. This is for a UNet or a ControlNet on a CPU."""
     for module in network.modules():
-        if isinstance(module, Attention) and module.inner_dim // module.heads < CPU_HEAD:
-            module.set_processor(WideHeads())
+        if isinstance(module, BasicTransformerBlock):
+            for attention in (module.attn1, module.attn2):
+                if attention is not None and attention.inner_dim // attention.heads < CPU_HEAD:
+                    attention.set_processor(WideHeads())
 
 
 def set_tiling(network: torch.nn.Module, on: bool) -> None:

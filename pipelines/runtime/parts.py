@@ -52,12 +52,25 @@ def at_once() -> AbstractContextManager[object]:
     return torch._C.DisableTorchFunction()
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Compute attention of (B, heads, n, d) head by head, a number of queries at a time."""
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Compute attention of (B, heads, n, d) head by head, a number of queries at a time. With a mask, dropout, causal
+    order or shared keys it is computed at once."""
     most = SCORES * torch.get_num_threads()
-    plain = query.dim() == 4 and not any(map(_is_set, (*args, *options.values())))
+    plain = query.dim() == 4 and attn_mask is None and not (dropout_p or is_causal or enable_gqa)
     if not plain or query.shape[:-1].numel() * key.shape[-2] <= most:
-        return F.scaled_dot_product_attention(query, key, value, *args, **options)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     rows = max(QUERIES, most // key.shape[-2])
     result = torch.empty_like(query[..., :1]).expand(*query.shape[:-1], value.shape[-1]).contiguous()
     for image in range(len(query)):
@@ -65,14 +78,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: 
             one = slice(image, image + 1), slice(head, head + 1)
             for start, end in _parts(query.shape[2], rows):
                 stop_if_asked()
-                part = F.scaled_dot_product_attention(query[one][:, :, start:end], key[one], value[one])
+                part = F.scaled_dot_product_attention(query[one][:, :, start:end], key[one], value[one], scale=scale)
                 result[image, head, start:end] = part[0, 0]
     return result
-
-
-def _is_set(option: object) -> bool:
-    """Return whether an option of the attention is used: a mask, dropout, causal order or scale."""
-    return isinstance(option, Tensor) or bool(option)
 
 
 def _parts(length: int, most: int) -> list[tuple[int, int]]:

@@ -80,16 +80,31 @@ def test_a_convolution_in_parts(kind: str, height: int, monkeypatch: pytest.Monk
 
 
 @torch.inference_mode()
-def test_an_attention_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_an_attention_in_parts(monkeypatch: pytest.MonkeyPatch, scale: float | None) -> None:
     torch.manual_seed(1)
     triple = [torch.randn(2, 3, 3000, 8) for _ in range(3)]
     counted = Counted(F.scaled_dot_product_attention)
-    whole = F.scaled_dot_product_attention(*triple)
+    whole = F.scaled_dot_product_attention(*triple, scale=scale)
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", counted)
-        found = parts.attention(*triple)
+        found = parts.attention(*triple, scale=scale)
     assert counted.calls == 2 * 3 * 3
     torch.testing.assert_close(found, whole, rtol=CLOSE, atol=CLOSE)
+
+
+@torch.inference_mode()
+def test_the_attention_of_the_embedded_unet_is_done_in_parts(networks: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control is the number of calls with the usual limit."""
+    given, calls = (torch.randn(1, 4, 32, 32), torch.tensor(500), torch.randn(1, 77, 64)), []
+    for most in (1, parts.SCORES * 100):
+        monkeypatch.setattr(parts, "SCORES", most)
+        with InParts(), monkeypatch.context() as patch:
+            patch.setattr(F, "scaled_dot_product_attention", counted := Counted(F.scaled_dot_product_attention))
+            networks.unet.network(*given)
+        calls.append(counted.calls)
+    attentions = calls[1] // 2  # each is called by the network, and once more by what splits it
+    assert calls == [attentions * (1 + 8), attentions * 2], "eight heads, each alone"
 
 
 def test_what_parts_do_not_know_is_left_whole() -> None:
