@@ -28,7 +28,7 @@ COMPOSE, EXPORT, *REQUESTS = map(shlex.split, COMMANDS)
 def server(embedded_default: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
     """It serves the embedded model, and beside a file that is none its form of SDXL and a refiner, from the page."""
     folder = tmp_path_factory.mktemp("models")
-    assert COMPOSE[:3] == ["python", "-m", "pastel_tiny.forms"]
+    assert COMPOSE[:3] == [".venv/bin/python", "-m", "pastel_tiny.forms"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", COMPOSE[2:])
