@@ -3,7 +3,6 @@
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pastel_tiny.vocabulary import VOCABULARY_SIZE
-from pipelines.models.unet import widen_heads
+from pipelines.models.unet import HeadAttention, widen_heads
 
 LATENT_SCALE = 0.18215
 TEXT_WIDTH = 64
@@ -39,7 +38,7 @@ def fast_attention(unet: UNet2DConditionModel) -> None:
     if _has_bfloat16():
         unet.set_attn_processor(PlainAttention())
     else:
-        widen_heads(unet)
+        widen_heads(unet, torch.get_default_device())
 
 
 def here(value: Tensor) -> Tensor:
@@ -117,23 +116,12 @@ def compile_blocks(network: nn.Module) -> None:
             block.compile(dynamic=False)
 
 
-class PlainAttention:
+class PlainAttention(HeadAttention):
     """Attention written out."""
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: None = None,
-    ) -> Tensor:
-        """Attend from `hidden_states` to the caption, or to itself; SD 1.5 has no masks."""
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        key = attn.to_k(source).unflatten(2, (attn.heads, -1)).permute(0, 2, 3, 1)
-        value = attn.to_v(source).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        mixed = ((query * attn.scale) @ key).softmax(-1).to(value.dtype) @ value
-        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (each.transpose(1, 2) for each in (query * query.shape[-1] ** -0.5, key, value))
+        return ((query @ key.mT).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
 
 
 @torch.no_grad()

@@ -67,8 +67,7 @@ def build_controlnet(
     with built_of(path, "ControlNet", {**own, **named}), torch.device("meta"):
         network = ControlNetModel(**{name: unet.config[name] for name in (*SHARED, *(VECTOR if vector else ()))})
     fit_any_norm(network)
-    if device.place.type == "cpu":
-        widen_heads(network)
+    widen_heads(network, device.place)
     if not low_rank:
         return fill(path, network, named, device).eval()
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}

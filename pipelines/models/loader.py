@@ -83,8 +83,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
     vae = _vae(files, parts, device)
     tokenizers = [load_tokenizer(files.tokenizer, tower.openclip) for tower in parts.family.texts]
     fit_any_size(parts.unet.eval())
-    if device.place.type == "cpu":
-        widen_heads(parts.unet)
+    widen_heads(parts.unet, device.place)
     declared = replace(parts.declared, prediction=files.prediction or parts.declared.prediction)
     plain = parts.unet.config.in_channels == LATENT_CHANNELS  # inpainting UNets always predict the noise
     if parts.family.probed and plain and declared.prediction is None:

@@ -8,6 +8,7 @@ At 64 px the deepest level is one latent wide. If it has as many channels as gro
 group is a single value. torch refuses to normalise this, because it would be a mistake in training.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 
 import torch
@@ -32,12 +33,8 @@ class DoubleThenFit(Upsample2D):
         return doubled if output_size is None else F.interpolate(doubled, size=output_size, mode="nearest")
 
 
-class WideHeads:
-    """Attention whose heads are filled up with zeros to 16 channels, which changes nothing but rounding.
-
-    torch's attention for CPUs is made for wider heads than the embedded model's, which have 8 channels. A call of its
-    UNet at 320 px takes 1.25 times as long without this (docs/performance.md).
-    """
+class HeadAttention(ABC):
+    """Attention with heads and without masks: a UNet has none. Subclasses compute it in their own way."""
 
     def __call__(
         self,
@@ -46,16 +43,31 @@ class WideHeads:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: None = None,
     ) -> Tensor:
-        """Attend from `hidden_states` to the prompt, or to itself. A UNet has no masks."""
+        """Attend from `hidden_states` to the prompt, or to itself."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        width = attn.inner_dim // attn.heads
         query, key, value = (
-            F.pad(each.unflatten(2, (-1, width)), (0, CPU_HEAD - width)).transpose(1, 2)
+            each.unflatten(2, (attn.heads, -1))
             for each in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width]
-        output: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        output: Tensor = attn.to_out[0](self.mixed(query, key, value).flatten(2))
         return output
+
+    @abstractmethod
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix the values (B, m, heads, d) by how much each key (B, m, heads, d) suits each query (B, n, heads, d)."""
+
+
+class WideHeads(HeadAttention):
+    """Heads are filled up with zeros to 16 channels, which changes nothing but rounding.
+
+    torch's attention for CPUs is made for wider heads than the embedded model's, which have 8 channels. A call of its
+    UNet at 320 px takes 1.25 times as long without this (docs/performance.md).
+    """
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        width = query.shape[-1]
+        query, key, value = (F.pad(each, (0, CPU_HEAD - width)).transpose(1, 2) for each in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width].transpose(1, 2)
 
 
 class AnySizeNorm(torch.nn.GroupNorm):
@@ -81,8 +93,10 @@ def fit_any_size(unet: UNet2DConditionModel) -> None:
     set_freeu(unet, None)
 
 
-def widen_heads(network: torch.nn.Module) -> None:
-    """Use WideHeads wherever the heads of a transformer are narrower. This is for a UNet or a ControlNet on a CPU."""
+def widen_heads(network: torch.nn.Module, place: torch.device) -> None:
+    """On a CPU, use WideHeads wherever the heads of a UNet's or ControlNet's transformer are narrower."""
+    if place.type != "cpu":
+        return
     for module in network.modules():
         if isinstance(module, BasicTransformerBlock):
             for attention in (module.attn1, module.attn2):
