@@ -240,12 +240,16 @@ def free_port(wanted: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
+AS_IN_THE_IMAGE = {"MALLOC_ARENA_MAX": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Settings of the allocator and of OpenMP, for which cog.yaml gives the reasons."""
+
+
 def server_environment(changes: Mapping[str, str], port: int) -> dict[str, str]:
     """Return our environment with the image's settings. The server starts a bare `python`, so ours is first on PATH."""
     search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     stubs = {"COG_PREDICT_TYPE_STUB": "predict.py:Predictor", "COG_TRAIN_TYPE_STUB": "train.py:train"}
     cog = {"PATH": search_path, "PORT": str(port), **stubs}
-    return {**os.environ, **cog, "MALLOC_ARENA_MAX": "1", **changes}
+    return {**AS_IN_THE_IMAGE, **os.environ, **cog, **changes}
 
 
 def decoded(body: bytes) -> Any:

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from script.cog_server import AS_IN_THE_IMAGE
 from script.lock import BY_COG, LOCK, read_entries
 from script.schema import ROOT
 
@@ -68,6 +69,10 @@ def test_files_that_are_referred_to_exist() -> None:
     for key, kind in (("predict", "class"), ("train", "def")):
         path, _, name = CONFIG[key].partition(":")
         assert re.search(rf"^{kind} {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_a_server_of_ours_has_the_images_settings_of_the_machine() -> None:
+    assert {f"{name}={value}" for name, value in AS_IN_THE_IMAGE.items()} <= set(CONFIG["environment"])
 
 
 @pytest.mark.parametrize("variable", CONFIG["environment"])
