@@ -4,12 +4,15 @@ Cog builds the web form and the API schema from the text of this file, without r
 literals in this file, and every description is one literal on one line (Cog does not join adjacent literals).
 """
 
+import gc
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import pairwise
 from typing import Optional
+
+gc.disable()  # what is imported stays: looking through it for garbage again and again takes a tenth of the start
 
 from cog import BasePredictor, CancelationException, Input, Path, streaming
 
@@ -64,6 +67,9 @@ from pipelines.upscalers.esrgan import Trials
 from pipelines.upscalers.interpolation import Upscaler, load_upscaler
 from weights_script.extras import Library
 from weights_script.resolve import ResolvedModel, file_names, interpolator_file, resolvers, upscaler_file
+
+gc.freeze()
+gc.enable()
 
 ASPECT_RATIOS = ["model's own", "1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9"]
 SAMPLERS = [

@@ -4,11 +4,14 @@ Cog reads the text of this file, as it does with predict.py: choices and default
 description is one literal on one line.
 """
 
+import gc
 import os
 import shutil
 import tempfile
 from contextlib import closing
 from typing import Optional
+
+gc.disable()  # as in predict.py
 
 from cog import BaseModel, Input, Path, current_scope
 
@@ -20,6 +23,9 @@ from pipelines.training.loop import train as run
 from pipelines.training.watching import follow
 from pipelines.training.wishes import Wishes
 from weights_script.resolve import base_of
+
+gc.freeze()
+gc.enable()
 
 FOLDER_SETTING = "PASTEL_TRAININGS"
 """The folder for results. Without it, they go into the system's folder for temporary files."""
