@@ -114,7 +114,7 @@ def test_every_family_draws_films(models: dict[str, Model]) -> None:
 
 def test_a_variation_keeps_sky_ground_and_subject(models: dict[str, Model], judge: Judge) -> None:
     """The scenes were never trained on. The control compares with other scenes."""
-    of = sources(12)
+    of = sources(8)
     made = variations(models["unclip"], of)
     found, others = kept(judge, made, of), kept(judge, made, [*of[1:], of[0]])
     for name in ("sky", "ground_colour", "subject"):

@@ -85,7 +85,7 @@ def test_rescaling_takes_the_contrast_of_much_guidance_back(networks: Model) -> 
     own: dict[str, object] = {"width": SIDE, "height": SIDE, "num_inference_steps": 6}
     usual, much, rescaled = (
         np.stack(
-            [picture(networks, seed=seed, guidance_scale=scale, guidance_rescale=by, **own) for seed in range(1, 4)]
+            [picture(networks, seed=seed, guidance_scale=scale, guidance_rescale=by, **own) for seed in (1, 2)]
         ).std()
         for scale, by in ((7, 0), (20, 0), (20, 0.7))
     )
