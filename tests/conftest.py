@@ -17,7 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell's background jobs ignore Ctrl-C, and so would the processes that tests start."""
 
 gc.disable()
-"""Until all tests are collected: to look again and again for garbage in what is imported takes a tenth of that time."""
+"""Until all tests are collected: to look again and again for garbage in what is imported takes a tenth of that time.
+After it what was imported is frozen, or it would take a tenth of the tests' time, too."""
 
 TESTS = Path(__file__).parent
 NOT_IN_A_BROWSER = "The form was not tested in a browser: there is no chromium on this machine."
@@ -38,6 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    gc.freeze()
     gc.enable()
 
 
