@@ -205,17 +205,15 @@ class _Cursor:
         return str(text)
 
     def _found(self, token: str) -> bool:
-        match = _SPACES.match(self._text, self._at)
+        match = _TOKENS[token].match(self._text, self._at)
         self._at = match.end() if match else self._at
-        if not self._text.startswith(token, self._at):
-            return False
-        self._at += len(token)
-        return True
+        return match is not None
 
     def _expect(self, token: str) -> None:
         if not self._found(token):
             raise ValueError(f"its header has no {token} where one belongs")
 
 
-_SPACES = re.compile(r"[ \t\r\n]*")
+_TOKENS = {token: re.compile(rf"[ \t\r\n]*{re.escape(token)}") for token in '{}:,"'}
+"""Each may have spaces before it."""
 _DESCRIPTION = re.compile(rf"\s*\{{[^{{}}]{{0,{_DESCRIPTION_MAX}}}\}}")
