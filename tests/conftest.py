@@ -16,16 +16,17 @@ from hypothesis import HealthCheck, settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell's background jobs ignore Ctrl-C, and so would the processes that tests start."""
 
-gc.disable()
-"""Until all tests are collected: to look again and again for garbage in what is imported takes a tenth of that time.
-After it what was imported is frozen, or it would take a tenth of the tests' time, too."""
-
 TESTS = Path(__file__).parent
 NOT_IN_A_BROWSER = "The form was not tested in a browser: there is no chromium on this machine."
 
 # Both limits are seconds of a clock that runs on while others have the processor.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_collectstart() -> None:
+    """Stop the search for garbage, which takes a tenth of the time of imports. predict.py turns it on when imported."""
+    gc.disable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -39,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    """Leave what was imported out of the search: a tenth of the tests' time would go into it."""
     gc.freeze()
     gc.enable()
 
