@@ -245,7 +245,10 @@ AS_IN_THE_IMAGE = {"MALLOC_ARENA_MAX": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def server_environment(changes: Mapping[str, str], port: int) -> dict[str, str]:
-    """Return our environment with the image's settings. The server starts a bare `python`, so ours is first on PATH."""
+    """Return our environment, with the image's settings where it has none.
+
+    The server starts a bare `python`, so ours is first on PATH.
+    """
     search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     stubs = {"COG_PREDICT_TYPE_STUB": "predict.py:Predictor", "COG_TRAIN_TYPE_STUB": "train.py:train"}
     cog = {"PATH": search_path, "PORT": str(port), **stubs}

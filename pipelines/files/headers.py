@@ -215,5 +215,5 @@ class _Cursor:
 
 
 _TOKENS = {token: re.compile(rf"[ \t\r\n]*{re.escape(token)}") for token in '{}:,"'}
-"""Each may have spaces before it."""
+"""Patterns of single tokens, which may have spaces before them."""
 _DESCRIPTION = re.compile(rf"\s*\{{[^{{}}]{{0,{_DESCRIPTION_MAX}}}\}}")

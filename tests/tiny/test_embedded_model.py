@@ -85,9 +85,10 @@ def test_others_prompts_do_not_fit(judge: Judge, pictures: Pictures, asked: list
 
 
 def test_guidance_makes_pictures_follow(judge: Judge, networks: Model, pictures: Pictures, asked: list[Asked]) -> None:
-    """In all that prompts name."""
-    loose = np.stack(list(drawn(networks, [each.prompt for each in asked[:4]], replace(DRAFT, guidance_scale=1.0))))
-    weak, strong = accuracy(judge, loose, asked[:4]), accuracy(judge, pictures[:4], asked[:4])
+    """In all that prompts with a subject name."""
+    subjects = asked[-6:]
+    loose = np.stack(list(drawn(networks, [each.prompt for each in subjects], replace(DRAFT, guidance_scale=1.0))))
+    weak, strong = accuracy(judge, loose, subjects), accuracy(judge, pictures[-6:], subjects)
     names = ("ground", "ground_colour", "subject", "subject_colour")
     assert sum(weak[name] for name in names) < sum(strong[name] for name in names) - 0.2
 
@@ -118,8 +119,8 @@ def test_highres_fix_draws_detail_that_resizing_does_not(
 
 @pytest.mark.parametrize("height", [SIDE, 3 * SIDE // 2])
 def test_a_sun_stays_round_through_highres_fix(networks: Model, height: int) -> None:
-    """The autoencoder alone returns drawn suns of the base size with 0.91 of their circle. `pastel_tiny.measure` tells
-    of more suns, and of wide pictures."""
+    """One sun of each shape; `pastel_tiny.measure` draws more, and wide pictures. The autoencoder alone returns drawn
+    suns of the base size with 0.91 of their circle."""
     like = replace(DRAFT, num_inference_steps=8, hires=SHORT_HIRES, height=height)
     suns = np.stack(list(drawn(networks, [SUN], like)))
     assert roundness(suns) > 0.8

@@ -142,7 +142,7 @@ def test_one_broken_model_of_several_does_not_stop_the_others(caplog: pytest.Log
 
 
 def live() -> int:
-    """Bytes of all tensors that anything still holds."""
+    """Bytes of all tensors that were made since the tests were collected, and that anything still holds."""
     gc.collect()
     with mock.patch("warnings.warn"):
         storages = {each.untyped_storage().data_ptr(): each.nbytes for each in gc.get_objects() if type(each) in KINDS}

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from script.cog_server import AS_IN_THE_IMAGE
+from script.cog_server import AS_IN_THE_IMAGE, server_environment
 from script.lock import BY_COG, LOCK, read_entries
 from script.schema import ROOT
 
@@ -71,7 +71,11 @@ def test_files_that_are_referred_to_exist() -> None:
         assert re.search(rf"^{kind} {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_a_server_of_ours_has_the_images_settings_of_the_machine() -> None:
+def test_a_server_of_ours_has_the_images_settings_unless_ours_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert server_environment({}, 1)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert server_environment({}, 1)["OMP_WAIT_POLICY"] == "ACTIVE"
     assert {f"{name}={value}" for name, value in AS_IN_THE_IMAGE.items()} <= set(CONFIG["environment"])
 
 
