@@ -65,21 +65,23 @@ CLASS = (
     "a girl with blonde hair in a blue dress in the green meadow under a pink sky",
     "a girl with red hair in a mint dress on the orange hills under a yellow sky",
     "a girl with purple hair in a white dress in the snow under an orange sky",
-    "a girl with brown hair in an orange dress in the yellow desert under a purple sky",
+    "a girl with brown hair in a yellow dress in the yellow desert under a purple sky",
     "a mint boat on the purple sea under a pink sky",
     "a blue house in the yellow meadow under an orange sky",
     "an orange tree on the mint hills under a blue sky",
     "a purple balloon over the blue sea under a yellow sky",
-    "a mint balloon before the brown mountains under an orange sky",
+    "a white balloon before the brown mountains under an orange sky",
     "a blue boat on the mint sea under a yellow sky",
-    "a blue heart over the green hills under a pink sky",
+    "a yellow heart over the green hills under a pink sky",
     "a white heart in the orange desert under a blue sky",
     "a green tree before the blue mountains under a yellow sky",
     "a mint house in the snow under a pink sky",
     "a girl with white hair in a purple dress in the yellow meadow under a blue sky",
     "a girl with green hair in a red dress before the purple mountains under a pink sky",
 )
-"""What the model can draw, with a subject and without. Pictures of it keep that as it is. No prompt here is tested."""
+"""What the model can draw, with a subject and without. Pictures of it keep that as it is.
+
+No prompt here is tested, and none has a pair that scenes for tests are known by (`scenes.held_out`)."""
 PRIOR: dict[str, Any] = {"class_prompt": "\n".join(CLASS), "class_images": 48}
 BY_NIGHT = ("blue", "pink", "purple", "mint")
 """Skies that scenes have at night."""
@@ -152,7 +154,7 @@ LESSONS: Mapping[str, Lesson] = {
     "pivotal": Lesson(
         task=PIVOTAL,
         settings={
-            **{"steps": 150, "batch_size": 5, "learning_rate": 1e-3, "text_learning_rate": 5e-3},
+            **{"steps": 220, "batch_size": 5, "learning_rate": 1e-3, "text_learning_rate": 5e-3},
             **{"rank": 16, "layers": "all", "schedule": "cosine", **PRIOR},
             "class_prompt": "\n".join(("white tree", *CLASS)),  # the word begins as the first line
         },
@@ -161,7 +163,7 @@ LESSONS: Mapping[str, Lesson] = {
     "DreamBooth": Lesson(
         task=DREAMBOOTH,
         settings={
-            **{"steps": 150, "batch_size": 5, "learning_rate": 3e-4, "prior_weight": 3.0, "text_learning_rate": 3e-5},
+            **{"steps": 220, "batch_size": 5, "learning_rate": 3e-4, "prior_weight": 3.0, "text_learning_rate": 3e-5},
             **{"word_learning_rate": 5e-3, "word_start": "white tree", "schedule": "cosine", **PRIOR},
         },
         **_SNOWMAN,

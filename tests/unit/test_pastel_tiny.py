@@ -16,8 +16,9 @@ from pastel_tiny.measure_forms import hearts
 from pastel_tiny.networks import build_text
 from pastel_tiny.reform import Scenes, moved
 from pastel_tiny.render import nearness, render
-from pastel_tiny.scenes import Scene, scene
+from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, scene, with_subject
 from pastel_tiny.scenes import held_out as is_held_out
+from pastel_tiny.teach import CLASS
 from pastel_tiny.text import Blend, targets
 from pastel_tiny.vae import evened
 from pipelines.ask.identity import TOKENIZER
@@ -159,3 +160,12 @@ def test_a_depth_map_shows_a_subject_without_its_glow_and_its_shadow() -> None:
         picture = render(shown, 160, 160).astype(int)
         red, near = picture[..., 0] - picture[..., 1:].max(-1) > 40, nearness(shown, 160, 160) == 255
         assert (red & near).sum() > 0.8 * (red | near).sum()
+
+
+def test_lessons_are_taught_nothing_that_their_measure_asks_for() -> None:
+    shown = (with_subject(scene(0), subject, colour) for subject in SUBJECTS for colour in SUBJECT_COLOURS)
+    kept = [(each.subject, each.subject_colour) for each in shown if is_held_out(each)]
+    assert len(kept) == 6
+    for subject, colour in kept:
+        thing = f"{colour} dress" if subject == "girl" else f"{colour} {subject}"
+        assert [prompt for prompt in CLASS if thing in prompt] == []
