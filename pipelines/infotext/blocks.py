@@ -71,7 +71,11 @@ def _goes_on(line: str) -> bool:
     return own_key(key) not in (None, "Prompt", "Negative prompt") and line.lstrip().startswith(key)
 
 
-_JSON_FIELD = re.compile(r"(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*(?=\[\s*[\[{\"]|\[\]|\{\s*[\"}])")
+_JSON_FIELD = re.compile(
+    r'(?<=:)\s*"(?:\\.|[^\\"])*+"'
+    r'|(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*(?=\[\s*[\[{"]|\[\]|\{\s*["}])'
+)
+"""A quoted value, in which nothing is a field, or the key of a JSON value."""
 _DECODER = json.JSONDecoder()
 
 
@@ -80,7 +84,9 @@ def _without_json(text: str, below: tuple[str, ...]) -> Pasted:
     start = text.rstrip().rfind("\n") + 1
     kept, lifted, position = [text[:start]], dict[str, object](), start
     for match in _JSON_FIELD.finditer(text, start):
-        if match.start() < position or own_key(match[1]) in SETTING_KEYS:  # inside the last value, or plain text
+        if match.start() < position or match[1] is None:  # inside the last value, or a quoted one
+            continue
+        if own_key(match[1]) in SETTING_KEYS:  # plain text
             continue
         try:
             value, end = _DECODER.raw_decode(text, match.end())

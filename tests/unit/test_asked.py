@@ -572,6 +572,16 @@ def test_any_request_reads_back_to_the_same_picture(request_: GenerationRequest)
     assert of_picture(again, make_plan(again), MODEL, 0) == written
 
 
+@pytest.mark.parametrize("prompt", ["a :[]", 'a: {"b": 1}', 'a "b: []', 'a: "b", c: []'])
+def test_a_quoted_prompt_holds_no_other_fields(prompt: str) -> None:
+    """What looks like JSON in it is text."""
+    hires = HiresSettings(prompt=prompt, negative_prompt=prompt, steps=5)
+    request = GenerationRequest(prompt="a", width=512, height=512, seed=1, hires=hires)
+    again = request_from(of_picture(request, make_plan(request), MODEL, 0))
+    assert again.hires is not None
+    assert (again.hires.prompt, again.hires.negative_prompt) == (prompt, prompt)
+
+
 # --- inputs over a block
 
 
