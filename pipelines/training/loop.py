@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from pipelines.training.batches import Batch, Batches, Encoded, encode
 from pipelines.training.learner import Learner
 from pipelines.training.loss import Loss
 from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
-from pipelines.training.previews import drawn, requests
+from pipelines.training.previews import class_requests, drawn, preview_requests
 from pipelines.training.remarks import check_token, remarks
 from pipelines.training.saving import metadata_of, save, save_word
 from pipelines.training.settings import Course, check_same, course_for
@@ -168,7 +167,7 @@ def train(job: Job) -> Generator[Event]:
         family = family_at(job.files)
         own = {**family.settings, **family.v_settings, **job.settings}
         course = course_for(wishes, family, own)
-        requests("preview_prompts", course.preview_prompts, course, own)  # raises for those that cannot be drawn
+        preview_requests(course, own)  # raises for those that cannot be drawn
         tokenize = load_tokenizer(job.files.tokenizer, family.texts[0].openclip)
         if before:
             _check_goes_on(before, course)
@@ -295,9 +294,8 @@ class _Training:
         self._losses: list[float] = []
         self._folder = job.folder / FOLDER
         self._loss = Loss(model.noise, model.prediction, course.min_snr_gamma, course.noise_offset)
-        self._previews = requests("preview_prompts", course.preview_prompts, course, own)
-        prompts = tuple(islice(cycle(course.class_prompts), course.class_images))
-        self._class_pictures = requests("class_prompt", prompts, course, own)
+        self._previews = preview_requests(course, own)
+        self._class_pictures = class_requests(course, own)
 
     @property
     def _archive(self) -> Path:

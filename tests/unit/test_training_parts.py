@@ -23,6 +23,7 @@ from pipelines.training.batches import Batch, Batches, Encoded, _sizes
 from pipelines.training.loop import Drawn, Finished, Saved, Stepped
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
+from pipelines.training.previews import class_requests
 from pipelines.training.remarks import check_token, remarks
 from pipelines.training.result import STATE, WORD, smooth
 from pipelines.training.settings import RECIPES, course_for
@@ -347,6 +348,16 @@ def test_the_loss_is_the_weighted_mean_of_the_squares() -> None:
     weights = loss.weights(times)
     expected = (weights[0] + 4 * weights[1]) / 2
     torch.testing.assert_close(loss(predicted.half(), Noisy(target, times, target)), expected)
+
+
+def test_class_pictures_of_a_prompt_are_drawn_together() -> None:
+    course = course_for(Wishes(class_prompt="a house\na tree\na boat", class_images=11), SD1, SIZE)
+    requests = class_requests(course, {})
+    assert [(each.prompt, each.num_outputs) for each in requests] == [("a house", 4), ("a tree", 4), ("a boat", 3)]
+    course = course_for(Wishes(class_prompt="a house", class_images=9), SD1, SIZE)
+    requests = class_requests(course, {})
+    assert [each.num_outputs for each in requests] == [4, 4, 1]
+    assert len({each.seed for each in requests}) == 3
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
