@@ -14,7 +14,7 @@ from pipelines.errors import ModelError
 from pipelines.families.layouts import VAE_PREFIX
 from pipelines.models.checkpoint import NUMBER_FORMATS, content_of, stored_in, weight_files
 from pipelines.runtime.device import Device
-from pipelines.runtime.host_memory import host_room
+from pipelines.runtime.host import host_room
 
 UNUSED = "model_ema."
 """The prefix of a training's averaged weights, which are not loaded."""

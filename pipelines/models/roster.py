@@ -14,7 +14,7 @@ from pipelines.ask.settings import Values
 from pipelines.errors import ModelError, OutOfMemory
 from pipelines.families.family import LATENT_CHANNELS
 from pipelines.models.model import Model
-from pipelines.runtime.host_memory import host_room
+from pipelines.runtime.host import host_room
 from pipelines.runtime.memory import is_out_of_memory, memory_errors_say, release_memory, room_left, what_fits
 from pipelines.runtime.offloading import Components, settle_on_host
 from pipelines.runtime.placement import Placement, Sizes, Work, at_once, in_turns

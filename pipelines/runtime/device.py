@@ -1,13 +1,15 @@
 """Where and how the networks run, decided in one place. docs/performance.md has the measurement behind each choice.
 
-CPU: float32, for which parity is promised, with torch's defaults. Other memory formats, compiling and sliced attention
-cost more than they gain there. CUDA: float16, in which checkpoints of this kind are published; the VAE falls back to
-float32 if a decoded picture is not finite (`vae.py`); channels come last in memory and networks are compiled
-(`compiling.py`). MPS: float16, as a best effort.
+CPU: float32, for which parity is promised. The rows of a batch are shared out among threads (`threads.py`). Other
+memory formats, compiling and sliced attention cost more than they gain there.
+CUDA: float16, in which checkpoints of this kind are published; the VAE falls back to float32 if a decoded picture is
+not finite (`vae.py`); channels come last in memory and networks are compiled (`compiling.py`).
+MPS: float16, as a best effort.
 Everywhere torch chooses the attention kernel, and guidance runs as one batch. Plans and samplers do not depend on the
 device: they always work on float32 latents.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import DeviceError
+from pipelines.runtime.host import host_processors
 
 # oneDNN, which computes convolutions on a CPU, caches the last 1024 that it prepared, for every size that was drawn.
 # After 500 predictions of mixed sizes the process had 1,307 MB; with 256 entries it had 798 MB. One picture of the
@@ -56,8 +59,10 @@ class Device:
 def best_device() -> Device:
     """Return CUDA if available, else MPS, else the CPU. PASTEL_COMPILE=0 turns off compiling.
 
-    Raises DeviceError for a GPU that this build of torch cannot use. Otherwise it would silently draw on the CPU.
+    torch gets no more threads than this process may use processors. Raises DeviceError for a GPU that this build of
+    torch cannot use. Otherwise it would silently draw on the CPU.
     """
+    _limit_threads()
     hide = "Or hide the GPU (CUDA_VISIBLE_DEVICES=-1) and draw on the CPU."
     if torch.cuda.is_available():
         if (capability := torch.cuda.get_device_capability()) < OLDEST_GPU:
@@ -73,6 +78,17 @@ def best_device() -> Device:
     if torch.backends.mps.is_available():
         return Device(torch.device("mps"), torch.float16)
     return Device(torch.device("cpu"), torch.float32)
+
+
+def _limit_threads() -> None:
+    """Start no more threads than a container's quota of processors lets run, unless OMP_NUM_THREADS says how many.
+
+    torch starts one for each processor of the machine. Once they have used up the quota, all of them stand still until
+    the next period begins.
+    """
+    quota = host_processors()
+    if quota and math.ceil(quota) < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(math.ceil(quota))
 
 
 class Stopwatch:

@@ -49,3 +49,21 @@ def test_a_gpu_whose_driver_is_too_old_is_told(
     else:
         with pytest.raises(DeviceError, match=r"torch for CUDA 13\.0 cannot use it. Most likely its driver is too old"):
             best_device()
+
+
+@pytest.mark.parametrize(
+    ("quota", "environment", "threads"),
+    [(None, {}, 8), (1.5, {}, 2), (0.5, {}, 1), (8, {}, 8), (64, {}, 8), (2, {"OMP_NUM_THREADS": "8"}, 8)],
+)
+def test_no_more_threads_start_than_the_container_may_run(
+    quota: float | None, environment: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    set_to = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: set_to[-1])
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(device, "host_processors", lambda: quota)
+    best_device()
+    assert set_to[-1] == threads
