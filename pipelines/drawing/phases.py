@@ -28,7 +28,6 @@ from pipelines.models.model import Model
 from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
 from pipelines.runtime.memory import memory_errors_say_what_fits, room_left, rows_at_once
-from pipelines.runtime.unet_call import UNet
 from pipelines.sampling.between import PassPrompts, PromptsBetween
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, LatentMask, Stage
 from pipelines.sampling.prompts import PromptEncoder, Prompts
@@ -187,7 +186,7 @@ def _as_asked(model: Model, requests: Sequence[GenerationRequest]) -> Model:
     model = replace(model, text=model.text.with_clip_skip()) if request.framing.clip_l_skip else model
     prompts = (prompt_of(each, hires) for each in requests for hires in (False, True))
     plain = request.tiling or any(map(hypernetwork_tags, prompts))
-    return replace(model, unet=UNet(model.unet.network)) if plain else model
+    return replace(model, unet=model.unet.plain()) if plain else model
 
 
 def _phases(drawing: Drawing) -> Generator[Event]:

@@ -57,6 +57,7 @@ from pipelines.models.unet import fit_any_size, widen_heads
 from pipelines.models.vae import VAE
 from pipelines.runtime.device import Device, best_device
 from pipelines.runtime.offloading import Components, Weights
+from pipelines.runtime.threads import ThreadedUNet
 from pipelines.runtime.unet_call import UNet
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def load(files: ModelFiles, device: Device | None = None) -> Model:
         family=parts.family,
         prediction=prediction,
         noise=noise,
-        unet=UNet(parts.unet),
+        unet=(ThreadedUNet if device.place.type == "cpu" else UNet)(parts.unet),
         vae=VAE(vae.eval(), parts.family.latent_scale, components.pictures.take),
         text=TextEncoder(
             [

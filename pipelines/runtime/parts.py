@@ -23,8 +23,6 @@ QUERIES = 768
 """The fewest queries in one part of an attention. From this number on, torch's kernel uses blocks of the same size."""
 PRODUCTS = 10_000_000_000
 """The most multiplications in one part of a convolution per thread of torch: also a third of a second."""
-SHORT_SECONDS = 0.25
-"""If a call of a network took less than this, the next call runs without a check at every operation."""
 
 
 class InParts(TorchFunctionMode):
@@ -48,7 +46,7 @@ def in_parts_on(device: torch.device) -> Callable[[], AbstractContextManager[obj
 
 
 def at_once() -> AbstractContextManager[object]:
-    """Return a context that turns off InParts for a short call of a network, as it costs 10 us per operation."""
+    """Return a context that turns off InParts for a short call of a network."""
     return torch._C.DisableTorchFunction()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -83,10 +83,17 @@ class UNetCall:
         return UNetCall(self.images.clone(), self.time.clone(), self.condition.map(torch.clone))
 
     def split(self, rows: int) -> Iterator["UNetCall"]:
-        """Split a call that is not guided into calls of at most this many rows."""
+        """Split the call into calls of at most this many rows."""
         for start in range(0, len(self.images), rows):
-            part = itemgetter(slice(start, start + rows))
-            yield UNetCall(part(self.images), self.time, self.condition.map(part))
+            part: Callable[[Tensor], Tensor] = itemgetter(slice(start, start + rows))
+            yield UNetCall(
+                part(self.images),
+                self.time,
+                self.condition.map(part),
+                residuals=tuple(map(part, self.residuals)),
+                features=tuple(map(part, self.features)),
+                pictures=tuple(replace(each, tokens=part(each.tokens)) for each in self.pictures),
+            )
 
     def compute(self, network: Callable[..., tuple[Tensor]]) -> Tensor:
         """Call a network with the arguments of diffusers' UNet, and return its output (rows, 4, h, w)."""
@@ -114,9 +121,16 @@ class UNet:
     def __call__(self, call: UNetCall) -> Tensor:
         """Return the network's output (rows, 4, h, w)."""
         if not call.pictures:
-            return call.compute(self.network)
+            return self._compute(call)
         with _shown(self._cross_attentions, call.pictures):
-            return call.compute(self.network)
+            return self._compute(call)
+
+    def plain(self) -> "UNet":
+        """Return a UNet that takes part in every change of the network."""
+        return UNet(self.network)
+
+    def _compute(self, call: UNetCall) -> Tensor:
+        return call.compute(self.network)
 
     def forget(self) -> None:
         """Drop what depends on the addresses of the weights, which are about to change."""

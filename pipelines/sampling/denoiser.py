@@ -8,9 +8,7 @@ pictures.
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -19,7 +17,6 @@ from torch import Tensor
 from pipelines.ask.request import SkippedGuidance
 from pipelines.models.model import Model
 from pipelines.runtime.memory import with_fallback
-from pipelines.runtime.parts import SHORT_SECONDS, at_once
 from pipelines.runtime.unet_call import Condition, UNetCall
 from pipelines.sampling.between import PassPrompts
 from pipelines.sampling.control import Controls
@@ -107,7 +104,6 @@ class GuidedDenoiser:
         self.calls = self.step = 0
         self.switched_at: int | None = None
         """The call, counted from 0, at which the current stage began; None for the first one."""
-        self._short = False
         self._begin_stage()
 
     def _begin_stage(self) -> None:
@@ -260,11 +256,7 @@ class GuidedDenoiser:
         if self._controls:
             rows = min(max(conditional, 0), len(call.images))
             call = self._controls.guide(call, self.step, rows)
-        started = perf_counter()
-        with at_once() if self._short else nullcontext():
-            output: Tensor = self._stage.model.unet(call)
-        self._short = call.images.device.type == "cpu" and perf_counter() - started < SHORT_SECONDS
-        return output
+        return self._stage.model.unet(call)
 
 
 def _combined(

@@ -31,7 +31,7 @@ from pipelines.families.sd1 import SD1
 from pipelines.images.preprocess import canny
 from pipelines.models.controls import ControlNetworks, load_control
 from pipelines.models.model import Model
-from pipelines.runtime.unet_call import UNet, UNetCall
+from pipelines.runtime.unet_call import UNetCall
 from pipelines.sampling.control import Controls, controls_of
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, Stage
 from pipelines.sampling.prompts import PromptEncoder
@@ -129,7 +129,7 @@ def test_a_checkpoint_for_inpainting_is_led_by_the_latents_alone(networks: Model
     unet.register_to_config(in_channels=9)
     unet.conv_in.weight.data = torch.nn.functional.pad(unet.conv_in.weight.data, (0, 0, 0, 0, 0, 5))
     (expected,) = latents(networks, asked(file, UNIT))
-    (found,) = latents(replace(networks, unet=UNet(unet)), asked(file, UNIT))
+    (found,) = latents(replace(networks, unet=type(networks.unet)(unet)), asked(file, UNIT))
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(found, latents(networks, asked(file))[0], atol=1e-2)
 

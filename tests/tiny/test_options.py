@@ -26,7 +26,7 @@ from pipelines.ask.request import (
 from pipelines.drawing.phases import PassResult, Picture, render
 from pipelines.families.sd1 import SD1
 from pipelines.models.model import Model
-from pipelines.runtime.unet_call import Condition, UNetCall
+from pipelines.runtime.unet_call import Condition, UNet, UNetCall
 from pipelines.sampling.noise import Noise
 from pipelines.sampling.prompts import PromptEncoder
 from pipelines.sampling.samplers import ALGORITHMS, Denoiser
@@ -194,13 +194,8 @@ def test_guidance_is_skipped_where_webui_skips_it(
 
 def test_skipped_calls_compute_fewer_rows(networks: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    compute = UNetCall.compute
-
-    def counted(call: UNetCall, network: Any) -> Tensor:
-        rows.append(len(call.images))
-        return compute(call, network)
-
-    monkeypatch.setattr(UNetCall, "compute", counted)
+    called = UNet.__call__
+    monkeypatch.setattr(UNet, "__call__", lambda unet, call: (rows.append(len(call.images)), called(unet, call))[1])
     with steps_alone(networks):
         latents(networks, asked(skipped_guidance=SkippedGuidance(early=0.2, minimum_sigma=0.5, all_steps=True)))
     assert rows == [1, 1, 2, 2, 2, 1]
@@ -210,8 +205,8 @@ def test_early_steps_are_a_share_of_the_calls_of_a_second_order_sampler(
     networks: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    compute = UNetCall.compute
-    monkeypatch.setattr(UNetCall, "compute", lambda c, n: (rows.append(len(c.images)), compute(c, n))[1])
+    called = UNet.__call__
+    monkeypatch.setattr(UNet, "__call__", lambda unet, call: (rows.append(len(call.images)), called(unet, call))[1])
     with steps_alone(networks):
         latents(networks, asked(sampler="Heun", skipped_guidance=SkippedGuidance(early=0.25)))
     assert rows == [1] * 4 + [2] * 7  # calls 0 to 3 of 12
