@@ -58,7 +58,7 @@ from pipelines.models.room import makers
 from pipelines.models.roster import Member, Roster, made, put_away
 from pipelines.models.safety import SafetyChecker, load_safety_checker
 from pipelines.runtime import watchdog
-from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.device import Device, best_device, limit_threads
 from pipelines.runtime.memory import forget_data_uris, release_memory, trim_heap
 from pipelines.runtime.parts import in_parts_on
 from pipelines.runtime.worker import Worker
@@ -135,6 +135,7 @@ class Predictor(BasePredictor):
         chosen, missing = made(resolvers(str(weights) if weights else None, os.environ.get("PASTEL_MODEL")))
         say("\n".join(f"Model: {each.description}" for each in chosen.values()))
         marks.append(time.perf_counter())
+        limit_threads()
         device = best_device()
         self.worker = Worker(within=in_parts_on(device.place))
         self.fetchers = Worker(threads=4)  # one may still be waiting for a server after its prediction was cancelled

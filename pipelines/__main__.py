@@ -45,7 +45,7 @@ from pipelines.infotext.writing import of_picture
 from pipelines.models.loader import load
 from pipelines.models.room import makers
 from pipelines.models.roster import Member, Roster, made
-from pipelines.runtime.device import best_device
+from pipelines.runtime.device import best_device, limit_threads
 from pipelines.upscalers.interpolation import load_upscaler
 from weights_script.resolve import labelled, upscaler_file
 
@@ -65,6 +65,7 @@ def read_models(options: argparse.Namespace) -> Roster:
         name: ModelFiles(name=Path(path).stem, checkpoint=Path(path), vae=vaes.get(name))
         for name, path in chosen.items()
     }
+    limit_threads()
     device = best_device()
 
     def loaded(name: str) -> Member:

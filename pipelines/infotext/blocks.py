@@ -72,7 +72,7 @@ def _goes_on(line: str) -> bool:
 
 
 _JSON_FIELD = re.compile(
-    r'(?<=:)\s*"(?:\\.|[^\\"])*+"'
+    r'(?<=:)\s*"(?:\\.|[^\\"])*+"(?=\s*(?:,|$))'
     r'|(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*(?=\[\s*[\[{"]|\[\]|\{\s*["}])'
 )
 """A quoted value, in which nothing is a field, or the key of a JSON value."""

@@ -5,8 +5,8 @@ memory formats, compiling and sliced attention cost more than they gain there.
 CUDA: float16, in which checkpoints of this kind are published; the VAE falls back to float32 if a decoded picture is
 not finite (`vae.py`); channels come last in memory and networks are compiled (`compiling.py`).
 MPS: float16, as a best effort.
-Everywhere torch chooses the attention kernel, and guidance runs as one batch. Plans and samplers do not depend on the
-device: they always work on float32 latents.
+Everywhere torch chooses the attention kernel. On a GPU guidance runs as one batch. Plans and samplers do not depend on
+the device: they always work on float32 latents.
 """
 
 import math
@@ -59,10 +59,8 @@ class Device:
 def best_device() -> Device:
     """Return CUDA if available, else MPS, else the CPU. PASTEL_COMPILE=0 turns off compiling.
 
-    torch gets no more threads than this process may use processors. Raises DeviceError for a GPU that this build of
-    torch cannot use. Otherwise it would silently draw on the CPU.
+    Raises DeviceError for a GPU that this build of torch cannot use. Otherwise it would silently draw on the CPU.
     """
-    _limit_threads()
     hide = "Or hide the GPU (CUDA_VISIBLE_DEVICES=-1) and draw on the CPU."
     if torch.cuda.is_available():
         if (capability := torch.cuda.get_device_capability()) < OLDEST_GPU:
@@ -80,11 +78,11 @@ def best_device() -> Device:
     return Device(torch.device("cpu"), torch.float32)
 
 
-def _limit_threads() -> None:
-    """Start no more threads than a container's quota of processors lets run, unless OMP_NUM_THREADS says how many.
+def limit_threads() -> None:
+    """Give torch no more threads than a container's quota of processors lets run, unless OMP_NUM_THREADS says how many.
 
-    torch starts one for each processor of the machine. Once they have used up the quota, all of them stand still until
-    the next period begins.
+    By default torch has one for each processor of the machine. Once they have used up the quota, all of them stand
+    still until the next period begins. This acts on the calling thread, and on those that use torch later.
     """
     quota = host_processors()
     if quota and math.ceil(quota) < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:

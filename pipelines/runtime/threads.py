@@ -1,12 +1,16 @@
-"""The UNet on a CPU: each of several threads computes some rows of a call.
+"""The UNet on a CPU: two threads compute half of a call's rows each.
 
 torch shares out every operation among its own threads, which wait for each other at its end, hundreds of times a call.
-The rows of a batch do not depend on each other, and with guidance there are at least two. So here each thread computes
-its rows from the first layer to the last, with its share of torch's threads, and they wait for each other once.
+The rows of a batch do not depend on each other, and with guidance there are at least two. So here each of two threads
+computes its rows from the first layer to the last, with half of torch's threads, and they wait for each other once.
+They are never more than two, because Python's code, which only one thread runs at a time, is much of a short call.
+
+A thread that uses torch for the first time during a call gets only half of torch's threads, and keeps them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from time import perf_counter
 
 import torch
@@ -19,70 +23,78 @@ from pipelines.runtime.worker import POLL_SECONDS, Task, Worker, stop_if_asked
 
 SHORT_SECONDS = 0.25
 """If a call took less than this, the next one runs without a check at every operation, which costs 10 us each."""
-
 UNEVEN = 1.2
-"""Rows are not shared out if the busiest thread would then have more than this many times its share of the work: three
-rows on two threads, for example, or two on three."""
-
-_helpers: list[Worker] = []
-"""Threads that all models share, because one of them draws at a time. They are started when they are first needed."""
+"""Rows are not shared out if one of the threads would then have more than this many times half of the work: of three
+rows, for example, or with one of three threads."""
 
 
 class ThreadedUNet(UNet):
-    """A UNet on the CPU that shares out the rows of a call among threads."""
+    """A UNet on the CPU that computes a call's rows in two threads."""
 
     def __init__(self, network: UNet2DConditionModel) -> None:
         """Use `network`."""
         super().__init__(network)
-        self._short = False
+        self._short = 0, 0
 
     def plain(self) -> UNet:
         """Return this object: it always calls the network as it is."""
         return self
 
     def _compute(self, call: UNetCall) -> Tensor:
-        started, total, threads = perf_counter(), len(call.images), torch.get_num_threads()
-        rows = math.ceil(total / threads)
-        share = threads // math.ceil(total / rows)
-        even = rows < total and rows / share <= UNEVEN * total / threads
-        output = self._together([*call.split(rows)], share) if even else self._part(call)
-        self._short = perf_counter() - started < SHORT_SECONDS
+        total, threads, started = len(call.images), torch.get_num_threads(), perf_counter()
+        rows, share, size = math.ceil(total / 2), threads // 2, _size(call)
+        short = all(own <= known for own, known in zip(size, self._short, strict=True))
+        compute = self._at_once if short else super()._compute
+        if total > 1 and rows * threads <= UNEVEN * total * share:
+            output = _halves(compute, [*call.split(rows)], threads, share)
+        else:
+            output = compute(call)
+        self._short = size if perf_counter() - started < SHORT_SECONDS else (0, 0)
         return output
 
-    def _together(self, parts: Sequence[UNetCall], share: int) -> Tensor:
-        """Compute the first part here and the others in helpers, each with `share` of torch's threads. If one part
-        fails or is stopped, all of them are."""
-        first, *others = parts
-        threads, inference, grad = torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-
-        def helped(part: UNetCall) -> Tensor:
-            torch.set_num_threads(share)
-            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-                return self._part(part)
-
-        while len(_helpers) < len(others):
-            _helpers.append(Worker(within=InParts))
-        tasks = [helper.begin(helped, part) for helper, part in zip(_helpers, others, strict=False)]
-        torch.set_num_threads(share)
-        try:
-            return torch.cat([self._part(first), *map(_result, tasks)])
-        finally:
-            for task in tasks:
-                task.stop()
-            for task in tasks:
-                task.wait()
-            torch.set_num_threads(threads)
-
-    def _part(self, call: UNetCall) -> Tensor:
-        """Compute rows in the calling thread."""
-        if not self._short:
-            return super()._compute(call)
+    def _at_once(self, call: UNetCall) -> Tensor:
         with at_once():
             return super()._compute(call)
 
 
+def _halves(compute: Callable[[UNetCall], Tensor], halves: Sequence[UNetCall], threads: int, share: int) -> Tensor:
+    """Compute the first half here and the second in the helper, each with `share` of torch's `threads`.
+
+    If the first one fails or is stopped, the second one is stopped. If the second one fails, the first is finished.
+    """
+    first, second = halves
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    mixed, precision = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def helped() -> Tensor:
+        torch.set_num_threads(share)
+        autocast = torch.autocast("cpu", precision, enabled=mixed)
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad), autocast:
+            return compute(second)
+
+    task = _helper().begin(helped)
+    torch.set_num_threads(share)
+    try:
+        return torch.cat([compute(first), _result(task)])
+    finally:
+        task.stop()
+        task.wait()
+        torch.set_num_threads(threads)
+
+
+@cache
+def _helper() -> Worker:
+    """Return the second thread. All models share it, because one of them draws at a time."""
+    return Worker(within=InParts)
+
+
+def _size(call: UNetCall) -> tuple[int, int]:
+    """Return the numbers of values in a call's pictures and prompts: the time that it takes grows with both."""
+    return call.images.numel(), call.condition.tokens.numel()
+
+
 def _result(task: Task[Tensor]) -> Tensor:
-    """Wait for a helper. Raises Stopped as soon as the current thread's work is asked to stop."""
+    """Wait for the helper. Raises Stopped as soon as the current thread's work is asked to stop."""
     while not task.done:
         stop_if_asked()
         task.wait(POLL_SECONDS)

@@ -2,9 +2,9 @@
 
 A server calls setup and predictions in threads of its own choice, but torch keeps much state per thread: CUDA's library
 handles and their workspaces, cuDNN's plans, OpenMP's team. Everything that setup warmed up would be cold again, so all
-networks run in one thread of ours. Also, Python raises the exception of a cancelled prediction at any place in its
-thread, which could leave a CUDA graph half recorded. Here it is raised in a thread that only waits. The work itself is
-asked to stop, and does so when it calls `stop_if_asked`.
+networks run in one thread of ours, which has a helper on a CPU (`threads.py`). Also, Python raises the exception of a
+cancelled prediction at any place in its thread, which could leave a CUDA graph half recorded. Here it is raised in a
+thread that only waits. The work itself is asked to stop, and does so when it calls `stop_if_asked`.
 
 The waiting thread may be cancelled inside any Python function. So it shares no lock with the workers that is held by
 Python code (no Condition, Event, Future or executor): a cancel at the wrong moment would leave it locked forever.

@@ -27,7 +27,7 @@ from pipelines.files.archives import Limits, unpack
 from pipelines.models.loader import family_at, load
 from pipelines.models.model import Model
 from pipelines.models.text import load_tokenizer
-from pipelines.runtime.device import Device, best_device
+from pipelines.runtime.device import Device, best_device, limit_threads
 from pipelines.runtime.memory import memory_errors_say
 from pipelines.runtime.unet_call import Condition
 from pipelines.runtime.worker import stop_if_asked
@@ -269,6 +269,7 @@ def _check_channels(base: str, model: Model) -> None:
 
 
 def _accelerator(course: Course) -> Accelerator:
+    limit_threads()
     device = best_device().place
     precision = course.precision
     if precision == "automatic":

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -43,7 +44,7 @@ def class_requests(course: Course, own: Mapping[str, Any]) -> tuple[GenerationRe
 def _requests(
     field: str, asked: Iterable[tuple[str, int]], course: Course, own: Mapping[str, Any]
 ) -> tuple[GenerationRequest, ...]:
-    """Return a request for each prompt, for so many square pictures without the hires pass.
+    """Return a request for each prompt and its number of pictures, which are square and without the hires pass.
 
     Tags of LoRAs are removed: the one in training is part of the model. Raises InvalidInput, which names the field.
     """
@@ -63,15 +64,16 @@ def _reasons(error: InvalidInput) -> tuple[object, str, str]:
     return error.value, error.rule, error.fix
 
 
-def drawn(model: Model, asked: Sequence[GenerationRequest]) -> Iterator[tuple[str, Pixels]]:
-    """Draw the requests. Yield each picture with its prompt.
-
-    A picture that is not finite is left out, with those after it in its request, and logged.
-    """
+def drawn(model: Model, asked: Iterable[GenerationRequest]) -> Iterator[tuple[str, Pixels]]:
+    """Draw the requests. Yield each picture with its prompt. A picture that is not finite is left out, and logged."""
     for request in asked:
+        done = 0
         try:
             for event in render(model, request, make_plan(request)):
                 if isinstance(event, Picture) and event.kind == FINAL:
                     yield request.prompt, event.pixels
+                    done += 1
         except NonFiniteError as error:
             log.warning("No picture of %r: %s", request.prompt, error)
+            if left := request.num_outputs - done - 1:
+                yield from drawn(model, [replace(request, seed=request.seed + done + 1, num_outputs=left)])

@@ -22,6 +22,9 @@ from torch import Tensor
 
 from pipelines.ask.identity import TOKENIZER, ModelFiles
 from pipelines.ask.networks import ExtraFile, LoraTag
+from pipelines.ask.plan import HighresPlan
+from pipelines.ask.request import GenerationRequest
+from pipelines.drawing.phases import FINAL, Picture
 from pipelines.errors import InvalidInput, NonFiniteError, OutOfMemory, OutputError
 from pipelines.models.embeddings import read_embedding
 from pipelines.models.loader import load
@@ -362,13 +365,20 @@ def test_an_archive_holds_nothing_of_an_earlier_training_in_its_folder(job: Star
 def test_a_class_picture_that_is_not_finite_is_missed_aloud(
     job: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def failing(*_: object) -> Iterator[Any]:
-        raise NonFiniteError("NaN")
-        yield
+    """Those after it, which were drawn together with it, are drawn again."""
+    draw = previews.render
 
-    monkeypatch.setattr(previews, "render", failing)
-    finished(job(class_prompt="a house", class_images=1, steps=1))
-    assert "No picture of 'a house': NaN" in caplog.text
+    def failing_once(model: Model, request: GenerationRequest, plan: HighresPlan) -> Iterator[Any]:
+        for event in draw(model, request, plan):
+            if isinstance(event, Picture) and event.kind == FINAL and event.index == request.num_outputs - 2:
+                raise NonFiniteError("NaN")
+            yield event
+
+    monkeypatch.setattr(previews, "render", failing_once)
+    one = job(class_prompt="a house", class_images=3, steps=1)
+    events = list(train(replace(one, settings={**one.settings, "num_inference_steps": 1})))
+    assert [event.number for event in events if isinstance(event, Drawn)] == [1, 2]
+    assert caplog.text.count("No picture of 'a house': NaN") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="each process needs a GPU of its own")

@@ -51,6 +51,7 @@ from pipelines.infotext.asked import (
     with_networks,
 )
 from pipelines.infotext.asked import request_from as request_of
+from pipelines.infotext.blocks import pasted
 from pipelines.infotext.obstacle import Obstacle
 from pipelines.infotext.obstacles import drop_unsupported
 from pipelines.infotext.obstacles import obstacles as found_obstacles
@@ -580,6 +581,11 @@ def test_a_quoted_prompt_holds_no_other_fields(prompt: str) -> None:
     again = request_from(of_picture(request, make_plan(request), MODEL, 0))
     assert again.hires is not None
     assert (again.hires.prompt, again.hires.negative_prompt) == (prompt, prompt)
+
+
+@pytest.mark.parametrize("field", ['Foo: {"a": 1}, Bar: [ "x", "y:" ]', 'Foo: "bar'])
+def test_json_after_quotes_that_enclose_no_value_is_read(field: str) -> None:
+    assert pasted(f'a\nSteps: 20, {field}, Baz: {{"k": "v"}}').lifted["Baz"] == {"k": "v"}
 
 
 # --- inputs over a block

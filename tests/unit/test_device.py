@@ -65,5 +65,5 @@ def test_no_more_threads_start_than_the_container_may_run(
     monkeypatch.setattr(torch, "get_num_threads", lambda: set_to[-1])
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.setattr(device, "host_processors", lambda: quota)
-    best_device()
+    device.limit_threads()
     assert set_to[-1] == threads
