@@ -163,7 +163,7 @@ LESSONS: Mapping[str, Lesson] = {
     "DreamBooth": Lesson(
         task=DREAMBOOTH,
         settings={
-            **{"steps": 220, "batch_size": 5, "learning_rate": 3e-4, "prior_weight": 3.0, "text_learning_rate": 3e-5},
+            **{"steps": 220, "batch_size": 3, "learning_rate": 4e-4, "prior_weight": 2.0, "text_learning_rate": 1e-4},
             **{"word_learning_rate": 5e-3, "word_start": "white tree", "schedule": "cosine", **PRIOR},
         },
         **_SNOWMAN,
