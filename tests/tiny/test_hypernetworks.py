@@ -27,6 +27,7 @@ from pipelines.infotext.reading import GenerationData
 from pipelines.infotext.writing import of_picture
 from pipelines.models.hypernetworks import HypernetworkUse, hypernetworks_in
 from pipelines.models.model import Model
+from pipelines.runtime.unet_call import UNet, UNetCall
 from tests.passes import latents
 from weights_script.uploads import Uploads, sort_uploads
 
@@ -324,14 +325,11 @@ def test_an_upload_is_told_by_its_content(networks: Model, folder: Path) -> None
 def test_it_is_drawn_on_the_plain_network(networks: Model, folder: Path) -> None:
     """Compiled code and graphs would not see its hooks."""
 
-    class Forbidden:
-        def __init__(self, network: nn.Module) -> None:
-            self.network = network
-
-        def __call__(self, call: object) -> Tensor:
+    class Forbidden(UNet):
+        def __call__(self, call: UNetCall) -> Tensor:
             raise AssertionError("a compiled network was called")
 
-    compiled = replace(networks, unet=Forbidden(networks.unet.network))  # type: ignore[arg-type]
+    compiled = replace(networks, unet=Forbidden(networks.unet.network))
     request = asked("a sun<hypernet:ink>", folder)
     pictures = [e.pixels for e in render(compiled, request, make_plan(request)) if isinstance(e, Picture)]
     assert np.shape(pictures) == (1, 64, 64, 3)
