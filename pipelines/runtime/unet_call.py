@@ -126,7 +126,7 @@ class UNet:
             return self._compute(call)
 
     def plain(self) -> "UNet":
-        """Return a UNet that takes part in every change of the network."""
+        """Return a UNet that calls the network as it is, neither compiled nor recorded."""
         return UNet(self.network)
 
     def _compute(self, call: UNetCall) -> Tensor:

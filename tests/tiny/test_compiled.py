@@ -70,8 +70,6 @@ def uncompiled_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch's compiler as it was after the test. The picture that compiled networks draw on trial does not grow, which
     is a quarter of the work; what tests draw after it does."""
     monkeypatch.setattr(compiled, "HiresSettings", partial(HiresSettings, scale=1))
-    # On a CPU short calls leave a context, for which torch would compile once more; on a GPU there is none.
-    monkeypatch.setattr("pipelines.runtime.threads.SHORT_SECONDS", 0)
     yield
     torch.compiler.set_stance("default")
     torch.compiler.reset()

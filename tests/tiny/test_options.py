@@ -192,21 +192,22 @@ def test_guidance_is_skipped_where_webui_skips_it(
     assert (expected - euler(networks, lambda call, sigma: False, prompt)).abs().max() > 1e-2
 
 
-def test_skipped_calls_compute_fewer_rows(networks: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[int] = []
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call of the UNet has so far."""
+    seen: list[int] = []
     called = UNet.__call__
-    monkeypatch.setattr(UNet, "__call__", lambda unet, call: (rows.append(len(call.images)), called(unet, call))[1])
+    monkeypatch.setattr(UNet, "__call__", lambda unet, call: (seen.append(len(call.images)), called(unet, call))[1])
+    return seen
+
+
+def test_skipped_calls_compute_fewer_rows(networks: Model, rows: list[int]) -> None:
     with steps_alone(networks):
         latents(networks, asked(skipped_guidance=SkippedGuidance(early=0.2, minimum_sigma=0.5, all_steps=True)))
     assert rows == [1, 1, 2, 2, 2, 1]
 
 
-def test_early_steps_are_a_share_of_the_calls_of_a_second_order_sampler(
-    networks: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[int] = []
-    called = UNet.__call__
-    monkeypatch.setattr(UNet, "__call__", lambda unet, call: (rows.append(len(call.images)), called(unet, call))[1])
+def test_early_steps_are_a_share_of_the_calls_of_a_second_order_sampler(networks: Model, rows: list[int]) -> None:
     with steps_alone(networks):
         latents(networks, asked(sampler="Heun", skipped_guidance=SkippedGuidance(early=0.25)))
     assert rows == [1] * 4 + [2] * 7  # calls 0 to 3 of 12
