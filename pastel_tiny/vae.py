@@ -45,9 +45,7 @@ def crops(
 
 
 def _edges(batch: Tensor) -> Tensor:
-    return torch.cat(
-        [(batch[..., 1:] - batch[..., :-1]).flatten(1), (batch[..., 1:, :] - batch[..., :-1, :]).flatten(1)], 1
-    )
+    return torch.cat([_across(batch).flatten(1), _down(batch).flatten(1)], 1)
 
 
 def _chroma(batch: Tensor) -> Tensor:
@@ -63,14 +61,29 @@ def _saturation(batch: Tensor) -> Tensor:
     return batch.amax(1) - batch.amin(1)
 
 
+def _across(batch: Tensor) -> Tensor:
+    return batch[..., 1:] - batch[..., :-1]
+
+
+def _down(batch: Tensor) -> Tensor:
+    return batch[..., 1:, :] - batch[..., :-1, :]
+
+
+def _strength(structures: Tensor, floor: float) -> Tensor:
+    """Return how strong structures are around each place: the logarithm of their power."""
+    return (F.avg_pool2d(structures.square().mean(1, keepdim=True), 16, 8) + floor).log().flatten(1)
+
+
 def _texture(batch: Tensor) -> Tensor:
-    """Return how strong fine structures of two sizes are around each place: the logarithm of their power."""
-    powers = []
-    for picture in (batch, F.avg_pool2d(batch, 2)):
-        for steps in (picture[..., 1:] - picture[..., :-1], picture[..., 1:, :] - picture[..., :-1, :]):
-            power = F.avg_pool2d(steps.square().mean(1, keepdim=True), 16, 8)
-            powers.append((power + FAINT).log().flatten(1))
-    return torch.cat(powers, 1)
+    """Return how strong fine structures of two sizes are around each place."""
+    steps = [move(each) for each in (batch, F.avg_pool2d(batch, 2)) for move in (_across, _down)]
+    return torch.cat([_strength(each, FAINT) for each in steps], 1)
+
+
+def _finest(batch: Tensor) -> Tensor:
+    """Return how strong structures of two or three pixels are around each place: second differences."""
+    bends = (_across(_across(batch)), _down(_down(batch)), 2 * _across(_down(batch)))
+    return torch.cat([_strength(each, 4 * FAINT) for each in bends], 1)
 
 
 def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
@@ -88,7 +101,8 @@ def loss(output: Tensor, target: Tensor, better: bool = False) -> Tensor:
     if not better:
         return plain
     paleness = F.l1_loss(_saturation(output), _saturation(target))
-    return plain + 40 * paleness + 0.3 * F.l1_loss(_texture(output), _texture(target))
+    strengths = F.l1_loss(_texture(output), _texture(target)) + F.l1_loss(_finest(output), _finest(target))
+    return plain + 40 * paleness + 0.3 * strengths
 
 
 def _tails(values: Tensor, usual: float) -> Tensor:
@@ -129,12 +143,25 @@ class Spikes:
 
 NOISE = {"vae": 0.04, "calm": 0.04, "better": 0.2}
 """How wrong latents are in training at most, in deviations. The UNet's small errors must not become freckles."""
+WRONG_PLACES, WRONG_BY = 0.01, 1.0
+"""The share of single places where the better decoder's latents are wrong by much more, in half of its pictures, and by
+how many deviations. The second pass of highres fix leaves such places in skies."""
 
 
-def _reconstruct(vae: AutoencoderKL, batch: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _errors(latents: Tensor, name: str) -> Tensor:
+    """Return errors like the UNet's, in deviations: at most as much noise as the phase has, and single wrong places."""
+    count = len(latents)
+    amount = NOISE[name] * torch.rand(count, 1, 1, 1).expand(count, 1, *latents.shape[2:])
+    if name == "better":
+        places = (torch.rand_like(amount) < WRONG_PLACES) & (torch.rand(count, 1, 1, 1) < 0.5)
+        amount = torch.where(places, WRONG_BY, amount)
+    return amount * torch.randn_like(latents)
+
+
+def _reconstruct(vae: AutoencoderKL, batch: Tensor, name: str) -> tuple[Tensor, Tensor]:
     mean = vae.encode(batch).latent_dist.mean
     spread = mean.detach().std((0, 2, 3), keepdim=True)
-    return vae.decode(mean + noise * spread * torch.randn_like(mean)).sample, mean
+    return vae.decode(mean + spread * _errors(mean, name)).sample, mean
 
 
 APART = 0.6
@@ -237,7 +264,7 @@ def step(
 ) -> dict[str, float]:
     """Take one optimizer step; return the loss, the measure of spikes, and the distance from evened latents."""
     with half_precision():
-        output, mean = _reconstruct(run.network, batch, NOISE[name] * torch.rand(len(batch), 1, 1, 1))
+        output, mean = _reconstruct(run.network, batch, name)
     error = loss(output.float(), batch, better=name == "better")
     tails = spikes.total() + _tails(mean.float(), 4.0)
     apart = calm.loss(batch, mean.float()) if calm else torch.zeros(())

@@ -29,6 +29,7 @@ from pipelines.ask.catalog import INPAINT_AREAS, MASKED_CONTENTS, RESIZE_MODES
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.networks import Extras, in_folders
 from pipelines.ask.plan import make_plan
+from pipelines.ask.prompt import parse_attention
 from pipelines.ask.request import (
     SAME_SAMPLER,
     SAME_SCHEDULE,
@@ -58,6 +59,8 @@ REPORT = ROOT / "docs" / "parity.md"
 OF_FAMILIES = ROOT / "tests" / "data" / "webui" / "families.json"
 """The cases of other families that this container draws. Their tensors are in a folder next to SD 1's."""
 Json = Mapping[str, Any]
+MEAN_APART = 1e-4
+"""The limit for an encoder's mean, in proportion to values above 10. At 30, WebUI's are 1.1e-4 away from exact ones."""
 
 
 @dataclass
@@ -67,13 +70,15 @@ class Comparison:
     name: str
     noise: float = 0.0
     conditioning: float = 0.0
+    restoring: float = 0.0
+    """How much rounding may change the conditioning through emphasis, in addition to the limit."""
     latents: list[float] = field(default_factory=list)
     largest: float = 0.0
     """The largest value of the last pass's latents."""
     equal_pixels: float = 1.0
     pixel: int = 0
     masks: list[bool] = field(default_factory=list)
-    """For passes from a picture: whether encoder mean (to 1e-4), overlay and latent mask match WebUI's."""
+    """For passes from a picture: whether encoder mean (to `MEAN_APART`), overlay and latent mask match WebUI's."""
     infotext: bool = True
 
 
@@ -238,6 +243,7 @@ def compare(model: Model, folder: Path, name: str, case: Json, beside: Beside = 
     for event in render(model, request, plan, beside=beside, given=_given(case, expected, len(plan.seeds))):
         if isinstance(event, PassResult):
             _compare_pass(found, event, expected)
+            found.restoring = max(found.restoring, _restoring([model, *beside.others.values()], request, event))
         elif isinstance(event, Picture):
             difference = (torch.from_numpy(event.pixels).int() - expected["images"][event.index].int()).abs()
             found.equal_pixels = min(found.equal_pixels, float((difference == 0).float().mean()))
@@ -273,7 +279,8 @@ def _given(case: Json, expected: Mapping[str, Tensor], images: int) -> Given:
 def _compare_canvas(found: Comparison, model: Model, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
     pixels = torch.from_numpy(np.asarray(canvas.picture) / np.float32(255)).permute(2, 0, 1)
     mean = model.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / model.vae.scale
-    found.masks.append(_apart(mean[None], expected["0_img2img_vae_mean"][:1]) < 1e-4)
+    theirs = expected["0_img2img_vae_mean"][:1]
+    found.masks.append(_apart(mean[None], theirs) < MEAN_APART * max(1, float(theirs.abs().max()) / 10))
     if canvas.overlay is not None and "overlay_image" in expected:
         found.masks.append(np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy()))
 
@@ -301,6 +308,23 @@ def _compare_pass(found: Comparison, result: PassResult, expected: Mapping[str, 
         elif kind == "latent":
             found.largest = float(ours.abs().max())
             found.latents.append(_apart(ours, expected[name]))
+
+
+def _restoring(models: Iterable[Model], request: GenerationRequest, result: PassResult) -> float:
+    """Return how much rounding may change a condition, which one of the models made, through emphasis; 0 without it.
+
+    Emphasis divides an encoder's output for a chunk by its mean, and multiplies it by the mean that it shall keep. The
+    encoder's rounding moves either by about an epsilon. The smaller the mean is, the more that changes the values.
+    """
+    if all(weight == 1 for text in (request.prompt, request.negative_prompt) for _, weight in parse_attention(text)):
+        return 0.0
+    conditions = [each.tokens for each in result.prompts.at(0)]
+    of_models = ([tower.width for tower in model.text.towers] for model in models)
+    widths = next(widths for widths in of_models if sum(widths) == conditions[0].shape[2])
+    chunks = [chunk for each in conditions for chunk in each.split(77, 1)]
+    parts = [part for chunk in chunks for part in chunk.split(widths, 2)]
+    epsilon = torch.finfo(torch.float32).eps
+    return max(float(epsilon * part.abs().max() / part.mean().abs()) for part in parts)
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
@@ -402,7 +426,8 @@ These limits hold on every processor:
 | NV noise | 1e-6 | integers, then log and sine in double precision |
 | torch's CPU noise | 4e-6 | torch approximates log and sine in ways that differ by 2e-6 among instruction sets |
 | sigmas | 1e-6 of the value | about eight roundings of float32 |
-| conditioning | 1e-4 | matrix products, summed in the order that suits the processor |
+| conditioning | 1e-4 | matrix products, summed in the order that suits the processor; more if emphasis divides by a \
+mean of nearly 0 |
 | latents | 3e-4 | two runs of WebUI differ by 2e-5 to 4e-5 themselves; of a tenth of latents above 10 |
 | latents after a pixel upscaler | 2.6e-2 | it rounds to 8 bits; two runs of WebUI differ by 2e-3, at worst 2.6e-2 |
 | 8-bit values of a picture | 1, and 99 % are equal | after a pixel upscaler 2, and 95 %; less where latents are small |

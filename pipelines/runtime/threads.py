@@ -9,9 +9,10 @@ A thread that uses torch for the first time during a call gets only half of torc
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -21,10 +22,12 @@ from pipelines.runtime.parts import InParts, at_once
 from pipelines.runtime.unet_call import UNet, UNetCall
 from pipelines.runtime.worker import POLL_SECONDS, Task, Worker, stop_if_asked
 
+Result = TypeVar("Result")
+
 SHORT_SECONDS = 0.25
 """If a call took less than this, the next one runs without a check at every operation, which costs 10 us each."""
 UNEVEN = 1.2
-"""Rows are not shared out if one of the threads would then have more than this many times half of the work: of three
+"""Work is not shared out if one of the threads would then have more than this many times half of the work: of three
 rows, for example, or with one of three threads."""
 
 
@@ -41,12 +44,12 @@ class ThreadedUNet(UNet):
         return self
 
     def _compute(self, call: UNetCall) -> Tensor:
-        total, threads, started = len(call.images), torch.get_num_threads(), perf_counter()
-        rows, share, size = math.ceil(total / 2), threads // 2, _size(call)
+        total, started = len(call.images), perf_counter()
+        rows, size = math.ceil(total / 2), _size(call)
         short = all(own <= known for own, known in zip(size, self._short, strict=True))
         compute = self._at_once if short else super()._compute
-        if total > 1 and rows * threads <= UNEVEN * total * share:
-            output = _halves(compute, [*call.split(rows)], threads, share)
+        if total > 1 and pays(rows, total):
+            output = torch.cat(both(*(partial(compute, half) for half in call.split(rows))))
         else:
             output = compute(call)
         self._short = size if perf_counter() - started < SHORT_SECONDS else (0, 0)
@@ -57,25 +60,32 @@ class ThreadedUNet(UNet):
             return super()._compute(call)
 
 
-def _halves(compute: Callable[[UNetCall], Tensor], halves: Sequence[UNetCall], threads: int, share: int) -> Tensor:
-    """Compute the first half here and the second in the helper, each with `share` of torch's `threads`.
+def pays(larger: int, total: int) -> bool:
+    """Return whether to divide an amount of work between two threads, if one of them gets the larger part."""
+    threads = torch.get_num_threads()
+    return threads > 1 and larger * threads <= UNEVEN * total * (threads // 2)
 
-    If the first one fails or is stopped, the second one is stopped. If the second one fails, the first is finished.
+
+def both(first: Callable[[], Result], second: Callable[[], Result]) -> tuple[Result, Result]:
+    """Do two pieces of work at the same time, the second one in the helper, each with half of torch's threads.
+
+    They run in the modes of the caller. If the first one fails or is stopped, the second one is stopped. If the second
+    one fails, the first is finished.
     """
-    first, second = halves
+    threads = torch.get_num_threads()
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     mixed, precision = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
-    def helped() -> Tensor:
-        torch.set_num_threads(share)
+    def helped() -> Result:
+        torch.set_num_threads(threads // 2)
         autocast = torch.autocast("cpu", precision, enabled=mixed)
         with torch.inference_mode(inference), torch.set_grad_enabled(grad), autocast:
-            return compute(second)
+            return second()
 
     task = _helper().begin(helped)
-    torch.set_num_threads(share)
+    torch.set_num_threads(threads // 2)
     try:
-        return torch.cat([compute(first), _result(task)])
+        return first(), _result(task)
     finally:
         task.stop()
         task.wait()
@@ -93,7 +103,7 @@ def _size(call: UNetCall) -> tuple[int, int]:
     return call.images.numel(), call.condition.tokens.numel()
 
 
-def _result(task: Task[Tensor]) -> Tensor:
+def _result(task: Task[Result]) -> Result:
     """Wait for the helper. Raises Stopped as soon as the current thread's work is asked to stop."""
     while not task.done:
         stop_if_asked()

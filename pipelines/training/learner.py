@@ -5,6 +5,7 @@ peft makes the layers of a LoRA. A multi-GPU run wraps this one module, so every
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from pipelines.models.build import text_model
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition
 from pipelines.training.settings import Course
+from pipelines.training.two_threads import Call, compute
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL
 from pipelines.training.words import TrainedRows, TrainedTable, meaning, own_pieces
 
@@ -29,8 +31,23 @@ TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """Layers of text encoders that a LoRA changes. WebUI leaves out OpenCLIP's attentions unless all four are there."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A batch of noisy latents, for which noise or v is to be predicted."""
+
+    latents: Tensor
+    """(B, 4, h, w)"""
+    times: Tensor
+    """(B,)"""
+    captions: Sequence[str]
+    encoded: Condition | None
+    """The encoded captions; None: encode them now."""
+    sizes: Tensor | None
+    """(B, k): follow the pooled text, in families that are told about a picture's size."""
+
+
 class Learner(nn.Module):
-    """A model in training. Calling it predicts noise or v for a batch."""
+    """A model in training. Calling it predicts noise or v for batches."""
 
     def __init__(self, model: Model, course: Course) -> None:
         """Prepare the model's networks, in place. Everything that is not trained is frozen."""
@@ -72,22 +89,21 @@ class Learner(nn.Module):
         """Return the trained parameters by name."""
         return {name: each for name, each in self.named_parameters() if each.requires_grad}
 
-    def forward(
-        self, latents: Tensor, times: Tensor, captions: Sequence[str], encoded: Condition | None, sizes: Tensor | None
-    ) -> Tensor:
-        """Predict noise or v (B, 4, h, w) for noisy latents.
+    def forward(self, asked: Sequence[Asked]) -> list[Tensor]:
+        """Predict noise or v (B, 4, h, w) for each of these."""
+        calls = [self._call(each) for each in asked]
+        return compute(self._predicted, [each for each in self.unet.parameters() if each.requires_grad], calls)
 
-        `encoded` are the encoded captions; None: encode them now. `sizes` (B, k) follow the pooled text, in families
-        that are told about a picture's size.
-        """
-        condition = self.encode(captions) if encoded is None else encoded
-        options = {}
-        if condition.vector is not None:
-            vector = condition.vector if sizes is None else torch.cat([condition.vector, sizes], 1)
-            options["class_labels"] = vector
-        predicted: Tensor = self.unet(
-            latents, times, encoder_hidden_states=condition.tokens, return_dict=False, **options
-        )[0]
+    def _call(self, asked: Asked) -> Call:
+        condition = self.encode(asked.captions) if asked.encoded is None else asked.encoded
+        if condition.vector is None:
+            return asked.latents, asked.times, condition.tokens
+        vector = condition.vector if asked.sizes is None else torch.cat([condition.vector, asked.sizes], 1)
+        return asked.latents, asked.times, condition.tokens, vector
+
+    def _predicted(self, latents: Tensor, times: Tensor, tokens: Tensor, vector: Tensor | None = None) -> Tensor:
+        options = {} if vector is None else {"class_labels": vector}
+        predicted: Tensor = self.unet(latents, times, encoder_hidden_states=tokens, return_dict=False, **options)[0]
         return predicted
 
     def encode(self, captions: Sequence[str]) -> Condition:

@@ -33,8 +33,8 @@ from pipelines.runtime.unet_call import Condition
 from pipelines.runtime.worker import stop_if_asked
 from pipelines.training import result, state
 from pipelines.training.batches import Batch, Batches, Encoded, encode
-from pipelines.training.learner import Learner
-from pipelines.training.loss import Loss
+from pipelines.training.learner import Asked, Learner
+from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
 from pipelines.training.previews import class_requests, drawn, preview_requests
 from pipelines.training.remarks import check_token, remarks
@@ -417,18 +417,22 @@ class _Training:
 
     def _loss_of(self, number: int) -> Tensor:
         """Return the loss of a batch by its number, and of one of the class beside it."""
-        loss = self._error(self._batches[number], number, "picture")
+        kinds = [("picture", self._batches[number], 1.0)]
         if self._class:
-            loss = loss + self._course.prior_weight * self._error(self._class[number], number, "class")
-        return loss
+            kinds.append(("class", self._class[number], self._course.prior_weight))
+        noisy = [self._noisy(batch, number, kind) for kind, batch, _ in kinds]
+        asked = [self._asked(batch, each) for (_, batch, _), each in zip(kinds, noisy, strict=True)]
+        losses = map(self._loss, self._wrapped(asked), noisy)
+        return torch.stack([share * loss for (_, _, share), loss in zip(kinds, losses, strict=True)]).sum()
 
-    def _error(self, batch: Batch, number: int, kind: str) -> Tensor:
+    def _noisy(self, batch: Batch, number: int, kind: str) -> Noisy:
         course, device = self._course, self._accelerator.device
-        noisy = self._loss.noisy(
-            batch.latents(course.random(kind, "latents", number), device), course.random(kind, "noise", number)
-        )
-        sizes = None if batch.sizes is None else batch.sizes.to(device)
-        return self._loss(self._wrapped(noisy.latents, noisy.times, batch.captions, self._known(batch), sizes), noisy)
+        latents = batch.latents(course.random(kind, "latents", number), device)
+        return self._loss.noisy(latents, course.random(kind, "noise", number))
+
+    def _asked(self, batch: Batch, noisy: Noisy) -> Asked:
+        sizes = None if batch.sizes is None else batch.sizes.to(self._accelerator.device)
+        return Asked(noisy.latents, noisy.times, batch.captions, self._known(batch), sizes)
 
     def _known(self, batch: Batch) -> Condition | None:
         """Return the encoded captions of a batch; None if they are encoded anew. Shorter ones get empty chunks."""
