@@ -16,7 +16,7 @@ from pastel_tiny.start import started
 from pipelines.ask.identity import TOKENIZER
 
 PHASES = ("vae", "calm", "text", "encode", "better", "unet")
-STEPS = {"vae": 1600, "calm": 800, "text": 1200, "better": 2800, "unet": 3650}
+STEPS = {"vae": 1600, "calm": 800, "text": 1200, "better": 3160, "unet": 3650}
 
 
 def main() -> None:

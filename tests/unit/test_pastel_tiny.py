@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from pastel_tiny import vae
 from pastel_tiny.captions import ATTRIBUTES, FILLERS, FLAWS, WEATHER_WORDS, caption
 from pastel_tiny.dataset import TEST_SEED, chunks, halve
 from pastel_tiny.forms import FORMS
@@ -20,7 +21,6 @@ from pastel_tiny.scenes import SUBJECT_COLOURS, SUBJECTS, Scene, scene, with_sub
 from pastel_tiny.scenes import held_out as is_held_out
 from pastel_tiny.teach import CLASS
 from pastel_tiny.text import Blend, targets
-from pastel_tiny.vae import evened
 from pipelines.ask.identity import TOKENIZER
 
 SEEDS = range(40)
@@ -148,10 +148,32 @@ def test_a_spike_of_the_last_column_but_one_becomes_its_surroundings_median() ->
     latents = torch.linspace(0, 0.5, 4 * 6 * 8).view(1, 4, 6, 8)
     spoilt = latents.clone()
     spoilt[0, 2, 3, 6] = spoilt[0, 1, 2, 4] = 5
-    found = evened(spoilt, torch.ones(4))
+    found = vae.evened(spoilt, torch.ones(4))
     assert found[0, 2, 3, 6] == spoilt[0, 2, 2:5, 5:].flatten().median()
     found[0, 2, 3, 6] = 5
     assert torch.equal(found, spoilt)
+
+
+def test_fine_strokes_may_be_elsewhere_but_not_missing() -> None:
+    """Stripes of three pixels, the same moved by one, and a plain picture of their mean: pixels prefer the last."""
+    stripes = torch.zeros(1, 3, 64, 66)
+    stripes[..., ::3] = 0.2
+    moved, plain = stripes.roll(1, 3), stripes.mean((2, 3), keepdim=True).expand_as(stripes)
+    moved_by, plain_by = (float((vae._finest(each) - vae._finest(stripes)).abs().mean()) for each in (moved, plain))
+    assert moved_by < 0.05 < 0.5 < plain_by
+    assert vae.loss(plain, stripes) < vae.loss(moved, stripes)
+    assert vae.loss(moved, stripes, better=True) < vae.loss(plain, stripes, better=True)
+
+
+def test_latents_are_wrong_as_the_unets_are() -> None:
+    """The better decoder also learns from single places that are far off, in about half of the pictures."""
+    torch.manual_seed(0)
+    size = (64, 4, 16, 16)
+    usual, better = (vae._errors(torch.zeros(size), name).norm(dim=1) / 2 for name in ("vae", "better"))
+    assert usual.max() < 4 * vae.NOISE["vae"]
+    far = better > 4 * vae.NOISE["better"]
+    assert 0.2 < far.flatten(1).any(1).float().mean() < 0.7
+    assert far.float().mean() < vae.WRONG_PLACES
 
 
 def test_a_depth_map_shows_a_subject_without_its_glow_and_its_shadow() -> None:
