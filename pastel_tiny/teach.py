@@ -206,11 +206,11 @@ def archive(path: Path, lesson: Lesson) -> Path:
 
 
 def teach(lesson: Lesson, folder: Path) -> None:
-    """Run the training, unless its result is there, and tell the processor's seconds that it took."""
+    """Run the training, unless its result is there, and tell how long it took."""
     if _result(folder).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    base, start = resolve(None, None), time.process_time()
+    base, start = resolve(None, None), time.perf_counter()
     wishes = Wishes(task=lesson.task, seed=0, **lesson.settings)
     with opened(archive(folder / "pictures.zip", lesson), wishes.resolution) as pictures:
         job = Job(
@@ -222,7 +222,7 @@ def teach(lesson: Lesson, folder: Path) -> None:
             folder=folder,
         )
         follow(train(job), lambda name, value: None)
-    print(f"processor seconds: {time.process_time() - start:.0f}", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s with {torch.get_num_threads()} threads", flush=True)
 
 
 def _result(folder: Path) -> Path:
@@ -287,7 +287,6 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True, help="folder of judge.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results and a sheet")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     for name in options.lessons:
         teach(LESSONS[name], options.out / name)
     classroom, rows, captions = Class(load_judge(options.judge)), [], []

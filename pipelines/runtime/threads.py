@@ -61,16 +61,17 @@ class ThreadedUNet(UNet):
 
 
 def pays(larger: int, total: int) -> bool:
-    """Return whether to divide an amount of work between two threads, if one of them gets the larger part."""
+    """Return whether two threads are worth it, if the larger share of the work is so much of the total, in any unit."""
     threads = torch.get_num_threads()
-    return threads > 1 and larger * threads <= UNEVEN * total * (threads // 2)
+    return larger * threads <= UNEVEN * total * (threads // 2)
 
 
 def both(first: Callable[[], Result], second: Callable[[], Result]) -> tuple[Result, Result]:
     """Do two pieces of work at the same time, the second one in the helper, each with half of torch's threads.
 
-    They run in the modes of the caller. If the first one fails or is stopped, the second one is stopped. If the second
-    one fails, the first is finished.
+    There must be two of these at least, as `pays` makes sure. Both run in the caller's modes for inference, gradients
+    and autocast, and the second one also within InParts. If the first one fails or is stopped, the second one is
+    stopped. If the second one fails, the first is finished. Raises what they raise, and Stopped.
     """
     threads = torch.get_num_threads()
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -94,7 +95,7 @@ def both(first: Callable[[], Result], second: Callable[[], Result]) -> tuple[Res
 
 @cache
 def _helper() -> Worker:
-    """Return the second thread. All models share it, because one of them draws at a time."""
+    """Return the second thread. All models share it, because one of them draws or learns at a time."""
     return Worker(within=InParts)
 
 

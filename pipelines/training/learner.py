@@ -15,7 +15,7 @@ from pipelines.models.build import text_model
 from pipelines.models.model import Model
 from pipelines.runtime.unet_call import Condition
 from pipelines.training.settings import Course
-from pipelines.training.two_threads import Call, compute
+from pipelines.training.two_threads import Call, compute, fits
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, LAYERS, LORA, PIVOTAL
 from pipelines.training.words import TrainedRows, TrainedTable, meaning, own_pieces
 
@@ -32,8 +32,8 @@ TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A batch of noisy latents, for which noise or v is to be predicted."""
+class NoisyBatch:
+    """Noisy latents, and what the networks are told about them."""
 
     latents: Tensor
     """(B, 4, h, w)"""
@@ -67,6 +67,7 @@ class Learner(nn.Module):
         }
         for add in parts[course.task]:
             add()
+        self._in_threads = fits(self.unet)
 
     @property
     def reads_text(self) -> bool:
@@ -89,17 +90,19 @@ class Learner(nn.Module):
         """Return the trained parameters by name."""
         return {name: each for name, each in self.named_parameters() if each.requires_grad}
 
-    def forward(self, asked: Sequence[Asked]) -> list[Tensor]:
-        """Predict noise or v (B, 4, h, w) for each of these."""
-        calls = [self._call(each) for each in asked]
+    def forward(self, batches: Sequence[NoisyBatch]) -> list[Tensor]:
+        """Predict noise or v (B, 4, h, w) for each batch."""
+        calls = [self._call(each) for each in batches]
+        if not self._in_threads:
+            return [self._predicted(*call) for call in calls]
         return compute(self._predicted, [each for each in self.unet.parameters() if each.requires_grad], calls)
 
-    def _call(self, asked: Asked) -> Call:
-        condition = self.encode(asked.captions) if asked.encoded is None else asked.encoded
+    def _call(self, batch: NoisyBatch) -> Call:
+        condition = self.encode(batch.captions) if batch.encoded is None else batch.encoded
         if condition.vector is None:
-            return asked.latents, asked.times, condition.tokens
-        vector = condition.vector if asked.sizes is None else torch.cat([condition.vector, asked.sizes], 1)
-        return asked.latents, asked.times, condition.tokens, vector
+            return batch.latents, batch.times, condition.tokens
+        vector = condition.vector if batch.sizes is None else torch.cat([condition.vector, batch.sizes], 1)
+        return batch.latents, batch.times, condition.tokens, vector
 
     def _predicted(self, latents: Tensor, times: Tensor, tokens: Tensor, vector: Tensor | None = None) -> Tensor:
         options = {} if vector is None else {"class_labels": vector}

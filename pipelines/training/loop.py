@@ -33,7 +33,7 @@ from pipelines.runtime.unet_call import Condition
 from pipelines.runtime.worker import stop_if_asked
 from pipelines.training import result, state
 from pipelines.training.batches import Batch, Batches, Encoded, encode
-from pipelines.training.learner import Asked, Learner
+from pipelines.training.learner import Learner, NoisyBatch
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
 from pipelines.training.previews import class_requests, drawn, preview_requests
@@ -421,8 +421,8 @@ class _Training:
         if self._class:
             kinds.append(("class", self._class[number], self._course.prior_weight))
         noisy = [self._noisy(batch, number, kind) for kind, batch, _ in kinds]
-        asked = [self._asked(batch, each) for (_, batch, _), each in zip(kinds, noisy, strict=True)]
-        losses = map(self._loss, self._wrapped(asked), noisy)
+        given = [self._given(batch, each) for (_, batch, _), each in zip(kinds, noisy, strict=True)]
+        losses = map(self._loss, self._wrapped(given), noisy)
         return torch.stack([share * loss for (_, _, share), loss in zip(kinds, losses, strict=True)]).sum()
 
     def _noisy(self, batch: Batch, number: int, kind: str) -> Noisy:
@@ -430,9 +430,9 @@ class _Training:
         latents = batch.latents(course.random(kind, "latents", number), device)
         return self._loss.noisy(latents, course.random(kind, "noise", number))
 
-    def _asked(self, batch: Batch, noisy: Noisy) -> Asked:
+    def _given(self, batch: Batch, noisy: Noisy) -> NoisyBatch:
         sizes = None if batch.sizes is None else batch.sizes.to(self._accelerator.device)
-        return Asked(noisy.latents, noisy.times, batch.captions, self._known(batch), sizes)
+        return NoisyBatch(noisy.latents, noisy.times, batch.captions, self._known(batch), sizes)
 
     def _known(self, batch: Batch) -> Condition | None:
         """Return the encoded captions of a batch; None if they are encoded anew. Shorter ones get empty chunks."""

@@ -30,8 +30,9 @@ from pipelines.models.embeddings import read_embedding
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
+from pipelines.runtime.threads import both
 from pipelines.runtime.unet_call import Condition, UNetCall
-from pipelines.training import loop, previews
+from pipelines.training import loop, previews, two_threads
 from pipelines.training.learner import Learner
 from pipelines.training.loop import Drawn, Event, Finished, Job, Looked, Saved, Stepped, train
 from pipelines.training.pictures import Opened, opened
@@ -184,6 +185,30 @@ def test_a_resumed_training_goes_on_exactly(job: Start, whole: tuple[Job, Path])
     one, other = load_file(result(without_break)), load_file(result(last))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(set(told(without_break)["losses"])) == 3
+
+
+def test_two_threads_learn_the_same(job: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture in one thread, and one of the class in the other."""
+    helped: list[str] = []
+
+    def counted(*work: Callable[[], Any]) -> tuple[Any, Any]:
+        helped.append(folder)
+        return both(*work)
+
+    monkeypatch.setattr(two_threads, "both", counted)
+    wishes: dict[str, Any] = {"learning_rate": 1e-3, "text_learning_rate": 1e-3, "steps": 2, "save_every": 9}
+    wishes |= {"class_prompt": "a house", "class_images": 2}
+    threads, losses = torch.get_num_threads(), {}
+    for count, folder in ((1, "one thread"), (2, "two threads")):
+        torch.set_num_threads(count)
+        try:
+            found = job(folder, **wishes)
+            assert finished(found).stopped == ""
+        finally:
+            torch.set_num_threads(threads)
+        losses[folder] = told(found)["losses"]
+    assert set(helped) == {"two threads"}
+    assert losses["two threads"] == pytest.approx(losses["one thread"], rel=1e-4)
 
 
 def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path, whole: tuple[Job, Path]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.models.model import Model
+from pipelines.runtime import parts
 from pipelines.training import two_threads
 from pipelines.training.two_threads import Call, compute
 
@@ -80,19 +81,59 @@ def test_outputs_and_gradients_are_those_of_one_thread(
 
 def test_a_frozen_network_still_tells_what_its_inputs_should_be() -> None:
     """A word is trained in this way."""
-    network, calls = Network().requires_grad_(False), [inputs(2)]
-    for outputs in (compute(network, [], calls), [network(*calls[0])]):
-        (found,) = torch.autograd.grad(outputs[0].square().sum(), calls[0][0])
-        assert found.abs().min() > 0
-    assert network.seen == [(False, 1), (True, 1), (False, 2)] or network.seen == [(True, 1), (False, 1), (False, 2)]
+    network, (rows, times) = Network().requires_grad_(False), inputs(2)
+    found, wanted = (
+        torch.autograd.grad(output.square().sum(), rows)[0]
+        for output in (compute(network, [], [(rows, times)])[0], network(rows, times))
+    )
+    torch.testing.assert_close(found, wanted)
+    assert sorted(network.seen) == [(False, 1), (False, 2), (True, 1)]
 
 
-def test_large_networks_are_trained_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread has gradients of its own."""
+def test_large_networks_are_not_for_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network()
+    assert two_threads.fits(network)
+    assert not two_threads.fits(network.to("meta"))
     monkeypatch.setattr(two_threads, "WEIGHTS_MAX", 47)
-    compute(network, [*network.parameters()], [inputs(2)])
-    assert network.seen == [(False, 2)]
+    assert not two_threads.fits(Network())
+
+
+def test_weights_that_share_their_gradient_keep_their_own() -> None:
+    """torch gives the same tensor to both."""
+    one, other = (nn.Parameter(torch.rand(1, 4, dtype=torch.double)) for _ in range(2))
+
+    def network(rows: Tensor, _: Tensor) -> Tensor:
+        return rows + (one + other).expand_as(rows)
+
+    calls = [inputs(2, needed=False)]
+    found, wanted = (
+        torch.autograd.grad(output.square().sum(), [one, other])
+        for output in (compute(network, [one, other], calls)[0], network(*calls[0]))
+    )
+    for each, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each, right)
+
+
+class Failing(torch.autograd.Function):
+    """Fails in the helper's way back."""
+
+    @staticmethod
+    def forward(_: Any, rows: Tensor) -> Tensor:
+        return rows.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError("on the way back")
+        return gradient
+
+
+def test_what_fails_on_the_way_back_is_raised() -> None:
+    rows, times = inputs(2)
+    (output,) = compute(lambda rows, _: Failing.apply(rows), [], [(rows, times)])
+    with pytest.raises(MemoryError, match="on the way back"):
+        output.sum().backward()
+    assert torch.get_num_threads() == 2
 
 
 def test_what_fails_in_a_thread_is_raised() -> None:
@@ -106,8 +147,12 @@ def test_what_fails_in_a_thread_is_raised() -> None:
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_the_unet_learns_the_same(networks: Model, mixed: bool) -> None:
+@pytest.mark.parametrize(("mixed", "checkpoints"), [(False, False), (True, False), (False, True)])
+def test_the_unet_learns_the_same(
+    networks: Model, mixed: bool, checkpoints: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where operations of this size would be split into parts, which checkpoints do not expect."""
+    monkeypatch.setattr(parts, "SCORES", 1000)
     unet = networks.unet.network
     weights = [unet.conv_in.weight, unet.mid_block.resnets[0].conv1.weight, unet.conv_out.weight]
     calls: list[Call] = [
@@ -115,7 +160,10 @@ def test_the_unet_learns_the_same(networks: Model, mixed: bool) -> None:
         for side in (8, 12)
     ]
 
+    helped: list[bool] = []
+
     def predicted(latents: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
+        helped.append(threading.current_thread() is not threading.main_thread())
         return unet(latents, times, encoder_hidden_states=tokens, return_dict=False)[0]
 
     def learned(threads: int) -> list[Tensor]:
@@ -127,11 +175,17 @@ def test_the_unet_learns_the_same(networks: Model, mixed: bool) -> None:
 
     for each in weights:
         each.requires_grad_(True)
+    if checkpoints:
+        unet.enable_gradient_checkpointing()
+        unet.train()
     try:
         two, one = learned(2), learned(1)
     finally:
+        unet.eval()
+        unet.disable_gradient_checkpointing()
         for each in weights:
             each.requires_grad_(False)
+    assert sorted(helped) == [False, False, False, True]
     for found, wanted in zip(two, one, strict=True):
         tolerance = partial(torch.testing.assert_close, rtol=0)
         tolerance(found, wanted, atol=float(wanted.abs().max()) * (0.05 if mixed else 1e-5))

@@ -154,7 +154,7 @@ def test_a_spike_of_the_last_column_but_one_becomes_its_surroundings_median() ->
     assert torch.equal(found, spoilt)
 
 
-def test_fine_strokes_may_be_elsewhere_but_not_missing() -> None:
+def test_fine_strokes_may_be_elsewhere_but_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stripes of three pixels, the same moved by one, and a plain picture of their mean: pixels prefer the last."""
     stripes = torch.zeros(1, 3, 64, 66)
     stripes[..., ::3] = 0.2
@@ -162,7 +162,10 @@ def test_fine_strokes_may_be_elsewhere_but_not_missing() -> None:
     moved_by, plain_by = (float((vae._finest(each) - vae._finest(stripes)).abs().mean()) for each in (moved, plain))
     assert moved_by < 0.05 < 0.5 < plain_by
     assert vae.loss(plain, stripes) < vae.loss(moved, stripes)
-    assert vae.loss(moved, stripes, better=True) < vae.loss(plain, stripes, better=True)
+    missing = vae.loss(plain, stripes, better=True)
+    assert vae.loss(moved, stripes, better=True) < missing
+    monkeypatch.setattr(vae, "_finest", lambda batch: torch.zeros(1))
+    assert vae.loss(plain, stripes, better=True) < missing - 0.5, "the finest strokes count by themselves"
 
 
 def test_latents_are_wrong_as_the_unets_are() -> None:
