@@ -154,7 +154,7 @@ LESSONS: Mapping[str, Lesson] = {
     "pivotal": Lesson(
         task=PIVOTAL,
         settings={
-            **{"steps": 200, "batch_size": 4, "learning_rate": 1e-3, "text_learning_rate": 5e-3},
+            **{"steps": 220, "batch_size": 5, "learning_rate": 1e-3, "text_learning_rate": 5e-3},
             **{"rank": 16, "layers": "all", "schedule": "cosine", **PRIOR},
             "class_prompt": "\n".join(("white tree", *CLASS)),  # the word begins as the first line
         },
@@ -163,7 +163,7 @@ LESSONS: Mapping[str, Lesson] = {
     "DreamBooth": Lesson(
         task=DREAMBOOTH,
         settings={
-            **{"steps": 220, "batch_size": 3, "learning_rate": 4e-4, "prior_weight": 2.0, "text_learning_rate": 1e-4},
+            **{"steps": 240, "batch_size": 5, "learning_rate": 4e-4, "prior_weight": 2.0, "text_learning_rate": 1e-4},
             **{"word_learning_rate": 5e-3, "word_start": "white tree", "schedule": "cosine", **PRIOR},
         },
         **_SNOWMAN,
