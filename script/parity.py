@@ -61,7 +61,6 @@ OF_FAMILIES = ROOT / "tests" / "data" / "webui" / "families.json"
 Json = Mapping[str, Any]
 MEAN_APART = 1e-4
 """The limit for an encoder's mean, in proportion to values above 10. At 30, WebUI's are 1.1e-4 away from exact ones."""
-
 RESTORING_MAX = 3e-4
 """The most that emphasis may add to the conditioning's limit. In the case that needs it, the mean is 0.0025, the values
 are up to 8, and two instruction sets of one processor differ by 1.7e-4."""
@@ -282,8 +281,8 @@ def _given(case: Json, expected: Mapping[str, Tensor], images: int) -> Given:
 @torch.inference_mode()
 def _compare_canvas(found: Comparison, model: Model, canvas: Canvas, expected: Mapping[str, Tensor]) -> None:
     pixels = torch.from_numpy(np.asarray(canvas.picture) / np.float32(255)).permute(2, 0, 1)
-    mean = model.vae.encode(pixels, torch.zeros(expected["0_img2img_vae_mean"].shape[1:])) / model.vae.scale
     theirs = expected["0_img2img_vae_mean"][:1]
+    mean = model.vae.encode(pixels, torch.zeros(theirs.shape[1:])) / model.vae.scale
     found.masks.append(_apart(mean[None], theirs) < MEAN_APART * max(1, float(theirs.abs().max()) / 10))
     if canvas.overlay is not None and "overlay_image" in expected:
         found.masks.append(np.array_equal(np.asarray(canvas.overlay), expected["overlay_image"].numpy()))

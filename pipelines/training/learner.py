@@ -76,12 +76,10 @@ class Learner(nn.Module):
 
     def groups(self) -> list[dict[str, object]]:
         """Return the trained parameters and their learning rates, as torch's optimizers take them."""
-        unet = [each for each in self.unet.parameters() if each.requires_grad]
-        text = [each for each in self.texts.parameters() if each.requires_grad]
         course = self._course
         groups = (
-            (unet, course.learning_rate),
-            (text, course.text_learning_rate),
+            (_trained_in(self.unet), course.learning_rate),
+            (_trained_in(self.texts), course.text_learning_rate),
             ([*self.vectors, *self.rows.parameters()], course.word_learning_rate),
         )
         return [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters]
@@ -95,7 +93,7 @@ class Learner(nn.Module):
         calls = [self._call(each) for each in batches]
         if not self._in_threads:
             return [self._predicted(*call) for call in calls]
-        return compute(self._predicted, [each for each in self.unet.parameters() if each.requires_grad], calls)
+        return compute(self._predicted, _trained_in(self.unet), calls)
 
     def _call(self, batch: NoisyBatch) -> Call:
         condition = self.encode(batch.captions) if batch.encoded is None else batch.encoded
@@ -178,6 +176,10 @@ class Learner(nn.Module):
         for each in self.rows:
             assert isinstance(each, TrainedRows)
             each.store()
+
+
+def _trained_in(network: nn.Module) -> list[nn.Parameter]:
+    return [each for each in network.parameters() if each.requires_grad]
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

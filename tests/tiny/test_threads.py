@@ -15,14 +15,13 @@ from pipelines.runtime.parts import InParts
 from pipelines.runtime.threads import ThreadedUNet
 from pipelines.runtime.unet_call import Condition, PicturePrompt, UNet, UNetCall, cross_attentions
 from pipelines.runtime.worker import Stopped, Worker
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(4):
+        yield
 
 
 class Network:

@@ -40,6 +40,7 @@ from pipelines.training.result import NothingTrained
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
 from script.schema import ROOT
 from tests import folders, sd2, sdxl
+from tests.torch_threads import torch_threads
 from tests.unit.test_archives import zipped
 from tests.unit.test_training_pictures import picture
 from weights_script.resolve import ResolvedModel
@@ -198,14 +199,11 @@ def test_two_threads_learn_the_same(job: Start, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(two_threads, "both", counted)
     wishes: dict[str, Any] = {"learning_rate": 1e-3, "text_learning_rate": 1e-3, "steps": 2, "save_every": 9}
     wishes |= {"class_prompt": "a house", "class_images": 2}
-    threads, losses = torch.get_num_threads(), {}
+    losses = {}
     for count, folder in ((1, "one thread"), (2, "two threads")):
-        torch.set_num_threads(count)
-        try:
-            found = job(folder, **wishes)
+        found = job(folder, **wishes)
+        with torch_threads(count):
             assert finished(found).stopped == ""
-        finally:
-            torch.set_num_threads(threads)
         losses[folder] = told(found)["losses"]
     assert set(helped) == {"two threads"}
     assert losses["two threads"] == pytest.approx(losses["one thread"], rel=1e-4)

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ from pipelines.models.model import Model
 from pipelines.runtime import parts
 from pipelines.training import two_threads
 from pipelines.training.two_threads import Call, compute
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def two_threads_of_torch() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 class Network(nn.Module):
@@ -167,11 +165,11 @@ def test_the_unet_learns_the_same(
         return unet(latents, times, encoder_hidden_states=tokens, return_dict=False)[0]
 
     def learned(threads: int) -> list[Tensor]:
-        torch.set_num_threads(threads)
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            outputs = compute(predicted, weights, calls)
-        error = sum((each.float().square().mean() for each in outputs), torch.zeros(()))
-        return [*torch.autograd.grad(error, [*weights, *(call[2] for call in calls)])]
+        with torch_threads(threads):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                outputs = compute(predicted, weights, calls)
+            error = sum((each.float().square().mean() for each in outputs), torch.zeros(()))
+            return [*torch.autograd.grad(error, [*weights, *(call[2] for call in calls)])]
 
     for each in weights:
         each.requires_grad_(True)
@@ -187,5 +185,5 @@ def test_the_unet_learns_the_same(
             each.requires_grad_(False)
     assert sorted(helped) == [False, False, False, True]
     for found, wanted in zip(two, one, strict=True):
-        tolerance = partial(torch.testing.assert_close, rtol=0)
-        tolerance(found, wanted, atol=float(wanted.abs().max()) * (0.05 if mixed else 1e-5))
+        most = float(wanted.abs().max()) * (0.05 if mixed else 1e-5)
+        torch.testing.assert_close(found, wanted, atol=most, rtol=0)
