@@ -69,7 +69,7 @@ def train(
     ),
     batch_size: int = Input(description="Pictures per batch. More need more memory.", default=1, ge=1, le=32),
     gradient_accumulation: Optional[int] = Input(
-        description="Batches per step, for a steadier course. Empty: 1, and 4 for SDXL and textual inversion.",
+        description="More batches per step make it steadier. Empty: 1; textual inversion 4; SDXL 4, pivotal tuning 1.",
         default=None,
         ge=1,
         le=64,
