@@ -505,7 +505,7 @@ class Margins:
     def read(self, text: str) -> tuple[int, ...]:
         """Parse `right 64, top 32`, or four numbers in the order left, top, right, bottom. Raises ValueError."""
         words = re.findall(r"[a-z]+|[0-9]{1,5}", text.casefold())
-        if re.fullmatch(r"(\s*[0-9]{1,5}\s*){4}", text) and len(words) == len(SIDES):
+        if re.fullmatch(r"(?:\s*+[0-9]{1,5}){4}\s*", text) and len(words) == len(SIDES):
             return tuple(map(int, words))
         sides = dict(zip(words[::2], map(int, words[1::2]), strict=True))
         if sides.keys() - set(SIDES) or 2 * len(sides) != len(words) or re.search(r"[^\sa-z0-9,;:=]", text.casefold()):

@@ -23,13 +23,14 @@ PICKS_MAX = 100
 LENGTH_MAX = 200_000
 """Limit for the characters of a text after its wildcards are replaced by their options."""
 
-_LINE = re.compile(r"\s*wildcard\s+([^:\s]*)\s*:", re.IGNORECASE)
+# Possessive quantifiers (`*+`): with plain ones, a long row of spaces is tried in every division, which can take hours.
+_LINE = re.compile(r"\s*+wildcard\s++([^:\s]*+)\s*+:", re.IGNORECASE)
 _WILDCARD = re.compile(r"__([\w/.-]+?)__")
 _VARIABLE = re.compile(r"(?<!\$)\$\{[^{}]*\}?")
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
-_SEVERAL = re.compile(r"\s*(\d{0,4})\s*(-?)\s*(\d{0,4})\s*\$\$(?:(.*?)\$\$)?(.*)", re.DOTALL)
+_SEVERAL = re.compile(r"\s*+(\d{0,4}+)\s*+(-?+)\s*+(\d{0,4}+)\s*+\$\$(?:(.*?)\$\$)?(.*)", re.DOTALL)
 """`2$$`, `1-3$$`, `-3$$` or `2-$$`, then an optional separator such as ` and $$`, then the options."""
-_WEIGHTED = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})\s*::(.*)", re.DOTALL)
+_WEIGHTED = re.compile(r"\s*+(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})\s*+::(.*)", re.DOTALL)
 _HIDDEN = re.compile("\0([0-9]+)\0")
 """Placeholder for a tag while options are picked. Requests that contain NUL themselves are refused."""
 

@@ -145,7 +145,14 @@ def test_wildcards_without_end_are_refused_at_once(wildcards: dict[str, str]) ->
 
 
 @pytest.mark.parametrize(
-    "text", [lambda n: "{" * n + "a" + "}" * n, lambda n: f"{{{n}$$" + "1::a|" * n + "b}"], ids=["deep", "many"]
+    "text",
+    [
+        lambda n: "{" * n + "a" + "}" * n,
+        lambda n: f"{{{n}$$" + "1::a|" * n + "b}",
+        lambda n: "{" + " " * n + "}",
+        lambda n: "{1" + " " * n + "-" + " " * n + "2" + " " * n + "|" + " " * n + "1" + " " * n + "b}",
+    ],
+    ids=["deep", "many", "spaces", "numbers"],
 )
 def test_braces_take_linear_time(text: Callable[[int], str]) -> None:
     def use(size: int) -> None:
@@ -153,6 +160,10 @@ def test_braces_take_linear_time(text: Callable[[int], str]) -> None:
             resolve("prompt", text(size), {}, 1)
 
     assert grows_linearly(use, 8000)
+
+
+def test_lines_take_linear_time() -> None:
+    assert grows_linearly(lambda size: lift_wildcards("wildcard" + " " * size), 8000)
 
 
 def test_as_many_levels_and_picks_as_are_said() -> None:
