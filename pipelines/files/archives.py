@@ -8,6 +8,7 @@ import gzip
 import lzma
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,18 +19,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 PIECE = 1 << 20
-"""How many bytes are unpacked at a time, and the most that a TAR's headers may take."""
+"""How many bytes are unpacked at a time, and the most that the headers of an entry of a TAR may take."""
+COMMON_MAX = 100
+"""How many headers a TAR may have for all its entries. Python copies them for each entry."""
 DIRECTORY_MAX = 4 << 20
 """Limit for the bytes of a ZIP's directory, which Python reads as a whole. An entry takes about 100."""
 _END, _END_SIZE, _COMMENT_MAX = b"PK\x05\x06", 22, 1 << 16
 """The record at the end of a ZIP, which says how large the directory is."""
-_PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""The first bytes of compressed TARs, and how they are opened."""
+_END_64, _LOCATOR_64, _ENDS_64_SIZE = b"PK\x06\x06", b"PK\x06\x07", 56 + 20
+"""The record and the locator that a ZIP64 has before it, which count instead."""
+_PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+"""The first bytes of compressed TARs, and how they are opened. XZ is not among them: a file says how much memory its
+unpacking takes, up to 4 GB, and Python's reader has no limit for it."""
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
     EOFError,
+    IndexError,
     lzma.LZMAError,
     zlib.error,
     RecursionError,
@@ -99,7 +106,7 @@ def unpack(path: Path, folder: Path, limits: Limits, wanted: Callable[[str], boo
 def _take(entry: _Entry, target: Path, limits: Limits, wanted: Callable[[str], bool], found: Unpacked) -> None:
     """Unpack one entry if it is wanted, or say why it is left out."""
     parts = PurePosixPath(entry.name.replace("\\", "/")).parts
-    name = "/".join(parts)
+    name = unicodedata.normalize("NFC", "/".join(parts))  # macOS writes an e and its accent apart
     if not name or any(part in _CLUTTER or part.startswith("._") for part in parts):
         return
     if parts[0] == "/" or ".." in parts or ":" in parts[0]:
@@ -167,34 +174,43 @@ def _opened(stream: BinaryIO) -> Iterator[Iterator[_Entry]]:
         stream.seek(0)
         opened = next((opened for packed, opened in _PACKED.items() if mark.startswith(packed)), None)
         plain = opened(stream, "rb") if opened else stream
-        with plain, tarfile.open(fileobj=cast(BinaryIO, _Careful(plain)), mode="r:") as tar:
-            yield _tarred(tar)
+        careful = _Careful(plain)
+        with plain, tarfile.open(fileobj=cast(BinaryIO, careful), mode="r:") as tar:
+            yield _tarred(tar, careful)
     else:
-        raise ValueError("it is neither a ZIP nor a TAR archive")
+        raise ValueError("it is neither a ZIP nor a TAR archive (.tar, .tar.gz or .tar.bz2)")
 
 
 class _Careful:
-    """A file for tarfile, which reads a header of any length at once. Longer reads than PIECE raise TarError."""
+    """A file for tarfile, which reads headers of any length, and any number of them in a row.
+
+    `left` is how many bytes may still be read. Reading more raises TarError.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell
+        self.left = PIECE
 
     def read(self, count: int = -1) -> bytes:
-        if not 0 <= count <= PIECE:
-            raise tarfile.ReadError("a header is too long")
+        if not 0 <= count <= self.left:
+            raise tarfile.ReadError("its headers are too long")
+        self.left -= count
         return self._file.read(count)
 
 
 def _check_directory(stream: BinaryIO) -> None:
     """Raise ValueError for a ZIP whose directory is missing or too large to be read."""
     stream.seek(0, 2)
-    stream.seek(max(0, stream.tell() - _COMMENT_MAX - _END_SIZE))
+    stream.seek(max(0, stream.tell() - _COMMENT_MAX - _END_SIZE - _ENDS_64_SIZE))
     tail = stream.read()
     stream.seek(0)
     at = tail.rfind(_END)
     if at < 0 or len(tail) < at + _END_SIZE:
         raise ValueError("it is cut off: the directory at its end is missing")
-    if int.from_bytes(tail[at + 12 : at + 16], "little") > DIRECTORY_MAX:
+    size, before = int.from_bytes(tail[at + 12 : at + 16], "little"), tail[max(0, at - _ENDS_64_SIZE) : at]
+    if before.startswith(_END_64) and before[-20:].startswith(_LOCATOR_64):
+        size = max(size, int.from_bytes(before[40:48], "little"))
+    if size > DIRECTORY_MAX:
         raise ValueError("it has too many entries")
 
 
@@ -209,13 +225,24 @@ def _zipped(archive: zipfile.ZipFile) -> Iterator[_Entry]:
             )
 
 
-def _tarred(archive: tarfile.TarFile) -> Iterator[_Entry]:
-    while (info := archive.next()) is not None:
-        if not info.isdir():
-            odd = not info.isreg() or info.issparse()
-            problem = "it is a link or a device" if odd else ""
-            yield _Entry(info.name, info.size, problem, partial(_content, archive, info))
+def _tarred(archive: tarfile.TarFile, read: _Careful) -> Iterator[_Entry]:
+    """Yield the entries of a TAR. A folder has no name and no content here, so that only its number counts."""
+    while (info := _next(archive, read)) is not None:
+        odd = not info.isreg() or info.issparse()
+        problem = "it is a link or a device" if odd else ""
+        name, size = ("", 0) if info.isdir() else (info.name, info.size)
+        yield _Entry(name, size, problem, partial(_content, archive, info, read))
 
 
-def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> BinaryIO:
+def _next(archive: tarfile.TarFile, read: _Careful) -> tarfile.TarInfo | None:
+    read.left = PIECE
+    info = archive.next()
+    archive.members.clear()  # it keeps every entry that it met
+    if len(archive.pax_headers) > COMMON_MAX:
+        raise tarfile.ReadError("its headers are too long")
+    return info
+
+
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, read: _Careful) -> BinaryIO:
+    read.left = info.size + PIECE
     return cast(BinaryIO, archive.extractfile(info))
