@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from contextlib import closing
+from functools import cache
 from typing import Optional
 
 gc.disable()  # as in predict.py
@@ -177,7 +178,7 @@ def train(
         )
         # The training runs in a thread of its own, so that a cancel interrupts it between two steps and nowhere else.
         try:
-            with closing(Worker().each(run(job))) as events:
+            with closing(_worker().each(run(job))) as events:
                 finished = follow(events, current_scope().record_metric)
         except BaseException as error:
             release_memory(error)
@@ -185,6 +186,12 @@ def train(
                 shutil.rmtree(job.folder, ignore_errors=True)
             raise
     return TrainingOutput(weights=Path(finished.archive))
+
+
+@cache
+def _worker() -> Worker:
+    """Return the thread of all trainings. The next one waits there until a cancelled one has really stopped."""
+    return Worker()
 
 
 def _folder() -> Path:

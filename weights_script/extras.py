@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.ask.catalog import IMAGE_PROMPT, NO_PREPROCESSOR, UPSCALERS, preprocessor_for
-from pipelines.ask.inputs import Inputs, checked_files
+from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import (
     ExtraFile,
     Extras,
@@ -24,7 +24,7 @@ from weights_script.lines import OR_SENT, Line, address_of, entry_of, read_lines
 from weights_script.manifest import load_manifest
 from weights_script.room import room
 from weights_script.trained import LORAS, STRANGERS, Trained, is_result, opened
-from weights_script.uploads import Uploads, sort_uploads
+from weights_script.uploads import Uploads, sent_files, sort_uploads
 
 if TYPE_CHECKING:  # imported where they are used: start-up needs no HTTP client
     from weights_script.shelf import Shelf
@@ -70,7 +70,7 @@ class Library:
         cache = cache_folder()
         shelf = self._shelf = Shelf(cache)
         here = in_folders(*(cache / folder for folder in OWN_FOLDERS)) | self._own
-        files = [self._sent(path) for path in checked_files(inputs.files, "files")]
+        files = [self._sent(path) for path in sent_files(inputs.files)]
         uploads = sort_uploads(files, wanted.file_names)
         named, multipliers = _loras(wanted, inputs.loras, here, shelf, uploads, self._inside)
         extras = here | named | Extras(embeddings=uploads.embeddings, hypernetworks=uploads.hypernetworks)
@@ -92,7 +92,8 @@ class Library:
             self._unpacked = tempfile.TemporaryDirectory(prefix="pastel-results-", ignore_cleanup_errors=True)
         folder = tempfile.mkdtemp(dir=self._unpacked.name)
         with file.blamed():
-            trained = opened(file.path, Path(folder), STRANGERS)
+            unpacked = sum(each.stat().st_size for each in Path(self._unpacked.name).rglob("*") if each.is_file())
+            trained = opened(file.path, Path(folder), replace(STRANGERS, total=max(0, STRANGERS.total - unpacked)))
             if not trained.belongs_to_base:
                 raise ModelError(f"{file.path}: holds a checkpoint. Start a container with it in COG_WEIGHTS.")
         return trained

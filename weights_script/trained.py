@@ -16,7 +16,7 @@ INVERSION, LORAS = "textual inversion", ("LoRA", "pivotal tuning")
 OPERATORS = Limits(entries=10_000, file=20_000_000_000, total=80_000_000_000)
 """Limits for a result that the operator names."""
 STRANGERS = Limits(entries=10_000, file=2 << 30, total=4 << 30)
-"""Limits for a result in a request."""
+"""Limits for a result in a request; all results of one request together have the same total."""
 
 
 @dataclass(frozen=True)

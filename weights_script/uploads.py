@@ -28,15 +28,20 @@ class Uploads:
     """Image encoders for IP-Adapters."""
 
 
+def sent_files(files: Sequence[Path]) -> Sequence[Path]:
+    """Return the files that were sent. Raises InvalidInput for too many of them, and for a string."""
+    if len(files) > FILES_MAX:
+        raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
+    return checked_files(files, "files")
+
+
 def sort_uploads(files: Sequence[Path], names: str) -> Uploads:
     """Return the files by kind and name. The comma-separated `names` take precedence over the files' own names.
 
     Raises InvalidInput for a file of another kind, and for a name that two files share or that does not fit in a tag.
     """
-    if len(files) > FILES_MAX:
-        raise InvalidInput("files", f"{len(files)} sent", f"at most {FILES_MAX} files", "Leave some out.")
     uploads, given = Uploads(), [check_name("file_names", name.strip()) for name in names.split(",")]
-    for number, path in enumerate(checked_files(files, "files")):
+    for number, path in enumerate(sent_files(files)):
         file = ExtraFile.at(path, f"files={name_of_upload(path.name)!r}")
         kind = _kind_of(file)
         name = (given[number] if number < len(given) else "") or _own_name(file)

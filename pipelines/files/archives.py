@@ -237,7 +237,7 @@ def _tarred(archive: tarfile.TarFile, read: _Careful) -> Iterator[_Entry]:
 def _next(archive: tarfile.TarFile, read: _Careful) -> tarfile.TarInfo | None:
     read.left = PIECE
     info = archive.next()
-    archive.members.clear()  # it keeps every entry that it met
+    archive.members = []  # type: ignore[attr-defined]  # where it keeps every entry that it met
     if len(archive.pax_headers) > COMMON_MAX:
         raise tarfile.ReadError("its headers are too long")
     return info

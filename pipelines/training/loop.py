@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pipelines import __version__
 from pipelines.ask.identity import ModelFiles
+from pipelines.ask.inputs import checked_files
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, name_of_upload
-from pipelines.errors import InvalidInput, OutputError, in_one_line
+from pipelines.errors import InvalidInput, OutputError, PastelError, in_one_line, say
 from pipelines.families.family import LATENT_CHANNELS
 from pipelines.files.archives import Limits, unpack
 from pipelines.models.loader import family_at, load
@@ -35,6 +36,7 @@ from pipelines.training import result, state
 from pipelines.training.batches import Batch, Batches, Encoded, encode
 from pipelines.training.learner import Learner, NoisyBatch
 from pipelines.training.loss import Loss, Noisy
+from pipelines.training.pictures import FIELD as PICTURES
 from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
 from pipelines.training.previews import class_requests, drawn, preview_requests
 from pipelines.training.remarks import check_token, remarks
@@ -143,7 +145,9 @@ def looked_at(pictures: Path, wishes: Wishes, resume: Path | None) -> Iterator[O
     Raises InvalidInput.
     """
     check(wishes)
+    checked_files((pictures,), PICTURES)
     if resume:
+        checked_files((resume,), state.FIELD)
         with tempfile.TemporaryDirectory(prefix="pastel-training-") as folder:
             state.progress_of(_told_by(resume, Path(folder) / "before")[1])
     with opened(pictures, wishes.resolution) as found:
@@ -460,7 +464,10 @@ class _Training:
         if course.task == PIVOTAL:
             save_word(self._learner, self._model, course, folder / result.WORD)
         state.write_state(folder / result.STATE, self._learner.trained(), self._plain_optimizer)
-        yield from self._preview(file, step)
+        try:
+            yield from self._preview(file, step)
+        except PastelError as error:  # what was learned is worth more than previews
+            say(f"The previews could not be drawn. {error}")
         result.write_losses(folder, self._losses)
         identity = self._model.identity
         told = {

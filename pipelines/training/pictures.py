@@ -4,15 +4,18 @@ Everything is looked at before anything is trained. Pictures are read one at a t
 trained at, and kept in files, so that memory does not grow with their number.
 """
 
+import codecs
 import hashlib
 import json
 import math
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -197,8 +200,8 @@ class _Reader:
         cut = image.resize(covering, Image.Resampling.LANCZOS).crop((*corner, corner[0] + size[0], corner[1] + size[1]))
         file = path.with_suffix(".npy")
         np.save(file, np.asarray(cut))
-        caption, cut_short = self._caption(name)
-        self.looks.append(Look(shown_name(name), True, _told(image.size, covering, size) + cut_short))
+        caption, remark = self._caption(name)
+        self.looks.append(Look(shown_name(name), True, _told(image.size, covering, size) + remark))
         return Example(name=name, caption=caption, file=file, original=image.size, size=size, corner=corner)
 
     def _check_new(self, name: str, digest: str) -> None:
@@ -210,10 +213,10 @@ class _Reader:
     def _caption(self, name: str) -> tuple[str, str]:
         """Return the caption of a picture: of the text file beside it, or else of a listing; and a remark on it."""
         beside = self._beside.get(name)
-        text = _text(self._files[beside], TEXT_MAX) if beside else self._listings.get(name, "")
+        text, remark = _text(self._files[beside], TEXT_MAX) if beside else (self._listings.get(name, ""), "")
         text = " ".join(text.split())
-        cut_short = f"; its caption is cut to {CAPTION_MAX} characters" if len(text) > CAPTION_MAX else ""
-        return text[:CAPTION_MAX], cut_short
+        remark += f"; its caption is cut to {CAPTION_MAX} characters" if len(text) > CAPTION_MAX else ""
+        return text[:CAPTION_MAX], remark
 
     @cached_property
     def _listings(self) -> Mapping[str, str]:
@@ -223,20 +226,24 @@ class _Reader:
 
     def _listing(self, name: str, path: Path) -> Iterator[tuple[str, str]]:
         """Yield the pictures and captions of one listing, and report the lines that are of no use."""
-        unlike, nowhere, again = [], [], []
-        for number, line in enumerate(_text(path, LISTING_MAX).splitlines(), 1):
+        unlike, nowhere, again, twice = [], [], [], []
+        told = set[str]()
+        # Other marks that splitlines() splits at, such as U+2028, may stand in a caption.
+        for number, line in enumerate(_text(path, LISTING_MAX)[0].split("\n"), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-                named, text = str(row["file_name"]), str(row.get("text") or row.get("caption") or "")
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                named, text = _named_and_told(json.loads(line))
+            except (ValueError, LookupError, TypeError, RecursionError):
                 unlike.append(f"line {number}")
                 continue
-            picture = str(PurePosixPath(name).parent / named)
+            picture = unicodedata.normalize("NFC", str(PurePosixPath(name).parent / named))
             if picture in self._beside:
                 again.append(f"{shown_name(named)} (line {number})")
+            elif picture in told:
+                twice.append(f"{shown_name(named)} (line {number})")
             elif picture in self._known:
+                told.add(picture)
                 yield picture, text
             else:
                 nowhere.append(f"{shown_name(named)} (line {number})")
@@ -244,6 +251,7 @@ class _Reader:
             (unlike, 'lines that are not like {"file_name": "a.jpg", "text": "a caption"}'),
             (nowhere, "captions of pictures that are not here"),
             (again, "captions of pictures that have a text file"),
+            (twice, "captions of pictures that an earlier line describes"),
         ):
             if lines:
                 self._leave(name, f"but only {why}: {_some(lines)}")
@@ -281,9 +289,27 @@ def _caption_names(name: str) -> tuple[str, ...]:
     return tuple(f"{stem}{ending}" for stem in (name, _stem(name)) for ending in (".txt", ".TXT", ".caption"))
 
 
-def _text(path: Path, most: int) -> str:
+def _named_and_told(row: Any) -> tuple[str, str]:
+    """Return the picture and the caption of a line of a listing. Raises LookupError or TypeError for another line."""
+    named, texts = row["file_name"], [row[key] for key in ("text", "caption") if key in row]
+    if not texts:
+        raise KeyError("text")
+    text = next(filter(None, texts), "")
+    if not isinstance(named, str) or not isinstance(text, str):
+        raise TypeError
+    return named, text
+
+
+def _text(path: Path, most: int) -> tuple[str, str]:
+    """Return the text of a file, in UTF-8 or with UTF-16's mark; otherwise as Windows writes it, and a remark."""
     with path.open("rb") as stream:
-        return stream.read(most).decode("utf-8-sig", errors="replace")
+        content = stream.read(most)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace"), ""
+    try:
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(content), ""  # its last character may be cut
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace"), "; its caption is not in UTF-8 and is read as Windows-1252"
 
 
 def captioned(example: Example, prefix: str, token: str) -> str:

@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def write_captions(folder: Path, captions: Iterable[tuple[str, str]]) -> None:
     for name, caption in captions:
         *folders, last = map(_part, name.split("/"))
         target = folder.joinpath(CAPTIONS, *folders, f"{last}.txt")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(caption, "utf-8")
+        with suppress(FileExistsError, NotADirectoryError, IsADirectoryError):  # pictures `a` and `a.txt/b`: the first
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(caption, "utf-8")
 
 
 def _part(name: str) -> str:

@@ -65,6 +65,9 @@ def read_state(path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch
             if tensor.shape != parameter.shape:
                 rule = f"is of another training: {name} has the shape {tuple(tensor.shape)}"
                 raise InvalidInput(FIELD, STATE, rule, "Use the model and the settings of that training.")
+        if found and not _is_memory(found):
+            rule = f"what the optimizer remembers of {name} is not whole"
+            raise InvalidInput(FIELD, STATE, rule, "Send the whole result.")
         parameter.data.copy_(tensors[WEIGHT + name])
         if found:
             optimizer.state[parameter] = {
@@ -73,12 +76,20 @@ def read_state(path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch
             }
 
 
+def _is_memory(found: Mapping[str, Tensor]) -> bool:
+    """Return whether these are all of AdamW's moments, with values that it can have."""
+    if found.keys() != set(MOMENTS):
+        return False
+    squares, step = found[MOMENTS[1]], found[MOMENTS[2]]
+    return step.numel() == 1 and step.dim() == 0 and float(step) >= 1 and bool((squares >= 0).all())
+
+
 def progress_of(settings: Mapping[str, Any]) -> Progress:
     """Read how far an earlier training was. Raises InvalidInput."""
     try:
         step, losses = int(settings["step"]), tuple(map(float, settings["losses"]))
         scaler = {str(name): float(value) for name, value in settings.get("scaler", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidInput(FIELD, SETTINGS, f"cannot be read ({error})", "Send the whole result.") from error
     if not 0 < step == len(losses) or not all(map(math.isfinite, losses)):
         raise InvalidInput(FIELD, SETTINGS, "its steps and losses do not match", "Send the whole result.")

@@ -82,11 +82,14 @@ def result(trainer: CogServer, pictures: str, tmp_path_factory: pytest.TempPathF
 def test_bad_archives_are_refused_with_advice(trainer: CogServer, pictures: str) -> None:
     reply = trainer.predict_when_free({"input_images": uri(b"hello")})
     assert reply.body["status"] == "failed"
-    assert "neither a ZIP nor a TAR archive. Send a ZIP" in reply.body["error"]
+    assert "neither a ZIP nor a TAR archive (.tar, .tar.gz or .tar.bz2). Send a ZIP" in reply.body["error"]
     assert trainer.predict_when_free({}).status == 422
     assert trainer.predict_when_free({"input_images": pictures, "rank": 0}).status == 422
     reply = trainer.predict_when_free({"input_images": pictures, "resume": uri(b"hello"), "steps": 2})
     assert "resume='file.bin': is no result of a training" in reply.body["error"]
+    for field, value in (("input_images", "/etc/passwd"), ("resume", "earlier.tar")):
+        reply = trainer.predict_when_free({"input_images": pictures, field: value})
+        assert f"{field}='{value}': must be a file. Send a data, http or https URL." in reply.body["error"]
 
 
 def test_a_training_that_cannot_begin_says_why_and_leaves_nothing(

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ import torch
 from safetensors.torch import save
 
 from pipelines.ask.inputs import Inputs
-from pipelines.errors import ModelError
+from pipelines.errors import InvalidInput, ModelError
 from pipelines.infotext.asked import NO_PICTURES, Asked, Wanted, read_data, settle, with_networks
 from script.schema import ROOT
 from tests.tiny.misbehaving import Answer, Server
+from weights_script import extras
 from weights_script.extras import Library
 from weights_script.resolve import resolve
+from weights_script.uploads import FILES_MAX
 
 LORA = ROOT / "tests" / "data" / "loras" / "snowman.safetensors"
 NOTHING = Wanted(loras=frozenset(), optional_loras=frozenset(), controls=(), upscaler="", file_names="")
@@ -152,3 +155,16 @@ def test_the_containers_weights_by_their_address(archive: Make, server: Server) 
     resolved = resolve(f"{server.address}/x/TOK.tar", None)
     assert resolved.trained is not None
     assert resolved.trained.token == "TOK"
+
+
+def test_the_results_of_a_request_have_a_limit_together(archive: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their number is looked at before any of them is unpacked."""
+    first, second = archive("LoRA", LORA.read_bytes(), "one"), archive("LoRA", LORA.read_bytes(), "two")
+    monkeypatch.setattr(extras, "STRANGERS", replace(extras.STRANGERS, total=400_000))
+    library = Library([])
+    assert library.load_only(NOTHING, Inputs(prompt="", files=(first,))).extras.loras.keys() == {"one"}
+    with pytest.raises(ModelError, match="unpacks to more than"):
+        library.load_only(NOTHING, Inputs(prompt="", files=(first, second)))
+    monkeypatch.setattr(extras, "opened", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(InvalidInput, match=f"at most {FILES_MAX} files"):
+        library.load_only(NOTHING, Inputs(prompt="", files=(first,) * (FILES_MAX + 1)))

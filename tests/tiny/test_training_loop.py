@@ -1,25 +1,31 @@
 """Trainings of a few steps: their results are read by our loader and by diffusers', and they go on after a break."""
 
+import inspect
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import train as cog_training
 from pipelines.ask.identity import TOKENIZER, ModelFiles
 from pipelines.ask.networks import ExtraFile, LoraTag
 from pipelines.ask.plan import HighresPlan
@@ -30,6 +36,7 @@ from pipelines.models.embeddings import read_embedding
 from pipelines.models.loader import load
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
+from pipelines.runtime import worker
 from pipelines.runtime.threads import both
 from pipelines.runtime.unet_call import Condition, UNetCall
 from pipelines.training import loop, previews, two_threads
@@ -222,18 +229,86 @@ def test_another_training_cannot_be_gone_on_from(job: Start, tmp_path: Path, who
     (tmp_path / "no").write_bytes(b"no")
     with pytest.raises(InvalidInput, match="is no result of a training"):
         next(train(job("other", resume=tmp_path / "no")))
-    one = job("other", resume=_with_other_base(archive, tmp_path / "based"), **RESUMED)
+    one = job("other", resume=_changed(archive, tmp_path / "based", {"base_sha256": "0" * 64}), **RESUMED)
     with pytest.raises(InvalidInput, match="the training to resume had pastel-tiny, which has other weights"):
         next(train(one))  # before anything is drawn or encoded
 
 
-def _with_other_base(archive: Path, folder: Path) -> Path:
+def _changed(
+    archive: Path, folder: Path, settings: dict[str, Any], state: dict[str, Tensor | None] | None = None
+) -> Path:
+    """Write a result with other settings, and other tensors in its state; None: without this one."""
     folder.mkdir()
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    settings = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps({**settings, "base_sha256": "0" * 64}))
+    told = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps({**told, **settings}))
+    tensors = {**load_file(folder / loop.result.STATE), **(state or {})}
+    save_file({name: each for name, each in tensors.items() if each is not None}, folder / loop.result.STATE)
     return loop.result.pack(folder, folder.with_suffix(".tar"))
+
+
+def test_a_broken_result_is_refused(job: Start, tmp_path: Path, whole: tuple[Job, Path]) -> None:
+    _, archive = whole
+    for number, settings in enumerate(({"step": float("inf")}, {"losses": [10**400]}, {"step": -1})):
+        with pytest.raises(InvalidInput, match="Send the whole result"):
+            next(train(job("other", resume=_changed(archive, tmp_path / f"settings{number}", settings), **RESUMED)))
+    with tarfile.open(archive) as tar, tar.extractfile(loop.result.STATE) as file:  # type: ignore[union-attr]
+        names = list(load_bytes(file.read()))
+    steps, squares = (next(name for name in names if name.startswith(f"{key}.")) for key in ("step", "exp_avg_sq"))
+    for number, state in enumerate(({squares: None}, {steps: torch.ones(3)}, {steps: torch.tensor(-1.0)})):
+        broken = _changed(archive, tmp_path / f"state{number}", {}, state)
+        with pytest.raises(InvalidInput, match=r"what the optimizer remembers of .* is not whole"):
+            finished(job("other", resume=broken, **RESUMED))
+
+
+def test_a_preview_that_cannot_be_drawn_costs_nothing_else(job: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    one = job(steps=1, preview_prompts="a TOK " + "BREAK " * 70)
+    assert finished(one).stopped == ""
+    assert tarfile.is_tarfile(one.folder / "TOK.tar")
+    assert "The previews could not be drawn. " in "".join(capsys.readouterr())
+
+
+def test_a_training_begins_after_a_cancelled_one_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_settings: None
+) -> None:
+    """A step may take longer than a cancel waits."""
+    plain, slow, order = Learner.forward, iter([True]), list[str]()
+
+    def forward(*args: Any) -> Any:
+        if next(slow, False):
+            signal.raise_signal(signal.SIGALRM)  # whose handler runs in the main thread, which waits
+            time.sleep(worker.PATIENCE_SECONDS + 1.5)
+        return plain(*args)
+
+    def run(job: Job) -> Generator[Event]:
+        order.append("begins")
+        try:
+            yield from train(job)
+        finally:
+            order.append("ends")
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(*_: object) -> None:
+        raise Cancelled
+
+    monkeypatch.setattr(Learner, "forward", forward)
+    monkeypatch.setattr(cog_training, "run", run)
+    monkeypatch.setenv(cog_training.FOLDER_SETTING, str(tmp_path / "trainings"))
+    archive = zipped(tmp_path / "pictures.zip", {"a.png": picture((64, 64))})
+    inputs = {name: each.default.default for name, each in inspect.signature(cog_training.train).parameters.items()}
+    inputs |= {"input_images": archive, "steps": 3, "resolution": 64, "seed": 1, "save_every": 9}
+    monkeypatch.setattr(cog_training, "current_scope", lambda: SimpleNamespace(record_metric=lambda *_: None))
+    before = signal.signal(signal.SIGALRM, cancel)
+    try:
+        with pytest.raises(Cancelled):
+            cog_training.train(**inputs)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert tarfile.is_tarfile(cog_training.train(**inputs).weights)
+    assert order == ["begins", "ends"] * 2
 
 
 def test_pivotal_tuning_puts_the_word_inside_the_lora(job: Start, networks: Model) -> None:

@@ -177,7 +177,17 @@ def test_only_so_many_pictures_are_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert [look.told for look in found.looks if not look.used] == ["at most 2 pictures are used"]
 
 
-@pytest.mark.parametrize("line", ["[1]", "{", '{"text": "no name"}', "3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "{",
+        '{"text": "no name"}',
+        "3",
+        '{"file_name": "a.png", "prompt": "TOK"}',
+        '{"file_name": "a.png", "text": ["TOK"]}',
+    ],
+)
 def test_a_listing_that_cannot_be_read_is_reported(tmp_path: Path, line: str) -> None:
     files = {"a.png": picture(), "metadata.jsonl": line.encode()}
     found = read_examples(zipped(tmp_path / "a", files), 128, tmp_path)
@@ -240,6 +250,32 @@ def test_every_caption_is_used_or_reported(tmp_path: Path) -> None:
         "e.png: left out, the same picture as d.png; its caption is not used",
         "metadata.jsonl: left out, but only captions of pictures that have a text file: b.png (line 2)",
     ]
+
+
+def test_of_two_lines_for_a_picture_the_first_counts(tmp_path: Path) -> None:
+    """A line ends only at a line feed: a caption may have U+2028."""
+    lines = [{"file_name": "caf\u00e9.png", "text": text} for text in ("TOK\u2028one", "TOK two")]
+    listing = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines).encode()
+    found = read_examples(
+        zipped(tmp_path / "a", {"cafe\u0301.png": picture(), "metadata.jsonl": listing}), 128, tmp_path
+    )
+    assert [each.caption for each in found.pictures] == ["TOK one"]
+    assert "an earlier line describes: caf\u00e9.png (line 2)" in found.report()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("caf\u00e9 TOK".encode("utf-8-sig"), ""),
+        ("caf\u00e9 TOK".encode("utf-16"), ""),
+        (b"\xfe\xff" + "caf\u00e9 TOK".encode("utf-16-be"), ""),
+        ("caf\u00e9 TOK".encode("cp1252"), "is not in UTF-8"),
+    ],
+)
+def test_captions_come_from_any_editor(tmp_path: Path, content: bytes, told: str) -> None:
+    found = read_examples(zipped(tmp_path / "a", {"a.png": picture(), "a.txt": content}), 128, tmp_path)
+    assert [each.caption for each in found.pictures] == ["caf\u00e9 TOK"]
+    assert ("UTF-8" in found.report()) == bool(told)
 
 
 @pytest.mark.parametrize(
