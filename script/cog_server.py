@@ -11,7 +11,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -110,8 +111,7 @@ class CogClient:
         with closing(self._connection(self.host, self.port)) as connection:
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
             path = f"{self._path}/predictions/{identifier}"
-            connection.request("PUT", path, json.dumps(self._message(inputs)), headers)
-            response = connection.getresponse()
+            response = _answer(connection, "PUT", path, json.dumps(self._message(inputs)), headers)
             if response.status != 200:
                 raise Refused(response.status, decoded(response.read()))
             yield from read_events(response)
@@ -122,8 +122,7 @@ class CogClient:
         with closing(self._connection(self.host, self.port)) as connection:
             text = None if body is None else json.dumps(body)
             headers = {"Content-Type": "application/json", **(headers or {})}
-            connection.request(method, f"{self._path}{path}", text, headers)
-            response = connection.getresponse()
+            response = _answer(connection, method, f"{self._path}{path}", text, headers)
             return Reply(response.status, decoded(response.read()))
 
     def _message(self, inputs: Json) -> Json:
@@ -135,6 +134,21 @@ class CogClient:
         except (OSError, HTTPException):
             return {"status": "STARTING"}
         return health
+
+
+def _answer(
+    connection: HTTPConnection, method: str, path: str, text: str | None, headers: Mapping[str, str]
+) -> HTTPResponse:
+    """Send a request. A server refuses one that is too large before it has read it, and may hang up. Raises OSError."""
+    try:
+        connection.request(method, path, text, headers)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        try:
+            return connection.getresponse()
+        except (OSError, HTTPException):
+            told = "The server hung up. It refuses requests of more than 100 MB: send addresses instead of large files."
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"detail": told}) from error
+    return connection.getresponse()
 
 
 class CogServer(CogClient):

@@ -198,6 +198,7 @@ NUMBERS: dict[str, Rule] = {
     "guidance": Number(1, 30),
 }
 _NUMBERED = re.compile(r"\s*-?[0-9]{1,9}\s*:")
+_LIKE_NUMBERED = re.compile(r"\s*[-+]?[0-9][0-9.,_]*\s*:")
 _NEGATIVE = re.compile(r"(?:^|[\s,;])negative\s?=", re.IGNORECASE)
 _NUMBER = re.compile(rf"(?:^|(?<=[\s,;]))({'|'.join(NUMBERS)})\s?=\s?([^\s,;]*)[,;]?", re.IGNORECASE)
 _MARK = re.compile(r"\\.|[()\[\]{}]|(?<=\s)\|(?=\s)")
@@ -221,6 +222,9 @@ def read_timeline(text: str, frames: int, loop: str) -> Timeline:
         closing = _closing(keys, frames) if loop == CIRCLE else 0
     elif any(numbered):
         number, piece = pieces[numbered.index(False)]
+        if _LIKE_NUMBERED.match(piece):
+            rule = f"line {number}: a frame number must be a whole number of at most 9 digits"
+            raise _broken(piece, rule, "Write it as `24: a prompt`.")
         raise _broken(piece, f"line {number} has no frame number, others have", "Begin it with one: `24: a prompt`.")
     else:
         places, closing = _spread(text, len(pieces), frames, loop)
@@ -285,8 +289,8 @@ def _key(line: int, frame: int, text: str) -> KeyFrame:
 
 
 def _check_order(lines: Sequence[int], keys: Sequence[KeyFrame]) -> None:
-    """Check that the first frame is 0 and that the numbers rise. Raises InvalidInput."""
-    if keys[0].frame != 0:
+    """Check that the numbers rise from 0. Raises InvalidInput."""
+    if all(key.frame != 0 for key in keys):
         raise _broken(str(keys[0]), f"line {lines[0]}: the first key frame must be 0", "Begin it with `0:`.")
     for line, before, key in zip(lines[1:], keys, keys[1:], strict=False):
         if key.frame == before.frame:

@@ -100,6 +100,9 @@ def test_a_circle_draws_on_to_its_first_frame(text: str, frames: int) -> None:
     [
         ("a", "at least two prompts"),
         ("0: a\nb", "line 2 has no frame number"),
+        ("0: a\n2.5: b", "line 2: a frame number must be a whole number of at most 9 digits"),
+        ("0: a\n" + "9" * 20 + ": b", "line 2: a frame number must be a whole number of at most 9 digits"),
+        ("3: a\n0: b", "line 2: frame 0 comes after frame 3. Sort the lines"),
         ("1: a\n2: b", "line 1: the first key frame must be 0"),
         ("0: a\n5: b\n5: c", "line 3: there are two key frames 5"),
         ("0: a\n5: b\n4: c", "line 3: frame 4 comes after frame 5"),

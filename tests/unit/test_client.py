@@ -1,13 +1,16 @@
 """script/predict turns its arguments into the inputs that it sends."""
 
+import http.server
 import json
 import shlex
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipelines.infotext.asked import read_data
 from script.client import Failure, Json, guide, read_inputs
+from script.cog_server import CogClient, Refused
 from script.compatibility import inputs as schema_inputs
 from script.schema import COMMITTED
 
@@ -78,3 +81,20 @@ def test_a_newcomer_is_told_what_happens_where_and_what_to_try() -> None:
     for command, *words in examples:
         assert (COMMITTED.parents[1] / command).exists()
         assert words[:1] != ["-i"] or read(words[1])
+
+
+def test_a_server_that_hangs_up_on_a_large_request_refuses_it() -> None:
+    """It answers before it has read the request, and the answer may be lost."""
+
+    class Strict(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.send_error(413)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Strict) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Refused) as refusal:
+            list(CogClient(f"http://127.0.0.1:{server.server_port}").events("one", {"files": "a" * 30_000_000}))
+        server.shutdown()
+    assert refusal.value.status == 413
