@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.ask.animation import CIRCLE, WHOLE_FILM, AnimationSettings, Timeline
+from pipelines.ask.animation import CIRCLE, WHOLE_FILM, AnimationSettings, KeyFrame, Timeline
 from pipelines.ask.networks import hypernetwork_tags, lora_tags
 from pipelines.ask.plan import Between, HighresPlan, make_plan
 from pipelines.ask.request import GenerationRequest
-from pipelines.errors import counted
+from pipelines.errors import InvalidInput, counted
 
 BATCH = 8
 """Frames between two key frames that are drawn together."""
@@ -117,7 +117,8 @@ def frames_of(shots: Sequence[Shot]) -> int:
 def make_film(requests: Sequence[GenerationRequest]) -> Film:
     """Put a film together from the request that it was asked with, followed by one for each key frame.
 
-    Dynamic prompts may pick another negative prompt for a key frame with its own seed. Its line then names that.
+    Dynamic prompts may pick another negative prompt for a key frame with its own seed. Its line then names that. Raises
+    InvalidInput if they pick what would be read as something else, such as ` | ` or `seed=7`.
     """
     base, *keys = requests
     timeline = base.animation.timeline
@@ -127,8 +128,22 @@ def make_film(requests: Sequence[GenerationRequest]) -> Film:
         own = key.negative is not None or request.negative_prompt != base.negative_prompt
         drawn.append(replace(key, prompt=prompt, negative=negative if own else None))
     text, circle = "\n".join(map(str, drawn)), base.animation.loop == CIRCLE
-    settings = replace(base.animation, text=text, frames=timeline.count if circle else 0)
+    try:
+        settings = replace(base.animation, text=text, frames=timeline.count if circle else 0)
+        same = all(map(_same, settings.timeline.keys, drawn))
+    except InvalidInput:
+        same = False
+    if not same:
+        rule = "dynamic prompts picked what reads as another film"
+        fix = "Keep ` | `, empty prompts, seed=, strength=, guidance= and negative= out of the options."
+        raise InvalidInput("animation", text, rule, fix)
     return Film(base=replace(base, prompt=keys[0].prompt, animation=settings), keys=tuple(keys), timeline=timeline)
+
+
+def _same(read: KeyFrame, drawn: KeyFrame) -> bool:
+    """Return whether a key frame is read as it is drawn. Spaces and commas at the ends mean nothing."""
+    texts = ((each.prompt.strip(" ,;"), (each.negative or "").strip(" ,;")) for each in (read, drawn))
+    return len(set(texts)) == 1 and replace(read, prompt="", negative=None) == replace(drawn, prompt="", negative=None)
 
 
 def _alike(start: GenerationRequest, end: GenerationRequest) -> bool:

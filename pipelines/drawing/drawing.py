@@ -203,17 +203,22 @@ def prompt_of(request: GenerationRequest, hires: bool) -> str:
     return own or request.prompt
 
 
+def _kind(use: LoraUse) -> tuple[str, int | None]:
+    return use.tag.name, use.tag.rank
+
+
 def networks_between(start: PassNetworks, end: PassNetworks, share: float) -> PassNetworks:
     """Return the networks of both ends, with multipliers in between. A network that one end lacks has 0 there."""
     if start == end:
         return start
-    loras = {use.tag.name: replace(use, tag=replace(use.tag, te=0.0, unet=0.0)) for use in (*start.loras, *end.loras)}
+    # With another rank it acts as another network.
+    loras = {_kind(use): replace(use, tag=replace(use.tag, te=0.0, unet=0.0)) for use in (*start.loras, *end.loras)}
     files = {use.file: 0.0 for use in (*start.hypernetworks, *end.hypernetworks)}
     for networks, part in ((start, 1 - share), (end, share)):
         for use in networks.loras:
-            name, tag = use.tag.name, loras[use.tag.name].tag
+            tag = loras[_kind(use)].tag
             tag = replace(tag, te=tag.te + part * use.tag.te, unet=tag.unet + part * use.tag.unet)
-            loras[name] = replace(use, tag=tag)
+            loras[_kind(use)] = replace(use, tag=tag)
         for each in networks.hypernetworks:
             files[each.file] += part * each.multiplier
     hypernetworks = tuple(HypernetworkUse(file, multiplier) for file, multiplier in files.items())

@@ -83,10 +83,11 @@ def test_a_longer_prompt_comes_without_a_jump(networks: Model) -> None:
     assert max(steps) <= 3 * float(np.median(steps))
 
 
-def test_loras_come_and_go(networks: Model) -> None:
+@pytest.mark.parametrize("first", ["a hill", "a hill <lora:snowman:1:1:1>"], ids=["none", "another rank"])
+def test_loras_come_and_go(networks: Model, first: str) -> None:
     file = ExtraFile.at(ROOT / "tests" / "data" / "loras" / "snowman.safetensors")
     extras = Extras(loras={"snowman": file})
-    plain, full = request("a hill", extras=extras), request("a hill <lora:snowman:1>", extras=extras)
+    plain, full = request(first, extras=extras), request("a hill <lora:snowman:1>", extras=extras)
     found = frames_of(networks, film_of(3, plain, full))
     try:
         assert np.array_equal(found[0], alone(networks, plain))

@@ -122,6 +122,16 @@ def test_what_is_no_film_is_refused_with_its_line(text: str, told: str) -> None:
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["0: {2$$ | $$a|b}\n4: c", "0: a\n4: {|}\n8: b", "0: {seed=7|seed=7} a\n4: b", "a {negative=low|negative=low} | b"],
+)
+def test_picked_options_that_read_as_another_film_are_refused(text: str) -> None:
+    """The film's own text is what draws it again."""
+    with pytest.raises(InvalidInput, match=r"another film\. Keep ` \| `, empty prompts, seed="):
+        settled(text, read_data(ON), seed=5)
+
+
 def test_more_prompts_than_frames_and_more_than_one_film_are_refused() -> None:
     with pytest.raises(InvalidInput, match="3 frames are too few for 4 prompts"):
         AnimationSettings(text="a | b | c | d", frames=3)
