@@ -22,7 +22,7 @@ from pipelines import __version__
 from pipelines.ask.identity import ModelFiles
 from pipelines.ask.inputs import checked_files
 from pipelines.ask.networks import NO_EXTRAS, ExtraFile, Extras, name_of_upload
-from pipelines.errors import InvalidInput, OutputError, PastelError, in_one_line, say
+from pipelines.errors import InvalidInput, OutputError, PastelError, in_one_line
 from pipelines.families.family import LATENT_CHANNELS
 from pipelines.files.archives import Limits, unpack
 from pipelines.models.loader import family_at, load
@@ -464,10 +464,7 @@ class _Training:
         if course.task == PIVOTAL:
             save_word(self._learner, self._model, course, folder / result.WORD)
         state.write_state(folder / result.STATE, self._learner.trained(), self._plain_optimizer)
-        try:
-            yield from self._preview(file, step)
-        except PastelError as error:  # what was learned is worth more than previews
-            say(f"The previews could not be drawn. {error}")
+        yield from self._preview(file, step)
         result.write_losses(folder, self._losses)
         identity = self._model.identity
         told = {
@@ -493,7 +490,8 @@ class _Training:
         word = file if course.task == INVERSION else file.with_name(result.WORD)
         extras = Extras(embeddings={course.token: ExtraFile.at(word)}) if course.vectors else NO_EXTRAS
         with self._accelerator.autocast():
-            pictures = drawn(self._model, [replace(request, extras=extras) for request in self._previews])
+            requests = [replace(request, extras=extras) for request in self._previews]
+            pictures = drawn(self._model, requests, PastelError)  # what was learned is worth more than a preview
             for number, (_, pixels) in enumerate(pictures, 1):
                 result.write_preview(self._folder, f"{number}-step-{step:06}", pixels)
                 yield Drawn("previews", number, len(self._previews))

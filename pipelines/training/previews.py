@@ -11,7 +11,7 @@ from pipelines.ask.plan import make_plan
 from pipelines.ask.prompt import cut_networks
 from pipelines.ask.request import OUTPUTS_MAX, GenerationRequest
 from pipelines.drawing.phases import FINAL, Picture, render
-from pipelines.errors import InvalidInput, NonFiniteError
+from pipelines.errors import InvalidInput, NonFiniteError, PastelError
 from pipelines.images.reading import Pixels
 from pipelines.models.model import Model
 from pipelines.training.settings import Course
@@ -64,8 +64,11 @@ def _reasons(error: InvalidInput) -> tuple[object, str, str]:
     return error.value, error.rule, error.fix
 
 
-def drawn(model: Model, asked: Iterable[GenerationRequest]) -> Iterator[tuple[str, Pixels]]:
-    """Draw the requests. Yield each picture with its prompt. A picture that is not finite is left out, and logged."""
+def drawn(
+    model: Model, asked: Iterable[GenerationRequest], missed: type[PastelError] = NonFiniteError
+) -> Iterator[tuple[str, Pixels]]:
+    """Draw the requests. Yield each picture with its prompt. A picture with an error of the kind `missed` is left out,
+    and logged."""
     for request in asked:
         done = 0
         try:
@@ -73,7 +76,7 @@ def drawn(model: Model, asked: Iterable[GenerationRequest]) -> Iterator[tuple[st
                 if isinstance(event, Picture) and event.kind == FINAL:
                     yield request.prompt, event.pixels
                     done += 1
-        except NonFiniteError as error:
+        except missed as error:
             log.warning("No picture of %r: %s", request.prompt, error)
             if left := request.num_outputs - done - 1:
-                yield from drawn(model, [replace(request, seed=request.seed + done + 1, num_outputs=left)])
+                yield from drawn(model, [replace(request, seed=request.seed + done + 1, num_outputs=left)], missed)

@@ -129,7 +129,7 @@ def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> bytes:
 
 def common_headers(count: int) -> bytes:
     """A header of a TAR that is for all of its entries."""
-    records = b"".join(b"11 %05d=\n" % number for number in range(count)).replace(b"11 ", b"10 ")
+    records = b"".join(b"10 %05d=\n" % number for number in range(count))
     return header("all", tarfile.XGLTYPE, len(records)) + records + bytes(-len(records) % 512)
 
 
@@ -150,9 +150,7 @@ SPARSE[148:156] = b"%06o\0 " % (sum(SPARSE) - sum(SPARSE[148:156]) + 8 * 32)
 )
 def test_headers_without_end_are_not_read(tmp_path: Path, content: bytes, said: str) -> None:
     with gzip.open(tmp_path / "a", "wb") as packed:
-        packed.write(content + bytes(1024))
-    if content == SPARSE:
-        (tmp_path / "a").write_bytes(content)
+        packed.write(content)
     with pytest.raises(ValueError, match=said):
         unpack(tmp_path / "a", tmp_path, LIMITS)
 
