@@ -446,7 +446,7 @@ class Predictor(BasePredictor):
         """Build the request, or those of a film: fetch the networks that they name. Log where settings come from."""
         model, first = cast.model, asked[0]
         if first.taken:
-            told = ", ".join(f"{name}={value}" for name, value in first.taken.items())
+            told = ", ".join(f"{first.called(name)}: {value}" for name, value in first.taken.items())
             say(f"From the generation data: {told}")
         say("\n".join(dict.fromkeys(f"Prompt: {each.settings.prompt}" for each in asked if each.resolved)))
         lines = read_lines(inputs.controls)
@@ -461,7 +461,8 @@ class Predictor(BasePredictor):
             each = self._supported(with_networks(each, fetched), pictures, fetched, model)
             drawn.append((each, request_from(each, pictures, fetched.extras)))
         (first, request), *keys = drawn
-        unused = [*unused_inputs(first, request, keys), *unused_by(model, first.given, cast.others)]
+        given = {name: first.called(name) for name in first.given}
+        unused = [*unused_inputs(first, request, keys), *unused_by(model, given, cast.others)]
         unused += idle_refiner(request, model, cast.others)
         say("\n".join(dict.fromkeys(unused)))
         return [request for _, request in drawn]

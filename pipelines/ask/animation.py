@@ -197,10 +197,20 @@ NUMBERS: dict[str, Rule] = {
     "strength": Number(0, 1),
     "guidance": Number(1, 30),
 }
-_NUMBERED = re.compile(r"\s*-?[0-9]{1,9}\s*:")
-_LIKE_NUMBERED = re.compile(r"\s*[-+]?[0-9][0-9.,_]*\s*:")
-_NEGATIVE = re.compile(r"(?:^|[\s,;])negative\s?=", re.IGNORECASE)
-_NUMBER = re.compile(rf"(?:^|(?<=[\s,;]))({'|'.join(NUMBERS)})\s?=\s?([^\s,;]*)[,;]?", re.IGNORECASE)
+_OPTIONS = (*NUMBERS, "negative")
+_OTHERS = (
+    "steps|num_inference_steps|cfg|cfg_scale|sampler|scheduler|schedule_type|model|width|height|aspect_ratio|clip_skip|"
+    "loras?|controls?|highres_fix|hires_scale|frames_per_second|fps|loop"
+)
+"""Settings that people try to give to one key frame, and that only a whole film has."""
+_NUMBERED = re.compile(r"\s*-?[0-9]{1,9}\s*:(?![0-5][0-9]\b)")  # a prompt may begin with a time, such as 12:30
+_LIKE_NUMBERED = re.compile(r"\s*[-+]?[0-9][0-9.,_]*\s*:(?![0-5][0-9]\b)")
+_LIKE_TIME = re.compile(r"\s*[0-9]+:[0-9]+")
+_NEGATIVE = re.compile(r"(?:^|[\s,;])negative(?:_prompt)?\s?=", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"(?:^|(?<=[\s,;]))(?:(seed)|(?:denoising_)?(strength)|(guidance)(?:_scale)?)\s?=\s?([^\s,;]*)[,;]?", re.IGNORECASE
+)
+_OTHER = re.compile(rf"(?:^|(?<=[\s,;]))(?:{_OTHERS})\s?=\s?[^\s,;]*", re.IGNORECASE)
 _MARK = re.compile(r"\\.|[()\[\]{}]|(?<=\s)\|(?=\s)")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _SPACES = " \t,;"
@@ -225,6 +235,9 @@ def read_timeline(text: str, frames: int, loop: str) -> Timeline:
         if _LIKE_NUMBERED.match(piece):
             rule = f"line {number}: a frame number must be a whole number of at most 9 digits"
             raise _broken(piece, rule, "Write it as `24: a prompt`.")
+        if _LIKE_TIME.match(piece):
+            rule = f"line {number}: what it begins with is a time, not a frame number"
+            raise _broken(piece, rule, "Begin it with a frame number and a space: `24: 12:30 at night`.")
         raise _broken(piece, f"line {number} has no frame number, others have", "Begin it with one: `24: a prompt`.")
     else:
         places, closing = _spread(text, len(pieces), frames, loop)
@@ -273,8 +286,12 @@ def _key(line: int, frame: int, text: str) -> KeyFrame:
     found = _NEGATIVE.search(text)
     before, negative = (text[: found.start()], text[found.end() :].strip()) if found else (text, None)
     values = dict[str, float]()
-    for name, told in ((name.lower(), told) for name, told in _NUMBER.findall(before)):
-        place = f"line {line}, frame {frame}"
+    place = f"line {line}, frame {frame}"
+    if other := _OTHER.search(before):
+        rule = f"{place}: a key frame may only have {', '.join(_OPTIONS[:-1])} and {_OPTIONS[-1]}"
+        raise InvalidInput(FIELD, other[0], rule, "Set it for the whole film, or leave it out.")
+    for match in _NUMBER.finditer(before):
+        (name,), told = (each.lower() for each in match.groups()[:-1] if each), match[4]
         if name in values:
             raise InvalidInput(FIELD, f"{name}={told}", f"{place}: there are two of {name}", "Remove one of them.")
         try:

@@ -1,6 +1,6 @@
 """Settings that the models of a picture do not use. They do nothing, in WebUI, too, and the log says so."""
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -59,11 +59,16 @@ USES = (
 """The settings that not every model uses. Add a row for each other such setting."""
 
 
-def unused_by(model: Model, settings: Set[str], others: Mapping[str, Model] = MappingProxyType({})) -> Iterator[str]:
-    """Yield a line for the log about each of these settings that no model of the picture uses."""
+def unused_by(
+    model: Model, settings: Mapping[str, str], others: Mapping[str, Model] = MappingProxyType({})
+) -> Iterator[str]:
+    """Yield a line for the log about each of these settings that no model of the picture uses.
+
+    `settings` are those that somebody gave, with what the log calls them.
+    """
     for use in USES:
         if use.setting in settings and use.unless not in settings and not any(map(use.by, (model, *others.values()))):
-            yield f"{use.setting} does nothing here: {use.otherwise.format(family=model.family.name)}."
+            yield f"{settings[use.setting]} does nothing here: {use.otherwise.format(family=model.family.name)}."
 
 
 def idle_refiner(request: GenerationRequest, model: Model, others: Mapping[str, Model]) -> Iterator[str]:
@@ -75,7 +80,7 @@ def idle_refiner(request: GenerationRequest, model: Model, others: Mapping[str, 
     if not settings.name:
         return
     if not settings.acts:
-        yield f"The refiner {settings.name} does nothing: refiner_switch_at=1 turns it off."
+        yield f"The refiner {settings.name} does nothing: Refiner switch at: 1 turns it off."
         return
     named = {"": model, **others}
     passes = {False: model, **({True: named[hires.checkpoint]} if hires else {})}

@@ -124,13 +124,19 @@ class Asked:
     upscalers: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Weight files of upscalers that were sent, by their names in generation data."""
     names: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What errors call settings that a key frame of an animation gives."""
+    """What errors and the log call settings that a key frame of an animation gives."""
 
     @property
     def given(self) -> frozenset[str]:
         """Names of the settings that somebody gave for this request. A whole block says everything, so its settings are
         left out."""
         return self.chosen if self.data.whole else self.chosen | self.data.values.keys()
+
+    def called(self, name: str) -> str:
+        """Return what the log calls a setting: the option of a key frame, the key in generation data, or the input."""
+        if name in self.names:
+            return self.names[name]
+        return KEY_OF.get(name, name) if name in self.data.values and name not in self.chosen else name
 
     @property
     def resolved(self) -> bool:
@@ -197,13 +203,13 @@ def _of_key(key: KeyFrame, inputs: Inputs, seed: int) -> Inputs:
 
 
 def _names_of(key: KeyFrame) -> dict[str, str]:
-    """Return what errors call the settings that a key frame gives."""
+    """Return what errors and the log call the settings that a key frame gives."""
     options = {"prompt": "prompt"}
     if key.strength is not None:
         options[STRENGTH] = "strength"
     if key.negative is not None:
         options["negative_prompt"] = "negative"
-    return {name: f"{FIELD}, {option} of frame {key.frame}" for name, option in options.items()}
+    return {name: f"{FIELD} ({option} of frame {key.frame})" for name, option in options.items()}
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def unused_in_files(asked: Asked, film: str | None, show_phases: bool) -> Iterat
     of_film |= {"interpolation", "frames_between"} if animation.interpolation == FILM else set()
     found = sorted(asked.given & of_film)
     if found and film is None:
-        yield f"Only frames are drawn, and no film, so {_do_nothing(found)}"
+        yield f"Only frames are drawn, and no film, so {_do_nothing(asked, found)}"
 
 
 def _unused_in_film(asked: Asked, film: AnimationSettings) -> Iterator[str]:
@@ -55,13 +55,13 @@ def _unused_in_film(asked: Asked, film: AnimationSettings) -> Iterator[str]:
     if "prompt" in asked.chosen or prompt not in ("", film.timeline.keys[0].prompt):
         yield "The prompts of an animation are in animation, so prompt does nothing."
     if "frames_between" in asked.given and film.interpolation != FILM:
-        yield "Without Interpolation: FILM, frames_between does nothing."
+        yield f"Without Interpolation: FILM, {asked.called('frames_between')} does nothing."
     if "animation_frames" in asked.given and film.frames not in (0, film.timeline.count):
-        yield "The key frames have numbers of their own, so animation_frames does nothing."
+        yield f"The key frames have numbers of their own, so {asked.called('animation_frames')} does nothing."
 
 
-def _do_nothing(names: Sequence[str]) -> str:
-    return f"{', '.join(names)} {'do' if len(names) > 1 else 'does'} nothing."
+def _do_nothing(asked: Asked, names: Sequence[str]) -> str:
+    return f"{', '.join(map(asked.called, names))} {'do' if len(names) > 1 else 'does'} nothing."
 
 
 def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
@@ -79,7 +79,7 @@ def _without_object(asked: Asked, request: GenerationRequest) -> Iterator[str]:
     ):
         found = sorted(asked.given & names)
         if found and not there:
-            yield f"Without {what}, {_do_nothing(found)}"
+            yield f"Without {what}, {_do_nothing(asked, found)}"
 
 
 def _unnamed_embeddings(asked: Sequence[Asked], requests: Sequence[GenerationRequest]) -> Iterator[str]:

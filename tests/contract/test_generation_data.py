@@ -46,7 +46,7 @@ def test_an_input_that_was_changed_wins(server: CogServer, made: tuple[str, str]
     assert "CFG scale: 3, Seed: 77," in changed
     assert "Hires" not in changed
     assert "ENSD: 31337, RNG: CPU" in changed
-    assert ", num_inference_steps=2, sampler=Euler a, " in done["logs"]
+    assert ", Steps: 2, Sampler: Euler a, " in done["logs"]
     assert "Without a mask or outpainting, mask_blur does nothing.\n" in done["logs"]
 
 

@@ -70,6 +70,8 @@ def keys_of(text: str, frames: int = 0, loop: str = "no") -> list[tuple[int, str
         ("[a | b] c | (d | e), {f | {g | h}}", [(0, "[a | b] c"), (23, "(d | e), {f | {g | h}}")]),
         ("a|b | c", [(0, "a|b"), (23, "c")]),
         (r"a \[ | b ( | c", [(0, r"a \["), (24, "b ("), (47, "c")]),
+        ("12:30 at night | 3:00 in the morning", [(0, "12:30 at night"), (23, "3:00 in the morning")]),
+        ("0: 12:30 at night\n9:1girl", [(0, "12:30 at night"), (9, "1girl")]),
         ("0: strength=0\n6: a\n9:", [(0, "a"), (6, "a"), (9, "a")]),
     ],
 )
@@ -89,6 +91,13 @@ def test_the_options_of_a_key_frame_may_be_written_in_capitals() -> None:
     assert key == KeyFrame(frame=9, prompt="b", seed=7, strength=0.5, negative="C")
 
 
+def test_the_options_of_a_key_frame_may_have_the_names_of_the_form() -> None:
+    (_, key) = read_timeline("0: a\n9: b, guidance_scale=5, denoising_strength=0.5, negative_prompt=c", 0, "no").keys
+    assert key == KeyFrame(frame=9, prompt="b", guidance=5, strength=0.5, negative="c")
+    (_, key) = read_timeline("0: a\n9: my_strength=2 =_= x=y", 0, "no").keys
+    assert key == KeyFrame(frame=9, prompt="my_strength=2 =_= x=y")
+
+
 @pytest.mark.parametrize(("text", "frames"), [("a | b", 48), ("a | b | c", 72), ("0: a\n10: b\n30: c", 45)])
 def test_a_circle_draws_on_to_its_first_frame(text: str, frames: int) -> None:
     timeline = read_timeline(text, 0, "circle")
@@ -100,6 +109,12 @@ def test_a_circle_draws_on_to_its_first_frame(text: str, frames: int) -> None:
     [
         ("a", "at least two prompts"),
         ("0: a\nb", "line 2 has no frame number"),
+        (
+            "0: a\n3: b, steps=5",
+            "animation='steps=5': line 2, frame 3: a key frame may only have seed, strength, guidance",
+        ),
+        ("a | cfg_scale = 5 b", "animation='cfg_scale = 5': line 1, frame 23: a key frame may only have"),
+        ("0: a\n12:30 at night", "'12:30 at night': line 2: what it begins with is a time, not a frame number"),
         ("0: a\n2.5: b", "line 2: a frame number must be a whole number of at most 9 digits"),
         ("0: a\n" + "9" * 20 + ": b", "line 2: a frame number must be a whole number of at most 9 digits"),
         ("3: a\n0: b", "line 2: frame 0 comes after frame 3. Sort the lines"),
@@ -351,15 +366,15 @@ def test_with_an_image_the_strength_of_a_key_frame_is_not_that_of_the_highres_fi
 @pytest.mark.parametrize(
     ("text", "fields", "told"),
     [
-        ("0: a <lora:x:1>\n4: b", {}, r"^animation, prompt of frame 0='<lora:x:1>': there is no LoRA"),
-        ("0: a\n4: b <lora:x:1>", {}, r"^animation, prompt of frame 4='<lora:x:1>': there is no LoRA"),
-        ("0: a\n4: {b", {"generation_data": ON}, r"^animation, prompt of frame 4='\{b': has a \{"),
-        ("0: {a\n4: b", {"generation_data": ON}, r"^animation, prompt of frame 0='\{a': has a \{"),
-        ("0: a\n4: b, negative={c", {"generation_data": ON}, "^animation, negative of frame 4="),
+        ("0: a <lora:x:1>\n4: b", {}, r"^animation \(prompt of frame 0\)='<lora:x:1>': there is no LoRA"),
+        ("0: a\n4: b <lora:x:1>", {}, r"^animation \(prompt of frame 4\)='<lora:x:1>': there is no LoRA"),
+        ("0: a\n4: {b", {"generation_data": ON}, r"^animation \(prompt of frame 4\)='\{b': has a \{"),
+        ("0: {a\n4: b", {"generation_data": ON}, r"^animation \(prompt of frame 0\)='\{a': has a \{"),
+        ("0: a\n4: b, negative={c", {"generation_data": ON}, r"^animation \(negative of frame 4\)="),
         (
             "0: a\n4: b, strength=0",
             {"highres_fix": "On"},
-            "^animation, strength of frame 4=0: below 0.01 the hires pass",
+            r"^animation \(strength of frame 4\)=0: below 0.01 the hires pass",
         ),
         ("0: a\n4: b", {"negative_prompt": "{c", "generation_data": ON}, "^negative_prompt="),
     ],
@@ -372,8 +387,12 @@ def test_an_error_names_the_key_frame(text: str, fields: dict[str, Any], told: s
 @pytest.mark.parametrize(
     ("text", "strength", "told"),
     [
-        ("0: a, strength=0.05\n4: b", 0.5, "^animation, strength of frame 0=0.05: DDIM would run no step.* strength"),
-        ("0: a\n4: b, strength=0.05", 0.5, "^animation, strength of frame 4=0.05: DDIM would run no step"),
+        (
+            "0: a, strength=0.05\n4: b",
+            0.5,
+            r"^animation \(strength of frame 0\)=0.05: DDIM would run no step.* strength",
+        ),
+        ("0: a\n4: b, strength=0.05", 0.5, r"^animation \(strength of frame 4\)=0.05: DDIM would run no step"),
         ("0: a\n4: b, strength=0.5", 0.05, "^denoising_strength=0.05: DDIM would run no step"),
     ],
 )
@@ -392,7 +411,7 @@ def test_a_strength_without_a_step_is_named_as_generation_data() -> None:
 def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
     inputs = Inputs(animation="0: a\n4: b <lora:x:y>")
     asked = settle(inputs, NO_DATA, OWN)
-    with pytest.raises(InvalidInput, match=r"^animation, prompt of frame 4='<lora:x:y>'"):
+    with pytest.raises(InvalidInput, match=r"^animation \(prompt of frame 4\)='<lora:x:y>'"):
         wanted_by((asked, *settle_keys(asked, inputs, OWN)))
 
 
@@ -410,7 +429,7 @@ def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
         (
             "a | b",
             {"generation_data": "Frames between: 3"},
-            ["Without Interpolation: FILM, frames_between does nothing."],
+            ["Without Interpolation: FILM, Frames between does nothing."],
         ),
         ("a | b", {"generation_data": "Frames between: 3, Interpolation: FILM"}, []),
         ("a | b", {"generation_data": "Animation frames: 9"}, []),
@@ -418,9 +437,13 @@ def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
         (
             "0: a\n4: b",
             {"generation_data": "Animation frames: 9"},
-            ["The key frames have numbers of their own, so animation_frames does nothing."],
+            ["The key frames have numbers of their own, so Animation frames does nothing."],
         ),
-        ("a | b, strength=1", {}, ["Without an image or the highres fix, denoising_strength does nothing."]),
+        (
+            "a | b, strength=1",
+            {},
+            ["Without an image or the highres fix, animation (strength of frame 23) does nothing."],
+        ),
         ("a | b <x:y>", {}, ["<x:y>: only LoRAs and hypernetworks are applied here"]),
     ],
 )
@@ -448,7 +471,7 @@ def test_what_does_nothing_without_a_film_is_told() -> None:
     assert list(unused_in_files(asked, "mp4", show_phases=False)) == []
     assert list(unused_in_files(asked, None, show_phases=True)) == [
         "An animation has no phases to show, so show_phases does nothing.",
-        "Only frames are drawn, and no film, so frames_per_second, interpolation, loop do nothing.",
+        "Only frames are drawn, and no film, so frames_per_second, Interpolation, loop do nothing.",
     ]
 
 

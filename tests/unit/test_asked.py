@@ -844,9 +844,9 @@ def test_inputs_that_do_nothing_are_told(chosen: list[str], pictures: Pictures, 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("Variation seed: 5", "Without a variation seed strength, variation_seed does nothing."),
-        ("Soft mask: True, Mask blur: 8", "Without a mask or outpainting, mask_blur, mask_soft do nothing."),
-        ("Refiner switch at: 0.5", "Without a refiner, refiner_switch_at does nothing."),
+        ("Variation seed: 5", "Without a variation seed strength, Variation seed does nothing."),
+        ("Soft mask: True, Mask blur: 8", "Without a mask or outpainting, Mask blur, Soft mask do nothing."),
+        ("Refiner switch at: 0.5", "Without a refiner, Refiner switch at does nothing."),
     ],
 )
 def test_settings_of_the_data_that_do_nothing_are_told(text: str, told: str) -> None:
