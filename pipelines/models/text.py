@@ -34,11 +34,11 @@ def _literally(text: str) -> list[tuple[str, float]]:
     return [(text, 1.0)]
 
 
-def _check_length(field: str, texts: Sequence[str], rows: Sequence[Sequence[grammar.Chunk]]) -> None:
-    for text, chunks in zip(texts, rows, strict=True):
-        if len(chunks) > CHUNKS_MAX:
-            rule = f"at most {CHUNKS_MAX} chunks of 75 tokens, this is {len(chunks)}"
-            raise InvalidInput(field, text, rule, "Shorten it; each BREAK starts a chunk.")
+def check_length(field: str, text: str, chunks: Sequence[grammar.Chunk]) -> None:
+    """Raise InvalidInput for the input `field` if its text has too many chunks."""
+    if len(chunks) > CHUNKS_MAX:
+        rule = f"at most {CHUNKS_MAX} chunks of 75 tokens, this is {len(chunks)}"
+        raise InvalidInput(field, text, rule, "Shorten it; each BREAK starts a chunk.")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ class TextEncoder:
         towers = list(zip(self.towers, tables, strict=True))
         rows = [[tower.chunks(text, emphasis, table) for text in unique] for tower, table in towers]
         for of_tower in rows:
-            _check_length(field, unique, of_tower)
+            for text, chunks in zip(unique, of_tower, strict=True):
+                check_length(field, text, chunks)
         length = max(len(chunks) for of_tower in rows for chunks in of_tower)
         weighing = _Emphasis(emphasis, places)
         encoded = [

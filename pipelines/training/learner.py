@@ -110,7 +110,7 @@ class Learner(nn.Module):
     def encode(self, captions: Sequence[str]) -> Condition:
         """Encode captions as plain text, without WebUI's syntax: a row for each."""
         tables = [
-            TrainedTable(self._course.token, vectors, tower)
+            TrainedTable(self._course.token, vectors, tower.tokenize)
             for vectors, tower in zip(self.vectors, self._model.text.towers, strict=False)
         ]
         text = self._model.text

@@ -39,7 +39,7 @@ from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import FIELD as PICTURES
 from pipelines.training.pictures import Example, Examples, Opened, captioned, opened
 from pipelines.training.previews import class_requests, drawn, preview_requests
-from pipelines.training.remarks import check_token, remarks
+from pipelines.training.remarks import check_prompts, check_token, remarks
 from pipelines.training.saving import metadata_of, save, save_word
 from pipelines.training.settings import Course, check_same, course_for
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, PIVOTAL, Wishes, check
@@ -171,12 +171,13 @@ def train(job: Job) -> Generator[Event]:
         family = family_at(job.files)
         own = {**family.settings, **family.v_settings, **job.settings}
         course = course_for(wishes, family, own)
-        preview_requests(course, own)  # raises for those that cannot be drawn
         tokenize = load_tokenizer(job.files.tokenizer, family.texts[0].openclip)
         if before:
             _check_goes_on(before, course)
         examples = job.pictures.examples(course.resolution)
-        check_token(course, tokenize, _captions(course, examples))
+        captions = _captions(course, examples)
+        check_token(course, tokenize, captions)
+        check_prompts(course, own, tokenize, captions)
         accelerator = _accelerator(course)
         try:
             # A random seed is the first process's.

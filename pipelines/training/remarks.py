@@ -5,13 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from pipelines.ask.prompt import cut_networks
+import torch
+
+from pipelines.ask.prompt import chunks, cut_networks, parse_attention, schedule, single_tokens, split_and
 from pipelines.ask.sizes import Size
 from pipelines.errors import InvalidInput, counted, shown
-from pipelines.models.text import Tokenize
+from pipelines.models.text import Tokenize, check_length
+from pipelines.training.pictures import FIELD as PICTURES
+from pipelines.training.previews import class_requests, preview_requests
 from pipelines.training.settings import SAME, Course
 from pipelines.training.wishes import DREAMBOOTH, INVERSION, LORA, PIVOTAL, Wishes
-from pipelines.training.words import own_pieces
+from pipelines.training.words import TrainedTable, own_pieces
 
 COMMON = 20_000
 """CLIP's pieces are numbered by how common they are: cat is 2,368, lego 7,849, tok 27,010 and sks 48,136."""
@@ -54,7 +58,28 @@ def check_token(course: Course, tokenize: Tokenize, captions: Sequence[str]) -> 
     for caption in captions if course.vectors else ():
         found = tokenize(caption)
         if not any(found[start : start + len(pieces)] == pieces for start in range(len(found))):
-            raise InvalidInput("token", course.token, f"is read as a part of another word in {caption!r}", fix)
+            rule = f"is read as a part of another word in {shown(repr(caption), SHOWN)}"
+            raise InvalidInput("token", course.token, rule, f"Put spaces around it there. Or {fix[0].lower()}{fix[1:]}")
+
+
+def check_prompts(course: Course, own: Mapping[str, Any], tokenize: Tokenize, captions: Sequence[str]) -> None:
+    """Raise InvalidInput for a caption, or a prompt of a preview or the class, that cannot be drawn or is too long.
+
+    `own` are the model's own settings for requests.
+    """
+    word = (
+        TrainedTable(course.token, torch.zeros(course.vectors, 1), tokenize).units if course.vectors else single_tokens
+    )
+    for field, requests, units in (
+        ("preview_prompts", preview_requests(course, own), word),
+        ("class_prompt", class_requests(course, own), single_tokens),  # drawn before there are vectors
+    ):
+        for request in requests:
+            for part, _ in split_and(request.prompt):
+                for _, text in schedule(part, request.num_inference_steps):
+                    check_length(field, text, chunks(parse_attention(text), tokenize, units))
+    for caption in captions:
+        check_length(PICTURES, caption, chunks([(caption, 1.0)], tokenize, word))  # plain text
 
 
 def _shared(course: Course, tokenize: Tokenize) -> bool:

@@ -14,10 +14,10 @@ from pipelines.models.text import EncoderTower, Tokenize
 class TrainedTable(EmbeddingTable):
     """The words of a text encoder, one of which stands for vectors that are being trained."""
 
-    def __init__(self, token: str, vectors: Tensor, tower: EncoderTower) -> None:
+    def __init__(self, token: str, vectors: Tensor, tokenize: Tokenize) -> None:
         """Let `token` stand for the vectors (n, width)."""
         self._trained = vectors
-        super().__init__({token: ExtraFile(Path(), 0, 0)}, tower.tokenize, tower.width)
+        super().__init__({token: ExtraFile(Path(), 0, 0)}, tokenize, vectors.shape[1])
 
     def _read(self, name: str) -> Sequence[Tensor]:
         return list(self._trained)

@@ -24,7 +24,7 @@ from pipelines.training.loop import Drawn, Finished, Saved, Stepped
 from pipelines.training.loss import Loss, Noisy
 from pipelines.training.pictures import Example
 from pipelines.training.previews import class_requests
-from pipelines.training.remarks import check_token, remarks
+from pipelines.training.remarks import check_prompts, check_token, remarks
 from pipelines.training.result import STATE, WORD, smooth
 from pipelines.training.settings import RECIPES, course_for
 from pipelines.training.state import progress_of
@@ -261,10 +261,28 @@ def test_a_token_that_does_too_much_or_too_little_is_reported() -> None:
             check_token(course_for(wishes, SD1, SIZE), TOKENIZE, ["sks"])
     glued = ["a photo of C++", "a photo of C++, at night"]
     for task, refused in ((LORA, False), (INVERSION, True), (PIVOTAL, True)):
-        with pytest.raises(InvalidInput, match="part of another word in 'a photo of C") if refused else nullcontext():
+        told = r"part of another word in 'a photo of C\+\+, at night'\. Put spaces around it there\. Or use a rare word"
+        with pytest.raises(InvalidInput, match=told) if refused else nullcontext():
             check_token(course_for(Wishes(token="C++", task=task), SD1, SIZE), TOKENIZE, glued)
     for token in ("TOK", "my cat", "🐱", "ネコ", "s1.5"):
         check_token(course_for(Wishes(token=token, task=INVERSION), SD1, SIZE), TOKENIZE, [f"a photo of {token}"])
+
+
+def test_what_is_too_long_is_refused_before_a_model_is_loaded() -> None:
+    long, many = "BREAK " * 70, "TOK " * 600
+    for wishes, caption, told in (
+        ({"preview_prompts": f"a tree\n{long}"}, "", "^preview_prompts='BREAK .*this is 70"),
+        ({"preview_prompts": f"[{long}:a:3]"}, "", "^preview_prompts='BREAK .*this is 70"),
+        ({"preview_prompts": many, "task": INVERSION, "rank": 16}, "", "^preview_prompts='TOK .*this is 150"),
+        ({"class_prompt": long, "class_images": 1}, "", "^class_prompt='BREAK .*this is 70"),
+        ({}, "cat " * 5000, "^input_images='cat .*this is 67"),
+        ({"task": INVERSION, "rank": 16}, many, "^input_images='TOK .*this is 150"),
+        ({"class_prompt": long, "preview_prompts": many}, many, ""),  # no class is drawn; a LoRA has no vectors
+        ({}, long, ""),  # captions are plain text
+    ):
+        course = course_for(Wishes(**wishes), SD1, SIZE)
+        with pytest.raises(InvalidInput, match=told) if told else nullcontext():
+            check_prompts(course, SIZE, TOKENIZE, [caption])
 
 
 def test_smaller_batches_and_tags_in_previews_are_reported() -> None:
