@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.animation.frames import Frame, draw_frames
+from pipelines.animation.frames import Frame, draw_film
 from pipelines.ask.animation import AnimationSettings
 from pipelines.ask.film import Film, make_film
 from pipelines.ask.inputs import Inputs
@@ -33,8 +33,11 @@ def film_of(frames: int, *keys: GenerationRequest, **settings: object) -> Film:
 
 
 def frames_of(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> dict[float, Pixels]:
-    """What the film's shots show, equally spaced."""
-    return {each.place: each.pixels for each in draw_frames(model, film.shots(), beside) if isinstance(each, Frame)}
+    """What a film's frames show, in order and equally spaced."""
+    settings = replace(film.settings, even_motion=False)
+    events = draw_film(model, replace(film, base=replace(film.base, animation=settings)), beside)
+    found = {each.place: each.pixels for each in events if isinstance(each, Frame)}
+    return {place: found[place] for place in sorted(found)}
 
 
 def alone(model: Model, asked: GenerationRequest, beside: Beside = NOTHING_BESIDE) -> Pixels:

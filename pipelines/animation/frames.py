@@ -1,7 +1,8 @@
-"""Draws the frames of a film, in their order, and says what each of them is."""
+"""Draws the frames of a film, and says what each of them is."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
@@ -19,6 +20,7 @@ from pipelines.errors import say
 from pipelines.images.reading import Pixels
 from pipelines.infotext.writing import of_picture
 from pipelines.models.model import Model
+from pipelines.sampling.between import COMPUTED, Beginning, Blended, Recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,57 +40,84 @@ class Frame:
 Event = Step | Notice | Frame
 
 
+@dataclass(frozen=True)
+class _Key:
+    """What is kept of a key frame until the frames beside it are drawn."""
+
+    shown: Pixels
+    """A small copy."""
+    beginning: Recording
+
+
 def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
-    """Draw a film: each key frame, and after the second of two the frames between them. Yield what `draw_frames` does.
+    """Draw a film: each key frame, and after the second of two the frames between them. Or draw the one frame that is
+    asked for. Yield steps, messages and each frame as soon as it is decoded.
 
     With even motion, later frames between two key frames are drawn where the earlier ones differ most.
     """
-    if not (film.settings.whole and film.settings.even_motion):
-        yield from draw_frames(model, film.shots(), beside)
+    if not film.settings.whole:
+        yield from _one_frame(model, film, beside)
         return
-    keys: dict[int, Pixels] = {}
+    keys: dict[int, _Key] = {}
     for number, frames in film.timeline.between():
-        ends = number, (number + 1) % len(film.keys)
-        for key in ends:
+        keys = {key: keys[key] for key in (0, number) if key in keys}
+        for key in film.ends(number):
             if key not in keys:
-                keys[key] = yield from _seen(draw_frames(model, [film.key(key)], beside))
-        start, end = film.timeline.keys[number].frame, film.timeline.keys[number + 1].frame
-        motion = Motion({start: keys[ends[0]], end: keys[ends[1]]})
-        left = len(frames)
-        while left:
-            places = motion.widest(min(left, film.batch(number), AT_ONCE, max(2, left // 3)))
-            left -= len(places)
+                keys[key] = yield from _draw_key(model, film.key(key), beside)
+        start, end = (keys[key] for key in film.ends(number))
+        first, last = film.timeline.keys[number].frame, film.timeline.keys[number + 1].frame
+        motion = Motion({first: start.shown, last: end.shown})
+        placed = motion.placed(len(frames), film.batch(number)) if film.settings.even_motion else [frames]
+        for places in placed:
             for shot in film.between(number, places):
-                yield from motion.watch(draw_frames(model, [shot], beside))
+                yield from motion.watch(_draw_between(model, shot, beside, start.beginning, end.beginning))
+
+
+def _one_frame(model: Model, film: Film, beside: Beside) -> Generator[Event]:
+    """Draw a frame alone. If it is between key frames, they are begun for it, as far as it blends their beginnings."""
+    (shot,) = film.shots()
+    if shot.plan.between is None:
+        yield from _draw(model, shot, beside)
+        return
+    begun = []
+    for number in shot.keys:
+        recording = Recording(shot.blended)
+        with closing(_draw(model, film.key(number), beside, recording)) as events:
+            for event in events:
+                if recording.done or isinstance(event, Frame):
+                    break
+                yield event
+        begun.append(recording)
+    yield from _draw_between(model, shot, beside, *begun)
+
+
+def _draw_key(model: Model, shot: Shot, beside: Beside) -> Generator[Event, None, _Key]:
+    beginning, shown = Recording(shot.blended), None
+    for event in _draw(model, shot, beside, beginning):
+        if isinstance(event, Frame):
+            shown = small(event.pixels)
+        yield event
+    assert shown is not None
+    return _Key(shown, beginning)
+
+
+def _draw_between(model: Model, shot: Shot, beside: Beside, start: Recording, end: Recording) -> Generator[Event]:
+    assert shot.plan.between is not None
+    return _draw(model, shot, beside, Blended(start, end, shot.blended, shot.plan.between.shares))
+
+
+def _draw(model: Model, shot: Shot, beside: Beside, beginning: Beginning = COMPUTED) -> Generator[Event]:
+    for event in render(model, shot.request, shot.plan, beside=beside, beginning=beginning):
+        if isinstance(event, Picture) and event.kind == FINAL:
+            place, seed = shot.frames[event.index], shot.plan.seeds[event.index]
+            yield Frame(place=place, pixels=event.pixels, seed=seed, embeddings=event.embeddings, refined=event.refined)
+        elif isinstance(event, (Step, Notice)):
+            yield event
 
 
 AT_ONCE = 4
 """Frames that are placed at once, and fewer towards the end. With 8, too few are left to be placed by what the others
 show: in a film of 24 frames the largest step grew from 3.4 to 3.9 times the median."""
-
-
-def draw_frames(model: Model, shots: Sequence[Shot], beside: Beside = NOTHING_BESIDE) -> Generator[Event]:
-    """Draw the shots in turn. Yield steps, messages and each frame as soon as it is decoded."""
-    for shot in shots:
-        for event in render(model, shot.request, shot.plan, beside=beside):
-            if isinstance(event, Picture) and event.kind == FINAL:
-                place, seed = shot.frames[event.index], shot.plan.seeds[event.index]
-                yield Frame(
-                    place=place, pixels=event.pixels, seed=seed, embeddings=event.embeddings, refined=event.refined
-                )
-            elif isinstance(event, (Step, Notice)):
-                yield event
-
-
-def _seen(events: Iterator[Event]) -> Generator[Event, None, Pixels]:
-    """Pass the events on, and return what the last frame shows."""
-    pixels: Pixels | None = None
-    for event in events:
-        if isinstance(event, Frame):
-            pixels = small(event.pixels)
-        yield event
-    assert pixels is not None
-    return pixels
 
 
 class Motion:
@@ -104,6 +133,14 @@ class Motion:
             if isinstance(event, Frame):
                 self._seen[event.place] = small(event.pixels)
             yield event
+
+    def placed(self, count: int, batch: int) -> Iterator[list[float]]:
+        """Yield the places of `count` frames, at most `batch` at once. Those at which frames were seen meanwhile decide
+        where the next ones are."""
+        while count:
+            places = self.widest(min(count, batch, AT_ONCE, max(2, count // 3)))
+            count -= len(places)
+            yield places
 
     def widest(self, count: int) -> list[float]:
         """Return `count` places for further frames. They divide the gaps between neighbours that differ most."""

@@ -106,6 +106,15 @@ class AnimationSettings(Checked):
         about="Draw more frames where a picture changes fast and fewer where it hardly changes, so that the film does "
         "not jump. Off: all frames between two prompts are equally far apart.",
     )
+    blended_beginning: float = setting(
+        "blended_beginning",
+        Number(0, 1),
+        0.4,
+        key="Blended beginning",
+        hint="0 turns it off, 0.4 is usual.",
+        about="The share of the steps in which frames mix what is predicted for both key frames, so that the film does "
+        "not jump and is drawn faster. With much more, a frame shows both pictures at once.",
+    )
     common_beginning: float = setting(
         "common_beginning",
         Number(0, 1),
@@ -113,7 +122,7 @@ class AnimationSettings(Checked):
         key="Common beginning",
         hint="0 turns it off, 0.2 is usual.",
         about="The share of the steps in which frames follow the middle between two prompts, so that neighbours share "
-        "shapes. Key frames stay as they are.",
+        "shapes, instead of a blended beginning. Key frames stay as they are.",
     )
     interpolation: str = setting(
         "interpolation",

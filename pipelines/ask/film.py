@@ -22,6 +22,10 @@ class Shot:
     request: GenerationRequest
     """A key frame's own request; else that of the key frame before, with numbers in between."""
     plan: HighresPlan
+    keys: tuple[int, ...]
+    """The numbers of the key frames that it is drawn from: a key frame's own; else those before and behind it."""
+    blended: int
+    """How many of their first calls the frames between key frames blend, instead of computing their own."""
 
     @property
     def steps(self) -> int:
@@ -68,17 +72,34 @@ class Film:
     def key(self, number: int) -> Shot:
         """Return a key frame, which is the picture of its prompt."""
         request = self.keys[number]
-        return Shot(frames=(self.timeline.keys[number].frame,), request=request, plan=make_plan(request))
+        return Shot(
+            frames=(self.timeline.keys[number].frame,),
+            request=request,
+            plan=make_plan(request),
+            keys=(number,),
+            blended=self._blended(request),
+        )
+
+    def ends(self, number: int) -> tuple[int, int]:
+        """Return the numbers of a key frame and the next one, which is the first one again where a circle closes."""
+        return number, (number + 1) % len(self.keys)
 
     def batch(self, number: int) -> int:
         """Return how many frames between a key frame and the next one can be drawn together."""
-        start, end = self.keys[number], self.keys[(number + 1) % len(self.keys)]
+        start, end = (self.keys[key] for key in self.ends(number))
         return BATCH if _alike(start, end) and not _adaptive(start) else 1
+
+    def _blended(self, *requests: GenerationRequest) -> int:
+        """Return how many calls are blended between requests: none if their first passes visit other noise levels."""
+        first, *others = (make_plan(request).first for request in requests)
+        if self.settings.common_beginning or first.steps is None or any(other != first for other in others):
+            return 0
+        return round(self.settings.blended_beginning * first.calls)
 
     def between(self, number: int, frames: Sequence[float]) -> Iterator[Shot]:
         """Yield the frames between a key frame and the next, in batches if the same networks and steps draw them."""
-        start, end = self.keys[number], self.keys[(number + 1) % len(self.keys)]
-        size = self.batch(number)
+        start, end = (self.keys[key] for key in self.ends(number))
+        size, blended = self.batch(number), self._blended(start, end)
         for first in range(0, len(frames), size):
             batch = tuple(frames[first : first + size])
             shares = tuple(self.timeline.weight(number, frame) for frame in batch)
@@ -93,6 +114,8 @@ class Film:
                     variation_seeds=plan.variation_seeds * len(batch),
                     between=Between(end=end, shares=shares, common=self.settings.common_beginning),
                 ),
+                keys=self.ends(number),
+                blended=blended,
             )
 
     def infotext_request(self, frame: float) -> GenerationRequest:

@@ -19,7 +19,7 @@ from pipelines.models.hypernetworks import HypernetworkUse
 from pipelines.models.lora import LoraUse
 from pipelines.models.model import Model
 from pipelines.runtime.device import Stopwatch
-from pipelines.sampling.between import NoiseBetween, between_noise, interpolated
+from pipelines.sampling.between import COMPUTED, Beginning, NoiseBetween, between_noise, interpolated
 from pipelines.sampling.control import Controls, controls_of, in_hires
 from pipelines.sampling.noise import Noise, Shape
 from pipelines.upscalers.interpolation import Upscaler
@@ -75,6 +75,8 @@ class Drawing:
     """Whether the draft and the enlarged picture are also returned."""
     watch: Stopwatch
     given: Given = NOTHING_GIVEN
+    beginning: Beginning = COMPUTED
+    """How the first calls of the first pass are computed."""
 
     @cached_property
     def depth(self) -> Tensor:

@@ -28,7 +28,7 @@ from pipelines.models.model import Model
 from pipelines.models.vae import Decoding
 from pipelines.runtime.device import Stopwatch
 from pipelines.runtime.memory import memory_errors_say_what_fits, room_left, rows_at_once
-from pipelines.sampling.between import PassPrompts, PromptsBetween
+from pipelines.sampling.between import COMPUTED, Beginning, PassPrompts, PromptsBetween
 from pipelines.sampling.denoiser import Guidance, GuidedDenoiser, LatentMask, Stage
 from pipelines.sampling.prompts import PromptEncoder, Prompts
 from pipelines.sampling.samplers import ALGORITHMS
@@ -128,11 +128,12 @@ def render(
     show_phases: bool = False,
     beside: Beside = NOTHING_BESIDE,
     given: Given = NOTHING_GIVEN,
+    beginning: Beginning = COMPUTED,
 ) -> Generator[Event]:
     """Draw the request and yield events. With `show_phases` these include the draft and the upscaled picture.
 
     `beside` has what is used in addition to the model. Tensors in `given` replace those that the request's picture
-    would be encoded to.
+    would be encoded to. `beginning` is how the first calls of the first pass are computed.
 
     Each finished picture is yielded as soon as it is decoded. Raises NonFiniteError if a picture cannot be decoded,
     after the pictures before it have been yielded.
@@ -160,6 +161,7 @@ def render(
             show_phases=show_phases,
             watch=watch,
             given=given,
+            beginning=beginning,
         )
         yield from _told(_phases(drawing))
 
@@ -336,7 +338,8 @@ def _sample(
     room, pixels = room_left(drawing.place), x[0, 0].numel()
     rows = min(rows_at_once(stage.model.footprint, pixels, len(x) * prompts.rows, room) for stage in stages)
     guidance = Guidance(drawing.guidance_scale, request.guidance_rescale, request.skipped_guidance, part.calls)
-    denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls)
+    beginning = drawing.beginning if part is drawing.plan.first else COMPUTED
+    denoiser = GuidedDenoiser(stages, guidance, rows, start.mask, controls, beginning)
     yield Step(phase, 0, part.steps)
     for number, x in enumerate(ALGORITHMS[part.sampler.name](denoiser, x, levels, noise), 1):  # noqa: B007, B020
         denoiser.step = min(number, (part.steps or part.asked) - 1)  # DPM adaptive may take more steps than requested

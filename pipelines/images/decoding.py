@@ -5,7 +5,8 @@ It imports only Pillow and numpy, so that it starts quickly and stays small.
 
 import mmap
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,14 +28,10 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int, dee
     """Write the picture's bytes: upright, 8 bits, as L, RGB or RGBA; the first frame of an animation.
 
     With `deep`, grey of 16 bits is written as I;16. Returns its mode and size, or only its size if it has too many
-    pixels or too long a side to be read.
+    pixels or too long a side to be read. Raises ValueError, which says what the file is.
     """
     _check_scans(file)
-    try:
-        opened = Image.open(file, formats=_formats(file))
-    except UnidentifiedImageError:
-        raise ValueError(_what_else(file)) from None
-    with opened as image:
+    with _pillows_errors(file), Image.open(file, formats=_formats(file)) as image:
         if image.width * image.height > pixels_max or max(image.size) > side_max:  # known before any pixel is read
             return {"size": image.size}
         limit_memory((64 << 20) + 24 * image.width * image.height)
@@ -45,6 +42,19 @@ def pixels(file: BinaryIO, output: BinaryIO, pixels_max: int, side_max: int, dee
         strip = upright.crop((0, top, upright.width, min(top + STRIP, upright.height)))
         output.write(strip.tobytes())
     return {"mode": upright.mode, "size": upright.size}
+
+
+@contextmanager
+def _pillows_errors(file: BinaryIO) -> Iterator[None]:
+    """Say what the file is, if Pillow cannot read it. Its decoders raise errors of many kinds, some without a text."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(_what_else(file)) from None
+    except Exception as error:
+        raise ValueError(f"{_what_else(file)}: {error}") from None
 
 
 def parameters(file: BinaryIO, output: BinaryIO, characters_max: int) -> str | None:
@@ -100,6 +110,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8\xff", "a JPEG that is cut or broken"),
     (rb"RIFF.{4}WEBP", "a WebP picture that is cut or broken"),
     (rb"GIF8", "a GIF that is cut or broken"),
+    (rb"BM", "a BMP that is cut, broken or of a rare kind"),
 )
 """The first bytes of files that are not read as pictures, and what these files are."""
 _BEGINNING = 512

@@ -56,6 +56,8 @@ def _unused_in_film(asked: Asked, film: AnimationSettings) -> Iterator[str]:
         yield "The prompts of an animation are in animation, so prompt does nothing."
     if "frames_between" in asked.given and film.interpolation != FILM:
         yield f"Without Interpolation: FILM, {asked.called('frames_between')} does nothing."
+    if "blended_beginning" in asked.given and film.blended_beginning and film.common_beginning:
+        yield f"With a common beginning, {asked.called('blended_beginning')} does nothing."
     if "animation_frames" in asked.given and film.frames not in (0, film.timeline.count):
         yield f"The key frames have numbers of their own, so {asked.called('animation_frames')} does nothing."
 

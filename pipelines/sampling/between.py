@@ -1,4 +1,4 @@
-"""Pictures between two prompts and two seeds: their conditions and their noise.
+"""Pictures between two prompts and two seeds: their beginnings, their conditions and their noise.
 
 Every value that lies between two ends is spherical where lengths matter (text and noise) and equals an end exactly at a
 weight of 0 or 1, or where both ends are equal.
@@ -153,6 +153,66 @@ def interpolated(start: float, end: float, shares: Sequence[float], device: torc
     if start == end:
         return start
     return torch.tensor([start + (end - start) * share for share in shares], device=device).view(-1, 1, 1, 1)
+
+
+# --- beginnings -------------------------------------------------------------------------------------------------------
+
+
+class Beginning:
+    """How the first calls of a pass are computed. Here they are computed like all others."""
+
+    def at(self, call: int, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return the result of a call, counted from 0, as tensors (B, 4, h, w)."""
+        return compute()
+
+
+COMPUTED = Beginning()
+"""Nothing is kept, and nothing is blended."""
+
+
+class Recording(Beginning):
+    """Keeps the results of the first calls of a key frame's pass."""
+
+    def __init__(self, calls: int) -> None:
+        """Keep the first `calls`."""
+        self._calls = calls
+        self.results: list[tuple[Tensor, ...]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to keep."""
+        return len(self.results) == self._calls
+
+    def at(self, call: int, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        result = compute()
+        if not self.done:
+            self.results.append(result)
+        return result
+
+
+@dataclass(frozen=True)
+class Blended(Beginning):
+    """The beginning of B pictures between two key frames, whose results are blended without a call of the UNet.
+
+    A diffusion model decides in its first steps what is where, and between two prompts it decides suddenly. Blended
+    decisions change steadily. Latent Blending does this with latents, https://github.com/lunarring/latentblending.
+    """
+
+    start: Recording
+    end: Recording
+    calls: int
+    """How many calls are blended."""
+    shares: tuple[float, ...]
+    """How far each picture is on the way, from 0 to 1."""
+
+    def at(self, call: int, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        if call >= self.calls:
+            return compute()
+        pairs = zip(self.start.results[call], self.end.results[call], strict=True)
+        return tuple(
+            torch.lerp(first, last, torch.tensor(self.shares, device=first.device).view(-1, 1, 1, 1))
+            for first, last in pairs
+        )
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pipelines.ask.request import SkippedGuidance
 from pipelines.models.model import Model
 from pipelines.runtime.memory import with_fallback
 from pipelines.runtime.unet_call import Condition, UNetCall
-from pipelines.sampling.between import PassPrompts
+from pipelines.sampling.between import COMPUTED, Beginning, PassPrompts
 from pipelines.sampling.control import Controls
 
 
@@ -93,6 +93,7 @@ class GuidedDenoiser:
         rows: int,
         mask: LatentMask | None = None,
         controls: Controls | None = None,
+        beginning: Beginning = COMPUTED,
     ) -> None:
         """Take the `stages` in the order of the pass. At most `rows` rows of a batch go through the UNet at once."""
         self._stage, *self._later = stages
@@ -101,6 +102,7 @@ class GuidedDenoiser:
         self._rows = rows
         self._mask = mask
         self._controls = controls
+        self._beginning = beginning
         self.calls = self.step = 0
         self.switched_at: int | None = None
         """The call, counted from 0, at which the current stage began; None for the first one."""
@@ -138,21 +140,37 @@ class GuidedDenoiser:
         `t` is the timestep for the UNet; None: the fractional one that belongs to sigma.
         """
         self._advance(self.noise.nearest(sigma))
-        scaled = x * (sigma**2 + 1) ** -0.5
-        skip = self._guidance.skips(self.calls, sigma)
-        output, _ = self._guided(scaled, self._timestep(self.noise.t_of(sigma) if t is None else t, sigma), sigma, skip)
-        denoised = self._stage.model.prediction.denoised(x, sigma, output)
+
+        def compute() -> tuple[Tensor]:
+            scaled = x * (sigma**2 + 1) ** -0.5
+            skip = self._guidance.skips(self.calls, sigma)
+            own = self._timestep(self.noise.t_of(sigma) if t is None else t, sigma)
+            output, _ = self._guided(scaled, own, sigma, skip)
+            return (self._stage.model.prediction.denoised(x, sigma, output),)
+
+        (denoised,) = self._beginning.at(self.calls, compute)
+        self.calls += 1
         return self._mask.blend(denoised) if self._mask else denoised
 
     def eps(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Return the guided and the unconditional noise of a variance-preserving x (B, 4, h, w) at a timestep."""
         self._advance(int(t))
         x = self._mask.blend(x) if self._mask else x
-        skip = self._guidance.skips(self.calls, t)
-        sigma = self.noise.sigma_of(t)
-        guided, unconditional = self._guided(x, self._timestep(t, sigma), sigma, skip)
-        prediction, alpha = self._stage.model.prediction, self.noise.alphas[int(t)]
-        return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional)
+        alpha = self.noise.alphas[int(t)]
+
+        def compute() -> tuple[Tensor, ...]:
+            skip = self._guidance.skips(self.calls, t)
+            sigma = self.noise.sigma_of(t)
+            guided, unconditional = self._guided(x, self._timestep(t, sigma), sigma, skip)
+            prediction = self._stage.model.prediction
+            return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional), x
+
+        guided, unconditional, met = self._beginning.at(self.calls, compute)
+        self.calls += 1
+        if met is not x:  # blended: x's own noise shows the blended picture
+            more = (x - met) / self.noise.noise_share(int(t))
+            guided, unconditional = guided + more, unconditional + more
+        return guided, unconditional
 
     def _timestep(self, t: float, sigma: float) -> float:
         """Return the timestep that the stage's model knows a noise level by. `t` is that of the pass's first model.
@@ -170,7 +188,6 @@ class GuidedDenoiser:
         """
         conditions = self._conditions_for(len(x), skip)
         weights = self._stage.prompts.weights
-        self.calls += 1
         conditional_rows = len(weights) * len(x)
         outputs = list(self._predict(x, t, conditions[0], conditional_rows))
         if skip:

@@ -27,6 +27,7 @@ from pipelines.ask.sizes import Size, scaled_size
 from pipelines.errors import InvalidInput, shown_name
 from pipelines.files.archives import Limits, Unpacked, unpack
 from pipelines.images.reading import Pixels, flat, read
+from pipelines.training.result import SETTINGS, STATE
 
 FIELD = "input_images"
 PICTURES_MAX = 1000
@@ -109,6 +110,9 @@ class Opened:
         except (OSError, ValueError) as error:
             fix = "Send a ZIP or a TAR with three or more pictures, at best with a caption beside each (a.jpg, a.txt)."
             raise InvalidInput(FIELD, self._name, f"cannot be unpacked: {error}", fix) from error
+        if {SETTINGS, STATE} <= self._unpacked.files.keys():
+            fix = "Send it as resume, and here the pictures that it was trained with."
+            raise InvalidInput(FIELD, self._name, "is the result of a training", fix)
         self.examples = lru_cache(1)(self._examples)
 
     def _examples(self, resolution: int) -> Examples:
@@ -155,9 +159,10 @@ class _Reader:
         self._texts = [name for name in self._files if name.lower().endswith((".txt", ".caption"))]
         others = self._files.keys() - set(self._texts)
         self._names = sorted(name for name in others if PurePosixPath(name).name != LISTING)
-        found = {name: [text for text in _caption_names(name) if text in self._files] for name in self._names}
+        told = {text for text in self._texts if _text(self._files[text], TEXT_MAX)[0].strip()}
+        found = {name: [text for text in _caption_names(name) if text in told] for name in self._names}
         self._beside = {name: texts[0] for name, texts in found.items() if texts}
-        """The text files with captions, by the names of their pictures."""
+        """The text files with captions that are not empty, by the names of their pictures."""
         self._known = {*self._names, *unpacked.left_out}
         """Pictures that captions may be of, also those that could not be unpacked."""
         self.looks = [Look(shown_name(name), False, why) for name, why in unpacked.left_out.items()]
@@ -179,6 +184,8 @@ class _Reader:
                 self._leave(text, "no picture has its name")
             elif text not in self._beside.values() and of_pictures[text] in self._beside:
                 self._leave(text, f"{shown_name(of_pictures[text])} has a caption of its own")
+            elif text not in self._beside.values():
+                self._leave(text, "empty")
 
     def _leave(self, name: str, why: str) -> None:
         self.looks.append(Look(shown_name(name), False, why))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines.animation.frames import Frame, draw_film, draw_frames
+from pipelines.animation.frames import Frame, draw_film
 from pipelines.animation.inbetween import Interpolator, load_interpolator, with_computed
 from pipelines.animation.video import FilmFile, write_film
 from pipelines.ask.animation import AnimationSettings
@@ -26,6 +26,8 @@ from pipelines.errors import ModelError, OutputError
 from pipelines.images.files import exif_with
 from pipelines.models.model import Model
 from pipelines.runtime.device import Device
+from pipelines.runtime.threads import ThreadedUNet
+from pipelines.runtime.unet_call import UNetCall
 from script.schema import ROOT
 from tests.alike import alike
 from tests.films import again, alone, distance, film_of, frames_of, request
@@ -111,12 +113,36 @@ def test_a_picture_can_be_the_first_key_frame_and_the_highres_fix_follows(networ
     assert np.array_equal(found[2], alone(networks, replace(end, seed=8)))
 
 
+def test_a_blended_beginning_divides_a_jump_and_computes_less(networks: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, end = (request(text, seed=1, num_inference_steps=6) for text in ("a yellow sun over the sea", "a moon"))
+    plain, rows, jumps = ThreadedUNet.__call__, [0], dict[float, float]()
+
+    def counted(unet: ThreadedUNet, call: UNetCall) -> Tensor:
+        rows[0] += len(call.images)
+        return plain(unet, call)
+
+    monkeypatch.setattr(ThreadedUNet, "__call__", counted)
+    for share, calls in ((0.0, 6), (0.5, 3)):
+        film, rows[0] = film_of(12, start, end, blended_beginning=share), 0
+        drawn = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
+        assert rows[0] == 2 * (2 * 6 + 10 * calls)
+        jumps[share] = max(distance(drawn[a], drawn[b]) for a, b in pairwise(sorted(drawn)))
+    assert jumps[0.5] < 0.75 * jumps[0]
+
+
+def test_a_blended_beginning_keeps_what_both_key_frames_share(networks: Model) -> None:
+    """Then it is what the frames would have computed themselves."""
+    for sampler in ("DPM++ 2M", "DDIM", "Euler a"):
+        start = request("a yellow sun over the sea", sampler=sampler)
+        found = frames_of(networks, film_of(3, start, start, blended_beginning=0.5))
+        assert all(alike(each, found[0]) for each in found.values())
+
+
 def test_a_common_beginning_brings_neighbours_together(networks: Model) -> None:
     ends, middle = (request("a yellow sun over the sea"), request("a pink moon over the sea")), dict[float, float]()
     for share in (0, 0.75):
-        (shot,) = (shot for shot in film_of(6, *ends, common_beginning=share).shots() if 2 in shot.frames)
-        frames = [event.pixels for event in draw_frames(networks, [shot]) if isinstance(event, Frame)]
-        middle[share] = distance(frames[1], frames[2])
+        frames = frames_of(networks, film_of(6, *ends, blended_beginning=0, common_beginning=share))
+        middle[share] = distance(frames[2], frames[3])
     assert middle[0.75] < middle[0]
 
 

@@ -213,6 +213,9 @@ def request(prompt: str, **fields: object) -> GenerationRequest:
     return GenerationRequest(prompt=prompt, **told)  # type: ignore[arg-type]
 
 
+FILE = {"ink": ExtraFile.at(Path(__file__))}
+
+
 def film_of(text: str, *keys: GenerationRequest, **settings: object) -> Film:
     animation = AnimationSettings(text=text, **settings)  # type: ignore[arg-type]
     return make_film([replace(keys[0], animation=animation), *keys])
@@ -264,9 +267,24 @@ def test_other_strengths_and_networks_are_drawn_frame_by_frame() -> None:
     film = film_of("0: a\n4: b", *ends)
     told = [shot.request.image.denoising_strength for shot in film.shots() if shot.request.image]
     assert told == [0.25, 0.375, 0.5, 0.625, 0.75]
-    file = {"ink": ExtraFile.at(Path(__file__))}
-    tagged = request("a <hypernet:ink:1>", extras=Extras(hypernetworks=file))
+    tagged = request("a <hypernet:ink:1>", extras=Extras(hypernetworks=FILE))
     assert all(len(shot.frames) == 1 for shot in film_of("0: a\n4: b", tagged, request("b")).shots())
+
+
+def test_beginnings_are_blended_where_key_frames_run_the_same_steps() -> None:
+    def blended(*ends: GenerationRequest, **settings: object) -> list[int]:
+        return [shot.blended for shot in film_of("0: a\n2: b", *ends, **settings).shots()]
+
+    steps = {"num_inference_steps": 20}
+    same = request("a", **steps), request("b <hypernet:ink:1>", extras=Extras(hypernetworks=FILE), **steps)
+    assert blended(*same) == [8, 8, 8]
+    assert blended(*same, blended_beginning=0) == blended(*same, common_beginning=0.1) == [0, 0, 0]
+    heun = [replace(each, sampler="Heun") for each in same]
+    assert blended(*heun, blended_beginning=0.5) == [20, 20, 20]  # calls
+    assert blended(*(replace(each, sampler="DPM adaptive") for each in same)) == [0, 0, 0]
+    image = ImageSettings(picture=Sized((64, 64)), denoising_strength=0.5)
+    others = [replace(each, image=replace(image, denoising_strength=k)) for each, k in zip(same, (0.5, 1), strict=True)]
+    assert blended(*others) == [4, 0, 8]
 
 
 def test_no_frame_takes_the_steps_of_others() -> None:
@@ -432,6 +450,12 @@ def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
             ["Without Interpolation: FILM, Frames between does nothing."],
         ),
         ("a | b", {"generation_data": "Frames between: 3, Interpolation: FILM"}, []),
+        (
+            "a | b",
+            {"generation_data": "Blended beginning: 0.5, Common beginning: 0.2"},
+            ["With a common beginning, Blended beginning does nothing."],
+        ),
+        ("a | b", {"generation_data": "Blended beginning: 0, Common beginning: 0.2"}, []),
         ("a | b", {"generation_data": "Animation frames: 9"}, []),
         ("0: a\n4: b", {"generation_data": "Animation frames: 9", "loop": "circle"}, []),
         (

@@ -80,6 +80,20 @@ def test_a_strangers_archive(tmp_path: Path) -> None:
     assert found.report().count("left out") == 4
 
 
+def test_an_empty_text_file_hides_no_caption_of_a_listing(tmp_path: Path) -> None:
+    listing = b'{"file_name": "a.png", "text": "TOK by the sea"}'
+    files = {"a.png": picture((128, 128)), "a.txt": b"\xef\xbb\xbf \n", "metadata.jsonl": listing}
+    found = read_examples(zipped(tmp_path / "z", files), 128, tmp_path)
+    assert [each.caption for each in found.pictures] == ["TOK by the sea"]
+    assert [str(look) for look in found.looks if not look.used] == ["a.txt: left out, empty"]
+
+
+def test_the_result_of_a_training_is_no_archive_of_pictures(tmp_path: Path) -> None:
+    files = {"training.json": b"{}", "state.safetensors": b"", "loss.png": picture((640, 320))}
+    with pytest.raises(InvalidInput, match=r"^input_images='z': is the result of a training\. Send it as resume"):
+        read_examples(zipped(tmp_path / "z", files), 128, tmp_path)
+
+
 def test_the_same_pixels_in_another_file_are_the_same_picture(tmp_path: Path) -> None:
     image = Image.new("RGB", (128, 128), "red")
     streams = {name: io.BytesIO() for name in ("a.png", "b.bmp")}
