@@ -159,40 +159,40 @@ def interpolated(start: float, end: float, shares: Sequence[float], device: torc
 
 
 class Beginning:
-    """How the first calls of a pass are computed. Here they are computed like all others."""
+    """How the first calls of a pass are made. Here they are computed like all others, and nothing is kept."""
 
-    def at(self, call: int, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Return the result of a call, counted from 0, as tensors (B, 4, h, w)."""
-        return compute()
+    def pictures(self, call: int) -> tuple[Tensor, ...] | None:
+        """Return the pictures (B, 4, h, w) that a call, counted from 0, predicts; None if they must be computed."""
+        return None
+
+    def keep(self, pictures: tuple[Tensor, ...]) -> None:
+        """Take the pictures that the next call has predicted."""
 
 
 COMPUTED = Beginning()
-"""Nothing is kept, and nothing is blended."""
 
 
 class Recording(Beginning):
-    """Keeps the results of the first calls of a key frame's pass."""
+    """Keeps what the first calls of a key frame's pass predict."""
 
     def __init__(self, calls: int) -> None:
         """Keep the first `calls`."""
         self._calls = calls
-        self.results: list[tuple[Tensor, ...]] = []
+        self.kept: list[tuple[Tensor, ...]] = []
 
     @property
     def done(self) -> bool:
         """Whether there is nothing more to keep."""
-        return len(self.results) == self._calls
+        return len(self.kept) == self._calls
 
-    def at(self, call: int, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        result = compute()
+    def keep(self, pictures: tuple[Tensor, ...]) -> None:
         if not self.done:
-            self.results.append(result)
-        return result
+            self.kept.append(pictures)
 
 
 @dataclass(frozen=True)
 class Blended(Beginning):
-    """The beginning of B pictures between two key frames, whose results are blended without a call of the UNet.
+    """The beginning of pictures between two key frames: a blend of theirs, without a call of the UNet.
 
     A diffusion model decides in its first steps what is where, and between two prompts it decides suddenly. Blended
     decisions change steadily. Latent Blending does this with latents, https://github.com/lunarring/latentblending.
@@ -205,14 +205,16 @@ class Blended(Beginning):
     shares: tuple[float, ...]
     """How far each picture is on the way, from 0 to 1."""
 
-    def at(self, call: int, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def pictures(self, call: int) -> tuple[Tensor, ...] | None:
         if call >= self.calls:
-            return compute()
-        pairs = zip(self.start.results[call], self.end.results[call], strict=True)
-        return tuple(
-            torch.lerp(first, last, torch.tensor(self.shares, device=first.device).view(-1, 1, 1, 1))
-            for first, last in pairs
-        )
+            return None
+        pairs = zip(self.start.kept[call], self.end.kept[call], strict=True)
+        return tuple(self._between(first, last) for first, last in pairs)
+
+    def _between(self, first: Tensor, last: Tensor) -> Tensor:
+        """Blend two pictures (1, 4, h, w) spherically: the mean of two colours would be grey."""
+        weights = torch.tensor(self.shares, device=first.device)
+        return between_vectors(first.flatten(), last.flatten(), weights).view(-1, *first.shape[1:])
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

@@ -140,15 +140,14 @@ class GuidedDenoiser:
         `t` is the timestep for the UNet; None: the fractional one that belongs to sigma.
         """
         self._advance(self.noise.nearest(sigma))
-
-        def compute() -> tuple[Tensor]:
+        if blended := self._beginning.pictures(self.calls):
+            (denoised,) = blended
+        else:
             scaled = x * (sigma**2 + 1) ** -0.5
-            skip = self._guidance.skips(self.calls, sigma)
-            own = self._timestep(self.noise.t_of(sigma) if t is None else t, sigma)
-            output, _ = self._guided(scaled, own, sigma, skip)
-            return (self._stage.model.prediction.denoised(x, sigma, output),)
-
-        (denoised,) = self._beginning.at(self.calls, compute)
+            skip, own = self._guidance.skips(self.calls, sigma), self.noise.t_of(sigma) if t is None else t
+            output, _ = self._guided(scaled, self._timestep(own, sigma), sigma, skip)
+            denoised = self._stage.model.prediction.denoised(x, sigma, output)
+            self._beginning.keep((denoised,))
         self.calls += 1
         return self._mask.blend(denoised) if self._mask else denoised
 
@@ -156,20 +155,16 @@ class GuidedDenoiser:
         """Return the guided and the unconditional noise of a variance-preserving x (B, 4, h, w) at a timestep."""
         self._advance(int(t))
         x = self._mask.blend(x) if self._mask else x
-        alpha = self.noise.alphas[int(t)]
-
-        def compute() -> tuple[Tensor, ...]:
-            skip = self._guidance.skips(self.calls, t)
-            sigma = self.noise.sigma_of(t)
-            guided, unconditional = self._guided(x, self._timestep(t, sigma), sigma, skip)
-            prediction = self._stage.model.prediction
-            return prediction.noise(x, alpha, guided), prediction.noise(x, alpha, unconditional), x
-
-        guided, unconditional, met = self._beginning.at(self.calls, compute)
+        level = self.noise.noise_share(int(t))
+        if blended := self._beginning.pictures(self.calls):
+            guided, unconditional = ((x - picture) / level for picture in blended)
+        else:
+            skip, sigma = self._guidance.skips(self.calls, t), self.noise.sigma_of(t)
+            prediction, alpha = self._stage.model.prediction, self.noise.alphas[int(t)]
+            outputs = self._guided(x, self._timestep(t, sigma), sigma, skip)
+            guided, unconditional = (prediction.noise(x, alpha, output) for output in outputs)
+            self._beginning.keep(tuple(x.sub(noise, alpha=level) for noise in (guided, unconditional)))
         self.calls += 1
-        if met is not x:  # blended: x's own noise shows the blended picture
-            more = (x - met) / self.noise.noise_share(int(t))
-            guided, unconditional = guided + more, unconditional + more
         return guided, unconditional
 
     def _timestep(self, t: float, sigma: float) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from pastel_tiny.motion import drawn, steps
 from pipelines.animation.frames import Frame, draw_film
 from pipelines.animation.inbetween import Interpolator, load_interpolator, with_computed
 from pipelines.animation.video import FilmFile, write_film
@@ -67,22 +68,22 @@ def test_films_of_every_kind_of_sampler(networks: Model, sampler: str) -> None:
 
 def test_neighbours_are_nearer_than_frames_that_are_further_apart(networks: Model) -> None:
     film = film_of(12, request("a yellow sun over the sea"), request("a moon"))
-    drawn = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
-    found = [drawn[place] for place in sorted(drawn)]
-    steps = [distance(a, b) for a, b in pairwise(found)]
+    shown = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
+    found = [shown[place] for place in sorted(shown)]
+    apart = [distance(a, b) for a, b in pairwise(found)]
     assert len(found) == 12
-    assert max(steps) <= 3 * float(np.median(steps))
+    assert max(apart) <= 3 * float(np.median(apart))
     assert all(distance(found[k], found[k + 1]) < distance(found[k], found[11 if k < 6 else 0]) for k in range(1, 10))
-    between = next(place for place in sorted(drawn) if place % 1)
-    assert alike(again(networks, film, between), drawn[between])
+    between = next(place for place in sorted(shown) if place % 1)
+    assert alike(again(networks, film, between), shown[between])
 
 
 def test_a_longer_prompt_comes_without_a_jump(networks: Model) -> None:
     """It has a chunk more. The frames next to each end have both chunks, and are still next to it."""
     long = ", ".join(["a pink moon over the sea"] * 20)
     ends = (request(each, num_inference_steps=2) for each in ("a sun", long))
-    steps = [distance(a, b) for a, b in pairwise(frames_of(networks, film_of(8, *ends)).values())]
-    assert max(steps) <= 3 * float(np.median(steps))
+    apart = [distance(a, b) for a, b in pairwise(frames_of(networks, film_of(8, *ends)).values())]
+    assert max(apart) <= 3 * float(np.median(apart))
 
 
 @pytest.mark.parametrize("first", ["a hill", "a hill <lora:snowman:1:1:1>"], ids=["none", "another rank"])
@@ -124,9 +125,8 @@ def test_a_blended_beginning_divides_a_jump_and_computes_less(networks: Model, m
     monkeypatch.setattr(ThreadedUNet, "__call__", counted)
     for share, calls in ((0.0, 6), (0.5, 3)):
         film, rows[0] = film_of(12, start, end, blended_beginning=share), 0
-        drawn = {each.place: each.pixels for each in draw_film(networks, film) if isinstance(each, Frame)}
+        jumps[share] = max(steps(drawn(networks, film)))
         assert rows[0] == 2 * (2 * 6 + 10 * calls)
-        jumps[share] = max(distance(drawn[a], drawn[b]) for a, b in pairwise(sorted(drawn)))
     assert jumps[0.5] < 0.75 * jumps[0]
 
 

@@ -40,7 +40,10 @@ from pipelines.infotext.writing import of_picture
 from pipelines.runtime.unet_call import Condition
 from pipelines.sampling.between import (
     CHUNK,
+    COMPUTED,
+    Blended,
     NoiseBetween,
+    Recording,
     between_conditions,
     between_vectors,
     equally_long,
@@ -616,6 +619,24 @@ def test_noise_moves_from_seed_to_seed_and_keeps_its_spread(kind: str) -> None:
     torch.testing.assert_close(found[0], draw(noise_of([1]))[0])
     torch.testing.assert_close(found[2], draw(noise_of([2]))[0])
     assert found.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.2)
+
+
+def test_a_beginning_is_blended_without_losing_contrast() -> None:
+    draw = torch.manual_seed(3)
+    ends = []
+    for _ in range(2):
+        recording = Recording(2)
+        for _ in range(3):
+            recording.keep((torch.randn(1, 4, 8, 8, generator=draw),))
+        assert recording.done
+        ends.append(recording)
+    blended = Blended(*ends, calls=2, shares=(0.0, 0.5, 1.0))
+    assert blended.pictures(2) is None
+    (found,) = blended.pictures(1) or ()
+    assert torch.equal(found[0], ends[0].kept[1][0][0])
+    assert torch.equal(found[2], ends[1].kept[1][0][0])
+    assert found.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.1)  # a mean of both would have 0.7
+    assert (COMPUTED.keep(ends[0].kept[0]), COMPUTED.pictures(0)) == (None, None)
 
 
 def test_one_seed_gives_every_frame_the_same_noise() -> None:
