@@ -1,6 +1,6 @@
 """Measure how evenly the embedded model's films move: the largest step between neighbouring frames, and the median.
 
-    python -m pastel_tiny.motion --blended 0 0.4 [--data "Sampler: Euler a"] [--sheets FOLDER]
+    python -m pastel_tiny.motion --blended 0 0.5 [--data "Sampler: Euler a"] [--sheets FOLDER]
 
 A step is the mean difference of two frames' values. The films are of the prompts in PAIRS, with 24 frames and the
 model's own settings, apart from those that are named.
@@ -69,7 +69,7 @@ def sheet(frames: Sequence[Pixels]) -> Image.Image:
 def main() -> None:
     """Draw the films and print a line for each."""
     parser = argparse.ArgumentParser(prog="pastel_tiny.motion", description="Measure how evenly films move.")
-    parser.add_argument("--blended", type=float, nargs="+", default=[0.0, 0.4], help="blended beginnings to compare")
+    parser.add_argument("--blended", type=float, nargs="+", default=[0.0, 0.5], help="blended beginnings to compare")
     parser.add_argument("--data", default="", help="other settings as generation data, such as Sampler: Euler a")
     parser.add_argument("--sheets", type=Path, help="the folder for contact sheets")
     options = parser.parse_args()

@@ -280,14 +280,14 @@ def test_beginnings_are_blended_where_key_frames_run_the_same_steps() -> None:
 
     steps = {"num_inference_steps": 20}
     same = request("a", **steps), request("b <hypernet:ink:1>", extras=Extras(hypernetworks=FILE), **steps)
-    assert blended(*same) == [8, 8, 8]
+    assert blended(*same) == [10, 10, 10]
     assert blended(*same, blended_beginning=0) == blended(*same, common_beginning=0.1) == [0, 0, 0]
     heun = [replace(each, sampler="Heun") for each in same]
-    assert blended(*heun, blended_beginning=0.5) == [20, 20, 20]  # calls
+    assert blended(*heun, blended_beginning=0.25) == [10, 10, 10]  # calls
     assert blended(*(replace(each, sampler="DPM adaptive") for each in same)) == [0, 0, 0]
     image = ImageSettings(picture=Sized((64, 64)), denoising_strength=0.5)
     others = [replace(each, image=replace(image, denoising_strength=k)) for each, k in zip(same, (0.5, 1), strict=True)]
-    assert blended(*others) == [4, 0, 8]
+    assert blended(*others) == [6, 0, 10]
 
 
 def test_no_frame_takes_the_steps_of_others() -> None:
@@ -455,7 +455,7 @@ def test_a_tag_that_cannot_be_read_is_one_of_its_key_frame() -> None:
         ("a | b", {"generation_data": "Frames between: 3, Interpolation: FILM"}, []),
         (
             "a | b",
-            {"generation_data": "Blended beginning: 0.5, Common beginning: 0.2"},
+            {"generation_data": "Blended beginning: 0.3, Common beginning: 0.2"},
             ["With a common beginning, Blended beginning does nothing."],
         ),
         ("a | b", {"generation_data": "Blended beginning: 0, Common beginning: 0.2"}, []),
