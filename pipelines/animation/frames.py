@@ -76,7 +76,7 @@ def draw_film(model: Model, film: Film, beside: Beside = NOTHING_BESIDE) -> Gene
 def _one_frame(model: Model, film: Film, beside: Beside) -> Generator[Event]:
     """Draw a frame alone. If it is between key frames, they are begun for it, as far as it blends their beginnings."""
     (shot,) = film.shots()
-    if shot.plan.between is None:
+    if shot.plan.between is None or not shot.blended:
         yield from _draw(model, shot, beside)
         return
     begun = []

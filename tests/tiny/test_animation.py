@@ -23,6 +23,7 @@ from pipelines.ask.animation import AnimationSettings
 from pipelines.ask.film import make_film
 from pipelines.ask.networks import ExtraFile, Extras
 from pipelines.ask.request import HiresSettings, ImageSettings
+from pipelines.drawing.phases import Step
 from pipelines.errors import ModelError, OutputError
 from pipelines.images.files import exif_with
 from pipelines.models.model import Model
@@ -136,6 +137,14 @@ def test_a_blended_beginning_keeps_what_both_key_frames_share(networks: Model) -
         start = request("a yellow sun over the sea", sampler=sampler)
         found = frames_of(networks, film_of(3, start, start, blended_beginning=0.5))
         assert all(alike(each, found[0]) for each in found.values())
+
+
+def test_a_frame_alone_begins_no_key_frame_that_it_does_not_need(networks: Model) -> None:
+    ends = request("a sun"), request("a moon")
+    for share, passes in ((0, 1), (0.5, 3)):
+        film = film_of(3, *ends, blended_beginning=share, frame=1)
+        steps_told = [event.number for event in draw_film(networks, film) if isinstance(event, Step)]
+        assert steps_told == [0, 1] * (passes - 1) + [0, 1, 2, 3, 4]
 
 
 def test_a_common_beginning_brings_neighbours_together(networks: Model) -> None:
