@@ -112,8 +112,8 @@ class AnimationSettings(Checked):
         0.5,
         key="Blended beginning",
         hint="0 turns it off, 0.5 is usual.",
-        about="The share of the steps in which frames blend what is predicted for both key frames, so that the film does "
-        "not jump and is drawn faster. With much more, a frame shows both pictures at once.",
+        about="The share of the steps in which frames blend what is predicted for both key frames, so that the film "
+        "does not jump and is drawn faster. With much more, a frame shows both pictures at once.",
     )
     common_beginning: float = setting(
         "common_beginning",
