@@ -20,7 +20,7 @@ from pipelines.animation.frames import Frame, FrameTexts, Progress, draw_film
 from pipelines.animation.inbetween import Interpolator, load_interpolator
 from pipelines.animation.reel import Reel
 from pipelines.ask.animation import NONE, AnimationSettings
-from pipelines.ask.film import Film, describe, frames_of, make_film
+from pipelines.ask.film import Film, describe, make_film
 from pipelines.ask.formats import formats_of
 from pipelines.ask.inputs import Inputs
 from pipelines.ask.networks import name_of_upload
@@ -563,7 +563,7 @@ class Predictor(BasePredictor):
         reel = Reel(self.outputs, film.settings, suffix, file_format.quality)
         largest = max(shots, key=lambda shot: len(shot.frames))
         self.worker.run(self.roster.use, (model, *cast.others.values()), largest.plan, largest.request)
-        events, progress = self.worker.each(draw_film(model, film, beside)), Progress(frames_of(shots))
+        events, progress = self.worker.each(draw_film(model, film, beside)), Progress(shots)
         with progress, closing(events):
             try:
                 for event in events:

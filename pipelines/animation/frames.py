@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pipelines.ask.film import Film, Shot
+from pipelines.ask.film import Film, Shot, frames_of
 from pipelines.ask.plan import make_plan
 from pipelines.ask.request import GenerationRequest
 from pipelines.drawing.cast import Cast
@@ -207,8 +207,10 @@ class FrameTexts:
 class Progress:
     """Shows how many frames are done, and says after the first one how long the others will take."""
 
-    def __init__(self, frames: int) -> None:
-        self._frames, self._started = frames, time.perf_counter()
+    def __init__(self, shots: Sequence[Shot]) -> None:
+        self._frames, self._started = frames_of(shots), time.perf_counter()
+        self._left = sum(shot.steps for shot in shots) / max(1, shots[0].steps) - 1
+        """How many times as long as the first frame the others take: some of their steps are blended, not computed."""
         self._bar: tqdm[None] | None = None
 
     def __enter__(self) -> "Progress":
@@ -227,7 +229,7 @@ class Progress:
         """Count a frame."""
         if self._bar is None:
             if self._frames > 1:
-                left = self.seconds * (self._frames - 1)
+                left = self.seconds * self._left
                 say(f"The first frame took {self.seconds:.1f} s, so the others take about {left:.0f} s.")
             self._bar = tqdm(total=self._frames, desc="Frames", unit="frame", mininterval=0.5)
         self._bar.update()

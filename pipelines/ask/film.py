@@ -1,5 +1,6 @@
 """A film as requests: its key frames, and batches of the frames between them, each with its plan."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,9 +30,11 @@ class Shot:
 
     @property
     def steps(self) -> int:
-        """Sampling steps of all frames; those that a sampler takes as it needs them count as requested."""
+        """Sampling steps of all frames that are computed; those that a sampler takes as it needs them count as requested."""
         parts = [part for part in (self.plan.first, self.plan.hires) if part]
-        return len(self.frames) * sum(part.asked if part.steps is None else part.steps for part in parts)
+        steps = sum(part.asked if part.steps is None else part.steps for part in parts)
+        calls_per_step = self.plan.first.calls_of(1)
+        return len(self.frames) * (steps - (self.blended // calls_per_step if self.plan.between else 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class Film:
         first, *others = (make_plan(request).first for request in requests)
         if self.settings.common_beginning or first.steps is None or any(other != first for other in others):
             return 0
-        return round(self.settings.blended_beginning * first.calls)
+        return math.floor(self.settings.blended_beginning * first.calls + 0.5)
 
     def between(self, number: int, frames: Sequence[float]) -> Iterator[Shot]:
         """Yield the frames between a key frame and the next, in batches if the same networks and steps draw them."""

@@ -281,6 +281,8 @@ def test_beginnings_are_blended_where_key_frames_run_the_same_steps() -> None:
     steps = {"num_inference_steps": 20}
     same = request("a", **steps), request("b <hypernet:ink:1>", extras=Extras(hypernetworks=FILE), **steps)
     assert blended(*same) == [10, 10, 10]
+    film = film_of("0: a\n2: b", *same)
+    assert [shot.steps for shot in film.shots()] == [20, 10, 20]
     assert blended(*same, blended_beginning=0) == blended(*same, common_beginning=0.1) == [0, 0, 0]
     heun = [replace(each, sampler="Heun") for each in same]
     assert blended(*heun, blended_beginning=0.25) == [10, 10, 10]  # calls
