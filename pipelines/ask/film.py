@@ -30,7 +30,7 @@ class Shot:
 
     @property
     def steps(self) -> int:
-        """Sampling steps of all frames that are computed; those that a sampler takes as it needs them count as requested."""
+        """Computed steps of all frames; those that a sampler takes as it needs them count as requested."""
         parts = [part for part in (self.plan.first, self.plan.hires) if part]
         steps = sum(part.asked if part.steps is None else part.steps for part in parts)
         calls_per_step = self.plan.first.calls_of(1)
